@@ -1,0 +1,61 @@
+# make report   set up, run the default study, say where the page is
+# make test     set up, check style and types, run every test but the opt-in ones
+# make help     the rest
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+PROFILE ?= quick
+READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
+
+.PHONY: help setup report params test check unit end-to-end lock clean
+
+help:
+	@echo "make report          set up, run params.yaml, write reports/index.html"
+	@echo "make test            set up, style, types, unit tests, the end-to-end test"
+	@echo "make unit            unit tests only"
+	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
+	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
+	@echo "make lock            compile pyproject.toml into requirements.txt"
+
+setup: $(READY)
+
+$(READY):
+	$(PYTHON) -c "import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 14)) and 'Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12 ...')"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --no-deps --require-hashes --compile-bytecode -r requirements.txt
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	test -d .dvc || $(VENV)/bin/dvc init --quiet
+	rm -f $(VENV)/ready-* && touch $@
+
+report: $(READY)
+	snakemake
+	@echo "open reports/index.html"
+
+params: $(READY)
+	python -m hemorrhage.overlay params/$(PROFILE).yaml
+
+test: check unit end-to-end
+
+check: $(READY)
+	ruff check .
+	ruff format --check .
+	snakefmt --check --quiet Snakefile rules
+	snakemake --lint
+	mypy
+
+unit: $(READY)
+	pytest tests
+
+end-to-end: $(READY)
+	pytest tests -m end_to_end
+
+lock: $(READY)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --quiet --output-file requirements.txt
+	echo "uv==0.13.9" | uv pip compile - --universal --generate-hashes --no-emit-index-url --no-header \
+	    --no-annotate --quiet --output-file requirements-uv.txt
+
+clean:
+	rm -rf logs .snakemake data/*/
