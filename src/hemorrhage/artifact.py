@@ -1,0 +1,120 @@
+"""Directories that appear whole or not at all, each with a manifest of what made it.
+
+A step writes into ``<out>.part-<host>-<pid>`` and renames it when everything is on disk, so a killed job
+leaves nothing that could be taken for a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "compressed-tensors", "safetensors", "numpy", "pandas")
+"""Distributions whose versions can change a number."""
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """Yield a scratch directory that becomes ``out`` when the block ends without an exception.
+
+    Parts that dead processes of this host left behind are removed; an ``out`` that is already there is
+    replaced.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    for stale in out.parent.glob(f"{out.name}.part-{host}-*"):
+        if not Path(f"/proc/{stale.name.rsplit('-', 1)[1]}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    part = out.with_name(f"{out.name}.part-{host}-{os.getpid()}")
+    part.mkdir()
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for file in part.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    if out.exists():
+        shutil.rmtree(out)
+    part.rename(out)
+
+
+def write_manifest(directory: Path, **fields: Any) -> None:
+    """Write ``manifest.json`` into ``directory``: ``fields``, and the environment that made it."""
+    content = {**fields, "environment": environment()}
+    (directory / MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished output."""
+    return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def failure_recorded(out: Path, **fields: Any) -> Iterator[None]:
+    """Turn an exception of the block into an output whose manifest says ``failure``: one line, the reason.
+
+    One broken variant must not stop the other thirty. Interrupts and kills are no failures of the variant
+    and pass through; the traceback goes to the job's log. ``forget`` of hemorrhage.plan lets it run again.
+    """
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.error("recorded as failed: %s", reason)
+        with writing(out) as part:
+            write_manifest(part, failure=reason, **fields)
+
+
+def failure(directory: Path) -> str | None:
+    """The reason why an output could not be made, or None where it was made."""
+    return read_manifest(directory).get("failure")
+
+
+@functools.cache
+def environment() -> Mapping[str, str]:
+    """What beside code and settings could move a number: Python, libraries, processor, threads.
+
+    ``id`` is a digest of the rest; it stands in every row of the results.
+    """
+    facts = {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()} {_processor()}",
+        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        "device": os.environ.get("HEMORRHAGE_DEVICE", "cpu"),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+    return {"id": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8], **facts}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

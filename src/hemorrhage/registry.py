@@ -1,0 +1,42 @@
+"""The names params.yaml may use, a line each.
+
+A compression method ``name`` lives in ``hemorrhage/compress/name.py``, a decoding strategy in
+``hemorrhage/decode/name.py``. Adding one is its file and its line here; the module of this registry is
+part of no address, so that a new line invalidates nothing.
+"""
+
+METHODS = {
+    "rtn": "quantize",
+    "gptq": "quantize",
+    "magnitude": "prune",
+    "wanda": "prune",
+    "sparsegpt": "prune",
+    "depth": "depth",
+    "llama_pro": "expand",
+    "depth_up_scaling": "expand",
+    "duplication": "expand",
+}
+"""Compression method -> family."""
+
+STRATEGIES = (
+    "greedy",
+    "beam",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical",
+    "eta",
+    "contrastive_search",
+    "fsd",
+)
+"""Decoding strategies."""
+
+EMBEDDED_CORPORA = ("prose", "code", "humaneval")
+"""Corpora every machine has: hemorrhage/data/embedded.py makes them without a network."""
+
+REPOSITORY_CORPORA = ("wikitext2", "ptb", "c4", "mbpp", "gsm8k", "wikinews")
+"""Corpora of data.source mirror and hub: hemorrhage/data/repositories.py says where each lies."""
+
+TASKS = ("agreement", "arithmetic", "recall", "cloze")
+"""Multiple-choice probe tasks that hemorrhage/data/probes.py generates from templates and a seed."""
