@@ -1,0 +1,1 @@
+"""From measurements to an answer: rows with intervals, thresholds, metrics, plots, the report."""

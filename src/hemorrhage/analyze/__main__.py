@@ -1,0 +1,117 @@
+"""Step ``analyze``: rows with intervals, thresholds, metrics, plots and the report.
+
+    python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --decodes DIR...
+        --spec JSON --address A
+
+``spec``: ``{"resamples": int, "confidence": float, "seed": int, "profile": str}``. Every file of OUT
+appears whole; ``provenance.json``, which says at which address the report was made, is removed first and
+written last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hemorrhage import step
+from hemorrhage.analyze import inputs, report, rows, tables
+from hemorrhage.analyze.curves import find_thresholds
+from hemorrhage.artifact import environment
+
+PROVENANCE = "provenance.json"
+
+
+def analyze(out: Path, found: inputs.Inputs, spec: rows.Spec, address: str) -> None:
+    """Write all files of the report into ``out``."""
+    results = rows.build(found, spec)
+    thresholds = find_thresholds(found, results, spec)
+    numbers = tables.Numbers(results.rows)
+    corpora = list(results.blocks)
+    made_from = provenance(found, results, spec, address)
+    page = report.render(found, results, thresholds, spec, made_from)
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PROVENANCE).unlink(missing_ok=True)
+    save(out / "hemorrhage.parquet", lambda path: results.rows.to_parquet(path, index=False))
+    save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
+    save(out / "metrics.json", _json(tables.headline(found, numbers, corpora)))
+    save(
+        out / "curves.csv",
+        lambda path: tables.curve_points(found, numbers, corpora).to_csv(path, index=False),
+    )
+    save(out / "decoding.csv", lambda path: tables.decoding_points(numbers).to_csv(path, index=False))
+    save(out / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
+    save(out / PROVENANCE, _json(made_from))
+
+
+DEFINITIONS = {
+    "two_fold": "where the log-perplexity ratio to the base, straight between points, first reaches ln 2",
+    "knee": "where two joined lines through the base bend that fit the log-perplexity ratio better than one: "
+    "by Schwarz's criterion, and by more than the measured noise explains (p_straight)",
+    "low, high": "percentile interval over resampled text windows, the same for every variant",
+    "between": "the measured points around a threshold; the interval does not hold the uncertainty of the "
+    "curve's shape between them",
+}
+
+
+def provenance(found: inputs.Inputs, results: rows.Results, spec: rows.Spec, address: str) -> dict[str, Any]:
+    """What the report was made from."""
+    manifests = [found.base, *(variant.manifest for variant in found.variants.values())]
+    manifests += [output.manifest for output in (*found.evaluations.values(), *found.decodes.values())]
+    environments = {
+        facts["id"]: dict(facts)
+        for facts in (*(manifest.get("environment") for manifest in manifests), environment())
+        if facts
+    }
+    statuses = results.rows["status"].value_counts()
+    return {
+        "address": address,
+        "spec": dataclasses.asdict(spec),
+        "environments": environments,
+        "analyzed_in": environment()["id"],
+        "inputs": found.directories,
+        "seeds": sorted({int(seed) for seed in results.rows["seed"].dropna()}),
+        "counts": {
+            "variants": len(found.variants) - 1,
+            "rows": len(results.rows),
+            "failed_rows": int(statuses.get("failed", 0)),
+            "windows": results.blocks,
+        },
+    }
+
+
+def save(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file beside ``path`` and rename it, so that ``path`` is never half written."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    write(part)
+    part.replace(path)
+
+
+def _json(content: Any) -> Callable[[Path], Any]:
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--base", type=Path, required=True)
+    for kind in ("checkpoints", "evaluations", "decodes"):
+        parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[])
+    parser.add_argument("--spec", required=True)
+    parser.add_argument("--address", required=True)
+    arguments = parser.parse_args()
+    step.start()
+    spec = rows.Spec.parse(arguments.spec)
+    found = inputs.read(arguments.base, arguments.checkpoints, arguments.evaluations, arguments.decodes)
+    analyze(arguments.out, found, spec, arguments.address)
+
+
+if __name__ == "__main__":
+    main()

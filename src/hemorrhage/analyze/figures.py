@@ -1,0 +1,610 @@
+"""The report's charts, as plotly.js figures in plain dicts.
+
+Colours are names that start with ``@`` (``@ink``, ``@series-2``, ``@series-2/0.2`` for 20 % opacity): the
+page puts in the palette of its light or dark theme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hemorrhage.analyze.curves import Sweep, position, undamaged
+from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.rows import ALL_TASKS
+from hemorrhage.analyze.tables import Estimate, Numbers
+
+Figure = dict[str, Any]
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon")
+DASHES = ("solid", "dash", "dot", "dashdot")
+FAMILIES = ("quantize", "prune", "depth", "expand")
+"""Families in the order of the report; their place is their colour."""
+
+X_TITLES = {
+    "bits": "effective bits per parameter (measured)",
+    "sparsity": "zeros in the pruned layers (%)",
+    "removed": "layers removed (%)",
+    "added": "layers added (%)",
+}
+
+SCALES = ("factor", "kl", "top1", "accuracy")
+"""What the damage charts can show."""
+
+Y_TITLES = {
+    "factor": "perplexity, times the base's",
+    "kl": "KL to the base (nats per token)",
+    "top1": "same most likely token as the base (%)",
+    "accuracy": "mean accuracy over tasks (%)",
+}
+METRICS = {"factor": "ln_perplexity_ratio", "kl": "kl_mean", "top1": "same_top1", "accuracy": "mean_accuracy"}
+
+LINEAR_BELOW = 0.001
+"""KL (nats) below which its axis is linear; above, it is logarithmic. A logarithmic axis alone would drop the
+base model and whatever equals it, a linear one would hide small damage beside a collapse."""
+
+FACTOR_TICKS = (
+    1,
+    10,
+    100,
+    1e3,
+    1e4,
+    1e6,
+    1e8,
+    2,
+    0.5,
+    30,
+    300,
+    1.1,
+    4,
+    1.3,
+    1.03,
+    0.9,
+    1.01,
+    1.05,
+    1.6,
+    3,
+    1.2,
+)
+KL_TICKS = (0, 0.001, 0.01, 0.1, 1, 10, 0.003, 0.03, 0.3, 3, 30)
+"""Places for ticks, the ones wanted most first: those too close to others are left out."""
+
+
+def bent(value: float) -> float:
+    """Place on the KL axis."""
+    return math.asinh(value / LINEAR_BELOW)
+
+
+def place(scale: str, value: float) -> float:
+    """Where a metric's value stands on the axis of a scale: a log-perplexity ratio stands where it is."""
+    if scale == "factor":
+        return value
+    return bent(value) if scale == "kl" else 100 * value
+
+
+def shown(scale: str, estimate: Estimate) -> str:
+    """A value with its interval, as people read it."""
+    if scale == "factor":
+        parts = [factor(number) for number in estimate[:3]]
+    elif scale == "kl":
+        parts = [f"{number:.2g}" if number else "0" for number in estimate[:3]]
+    else:
+        parts = [f"{100 * number:.1f}" for number in estimate[:3]]
+    return f"{parts[0]} ({parts[1]} to {parts[2]})"
+
+
+def factor(ln_ratio: float) -> str:
+    """A log-perplexity ratio as ×1.23."""
+    ratio = math.exp(min(ln_ratio, 700.0))
+    if ratio >= 1e6:
+        mantissa, exponent = f"{ratio:.1e}".split("e")
+        return f"×{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    if ratio >= 100:
+        return f"×{ratio:,.0f}"
+    return f"×{ratio:.3g}" if ratio >= 10 else f"×{ratio:.2f}" if ratio >= 1.1 else f"×{ratio:.3f}"
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def damage(
+    inputs: Inputs,
+    numbers: Numbers,
+    sweeps: Sequence[Sweep],
+    thresholds: Sequence[dict[str, Any]],
+    scale: str,
+    corpus: str,
+) -> Figure:
+    """Damage against severity for the sweeps of one family; a dot chart where no curve has two points."""
+    dataset = ALL_TASKS if scale == "accuracy" else corpus
+    if all(len(sweep.variants) < 2 for sweep in sweeps):
+        return _dots(numbers, sweeps, scale, dataset)
+    axis = sweeps[0].axis
+    shares = axis != "bits"
+    start = _percent(undamaged(inputs, axis), shares)
+    base = numbers.get(BASE, METRICS[scale], dataset)
+    traces: list[Figure] = []
+    styles = _styles(sweeps)
+    heights: list[float] = []
+    for sweep in sweeps:
+        points = [(variant, numbers.get(variant.name, METRICS[scale], dataset)) for variant in sweep.variants]
+        known = sorted(
+            ((_percent(position(variant), shares), variant, found) for variant, found in points if found),
+            key=lambda point: abs(point[0] - start),
+        )
+        if known:
+            from_base = [(start, None, base)] if base and len(known) > 1 else []
+            traces += _curve([*from_base, *known], sweep.name, scale, styles[sweep.name])
+            heights += [place(scale, number) for _, _, found in [*from_base, *known] for number in found[:3]]
+    heights.append(place(scale, base.value) if base else 0.0)
+    if scale == "factor":
+        traces += _marks(sweeps, thresholds, corpus, shares, styles)
+    traces.sort(
+        key=lambda trace: (trace["mode"] == "markers", "fill" not in trace)
+    )  # bands below, points on top
+    layout = _layout(_x_axis(axis, start, traces), _value_axis(scale, heights, ticks=12))
+    _references(layout, scale, numbers, heights)
+    return {"data": traces, "layout": layout}
+
+
+def _percent(value: float, share: bool) -> float:
+    return 100 * value if share else value
+
+
+def _styles(sweeps: Sequence[Sweep]) -> dict[str, dict[str, Any]]:
+    """A colour per sweep; further curves of a sweep keep its colour with open symbols and another dash."""
+    colours: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    styles = {}
+    for sweep in sweeps:
+        colour = colours.setdefault(sweep.sweep, len(colours))
+        turn = seen.get(sweep.sweep, 0)
+        seen[sweep.sweep] = turn + 1
+        symbol = SYMBOLS[colour % len(SYMBOLS)]
+        styles[sweep.name] = {
+            "colour": f"@series-{colour}",
+            "symbol": f"{symbol}-open" if turn else symbol,
+            "dash": DASHES[turn % len(DASHES)],
+        }
+    return styles
+
+
+def _curve(
+    points: list[tuple[float, Variant | None, Estimate]], name: str, scale: str, style: dict[str, Any]
+) -> list[Figure]:
+    """Band, line and markers of one curve. Points without a variant (the base) get no marker."""
+    colour = style["colour"]
+    traces: list[Figure] = []
+    if len(points) > 1:
+        x = [point[0] for point in points]
+        middle, low, high = ([place(scale, point[2][part]) for point in points] for part in range(3))
+        common = {
+            "type": "scatter",
+            "mode": "lines",
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "legendgroup": name,
+        }
+        band = {"x": [*x, *reversed(x)], "y": [*high, *reversed(low)], "fill": "toself", "line": {"width": 0}}
+        line = {"x": x, "y": middle, "line": {"color": colour, "width": 2, "dash": style["dash"]}}
+        traces += [{**common, **band, "fillcolor": f"{colour}/0.18"}, {**common, **line}]
+    measured = [(position, variant, found) for position, variant, found in points if variant]
+    middle = [place(scale, found.value) for _, _, found in measured]
+    traces.append(
+        {
+            "type": "scatter",
+            "x": [position for position, _, _ in measured],
+            "y": middle,
+            "name": name,
+            "legendgroup": name,
+            "mode": "markers",
+            "marker": {
+                "color": colour,
+                "symbol": style["symbol"],
+                "size": 8,
+                "opacity": 1,
+                "line": {"color": colour, "width": 1.5},
+            },
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [place(scale, point[2].high) - y for point, y in zip(measured, middle, strict=True)],
+                "arrayminus": [
+                    y - place(scale, point[2].low) for point, y in zip(measured, middle, strict=True)
+                ],
+                "color": colour,
+                "thickness": 1.2,
+                "width": 3,
+            },
+            "text": [_hover(variant, scale, found) for _, variant, found in measured],
+            "hovertemplate": "%{text}<extra></extra>",
+        }
+    )
+    return traces
+
+
+def _hover(variant: Variant, scale: str, found: Estimate) -> str:
+    lines = [f"<b>{variant.name}</b>", variant.label, f"{Y_TITLES[scale]}: {shown(scale, found)}"]
+    bits = variant.manifest.get("effective_bits")
+    if bits is not None:
+        lines.append(
+            f"{bits:.2f} effective bits, {100 * variant.manifest['size_ratio']:.0f}\u00a0% of the base's size"
+        )
+    return "<br>".join(lines)
+
+
+def _marks(
+    sweeps: Sequence[Sweep],
+    thresholds: Sequence[dict[str, Any]],
+    corpus: str,
+    shares: bool,
+    styles: dict[str, dict[str, Any]],
+) -> list[Figure]:
+    """The 2x-perplexity points, each with its interval, on the line of twice the perplexity."""
+    traces = []
+    names = {sweep.name for sweep in sweeps}
+    for entry in thresholds:
+        found = entry["two_fold"]
+        if entry["name"] not in names or entry["corpus"] != corpus or found["answer"] != "found":
+            continue
+        centre = _percent(found["estimate"], shares)
+        low = centre if found["low"] is None else _percent(found["low"], shares)
+        high = centre if found["high"] is None else _percent(found["high"], shares)
+        colour = styles[entry["name"]]["colour"]
+        unit = "%" if shares else "bits"
+        text = f"{entry['name']}: perplexity doubles at {centre:.3g} {unit} ({low:.3g} to {high:.3g})"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [centre],
+                "y": [place("factor", math.log(2))],
+                "mode": "markers",
+                "marker": {
+                    "symbol": "line-ns-open",
+                    "size": 16,
+                    "color": colour,
+                    "line": {"width": 2.5, "color": colour},
+                },
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [max(high - centre, 0)],
+                    "arrayminus": [max(centre - low, 0)],
+                    "color": colour,
+                    "thickness": 2.5,
+                    "width": 0,
+                },
+                "name": entry["name"],
+                "legendgroup": entry["name"],
+                "showlegend": False,
+                "text": [text],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _dots(numbers: Numbers, sweeps: Sequence[Sweep], scale: str, dataset: str) -> Figure:
+    """A row per variant, its damage with the interval along x."""
+    names, middles, lows, highs, texts = [], [], [], [], []
+    for sweep in sweeps:
+        for variant in sweep.variants:
+            found = numbers.get(variant.name, METRICS[scale], dataset)
+            if found:
+                names.append(f"{sweep.name}<br>{variant.label}")
+                middles.append(place(scale, found.value))
+                lows.append(place(scale, found.low))
+                highs.append(place(scale, found.high))
+                texts.append(_hover(variant, scale, found))
+    trace = {
+        "type": "scatter",
+        "x": middles,
+        "y": names,
+        "mode": "markers",
+        "marker": {"color": "@series-0", "size": 10},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - middle for high, middle in zip(highs, middles, strict=True)],
+            "arrayminus": [middle - low for low, middle in zip(lows, middles, strict=True)],
+            "color": "@series-0",
+            "thickness": 2,
+            "width": 4,
+        },
+        "text": texts,
+        "hovertemplate": "%{text}<extra></extra>",
+        "showlegend": False,
+    }
+    base = numbers.get(BASE, METRICS[scale], dataset)
+    extent = [*lows, *highs, place(scale, base.value) if base else 0.0]
+    x_axis = _value_axis(scale, extent, ticks=7)
+    y_axis = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticks": ""}
+    layout = _layout(x_axis, y_axis)
+    lines = [(place(scale, base.value), "base", "solid")] if base else []
+    if scale == "factor" and max(extent) > math.log(2):
+        lines.append((math.log(2), "doubled", "dash"))
+    layout["shapes"] = [_rule("x", value, dash) for value, _, dash in lines]
+    layout["annotations"] = [_label("x", value, label) for value, label, _ in lines]
+    layout["margin"]["t"] = 24
+    return {"data": [trace], "layout": layout}
+
+
+def _rule(axis: str, value: float, dash: str) -> Figure:
+    """A reference line across the plot."""
+    other = "y" if axis == "x" else "x"
+    return {
+        "type": "line",
+        f"{axis}0": value,
+        f"{axis}1": value,
+        f"{other}0": 0,
+        f"{other}1": 1,
+        f"{other}ref": "paper",
+        "layer": "below",
+        "line": {"color": "@muted", "width": 1, "dash": dash},
+    }
+
+
+def _label(axis: str, value: float, text: str) -> Figure:
+    """What a reference line is called, at its end."""
+    along = {"x": value, "xref": "x", "y": 1, "yref": "paper", "xanchor": "center"}
+    if axis == "y":
+        along = {"y": value, "yref": "y", "x": 0, "xref": "paper", "xanchor": "left"}
+    return {
+        **along,
+        "yanchor": "bottom",
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 11, "color": "@muted"},
+    }
+
+
+def _references(layout: Figure, scale: str, numbers: Numbers, heights: list[float]) -> None:
+    extent = max(heights) - min(heights)
+    lines: list[tuple[float, str]] = []
+    if scale == "factor":
+        lines = [(math.log(1.1), "+10\u00a0%"), (math.log(2), "doubled")]
+        # A line that lies on the base's own says nothing.
+        lines = [line for line in lines if 0.06 * extent < line[0] < max(heights)]
+    chance = numbers.get(BASE, "chance", ALL_TASKS)
+    if scale == "accuracy" and chance:
+        lines = [(100 * chance.value, "guessing")]
+        layout["yaxis"]["range"][0] = min(layout["yaxis"]["range"][0], 100 * chance.value - 3)
+    layout["shapes"] = [_rule("y", height, "dash") for height, _ in lines]
+    layout["annotations"] = [_label("y", height, label) for height, label in lines]
+
+
+BIT_TICKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 32)
+
+
+def _x_axis(axis: str, start: float, traces: Sequence[Figure]) -> Figure:
+    values = [value for trace in traces for value in trace["x"]]
+    low, high = min([start, *values]), max([start, *values])
+    if axis == "bits":
+        # Damage grows to the right, as fewer bits are left; logarithmic, for what matters is at the end.
+        ends = [math.log10(high) + 0.02, math.log10(low) - 0.02]
+        ticks = [tick for tick in BIT_TICKS if 0.95 * low <= tick <= 1.05 * high]
+        scale = {"type": "log", "range": ends, "tickvals": ticks, "ticktext": [str(tick) for tick in ticks]}
+    else:
+        pad = 0.03 * (high - low or 1.0)
+        scale = {"range": [low - pad, high + pad]}
+    return {"title": {"text": X_TITLES.get(axis, axis)}, "zeroline": False, **scale}
+
+
+def _value_axis(scale: str, extent: Sequence[float], ticks: int) -> Figure:
+    """The axis of a metric over an extent, with at most about ``ticks`` ticks."""
+    low, high = min(extent), max(extent)
+    pad = 0.06 * (high - low or 1.0)
+    axis: Figure = {"title": {"text": Y_TITLES[scale]}, "range": [low - pad, high + pad], "zeroline": False}
+    if scale in ("factor", "kl"):
+        values, texts = _ticks(scale, low - pad, high + pad, ticks)
+        axis |= {"tickvals": values, "ticktext": texts}
+    return axis
+
+
+def _ticks(scale: str, low: float, high: float, most: int) -> tuple[list[float], list[str]]:
+    sign, ticks = ("×", FACTOR_TICKS) if scale == "factor" else ("", KL_TICKS)
+    chosen: dict[float, str] = {}
+    for tick in ticks:
+        value = math.log(tick) if scale == "factor" else bent(tick)
+        if low <= value <= high and all(abs(value - other) > (high - low) / most for other in chosen):
+            chosen[value] = _short(tick, sign)
+    return list(chosen), list(chosen.values())
+
+
+def _short(value: float, sign: str) -> str:
+    if value >= 1e4:
+        return f"{sign}10<sup>{round(math.log10(value))}</sup>"
+    return f"{sign}{value:g}"
+
+
+def _layout(x_axis: Figure, y_axis: Figure) -> Figure:
+    common = {"gridcolor": "@grid", "linecolor": "@grid", "tickcolor": "@grid", "automargin": True}
+    return {
+        "xaxis": {**common, **x_axis},
+        "yaxis": {**common, **y_axis},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "@ink", "size": 12},
+        "hoverlabel": {
+            "bgcolor": "@surface",
+            "bordercolor": "@grid",
+            "font": {"color": "@ink"},
+            "align": "left",
+        },
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        "margin": {"l": 12, "r": 12, "t": 8, "b": 8},
+        "hovermode": "closest",
+    }
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats in both coordinates (smaller is better), by the first one."""
+    order = sorted(range(len(points)), key=lambda index: points[index])
+    best, found = math.inf, []
+    for index in order:
+        if points[index][1] < best:
+            best = points[index][1]
+            found.append(index)
+    return found
+
+
+def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, names: dict[str, str]) -> Figure:
+    """KL against size for all variants, the Pareto front drawn; ``names``: family -> what people call it."""
+    measured = []
+    for variant in inputs.variants.values():
+        kl, size = numbers.get(variant.name, "kl_mean", corpus), numbers.get(variant.name, "size_ratio")
+        if variant.name != BASE and kl and size:
+            measured.append((variant, 100 * size.value, kl))
+    places = [(size, place("kl", kl.value)) for _, size, kl in measured]
+    best = front([*places, (100.0, 0.0)])
+    best = [index for index in best if index < len(places)]
+    edge = [places[index] for index in best]
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "x": [x for x, _ in edge],
+            "y": [y for _, y in edge],
+            "mode": "lines",
+            "line": {"shape": "hv", "color": "@muted", "width": 1.5, "dash": "dot"},
+            "name": "Pareto front",
+            "hoverinfo": "skip",
+        }
+    ]
+    families = list(dict.fromkeys(variant.family for variant, _, _ in measured))
+    for family in sorted(families, key=_family_order):
+        chosen = [index for index, point in enumerate(measured) if point[0].family == family]
+        colour = f"@series-{_family_order(family)}"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [places[index][0] for index in chosen],
+                "y": [places[index][1] for index in chosen],
+                "mode": "markers",
+                "name": names.get(family, family),
+                "marker": {
+                    "color": colour,
+                    "size": [11 if index in best else 8 for index in chosen],
+                    "opacity": 1,
+                    "symbol": SYMBOLS[_family_order(family) % len(SYMBOLS)],
+                    "line": {
+                        "color": ["@ink" if index in best else colour for index in chosen],
+                        "width": 1.5,
+                    },
+                },
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [place("kl", measured[index][2].high) - places[index][1] for index in chosen],
+                    "arrayminus": [
+                        places[index][1] - place("kl", measured[index][2].low) for index in chosen
+                    ],
+                    "color": colour,
+                    "thickness": 1.2,
+                    "width": 0,
+                },
+                "text": [_hover(measured[index][0], "kl", measured[index][2]) for index in chosen],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    traces.append(
+        {
+            "type": "scatter",
+            "x": [x for x, _ in edge],
+            "y": [y for _, y in edge],
+            "mode": "text",
+            "text": [f"{measured[index][0].name}\u00a0\u00a0\u00a0" for index in best],
+            "textposition": "bottom left",
+            "textfont": {"size": 11, "color": "@muted"},
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "meta": "wide",
+        }
+    )
+    x_axis = {"title": {"text": "stored size (% of the base's bits)"}, "zeroline": False}
+    layout = _layout(x_axis, _value_axis("kl", [y for _, y in places] or [0.0, 1.0], ticks=12))
+    layout["yaxis"]["range"][0] -= 0.25
+    return {"data": traces, "layout": layout}
+
+
+def _family_order(family: str) -> int:
+    return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+
+
+DECODING = {
+    "accuracy": "accuracy on the closed task (%)",
+    "rep_4": "rep-4: 4-grams that repeat (%)",
+    "distinct_2": "distinct-2: different 2-grams (%)",
+    "distinct_3": "distinct-3: different 3-grams (%)",
+    "base_nll": "surprise of the base model (nats per token)",
+    "length": "length (tokens)",
+}
+"""What the decoding chart can show."""
+
+
+def decoding(numbers: Numbers, metric: str) -> Figure:
+    """A row per strategy, a dot with its interval per variant."""
+    strategies, variants = numbers.strategies(metric), numbers.decoded()
+    times = 1 if metric in ("base_nll", "length") else 100
+    traces = []
+    for turn, variant in enumerate(variants):
+        offset = (turn - (len(variants) - 1) / 2) * 0.7 / max(len(variants), 1)
+        x, y, plus, minus, texts = [], [], [], [], []
+        for row, strategy in enumerate(strategies):
+            for dataset in numbers.datasets(metric, strategy=True):
+                found = numbers.get(variant, metric, dataset, strategy)
+                if found:
+                    value, low, high = (times * number for number in found[:3])
+                    x.append(value)
+                    y.append(row + offset)
+                    plus.append(high - value)
+                    minus.append(value - low)
+                    texts.append(
+                        f"<b>{variant}</b>, {strategy}<br>{value:.3g} ({low:.3g} to {high:.3g}), "
+                        f"{found.n} texts of {dataset}"
+                    )
+        colour = f"@series-{turn}"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": x,
+                "y": y,
+                "mode": "markers",
+                "name": variant,
+                "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[turn % len(SYMBOLS)]},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": plus,
+                    "arrayminus": minus,
+                    "color": colour,
+                    "thickness": 1.2,
+                    "width": 0,
+                },
+                "text": texts,
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    y_axis = {
+        "tickvals": list(range(len(strategies))),
+        "ticktext": strategies,
+        "range": [len(strategies) - 0.5, -0.5],
+        "zeroline": False,
+        "showgrid": False,
+    }
+    layout = _layout({"title": {"text": DECODING[metric]}, "zeroline": False}, y_axis)
+    layout["shapes"] = [
+        {
+            "type": "rect",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": row - 0.5,
+            "y1": row + 0.5,
+            "fillcolor": "@band",
+            "line": {"width": 0},
+            "layer": "below",
+        }
+        for row in range(0, len(strategies), 2)
+    ]
+    return {"data": traces, "layout": layout}

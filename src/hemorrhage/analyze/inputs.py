@@ -1,0 +1,143 @@
+"""What the analyze step reads: the outputs of the steps before it, as they lie on disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hemorrhage.artifact import read_manifest
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output directory: its manifest and the tables that it holds, by file name."""
+
+    manifest: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+
+    @property
+    def failure(self) -> str | None:
+        """Why the output could not be made."""
+        return self.manifest.get("failure")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a row says about the model it measures."""
+
+    name: str
+    sweep: str
+    family: str
+    method: str
+    curve: str
+    label: str
+    axis: str
+    severity: float
+    seed: int | None
+    manifest: dict[str, Any] = field(repr=False)
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no checkpoint of this variant."""
+        return self.manifest.get("failure")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given."""
+
+    base: dict[str, Any]
+    variants: dict[str, Variant]
+    evaluations: dict[str, Output]
+    decodes: dict[str, Output]
+    directories: dict[str, list[str]]
+
+
+def read(
+    base: Path, checkpoints: Sequence[Path], evaluations: Sequence[Path], decodes: Sequence[Path]
+) -> Inputs:
+    """Read all inputs. Raises ValueError where two directories hold the same variant."""
+    manifests = {name: output.manifest for name, output in _outputs(checkpoints, ()).items()}
+    base_manifest = read_manifest(base)
+    variants = {BASE: _base_variant(base_manifest)}
+    variants.update({name: _variant(name, manifest) for name, manifest in manifests.items()})
+    found = Inputs(
+        base=base_manifest,
+        variants=variants,
+        evaluations=_outputs(evaluations, ("tokens.parquet", "items.parquet")),
+        decodes=_outputs(decodes, ("generations.parquet",)),
+        directories={
+            "base": [_identity(base)],
+            "checkpoints": [_identity(path) for path in checkpoints],
+            "evaluations": [_identity(path) for path in evaluations],
+            "decodes": [_identity(path) for path in decodes],
+        },
+    )
+    for kind in (found.evaluations, found.decodes):
+        for name in kind:
+            if name not in variants:
+                raise ValueError(f"{name} was measured, but no --checkpoints directory is of this variant")
+    return found
+
+
+def _identity(directory: Path) -> str:
+    """``<name>/<address>``: says which output it is, without saying where this machine keeps it."""
+    return "/".join(directory.resolve().parts[-2:])
+
+
+def _outputs(directories: Sequence[Path], files: Sequence[str]) -> dict[str, Output]:
+    found: dict[str, Output] = {}
+    for directory in directories:
+        manifest = read_manifest(directory)
+        name = manifest.get("variant", directory.resolve().parent.name)
+        if name in found:
+            raise ValueError(f"{directory}: variant {name} was given twice")
+        present = [file for file in files if (directory / file).is_file()]
+        found[name] = Output(manifest, {file: pd.read_parquet(directory / file) for file in present})
+    return found
+
+
+def _variant(name: str, manifest: dict[str, Any]) -> Variant:
+    severity = manifest.get("severity")
+    return Variant(
+        name=name,
+        sweep=manifest.get("sweep", ""),
+        family=manifest.get("family", ""),
+        method=manifest.get("method", ""),
+        curve=manifest.get("curve") or "",
+        label=manifest.get("label") or name,
+        axis=manifest.get("axis") or "",
+        severity=float("nan") if severity is None else float(severity),
+        seed=manifest.get("seed"),
+        manifest=manifest,
+    )
+
+
+def _base_variant(manifest: dict[str, Any]) -> Variant:
+    return Variant(
+        name=BASE,
+        sweep=BASE,
+        family=BASE,
+        method=BASE,
+        curve="",
+        label="base model",
+        axis="",
+        severity=float("nan"),
+        seed=None,
+        manifest=manifest,
+    )
+
+
+def window_tag(protocol: str) -> str:
+    """The part of a protocol that a metric's name carries: ``w256`` for ``window=256 stride=256 ...``."""
+    window = re.search(r"\bwindow=(\d+)", protocol)
+    if window is None:
+        raise ValueError(f"the protocol {protocol!r} does not say window=<tokens>")
+    return f"w{window[1]}"

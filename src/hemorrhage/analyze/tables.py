@@ -1,0 +1,147 @@
+"""The results by variant: lookup, headline metrics for DVC, tables for DVC plots."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from hemorrhage.analyze.curves import failure, position, sweeps
+from hemorrhage.analyze.inputs import Inputs
+from hemorrhage.analyze.rows import ALL_STRATEGIES, ALL_TASKS, DECODE, metric_name
+
+DIGITS = 6
+"""Significant digits of everything that version control compares."""
+
+
+class Estimate(NamedTuple):
+    """A number with its interval (NaN where it is exact) and the blocks it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Numbers:
+    """Estimates by variant, metric (without protocol), data set and, for decoding, strategy."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        ok = rows[rows["status"] == "ok"]
+        self._found: dict[tuple[str, str, str, str], Estimate] = {}
+        columns = ok[["variant", "metric", "dataset", "family", "method", "estimate", "low", "high", "n"]]
+        for variant, metric, dataset, family, method, *numbers in columns.itertuples(index=False, name=None):
+            strategy = method if family == DECODE else ""
+            self._found[variant, metric_name(metric), dataset, strategy] = Estimate(*numbers)
+
+    def get(self, variant: str, metric: str, dataset: str = "", strategy: str = "") -> Estimate | None:
+        """The estimate, or None where there is none."""
+        return self._found.get((variant, metric, dataset, strategy))
+
+    def datasets(self, metric: str, strategy: bool = False) -> list[str]:
+        """Data sets that a metric was measured on, in their order."""
+        found = [key[2] for key in self._found if key[1] == metric and bool(key[3]) == strategy]
+        return list(dict.fromkeys(found))
+
+    def strategies(self, metric: str) -> list[str]:
+        """Decoding strategies that a metric was measured for, in their order."""
+        found = [key[3] for key in self._found if key[1] == metric and key[3] not in ("", ALL_STRATEGIES)]
+        return list(dict.fromkeys(found))
+
+    def decoded(self) -> list[str]:
+        """Variants with decoding results, in their order."""
+        return list(dict.fromkeys(key[0] for key in self._found if key[3]))
+
+
+def rounded(value: float) -> float:
+    """``value`` to six significant digits."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def headline(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> dict[str, Any]:
+    """The content of metrics.json: nothing that is not a result, so that equal results give equal bytes."""
+    found: dict[str, Any] = {}
+    for variant in inputs.variants:
+        fields: dict[str, Any] = {}
+        for metric in ("perplexity", "ln_perplexity_ratio", "kl_mean", "same_top1"):
+            by_corpus = {corpus: numbers.get(variant, metric, corpus) for corpus in corpora}
+            known = {corpus: rounded(found.value) for corpus, found in by_corpus.items() if found}
+            if known:
+                fields[metric] = known
+        for metric, dataset in (("mean_accuracy", ALL_TASKS), ("effective_bits", ""), ("size_ratio", "")):
+            estimate = numbers.get(variant, metric, dataset)
+            if estimate:
+                fields[metric] = rounded(estimate.value)
+        decoding = numbers.datasets("spread_over_max", strategy=True)
+        for dataset in decoding:
+            spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
+            if spread:
+                fields["decoding_spread"] = rounded(spread.value)
+        if fields:
+            found[variant] = fields
+    failed = sum(failure(inputs, variant) is not None for variant in inputs.variants.values())
+    return {"variants": found, "counts": {"variants": len(inputs.variants) - 1, "failed": failed}}
+
+
+def curve_points(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> pd.DataFrame:
+    """The content of curves.csv: a row per measured variant and corpus, for DVC plots."""
+    rows = []
+    for sweep in sweeps(inputs):
+        for variant in sweep.variants:
+            for corpus in corpora:
+                ratio = numbers.get(variant.name, "ln_perplexity_ratio", corpus)
+                if ratio is None:
+                    continue
+                row = {
+                    "family": sweep.family,
+                    "curve": sweep.name,
+                    "variant": variant.name,
+                    "corpus": corpus,
+                    "axis": sweep.axis,
+                    "severity": variant.severity,
+                    "position": position(variant),
+                }
+                for metric in ("effective_bits", "size_ratio"):
+                    row[metric] = _value(numbers.get(variant.name, metric))
+                row |= {"ln_perplexity_ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+                for metric in ("perplexity", "kl_mean", "same_top1"):
+                    row[metric] = _value(numbers.get(variant.name, metric, corpus))
+                row["mean_accuracy"] = _value(numbers.get(variant.name, "mean_accuracy", ALL_TASKS))
+                rows.append(row)
+    return _rounded(
+        pd.DataFrame(rows, columns=list(rows[0]) if rows else ["variant", "corpus", "ln_perplexity_ratio"])
+    )
+
+
+def decoding_points(numbers: Numbers) -> pd.DataFrame:
+    """The content of decoding.csv: a row per variant and strategy, for DVC plots."""
+    rows = []
+    metrics = ("accuracy", "distinct_2", "distinct_3", "rep_4", "base_nll", "length")
+    strategies = list(dict.fromkeys(name for metric in metrics for name in numbers.strategies(metric)))
+    for variant in numbers.decoded():
+        for strategy in strategies:
+            row: dict[str, Any] = {"variant": variant, "strategy": strategy}
+            for metric in metrics:
+                for dataset in numbers.datasets(metric, strategy=True):
+                    found = numbers.get(variant, metric, dataset, strategy)
+                    row[metric] = _value(found)
+                    if metric == "accuracy":
+                        row |= {
+                            "low": found.low if found else math.nan,
+                            "high": found.high if found else math.nan,
+                        }
+            rows.append(row)
+    return _rounded(
+        pd.DataFrame(rows, columns=list(rows[0]) if rows else ["variant", "strategy", "accuracy"])
+    )
+
+
+def _value(estimate: Estimate | None) -> float:
+    return math.nan if estimate is None else estimate.value
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    numeric = table.select_dtypes("number").columns
+    table[numeric] = table[numeric].map(lambda value: value if math.isnan(value) else rounded(value))
+    return table
