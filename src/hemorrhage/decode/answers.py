@@ -1,0 +1,47 @@
+"""The short answer in a generated text, and whether it is the right one.
+
+The generated text is read from its beginning, as an answer that follows the prompt directly:
+
+- where the right choice is a number, its first number: digits with an optional sign, thousands commas and
+  decimals. ``19``, ``19.`` and ``19.0`` are the same number, and so are ``1,900`` and ``1900``;
+- else as many of its first words as the right choice has. Words are runs of letters and digits that
+  apostrophes or hyphens may join; punctuation and case do not count.
+
+A text without a number or without so many words has no answer, which is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", re.ASCII)
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+
+
+def extract(text: str, right: str) -> str:
+    """The answer in ``text`` of the kind that ``right``, the right choice, is; empty when there is none."""
+    if is_number(right):
+        number = NUMBER.search(text)
+        return number[0] if number else ""
+    wanted = len(WORD.findall(right))
+    words = WORD.findall(text)[:wanted]
+    return " ".join(words) if words and len(words) == wanted else ""
+
+
+def is_right(answer: str, right: str) -> bool:
+    """Whether an extracted ``answer`` is the ``right`` choice: numbers by value, words without case."""
+    if not answer:
+        return False
+    if is_number(right):
+        return _value(answer) == _value(right.strip())
+    return answer.casefold() == " ".join(WORD.findall(right)).casefold()
+
+
+def is_number(text: str) -> bool:
+    """Whether ``text`` is a number and nothing else but spaces around it."""
+    return NUMBER.fullmatch(text.strip()) is not None
+
+
+def _value(number: str) -> Decimal:
+    return Decimal(number.replace(",", "").replace("−", "-"))

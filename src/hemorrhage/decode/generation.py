@@ -1,0 +1,230 @@
+"""What every strategy stands on: one way into ``model.generate``, with nothing from the model's defaults.
+
+transformers fills what a call leaves open from the model's ``generation_config.json`` and then from its own
+table, where ``top_k`` is 50 and not off. Here every parameter is written out, so that a strategy is what
+params.yaml says it is and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.lazy import torch
+
+if TYPE_CHECKING:
+    from transformers import Cache, GenerationConfig, PreTrainedModel
+
+NEUTRAL: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "use_cache": True,
+}
+"""Generation parameters that change nothing: plain greedy search."""
+
+UNTRUNCATED: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"""Sampling parameters that change nothing: draws from the model's own distribution."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A batch of prompts that a model has read up to, not including, their last tokens.
+
+    ``cache`` holds their keys and values, ``states`` [batch, length - 1, width] their final hidden states.
+    Every strategy of a sweep starts from the same prompts, so they are read once and copied.
+    """
+
+    cache: Cache
+    states: torch.Tensor
+
+    def copied_cache(self, repeats: int = 1) -> Cache:
+        """A cache of its own for one run, every row ``repeats`` times in succession."""
+        cache = copy.deepcopy(self.cache)
+        if repeats > 1:
+            cache.batch_repeat_interleave(repeats)
+        return cache
+
+
+def read(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading | None:
+    """Read a left-padded batch of prompts; None where they are one token long and leave nothing to read."""
+    from transformers import DynamicCache
+
+    if input_ids.shape[1] < 2:
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    with torch.no_grad():
+        _, states = forward(model, input_ids[:, :-1], attention_mask[:, :-1], cache)
+    return Reading(cache, states)
+
+
+def forward(
+    model: PreTrainedModel, tokens: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, logits: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One forward pass over ``tokens`` [batch, n] behind what ``cache`` holds, which grows by them.
+
+    ``attention_mask`` [batch, cached + n] covers both. Returns the float32 logits of the last ``logits``
+    positions [batch, logits, vocabulary] and the final hidden states [batch, n, width], which are those
+    after the last norm, the input of the language modelling head.
+    """
+    positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+    output = model(
+        input_ids=tokens,
+        attention_mask=attention_mask,
+        position_ids=positions[:, -tokens.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=True,
+        logits_to_keep=logits,
+    )
+    return output.logits.float(), output.hidden_states[-1]
+
+
+def continuation(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    new_tokens: int,
+    *,
+    seed: int,
+    reading: Reading | None = None,
+    search: Callable[..., torch.Tensor] | None = None,
+    search_settings: dict[str, Any] | None = None,
+    **parameters: Any,
+) -> torch.Tensor:
+    """Continue a left-padded batch of prompts by at most ``new_tokens`` tokens, prompts not included.
+
+    ``parameters`` are fields of transformers' GenerationConfig that replace the neutral ones; ``search`` is a
+    decoding loop of our own for ``custom_generate``, called with ``search_settings``. ``reading`` saves
+    reading the prompts again and is not changed. Sequences end at the model's end-of-sequence token and are
+    padded behind it. Random draws come from ``seed`` alone and leave the global generator as it was.
+
+    Returns int64 [batch, <= new_tokens]. Raises ValueError for empty or too long prompts, before any work.
+    """
+    from transformers import GenerationConfig
+
+    check(model, input_ids, attention_mask, new_tokens)
+    special = special_tokens(model)
+    neutral = {**NEUTRAL, **UNTRUNCATED} if parameters.get("do_sample") else NEUTRAL
+    options: dict[str, Any] = {**neutral, **parameters, "max_new_tokens": new_tokens}
+    extra: dict[str, Any] = {"custom_generate": search, **(search_settings or {})} if search else {}
+    if reading is not None:
+        extra["past_key_values"] = reading.copied_cache(options["num_beams"])
+        if search:
+            extra["prompt_states"] = reading.states
+    with torch.no_grad(), seeded(seed, input_ids.device), only(model, GenerationConfig(**special)):
+        sequences = model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=GenerationConfig(**options, **special),
+            **extra,
+        )
+    return sequences[:, input_ids.shape[1] :]
+
+
+def special_tokens(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's ``bos_token_id``, ``eos_token_id`` (an int, a list or None) and ``pad_token_id``.
+
+    A model without padding token is padded with its first end-of-sequence token: what stands behind an end
+    is never read.
+    """
+    special = {
+        name: _first_set(getattr(model.generation_config, name, None), getattr(model.config, name, None))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    if special["pad_token_id"] is None:
+        special["pad_token_id"] = next(iter(sorted(ends(model))), 0)
+    return special
+
+
+def ends(model: PreTrainedModel) -> set[int]:
+    """The tokens that end a sequence of this model; empty where it has none."""
+    eos = _first_set(
+        getattr(model.generation_config, "eos_token_id", None), getattr(model.config, "eos_token_id", None)
+    )
+    if eos is None:
+        return set()
+    return set(eos) if isinstance(eos, list) else {eos}
+
+
+def _first_set(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """``tokens`` up to and with the first end-of-sequence token; what follows is padding."""
+    for position, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: position + 1]
+    return tokens
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from ``seed`` within the block and leave the global generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Hide the model's own generation defaults: ``generate`` would fill what a call leaves open from them."""
+    kept = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
+def check(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, new_tokens: int
+) -> None:
+    """Raise ValueError unless these are left-padded prompts that fit the context with ``new_tokens`` more."""
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens: {new_tokens}, at least 1 wanted")
+    if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape or 0 in input_ids.shape:
+        raise ValueError(
+            f"prompts: input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} "
+            "must be the same [batch, length] and not empty"
+        )
+    lengths = attention_mask.sum(1)
+    if not lengths.all():
+        raise ValueError(f"prompts: row {int(lengths.argmin())} is empty")
+    if (attention_mask.diff(dim=1) < 0).any():
+        raise ValueError("prompts: padding must stand on the left")
+    check_context(model, int(lengths.max()), new_tokens, "prompts")
+
+
+def check_context(model: PreTrainedModel, length: int, new_tokens: int, what: str) -> None:
+    """Raise ValueError when ``length`` prompt tokens and ``new_tokens`` more exceed the model's context."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is not None and length + new_tokens > context:
+        raise ValueError(
+            f"{what}: {length} tokens and {new_tokens} new ones exceed the model's context of {context}"
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, what: str, tokens: int) -> None:
+    """Raise ValueError when a setting asks for more tokens than the vocabulary has."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if tokens > vocabulary:
+        raise ValueError(f"{what}: {tokens} is more than the vocabulary's {vocabulary} tokens")

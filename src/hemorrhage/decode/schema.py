@@ -1,0 +1,36 @@
+"""Columns of ``generations.parquet``, the output of the decode step: a row per generated text."""
+
+from __future__ import annotations
+
+import pandera.pandas as pa
+
+GENERATIONS = pa.DataFrameSchema(
+    {
+        "strategy": pa.Column(str, description="name in params.yaml"),
+        "settings": pa.Column(str, description="JSON: the strategy's module and all its settings"),
+        "task": pa.Column(str, pa.Check.isin(["closed", "open"])),
+        "dataset": pa.Column(str, description="task or corpus"),
+        "item": pa.Column("int64", pa.Check.ge(0), description="item of the task, document of the corpus"),
+        "prompt": pa.Column(str),
+        "text": pa.Column(str, description="the continuation, special tokens left out"),
+        "tokens": pa.Column(
+            object,
+            pa.Check(lambda tokens: len(tokens) > 0, element_wise=True, error="at least one token"),
+            description="generated token ids, with the end-of-sequence token where one ended the text",
+        ),
+        "answer": pa.Column(str, description="what was extracted from the text; empty when open"),
+        "correct": pa.Column(bool, description="false when open"),
+        "base_nll": pa.Column(
+            "float64", pa.Check.ge(0), description="mean nats per generated token under the base model"
+        ),
+        "seconds": pa.Column(
+            "float64",
+            pa.Check.gt(0),
+            description="generating the row's whole batch took; reading the prompts, done once for all "
+            "strategies, not counted",
+        ),
+    },
+    strict=True,
+    ordered=True,
+    unique=["strategy", "task", "dataset", "item"],
+)

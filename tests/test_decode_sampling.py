@@ -1,0 +1,234 @@
+"""The sampling strategies: which tokens they draw among, from which seed, and what they refuse."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from hemorrhage.decode.generation import continuation
+from hemorrhage.models.checkpoint import load, load_tokenizer
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical", "eta")
+EVERY = (*SAMPLING, "greedy", "beam", "contrastive_search", "fsd")
+
+
+def strategy(name: str) -> Any:
+    return importlib.import_module(f"hemorrhage.decode.{name}")
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Any:
+    return load(tiny)
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny: Path) -> torch.Tensor:
+    return load_tokenizer(tiny)("Once upon a time, there was", return_tensors="pt")["input_ids"]
+
+
+@pytest.fixture
+def drawn_from(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The distributions that tokens were drawn from, in order."""
+    seen: list[torch.Tensor] = []
+    multinomial = torch.multinomial
+
+    def watched(probabilities: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(probabilities.clone())
+        return multinomial(probabilities, **options)
+
+    monkeypatch.setattr(torch, "multinomial", watched)
+    return seen
+
+
+def sample(
+    model: Any, prompt: torch.Tensor, name: str, new_tokens: int = 1, seed: int = 7, **settings: Any
+) -> Any:
+    module = strategy(name)
+    return module.generate(
+        model, prompt, torch.ones_like(prompt), new_tokens, module.Settings(**settings), seed
+    )
+
+
+def kept(p: list[float], name: str, value: float) -> set[int]:
+    """The tokens that a truncation keeps, written down from its definition."""
+    entropy = -sum(x * math.log(x) for x in p if x > 0)
+    order = sorted(range(len(p)), key=lambda token: -p[token])
+    if name == "top_k":
+        return set(order[: int(value)])
+    if name == "min_p":
+        return {token for token in order if p[token] >= value * max(p)}
+    if name == "eta":
+        cutoff = min(value, math.sqrt(value) * math.exp(-entropy))
+        return {token for token in order if p[token] >= cutoff} | {order[0]}
+    if name == "typical":
+        order = sorted(range(len(p)), key=lambda token: abs(-math.log(p[token]) - entropy))
+    mass, found = 0.0, set()
+    for token in order:
+        found.add(token)
+        mass += p[token]
+        if mass >= value:
+            break
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("top_k", "k", 50),
+        ("top_k", "k", 3),
+        ("top_p", "p", 0.95),
+        ("top_p", "p", 0.5),
+        ("min_p", "p_base", 0.1),
+        ("typical", "tau", 0.95),
+        ("typical", "tau", 0.2),
+        ("eta", "epsilon", 6e-4),
+        ("eta", "epsilon", 0.1),
+    ],
+)
+def test_tokens_are_drawn_among_those_the_definition_keeps(
+    model: Any, prompt: torch.Tensor, drawn_from: list[torch.Tensor], name: str, key: str, value: float
+) -> None:
+    sample(model, prompt, name, **{key: value})
+    with torch.no_grad():
+        p = model(prompt).logits[0, -1].double().softmax(-1).tolist()
+    expected = kept(p, name, value)
+    (drawn,) = drawn_from
+    assert set(drawn[0].nonzero().flatten().tolist()) == expected
+    total = sum(p[token] for token in expected)
+    assert all(math.isclose(drawn[0, token], p[token] / total, rel_tol=1e-4) for token in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("min_p", {"p_base": 1.0}),
+        ("typical", {"tau": 1e-6}),
+        ("eta", {"epsilon": 0.999}),
+        ("top_p", {"p": 1e-6}),
+        ("temperature", {"temperature": 0.01}),
+    ],
+)
+def test_the_candidate_set_is_never_empty(
+    model: Any, prompt: torch.Tensor, drawn_from: list[torch.Tensor], name: str, settings: dict[str, float]
+) -> None:
+    sample(model, prompt, name, new_tokens=20, **settings)
+    assert len(drawn_from) > 1
+    for drawn in drawn_from:
+        assert torch.isfinite(drawn).all()
+        assert math.isclose(drawn.sum(), 1, abs_tol=1e-5)
+
+
+def test_temperature_never_changes_the_top_token(
+    model: Any, prompt: torch.Tensor, drawn_from: list[torch.Tensor]
+) -> None:
+    for temperature in (0.05, 0.7, 1.0, 1.5, 10.0):
+        sample(model, prompt, "temperature", temperature=temperature)
+    top = strategy("greedy").generate(
+        model, prompt, torch.ones_like(prompt), 1, strategy("greedy").Settings(), 0
+    )
+    assert {int(drawn.argmax()) for drawn in drawn_from} == {int(top)}
+    entropy = [float(-torch.special.xlogy(p, p).sum()) for p in drawn_from]
+    assert entropy == sorted(entropy)
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_draws_come_from_the_seed_and_leave_the_global_generator_alone(
+    model: Any, prompt: torch.Tensor, name: str
+) -> None:
+    assert not strategy(name).Settings().deterministic
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = sample(model, prompt, name, new_tokens=8, seed=3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(sample(model, prompt, name, new_tokens=8, seed=3), first)
+    others = [sample(model, prompt, name, new_tokens=8, seed=seed) for seed in (4, 5, 6)]
+    assert any(not torch.equal(other, first) for other in others)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_models_own_generation_defaults_count_for_nothing(
+    model: Any, prompt: torch.Tensor, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = sample(model, prompt, name, new_tokens=12)
+    for key, value in {
+        "do_sample": True,
+        "temperature": 3.0,
+        "top_k": 2,
+        "top_p": 0.1,
+        "min_p": 0.9,
+        "repetition_penalty": 1.8,
+        "no_repeat_ngram_size": 2,
+        "max_length": 9,
+        "num_beams": 3,
+        "suppress_tokens": [int(plain[0, 0])],
+    }.items():
+        monkeypatch.setattr(model.generation_config, key, value)
+    assert torch.equal(sample(model, prompt, name, new_tokens=12), plain)
+    assert model.generation_config.temperature == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("temperature", {"temperature": 0}),
+        ("temperature", {"temperature": float("nan")}),
+        ("top_k", {"k": 0}),
+        ("top_p", {"p": 1.5}),
+        ("min_p", {"p_base": 0}),
+        ("typical", {"tau": 1}),
+        ("eta", {"epsilon": -1}),
+        ("beam", {"beams": 1}),
+        ("contrastive_search", {"alpha": 1.0}),
+        ("fsd", {"n": 1}),
+        ("greedy", {"temperature": 1.0}),
+    ],
+)
+def test_impossible_settings_are_refused(name: str, settings: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        strategy(name).Settings(**settings)
+
+
+@pytest.mark.parametrize(("name", "key"), [("top_k", "k"), ("contrastive_search", "k"), ("fsd", "k")])
+def test_more_candidates_than_the_vocabulary_are_refused(
+    model: Any, prompt: torch.Tensor, name: str, key: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{key}: 10000 is more than the vocabulary's"):
+        sample(model, prompt, name, **{key: 10_000})
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "new_tokens", "message"),
+    [
+        ([[5, 6]], [[1, 1]], 0, "at least 1"),
+        ([[5, 6], [5, 6]], [[1, 1], [0, 0]], 4, "row 1 is empty"),
+        ([[]], [[]], 4, "not empty"),
+        ([[5, 6]], [[1]], 4, "the same"),
+        ([[5, 6]], [[1, 0]], 4, "on the left"),
+        ([[5, 6]], [[1, 1]], 10_000, "exceed the model's context"),
+    ],
+)
+def test_bad_prompts_are_refused_before_generation(
+    model: Any, ids: Any, mask: Any, new_tokens: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "generate", None)
+    with pytest.raises(ValueError, match=message):
+        continuation(
+            model,
+            torch.tensor(ids, dtype=torch.long),
+            torch.tensor(mask, dtype=torch.long),
+            new_tokens,
+            seed=0,
+        )
+
+
+def test_labels_differ_by_settings() -> None:
+    labels = [strategy(name).Settings().label for name in EVERY]
+    assert len(set(labels)) == len(EVERY)
+    assert strategy("temperature").Settings(temperature=0.7).label == "temperature 0.7"

@@ -1,0 +1,188 @@
+"""The decode step as it is run: files, resuming, failures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from hemorrhage.artifact import read_manifest, write_manifest
+from hemorrhage.decode import fsd, greedy, sweep
+from hemorrhage.decode.__main__ import main
+from hemorrhage.decode.schema import GENERATIONS
+from hemorrhage.models.checkpoint import load, load_tokenizer
+
+STORY = "Once upon a time there was a little girl named Lily. She liked to play outside in the park. "
+
+SPEC: dict[str, Any] = {
+    "strategies": {
+        "greedy": {"strategy": "greedy"},
+        "warm/1.2": {"strategy": "temperature", "temperature": 1.2},
+        "fsd": {"strategy": "fsd", "alpha": 0.6},
+    },
+    "closed": {"items": 4, "new_tokens": 3},
+    "open": {"items": 3, "prefix": 6, "new_tokens": 6},
+    "batch": 2,
+    "seed": 11,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("decode")
+    for name in ("base", "checkpoint"):
+        shutil.copytree(tiny, root / name)
+        write_manifest(root / name, variant=name)
+    text, task = root / "text", root / "task"
+    text.mkdir()
+    task.mkdir()
+    documents = [("evaluation", i, STORY * (i % 3 + 1)) for i in range(8)] + [("evaluation", 8, "Too short.")]
+    documents += [("calibration", 9, STORY)]
+    pd.DataFrame(documents, columns=["split", "document", "text"]).to_parquet(text / "documents.parquet")
+    write_manifest(text, corpus="stories", sha256="a" * 64)
+    items = [(i, f"The {'red ' * i}cats", [" is", " are"], 1) for i in range(6)] + [
+        (6, "2 + 2 =", [" 4", " 5"], 0)
+    ]
+    pd.DataFrame(items, columns=["item", "prompt", "choices", "answer"]).to_parquet(task / "items.parquet")
+    write_manifest(task, task="agreement", sha256="b" * 64)
+    return {"base": root / "base", "checkpoint": root / "checkpoint", "text": text, "task": task}
+
+
+def run(
+    out: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> dict[str, Any]:
+    options = [part for name, folder in folders.items() for part in (f"--{name}", str(folder))]
+    spec = json.dumps({**SPEC, **changes})
+    monkeypatch.setattr(sys, "argv", ["decode", str(out), "--variant", "v", "--spec", spec, *options])
+    main()
+    return read_manifest(out)
+
+
+def test_every_strategy_continues_every_prompt(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = run(tmp_path / "out", folders, monkeypatch)
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    GENERATIONS.validate(rows)
+    assert manifest["datasets"] == {"agreement": {"sha256": "b" * 64}, "stories": {"sha256": "a" * 64}}
+    assert manifest["seed"] == 11
+    assert "failure" not in manifest
+    assert not sweep.resume_directory(tmp_path / "out").exists()
+    assert list(rows.strategy.unique()) == list(SPEC["strategies"])
+    assert rows.groupby(["strategy", "task"]).size().tolist() == [4, 3] * 3
+    assert json.loads(rows[rows.strategy == "fsd"].settings.iloc[0]) == {
+        "strategy": "fsd",
+        "n": 2,
+        "k": 3,
+        "alpha": 0.6,
+    }
+    assert not rows[rows.task == "open"].correct.any()
+
+    # Every text again, alone and without any cache of prompts; its likelihood by a plain forward pass.
+    model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
+    for row in rows.itertuples():
+        ids = tokenizer(row.prompt, return_tensors="pt")["input_ids"]
+        tokens = list(row.tokens)
+        if row.strategy != "warm/1.2":
+            module: Any = {"greedy": greedy, "fsd": fsd}[str(row.strategy)]
+            settings = module.Settings(**({"alpha": 0.6} if module is fsd else {}))
+            limit = 3 if row.task == "closed" else 6
+            alone = module.generate(model, ids, torch.ones_like(ids), limit, settings, 0)
+            assert alone[0, : len(tokens)].tolist() == tokens
+        with torch.no_grad():
+            whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
+            logp = model(whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+        expected = -logp.gather(1, torch.tensor(tokens)[:, None]).mean()
+        assert row.base_nll == pytest.approx(float(expected), abs=2e-4)
+        assert tokenizer.decode(whole[0], skip_special_tokens=True).endswith(row.text)
+
+
+def test_the_first_tokens_of_documents_are_the_open_prompts(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "out", folders, monkeypatch, strategies={"greedy": {"strategy": "greedy"}})
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    tokenizer = load_tokenizer(folders["base"])
+    for row in rows[rows.task == "open"].itertuples():
+        assert 0 <= row.item < 8
+        assert STORY.startswith(row.prompt)
+        assert len(tokenizer(row.prompt, add_special_tokens=False)["input_ids"]) == 6
+
+
+def test_a_killed_job_goes_on_with_the_next_batch(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", folders, monkeypatch)
+    out = tmp_path / "out"
+    rows, made = sweep._Desk.rows, []
+
+    def killed(desk: Any, strategy: Any) -> Any:
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        made.append((strategy.name, desk.batch.task, desk.batch.number))
+        return rows(desk, strategy)
+
+    monkeypatch.setattr(sweep._Desk, "rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, folders, monkeypatch)
+    assert not out.exists()
+    assert len(list(sweep.resume_directory(out).iterdir())) == 7
+
+    def counted(desk: Any, strategy: Any) -> Any:
+        made.append((strategy.name, desk.batch.task, desk.batch.number))
+        return rows(desk, strategy)
+
+    monkeypatch.setattr(sweep._Desk, "rows", counted)
+    run(out, folders, monkeypatch)
+    assert len(made) == len(set(made)) == 3 * (2 + 2)
+    resumed, whole = (pd.read_parquet(tmp_path / name / "generations.parquet") for name in ("out", "whole"))
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
+
+
+def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    write_manifest(broken, failure="ValueError: no weights")
+    manifest = run(tmp_path / "out", {**folders, "checkpoint": broken}, monkeypatch)
+    assert manifest["failure"] == "not decoded: ValueError: no weights"
+    assert manifest["variant"] == "v"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"closed": {"items": 50, "new_tokens": 4}}, "closed.items: 50 wanted"),
+        ({"open": {"items": 9, "prefix": 6, "new_tokens": 10}}, "has 8 evaluation documents of at least"),
+        ({"closed": {"items": 5, "new_tokens": 600}}, "exceed the model's context of 512"),
+        ({"strategies": {"k": {"strategy": "top_k", "k": 0}}}, "greater than or equal to 1"),
+        ({"strategies": {"k": {"k": 3}}}, "strategies.k: the key strategy is missing"),
+    ],
+)
+def test_impossible_specs_are_refused_before_generation(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(sweep, "_Desk", None)
+    assert reason in run(tmp_path / "out", folders, monkeypatch, **changes)["failure"]
+
+
+def test_an_empty_prompt_is_refused(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tmp_path / "task"
+    shutil.copytree(folders["task"], task)
+    items = pd.read_parquet(task / "items.parquet").assign(prompt=" ")
+    items.to_parquet(task / "items.parquet")
+    manifest = run(tmp_path / "out", {**folders, "task": task}, monkeypatch)
+    assert "has an empty prompt" in manifest["failure"]
