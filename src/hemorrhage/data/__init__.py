@@ -1,0 +1,1 @@
+"""Corpora, tokenised, and generated probe tasks."""

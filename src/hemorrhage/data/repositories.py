@@ -1,0 +1,60 @@
+"""What the plan asks about a corpus before any work: is it there, and what is its identity?
+
+Nothing heavy is imported here: the plan is read at every start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.address import fingerprint
+from hemorrhage.data.catalogue import CATALOGUE, mirror_files, pattern
+
+
+def reachable(corpus: str, data: dict[str, Any]) -> str | None:
+    """One line that says what is missing before ``corpus`` can be read from ``data``, or None.
+
+    ``data`` is ``{"source": "embedded"}``, ``{"source": "mirror", "path": folder}`` or ``{"source": "hub",
+    "revisions": {repository: commit}}``. The hub itself is not asked.
+    """
+    if data["source"] == "embedded":
+        from hemorrhage.data.embedded import missing
+
+        return missing(corpus)
+    entry = CATALOGUE.get(corpus)
+    if entry is None:
+        return f"corpus {corpus!r} is in no repository; allowed: {', '.join(CATALOGUE)}"
+    if data["source"] == "hub":
+        if not entry.on_hub:
+            return f"corpus {corpus} is not on the hub; data.source mirror can hold it"
+        if entry.repository not in data["revisions"]:
+            return f"corpus {corpus} needs the commit of {entry.repository} in data.revisions"
+        return None
+    folder = Path(data["path"])
+    if not folder.is_dir():
+        return f"corpus {corpus}: data.path {folder} is not a folder"
+    for split in dict.fromkeys((entry.calibration, entry.evaluation)):
+        if not mirror_files(entry, folder, split):
+            return f"corpus {corpus}: no file {pattern(entry, split)} in {folder}"
+    return None
+
+
+def identity(corpus: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
+    """What the address of a prepared corpus holds of its source: digests of files, or a pinned commit.
+
+    Where a mirror lies does not count, only what its files say. An embedded corpus is what this machine's
+    Python and packages make of it; the text's own hash says which text it was. ``memory`` is that of
+    hemorrhage.address.fingerprint.
+    """
+    if data["source"] == "embedded":
+        return {"source": "embedded"}
+    entry = CATALOGUE[corpus]
+    if data["source"] == "hub":
+        return {"source": "hub", "revision": data["revisions"][entry.repository]}
+    files = {
+        file.name: fingerprint(file, memory)
+        for split in (entry.calibration, entry.evaluation)
+        for file in mirror_files(entry, Path(data["path"]), split)
+    }
+    return {"source": "mirror", "files": files}
