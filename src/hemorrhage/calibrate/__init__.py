@@ -1,0 +1,1 @@
+"""Step calibrate: the tokens that compression sees and the statistics that several methods share."""

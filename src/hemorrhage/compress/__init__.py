@@ -1,0 +1,1 @@
+"""Step compress: alter a model. One method, one module."""

@@ -1,0 +1,56 @@
+"""LLaMA-Pro block expansion (Wu et al., arXiv 2401.02415), before the new blocks are trained.
+
+Copies of blocks are put in behind every ``layers / added`` blocks, each a copy of the block before it with
+the output projections of attention and MLP set to zero. The new blocks add nothing to the residual stream:
+the model is the base exactly. It is the control of the expansion family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from hemorrhage.compress.blocks import blocks
+from hemorrhage.compress.stack import AddedSettings, rearrange
+from hemorrhage.compress.statistics import Statistics
+from hemorrhage.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+WRITES = ("o_proj", "down_proj")
+"""The linear layers of a Llama-like block that write to the residual stream."""
+
+
+class Settings(AddedSettings):
+    """Settings of LLaMA-Pro; the paper adds 8 blocks to 32."""
+
+    added: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+
+def alter(
+    model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int, dtype: torch.dtype
+) -> None:
+    """Put new blocks into ``model`` in place."""
+    number = len(blocks(model))
+    added = settings.number(number)
+    copied = {(index + 1) * number // added - 1 for index in range(added)}
+    order = [place for index in range(number) for place in ([index, index] if index in copied else [index])]
+    stack = rearrange(model, order)
+    with torch.no_grad():
+        for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
+            if place == before:
+                _silence(block)
+
+
+def _silence(block: nn.Module) -> None:
+    writes = [module for name, module in block.named_modules() if name.rsplit(".", 1)[-1] in WRITES]
+    if len(writes) != len(WRITES):
+        raise ValueError(
+            f"llama_pro needs blocks with {' and '.join(WRITES)}; {type(block).__name__} differs"
+        )
+    for module in writes:
+        for parameter in module.parameters():
+            parameter.zero_()

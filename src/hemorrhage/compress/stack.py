@@ -1,0 +1,86 @@
+"""Taking blocks out of a decoder and putting copies in, and the settings of methods that add blocks."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hemorrhage.compress.blocks import blocks
+from hemorrhage.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+class AddedSettings(BaseModel):
+    """New blocks as a share of the model's blocks, rounded to whole blocks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "added"
+
+    added: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def severity(self) -> float:
+        """New blocks over the model's blocks."""
+        return self.added
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"+{100 * self.added:g} % of layers"
+
+    @property
+    def curve(self) -> str:
+        """All points lie on one curve."""
+        return ""
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """None: where the blocks go depends on their number alone."""
+        return ()
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        number = config["num_hidden_layers"]
+        return None if count(self.added, number) else f"added {self.added} of {number} layers is no layer"
+
+    def number(self, blocks: int) -> int:
+        """New blocks for a model of ``blocks``. Raises ValueError where that is none."""
+        problem = self.check({"num_hidden_layers": blocks})
+        if problem:
+            raise ValueError(problem)
+        return count(self.added, blocks)
+
+
+def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
+    """Make the decoder's blocks those at the places ``order``; a place that comes again is a copy.
+
+    Renumbers every ``layer_idx`` (or the cache of generated keys and values would mix blocks up) and rewrites
+    the entries of the configuration that have a value per block. Returns the new stack.
+    """
+    old = blocks(model)
+    seen: set[int] = set()
+    new = []
+    for place in order:
+        new.append(copy.deepcopy(old[place]) if place in seen else old[place])
+        seen.add(place)
+    for index, block in enumerate(new):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", index)  # noqa: B010
+    stack = torch.nn.ModuleList(new)
+    model.get_decoder().layers = stack
+    config = model.config
+    config.num_hidden_layers = len(order)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[place] for place in order]
+    return stack
+
+
+def count(share: float, number: int) -> int:
+    """``share`` of ``number`` blocks as a whole number, halves up."""
+    return int(share * number + 0.5)

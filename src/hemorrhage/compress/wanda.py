@@ -1,0 +1,47 @@
+"""Wanda (Sun et al., arXiv 2306.11695): prune by weight times activation, without updating weights.
+
+Score ``S_ij = |W_ij| · norm2(X_j)``; the lowest of every output row become zero, or the lowest of every m
+neighbouring inputs for N:M. The norms are the dense model's; the original computes them anew after each
+pruned block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hemorrhage.compress.blocks import linears_of
+from hemorrhage.compress.integrity import zero_share
+from hemorrhage.compress.sparsity import SparsitySettings, check_zeros, lowest_of_groups, lowest_of_rows
+from hemorrhage.compress.statistics import Statistics
+from hemorrhage.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Settings(SparsitySettings):
+    """Settings of Wanda."""
+
+
+def alter(
+    model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int, dtype: torch.dtype
+) -> None:
+    """Prune ``model`` in place."""
+    linears = linears_of(model)
+    before = zero_share(linears)
+    with torch.no_grad():
+        for first, names in statistics.shared().items():
+            norms = statistics.norms(first)
+            for name in names:
+                weight = linears[name].weight
+                weight.masked_fill_(mask(weight, norms, settings, name), 0)
+    check_zeros(linears, settings, before)
+
+
+def mask(weight: Tensor, norms: Tensor, settings: Settings, name: str = "") -> Tensor:
+    """Which of ``weight`` [rows, columns] to prune, given the inputs' ``norms`` [columns]."""
+    scores = weight.abs() * norms
+    if settings.pattern:
+        return lowest_of_groups(scores, *settings.pattern, name)
+    return lowest_of_rows(scores, settings.severity)

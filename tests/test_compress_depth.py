@@ -1,0 +1,172 @@
+"""Blocks taken out and put in: identities, order, and that the result still generates and loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hemorrhage.artifact import read_manifest
+from hemorrhage.compress import depth, depth_up_scaling, duplication, llama_pro
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.blocks import blocks
+from hemorrhage.compress.reload import verify
+from hemorrhage.compress.statistics import Statistics
+from hemorrhage.models.checkpoint import load
+from tests.calibration import calibrated
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(tiny, tmp_path_factory.mktemp("depth"))
+
+
+def altered(tiny: Path, method: Any, calibration: Path | None = None, seed: int = 0, **settings: Any) -> Any:
+    model = load(tiny)
+    for index, block in enumerate(blocks(model)):
+        block.place = index
+    statistics = calibration and Statistics(calibration)
+    method.alter(model, method.Settings(**settings), statistics, seed, torch.float32)
+    return model
+
+
+def places(model: PreTrainedModel) -> list[int]:
+    """Which blocks of the base the blocks are."""
+    return [block.place for block in blocks(model)]
+
+
+TOKENS = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def test_shortgpt_takes_out_the_blocks_of_lowest_influence(tiny: Path, calibration: Path) -> None:
+    model = altered(tiny, depth, calibration, removed=0.4, order="influence")
+    influence = Statistics(calibration).block_influence()
+    kept = sorted(sorted(range(5), key=lambda i: -influence[i])[:3])
+    assert places(model) == kept
+    assert model.config.num_hidden_layers == 3
+
+
+def test_random_depth_follows_its_seed_and_needs_no_statistics(tiny: Path) -> None:
+    drawn = [tuple(places(altered(tiny, depth, seed=s, removed=0.4, order="random"))) for s in range(12)]
+    assert all(len(kept) == 3 and list(kept) == sorted(kept) for kept in drawn)
+    assert len(set(drawn)) > 3
+    assert drawn[0] == tuple(places(altered(tiny, depth, seed=0, removed=0.4, order="random")))
+    assert depth.Settings(removed=0.4, order="random").statistics == ()
+    assert depth.Settings(removed=0.4, order="influence").statistics == ("influence",)
+
+
+def test_a_removed_block_is_skipped(tiny: Path) -> None:
+    """The shortened model computes what the whole one does with the block replaced by identity."""
+    model = altered(tiny, depth, seed=1, removed=0.2, order="random")
+    (gone,) = set(range(5)) - set(places(model))
+    whole = load(tiny)
+    blocks(whole)[gone].forward = lambda hidden, **_: hidden
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS).logits, whole(TOKENS).logits)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (depth, {"removed": 0.4, "order": "random"}),
+        (llama_pro, {"added": 0.4}),
+        (duplication, {"added": 0.4}),
+        (depth_up_scaling, {"overlap": 0.25}),
+    ],
+)
+def test_generation_with_the_cache_is_that_without(tiny: Path, method: Any, settings: dict[str, Any]) -> None:
+    model = altered(tiny, method, **settings)
+    indices = [module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")]
+    assert indices == list(range(len(blocks(model))))
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    with_cache = model.generate(TOKENS, use_cache=True, **options)
+    assert torch.equal(with_cache, model.generate(TOKENS, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("added", [0.2, 0.4, 1.0])
+def test_llama_pro_is_the_base_exactly(tiny: Path, added: float) -> None:
+    model = altered(tiny, llama_pro, added=added)
+    assert len(blocks(model)) == 5 + round(5 * added)
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, load(tiny)(TOKENS).logits)
+
+
+def test_llama_pro_puts_a_copy_behind_every_so_many_blocks(tiny: Path) -> None:
+    assert places(altered(tiny, llama_pro, added=0.2)) == [0, 1, 2, 3, 4, 4]
+    assert places(altered(tiny, llama_pro, added=0.4)) == [0, 1, 1, 2, 3, 4, 4]
+
+
+def test_expansions_that_silence_nothing_change_the_model(tiny: Path) -> None:
+    base = load(tiny)
+    for method, settings in ((duplication, {"added": 0.4}), (depth_up_scaling, {"overlap": 0.25})):
+        model = altered(tiny, method, **settings)
+        with torch.no_grad():
+            assert (model(TOKENS).logits - base(TOKENS).logits).abs().max() > 0.1
+
+
+def test_order_of_the_expanded_blocks(tiny: Path) -> None:
+    assert places(altered(tiny, duplication, added=0.4)) == [0, 1, 1, 2, 2, 3, 4]
+    assert places(altered(tiny, depth_up_scaling, overlap=0.25)) == [0, 1, 2, 3, 1, 2, 3, 4]
+
+
+def test_copies_share_no_memory(tiny: Path) -> None:
+    model = altered(tiny, duplication, added=1.0)
+    pointers = [parameter.data_ptr() for parameter in blocks(model).parameters()]
+    assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "layers", "severity"),
+    [
+        ("depth", {"removed": 0.4, "order": "influence"}, 3, 0.4),
+        ("llama_pro", {"added": 0.25}, 6, 0.2),
+        ("duplication", {"added": 0.6}, 8, 0.6),
+        ("depth_up_scaling", {"overlap": 0.25}, 8, 0.6),
+    ],
+)
+def test_checkpoints_load_and_say_what_was_done(
+    tiny: Path,
+    calibration: Path,
+    tmp_path: Path,
+    method: str,
+    settings: dict[str, Any],
+    layers: int,
+    severity: float,
+) -> None:
+    out = tmp_path / "out"
+    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    compress(out, "v", tiny, calibration, spec)
+    manifest = read_manifest(out)
+    model = load(out)
+    verify(model, out)
+    assert len(blocks(model)) == manifest["layers"] == layers
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == layers
+    assert manifest["severity"] == pytest.approx(severity)
+    assert manifest["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert manifest["effective_bits"] == 32.0
+    base = sum(parameter.numel() for parameter in load(tiny).parameters())
+    assert manifest["size_ratio"] == pytest.approx(manifest["parameters"] / base)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / file).read_bytes() == (tiny / file).read_bytes()
+
+
+def test_impossible_shares_are_refused() -> None:
+    config = {"num_hidden_layers": 5}
+    assert "takes out 0" in str(depth.Settings(removed=0.05, order="random").check(config))
+    assert "takes out 5" in str(depth.Settings(removed=0.95, order="random").check(config))
+    assert depth.Settings(removed=0.5, order="random").check(config) is None
+    assert "is no layer" in str(llama_pro.Settings(added=0.05).check(config))
+    assert "no layer would come twice" in str(depth_up_scaling.Settings(overlap=0.05).check(config))
+    assert depth_up_scaling.Settings().check({"num_hidden_layers": 32}) is None
+
+
+def test_labels() -> None:
+    assert depth.Settings(removed=0.3, order="influence").label == "30 % of layers"
+    assert depth.Settings(removed=0.3, order="influence").curve == "influence"
+    assert llama_pro.Settings().label == "+25 % of layers"
+    assert depth_up_scaling.Settings().severity == 0.5
