@@ -265,7 +265,8 @@ def _evaluation(
         "variant": variant,
         "corpora": {name: {"sha256": f"{hash_of(name):064x}", "protocol": protocol} for name in texts},
         "tasks": {
-            name: {"sha256": f"{hash_of(name):064x}", "chance": chance} for name, chance in TASKS.items()
+            name: {"sha256": f"{hash_of(name):064x}", "chance": chance, "protocol": "synthetic"}
+            for name, chance in TASKS.items()
         },
     }
     if failure or damage is None:

@@ -158,13 +158,13 @@ def _made_in(manifest: Mapping[str, Any]) -> str:
 
 
 def _sizes(variant: Variant) -> Iterator[dict[str, Any]]:
-    environment = _made_in(variant.manifest)
+    about = {"environment": _made_in(variant.manifest), "protocol": "counted in the checkpoint"}
     for metric in SIZE_METRICS:
         value = variant.manifest.get(metric)
         if variant.failure is not None:
-            yield _row(variant, metric, environment=environment, status="failed", reason=variant.failure)
+            yield _row(variant, metric, status="failed", reason=variant.failure, **about)
         elif value is not None:
-            yield _row(variant, metric, estimate=float(value), n=1, environment=environment)
+            yield _row(variant, metric, estimate=float(value), n=1, **about)
 
 
 # Language: blocks are windows of text.
@@ -240,9 +240,20 @@ def _tasks(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[str, A
     facts = output.manifest.get("tasks", {})
     environment = _made_in(output.manifest)
     together = hashlib.sha256("".join(sorted(fact["sha256"] for fact in facts.values())).encode()).hexdigest()
-    whole = {"dataset": ALL_TASKS, "environment": environment, "data": together}
+    protocols = sorted({fact["protocol"] for fact in facts.values()})
+    whole = {
+        "dataset": ALL_TASKS,
+        "environment": environment,
+        "data": together,
+        "protocol": "; ".join(protocols),
+    }
     for task, fact in facts.items():
-        about = {"dataset": task, "environment": environment, "data": fact["sha256"]}
+        about = {
+            "dataset": task,
+            "environment": environment,
+            "data": fact["sha256"],
+            "protocol": fact["protocol"],
+        }
         if variant.name == BASE:
             yield _row(variant, "chance", estimate=float(fact["chance"]), n=1, **about)
         if output.failure is not None:

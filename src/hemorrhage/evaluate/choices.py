@@ -1,0 +1,86 @@
+"""Multiple-choice tasks: the choice with the highest log-likelihood after the prompt is the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states, output_embedding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = tuple[int, list[int], list[list[int]]]
+"""Item, the tokens read, and for each choice scored from it the tokens that must follow the prompt."""
+
+
+def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+    """What has to be read to score an item.
+
+    Where every choice is one token, a single pass over the prompt scores them all; else each choice is read
+    after the prompt. Raises ValueError where a choice changes how the prompt itself is tokenised.
+    """
+    start = tokenizer(prompt).input_ids
+    endings = []
+    for choice in choices:
+        whole = tokenizer(prompt + choice).input_ids
+        if whole[: len(start)] != start or len(whole) == len(start):
+            raise ValueError(f"item {item}: the choice {choice!r} melts into the prompt's last token")
+        endings.append(whole[len(start) :])
+    if all(len(ending) == 1 for ending in endings):
+        return [(item, start, endings)]
+    return [(item, start + ending[:-1], [ending]) for ending in endings]
+
+
+def log_likelihoods(model: PreTrainedModel, rows: list[Row], pad: int) -> dict[int, list[float]]:
+    """Item -> summed log-likelihood (nats) of each of its choices, in order."""
+    head = output_embedding(model)
+    scores: dict[int, list[float]] = {}
+    for batch in tqdm(_batches(rows), desc="items", mininterval=5):
+        longest = max(len(tokens) for _, tokens, _ in batch)
+        padded = torch.tensor([tokens + [pad] * (longest - len(tokens)) for _, tokens, _ in batch])
+        # Causal attention: what is padded on the right of a row cannot reach it.
+        hidden = hidden_states(model, padded.to(model.device))
+        for (item, tokens, endings), states in zip(batch, hidden, strict=True):
+            for ending in endings:
+                predicted = states[len(tokens) - len(ending) : len(tokens)]
+                log_p = torch.log_softmax(predicted @ head.T, dim=-1)
+                picked = log_p.gather(1, torch.tensor(ending, device=log_p.device)[:, None])
+                scores.setdefault(item, []).append(float(picked.sum()))
+    return scores
+
+
+def _batches(rows: list[Row]) -> list[list[Row]]:
+    """Rows in the order given, a batch until its padded size would pass TOKENS_PER_BATCH."""
+    found: list[list[Row]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(row[1])) if found else len(row[1])
+        if not found or longest * (len(found[-1]) + 1) > TOKENS_PER_BATCH:
+            found.append([])
+            longest = len(row[1])
+        found[-1].append(row)
+    return found
+
+
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path) -> pd.DataFrame:
+    """A model's answers to a prepared task: columns ``item``, ``choice``, ``correct``, ``margin`` (nats)."""
+    items = pd.read_parquet(task / "items.parquet")
+    rows = [
+        row
+        for item in items.itertuples()
+        for row in choice_rows(int(item.item), str(item.prompt), list(item.choices), tokenizer)
+    ]
+    scores = log_likelihoods(model, rows, pad=0)
+    found = []
+    for item in items.itertuples():
+        score = scores[int(item.item)]
+        right = int(item.answer)
+        choice = max(range(len(score)), key=score.__getitem__)
+        margin = score[right] - max(value for index, value in enumerate(score) if index != right)
+        found.append({"item": int(item.item), "choice": choice, "correct": choice == right, "margin": margin})
+    return pd.DataFrame(found)
