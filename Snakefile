@@ -1,0 +1,30 @@
+"""How a language model bleeds: calibrate -> compress -> evaluate -> decode -> analyze."""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+container: "docker://python:3.11"
+
+
+include: "rules/plan.smk"
+include: "rules/calibrate.smk"
+include: "rules/compress.smk"
+include: "rules/evaluate.smk"
+include: "rules/decode.smk"
+include: "rules/analyze.smk"
+
+
+localrules:
+    all,
+    calibrated,
+    compressed,
+    evaluated,
+    decoded,
+
+
+rule all:
+    default_target: True
+    input:
+        CURRENT,

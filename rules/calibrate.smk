@@ -1,0 +1,90 @@
+"""calibrate: the base model, the texts and tasks, and the statistics that compression shares.
+
+in:  a wheel, hub or folder (model); the embedded texts, a mirror or the hub (data)
+out: data/base, data/texts, data/tasks, data/calibrations
+"""
+
+
+rule base:
+    output:
+        "data/base/{name}/{key}/manifest.json",
+    log:
+        "logs/base/{name}-{key}.log",
+    benchmark:
+        "logs/benchmarks/base/{name}-{key}.tsv"
+    priority: 100
+    params:
+        out=lambda wildcards, output: folders(output[0]),
+        spec=json.dumps(plan.model),
+    shell:
+        "python -m hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
+
+
+rule text:
+    input:
+        base=ancient(plan.manifests("base")),
+    output:
+        "data/texts/{name}/{key}/manifest.json",
+    log:
+        "logs/texts/{name}-{key}.log",
+    benchmark:
+        "logs/benchmarks/texts/{name}-{key}.tsv"
+    priority: 100
+    params:
+        out=lambda wildcards, output: folders(output[0]),
+        base=lambda wildcards, input: folders(input.base),
+        data=lambda wildcards: json.dumps(plan.data(wildcards.name)),
+        needs=lambda wildcards: json.dumps(plan.needs(wildcards.name)),
+    shell:
+        "python -m hemorrhage.data {params.out} --corpus {wildcards.name} --base {params.base}"
+        " --data {params.data:q} --needs {params.needs:q} > {log} 2>&1"
+
+
+rule task:
+    output:
+        "data/tasks/{name}/{key}/manifest.json",
+    log:
+        "logs/tasks/{name}-{key}.log",
+    benchmark:
+        "logs/benchmarks/tasks/{name}-{key}.tsv"
+    priority: 100
+    params:
+        out=lambda wildcards, output: folders(output[0]),
+        number=plan.params.data.items,
+        seed=plan.params.data.seed,
+    shell:
+        "python -m hemorrhage.data.probes {params.out} --task {wildcards.name}"
+        " --items {params.number} --seed {params.seed} > {log} 2>&1"
+
+
+rule calibrate:
+    input:
+        base=ancient(plan.manifests("base")),
+        text=of("texts"),
+    output:
+        "data/calibrations/{name}/{key}/manifest.json",
+    log:
+        "logs/calibrations/{name}-{key}.log",
+    benchmark:
+        "logs/benchmarks/calibrations/{name}-{key}.tsv"
+    priority: 90
+    threads: 2
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        out=lambda wildcards, output: folders(output[0]),
+        base=lambda wildcards, input: folders(input.base),
+        text=lambda wildcards, input: folders(input.text),
+        spec=json.dumps(plan.sampling),
+    shell:
+        "python -m hemorrhage.calibrate {params.out} --base {params.base} --text {params.text}"
+        " --spec {params.spec:q} > {log} 2>&1"
+
+
+rule calibrated:
+    input:
+        plan.manifests("base"),
+        plan.manifests("texts"),
+        plan.manifests("tasks"),
+        plan.manifests("calibrations"),

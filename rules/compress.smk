@@ -1,0 +1,35 @@
+"""compress: one altered model for each variant of params.yaml.
+
+in:  data/base; data/calibrations where the method reads statistics
+out: data/checkpoints
+"""
+
+
+rule compress:
+    input:
+        base=ancient(plan.manifests("base")),
+        calibration=statistics,
+    output:
+        "data/checkpoints/{name}/{key}/manifest.json",
+    log:
+        "logs/checkpoints/{name}-{key}.log",
+    benchmark:
+        "logs/benchmarks/checkpoints/{name}-{key}.tsv"
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        out=lambda wildcards, output: folders(output[0]),
+        base=lambda wildcards, input: folders(input.base),
+        calibration=lambda wildcards, input: (
+            f"--calibration {folders(input.calibration)}" if input.calibration else ""
+        ),
+        spec=lambda wildcards: json.dumps(plan.alteration(wildcards.name)),
+    shell:
+        "python -m hemorrhage.compress {params.out} --variant {wildcards.name} --base {params.base}"
+        " {params.calibration} --spec {params.spec:q} > {log} 2>&1"
+
+
+rule compressed:
+    input:
+        plan.manifests("checkpoints"),

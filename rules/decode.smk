@@ -1,0 +1,40 @@
+"""decode: every decoding strategy on the base model and on the chosen variants.
+
+in:  data/base, data/texts, data/tasks, data/checkpoints
+out: data/decodes
+"""
+
+
+rule decode:
+    input:
+        checkpoint=lambda wildcards: ancient(plan.checkpoint(wildcards.name)),
+        base=ancient(plan.manifests("base")),
+        text=ancient(plan.manifest("texts", plan.params.decode.open.corpus)),
+        task=ancient(plan.manifest("tasks", plan.params.decode.closed.task)),
+    output:
+        "data/decodes/{name}/{key}/manifest.json",
+    log:
+        "logs/decodes/{name}-{key}.log",
+    benchmark:
+        "logs/benchmarks/decodes/{name}-{key}.tsv"
+    # The longest jobs: begun early, they do not end alone.
+    priority: 50
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        out=lambda wildcards, output: folders(output[0]),
+        checkpoint=lambda wildcards, input: folders(input.checkpoint),
+        base=lambda wildcards, input: folders(input.base),
+        text=lambda wildcards, input: folders(input.text),
+        task=lambda wildcards, input: folders(input.task),
+        spec=json.dumps(plan.decoding),
+    shell:
+        "python -m hemorrhage.decode {params.out} --variant {wildcards.name}"
+        " --checkpoint {params.checkpoint} --base {params.base} --text {params.text} --task {params.task}"
+        " --spec {params.spec:q} > {log} 2>&1"
+
+
+rule decoded:
+    input:
+        plan.manifests("decodes"),

@@ -1,0 +1,61 @@
+"""The plan of params.yaml: what exists, where it lies, what a rule needs.
+
+What an address names never changes, so every input is ancient(): its absence matters, not its age.
+"""
+
+import fcntl
+import json
+import sys
+from pathlib import Path
+
+SOURCE = Path(workflow.basedir, "src")
+sys.path.insert(0, str(SOURCE))
+
+from hemorrhage.config import ConfigError
+from hemorrhage.plan import Plan
+
+# This checkout's code runs, also in DVC's temporary experiments and in SLURM jobs.
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={SOURCE}; ")
+
+try:
+    plan = Plan.read()
+except ConfigError as error:
+    sys.exit(str(error))
+
+
+resource_scopes:
+    gpu="local",
+
+
+wildcard_constraints:
+    name=r"[a-z0-9_.-]+",
+    key=r"[0-9a-f]{12}",
+
+
+def of(kind):
+    """Input function: the output of a kind that has the wildcard's name."""
+    return lambda wildcards: ancient(plan.manifest(kind, wildcards.name))
+
+
+def statistics(wildcards):
+    """The calibration, for methods that read it."""
+    needed = plan.needs_calibration(wildcards.name)
+    return ancient(plan.manifests("calibrations")) if needed else []
+
+
+def folders(manifests):
+    """The directories of one or several manifests, as shell words."""
+    paths = [manifests] if isinstance(manifests, str) else manifests
+    return " ".join(str(Path(path).parent) for path in paths)
+
+
+onstart:
+    # Snakemake's own lock survives a kill -9; this one goes with the process.
+    Path(".snakemake").mkdir(exist_ok=True)
+    LOCK = open(".snakemake/run.lock", "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(
+            "another run is at work in this folder; wait for it to end, or stop it"
+        )

