@@ -88,7 +88,7 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             "decode.strategies.greedy.strategy: 'guess' is unknown",
         ),
         ("decode/strategies/top_p/p", 1.5, "decode.strategies.top_p.p"),
-        ("decode/closed/items", 999, "decode.closed.items: 999 of a task that has data.items = 40"),
+        ("decode/closed/items", 999, "decode.closed.items: 999 of a task that has data.items = 24"),
         ("analyze/confidence", 2, "analyze.confidence"),
     ],
 )

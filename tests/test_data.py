@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from pyarrow import parquet
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from hemorrhage import address
+from hemorrhage.address import program
 from hemorrhage.artifact import read_manifest
 from hemorrhage.data import embedded, hub, mirror
 from hemorrhage.data.__main__ import prepare
-from hemorrhage.data.catalogue import CATALOGUE, columns, mirror_files
+from hemorrhage.data.catalogue import CATALOGUE
+from hemorrhage.data.entry import columns, mirror_files
 from hemorrhage.data.repositories import identity, reachable
 from hemorrhage.registry import EMBEDDED_CORPORA, REPOSITORY_CORPORA
 
@@ -134,7 +138,7 @@ def test_unknown_corpora_and_sources_are_one_clear_line(tiny: Path, tmp_path: Pa
 def test_mirror_gives_every_corpus_with_disjoint_splits(corpus: str, tiny: Path, tmp_path: Path) -> None:
     data = {"source": "mirror", "path": str(write_mirror(tmp_path / "hf"))}
     assert reachable(corpus, data) is None
-    found = mirror.documents(corpus, data)
+    found = mirror.documents(corpus, CATALOGUE[corpus], data)
     if CATALOGUE[corpus].heading is None:
         assert not set(found["calibration"]) & set(found["evaluation"])
     prepare(corpus, tiny, data, {"calibration": 3, "evaluation": 3}, tmp_path / "text")
@@ -145,7 +149,7 @@ def test_mirror_gives_every_corpus_with_disjoint_splits(corpus: str, tiny: Path,
 
 def test_wikitext_articles_join_to_the_text_of_the_papers(tmp_path: Path) -> None:
     data = {"source": "mirror", "path": str(write_mirror(tmp_path))}
-    articles = mirror.documents("wikitext2", data)["evaluation"]
+    articles = mirror.documents("wikitext2", CATALOGUE["wikitext2"], data)["evaluation"]
     assert len(articles) == 2
     assert articles[1].startswith(" = Second = \n")
     assert "\n\n".join(articles) == "\n\n".join(LINES)
@@ -154,7 +158,7 @@ def test_wikitext_articles_join_to_the_text_of_the_papers(tmp_path: Path) -> Non
 @pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror beside the repository")
 def test_the_real_wikitext_joins_to_the_text_of_the_papers() -> None:
     data = {"source": "mirror", "path": str(MIRROR)}
-    found = mirror.documents("wikitext2", data)
+    found = mirror.documents("wikitext2", CATALOGUE["wikitext2"], data)
     entry = CATALOGUE["wikitext2"]
     for split, name in (("calibration", "validation"), ("evaluation", "test")):
         (file,) = mirror_files(entry, MIRROR, name)
@@ -168,7 +172,7 @@ def test_windows_line_ends_of_mbpp_become_plain_ones(tmp_path: Path) -> None:
     folder = write_mirror(tmp_path)
     file = folder / "google-research-datasets/mbpp/full/train-00000-of-00001.parquet"
     parquet.write_table(pa.table({"text": ["Add."], "code": ["def f(a):\r\n  return a"]}), file)
-    found = mirror.documents("mbpp", {"source": "mirror", "path": str(folder)})
+    found = mirror.documents("mbpp", CATALOGUE["mbpp"], {"source": "mirror", "path": str(folder)})
     assert found["calibration"] == ['"""\nAdd.\n"""\ndef f(a):\n  return a']
 
 
@@ -180,7 +184,7 @@ def test_unreachable_texts_are_one_line_that_says_what_is_missing(tmp_path: Path
     data = {"source": "mirror", "path": str(folder)}
     assert reachable("gsm8k", data) == f"corpus gsm8k: no file openai/gsm8k/main/test-*.parquet in {folder}"
     with pytest.raises(ValueError, match=r"corpus gsm8k: no file openai/gsm8k/main/test-\*\.parquet"):
-        mirror.documents("gsm8k", data)
+        mirror.documents("gsm8k", CATALOGUE["gsm8k"], data)
     assert reachable("poems", data) == (
         "corpus 'poems' is in no repository; allowed: wikitext2, ptb, c4, mbpp, gsm8k, wikinews"
     )
@@ -199,7 +203,7 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
     file = folder / "openai/gsm8k/main/test-00000-of-00001.parquet"
     parquet.write_table(pa.table({"question": ["?"]}), file)
     with pytest.raises(ValueError, match="has no column answer"):
-        mirror.documents("gsm8k", {"source": "mirror", "path": str(folder)})
+        mirror.documents("gsm8k", CATALOGUE["gsm8k"], {"source": "mirror", "path": str(folder)})
 
 
 def test_identity_is_what_the_files_say_and_not_where_they_lie(tmp_path: Path) -> None:
@@ -212,8 +216,30 @@ def test_identity_is_what_the_files_say_and_not_where_they_lie(tmp_path: Path) -
     changed = [corpus for corpus in CATALOGUE if identity(corpus, here, memory) != before[corpus]]
     assert changed == ["ptb"]
     pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "openai/other": COMMIT[::-1]}}
-    assert identity("gsm8k", pinned, memory) == {"source": "hub", "revision": COMMIT}
-    assert identity("prose", EMBEDDED, memory) == EMBEDDED
+    moved = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT[::-1], "openai/other": COMMIT}}
+    other = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "openai/other": COMMIT}}
+    assert identity("gsm8k", pinned, memory) == identity("gsm8k", other, memory)
+    assert identity("gsm8k", pinned, memory) != identity("gsm8k", moved, memory)
+    json.dumps(before)
+
+
+def test_address_of_a_text_follows_its_reader_and_its_own_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "fingerprints.json"
+    here = {"source": "mirror", "path": str(write_mirror(tmp_path / "hf"))}
+    before = {corpus: identity(corpus, here, memory) for corpus in CATALOGUE}
+    monkeypatch.setitem(CATALOGUE, "c4", dataclasses.replace(CATALOGUE["c4"], join="\n"))
+    assert [corpus for corpus in CATALOGUE if identity(corpus, here, memory) != before[corpus]] == ["c4"]
+    assert identity("prose", EMBEDDED, memory)["program"] == program("hemorrhage.data.embedded")
+    # The step itself names neither the readers nor the catalogue.
+    assert (
+        address._closure("hemorrhage.data.__main__")
+        & {f"hemorrhage.data.{name}" for name in ("embedded", "mirror", "hub", "catalogue", "entry")}
+        == set()
+    )
+    assert "hemorrhage.data.entry" in address._closure("hemorrhage.data.mirror")
+    assert "hemorrhage.data.catalogue" not in address._closure("hemorrhage.data.mirror")
 
 
 class Table(list):
@@ -249,15 +275,15 @@ def test_hub_asks_for_the_pinned_commit_and_gives_what_a_mirror_gives(
     for corpus, entry in CATALOGUE.items():
         data = {"source": "hub", "revisions": {entry.repository: COMMIT}}
         if entry.on_hub:
-            assert hub.documents(corpus, data) == mirror.documents(corpus, local)
+            assert hub.documents(corpus, entry, data) == mirror.documents(corpus, entry, local)
             assert all(options["revision"] == COMMIT for _, _, options in asked)
         else:
             with pytest.raises(ValueError, match="not on the hub"):
-                hub.documents(corpus, data)
+                hub.documents(corpus, entry, data)
     (c4,) = [options for repository, _, options in asked if repository == "allenai/c4"]
     assert c4["data_files"] == {"train": "en/c4-validation.00000-of-00008.json.gz"}
     with pytest.raises(ValueError, match="corpus ptb needs the commit of ptb-text-only/ptb_text_only"):
-        hub.documents("ptb", {"source": "hub", "revisions": {}})
+        hub.documents("ptb", CATALOGUE["ptb"], {"source": "hub", "revisions": {}})
 
 
 def test_what_the_plan_imports_is_light() -> None:

@@ -27,7 +27,7 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 SEED = 0
 
 
-def build(out: Path, steps: int = 400) -> Path:
+def build(out: Path, steps: int = 150) -> Path:
     """Train the model for ``steps`` steps and save it as a Hugging Face folder ``out``, which is returned."""
     texts = embedded.documents("prose")["calibration"]
     out.mkdir(parents=True, exist_ok=True)

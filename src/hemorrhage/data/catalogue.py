@@ -1,33 +1,12 @@
-"""Where the corpora of data.source ``mirror`` and ``hub`` lie, and how their rows become a text."""
+"""The corpora of data.source ``mirror`` and ``hub``.
+
+Only the plan's side imports this module; the step finds it at run time. The address of a text holds its own
+entry (see ``identity`` of hemorrhage.data.repositories), so that a new line here invalidates nothing.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A corpus in a data set repository. ``calibration`` and ``evaluation`` are names of its splits.
-
-    Where both are the same split, its documents are dealt out in turn. ``template`` makes a document of a
-    row. ``join`` stands between documents and belongs to the perplexity protocol of the data set.
-    ``hub_files`` picks files of a hub repository that is too large to take whole, and ``hub_rows`` bounds
-    the rows read from them; ``on_hub`` is false for sets that only a mirror has.
-    """
-
-    repository: str
-    config: str
-    calibration: str
-    evaluation: str
-    template: str
-    join: str = "\n\n"
-    heading: str | None = None
-    hub_files: str | None = None
-    hub_rows: int | None = None
-    on_hub: bool = True
-
+from hemorrhage.data.entry import Entry
 
 CATALOGUE = {
     # Rows are lines; "\n\n".join(rows) is the text that papers report WikiText-2 perplexity on. Articles
@@ -56,40 +35,3 @@ CATALOGUE = {
     "wikinews": Entry("continuation", "wikinews", "test", "test", "{text}", on_hub=False),
 }
 """Corpus -> where it lies. Licences are the data sets' own; PTB may not be redistributed."""
-
-
-def columns(entry: Entry) -> list[str]:
-    """The columns of a row that the template reads."""
-    return re.findall(r"{(\w+)}", entry.template)
-
-
-def pattern(entry: Entry, split: str) -> str:
-    """Glob pattern of a split's files in a mirror folder: ``<org>/<name>/<config>/<split>-*.parquet``."""
-    return f"{entry.repository}/{entry.config}/{split}-*.parquet"
-
-
-def mirror_files(entry: Entry, folder: Path, split: str) -> list[Path]:
-    """The files of a split in a mirror folder, in order; empty where there are none."""
-    return sorted(folder.glob(pattern(entry, split)))
-
-
-def arrange(entry: Entry, rows: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
-    """Documents of both splits from the rows of the repository's splits, ``{split name: rows}``."""
-    made = {split: _documents(entry, found) for split, found in rows.items()}
-    if entry.calibration == entry.evaluation:
-        whole = made[entry.calibration]
-        return {"calibration": whole[0::2], "evaluation": whole[1::2]}
-    return {"calibration": made[entry.calibration], "evaluation": made[entry.evaluation]}
-
-
-def _documents(entry: Entry, rows: list[dict[str, str]]) -> list[str]:
-    texts = [entry.template.format(**row).replace("\r\n", "\n") for row in rows]
-    if entry.heading is None:
-        return texts
-    articles: list[list[str]] = [[]]
-    for text in texts:
-        # The blank row before the first heading belongs to the first article.
-        if re.fullmatch(entry.heading, text) and any(map(str.strip, articles[-1])):
-            articles.append([])
-        articles[-1].append(text)
-    return [entry.join.join(article) for article in articles]

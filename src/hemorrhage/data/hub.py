@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hemorrhage.data.catalogue import CATALOGUE, Entry, arrange, columns
+from hemorrhage.data.entry import Entry, arrange, columns
 
 
-def documents(corpus: str, data: dict[str, Any]) -> dict[str, list[str]]:
+def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
     """Documents of both splits of ``corpus`` at the commit that ``data["revisions"]`` gives its repository.
 
     Raises ValueError where there is no commit for it; what the download raises passes through.
     """
-    entry = CATALOGUE[corpus]
     if not entry.on_hub:
         raise ValueError(f"corpus {corpus} is not on the hub; data.source mirror can hold it")
     if entry.repository not in data["revisions"]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.data.catalogue import CATALOGUE, arrange, columns, mirror_files, pattern
+from hemorrhage.data.entry import Entry, arrange, columns, mirror_files, pattern
 
 
-def documents(corpus: str, data: dict[str, Any]) -> dict[str, list[str]]:
-    """Documents of both splits of ``corpus`` in the folder ``data["path"]``.
+def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
+    """Documents of both splits of ``corpus``, which ``entry`` describes, in the folder ``data["path"]``.
 
     Raises ValueError where a file or a column is missing.
     """
     from pyarrow import parquet
 
-    entry = CATALOGUE[corpus]
     folder = Path(data["path"])
     rows: dict[str, list[dict[str, str]]] = {}
     for split in dict.fromkeys((entry.calibration, entry.evaluation)):

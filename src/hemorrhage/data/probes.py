@@ -4,7 +4,7 @@
   (Linzen et al. 2016, arXiv 1611.01368), as minimal pairs.
 - ``arithmetic``: sums, differences and products of one digit after a worked example.
 - ``recall``: the value that the prompt itself gave to a name.
-- ``cloze``: common facts: capitals, opposites, kinds of things, sequences.
+- ``cloze``: common facts: capitals, opposites, kinds of things, sequences forwards and backwards.
 
 Items come in groups that share their choices: each choice is right once in a group, each position of the
 right answer occurs once in a group. So whoever always gives the same answer, prefers some words, or always
@@ -246,9 +246,10 @@ def cloze(generator: random.Random) -> Iterator[list[Fact]]:
     groups: list[list[Fact]] = []
     for wording, facts in FACTS.items():
         groups += _groups([(wording.format(asked), f" {right}") for asked, right in facts.items()], generator)
-    for sequence in map(str.split, SEQUENCES):
-        terms = zip(sequence, sequence[1:], sequence[2:], strict=False)
-        continued = [(f"{first}, {second},", f" {third}") for first, second, third in terms]
+    forward = [sequence.split() for sequence in SEQUENCES]
+    for sequence in forward + [terms[::-1] for terms in forward]:
+        triples = zip(sequence, sequence[1:], sequence[2:], strict=False)
+        continued = [(f"{first}, {second},", f" {third}") for first, second, third in triples]
         groups += [continued[at : at + 4] for at in range(0, len(continued) - 3, 4)]
     generator.shuffle(groups)
     yield from groups

@@ -5,11 +5,13 @@ Nothing heavy is imported here: the plan is read at every start.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.address import fingerprint
-from hemorrhage.data.catalogue import CATALOGUE, mirror_files, pattern
+from hemorrhage.address import fingerprint, program
+from hemorrhage.data.catalogue import CATALOGUE
+from hemorrhage.data.entry import mirror_files, pattern
 
 
 def reachable(corpus: str, data: dict[str, Any]) -> str | None:
@@ -41,20 +43,26 @@ def reachable(corpus: str, data: dict[str, Any]) -> str | None:
 
 
 def identity(corpus: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
-    """What the address of a prepared corpus holds of its source: digests of files, or a pinned commit.
+    """What the address of a prepared corpus holds of its source beside the code of the step.
 
-    Where a mirror lies does not count, only what its files say. An embedded corpus is what this machine's
-    Python and packages make of it; the text's own hash says which text it was. ``memory`` is that of
-    hemorrhage.address.fingerprint.
+    That is the code that reads this kind of source, the corpus's own entry in the catalogue, and digests of
+    its files or the pinned commit. Where a mirror lies does not count. An embedded corpus is what this
+    machine's Python and packages make of it; the text's own hash says which text it was. ``memory`` is that
+    of hemorrhage.address.fingerprint.
     """
+    reader: dict[str, Any] = {
+        "source": data["source"],
+        "program": program(f"hemorrhage.data.{data['source']}"),
+    }
     if data["source"] == "embedded":
-        return {"source": "embedded"}
+        return reader
     entry = CATALOGUE[corpus]
+    reader["entry"] = asdict(entry)
     if data["source"] == "hub":
-        return {"source": "hub", "revision": data["revisions"][entry.repository]}
+        return {**reader, "revision": data["revisions"][entry.repository]}
     files = {
         file.name: fingerprint(file, memory)
         for split in (entry.calibration, entry.evaluation)
         for file in mirror_files(entry, Path(data["path"]), split)
     }
-    return {"source": "mirror", "files": files}
+    return {**reader, "files": files}

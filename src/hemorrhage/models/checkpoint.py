@@ -36,7 +36,7 @@ def load(folder: Path, dtype: str = "float32") -> PreTrainedModel:
     for module in model.modules():
         if hasattr(module, "quantization_scheme"):
             _make_dense(module)
-    model.to(torch.device(device()))
+    model.to(device())  # type: ignore[arg-type]  # transformers' decorator hides the signature
     return model.eval()
 
 
