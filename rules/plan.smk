@@ -3,7 +3,6 @@
 What an address names never changes, so every input is ancient(): its absence matters, not its age.
 """
 
-import fcntl
 import json
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ SOURCE = Path(workflow.basedir, "src")
 sys.path.insert(0, str(SOURCE))
 
 from hemorrhage.config import ConfigError
+from hemorrhage.lock import hold
 from hemorrhage.plan import Plan
 
 # This checkout's code runs, also in DVC's temporary experiments and in SLURM jobs.
@@ -51,11 +51,7 @@ def folders(manifests):
 
 onstart:
     # Snakemake's own lock survives a kill -9; this one goes with the process.
-    Path(".snakemake").mkdir(exist_ok=True)
-    LOCK = open(".snakemake/run.lock", "w")
     try:
-        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(Path(".snakemake/run.lock"))
     except BlockingIOError:
-        raise WorkflowError(
-            "another run is at work in this folder; wait for it to end, or stop it"
-        )
+        raise WorkflowError("another run is at work in this folder; wait for it to end, or stop it")

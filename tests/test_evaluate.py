@@ -92,12 +92,21 @@ def test_choices_against_one_full_pass_each(model, tokenizer) -> None:
     rows = choice_rows(0, prompt, choices, tokenizer)
     scores = log_likelihoods(model, rows, pad=0)[0]
     start = len(tokenizer(prompt).input_ids)
-    for choice, score in zip(choices, scores, strict=True):
+    literal = []
+    for choice in choices:
         ids = torch.tensor([tokenizer(prompt + choice).input_ids])
         with torch.no_grad():
             log_p = model(ids).logits[0].log_softmax(-1)
-        literal = sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1]))
-        assert score == pytest.approx(literal, abs=1e-4)
+        literal.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
+    assert [a - scores[0] for a in scores] == pytest.approx([b - literal[0] for b in literal], abs=1e-4)
+
+
+def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer) -> None:
+    (row,) = choice_rows(7, "Once upon a", [" time a", " time s"], tokenizer)
+    item, read, endings = row
+    assert item == 7
+    assert [len(ending) for ending in endings] == [1, 1]
+    assert tokenizer.decode(read[1:]).endswith("time")
 
 
 def test_a_choice_must_not_change_the_prompts_tokens(tokenizer) -> None:

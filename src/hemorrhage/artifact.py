@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import socket
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -100,10 +101,22 @@ def environment() -> Mapping[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()} {_processor()}",
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
-        "device": os.environ.get("HEMORRHAGE_DEVICE", "cpu"),
+        "device": _device(),
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     return {"id": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8], **facts}
+
+
+def _device() -> str:
+    # A step that computes has imported torch by now; one that has not, computed on the processor.
+    torch = sys.modules.get("torch")
+    if (
+        os.environ.get("HEMORRHAGE_DEVICE", "cuda") == "cuda"
+        and torch is not None
+        and torch.cuda.is_available()
+    ):
+        return str(torch.cuda.get_device_name())
+    return "cpu"
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,9 @@ Row = tuple[int, list[int], list[list[int]]]
 def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """What has to be read to score an item.
 
-    Where every choice is one token, a single pass over the prompt scores them all; else each choice is read
-    after the prompt. Raises ValueError where a choice changes how the prompt itself is tokenised.
+    Tokens that all choices begin with are read as part of the prompt: they add the same to every choice.
+    Where each choice is then one token, a single pass over the prompt scores them all; else each choice is
+    read after the prompt. Raises ValueError where a choice changes how the prompt itself is tokenised.
     """
     start = tokenizer(prompt).input_ids
     endings = []
@@ -31,13 +33,16 @@ def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTraine
         if whole[: len(start)] != start or len(whole) == len(start):
             raise ValueError(f"item {item}: the choice {choice!r} melts into the prompt's last token")
         endings.append(whole[len(start) :])
+    alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*endings, strict=False))
+    shared = min(len(list(alike)), min(map(len, endings)) - 1)
+    start, endings = start + endings[0][:shared], [ending[shared:] for ending in endings]
     if all(len(ending) == 1 for ending in endings):
         return [(item, start, endings)]
     return [(item, start + ending[:-1], [ending]) for ending in endings]
 
 
 def log_likelihoods(model: PreTrainedModel, rows: list[Row], pad: int) -> dict[int, list[float]]:
-    """Item -> summed log-likelihood (nats) of each of its choices, in order."""
+    """Item -> summed log-likelihood (nats) of what tells its choices apart, in order."""
     head = output_embedding(model)
     scores: dict[int, list[float]] = {}
     for batch in tqdm(_batches(rows), desc="items", mininterval=5):
