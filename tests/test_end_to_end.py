@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -92,7 +93,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Project:
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in filter(None, files.split("\0")):
-        if (ROOT / name).is_file():
+        # What the repository holds of another study stays behind.
+        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     tools = root.parent / "tools"
@@ -113,6 +115,15 @@ exec {sys.executable} "$@"
     made.run(sys.executable, "-m", "hemorrhage.overlay", "params/quick.yaml")
     made.commit("quick profile")
     return made
+
+
+@pytest.fixture(autouse=True)
+def left_as_found(project: Project) -> Iterator[None]:
+    """A test that changed a file gives the next one the committed state, also when it failed."""
+    yield
+    if (project.root / "dvc.lock").is_file() and project.run("git", "status", "--porcelain").stdout:
+        project.run("git", "checkout", "--quiet", "--force", "main")
+        project.run("dvc", "checkout", "--force", "--quiet")
 
 
 def test_cold_run_makes_everything(project: Project) -> None:
@@ -177,13 +188,11 @@ def test_a_variants_parameter_reruns_that_variant(project: Project, command: tup
 def test_an_evaluation_parameter_reruns_no_compression(project: Project, command: tuple[str, ...]) -> None:
     project.edit("params.yaml", "windows: 12", "windows: 10")
     assert project.jobs(*command) == {"evaluate.reference": 1, "evaluate": 7, "analyze": 1}
-    project.restore()
 
 
 def test_a_new_variant_of_a_sweep_runs_alone(project: Project) -> None:
     project.edit("params.yaml", "bits: [8, 4]", "bits: [8, 6, 4]")
     assert project.jobs("snakemake") == {"compress": 1, "evaluate": 1, "analyze": 1}
-    project.restore()
 
 
 @pytest.mark.parametrize("command", [("snakemake",), ("dvc", "repro")])
@@ -196,7 +205,6 @@ def test_code_of_one_method_reruns_its_variants_and_a_comment_nothing(
     assert not project.jobs(*command)
     method.write_text(source + "\nEDITED = True\n")
     assert project.jobs(*command) == {"compress": 1, "evaluate": 1, "analyze": 1}
-    project.restore()
 
 
 def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project) -> None:
@@ -224,7 +232,6 @@ def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project
     assert not project.jobs("snakemake")
     project.run("dvc", "repro", "--quiet")
     assert not list(checkpoints.glob("*/*.part-*"))
-    project.restore()
 
 
 def test_of_two_runs_at_once_one_stops_with_a_clear_message(project: Project) -> None:
@@ -242,17 +249,12 @@ def test_of_two_runs_at_once_one_stops_with_a_clear_message(project: Project) ->
     assert "another run is at work in this folder" in second.stdout + second.stderr
     assert first.wait() == 0
     assert project.counted() == {"compress": 1, "evaluate": 1, "decode": 1, "analyze": 1}
-    project.restore()
 
 
 def test_the_cache_adds_no_second_copy_of_a_checkpoint(project: Project) -> None:
     weights = list((project.root / "data/checkpoints").rglob("*.safetensors"))
     assert weights
-    apart = [file for file in weights if file.stat().st_nlink < 2]
-    if apart:  # not hard-linked: then the file system must share the blocks by reflink
-        clone = apart[0].with_suffix(".probe")
-        subprocess.run(["cp", "--reflink=always", apart[0], clone], check=True)
-        clone.unlink()
+    assert all(file.stat().st_nlink >= 2 for file in weights)
 
 
 def test_a_fresh_clone_pulls_and_has_nothing_to_do(project: Project) -> None:
@@ -316,7 +318,6 @@ def test_a_failing_variant_is_a_row_with_its_reason_and_the_rest_finishes(projec
     assert failed.reason.str.contains("planted fault").all()
     assert (rows[rows.variant == "rtn-4"].status == "ok").all()
     assert "planted fault" in (project.root / "reports/index.html").read_text()
-    project.restore()
 
 
 @pytest.mark.parametrize(
@@ -339,4 +340,3 @@ def test_bad_params_stop_before_any_work(project: Project, old: str, new: str, m
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not project.counted()
-    project.restore()
