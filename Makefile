@@ -41,7 +41,7 @@ test: check unit end-to-end
 check: $(READY)
 	ruff check .
 	ruff format --check .
-	snakefmt --check --quiet Snakefile rules
+	snakefmt --check Snakefile rules
 	snakemake --lint
 	mypy
 

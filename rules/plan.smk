@@ -54,4 +54,6 @@ onstart:
     try:
         hold(Path(".snakemake/run.lock"))
     except BlockingIOError:
-        raise WorkflowError("another run is at work in this folder; wait for it to end, or stop it")
+        raise WorkflowError(
+            "another run is at work in this folder; wait for it to end, or stop it"
+        )
