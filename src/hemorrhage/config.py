@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
+from hemorrhage.data.repositories import reachable
+from hemorrhage.models.path import refusal
 from hemorrhage.registry import EMBEDDED_CORPORA, METHODS, REPOSITORY_CORPORA, STRATEGIES, TASKS
 
 
@@ -229,8 +232,6 @@ def architecture(params: Params) -> dict[str, Any] | None:
     if isinstance(model, WheelModel):
         return WHEELS[model.name]
     if isinstance(model, PathModel):
-        import json
-
         return json.loads(Path(model.path, "config.json").read_text(encoding="utf-8"))
     return None
 
@@ -294,9 +295,6 @@ def _known(name: object, allowed: tuple[str, ...], where: str) -> str:
 
 def _check(params: Params) -> None:
     """What no single key can tell: names that must exist, inputs that must be there, sizes that must fit."""
-    from hemorrhage.data.repositories import reachable
-    from hemorrhage.models.path import refusal
-
     problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
     if problem:
         raise ConfigError(f"model.path: {problem}")

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import config
-from hemorrhage.address import address, fingerprint, program
+from hemorrhage.address import SOURCE, address, fingerprint, program
 from hemorrhage.artifact import MANIFEST
+from hemorrhage.data.repositories import identity
 
 DATA = Path("data")
 REPORTS = Path("reports")
@@ -145,8 +146,6 @@ class Plan:
         return {corpus: self._text(corpus) for corpus in config.corpora(self.params)}
 
     def _text(self, corpus: str) -> str:
-        from hemorrhage.data.repositories import identity
-
         source = identity(corpus, self.data(corpus), FINGERPRINTS)
         return self._address("text", self.base["base"], corpus, source, program("hemorrhage.data.__main__"))
 
@@ -275,8 +274,6 @@ class Plan:
 
 def _template() -> str:
     """Digest of the report's page, which is no Python."""
-    from hemorrhage.address import SOURCE
-
     return address([file.read_text(encoding="utf-8") for file in sorted((SOURCE / "analyze").glob("*.j2"))])
 
 
