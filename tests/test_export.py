@@ -149,7 +149,7 @@ def test_packed_is_the_checkpoint_without_this_benchs_files(made: Path, tmp_path
     ("name", "kind", "why"),
     [
         ("pruned", "packed", "it has no packed weights; --as dense writes it"),
-        ("low_rank", "packed", r"a form of this bench \(forms\) that no engine reads packed"),
+        ("low_rank", "packed", r"a form of this bench \(low_rank\) that no engine reads packed"),
         ("blocks", "packed", r"a form of this bench \(gguf_file\) that no engine reads packed"),
     ],
 )

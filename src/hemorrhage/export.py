@@ -137,7 +137,7 @@ def _packed(folder: Path, settings: dict[str, Any], out: Path) -> None:
     # That there are codes of a table is also what the quantization_config says.
     own = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
     if own:
-        what = ", ".join(sorted({str(bench.get("form", bench.get("weights", key))) for key in own}))
+        what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(own) - {"forms"})])
         raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
     if not any(_ends(name, suffix) for name in _handles(folder) for suffix in PACKED):
         raise ValueError("it has no packed weights; --as dense writes it")

@@ -128,9 +128,6 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
     else:
         store(model, name, quantized, grid, described(rounding))
     form: Any = model.get_submodule(name)
-    if grid.bits != 8:
-        # Without it compressed-tensors takes weights with quantized inputs for bytes.
-        form.scheme = {**form.scheme, "format": "pack-quantized"}
     if rounding.scale is not None:
         scale = torch.tensor([rounding.scale], dtype=quantized.scale.dtype)
         form.tensors["input_scale"] = Parameter(scale, requires_grad=False)

@@ -43,7 +43,7 @@ class Settings(wanda.Settings):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Second moments of inputs, gradients of the loss, and the windows they were measured on."""
+        """Norms of inputs, gradients of the loss, and the windows they were measured on."""
         return (*super().statistics, "gradients", "tokens")
 
 

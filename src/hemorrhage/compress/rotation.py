@@ -158,8 +158,6 @@ def _alter_layers(model: PreTrainedModel, settings: Settings, statistics: Statis
         inward, outward = origins[name]
         packed = pack(name, quantized, settings.bits)
         replace(model, name, rotated(packed, settings.bits, outward, inward, linears[name].bias))
-    # By this the loader knows that there are layers to turn back.
-    model.config.hemorrhage = {**(getattr(model.config, "hemorrhage", None) or {}), "weights": "rotated"}
 
 
 def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:

@@ -67,7 +67,7 @@ class Settings(wanda.Settings):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Second moments of inputs, gradients of the blocks' outputs, and the windows."""
+        """Norms of inputs, gradients of the blocks' outputs, and the windows."""
         return (*super().statistics, "local_gradients", "tokens")
 
 

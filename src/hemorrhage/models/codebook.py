@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.dequantized import DequantizedLinear
+
 STATE = "weight.quant_state.bitsandbytes__"
 
-SUFFIX = (f"{STATE}nf4", f"{STATE}fp4")
 
 NF4 = (
     -1.0,
@@ -46,25 +47,18 @@ FP4 = tuple(value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -
 TABLES = {"nf4": NF4, "fp4": FP4}
 
 
-class CodebookLinear(nn.Module):
+class CodebookLinear(DequantizedLinear):
     """A linear layer of codes of a table, dequantized whenever it computes."""
-
-    scheme = None
 
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring."""
-        super().__init__()
+        (key,) = (key for key in stored if key.startswith(STATE))
+        state = json.loads(bytes(stored[key].tolist()))
+        rows, columns = state["shape"]
+        super().__init__((rows, columns), {}, bias)
         # The names have dots, which torch's containers do not take.
         self._stored = stored
-        self.bias = bias
-        (key,) = (key for key in stored if key.startswith(STATE))
-        self.state: dict[str, Any] = json.loads(bytes(stored[key].tolist()))
-        self.out_features, self.in_features = self.state["shape"]
-
-    @property
-    def parameters_count(self) -> int:
-        """Weights that the codes stand for."""
-        return self.out_features * self.in_features
+        self.state: dict[str, Any] = state
 
     def stored(self) -> dict[str, Tensor]:
         """Tensors to store, by suffix."""
@@ -85,11 +79,6 @@ class CodebookLinear(nn.Module):
             absmax = spread(coded, stored["weight.nested_absmax"], width) + state["nested_offset"]
         weights = spread(values[: self.parameters_count], absmax, state["blocksize"])
         return weights.to(getattr(torch, state["dtype"])).float().view(self.out_features, self.in_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [..., columns] through the dequantized layer."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dense().to(x.dtype), bias)
 
 
 def spread(values: Tensor, absmax: Tensor, width: int) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hemorrhage.compress.gguf_types import problem
+from hemorrhage.models.dequantized import DequantizedLinear
 from hemorrhage.models.wheel import LAYER, OUTSIDE, hugging_face_name, rotary_halves
 
 if TYPE_CHECKING:
@@ -73,41 +74,22 @@ class Entry:
         return dequantize(self.load(), self.kind)
 
 
-class BlockLinear(nn.Module):
+class BlockLinear(DequantizedLinear):
     """A linear layer of ggml's blocks, dequantized whenever it computes."""
-
-    scheme = None
 
     def __init__(self, blocks: Tensor, kind: str, bias: nn.Parameter | None) -> None:
         """``blocks`` uint8 [rows, bytes of a row] of the type ``kind``, a name in lower case."""
-        super().__init__()
-        self.kind = kind
-        self.blocks = nn.Parameter(blocks, requires_grad=False)
-        self.bias = bias
         width, size = block_size(kind)
-        self.out_features, self.in_features = len(blocks), blocks.shape[1] // size * width
-
-    @property
-    def parameters_count(self) -> int:
-        """Weights that the blocks stand for."""
-        return self.out_features * self.in_features
-
-    def stored(self) -> dict[str, Tensor]:
-        """What the file holds for the layer."""
-        return {"blocks": self.blocks.data}
+        super().__init__((len(blocks), blocks.shape[1] // size * width), {"blocks": blocks}, bias)
+        self.kind = kind
 
     def dense(self) -> Tensor:
         """The weights that a reader of the file sees: float32 [rows, columns]."""
-        return dequantize(self.blocks.data, self.kind)
+        return dequantize(self.tensors["blocks"].data, self.kind)
 
     def entry(self) -> Entry:
         """The layer's tensor of a file."""
-        return Entry(self.kind, (self.out_features, self.in_features), lambda: self.blocks.data)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [..., columns] through the dequantized layer."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dense().to(x.dtype), bias)
+        return Entry(self.kind, (self.out_features, self.in_features), lambda: self.tensors["blocks"].data)
 
 
 def block_size(kind: str) -> tuple[int, int]:

@@ -11,41 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SUFFIX = "weight_scale"
+from hemorrhage.models.dequantized import DequantizedLinear
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(DequantizedLinear):
     """A linear layer of signed bytes with a scale for each row or group, dequantized whenever it computes."""
 
     def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring; ``scheme`` is the group of the configuration."""
-        super().__init__()
-        self.tensors = nn.ParameterDict(
-            {name: nn.Parameter(value, requires_grad=False) for name, value in stored.items()}
-        )
+        rows, columns = stored["weight"].shape
+        super().__init__((rows, columns), stored, bias)
         self.scheme = scheme
-        self.bias = bias
-        self.out_features, self.in_features = stored["weight"].shape
-
-    @property
-    def parameters_count(self) -> int:
-        """Weights that the integers stand for."""
-        return self.out_features * self.in_features
-
-    def stored(self) -> dict[str, Tensor]:
-        """Tensors to store, by suffix."""
-        return {name: value.data for name, value in self.tensors.items()}
 
     def dense(self) -> Tensor:
         """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
         scale = self.tensors["weight_scale"].data.float()
         groups = self.tensors["weight"].data.float().unflatten(1, (scale.shape[1], -1))
         return (groups * scale.unsqueeze(2)).flatten(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [..., columns] through the dequantized layer."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dense().to(x.dtype), bias)
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> Int8Linear:

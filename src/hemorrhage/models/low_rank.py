@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SUFFIX = "low_rank_in"
 KEEP = True
 
 

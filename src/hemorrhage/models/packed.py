@@ -12,32 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.dequantized import DequantizedLinear
 from hemorrhage.models.stream import rows_at_once
 
-SUFFIX = "weight_packed"
 
-
-class PackedLinear(nn.Module):
+class PackedLinear(DequantizedLinear):
     """A linear layer of packed integers, dequantized whenever it computes."""
 
     def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring; ``scheme`` is the group of the configuration."""
-        super().__init__()
-        self.tensors = nn.ParameterDict(
-            {name: nn.Parameter(value, requires_grad=False) for name, value in stored.items()}
-        )
-        self.scheme = scheme
-        self.bias = bias
-        self.out_features, self.in_features = stored["weight_shape"].tolist()
-
-    @property
-    def parameters_count(self) -> int:
-        """Weights that the integers stand for."""
-        return self.out_features * self.in_features
-
-    def stored(self) -> dict[str, Tensor]:
-        """Tensors to store, by suffix."""
-        return {name: value.data for name, value in self.tensors.items()}
+        rows, columns = stored["weight_shape"].tolist()
+        super().__init__((rows, columns), stored, bias)
+        self.scheme: dict[str, Any] = scheme
 
     def dense(self) -> Tensor:
         """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
@@ -59,11 +45,6 @@ class PackedLinear(nn.Module):
                 groups.sub_(zero[rows].unsqueeze(2))
             groups.mul_(scale[rows].unsqueeze(2))
         return values
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [..., columns] through the dequantized layer."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dense().to(x.dtype), bias)
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> PackedLinear:

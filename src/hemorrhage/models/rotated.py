@@ -18,36 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from hemorrhage.compress.hadamard import Rotation, rotation
+from hemorrhage.models.dequantized import DequantizedLinear
 from hemorrhage.models.packed import PackedLinear
-
-SUFFIX = "rotated_packed"
 
 Origin = tuple[int, int, int, bool]
 """What a rotation is made from: seed, orders of its factors, whether they are Hadamard matrices."""
 
 
-class RotatedLinear(nn.Module):
+class RotatedLinear(DequantizedLinear):
     """A linear layer whose weight is stored as packed integers in a rotated basis."""
-
-    scheme = None
 
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring."""
-        super().__init__()
-        self.tensors = nn.ParameterDict(
-            {name: nn.Parameter(value, requires_grad=False) for name, value in stored.items()}
-        )
-        self.bias = bias
-        self.out_features, self.in_features = stored["rotated_shape"].tolist()
-
-    @property
-    def parameters_count(self) -> int:
-        """Weights that the integers stand for."""
-        return self.out_features * self.in_features
-
-    def stored(self) -> dict[str, Tensor]:
-        """Tensors to store, by suffix."""
-        return {name: value.data for name, value in self.tensors.items()}
+        rows, columns = stored["rotated_shape"].tolist()
+        super().__init__((rows, columns), stored, bias)
 
     def dense(self) -> Tensor:
         """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
@@ -62,11 +46,6 @@ class RotatedLinear(nn.Module):
         packed = {name.replace("rotated", "weight"): value for name, value in self.stored().items()}
         scheme = {"weights": {"num_bits": int(packed["weight_bits"])}}
         return PackedLinear(packed, scheme, None).dense()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [..., columns] through the dequantized layer."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.dense().to(x.dtype), bias)
 
 
 def made(origin: tuple[Any, ...]) -> Rotation:
