@@ -23,6 +23,7 @@ from hemorrhage.models import int8
 from hemorrhage.models.activations import InputRounding, described, exact, rounding_of, scale_of
 from hemorrhage.models.checkpoint import load
 from tests.calibration import calibrated
+from tests.divergence import kl
 
 OUTLIER = 100.0
 
@@ -78,10 +79,9 @@ def logits(model: Any, tokens: Tensor) -> Tensor:
 def divergence(base: Path, calibration: Path, tokens: Tensor, **settings: Any) -> float:
     """Mean KL(base || altered) in nats."""
     model = load(base)
-    p = logits(model, tokens).log_softmax(-1)
+    before = logits(model, tokens)
     activations.alter(model, activations.Settings.model_validate(settings), Statistics(calibration), 0)
-    q = logits(model, tokens).log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).mean().item()
+    return kl(before, logits(model, tokens))
 
 
 def literal(x: list[float], largest: float, bits: int) -> list[float]:

@@ -17,6 +17,7 @@ from hemorrhage.compress.blocks import blocks, linears_of
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.walk import enter
 from tests.calibration import calibrated
+from tests.divergence import divergence
 
 WINDOWS, LENGTH = 12, 48
 
@@ -40,12 +41,6 @@ def text(tiny: Path) -> Tensor:
         begin = torch.full((2 * WINDOWS, 1), model.config.bos_token_id)
         sizes = {"min_new_tokens": LENGTH - 1, "max_new_tokens": LENGTH - 1}
         return model.generate(begin, do_sample=True, top_k=0, pad_token_id=0, **sizes)
-
-
-def divergence(base: PreTrainedModel, other: PreTrainedModel, tokens: Tensor) -> float:
-    with torch.no_grad():
-        a, b = (model(tokens).logits.log_softmax(-1) for model in (base, other))
-    return (a.exp() * (a - b)).sum(-1).mean().item()
 
 
 def altered(tiny: Path, text: Tensor, seed: int = 0, **settings: Any) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
 from tests.calibration import calibrated
+from tests.divergence import divergence
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,10 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("awq"))
 
 
-def divergence(base: PreTrainedModel, other: PreTrainedModel, calibration: Path) -> float:
+def divergence_on(base: PreTrainedModel, other: PreTrainedModel, calibration: Path) -> float:
     """Mean KL(base ‖ other), nats per token."""
     tokens = load_file(calibration / "tokens.safetensors")["tokens"].long()
-    with torch.no_grad():
-        a, b = (model(tokens).logits.log_softmax(-1) for model in (base, other))
-    return (a.exp() * (a - b)).sum(-1).mean().item()
+    return divergence(base, other, tokens)
 
 
 def inputs(tokens: int = 200, columns: int = 48) -> Tensor:
@@ -223,9 +222,9 @@ def test_is_as_good_as_the_peer(tiny: Path, calibration: Path, monkeypatch: pyte
     def damage(method: Any, **settings: Any) -> float:
         model = load(tiny)
         method.alter(model, method.Settings(bits=3, group_size=4, **settings), Statistics(calibration), 0)
-        return divergence(base, model, calibration)
+        return divergence_on(base, model, calibration)
 
-    theirs, nearest = divergence(base, peer, calibration), damage(rtn)
+    theirs, nearest = divergence_on(base, peer, calibration), damage(rtn)
     # The peer does not clip.
     assert damage(awq) < theirs
     assert damage(awq, clip=False) < 1.05 * theirs
@@ -243,7 +242,7 @@ def test_a_checkpoint_reads_back_and_eight_bits_change_next_to_nothing(
     assert "failure" not in manifest
     # Norms are altered too.
     assert manifest["changed"] > 0.5
-    assert divergence(load(tiny), load(tmp_path / "out"), calibration) < 1e-4
+    assert divergence_on(load(tiny), load(tmp_path / "out"), calibration) < 1e-4
 
 
 def test_without_scales_and_clipping_it_is_rtn(tiny: Path, calibration: Path) -> None:

@@ -21,6 +21,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
+from tests.divergence import divergence
 
 WINDOWS, LENGTH = 24, 64
 
@@ -52,12 +53,6 @@ def folders(tiny: Path, text: Tensor, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def statistics(folders: tuple[Path, Path]) -> Statistics:
     return Statistics(folders[0], {"loss": folders[1]})
-
-
-def divergence(base: PreTrainedModel, other: PreTrainedModel, tokens: Tensor) -> float:
-    with torch.no_grad():
-        a, b = (model(tokens).logits.log_softmax(-1) for model in (base, other))
-    return (a.exp() * (a - b)).sum(-1).mean().item()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -21,6 +21,7 @@ from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.sparsity import lowest
 from hemorrhage.compress.statistics import Statistics, Streamed
 from hemorrhage.models.checkpoint import load
+from tests.divergence import divergence
 
 LENGTH = 96
 
@@ -152,20 +153,18 @@ def test_better_methods_do_less_damage(tiny: Path, windows: Tensor, calibration:
     collect(base, windows[:16], calibration)
     statistics = Statistics(calibration)
 
-    def divergence(method: ModuleType, **settings: Any) -> float:
+    def damage(method: ModuleType, **settings: Any) -> float:
         """Mean KL(base ‖ altered) on the windows that nothing was calibrated on, nats per token."""
         model = load(tiny)
         method.alter(model, method.Settings(**settings), statistics, 0)
-        with torch.no_grad():
-            a, b = (side(windows[16:]).logits.log_softmax(-1) for side in (base, model))
-        return (a.exp() * (a - b)).sum(-1).mean().item()
+        return divergence(base, model, windows[16:])
 
     for sparsity in (0.5, "2:4"):
         by_sparsegpt, by_wanda, by_magnitude = (
-            divergence(method, sparsity=sparsity) for method in (sparsegpt, wanda, magnitude)
+            damage(method, sparsity=sparsity) for method in (sparsegpt, wanda, magnitude)
         )
         assert by_sparsegpt < by_wanda < by_magnitude
-    assert divergence(gptq, bits=3, group_size=4) < divergence(rtn, bits=3, group_size=4)
+    assert damage(gptq, bits=3, group_size=4) < damage(rtn, bits=3, group_size=4)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hemorrhage.compress.reload import verify
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
 from tests.calibration import calibrated
+from tests.divergence import divergence
 
 FAST = {"steps": 30, "learning_rate": 5e-3, "batch": 4}
 """The tiny model needs larger steps than the default's."""
@@ -51,12 +52,6 @@ def held_out(texts: Tensor) -> Tensor:
 def nll(model: PreTrainedModel, tokens: Tensor) -> float:
     with torch.no_grad():
         return model(tokens, labels=tokens).loss.item()
-
-
-def divergence(base: PreTrainedModel, model: PreTrainedModel, tokens: Tensor) -> float:
-    with torch.no_grad():
-        p, q = (m(tokens).logits.log_softmax(-1) for m in (base, model))
-        return (p.exp() * (p - q)).sum(-1).mean().item()
 
 
 def narrow(tiny: Path, dtype: str = "float32") -> PreTrainedModel:

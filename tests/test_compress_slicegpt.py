@@ -33,6 +33,7 @@ from hemorrhage.evaluate.language import hidden_states, output_embedding
 from hemorrhage.models import walk
 from hemorrhage.models.checkpoint import load
 from tests.calibration import calibrated
+from tests.divergence import kl
 
 TOKENS = torch.randint(500, (2, 40), generator=torch.Generator().manual_seed(0))
 ROTATIONS = ("block", "model")
@@ -99,12 +100,6 @@ CASES = [
 def logits(model: PreTrainedModel, tokens: Tensor = TOKENS) -> Tensor:
     with torch.no_grad():
         return model(tokens, use_cache=False).logits.float()
-
-
-def divergence(base: Tensor, other: Tensor) -> float:
-    """Mean KL(base ‖ other), nats per token, of logits."""
-    a, b = base.log_softmax(-1), other.log_softmax(-1)
-    return (a.exp() * (a - b)).sum(-1).mean().item()
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
@@ -247,9 +242,7 @@ def test_damage_grows_with_the_slice_and_a_random_basis_is_worse(tiny: Path, rot
     base, statistics = logits(load(tiny), tokens[:4]), Windows(tokens[4:])
 
     def damage(removed: float, **settings: Any) -> float:
-        return divergence(
-            base, logits(sliced(tiny, statistics, removed=removed, rotation=rotation, **settings), tokens[:4])
-        )
+        return kl(base, logits(sliced(tiny, statistics, removed=removed, rotation=rotation, **settings), tokens[:4]))
 
     losses = [damage(removed) for removed in (0.0, 0.125, 0.25, 0.5, 0.75)]
     assert losses == sorted(losses)

@@ -30,6 +30,7 @@ from hemorrhage.evaluate.language import head_of
 from hemorrhage.models.__main__ import prepare as prepare_base
 from hemorrhage.models.checkpoint import load
 from tests.calibration import SPEC
+from tests.divergence import divergence
 from tests.tiny_mamba import build
 
 QUANTIZE = [
@@ -71,12 +72,10 @@ def altered(folder: Path, out: Path, method: str, settings: dict[str, Any]) -> d
     return read_manifest(out)
 
 
-def divergence(base: PreTrainedModel, other: PreTrainedModel) -> float:
+def damage(base: PreTrainedModel, other: PreTrainedModel) -> float:
     """Mean KL(base ‖ other), nats per token."""
     tokens = torch.randint(500, (2, 32), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        a, b = (model(tokens).logits.log_softmax(-1) for model in (base, other))
-    return (a.exp() * (a - b)).sum(-1).mean().item()
+    return divergence(base, other, tokens)
 
 
 def test_layers_whose_weight_is_read_directly_are_left_out(base: PreTrainedModel) -> None:
@@ -118,9 +117,9 @@ def test_a_checkpoint_of_every_method_reads_back(
     assert "failure" not in manifest, manifest["failure"]
     model = load(tmp_path / "out")
     verify(model, tmp_path / "out")
-    damage = divergence(base, model)
+    found = damage(base, model)
     limits = (0, 1e-4) if settings.get("bits") == 8 else (1e-4, 2)
-    assert limits[0] < damage < limits[1]
+    assert limits[0] < found < limits[1]
     for name, parameter in model.named_parameters():
         if "dt_proj" in name or "A_log" in name:
             place = name if method != "depth" else None

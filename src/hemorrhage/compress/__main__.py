@@ -72,6 +72,7 @@ def _compress(
     from hemorrhage.compress.blocks import blocks, linears_of
     from hemorrhage.compress.reload import write_check
     from hemorrhage.models.checkpoint import load
+    from hemorrhage.models.forms import forms_of
 
     # What changes no weight leaves packed ones packed.
     model = load(parent or base, "stored", as_stored=not getattr(settings, "changes_weights", True)).cpu()
@@ -83,9 +84,8 @@ def _compress(
     method.alter(model, settings, statistics, seed)
     del statistics
     # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
-    integrity.check_values(model, () if settings.axis == "added" else names)
-    changed = integrity.changed(model, parent or base)
-    if changed == 0 and getattr(settings, "changes_weights", True):
+    found = integrity.survey(model, parent or base, () if settings.axis == "added" else names)
+    if found.changed == 0 and getattr(settings, "changes_weights", True):
         raise ValueError("changed no weight of the model")
     folder.save(model, dtype, base, part)
     integrity.check_disk(model, part, dtype)
@@ -94,13 +94,11 @@ def _compress(
     mask_bits = getattr(settings, "mask_bits", None)
     if mask_bits is None and parent is not None:
         mask_bits = read_manifest(parent).get("mask_bits")
-    layers = sorted({*names, *linears_of(model, missing_ok=True)})
-    sparsity, bits = size.sparsity(model), size.stored_bits(part, model, layers, mask_bits)
-    parameters = integrity.parameters(model)
+    bits = size.stored_layers(part, {*names, *found.zeros}, mask_bits, found.zeros, forms_of(model))
     measured: dict[str, Any] = {}
     if settings.axis in ("removed", "added"):
         # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.
-        measured["severity"] = abs(bits.layer_weights - before) / before
+        measured["severity"] = abs(found.layer_weights - before) / before
     theoretical = getattr(settings, "theoretical", "") or (MASKS if mask_bits is not None else "")
     return {
         **measured,
@@ -108,13 +106,13 @@ def _compress(
         "theoretical": theoretical,
         "mask_bits": mask_bits,
         "disk_bytes": size.disk_bytes(part),
-        "effective_bits": bits.all / parameters,
-        "layer_bits": bits.layers / max(bits.layer_weights, 1),
-        "size_ratio": bits.all / size.stored_bits(base).all,
-        "parameters": parameters,
+        "effective_bits": bits.all / found.parameters,
+        "layer_bits": bits.layers / max(found.layer_weights, 1),
+        "size_ratio": bits.all / size.stored_bits(base),
+        "parameters": found.parameters,
         "layers": len(blocks(model)),
-        "sparsity": sparsity,
-        "changed": changed,
+        "sparsity": found.sparsity,
+        "changed": found.changed,
         **(method.facts(model, settings) if hasattr(method, "facts") else {}),
     }
 

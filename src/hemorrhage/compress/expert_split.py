@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import blocks
-from hemorrhage.compress.experts import PROJECTIONS, dense_problem, from_dense, mlp_inputs
+from hemorrhage.compress.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense, mlp_inputs
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -40,22 +40,14 @@ RIDGE = 0.01
 BATCH_TOKENS = 2048
 
 
-class Settings(BaseModel):
+class Settings(MixtureSettings):
     """Number of experts, how many of them a token takes, and how they are chosen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "routing"
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 8
-    top_k: Annotated[int, Field(ge=1, strict=True)]
     router: Literal["regression", "random"] = "regression"
     scale: Literal["sum", "expected"] = "sum"
-
-    @model_validator(mode="after")
-    def _chosen_of_experts(self) -> Settings:
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} of {self.experts} experts: at most {self.experts} can be chosen")
-        return self
 
     @property
     def severity(self) -> float:

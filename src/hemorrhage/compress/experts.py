@@ -7,7 +7,9 @@ over the chosen experts, or Qwen2-MoE without its shared expert, whose is not. A
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hemorrhage.compress.blocks import blocks
 from hemorrhage.lazy import torch
@@ -24,6 +26,21 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 Family = Literal["mixtral", "qwen2_moe"]
 Parts = Callable[[int, Any], tuple[Sequence[Sequence["Tensor"]], "Tensor"]]
 """Index and MLP of a dense block -> gate, up and down weight of each expert, and the router [experts, hidden]."""
+
+
+class MixtureSettings(BaseModel):
+    """How many experts a dense MLP becomes, and how many of them a token takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experts: Annotated[int, Field(ge=2, le=64, strict=True)]
+    top_k: Annotated[int, Field(ge=1, strict=True)]
+
+    @model_validator(mode="after")
+    def _chosen_of_experts(self) -> Self:
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} of {self.experts} experts: at most {self.experts} can be chosen")
+        return self
 
 
 def number_of_experts(config: dict[str, Any]) -> int:

@@ -6,7 +6,7 @@ import importlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,8 @@ def stored(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tu
         yield from ((name, (value, _kind(value, dtype))) for name, value in own.tensors(model).items())
         return
     found = forms_of(model)
-    inside = tuple(f"{name}." for name in found)
-    for name, value in distinct(model).items():
-        if not name.startswith(inside) or name.endswith(".bias"):
-            yield name, (value, _kind(value, dtype))
+    for name, value in _plain(model, found):
+        yield name, (value, _kind(value, dtype))
     for name, form in found.items():
         for suffix, value in form.stored().items():
             yield f"{name}.{suffix}", (value, value.dtype)
@@ -126,12 +124,17 @@ def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     from hemorrhage.models.forms import forms_of
 
     found = forms_of(model)
-    inside = tuple(f"{name}." for name in found)
+    yield from _plain(model, found)
+    for name, form in found.items():
+        yield f"{name}.weight", form.dense()
+
+
+def _plain(model: PreTrainedModel, forms: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """What is no form's own tensor."""
+    inside = tuple(f"{name}." for name in forms)
     for name, value in distinct(model).items():
         if not name.startswith(inside) or name.endswith(".bias"):
             yield name, value
-    for name, form in found.items():
-        yield f"{name}.weight", form.dense()
 
 
 def _kind(value: Tensor, dtype: torch.dtype) -> torch.dtype:

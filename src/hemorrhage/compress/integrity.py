@@ -3,53 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemorrhage.compress.folder import distinct, stored, weights
+from hemorrhage.compress.blocks import linears_of
+from hemorrhage.compress.folder import stored, weights
 from hemorrhage.lazy import torch
-from hemorrhage.models.stream import tensors_of
+from hemorrhage.models.stream import shapes_of, tensor_of, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
-def check_values(model: PreTrainedModel, layers: Collection[str]) -> None:
-    """Raises ValueError where a weight is NaN or infinite, or where one of ``layers`` has only one value left."""
-    for name, value in weights(model):
-        if not value.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
-        if name.removesuffix(".weight") in layers and value.numel() > 1 and (value == value.flatten()[0]).all():
-            raise ValueError(f"{name} holds only the value {value.flatten()[0].item():g} after the alteration")
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over an altered model's weights finds.
+
+    ``changed``: share of weights that differ from those of the same name in the model before; weights that only one of
+    both has count as different. ``parameters``: weights, as many as the model has dense. ``zeros``: number of them
+    among each linear layer's weights, by the layer's name; ``layer_weights``: weights of these layers together.
+    """
+
+    changed: float
+    parameters: int
+    zeros: dict[str, int]
+    layer_weights: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the weights of the decoder blocks' linear layers, packed ones included."""
+        return sum(self.zeros.values()) / max(self.layer_weights, 1)
 
 
-def changed(model: PreTrainedModel, base: Path) -> float:
-    """Share of weights that differ from those of the same name in the ``base`` folder.
+def survey(model: PreTrainedModel, base: Path, layers: Collection[str]) -> Survey:
+    """Go through the weights of ``model`` once, beside those of the folder ``base``.
 
-    Weights that only one of both has count as different.
+    Raises ValueError where a weight is NaN or infinite, or where one of ``layers`` has only one value left.
     """
     from hemorrhage.models.forms import forms_of
 
-    forms = {f"{name}.weight": form for name, form in forms_of(model).items()}
-    inside = tuple(f"{name.removesuffix('.weight')}." for name in forms)
-    plain = {
-        name: value for name, value in distinct(model).items() if not name.startswith(inside) or name.endswith(".bias")
-    }
-    mine = {**dict.fromkeys(forms), **plain}
-    different = total = 0
-    for name, theirs in tensors_of(base):
-        if name not in mine and name in model.all_tied_weights_keys:
-            continue
-        total += theirs.numel()
-        if name in mine:
-            own = mine.pop(name)
-            own = forms[name].dense() if own is None else own
-            different += _different(own, theirs) if own.shape == theirs.shape else theirs.numel()
+    counted = {*linears_of(model, missing_ok=True), *forms_of(model)}
+    before = shapes_of(base)
+    different = total = parameters = layer_weights = 0
+    zeros: dict[str, int] = {}
+    for name, value in weights(model):
+        layer, count = name.removesuffix(".weight"), value.numel()
+        _check_values(name, value, layer in layers)
+        if layer in counted and name.endswith(".weight"):
+            zeros[layer] = count - int(value.count_nonzero())
+            layer_weights += count
+        parameters += count
+        theirs = before.pop(name, None)
+        if theirs == value.shape:
+            different += _different(value, tensor_of(base, name))
+            total += count
         else:
-            different += theirs.numel()
-    new = sum(forms[name].parameters_count if value is None else value.numel() for name, value in mine.items())
-    return (different + new) / (total + new)
+            # Another shape replaces the weights of that name; a new name adds to them.
+            extent = count if theirs is None else theirs.numel()
+            different, total = different + extent, total + extent
+    lost = sum(shape.numel() for name, shape in before.items() if name not in model.all_tied_weights_keys)
+    return Survey((different + lost) / (total + lost), parameters, zeros, layer_weights)
+
+
+def _check_values(name: str, value: Tensor, alive: bool) -> None:
+    if not value.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
+    if alive and value.numel() > 1 and (value == value.flatten()[0]).all():
+        raise ValueError(f"{name} holds only the value {value.flatten()[0].item():g} after the alteration")
 
 
 def _different(one: Tensor, other: Tensor) -> int:
@@ -57,20 +79,6 @@ def _different(one: Tensor, other: Tensor) -> int:
     if one.dtype != other.dtype:
         one, other = one.float(), other.float()
     return int((one != other).sum())
-
-
-def parameters(model: PreTrainedModel) -> int:
-    """Weights of the model, as many as it has dense."""
-    from hemorrhage.models.forms import forms_of
-
-    forms = forms_of(model)
-    inside = tuple(f"{name}." for name in forms)
-    plain = sum(
-        value.numel()
-        for name, value in distinct(model).items()
-        if not name.startswith(inside) or name.endswith(".bias")
-    )
-    return plain + sum(form.parameters_count for form in forms.values())
 
 
 def check_disk(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from hemorrhage.compress.blocks import linears_of
-from hemorrhage.lazy import torch
 from hemorrhage.models.checkpoint import weight_files
 from hemorrhage.models.stream import tensors_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Bits of a checkpoint: of everything, and of the decoder blocks' linear layers, with their weights' number."""
+    """Bits of a checkpoint: of everything, and of the decoder blocks' linear layers."""
 
     all: float
     layers: float
-    layer_weights: int
 
 
 def disk_bytes(folder: Path) -> int:
@@ -30,16 +24,23 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in [*weight_files(folder), *folder.glob("*.gguf")])
 
 
-def stored_bits(
-    folder: Path,
-    model: PreTrainedModel | None = None,
-    layers: Collection[str] = (),
-    mask_bits: float | None = None,
-) -> Stored:
-    """Bits of all tensors of a checkpoint: packed words, scales, zero points, embeddings, norms.
+def stored_bits(folder: Path) -> float:
+    """Bits of all tensors of a checkpoint: packed words, scales, zero points, embeddings, norms."""
+    return stored_layers(folder, (), None, {}, {}).all
 
-    ``layers``: names of the linear layers of ``model``, which lies in ``folder``. Where ``mask_bits`` is given they are
-    counted as an ideal sparse format would hold them: the nonzero values, and ``mask_bits`` for every place.
+
+def stored_layers(
+    folder: Path,
+    layers: Collection[str],
+    mask_bits: float | None,
+    zeros: Mapping[str, int],
+    forms: Mapping[str, Any],
+) -> Stored:
+    """Bits of all tensors of a checkpoint, and of those of the linear ``layers``.
+
+    Where ``mask_bits`` is given, the layers' weights are counted as an ideal sparse format would hold them: the nonzero
+    values, and ``mask_bits`` for every place; ``zeros`` says how many each layer has.
+    ``forms``: layers that are packed.
     """
     total = inside = 0.0
     prefixes = tuple(f"{name}." for name in layers)
@@ -47,7 +48,7 @@ def stored_bits(
         bits = 8.0 * value.element_size() * value.numel()
         if name.startswith(prefixes):
             if mask_bits is not None and name.endswith(".weight"):
-                nonzero = int(torch.count_nonzero(value))
+                nonzero = value.numel() - zeros[name.removesuffix(".weight")]
                 bits = 8.0 * value.element_size() * nonzero + mask_bits * value.numel()
             inside += bits
         total += bits
@@ -57,30 +58,9 @@ def stored_bits(
         found = bits_of_gguf(file)
         total += sum(found.values())
         inside += sum(bits for name, bits in found.items() if name.startswith(prefixes))
-    weights = 0
-    if model is not None:
-        from hemorrhage.models.forms import forms_of
-
-        weights = sum(linear.weight.numel() for linear in linears_of(model, missing_ok=True).values())
-        for form in forms_of(model).values():
-            weights += form.parameters_count
-            if mask_bits is not None and form.scheme is not None:
-                zeros = int((form.dense() == 0).sum())
-                saved = form.scheme["weights"]["num_bits"] * zeros - mask_bits * form.parameters_count
+    if mask_bits is not None:
+        for name, form in forms.items():
+            if form.scheme is not None:
+                saved = form.scheme["weights"]["num_bits"] * zeros[name] - mask_bits * form.parameters_count
                 total, inside = total - saved, inside - saved
-    return Stored(total, inside, weights)
-
-
-def sparsity(model: PreTrainedModel) -> float:
-    """Share of zeros among the weights of the decoder blocks' linear layers, packed ones included."""
-    from hemorrhage.models.forms import forms_of
-
-    zeros = total = 0
-    for linear in linears_of(model, missing_ok=True).values():
-        zeros += linear.weight.numel() - int(linear.weight.count_nonzero())
-        total += linear.weight.numel()
-    for form in forms_of(model).values():
-        value = form.dense()
-        zeros += value.numel() - int(value.count_nonzero())
-        total += value.numel()
-    return zeros / max(total, 1)
+    return Stored(total, inside)

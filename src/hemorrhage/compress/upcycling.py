@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from hemorrhage.compress.experts import PROJECTIONS, dense_problem, from_dense
+from hemorrhage.compress.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -26,22 +26,15 @@ if TYPE_CHECKING:
 ROUTER_STD = 0.02
 
 
-class Settings(BaseModel):
+class Settings(MixtureSettings):
     """Number of experts, how many of them a token takes, and how much the copies differ."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "added"
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 4
     top_k: Annotated[int, Field(ge=1, strict=True)] = 2
     normalize: bool = True
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-    @model_validator(mode="after")
-    def _chosen_of_experts(self) -> Settings:
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} of {self.experts} experts: at most {self.experts} can be chosen")
-        return self
 
     @property
     def severity(self) -> float:

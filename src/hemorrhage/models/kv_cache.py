@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from hemorrhage.compress.blocks import blocks
-from hemorrhage.models.activations import is_exact
+from hemorrhage.models.activations import InputRounding, is_exact
 
 SCALE_BITS = 16
 """Bits of a group's scale; a zero point has as many as a code."""
@@ -127,6 +127,15 @@ def install(model: PreTrainedModel, scheme: dict[str, Any] | None) -> None:
         round_per_token(model, rounding)
     if kivi is not None:
         round_per_channel(model, ChannelRounding(**kivi))
+
+
+def rounds(model: PreTrainedModel) -> bool:
+    """Whether ``model`` rounds inputs of layers, keys or values when it computes."""
+    return any(
+        hasattr(module, "kv_cache_rounding")
+        or any(isinstance(hook, InputRounding | TokenRounding) for hook in module._forward_pre_hooks.values())
+        for module in model.modules()
+    )
 
 
 def round_per_token(model: PreTrainedModel, rounding: TokenRounding) -> None:

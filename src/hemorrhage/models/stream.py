@@ -49,6 +49,33 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
+def shapes_of(folder: Path) -> dict[str, torch.Size]:
+    """Shape of every tensor of a checkpoint's safetensors files, by name."""
+    from safetensors import safe_open
+
+    from hemorrhage.models.checkpoint import weight_files
+
+    found = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                found[name] = torch.Size(tensors.get_slice(name).get_shape())
+    return found
+
+
+def tensor_of(folder: Path, name: str) -> Tensor:
+    """One tensor of a checkpoint's safetensors files. Raises KeyError where none has it."""
+    from safetensors import safe_open
+
+    from hemorrhage.models.checkpoint import weight_files
+
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118 - not a dict
+                return tensors.get_tensor(name)
+    raise KeyError(name)
+
+
 PIECE = 2**22
 """Elements of a piece: work on it needs a few copies in float32, which stay small beside a layer and in the cache."""
 
