@@ -9,6 +9,7 @@ container: "docker://python:3.11"
 
 
 include: "rules/plan.smk"
+include: "rules/service.smk"
 include: "rules/calibrate.smk"
 include: "rules/compress.smk"
 include: "rules/evaluate.smk"

@@ -1,6 +1,6 @@
 """analyze: from rows to thresholds, metrics and the page people read.
 
-in:  data/evaluations, data/decodes, the manifests of data/checkpoints
+in:  data/evaluations, data/harness, data/programs, data/decodes, the manifests of data/checkpoints
 out: reports
 """
 
@@ -18,21 +18,24 @@ rule analyze:
         base=ancient(plan.manifests("base")),
         checkpoints=ancient(plan.manifests("checkpoints")),
         evaluations=ancient(plan.manifests("evaluations")),
+        harness=ancient(plan.manifests("harness")),
+        programs=ancient(plan.manifests("programs")),
         decodes=ancient(plan.manifests("decodes")),
     output:
         current=touch(CURRENT),
     log:
         f"logs/analyze/{plan.report}.log",
-    benchmark:
-        f"logs/benchmarks/analyze/{plan.report}.tsv"
     params:
+        usage=f"logs/benchmarks/analyze/{plan.report}.tsv",
         base=lambda wildcards, input: folders(input.base),
         checkpoints=lambda wildcards, input: folders(input.checkpoints),
         evaluations=lambda wildcards, input: folders(input.evaluations),
+        harness=lambda wildcards, input: folders(input.harness),
+        programs=lambda wildcards, input: folders(input.programs),
         decodes=lambda wildcards, input: folders(input.decodes),
         spec=json.dumps(plan.analysis),
         address=plan.report,
     shell:
-        "python -m hemorrhage.analyze reports --base {params.base} --checkpoints {params.checkpoints}"
-        " --evaluations {params.evaluations} --decodes {params.decodes}"
+        "step --direct {params.usage} hemorrhage.analyze reports --base {params.base} --checkpoints {params.checkpoints}"
+        " --evaluations {params.evaluations} --harness {params.harness} --programs {params.programs} --decodes {params.decodes}"
         " --spec {params.spec:q} --address {params.address} > {log} 2>&1"

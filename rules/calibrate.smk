@@ -1,7 +1,7 @@
 """calibrate: the base model, the texts and tasks, and the statistics that compression shares.
 
 in:  a wheel, hub or folder (model); the embedded texts, a mirror or the hub (data)
-out: data/base, data/texts, data/tasks, data/calibrations, data/gradients
+out: data/base, data/texts, data/tasks, data/benchmarks, data/calibrations, data/gradients
 """
 
 
@@ -10,14 +10,13 @@ rule base:
         "data/base/{name}/{key}/manifest.json",
     log:
         "logs/base/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/base/{name}-{key}.tsv"
     priority: 100
     params:
+        usage="logs/benchmarks/base/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         spec=json.dumps(plan.model),
     shell:
-        "python -m hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
+        "step --direct {params.usage} hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
 
 
 rule text:
@@ -27,16 +26,15 @@ rule text:
         "data/texts/{name}/{key}/manifest.json",
     log:
         "logs/texts/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/texts/{name}-{key}.tsv"
     priority: 100
     params:
+        usage="logs/benchmarks/texts/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         base=lambda wildcards, input: folders(input.base),
         data=lambda wildcards: json.dumps(plan.data(wildcards.name)),
         needs=lambda wildcards: json.dumps(plan.needs(wildcards.name)),
     shell:
-        "python -m hemorrhage.data {params.out} --corpus {wildcards.name} --base {params.base}"
+        "step --direct {params.usage} hemorrhage.data {params.out} --corpus {wildcards.name} --base {params.base}"
         " --data {params.data:q} --needs {params.needs:q} > {log} 2>&1"
 
 
@@ -45,16 +43,31 @@ rule task:
         "data/tasks/{name}/{key}/manifest.json",
     log:
         "logs/tasks/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/tasks/{name}-{key}.tsv"
     priority: 100
     params:
+        usage="logs/benchmarks/tasks/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         number=plan.params.data.items,
         seed=plan.params.data.seed,
     shell:
-        "python -m hemorrhage.data.probes {params.out} --task {wildcards.name}"
+        "step --direct {params.usage} hemorrhage.data.probes {params.out} --task {wildcards.name}"
         " --items {params.number} --seed {params.seed} > {log} 2>&1"
+
+
+rule benchmark:
+    output:
+        "data/benchmarks/{name}/{key}/manifest.json",
+    log:
+        "logs/benchmarks_data/{name}-{key}.log",
+    priority: 100
+    params:
+        usage="logs/benchmarks/benchmarks/{name}-{key}.tsv",
+        out=lambda wildcards, output: folders(output[0]),
+        step=lambda wildcards: plan.preparation(wildcards.name),
+        data=lambda wildcards: json.dumps(plan.benchmark_data(wildcards.name)),
+    shell:
+        "step --direct {params.usage} {params.step} {params.out} --task {wildcards.name}"
+        " --data {params.data:q} > {log} 2>&1"
 
 
 rule calibrate:
@@ -65,20 +78,19 @@ rule calibrate:
         "data/calibrations/{name}/{key}/manifest.json",
     log:
         "logs/calibrations/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/calibrations/{name}-{key}.tsv"
     priority: 90
     threads: 2
     resources:
         gpu=1,
         mem_mb=8000,
     params:
+        usage="logs/benchmarks/calibrations/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         base=lambda wildcards, input: folders(input.base),
         text=lambda wildcards, input: folders(input.text),
         spec=json.dumps(plan.sampling),
     shell:
-        "python -m hemorrhage.calibrate {params.out} --base {params.base} --text {params.text}"
+        "step {params.usage} hemorrhage.calibrate {params.out} --base {params.base} --text {params.text}"
         " --spec {params.spec:q} > {log} 2>&1"
 
 
@@ -90,20 +102,19 @@ rule gradients:
         "data/gradients/{name}/{key}/manifest.json",
     log:
         "logs/gradients/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/gradients/{name}-{key}.tsv"
     priority: 80
     threads: 2
     resources:
         gpu=1,
         mem_mb=12000,
     params:
+        usage="logs/benchmarks/gradients/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         base=lambda wildcards, input: folders(input.base),
         calibration=lambda wildcards, input: folders(input.calibration),
         spec=lambda wildcards: json.dumps({"part": wildcards.name}),
     shell:
-        "python -m hemorrhage.calibrate.gradients {params.out} --base {params.base}"
+        "step {params.usage} hemorrhage.calibrate.gradients {params.out} --base {params.base}"
         " --calibration {params.calibration} --spec {params.spec:q} > {log} 2>&1"
 
 
@@ -112,4 +123,5 @@ rule calibrated:
         plan.manifests("base"),
         plan.manifests("texts"),
         plan.manifests("tasks"),
+        plan.manifests("benchmarks"),
         plan.manifests("calibrations"),

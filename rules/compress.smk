@@ -15,12 +15,11 @@ rule compress:
         "data/checkpoints/{name}/{key}/manifest.json",
     log:
         "logs/checkpoints/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/checkpoints/{name}-{key}.tsv"
     resources:
         gpu=1,
         mem_mb=8000,
     params:
+        usage="logs/benchmarks/checkpoints/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         base=lambda wildcards, input: folders(input.base),
         calibration=lambda wildcards, input: (
@@ -34,7 +33,7 @@ rule compress:
         ),
         spec=lambda wildcards: json.dumps(plan.alteration(wildcards.name)),
     shell:
-        "python -m hemorrhage.compress {params.out} --variant {wildcards.name} --base {params.base}"
+        "step {params.usage} hemorrhage.compress {params.out} --variant {wildcards.name} --base {params.base}"
         " {params.parent} {params.calibration} {params.gradients} --spec {params.spec:q} > {log} 2>&1"
 
 

@@ -15,14 +15,13 @@ rule decode:
         "data/decodes/{name}/{key}/manifest.json",
     log:
         "logs/decodes/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/decodes/{name}-{key}.tsv"
     # The longest jobs: begun early, they do not end alone.
     priority: 50
     resources:
         gpu=1,
         mem_mb=8000,
     params:
+        usage="logs/benchmarks/decodes/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         checkpoint=lambda wildcards, input: folders(input.checkpoint),
         base=lambda wildcards, input: folders(input.base),
@@ -30,7 +29,7 @@ rule decode:
         task=lambda wildcards, input: folders(input.task),
         spec=json.dumps(plan.decoding),
     shell:
-        "python -m hemorrhage.decode {params.out} --variant {wildcards.name}"
+        "step {params.usage} hemorrhage.decode {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --text {params.text} --task {params.task}"
         " --spec {params.spec:q} > {log} 2>&1"
 

@@ -1,10 +1,16 @@
-"""evaluate: the damage of each variant, token by token and item by item, beside the base model.
+"""evaluate: the damage of each variant, token by token, item by item and block by block, beside the base model.
 
-in:  data/base, data/texts, data/tasks, data/checkpoints
-out: data/references, data/evaluations
+in:  data/base, data/texts, data/tasks, data/benchmarks, data/checkpoints
+out: data/references, data/evaluations; data/harness and data/programs where params.yaml names tasks of theirs
 """
 
 TASKS = [plan.manifest("tasks", task) for task in plan.params.evaluate.tasks]
+HARNESS_TASKS = [
+    plan.manifest("benchmarks", task) for task in plan.params.evaluate.harness.tasks
+]
+PROGRAM_TASKS = [
+    plan.manifest("benchmarks", task) for task in plan.params.evaluate.programs.tasks
+]
 TEXTS = [plan.manifest("texts", corpus) for corpus in plan.params.evaluate.corpora]
 
 
@@ -17,21 +23,20 @@ rule reference:
         "data/references/{name}/{key}/manifest.json",
     log:
         "logs/references/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/references/{name}-{key}.tsv"
     priority: 90
     threads: 2
     resources:
         gpu=1,
         mem_mb=8000,
     params:
+        usage="logs/benchmarks/references/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         base=lambda wildcards, input: folders(input.base),
         texts=lambda wildcards, input: folders(input.texts),
         tasks=lambda wildcards, input: folders(input.tasks),
         spec=json.dumps(plan.windows),
     shell:
-        "python -m hemorrhage.evaluate.reference {params.out} --base {params.base} --texts {params.texts}"
+        "step {params.usage} hemorrhage.evaluate.reference {params.out} --base {params.base} --texts {params.texts}"
         " --tasks {params.tasks} --spec {params.spec:q} > {log} 2>&1"
 
 
@@ -45,23 +50,75 @@ rule evaluate:
         "data/evaluations/{name}/{key}/manifest.json",
     log:
         "logs/evaluations/{name}-{key}.log",
-    benchmark:
-        "logs/benchmarks/evaluations/{name}-{key}.tsv"
     resources:
         gpu=1,
         mem_mb=8000,
     params:
+        usage="logs/benchmarks/evaluations/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         checkpoint=lambda wildcards, input: folders(input.checkpoint),
         base=lambda wildcards, input: folders(input.base),
         reference=lambda wildcards, input: folders(input.reference),
         tasks=lambda wildcards, input: folders(input.tasks),
+        spec=lambda wildcards: json.dumps(plan.evaluation(wildcards.name)),
     shell:
-        "python -m hemorrhage.evaluate {params.out} --variant {wildcards.name}"
+        "step {params.usage} hemorrhage.evaluate {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --reference {params.reference}"
-        " --tasks {params.tasks} > {log} 2>&1"
+        " --tasks {params.tasks} --spec {params.spec:q} > {log} 2>&1"
+
+
+rule harness:
+    input:
+        checkpoint=lambda wildcards: ancient(plan.checkpoint(wildcards.name)),
+        base=ancient(plan.manifests("base")),
+        benchmarks=ancient(HARNESS_TASKS),
+    output:
+        "data/harness/{name}/{key}/manifest.json",
+    log:
+        "logs/harness/{name}-{key}.log",
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        usage="logs/benchmarks/harness/{name}-{key}.tsv",
+        out=lambda wildcards, output: folders(output[0]),
+        checkpoint=lambda wildcards, input: folders(input.checkpoint),
+        base=lambda wildcards, input: folders(input.base),
+        benchmarks=lambda wildcards, input: folders(input.benchmarks),
+        spec=json.dumps(plan.harnessed),
+    shell:
+        "step {params.usage} hemorrhage.evaluate.harness {params.out} --variant {wildcards.name}"
+        " --checkpoint {params.checkpoint} --base {params.base} --benchmarks {params.benchmarks}"
+        " --spec {params.spec:q} > {log} 2>&1"
+
+
+rule programs:
+    input:
+        checkpoint=lambda wildcards: ancient(plan.checkpoint(wildcards.name)),
+        base=ancient(plan.manifests("base")),
+        benchmarks=ancient(PROGRAM_TASKS),
+    output:
+        "data/programs/{name}/{key}/manifest.json",
+    log:
+        "logs/programs/{name}-{key}.log",
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        usage="logs/benchmarks/programs/{name}-{key}.tsv",
+        out=lambda wildcards, output: folders(output[0]),
+        checkpoint=lambda wildcards, input: folders(input.checkpoint),
+        base=lambda wildcards, input: folders(input.base),
+        benchmarks=lambda wildcards, input: folders(input.benchmarks),
+        spec=json.dumps(plan.programmed),
+    shell:
+        "step {params.usage} hemorrhage.evaluate.programs {params.out} --variant {wildcards.name}"
+        " --checkpoint {params.checkpoint} --base {params.base} --benchmarks {params.benchmarks}"
+        " --spec {params.spec:q} > {log} 2>&1"
 
 
 rule evaluated:
     input:
         plan.manifests("evaluations"),
+        plan.manifests("harness"),
+        plan.manifests("programs"),

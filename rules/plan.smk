@@ -14,9 +14,6 @@ from hemorrhage.config import ConfigError
 from hemorrhage.lock import hold
 from hemorrhage.plan import Plan
 
-# This checkout's code runs, also in DVC's temporary experiments and in SLURM jobs.
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={SOURCE}; ")
-
 try:
     plan = Plan.read()
 except ConfigError as error:
@@ -69,3 +66,4 @@ onstart:
         raise WorkflowError(
             "another run is at work in this folder; wait for it to end, or stop it"
         )
+    start_service()

@@ -2,9 +2,9 @@
 
     python -m tests.synthetic FOLDER
 
-writes base, checkpoints, evaluations and decodes of 36 variants, one of them failed, and prints the command
-that analyzes them. Shapes of damage follow what is known of small models: a cliff between 4 and 2 bits, past
-50 % sparsity, from the first removed layers on. No number of it is a measurement.
+writes base, checkpoints, evaluations, lm-eval's items, programs and decodes of 36 variants, one of them failed, and
+prints the command that analyzes them. Shapes of damage follow what is known of small models: a cliff between 4 and 2
+bits, past 50 % sparsity, from the first removed layers on. No number of it is a measurement.
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ import pandas as pd
 
 CORPORA = ("prose", "code")
 TASKS = {"agreement": 0.5, "arithmetic": 0.25, "recall": 0.25, "cloze": 0.25}
+AT_CHANCE = "arithmetic"
+"""The task on which the base guesses."""
+
+HARNESS = {"boolq": (0.5, 0.62), "piqa": (0.5, 0.5)}
+"""lm-eval's tasks: chance and floor."""
+
+PROGRAMS = "humaneval"
+LAYERS = 6
+HEADS = 2
+DIAGNOSED = 4
+"""Windows that the diagnostics read."""
 PARAMETERS = 134_515_008
 IN_LINEARS = 106_168_320
 ENVIRONMENT = {
@@ -157,20 +168,23 @@ def write(folder: Path, windows: int = 32, window: int = 256, items: int = 40, s
     everything = points()
     texts = {corpus: _text(rng, windows, window) for corpus in CORPORA}
     base = _directory(folder, "base", "base", _base_manifest())
-    checkpoints, evaluations, decodes = [], [], []
-    base_items = _base_items(rng, items)
-    evaluations.append(_evaluation(folder, "base", 0.0, None, texts, base_items, rng, windows, window))
+    study = Study(folder, texts, _base_items(rng, items), rng, windows, window)
+    found: dict[str, Any] = {"base": base, "checkpoints": [], "evaluations": [], "harness": [], "programs": []}
+    found["evaluations"].append(study.evaluation("base", 0.0))
+    found["harness"].append(study.harness("base", 0.0))
+    found["programs"].append(study.programs("base", 0.0))
     for point in everything:
-        checkpoints.append(_checkpoint(folder, point))
-        hurt = None if point.failure else point.damage
-        evaluations.append(
-            _evaluation(folder, point.variant, hurt, point.failure, texts, base_items, rng, windows, window)
-        )
+        found["checkpoints"].append(_checkpoint(folder, point))
+        found["evaluations"].append(study.evaluation(point.variant, point.damage, point.failure, point.stored_bits))
+        found["harness"].append(study.harness(point.variant, point.damage, point.failure))
+        found["programs"].append(study.programs(point.variant, point.damage, point.failure))
     prompts = rng.random(24)
     by_name = {point.variant: point.damage for point in everything}
-    for variant in ("base", "gptq-4", "gptq-3", "wanda-0.5"):
-        decodes.append(_decode(folder, variant, by_name.get(variant, 0.0), prompts, rng))
-    return {"base": base, "checkpoints": checkpoints, "evaluations": evaluations, "decodes": decodes}
+    found["decodes"] = [
+        _decode(folder, variant, by_name.get(variant, 0.0), prompts, rng)
+        for variant in ("base", "gptq-4", "gptq-3", "wanda-0.5")
+    ]
+    return found
 
 
 def _directory(folder: Path, kind: str, name: str, manifest: dict[str, Any], **tables: pd.DataFrame) -> Path:
@@ -238,38 +252,129 @@ def _checkpoint(folder: Path, point: Point) -> Path:
 
 def _text(rng: np.random.Generator, windows: int, window: int) -> dict[str, np.ndarray]:
     difficulty = rng.normal(0, 0.25, windows)[:, None]
-    nll = rng.gamma(0.9, 3.2, (windows, window - 1)) * np.exp(difficulty)
-    return {"nll": nll, "fragility": rng.lognormal(0, 0.25, windows)[:, None]}
-
-
-def _evaluation(
-    folder: Path,
-    variant: str,
-    damage: float | None,
-    failure: str | None,
-    texts: dict[str, dict[str, np.ndarray]],
-    base_items: pd.DataFrame,
-    rng: np.random.Generator,
-    windows: int,
-    window: int,
-) -> Path:
-    protocol = (
-        f"window={window} stride={window} windows={windows}/{3 * windows} bos=0 "
-        f"predicted={windows * (window - 1)} dtype=float32"
-    )
-    facts = {
-        "variant": variant,
-        "corpora": {name: {"sha256": f"{hash_of(name):064x}", "protocol": protocol} for name in texts},
-        "tasks": {
-            name: {"sha256": f"{hash_of(name):064x}", "chance": chance, "protocol": "synthetic"}
-            for name, chance in TASKS.items()
-        },
+    nll = (rng.gamma(0.9, 3.2, (windows, window - 1)) * np.exp(difficulty)).astype("float32").astype(float)
+    right = nll < 0.7
+    return {
+        "nll": nll,
+        "fragility": rng.lognormal(0, 0.25, windows)[:, None],
+        "count": np.ceil(np.exp(8 - nll)),
+        "right": right,
+        "confidence": np.where(right, np.exp(-nll), rng.uniform(0.02, 0.9, nll.shape)),
+        "entropy": rng.gamma(2, 1, nll.shape),
     }
-    if failure or damage is None:
-        return _directory(folder, "evaluations", variant, {**facts, "failure": f"ValueError: not made: {failure}"})
-    tokens = pd.concat([_tokens(rng, corpus, text, damage) for corpus, text in texts.items()], ignore_index=True)
-    items = _items(rng, base_items, damage)
-    return _directory(folder, "evaluations", variant, {**facts, "dtype": "float32"}, tokens=tokens, items=items)
+
+
+class Study:
+    """Makes the outputs of one variant after another from one state of chance."""
+
+    def __init__(
+        self,
+        folder: Path,
+        texts: dict[str, dict[str, np.ndarray]],
+        base_items: pd.DataFrame,
+        rng: np.random.Generator,
+        windows: int,
+        window: int,
+    ) -> None:
+        self.folder, self.texts, self.base_items, self.rng = folder, texts, base_items, rng
+        self.windows, self.window = windows, window
+        solved = {"task": PROGRAMS, "item": range(20), "group": range(20), "base_correct": rng.random(20) < 0.6}
+        self.solved = pd.DataFrame({**solved, "base_choice": 0})
+
+    def protocol(self) -> str:
+        """As the reference step states it."""
+        windows, window = self.windows, self.window
+        return (
+            f"window={window} stride={window} windows={windows}/{3 * windows} bos=0 "
+            f'join="\\n\\n" predicted={windows * (window - 1)} dtype=float32'
+        )
+
+    def tag(self) -> str:
+        """What a language metric's name carries of it."""
+        return f"w{self.window}-s{self.window}-b0-jnn-n{self.windows * (self.window - 1)}-f32"
+
+    def evaluation(self, variant: str, damage: float, failure: str | None = None, stored: float = 0.0) -> Path:
+        """Tokens, items, diagnostics and cost."""
+        facts: dict[str, Any] = {
+            "variant": variant,
+            "corpora": {name: {"sha256": f"{hash_of(name):064x}", "protocol": self.protocol()} for name in self.texts},
+            "tasks": _tasks({name: {"chance": chance} for name, chance in TASKS.items()}),
+        }
+        if failure:
+            return _directory(self.folder, "evaluations", variant, {**facts, "failure": f"ValueError: {failure}"})
+        facts |= {
+            "dtype": "float32",
+            "inside": {"protocol": f"windows={DIAGNOSED} window={self.window}", "sha256": "ab" * 32},
+        }
+        parts = [_tokens(self.rng, corpus, text, damage) for corpus, text in self.texts.items()]
+        windows = pd.DataFrame(
+            {"corpus": corpus, "window": window, "tokens": self.window - 1, "words": 190 + window, "bytes": 1100}
+            for corpus in self.texts
+            for window in range(self.windows)
+        )
+        directory = _directory(
+            self.folder,
+            "evaluations",
+            variant,
+            facts,
+            tokens=pd.concat(parts, ignore_index=True),
+            items=_items(self.rng, self.base_items, damage),
+            windows=windows,
+            inside=_inside(self.rng, damage),
+        )
+        (directory / "cost.json").write_text(json.dumps(_cost(self.rng, stored)), encoding="utf-8")
+        return directory
+
+    def harness(self, variant: str, damage: float, failure: str | None = None) -> Path:
+        """lm-eval's items; boolq's base does no better than its floor."""
+        levels = {name: {"chance": chance, "floor": floor} for name, (chance, floor) in HARNESS.items()}
+        facts = {"variant": variant, "tasks": _tasks(levels)}
+        if failure:
+            return _directory(self.folder, "harness", variant, {**facts, "failure": f"ValueError: {failure}"})
+        frames = []
+        for task, share in (("boolq", 0.6), ("piqa", 0.85)):
+            base = np.random.default_rng(hash_of(task)).random(60) < share
+            kept = self.rng.random(60) < math.exp(-0.5 * damage)
+            correct = np.where(kept, base, self.rng.random(60) < 0.5)
+            choice = np.where(correct, 0, 1)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "task": task,
+                        "item": range(60),
+                        "group": range(60),
+                        "choice": choice,
+                        "correct": correct,
+                        "margin": 0.5,
+                    }
+                )
+            )
+        return _directory(self.folder, "harness", variant, facts, items=pd.concat(frames, ignore_index=True))
+
+    def programs(self, variant: str, damage: float, failure: str | None = None) -> Path:
+        """Programs that pass or fail their tests."""
+        facts = {"variant": variant, "tasks": _tasks({PROGRAMS: {"chance": 0.0}})}
+        if failure:
+            return _directory(self.folder, "programs", variant, {**facts, "failure": f"ValueError: {failure}"})
+        kept = self.rng.random(20) < math.exp(-1.5 * damage)
+        correct = self.solved["base_correct"].to_numpy() & kept
+        programs = pd.DataFrame(
+            {
+                "task": PROGRAMS,
+                "item": range(20),
+                "completion": [f"return {item}" if same else "pass" for item, same in enumerate(kept)],
+                "status": np.where(correct, "passed", "failed"),
+                "correct": correct,
+                "seconds": 0.1,
+            }
+        )
+        return _directory(self.folder, "programs", variant, facts, programs=programs)
+
+
+def _tasks(levels: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"sha256": f"{hash_of(name):064x}", "protocol": "synthetic", **level} for name, level in levels.items()
+    }
 
 
 def _tokens(rng: np.random.Generator, corpus: str, text: dict[str, np.ndarray], damage: float) -> pd.DataFrame:
@@ -277,29 +382,41 @@ def _tokens(rng: np.random.Generator, corpus: str, text: dict[str, np.ndarray], 
     hurt = damage * text["fragility"] * (1.25 if corpus == "code" else 1.0)
     noise = rng.normal(0, 1, base.shape) * np.sqrt(hurt) * 0.5
     kl = hurt * 0.9 * rng.gamma(0.35, 1 / 0.35, base.shape)
+    same = rng.random(base.shape) < np.exp(-0.75 * np.sqrt(hurt))
     windows, positions = np.indices(base.shape)
-    return pd.DataFrame(
-        {
-            "corpus": corpus,
-            "window": windows.ravel(),
-            "position": positions.ravel() + 1,
-            "nll": np.maximum(base + hurt + noise, 0).ravel().astype("float32"),
-            "base_nll": base.ravel().astype("float32"),
-            "kl": kl.ravel().astype("float32"),
-            "same_top1": (rng.random(base.shape) < np.exp(-0.75 * np.sqrt(hurt))).ravel(),
-        }
-    )
+    columns = {
+        "nll": np.maximum(base + hurt + noise, 0),
+        "base_nll": base,
+        "kl": kl,
+        "same_top1": same,
+        "top10_overlap": np.round(10 * np.exp(-0.4 * np.sqrt(hurt) * rng.random(base.shape) * 2)) / 10,
+        "entropy": text["entropy"] + hurt,
+        "base_entropy": text["entropy"],
+        "confidence": text["confidence"] * np.exp(-hurt),
+        "base_confidence": text["confidence"],
+        "right": text["right"] & same,
+        "base_right": text["right"],
+        "count": text["count"],
+    }
+    types = {"same_top1": bool, "right": bool, "base_right": bool, "count": "int64"}
+    table = {
+        name: np.broadcast_to(values, base.shape).ravel().astype(types.get(name, "float32"))
+        for name, values in columns.items()
+    }
+    return pd.DataFrame({"corpus": corpus, "window": windows.ravel(), "position": positions.ravel() + 1, **table})
 
 
 def _base_items(rng: np.random.Generator, items: int) -> pd.DataFrame:
     frames = []
     for task, chance in TASKS.items():
-        correct = rng.random(items) < chance + (1 - chance) * 0.62
+        skill = 0.0 if task == AT_CHANCE else 0.62
+        correct = rng.random(items) < chance + (1 - chance) * skill
         choices = round(1 / chance)
         choice = np.where(correct, 0, rng.integers(1, choices, items))
-        frames.append(
-            pd.DataFrame({"task": task, "item": range(items), "base_choice": choice, "base_correct": correct})
-        )
+        # The items of recall share their choices in fives.
+        group = np.arange(items) // 5 if task == "recall" else np.arange(items)
+        columns = {"task": task, "item": range(items), "group": group}
+        frames.append(pd.DataFrame({**columns, "base_choice": choice, "base_correct": correct}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -312,6 +429,7 @@ def _items(rng: np.random.Generator, base: pd.DataFrame, damage: float) -> pd.Da
         {
             "task": base["task"],
             "item": base["item"],
+            "group": base["group"],
             "choice": choice,
             "correct": choice == 0,
             "margin": rng.normal(0, 1, len(base)),
@@ -319,6 +437,40 @@ def _items(rng: np.random.Generator, base: pd.DataFrame, damage: float) -> pd.Da
             "base_correct": base["base_correct"],
         }
     )
+
+
+def _inside(rng: np.random.Generator, damage: float) -> pd.DataFrame:
+    """Errors that grow with depth; the whole model's, the layers' and the heads'."""
+    rows: list[tuple[int, int, int, str, float]] = []
+    for window in range(DIAGNOSED):
+        rows.append((-1, -1, window, "log_amplification", 0.1 * damage + rng.normal(0, 0.01)))
+        for layer in range(LAYERS):
+            error = math.sqrt(damage) * 0.1 * math.exp(rng.normal(0, 0.1))
+            rows.append((layer, -1, window, "local_error", error))
+            rows.append((layer, -1, window, "local_sqnr", -20 * math.log10(error + 1e-7)))
+            rows.append((layer, -1, window, "relative_error", error * math.sqrt(layer + 1)))
+            rows.append((layer, -1, window, "cosine", 1 / math.sqrt(1 + error**2)))
+            rows.append((layer, -1, window, "write_norm", 0.3 + 0.1 * rng.random()))
+            for head in range(HEADS):
+                rows.append((layer, head, window, "attention_entropy", 0.5 + 0.1 * rng.random()))
+    return pd.DataFrame(rows, columns=["layer", "head", "window", "metric", "value"])
+
+
+def _cost(rng: np.random.Generator, stored: float) -> dict[str, Any]:
+    return {
+        "prefill": list(900 + 30 * rng.random(5)),
+        "decode": list(40 + 2 * rng.random(5)),
+        "batch": 1,
+        "length": 128,
+        "new_tokens": 32,
+        "threads": 1,
+        "dtype": "float32",
+        "peak_bytes": 600_000_000,
+        "peak_of": "process",
+        "kv_bytes": 7_372_800,
+        "kv_bytes_formula": 7_372_800,
+        "theoretical": "weights: a dequantized dense copy computes" if 0 < stored < PARAMETERS * 12 else "",
+    }
 
 
 STRATEGIES: dict[str, tuple[dict[str, Any], float]] = {
@@ -388,9 +540,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     write(folder)
-    kinds = " ".join(f"--{kind} {folder}/{kind}/*/*" for kind in ("evaluations", "decodes", "checkpoints", "base"))
+    kinds = ("evaluations", "harness", "programs", "decodes", "checkpoints", "base")
+    given = " ".join(f"--{kind} {folder}/{kind}/*/*" for kind in kinds)
     spec = json.dumps({"resamples": 1000, "confidence": 0.95, "seed": 0})
-    print(f"python -m hemorrhage.analyze {folder}/reports {kinds} --spec '{spec}' --address 0123456789ab")
+    print(f"python -m hemorrhage.analyze {folder}/reports {given} --spec '{spec}' --address 0123456789ab")
 
 
 if __name__ == "__main__":

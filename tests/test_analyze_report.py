@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import re
@@ -17,13 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze import figures, inputs, report, rows, tables
+from hemorrhage.analyze import decoding, figures, inputs, report, rows, tables
 from hemorrhage.analyze.__main__ import analyze
-from hemorrhage.analyze.curves import find_thresholds, sweeps
+from hemorrhage.analyze.curves import sweeps
+from hemorrhage.analyze.spec import Spec
 from tests import screenshot, synthetic
 
-SPEC = rows.Spec(resamples=200, confidence=0.95, seed=0)
+SPEC = Spec(resamples=200, confidence=0.95, seed=0)
+TAG = "w64-s64-b0-jnn-n1008-f32"
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
 FILES = {
+    "flags.json",
     "hemorrhage.parquet",
     "metrics.json",
     "thresholds.json",
@@ -41,7 +44,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(outputs: dict[str, Any]) -> inputs.Inputs:
-    return inputs.read(outputs["base"], outputs["checkpoints"], outputs["evaluations"], outputs["decodes"])
+    return inputs.read(outputs["base"], *(outputs[kind] for kind in KINDS))
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +73,14 @@ def test_rows_equal_a_plain_computation(outputs: dict[str, Any], table: pd.DataF
     tokens = pd.read_parquet(directory / "tokens.parquet").query("corpus == 'code'")
     mine = table[(table.variant == "rtn-3") & (table.dataset == "code")].set_index("metric")
     nll, base = tokens.nll.to_numpy(float), tokens.base_nll.to_numpy(float)
-    assert mine.estimate["perplexity[w64]"] == pytest.approx(math.exp(nll.mean()))
-    assert mine.estimate["ln_perplexity_ratio[w64]"] == pytest.approx(nll.mean() - base.mean())
-    assert mine.estimate["bits_per_token[w64]"] == pytest.approx(nll.mean() / math.log(2))
-    assert mine.estimate["kl_mean[w64]"] == pytest.approx(tokens.kl.to_numpy(float).mean())
-    assert mine.estimate["kl_median[w64]"] == pytest.approx(np.median(tokens.kl), rel=0.02)
-    assert mine.estimate["same_top1[w64]"] == pytest.approx(tokens.same_top1.mean())
-    assert (mine.n[["perplexity[w64]", "kl_p99[w64]"]] == 16).all()
-    assert mine.protocol["perplexity[w64]"].startswith("window=64 stride=64")
+    assert mine.estimate[f"perplexity[{TAG}]"] == pytest.approx(math.exp(nll.mean()))
+    assert mine.estimate[f"ln_perplexity_ratio[{TAG}]"] == pytest.approx(nll.mean() - base.mean())
+    assert mine.estimate[f"bits_per_token[{TAG}]"] == pytest.approx(nll.mean() / math.log(2))
+    assert mine.estimate[f"kl_mean[{TAG}]"] == pytest.approx(tokens.kl.to_numpy(float).mean())
+    assert mine.estimate[f"kl_median[{TAG}]"] == pytest.approx(np.median(tokens.kl), rel=0.02)
+    assert mine.estimate[f"same_top1[{TAG}]"] == pytest.approx(tokens.same_top1.mean())
+    assert (mine.n[[f"perplexity[{TAG}]", f"kl_p99[{TAG}]"]] == 16).all()
+    assert mine.protocol[f"perplexity[{TAG}]"].startswith("window=64 stride=64")
     assert (mine.environment == synthetic.ENVIRONMENT["id"]).all()
     items = pd.read_parquet(directory / "items.parquet").query("task == 'recall'")
     mine = table[(table.variant == "rtn-3") & (table.dataset == "recall")].set_index("metric")
@@ -88,7 +91,7 @@ def test_rows_equal_a_plain_computation(outputs: dict[str, Any], table: pd.DataF
 
 def test_pairing_makes_the_interval_of_the_ratio_narrow(table: pd.DataFrame) -> None:
     chosen = table[(table.variant == "gptq-4") & (table.dataset == "prose")].set_index("metric")
-    ratio, perplexity = chosen.loc["ln_perplexity_ratio[w64]"], chosen.loc["perplexity[w64]"]
+    ratio, perplexity = chosen.loc[f"ln_perplexity_ratio[{TAG}]"], chosen.loc[f"perplexity[{TAG}]"]
     assert ratio.high - ratio.low < 0.5 * math.log(perplexity.high / perplexity.low)
 
 
@@ -97,7 +100,7 @@ def test_a_failed_variant_becomes_rows_with_its_reason(table: pd.DataFrame, repo
     assert (failed.status == "failed").all()
     assert failed.estimate.isna().all()
     assert failed.reason.str.contains("positive definite").all()
-    assert {"perplexity[w64]", "accuracy", "disk_bytes"} <= set(failed.metric)
+    assert {f"perplexity[{TAG}]", "accuracy", "disk_bytes"} <= set(failed.metric)
     metrics = json.loads((reports / "metrics.json").read_text())
     assert "sparsegpt-0.7" not in metrics["variants"]
     assert metrics["counts"] == {"failed": 1, "variants": 36}
@@ -106,13 +109,13 @@ def test_a_failed_variant_becomes_rows_with_its_reason(table: pd.DataFrame, repo
 
 def test_the_base_is_undamaged(table: pd.DataFrame) -> None:
     base = table[table.variant == "base"].set_index(["metric", "dataset"])
-    assert base.estimate["ln_perplexity_ratio[w64]", "prose"] == 0
-    assert base.estimate["same_top1[w64]", "prose"] == 1
+    assert base.estimate[f"ln_perplexity_ratio[{TAG}]", "prose"] == 0
+    assert base.estimate[f"same_top1[{TAG}]", "prose"] == 1
     assert base.estimate["chance", "agreement"] == 0.5
 
 
 def test_the_base_is_known_without_an_evaluation_of_its_own(outputs: dict[str, Any], table: pd.DataFrame) -> None:
-    without = [path for path in outputs["evaluations"] if path.parent.name != "base"]
+    without = [path for path in outputs["evaluations"] if path.parent.name in ("gptq-4", "rtn-3")]
     results = rows.build(inputs.read(outputs["base"], outputs["checkpoints"], without, []), SPEC)
     mine = results.rows[(results.rows.variant == "base") & (results.rows.dataset == "prose")].set_index("metric")
     expected = table[(table.variant == "base") & (table.dataset == "prose") & (table.family == "base")]
@@ -132,11 +135,11 @@ def test_metrics_are_rounded_and_sorted(reports: Path) -> None:
     for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text):
         assert float(f"{float(number):.6g}") == float(number)
     assert set(metrics["variants"]["gptq-3"]) == {
-        "perplexity",
-        "ln_perplexity_ratio",
-        "kl_mean",
-        "same_top1",
-        "mean_accuracy",
+        f"perplexity[{TAG}]",
+        f"ln_perplexity_ratio[{TAG}]",
+        f"kl_mean[{TAG}]",
+        f"same_top1[{TAG}]",
+        "mean_accuracy[agreement+cloze+recall]",
         "effective_bits",
         "size_ratio",
         "decoding_spread",
@@ -161,6 +164,7 @@ def test_plots_data(reports: Path) -> None:
     curves = pd.read_csv(reports / "curves.csv")
     assert len(curves) == 35 * 2
     assert curves.ln_perplexity_ratio.notna().all()
+    assert (curves.protocol == TAG).all()
     decoding = pd.read_csv(reports / "decoding.csv")
     assert len(decoding) == 4 * 10
     assert {"accuracy", "low", "high", "distinct_2", "rep_4", "base_nll", "length"} <= set(decoding.columns)
@@ -181,8 +185,8 @@ def test_spread_of_equally_good_strategies_stays_below_chance() -> None:
     below = []
     for _ in range(60):
         right = (rng.random((24, 6)) < 0.6).astype(float)
-        spread = rows.spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0]
-        below.append(spread <= rows._spread_by_chance(right, SPEC))
+        spread = decoding.spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0]
+        below.append(spread <= decoding.spread_by_chance(right, SPEC))
     assert np.mean(below) >= 0.88
 
 
@@ -196,16 +200,20 @@ def test_the_front_is_what_nothing_beats() -> None:
         assert beaten != (point in chosen)
 
 
-def test_figures_are_valid_plotly(outputs: dict[str, Any]) -> None:
+def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, reports: Path) -> None:
     from plotly import graph_objects
 
-    base, decodes = outputs["base"], outputs["decodes"]
-    found = inputs.read(base, outputs["checkpoints"], outputs["evaluations"], decodes)
-    results = rows.build(found, dataclasses.replace(SPEC, resamples=20))
-    thresholds = find_thresholds(found, results, SPEC)
-    numbers = tables.Numbers(results.rows)
-    drawn = report._figures(found, numbers, thresholds, ["prose", "code"])
-    assert len(drawn) == 2 * (4 * 4 + 1) + 6
+    thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
+    numbers = tables.Numbers(table)
+    corpora = ["prose", "code"]
+    drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora)
+    assert len(drawn) == 2 * (4 * 4 + 1) + 7
+    maps = report._maps(found, table, numbers, corpora)
+    assert set(maps) == {"layers", "tasks", *(f"buckets|{kind}|{name}" for kind in report.BUCKETS for name in corpora)}
+    (layers,) = maps["layers"]["data"]
+    assert (len(layers["y"]), len(layers["x"])) == (35, synthetic.LAYERS)
+    assert "arithmetic" not in maps["tasks"]["data"][0]["x"]
+    drawn |= maps
     for figure in drawn.values():
         graph_objects.Figure(_painted(copy.deepcopy(figure)))
     quantize = drawn["quantize-bits|factor|prose"]
@@ -240,15 +248,15 @@ def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> Non
 
 def test_a_wrong_spec_is_named() -> None:
     with pytest.raises(ValueError, match="--spec: resample is unknown; allowed: resamples"):
-        rows.Spec.parse('{"resample": 3}')
+        Spec.parse('{"resample": 3}')
     with pytest.raises(ValueError, match="--spec: seed must be a number"):
-        rows.Spec.parse('{"resamples": 3, "confidence": 0.9, "seed": "x"}')
+        Spec.parse('{"resamples": 3, "confidence": 0.9, "seed": "x"}')
 
 
 def test_command_line(outputs: dict[str, Any], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hemorrhage.analyze", str(tmp_path / "reports"), "--address", "abc"]
     command += ["--base", str(outputs["base"]), "--spec", '{"resamples": 100, "confidence": 0.9, "seed": 0}']
-    for kind in ("checkpoints", "evaluations", "decodes"):
+    for kind in KINDS:
         chosen = [path for path in outputs[kind] if path.parent.name in ("base", "gptq-4", "gptq-3")]
         command += [f"--{kind}", *map(str, chosen)]
     subprocess.run(command, check=True, timeout=120)
@@ -301,7 +309,7 @@ const probe = () => {
     width: innerWidth,
     needed: document.documentElement.scrollWidth,
     boxes: all(".plot").length,
-    drawn: all(".plot").filter((node) => node.querySelector(".main-svg .scatterlayer .trace")).length,
+    drawn: all(".plot").filter((node) => node.querySelector(".main-svg .trace, .main-svg .hm")).length,
     wide: all(".main-svg").filter((svg) => svg.getBoundingClientRect().right > innerWidth).length,
     ground: getComputedStyle(document.body).backgroundColor,
     order: head.parentElement.getAttribute("aria-sort"),
@@ -331,8 +339,8 @@ def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme:
     probe = json.loads(title[1])
     assert probe["width"] == width
     assert probe["needed"] <= width, "the page scrolls sideways"
-    assert probe["boxes"] == 6
-    assert probe["drawn"] == 6
+    assert probe["boxes"] == 9
+    assert probe["drawn"] == 9
     assert probe["wide"] == 0
     dark = sum(int(part) for part in re.findall(r"\d+", probe["ground"])[:3]) < 300
     assert dark == (theme == "dark")

@@ -16,7 +16,7 @@ from hemorrhage.compress import depth, depth_up_scaling, duplication, llama_pro
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.blocks import blocks
 from hemorrhage.compress.reload import verify
-from hemorrhage.compress.stack import rearrange
+from hemorrhage.compress.stack import rearrange, sources
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
 from tests.calibration import calibrated
@@ -37,8 +37,10 @@ def altered(tiny: Path, method: Any, calibration: Path | None = None, seed: int 
 
 
 def places(model: PreTrainedModel) -> list[int]:
-    """Which blocks of the base the blocks are."""
-    return [block.place for block in blocks(model)]
+    """Which blocks of the base the blocks are; the manifest will say the same."""
+    found = [block.place for block in blocks(model)]
+    assert sources(model) == found
+    return found
 
 
 TOKENS = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -193,6 +195,21 @@ def test_order_of_the_expanded_blocks(tiny: Path) -> None:
     assert places(altered(tiny, duplication, added=0.4)) == [0, 1, 1, 2, 2, 3, 4]
     assert places(altered(tiny, duplication, added=0.4, scale=0.5)) == [0, 1, 1, 2, 2, 3, 4]
     assert places(altered(tiny, depth_up_scaling, overlap=0.25)) == [0, 1, 2, 3, 1, 2, 3, 4]
+
+
+def test_the_manifest_says_which_blocks_of_the_base_the_blocks_are(tiny: Path, tmp_path: Path) -> None:
+    def made(name: str, method: str, settings: dict[str, Any], parent: str | None = None) -> dict[str, Any]:
+        spec = {"sweep": "s", "family": "", "method": method, "settings": settings, "seed": 0, "on": parent}
+        compress(tmp_path / name, name, tiny, parent and tmp_path / parent, None, [], spec)
+        return read_manifest(tmp_path / name)
+
+    assert made("grown", "llama_pro", {"added": 0.4})["blocks"] == [0, 1, 1, 2, 3, 4, 4]
+    shrunk = made("shrunk", "depth", {"order": "random", "removed": 0.3}, "grown")["blocks"]
+    assert len(shrunk) == 5
+    assert shrunk == sorted(shrunk)
+    assert max(shrunk) <= 4
+    assert made("pruned", "magnitude", {"sparsity": 0.5}, "shrunk")["blocks"] == shrunk
+    assert "blocks" not in made("alone", "magnitude", {"sparsity": 0.5})
 
 
 def test_scaled_copies_add_a_part_of_what_their_blocks_add(tiny: Path) -> None:

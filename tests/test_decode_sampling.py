@@ -11,11 +11,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hemorrhage.decode.generation import continuation
+from hemorrhage.decode.generation import continuation, ends, until_end
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical", "eta")
-EVERY = (*SAMPLING, "greedy", "beam", "contrastive_search", "fsd")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon", "mirostat")
+SEARCHING = (
+    "greedy",
+    "beam",
+    "diverse_beam",
+    "contrastive_search",
+    "contrastive_decoding",
+    "dola",
+    "fsd",
+    "fsd_d",
+    "assisted",
+)
+EVERY = (*SAMPLING, *SEARCHING)
 
 
 def strategy(name: str) -> Any:
@@ -62,6 +73,10 @@ def kept(p: list[float], name: str, value: float) -> set[int]:
     if name == "eta":
         cutoff = min(value, math.sqrt(value) * math.exp(-entropy))
         return {token for token in order if p[token] >= cutoff} | {order[0]}
+    if name == "epsilon":
+        return {token for token in order if p[token] >= value} | {order[0]}
+    if name == "mirostat":
+        return {token for token in order if -math.log2(p[token]) <= 2 * value} | {order[0]}
     if name == "typical":
         order = sorted(range(len(p)), key=lambda token: abs(-math.log(p[token]) - entropy))
     mass, found = 0.0, set()
@@ -85,6 +100,10 @@ def kept(p: list[float], name: str, value: float) -> set[int]:
         ("typical", "tau", 0.2),
         ("eta", "epsilon", 6e-4),
         ("eta", "epsilon", 0.1),
+        ("epsilon", "epsilon", 3e-4),
+        ("epsilon", "epsilon", 0.05),
+        ("mirostat", "tau", 3.0),
+        ("mirostat", "tau", 0.8),
     ],
 )
 def test_tokens_are_drawn_among_those_the_definition_keeps(
@@ -106,6 +125,8 @@ def test_tokens_are_drawn_among_those_the_definition_keeps(
         ("min_p", {"p_base": 1.0}),
         ("typical", {"tau": 1e-6}),
         ("eta", {"epsilon": 0.999}),
+        ("epsilon", {"epsilon": 0.999}),
+        ("mirostat", {"tau": 1e-3, "rate": 5.0}),
         ("top_p", {"p": 1e-6}),
         ("temperature", {"temperature": 0.01}),
     ],
@@ -129,6 +150,53 @@ def test_temperature_never_changes_the_top_token(
     assert {int(drawn.argmax()) for drawn in drawn_from} == {int(top)}
     entropy = [float(-torch.special.xlogy(p, p).sum()) for p in drawn_from]
     assert entropy == sorted(entropy)
+
+
+def test_mirostat_is_the_literal_one(model: Any, prompt: torch.Tensor, drawn_from: list[torch.Tensor]) -> None:
+    tau, rate = 1.5, 0.7
+    generated = sample(model, prompt, "mirostat", new_tokens=40, tau=tau, rate=rate)[0].tolist()
+    ids, bound = prompt[0].tolist(), 2 * tau
+    for drawn, token in zip(drawn_from, generated, strict=True):
+        with torch.no_grad():
+            p = model(torch.tensor([ids]), use_cache=False).logits[0, -1].double().softmax(-1).tolist()
+        surprise = [-math.log2(x) for x in p]
+        # A rounding apart from the bound is not what is tested.
+        near = {i for i, bits in enumerate(surprise) if abs(bits - bound) < 1e-3}
+        found = set(drawn[0].nonzero().flatten().tolist())
+        assert found - near == {i for i, bits in enumerate(surprise) if bits <= bound or p[i] == max(p)} - near
+        bound -= rate * (surprise[token] - tau)
+        ids.append(token)
+
+
+@pytest.mark.parametrize("tau", [0.8, 1.4])
+def test_the_mean_surprise_of_mirostat_approaches_its_target(model: Any, prompt: torch.Tensor, tau: float) -> None:
+    texts = sample(model, prompt.repeat(12, 1), "mirostat", new_tokens=120, tau=tau)
+    means = []
+    for text in texts.tolist():
+        tokens = torch.tensor([prompt[0].tolist() + until_end(text, ends(model))])
+        with torch.no_grad():
+            logp = model(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+        means.append(float(-logp[prompt.shape[1] - 1 :].mean()) / math.log(2))
+    natural = 2.0
+    assert abs(sum(means) / len(means) - tau) < 0.15 < abs(natural - tau)
+
+
+def test_mirostat_corrects_every_error_by_its_rate() -> None:
+    # What the bound has lost is what the surprises exceeded the target by: the mean error falls like 1 / n.
+    generator = torch.Generator().manual_seed(0)
+    processor, ids, total = strategy("mirostat").Mirostat(tau=3.0, rate=0.5), torch.zeros(2, 1, dtype=torch.long), 0.0
+    steps = 1500
+    for _ in range(steps):
+        # 1 to 6 bits of entropy: the target lies between.
+        scores = torch.randn(2, 1000, generator=generator) * (2.5 + 2.5 * torch.rand(2, 1, generator=generator))
+        kept = processor(ids, scores).softmax(-1)
+        token = torch.multinomial(kept, 1, generator=generator)
+        total += -scores.log_softmax(-1).gather(1, token)[:, 0] / math.log(2)
+        ids = torch.cat([ids, token], 1)[:, -1:]
+    processor(ids, scores)
+    lost = (2 * 3.0 - processor.bound[:, 0]) / 0.5
+    assert torch.allclose(total - 3.0 * steps, lost, atol=0.5)
+    assert (total / steps - 3.0).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", SAMPLING)
@@ -181,6 +249,20 @@ def test_a_models_own_generation_defaults_count_for_nothing(
         ("beam", {"beams": 1}),
         ("contrastive_search", {"alpha": 1.0}),
         ("fsd", {"n": 1}),
+        ("fsd_d", {"n": 1}),
+        ("fsd_d", {"alpha": 1}),
+        ("fsd_d", {"beta": 1.1}),
+        ("epsilon", {"epsilon": 1}),
+        ("mirostat", {"tau": 0}),
+        ("mirostat", {"rate": float("inf")}),
+        ("diverse_beam", {"beams": 8, "groups": 3}),
+        ("diverse_beam", {"penalty": -1}),
+        ("contrastive_decoding", {"alpha": 0}),
+        ("contrastive_decoding", {"layers": 2, "amateur": "somewhere"}),
+        ("dola", {"layers": "middle"}),
+        ("dola", {"layers": []}),
+        ("dola", {"repetition_penalty": 0.9}),
+        ("assisted", {"layers": 0}),
         ("greedy", {"temperature": 1.0}),
     ],
 )
@@ -189,10 +271,36 @@ def test_impossible_settings_are_refused(name: str, settings: dict[str, float]) 
         strategy(name).Settings(**settings)
 
 
-@pytest.mark.parametrize(("name", "key"), [("top_k", "k"), ("contrastive_search", "k"), ("fsd", "k")])
+@pytest.mark.parametrize(("name", "key"), [("top_k", "k"), ("contrastive_search", "k"), ("fsd", "k"), ("fsd_d", "k")])
 def test_more_candidates_than_the_vocabulary_are_refused(model: Any, prompt: torch.Tensor, name: str, key: str) -> None:
     with pytest.raises(ValueError, match=f"{key}: 10000 is more than the vocabulary's"):
         sample(model, prompt, name, **{key: 10_000})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("contrastive_decoding", {"layers": 5}, "layers: 5, between 1 and 4 wanted for a model of 5 blocks"),
+        ("contrastive_decoding", {"amateur": "nowhere"}, "amateur: no checkpoint at nowhere"),
+        ("dola", {"layers": [1, 5]}, "some of 0 to 4 wanted for a model of 5 blocks"),
+        ("assisted", {"layers": 9}, "layers: 9, between 1 and 4 wanted"),
+    ],
+)
+def test_a_model_that_is_not_deep_enough_is_refused_before_generation(
+    model: Any, prompt: torch.Tensor, name: str, settings: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "generate", None)
+    with pytest.raises(ValueError, match=message):
+        sample(model, prompt, name, **settings)
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_every_search_refuses_what_does_not_fit_the_context(
+    model: Any, prompt: torch.Tensor, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "generate", None)
+    with pytest.raises(ValueError, match="exceed the model's context"):
+        sample(model, prompt, name, new_tokens=10_000)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode import beam, contrastive_search, fsd, greedy
+from hemorrhage.decode import (
+    assisted,
+    beam,
+    contrastive_decoding,
+    contrastive_search,
+    diverse_beam,
+    dola,
+    fsd,
+    fsd_d,
+    greedy,
+)
 from hemorrhage.decode.generation import ends, read, until_end
 from hemorrhage.decode.prompts import Prompt, left_padded
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
+EVERY = [greedy, beam, diverse_beam, contrastive_search, contrastive_decoding, dola, fsd, fsd_d, assisted]
 TEXTS = ("Once upon a time", "The", "Lily and her mom went to the park. She saw a big, big, big")
 
 
@@ -79,6 +90,31 @@ def fsd_reference(model: Any, ids: list[int], new_tokens: int, alpha: float, k: 
     return ids[start:]
 
 
+def fsd_d_reference(
+    model: Any, ids: list[int], new_tokens: int, alpha: float, k: int, n: int, beta: float
+) -> list[int]:
+    ids, start = list(ids), len(ids)
+    for _ in range(new_tokens):
+        p = model(torch.tensor([ids]), use_cache=False).logits[0, -1].softmax(-1)
+        scores = {}
+        for token in p.topk(k).indices.tolist():
+            penalty, rest = 0.0, 1.0
+            for i in range(n - 1, -1, -1) if len(ids) >= n - 1 else ():
+                # What stands behind each place where the last i tokens stand.
+                context = ids[len(ids) - i :]
+                followers = [ids[at + i] for at in range(len(ids) - i) if ids[at : at + i] == context]
+                count = followers.count(token)
+                if count == 0:
+                    continue
+                penalty += rest * (beta * count / (len(followers) + 1) if i else count / len(followers))
+                rest *= 1 - beta
+            scores[token] = (1 - alpha) * float(p[token]) - alpha * penalty
+        ids.append(max(scores, key=scores.__getitem__))
+        if ids[-1] in ends(model):
+            break
+    return ids[start:]
+
+
 @pytest.mark.parametrize(("alpha", "k"), [(0.6, 4), (0.9, 3)])
 def test_contrastive_search_is_the_literal_one(model: Any, prompts: list[list[int]], alpha: float, k: int) -> None:
     settings = contrastive_search.Settings(alpha=alpha, k=k)
@@ -99,15 +135,54 @@ def test_fsd_is_the_literal_one(model: Any, prompts: list[list[int]], alpha: flo
 
 
 @pytest.mark.parametrize(
-    ("module", "settings"),
-    [(contrastive_search, contrastive_search.Settings(alpha=0)), (fsd, fsd.Settings(alpha=0))],
+    ("alpha", "k", "n", "beta"), [(0.6, 5, 3, 0.9), (0.3, 3, 2, 0.5), (0.8, 4, 4, 1.0), (0.7, 4, 5, 0.7)]
 )
-def test_no_penalty_is_greedy(model: Any, prompts: list[list[int]], module: Any, settings: Any) -> None:
+def test_discrete_fsd_is_the_literal_one(
+    model: Any, prompts: list[list[int]], alpha: float, k: int, n: int, beta: float
+) -> None:
+    settings = fsd_d.Settings(alpha=alpha, k=k, n=n, beta=beta)
+    with torch.no_grad():
+        expected = [fsd_d_reference(model, ids, 28, alpha, k, n, beta) for ids in prompts]
+    assert texts(model, fsd_d.generate(model, *padded(prompts), 28, settings, 0)) == expected
+    assert expected != texts(model, greedy.generate(model, *padded(prompts), 28, greedy.Settings(), 0))
+
+
+def test_a_token_costs_the_ngram_table_the_same_however_long_the_text_is() -> None:
+    class Counted(dict[tuple[int, ...], Any]):
+        looked = 0
+
+        def __getitem__(self, key: tuple[int, ...]) -> Any:
+            self.looked += 1
+            return super().__getitem__(key)
+
+    def looks(length: int) -> int:
+        table = fsd_d.NGrams(order=3, beta=0.9)
+        table.extend([i * i % 7 for i in range(length)])
+        table.followers = Counted(table.followers)  # type: ignore[assignment]
+        for token in range(7):
+            table.penalty(token)
+        return table.followers.looked  # type: ignore[attr-defined]
+
+    assert looks(2000) == looks(20) <= 7 * 3
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (contrastive_search, contrastive_search.Settings(alpha=0)),
+        (fsd, fsd.Settings(alpha=0)),
+        (fsd_d, fsd_d.Settings(alpha=0)),
+        (contrastive_decoding, contrastive_decoding.Settings(beta=0)),
+        (assisted, assisted.Settings(layers=1, draft=2)),
+        (assisted, assisted.Settings(layers=4, draft=7)),
+    ],
+)
+def test_no_penalty_and_any_draft_are_greedy(model: Any, prompts: list[list[int]], module: Any, settings: Any) -> None:
     greedily = greedy.generate(model, *padded(prompts), 24, greedy.Settings(), 0)
     assert torch.equal(module.generate(model, *padded(prompts), 24, settings, 0), greedily)
 
 
-@pytest.mark.parametrize("module", [greedy, beam, contrastive_search, fsd])
+@pytest.mark.parametrize("module", EVERY)
 def test_a_batch_gives_the_texts_of_one_at_a_time(model: Any, prompts: list[list[int]], module: Any) -> None:
     settings = module.Settings()
     assert settings.deterministic
@@ -116,7 +191,7 @@ def test_a_batch_gives_the_texts_of_one_at_a_time(model: Any, prompts: list[list
     assert together == alone
 
 
-@pytest.mark.parametrize("module", [greedy, beam, contrastive_search, fsd])
+@pytest.mark.parametrize("module", EVERY)
 def test_a_batch_read_beforehand_changes_nothing_and_stays_usable(
     model: Any, prompts: list[list[int]], module: Any
 ) -> None:
@@ -128,7 +203,7 @@ def test_a_batch_read_beforehand_changes_nothing_and_stays_usable(
         assert torch.equal(module.generate(model, ids, mask, 10, module.Settings(), 0, reading), fresh)
 
 
-@pytest.mark.parametrize("module", [greedy, contrastive_search, fsd])
+@pytest.mark.parametrize("module", [greedy, contrastive_search, contrastive_decoding, dola, fsd, fsd_d, assisted])
 def test_sequences_end_on_their_own(
     model: Any, prompts: list[list[int]], module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +251,14 @@ def test_any_user_of_transformers_can_pass_them_to_generate(
     generated = model.generate(prompt, max_new_tokens=12, custom_generate=search, **options)
     with torch.no_grad():
         assert generated[0, prompt.shape[1] :].tolist() == expected(model, prompts[2])
+
+
+def test_the_ngram_penalty_is_a_logits_processor(model: Any, prompts: list[list[int]]) -> None:
+    prompt = torch.tensor([prompts[2]])
+    processor = fsd_d.NGramPenalty(alpha=0.5, candidates=4, order=3, beta=0.8)
+    generated = model.generate(prompt, max_new_tokens=12, logits_processor=[processor])
+    with torch.no_grad():
+        assert generated[0, prompt.shape[1] :].tolist() == fsd_d_reference(model, prompts[2], 12, 0.5, 4, 3, 0.8)
 
 
 def test_beam_search_finds_the_most_probable_pair(model: Any, prompts: list[list[int]]) -> None:

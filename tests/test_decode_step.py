@@ -11,11 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from hemorrhage.artifact import read_manifest, write_manifest
 from hemorrhage.decode import fsd, greedy, sweep
 from hemorrhage.decode.__main__ import main
-from hemorrhage.decode.schema import GENERATIONS
+from hemorrhage.decode.answers import final_number
+from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
 STORY = "Once upon a time there was a little girl named Lily. She liked to play outside in the park. "
@@ -99,6 +101,59 @@ def test_every_strategy_continues_every_prompt(
         assert tokenizer.decode(whole[0], skip_special_tokens=True).endswith(row.text)
 
 
+def test_texts_and_their_human_counterparts_have_features(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "out", folders, monkeypatch)
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    human = HUMAN.validate(pd.read_parquet(tmp_path / "out" / "human.parquet"))
+    features = load_file(tmp_path / "out" / "features.safetensors")
+    assert sorted(features) == ["human", "strategy.fsd", "strategy.greedy", "strategy.warm/1.2"]
+    greedily = rows[(rows.task == "open") & (rows.strategy == "greedy")]
+    assert human.item.tolist() == greedily.item.tolist()
+    assert all(STORY.startswith(prompt + text) for prompt, text in zip(greedily.prompt, human.text, strict=True))
+
+    model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
+    for name, texts in (("human", human), ("strategy.greedy", greedily)):
+        for row, (prompt, text) in enumerate(zip(greedily.prompt, texts.itertuples(), strict=True)):
+            ids = [*tokenizer(prompt)["input_ids"], *text.tokens]
+            with torch.no_grad():
+                output = model(torch.tensor([ids]), output_hidden_states=True)
+            before = slice(len(ids) - len(text.tokens) - 1, -1)
+            expected = output.hidden_states[-1][0, before].mean(0).numpy()
+            assert features[name][row] == pytest.approx(expected, abs=2e-4)
+            logp = output.logits[0, before].log_softmax(-1)
+            nll = -logp.gather(1, torch.tensor(text.tokens)[:, None]).mean()
+            assert text.base_nll == pytest.approx(float(nll), abs=2e-4)
+
+
+def test_worked_problems_and_summaries_are_swept_like_other_tasks(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, text = tmp_path / "gsm8k", tmp_path / "xsum"
+    task.mkdir()
+    text.mkdir()
+    problems = [
+        (i, f"Tom has {i} big dogs and buys 2. How many?", f"{i}+2=<<{i}+2={i + 2}>>\n#### {i + 2}") for i in range(5)
+    ]
+    pd.DataFrame(problems, columns=["item", "question", "answer"]).to_parquet(task / "items.parquet")
+    pd.DataFrame(problems, columns=["item", "question", "answer"]).to_parquet(task / "shots.parquet")
+    write_manifest(task, task="gsm8k", sha256="c" * 64)
+    articles = [(i, STORY * 2, "Lily plays.") for i in range(3)]
+    pd.DataFrame(articles, columns=["item", "document", "summary"]).to_parquet(text / "items.parquet")
+    write_manifest(text, corpus="xsum", sha256="d" * 64)
+    closed = {"items": 4, "new_tokens": 6, "shots": 2}
+    manifest = run(tmp_path / "out", {**folders, "task": task, "text": text}, monkeypatch, closed=closed)
+    assert "failure" not in manifest
+    assert set(manifest["datasets"]) == {"gsm8k", "xsum"}
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    worked = rows[rows.dataset == "gsm8k"]
+    assert worked.prompt.str.count("Question: ").eq(3).all()
+    assert all(row.answer == final_number(row.text) for row in worked.itertuples())
+    human = pd.read_parquet(tmp_path / "out" / "human.parquet")
+    assert human.text.str.strip().eq("Lily plays.").all()
+
+
 def test_the_first_tokens_of_documents_are_the_open_prompts(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +183,8 @@ def test_a_killed_job_goes_on_with_the_next_batch(
     with pytest.raises(KeyboardInterrupt):
         run(out, folders, monkeypatch)
     assert not out.exists()
-    assert len(list(sweep.resume_directory(out).iterdir())) == 7
+    # And what people wrote behind the prompts of the first open batch.
+    assert len(list(sweep.resume_directory(out).iterdir())) == 7 + 1
 
     def counted(desk: Any, strategy: Any) -> Any:
         made.append((strategy.name, desk.batch.task, desk.batch.number))
@@ -139,6 +195,11 @@ def test_a_killed_job_goes_on_with_the_next_batch(
     assert len(made) == len(set(made)) == 3 * (2 + 2)
     resumed, whole = (pd.read_parquet(tmp_path / name / "generations.parquet") for name in ("out", "whole"))
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
+    resumed, whole = (pd.read_parquet(tmp_path / name / "human.parquet") for name in ("out", "whole"))
+    pd.testing.assert_frame_equal(resumed, whole)
+    resumed, whole = (load_file(tmp_path / name / "features.safetensors") for name in ("out", "whole"))
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == whole[name]).all() for name in whole)
 
 
 def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
@@ -157,6 +218,7 @@ def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
     [
         ({"closed": {"items": 50, "new_tokens": 4}}, "closed.items: 50 wanted"),
         ({"open": {"items": 9, "prefix": 6, "new_tokens": 10}}, "has 8 evaluation documents of at least"),
+        ({"chat": True}, "no chat template"),
         ({"closed": {"items": 5, "new_tokens": 600}}, "exceed the model's context of 512"),
         ({"strategies": {"k": {"strategy": "top_k", "k": 0}}}, "greater than or equal to 1"),
         ({"strategies": {"k": {"k": 3}}}, "strategies.k: the key strategy is missing"),

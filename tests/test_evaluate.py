@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from pyarrow.parquet import ParquetFile
+from safetensors.torch import load_file, save_file
 
+from hemorrhage.artifact import failure, read_manifest, write_manifest
+from hemorrhage.compress.reload import write_check
+from hemorrhage.data.probes import make, prepare
+from hemorrhage.evaluate import __main__ as step
+from hemorrhage.evaluate import inside, language
 from hemorrhage.evaluate.choices import answers, choice_rows, log_likelihoods
-from hemorrhage.evaluate.language import corpus_damage, head_of, hidden_states, output_embedding, token_damage
-from hemorrhage.evaluate.reference import cut_windows, protocol
-from hemorrhage.evaluate.schema import TOKENS
-from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.evaluate.language import (
+    Predictions,
+    corpus_damage,
+    head_of,
+    hidden_states,
+    output_embedding,
+    write_base_side,
+    write_tokens,
+)
+from hemorrhage.evaluate.reference import cut_windows, protocol, reference, spread, text_sizes, token_bytes
+from hemorrhage.evaluate.schema import ITEMS, TOKENS, WINDOWS
+from hemorrhage.models.checkpoint import CHECK, load, load_tokenizer, weight_files
+from tests.tiny_model import train_tokenizer
+
+WINDOW = 24
 
 
 @pytest.fixture(scope="module")
@@ -40,46 +61,173 @@ def damaged(tiny: Path):
 @pytest.fixture(scope="module")
 def windows(model) -> torch.Tensor:
     return torch.randint(
-        3, model.config.vocab_size, (3, 24), generator=torch.Generator().manual_seed(1), dtype=torch.int32
+        3, model.config.vocab_size, (3, WINDOW), generator=torch.Generator().manual_seed(1), dtype=torch.int32
     )
 
 
-def test_damage_against_a_literal_double_loop(model, damaged, windows) -> None:
-    base_hidden = hidden_states(model, windows.long())
-    table = corpus_damage(damaged, windows, base_hidden, output_embedding(model), "prose")
-    TOKENS.validate(table)
-    assert len(table) == 3 * 23
-    row = table[(table.window == 1) & (table.position == 5)].iloc[0]
-    with torch.no_grad():
-        p = model(windows[1:2, :5].long()).logits[0, -1].double().softmax(-1).tolist()
-        q = damaged(windows[1:2, :5].long()).logits[0, -1].double().softmax(-1).tolist()
-    kl = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
-    target = int(windows[1, 5])
-    assert row.kl == pytest.approx(kl, abs=1e-5)
-    assert row.nll == pytest.approx(-math.log(q[target]), abs=1e-4)
-    assert row.base_nll == pytest.approx(-math.log(p[target]), abs=1e-4)
-    assert row.same_top1 == (p.index(max(p)) == q.index(max(q)))
+@pytest.fixture(scope="module")
+def of_base(model, windows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference's files about one corpus."""
+    folder = tmp_path_factory.mktemp("reference")
+    save_file({"prose": windows}, folder / "windows.safetensors")
+    save_file({"prose": torch.bincount(windows.flatten(), minlength=512)}, folder / "counts.safetensors")
+    write_base_side(model, {"prose": windows}, folder)
+    return folder
+
+
+def stream_of(task: str, tokenizer) -> torch.Tensor:
+    """Tokens of a text: the prompts of a task."""
+    text = ". ".join(item["prompt"] for item in make(task, 100, 0))
+    return torch.tensor(tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.int32)
+
+
+def damage_of(altered, of_base: Path, model, at_once: int = 2) -> pd.DataFrame:
+    return pd.concat(corpus_damage(altered, of_base, "prose", output_embedding(model), at_once), ignore_index=True)
+
+
+def test_damage_against_a_literal_double_loop(model, damaged, windows, of_base) -> None:
+    table = TOKENS.validate(damage_of(damaged, of_base, model))
+    assert len(table) == 3 * (WINDOW - 1)
+    for window, position in ((1, 5), (2, 23)):
+        row = table[(table.window == window) & (table.position == position)].iloc[0]
+        read = windows[window : window + 1, :position].long()
+        with torch.no_grad():
+            p = model(read).logits[0, -1].double().softmax(-1).tolist()
+            q = damaged(read).logits[0, -1].double().softmax(-1).tolist()
+        target = int(windows[window, position])
+        likeliest, of_variant = (sorted(range(512), key=lambda token, x=x: -x[token])[:10] for x in (p, q))
+        assert row["count"] == int((windows == target).sum())
+        kl = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+        assert row.kl == pytest.approx(kl, abs=1e-5)
+        assert row.nll == pytest.approx(-math.log(q[target]), abs=1e-5)
+        assert row.base_nll == pytest.approx(-math.log(p[target]), abs=1e-5)
+        assert row.same_top1 == (likeliest[0] == of_variant[0])
+        assert row.top10_overlap == pytest.approx(len({*likeliest} & {*of_variant}) / 10)
+        assert row.entropy == pytest.approx(-sum(b * math.log(b) for b in q), abs=1e-5)
+        assert row.base_entropy == pytest.approx(-sum(a * math.log(a) for a in p), abs=1e-5)
+        assert row.confidence == pytest.approx(max(q), abs=1e-5)
+        assert row.base_confidence == pytest.approx(max(p), abs=1e-5)
+        assert row.right == (of_variant[0] == target)
+        assert row.base_right == (likeliest[0] == target)
     assert table.kl.mean() > 1e-3, "the planted damage shows"
+    assert 0 < table.top10_overlap.mean() < 1
 
 
-def test_a_model_does_not_diverge_from_itself(model, windows) -> None:
-    hidden = hidden_states(model, windows.long())
-    head = output_embedding(model)
-    damage = token_damage(hidden[0], head, hidden[0], head, windows[0].long())
-    assert float(damage["kl"].abs().max()) == 0.0
-    assert bool(damage["same_top1"].all())
-    assert torch.equal(damage["nll"], damage["base_nll"])
+def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(model, damaged, tiny, tmp_path) -> None:
+    tokenizer = load_tokenizer(tiny)
+    stream = stream_of("agreement", tokenizer)
+    windows = cut_windows(stream, 64, 20, tokenizer.bos_token_id)
+    save_file({"prose": windows}, tmp_path / "windows.safetensors")
+    save_file({"prose": torch.bincount(stream, minlength=512)}, tmp_path / "counts.safetensors")
+    write_base_side(model, {"prose": windows}, tmp_path)
+    table = damage_of(damaged, tmp_path, model, at_once=7)
+    nll, base_nll, kl = [], [], []
+    with torch.no_grad():
+        for window in windows.long():
+            p = torch.log_softmax(model(window[None]).logits[0, :-1].double(), -1)
+            q = torch.log_softmax(damaged(window[None]).logits[0, :-1].double(), -1)
+            nll.append(-q.gather(1, window[1:, None]).mean())
+            base_nll.append(-p.gather(1, window[1:, None]).mean())
+            kl.append((p.exp() * (p - q)).sum(-1).mean())
+    assert math.exp(table.nll.mean()) == pytest.approx(float(torch.stack(nll).mean().exp()), rel=1e-5)
+    assert math.exp(table.base_nll.mean()) == pytest.approx(float(torch.stack(base_nll).mean().exp()), rel=1e-5)
+    assert table.kl.mean() == pytest.approx(float(torch.stack(kl).mean()), rel=1e-4)
 
 
-def test_nll_is_the_loss_transformers_reports(model, windows) -> None:
-    hidden = hidden_states(model, windows.long())
-    head = output_embedding(model)
-    mean = torch.cat(
-        [token_damage(h, head, h, head, t.long())["nll"] for h, t in zip(hidden, windows, strict=True)]
-    ).mean()
+def test_a_model_does_not_diverge_from_itself(model, of_base) -> None:
+    for at_once, limit in ((3, 1e-9), (1, 1e-6)):
+        table = damage_of(model, of_base, model, at_once)
+        assert table.kl.abs().max() <= limit, "batches of another size are the noise floor"
+        assert table.same_top1.all()
+        assert (table.top10_overlap == 1).all()
+        assert (table.nll - table.base_nll).abs().max() <= 1e4 * limit
+
+
+def test_nll_is_the_loss_transformers_reports(model, windows, of_base) -> None:
     with torch.no_grad():
         loss = model(windows.long(), labels=windows.long()).loss
-    assert float(mean) == pytest.approx(float(loss), abs=1e-5)
+    assert damage_of(model, of_base, model).nll.mean() == pytest.approx(float(loss), abs=1e-5)
+
+
+@pytest.mark.parametrize(("kept", "tile"), [(2**24, 2**20), (300 * 7, 128 * 7), (1, 1)])
+@pytest.mark.parametrize("noise", [1.0, 1e-3])
+def test_tiles_and_parts_add_up(kept: int, tile: int, noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(language.KEPT_LOGITS, "cpu", kept)
+    monkeypatch.setitem(language.TILE_LOGITS, "cpu", tile)
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(300, 16, generator=generator)
+    altered = head + noise * torch.randn(head.shape, generator=generator)
+    # From flat distributions to ones that are certain, with logits in the hundreds.
+    states = torch.randn(20, 16, generator=generator) * torch.logspace(-2, 2, 20)[:, None]
+    targets = torch.randint(300, (20,), generator=generator)
+    ours, base = Predictions(altered, 20, head), Predictions(head, 20)
+    figures, likeliest, nothing = base.of(states, targets)
+    assert not nothing.any()
+    found, top, kl = ours.of(states, targets, (states, figures, likeliest))
+    p, q = ((states.double() @ weight.double().T).log_softmax(-1) for weight in (head, altered))
+    assert torch.equal(top, q.topk(10).indices)
+    expected = {
+        "nll": -q.gather(1, targets[:, None])[:, 0],
+        "entropy": -(q.exp() * q).sum(-1),
+        "log_mass": -q.amax(-1),
+        "kl": (p.exp() * (p - q)).sum(-1),
+    }
+    # Float32 logits are off by some 2^-24 of their terms; so is all that is made of them.
+    rounding = 1e-6 + 5e-7 * (states @ altered.T).abs().amax(-1)
+    for name, value in {"nll": found[:, 3], "entropy": found[:, 2], "log_mass": found[:, 1], "kl": kl}.items():
+        assert ((value - expected[name]).abs() <= rounding).all(), name
+    assert found[:, 2:].min() >= 0
+
+
+def test_a_large_common_shift_of_the_logits_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    head, states = torch.randn(200, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    shifted = torch.cat([head, torch.full((200, 1), 300.0)], dim=1)
+    longer = torch.cat([states, torch.ones(6, 1)], dim=1)
+    targets = torch.arange(6)
+    base = Predictions(head, 6).of(states, targets)
+    found, _, kl = Predictions(shifted, 6, head).of(longer, targets, (states, base[0], base[1]))
+    assert kl.abs().max() < 1e-4, "rounding of logits in the hundreds"
+    assert torch.allclose(found[:, 2:], base[0][:, 2:], atol=1e-4)
+
+
+def test_the_base_side_is_written_batch_by_batch(model, windows, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "TOKENS_PER_BATCH", WINDOW)
+    write_base_side(model, {"prose": windows, "code": windows[:2]}, tmp_path)
+    hidden = load_file(tmp_path / "hidden.safetensors")
+    assert {corpus: tuple(value.shape) for corpus, value in hidden.items()} == {
+        "prose": (3, WINDOW, 64),
+        "code": (2, WINDOW, 64),
+    }
+    assert torch.allclose(hidden["prose"], hidden_states(model, windows.long()), atol=1e-4)
+    assert torch.equal(hidden["code"], hidden["prose"][:2])
+    assert load_file(tmp_path / "figures.safetensors")["code"].dtype == torch.float64
+    assert load_file(tmp_path / "top.safetensors")["prose"].shape == (3, WINDOW - 1, 10)
+
+
+def test_tokens_are_written_piece_by_piece(model, damaged, of_base, tmp_path, monkeypatch) -> None:
+    whole = damage_of(damaged, of_base, model, at_once=1)
+    monkeypatch.setattr(language, "ROWS", 2 * (WINDOW - 1))
+    write_tokens(corpus_damage(damaged, of_base, "prose", output_embedding(model), 1), tmp_path / "tokens.parquet")
+    assert ParquetFile(tmp_path / "tokens.parquet").num_row_groups == 2
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tokens.parquet"), whole, check_exact=True)
+
+
+def test_logits_that_are_not_finite_are_an_error(model, tiny, windows, of_base, tmp_path) -> None:
+    broken = load(tiny)
+    with torch.no_grad():
+        broken.model.norm.weight[3] = math.nan
+    with pytest.raises(ValueError, match="corpus prose, window 0: the variant's likelihoods are not finite"):
+        damage_of(broken, of_base, model)
+    with pytest.raises(ValueError, match="corpus prose, from window 0: the base's logits are not finite"):
+        write_base_side(broken, {"prose": windows}, tmp_path)
+    with pytest.raises(ValueError, match="item 4: the likelihoods of its choices are not finite"):
+        log_likelihoods(broken, [(4, [1, 2], [[3], [4]])], pad=0)
+
+
+def test_another_vocabulary_is_an_error(model, of_base) -> None:
+    with pytest.raises(ValueError, match="a vocabulary of 512 tokens, and the base model's has 500"):
+        next(corpus_damage(model, of_base, "prose", output_embedding(model)[:500], 2))
 
 
 def test_head_is_read_from_the_checkpoint(model, tiny) -> None:
@@ -116,19 +264,17 @@ def test_a_choice_must_not_change_the_prompts_tokens(tokenizer) -> None:
 
 def test_answers_of_a_task(model, tokenizer, tmp_path) -> None:
     items = [
-        {
-            "item": 0,
-            "prompt": "Once upon a time, there was a little",
-            "choices": [" girl", " of"],
-            "answer": 0,
-        },
-        {"item": 1, "prompt": "Once upon a", "choices": [" the", " time"], "answer": 1},
-        {"item": 2, "prompt": "Once upon a", "choices": [" the", " time"], "answer": 0},
+        {"prompt": "Once upon a time, there was a little", "choices": [" girl", " of"], "answer": 0},
+        {"prompt": "Once upon a", "choices": [" the", " time"], "answer": 1},
+        {"prompt": "Once upon a", "choices": [" the", " time"], "answer": 0},
     ]
-    pd.DataFrame(items).to_parquet(tmp_path / "items.parquet")
+    table = pd.DataFrame(items).assign(item=range(3), group=[0, 1, 1])
+    table.to_parquet(tmp_path / "items.parquet")
     found = answers(model, tokenizer, tmp_path)
     assert list(found.correct) == [True, True, False]
+    assert list(found.group) == [0, 1, 1]
     assert (found.margin > 0).equals(found.correct)
+    pd.testing.assert_frame_equal(answers(model, tokenizer, tmp_path, tokens_per_batch=1), found, atol=1e-4)
 
 
 def test_windows_are_spread_evenly_and_do_not_overlap() -> None:
@@ -154,3 +300,193 @@ def test_protocols_differ_with_everything_a_perplexity_depends_on() -> None:
         protocol(256, 16, 300, None, " "),
     }
     assert len(kinds) == 5
+
+
+def test_windows_to_look_inside_are_spread_over_the_first_corpus() -> None:
+    windows = torch.arange(10, dtype=torch.int32)[:, None]
+    assert spread(windows, 4).flatten().tolist() == [0, 2, 5, 7]
+    with pytest.raises(ValueError, match=r"inside\.windows: 11 wanted, and evaluate\.windows leaves 10"):
+        spread(windows, 11)
+
+
+TEXT = "Grüße aus Köln — 東京 and 10 naïve cafés,\n\tall under one 🙂 roof. " * 12
+
+
+def test_bytes_and_words_of_a_text_are_those_of_its_windows(tokenizer) -> None:
+    byte_level = train_tokenizer([TEXT])
+    for backend, own in ((tokenizer, tokenizer.backend_tokenizer), (None, byte_level)):
+        known = backend or type("Known", (), {"backend_tokenizer": byte_level})()
+        ids = own.encode(TEXT, add_special_tokens=False).ids
+        # The first token of each window is not predicted: here the beginning-of-sequence token.
+        windows = cut_windows(torch.tensor(ids, dtype=torch.int32), 9, "all", 1)
+        table = WINDOWS.validate(text_sizes(windows, known, "prose"))
+        read = own.decode(windows[:, 1:].flatten().tolist())
+        # sentencepiece puts a space in front of a text, which decoding takes away.
+        lead = int(own.token_to_id("\N{LOWER ONE EIGHTH BLOCK}") is not None)
+        cut = 3 * read.endswith("\ufffd")
+        assert abs(table.bytes.sum() - lead - len(read.encode())) <= cut
+        assert (table.tokens == 8).all()
+        assert 0 <= table.words.sum() - len(read.split()) <= len(windows), "one more where a window cuts a word"
+        assert token_bytes(known)[1] == 0
+
+
+def test_a_word_that_the_first_token_begins_is_not_counted(tokenizer) -> None:
+    ids = tokenizer("there was a girl", add_special_tokens=False).input_ids
+    (row,) = text_sizes(torch.tensor([ids]), tokenizer, "prose").itertuples()
+    assert row.words == 3
+
+
+@pytest.fixture(scope="module")
+def study(tiny: Path, damaged, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two texts, a task, the reference and a sound checkpoint."""
+    root = tmp_path_factory.mktemp("study")
+    shutil.copytree(tiny, root / "base")
+    write_manifest(root / "base", adds_bos=True)
+    tokenizer = load_tokenizer(tiny)
+    for corpus, task in (("prose", "agreement"), ("code", "recall")):
+        folder = root / corpus
+        folder.mkdir()
+        save_file({"evaluation": stream_of(task, tokenizer)}, folder / "tokens.safetensors")
+        write_manifest(folder, corpus=corpus, sha256=f"sha of {corpus}", join="")
+    prepare("agreement", 8, 0, root / "tasks" / "agreement" / "x")
+    spec = {"window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+    texts, tasks = [root / "prose", root / "code"], [root / "tasks" / "agreement" / "x"]
+    reference(root / "reference", root / "base", texts, tasks, spec)
+    damaged.save_pretrained(root / "checkpoint")
+    write_check(damaged, root / "checkpoint", seed=0)
+    write_manifest(root / "checkpoint", theoretical="nothing gained")
+    return root
+
+
+def run(study: Path, out: Path, variant: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The step's command line."""
+    arguments = [out, "--variant", variant, "--checkpoint", checkpoint, "--base", study / "base"]
+    arguments += ["--reference", study / "reference", "--tasks", study / "tasks" / "agreement" / "x"]
+    monkeypatch.setattr(sys, "argv", ["step", *map(str, arguments), "--spec", '{"ablate": false}'])
+    step.main()
+    return out
+
+
+def test_reference_holds_what_every_evaluation_reads(study) -> None:
+    facts = read_manifest(study / "reference")
+    assert list(facts["corpora"]) == ["code", "prose"]
+    assert facts["inside"]["sha256"] == "sha of prose", "the first corpus is looked into"
+    assert facts["inside"]["protocol"] == inside.protocol(2, 24)
+    assert load_file(study / "reference" / "inside.safetensors")["tokens"].shape == (2, 24)
+    counts = load_file(study / "reference" / "counts.safetensors")["code"]
+    stream = load_file(study / "code" / "tokens.safetensors")["evaluation"]
+    assert counts.tolist() == torch.bincount(stream, minlength=512).tolist()
+    assert len(pd.read_parquet(study / "reference" / "windows.parquet")) == 12
+
+
+def test_evaluation_of_a_variant_and_of_the_base(study, tmp_path, monkeypatch) -> None:
+    out = run(study, tmp_path / "variant", "v", study / "checkpoint", monkeypatch)
+    assert failure(out) is None
+    manifest = read_manifest(out)
+    assert "noise" not in manifest
+    tokens = TOKENS.validate(pd.read_parquet(out / "tokens.parquet"))
+    assert tokens.groupby("corpus").size().to_dict() == {"code": 6 * 31, "prose": 6 * 31}
+    assert tokens.kl.mean() > 1e-3
+    ITEMS.validate(pd.read_parquet(out / "items.parquet"))
+    WINDOWS.validate(pd.read_parquet(out / "windows.parquet"))
+    assert len(inside.INSIDE.validate(pd.read_parquet(out / "inside.parquet")))
+    cost = json.loads((out / "cost.json").read_text())
+    assert cost["theoretical"] == "nothing gained"
+    assert cost["peak_bytes"] > 0
+
+    out = run(study, tmp_path / "base", "base", study / "base", monkeypatch)
+    assert failure(out) is None
+    assert read_manifest(out)["noise"] == "batches of 3 instead of 6 windows"
+    itself = pd.read_parquet(out / "tokens.parquet")
+    assert itself.kl.abs().max() < 1e-6
+    assert itself.base_nll.equals(tokens.base_nll)
+    items = pd.read_parquet(out / "items.parquet")
+    assert (items.choice == items.base_choice).all()
+
+
+def copied(study: Path, folder: Path) -> Path:
+    shutil.copytree(study / "checkpoint", folder)
+    return folder
+
+
+def reason(study: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Why the checkpoint is recorded as failed: one line."""
+    out = run(study, tmp_path / "out", "v", checkpoint, monkeypatch)
+    assert sorted(file.name for file in out.iterdir()) == ["manifest.json"]
+    found = failure(out)
+    assert found is not None
+    assert "\n" not in found
+    assert set(read_manifest(out)["corpora"]) == {"prose", "code"}
+    return found
+
+
+def test_a_truncated_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> None:
+    checkpoint = copied(study, tmp_path / "checkpoint")
+    (file,) = weight_files(checkpoint)
+    file.write_bytes(file.read_bytes()[:5000])
+    found = reason(study, checkpoint, tmp_path, monkeypatch)
+    assert found.startswith("ValueError:")
+    assert "can't be loaded" in found
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+    write_manifest(checkpoint)
+    assert "can't be loaded" in reason(study, checkpoint, tmp_path, monkeypatch)
+
+
+def test_a_checkpoint_that_was_not_made_is_recorded(study, tmp_path, monkeypatch) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    write_manifest(tmp_path / "checkpoint", failure="singular")
+    assert "not made: singular" in reason(study, tmp_path / "checkpoint", tmp_path, monkeypatch)
+
+
+def test_a_checkpoint_altered_after_it_was_made_is_recorded(study, tmp_path, monkeypatch) -> None:
+    checkpoint = copied(study, tmp_path / "checkpoint")
+    (file,) = weight_files(checkpoint)
+    tensors = load_file(file)
+    tensors["model.layers.2.mlp.up_proj.weight"] *= 0.9
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert "reload differs" in reason(study, checkpoint, tmp_path, monkeypatch)
+    tensors["model.layers.2.mlp.up_proj.weight"][0] = math.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert "reload differs by nan" in reason(study, checkpoint, tmp_path, monkeypatch)
+    (checkpoint / CHECK).unlink()
+    assert "no check.safetensors" in reason(study, checkpoint, tmp_path, monkeypatch)
+
+
+def test_another_models_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> None:
+    foreign = load(study / "base")
+    foreign.resize_token_embeddings(600)
+    foreign.save_pretrained(tmp_path / "checkpoint")
+    write_check(foreign, tmp_path / "checkpoint", seed=0)
+    write_manifest(tmp_path / "checkpoint")
+    found = reason(study, tmp_path / "checkpoint", tmp_path, monkeypatch)
+    assert "has a vocabulary of 600 tokens, and the base model of 512" in found
+
+
+def test_another_tokenizer_is_recorded(study, tmp_path, monkeypatch) -> None:
+    checkpoint = copied(study, tmp_path / "checkpoint")
+    content = json.loads((study / "base" / "tokenizer.json").read_text())
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content, indent=7))
+    step.same_tokenizer(checkpoint, study / "base")
+    content["decoder"] = None
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content))
+    assert "tokenizer.json differs from the base model's" in reason(study, checkpoint, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("tokens", "there"), [(0, 0), (40, 1)])
+def test_a_text_that_is_too_short_is_named(tokens: int, there: int, study, tmp_path) -> None:
+    save_file({"evaluation": torch.ones(tokens, dtype=torch.int32)}, tmp_path / "tokens.safetensors")
+    write_manifest(tmp_path, corpus="poems", sha256="", join="")
+    with pytest.raises(ValueError, match=f"corpus poems: {tokens} tokens make {there} windows of 32, not 6"):
+        reference(
+            tmp_path / "out", study / "base", [tmp_path], [], {"window": 32, "windows": 6, "inside": {"windows": 0}}
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_windows_to_look_inside_nothing_is_written(study, tmp_path) -> None:
+    reference(
+        tmp_path / "out", study / "base", [study / "prose"], [], {"window": 16, "windows": 2, "inside": {"windows": 0}}
+    )
+    assert read_manifest(tmp_path / "out")["inside"] is None
+    assert not (tmp_path / "out" / "inside.safetensors").exists()

@@ -164,7 +164,12 @@ def test_reference_and_evaluation(folder: Path, tmp_path: Path, monkeypatch: pyt
             reference_step,
             [
                 *(tmp_path / "reference", "--base", folder / "base", "--texts", folder / "text"),
-                *("--tasks", task, "--spec", json.dumps({"window": 32, "windows": 6})),
+                *(
+                    "--tasks",
+                    task,
+                    "--spec",
+                    json.dumps({"window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}),
+                ),
             ],
         ),
     ):

@@ -78,6 +78,39 @@ def test_an_evaluation_parameter_moves_evaluations_only() -> None:
     assert moved(changed("evaluate/windows", 8)) == of("references") | of("evaluations") | {"report"}
 
 
+def test_a_variant_that_is_ablated_is_evaluated_again() -> None:
+    assert moved(changed("evaluate/inside/ablate", ["base", "rtn-4"])) == {"evaluations/rtn-4", "report"}
+
+
+def mirrored(folder: Path) -> dict[str, Any]:
+    """The default params with two benchmarks, read from a mirror."""
+    files = ("allenai/ai2_arc/ARC-Easy/test", "google-research-datasets/mbpp/full/test")
+    for name in (*files, "google-research-datasets/mbpp/full/prompt"):
+        file = folder / f"{name}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    content = changed("data", {"source": "mirror", "path": str(folder), "items": 24, "seed": 0})
+    content["evaluate"]["harness"]["tasks"] = ["arc_easy"]
+    content["evaluate"]["programs"]["tasks"] = ["mbpp", "humaneval"]
+    return content
+
+
+def test_benchmarks_are_prepared_once_and_run_on_every_model(tmp_path: Path) -> None:
+    content = mirrored(tmp_path)
+    before = addresses(content)
+    assert {name for name in before if name.startswith("benchmarks/")} == {
+        f"benchmarks/{task}" for task in ("arc_easy", "mbpp", "humaneval")
+    }
+    models = {"base", *Plan(config.Params.model_validate(content)).variants}
+    for kind in ("harness", "programs"):
+        assert {name for name in before if name.startswith(f"{kind}/")} == {f"{kind}/{model}" for model in models}
+        assert not of(kind), "none is asked for by default"
+    (tmp_path / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet").write_bytes(b"another")
+    after = addresses(content)
+    ran = {name for name in before if before[name] != after[name]}
+    assert ran == {"benchmarks/arc_easy", "report", *(name for name in before if name.startswith("harness/"))}
+
+
 def test_an_analysis_parameter_moves_the_report_only() -> None:
     assert moved(changed("analyze/resamples", 500)) == {"report"}
 

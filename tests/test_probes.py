@@ -55,6 +55,19 @@ def test_seed_decides_and_longer_lists_begin_like_shorter_ones(task: str) -> Non
     assert probes.make(task, 40, 0) != probes.make(task, 40, 1)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_items_of_a_group_share_their_choices(task: str) -> None:
+    rows = probes.make(task, 59, 0)
+    size = len(rows[0]["choices"])
+    assert [row["group"] for row in rows] == [item // size for item in range(59)]
+    groups: dict[int, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    for group in groups.values():
+        assert len({frozenset(row["choices"]) for row in group}) == 1
+        assert len({right(row) for row in group}) == len(group), "each choice is right once"
+
+
 def test_agreement_follows_the_subject_and_not_the_nearest_noun() -> None:
     rows = probes.make("agreement", 400, 0)
     plural = {many for _, many in probes.VERBS}

@@ -11,6 +11,7 @@ import json
 import pandas as pd
 import pytest
 
+from hemorrhage.analyze.protocol import untagged
 from tests.conftest import ROOT
 
 REPORTS = ROOT / "reports"
@@ -21,7 +22,13 @@ CORPORA = ("prose", "code")
 def kl() -> dict[tuple[str, str], float]:
     """Mean KL to the base by variant and corpus."""
     found = json.loads((REPORTS / "metrics.json").read_text())["variants"]
-    return {(name, corpus): values["kl_mean"][corpus] for name, values in found.items() for corpus in values["kl_mean"]}
+    return {
+        (name, corpus): value
+        for name, values in found.items()
+        for metric, by_corpus in values.items()
+        if untagged(metric) == "kl_mean"
+        for corpus, value in by_corpus.items()
+    }
 
 
 def test_nothing_failed() -> None:

@@ -7,7 +7,6 @@ Nothing is ever judged by its age.
 from __future__ import annotations
 
 import ast
-import copy
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ def address(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:ADDRESS_LENGTH]
 
 
+@functools.cache
 def program(module: str) -> str:
     """Digest of a module of this package and of every module of this package that it imports.
 
@@ -55,7 +55,6 @@ def _file(module: str) -> Path | None:
     return None
 
 
-@functools.cache
 def _parse(module: str) -> ast.Module:
     file = _file(module)
     if file is None:
@@ -81,7 +80,7 @@ def _imports(module: str) -> frozenset[str]:
 
 @functools.cache
 def _tree(module: str) -> str:
-    tree = copy.deepcopy(_parse(module))
+    tree = _parse(module)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):

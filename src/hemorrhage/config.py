@@ -17,9 +17,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
+from hemorrhage.data import benchmarks, programs
 from hemorrhage.data.repositories import reachable
+from hemorrhage.evaluate import sandbox
 from hemorrhage.models.path import refusal
-from hemorrhage.registry import EMBEDDED_CORPORA, METHODS, REPOSITORY_CORPORA, STRATEGIES, TASKS
+from hemorrhage.registry import (
+    EMBEDDED_CORPORA,
+    HARNESS_TASKS,
+    METHODS,
+    PROGRAM_TASKS,
+    REPOSITORY_CORPORA,
+    STRATEGIES,
+    TASKS,
+)
 
 
 class ConfigError(ValueError):
@@ -97,6 +107,34 @@ class Calibrate(Section):
     hessian_gb: Annotated[float, Field(ge=0)]
 
 
+class Harness(Section):
+    """Tasks of lm-eval: ``items`` of each, drawn by the seed of ``data``."""
+
+    tasks: list[str]
+    items: Positive | Literal["all"]
+    batch: Positive
+
+
+class Programs(Section):
+    """Tasks whose generated programs are run in a sandbox, each within ``seconds`` and ``memory_mb``."""
+
+    tasks: list[str]
+    items: Positive | Literal["all"]
+    new_tokens: Positive
+    batch: Positive
+    seconds: Positive
+    memory_mb: Annotated[int, Field(ge=64)]
+
+
+class Inside(Section):
+    """The diagnostics inside the network: ``windows`` of the first corpus (0: none), their first ``window`` tokens, and
+    the models whose blocks are left out one at a time (``base`` or variants)."""
+
+    windows: Annotated[int, Field(ge=0)]
+    window: Annotated[int, Field(ge=8)]
+    ablate: list[str]
+
+
 class Evaluate(Section):
     """What every variant is measured on; window in tokens."""
 
@@ -104,6 +142,9 @@ class Evaluate(Section):
     window: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=2)] | Literal["all"]
     tasks: list[str]
+    harness: Harness
+    programs: Programs
+    inside: Inside
 
 
 class Closed(Section):
@@ -236,6 +277,21 @@ def data_of(corpus: str, params: Params) -> dict[str, Any]:
     if isinstance(data, MirrorTexts):
         return {"source": "mirror", "path": data.path}
     return {"source": "hub", "revisions": data.revisions}
+
+
+def benchmark_data(task: str, params: Params) -> dict[str, Any]:
+    """The part of ``data`` that a benchmark depends on: where it is read from."""
+    data = params.data
+    if isinstance(data, MirrorTexts):
+        return {"source": "mirror", "path": data.path}
+    if isinstance(data, HubTexts):
+        return {"source": "hub", "revisions": data.revisions}
+    return {"source": "embedded"}
+
+
+def benchmark_step(task: str) -> Any:
+    """The module of hemorrhage.data that prepares a benchmark."""
+    return programs if task in PROGRAM_TASKS else benchmarks
 
 
 def architecture(params: Params) -> dict[str, Any] | None:
@@ -383,9 +439,27 @@ def _check(params: Params) -> None:
         raise ConfigError(
             f"decode.closed.items: {params.decode.closed.items} of a task that has data.items = {params.data.items}"
         )
+    harness, code, inside = params.evaluate.harness, params.evaluate.programs, params.evaluate.inside
+    for where, listed, allowed in (
+        ("evaluate.harness.tasks", harness.tasks, HARNESS_TASKS),
+        ("evaluate.programs.tasks", code.tasks, PROGRAM_TASKS),
+    ):
+        for name in listed:
+            _known(name, allowed, where)
+            missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
+            if missing:
+                raise ConfigError(f"{where}: {missing}")
+    if code.tasks and (lacking := sandbox.missing()):
+        raise ConfigError(f"evaluate.programs.tasks: {lacking}")
+    if inside.window > params.evaluate.window:
+        raise ConfigError(f"evaluate.inside.window: at most evaluate.window = {params.evaluate.window}")
+    if params.evaluate.windows != "all" and inside.windows > params.evaluate.windows:
+        raise ConfigError(f"evaluate.inside.windows: at most evaluate.windows = {params.evaluate.windows}")
     for where, listed in {
         "evaluate.corpora": params.evaluate.corpora,
         "evaluate.tasks": params.evaluate.tasks,
+        "evaluate.harness.tasks": harness.tasks,
+        "evaluate.programs.tasks": code.tasks,
     }.items():
         if len(set(listed)) < len(listed):
             raise ConfigError(f"{where}: a name stands there twice")
@@ -394,6 +468,8 @@ def _check(params: Params) -> None:
     expanded = variants(params)
     for name in params.decode.variants:
         _known(name, tuple(expanded), "decode.variants")
+    for name in inside.ablate:
+        _known(name, ("base", *expanded), "evaluate.inside.ablate")
     shape = architecture(params)
     if shape is not None:
         _check_shape(params, shape, expanded)

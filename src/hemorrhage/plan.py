@@ -30,6 +30,7 @@ REPORT_FILES = (
     "hemorrhage.parquet",
     "metrics.json",
     "thresholds.json",
+    "flags.json",
     "curves.csv",
     "decoding.csv",
     "index.html",
@@ -37,9 +38,9 @@ REPORT_FILES = (
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
 
 STAGES = {
-    "calibrate": ("base", "texts", "tasks", "calibrations"),
+    "calibrate": ("base", "texts", "tasks", "benchmarks", "calibrations"),
     "compress": ("gradients", "checkpoints"),
-    "evaluate": ("references", "evaluations"),
+    "evaluate": ("references", "evaluations", "harness", "programs"),
     "decode": ("decodes",),
 }
 """Step -> kinds of output it makes, in the order they are made. Gradients are a calibration that only some methods
@@ -87,11 +88,36 @@ class Plan:
         """Where a corpus comes from, for the text step."""
         return config.data_of(corpus, self.params)
 
+    def benchmark_data(self, task: str) -> dict[str, Any]:
+        """Where a benchmark comes from, for the step that prepares it."""
+        return config.benchmark_data(task, self.params)
+
+    def preparation(self, task: str) -> str:
+        """The module that prepares a benchmark."""
+        return config.benchmark_step(task).__name__
+
     @cached_property
     def windows(self) -> dict[str, Any]:
         """Settings of the reference step."""
         evaluate = self.params.evaluate
-        return {"window": evaluate.window, "windows": evaluate.windows}
+        inside = evaluate.inside.model_dump(mode="json", exclude={"ablate"})
+        return {"window": evaluate.window, "windows": evaluate.windows, "inside": inside}
+
+    def evaluation(self, variant: str) -> dict[str, Any]:
+        """Settings of the evaluate step for a variant or the base."""
+        return {"ablate": variant in self.params.evaluate.inside.ablate}
+
+    @cached_property
+    def harnessed(self) -> dict[str, Any]:
+        """Settings of the harness step."""
+        harness = self.params.evaluate.harness
+        return {"items": harness.items, "batch": harness.batch, "seed": self.params.data.seed}
+
+    @cached_property
+    def programmed(self) -> dict[str, Any]:
+        """Settings of the programs step."""
+        programs = self.params.evaluate.programs
+        return {**programs.model_dump(mode="json"), "seed": self.params.data.seed}
 
     @cached_property
     def sampling(self) -> dict[str, Any]:
@@ -168,6 +194,17 @@ class Plan:
         }
 
     @cached_property
+    def benchmarks(self) -> dict[str, str]:
+        """Data of lm-eval's tasks and of the code tasks."""
+        evaluate = self.params.evaluate
+        return {task: self._benchmark(task) for task in (*evaluate.harness.tasks, *evaluate.programs.tasks)}
+
+    def _benchmark(self, task: str) -> str:
+        step = config.benchmark_step(task)
+        source = step.identity(task, self.benchmark_data(task), FINGERPRINTS)
+        return self._address("benchmark", task, source, program(step.__name__))
+
+    @cached_property
     def calibrations(self) -> dict[str, str]:
         """Calibration set and the statistics of the base model on it."""
         corpus = self.params.calibrate.corpus
@@ -217,9 +254,30 @@ class Plan:
         """Damage of the base (none, by definition) and of every variant."""
         step = program("hemorrhage.evaluate.__main__")
         return {
-            name: self._address("evaluate", model, self.references["base"], step)
-            for name, model in {**self.base, **self.checkpoints}.items()
+            name: self._address("evaluate", model, self.references["base"], self.evaluation(name), step)
+            for name, model in self._models.items()
         }
+
+    @cached_property
+    def harness(self) -> dict[str, str]:
+        """lm-eval's tasks, on the base and on every variant."""
+        return self._on_benchmarks("harness", self.params.evaluate.harness.tasks, self.harnessed)
+
+    @cached_property
+    def programs(self) -> dict[str, str]:
+        """Code tasks, on the base and on every variant."""
+        return self._on_benchmarks("programs", self.params.evaluate.programs.tasks, self.programmed)
+
+    def _on_benchmarks(self, kind: str, tasks: list[str], settings: dict[str, Any]) -> dict[str, str]:
+        if not tasks:
+            return {}
+        inputs = [self.base["base"], {task: self.benchmarks[task] for task in tasks}]
+        step = program(f"hemorrhage.evaluate.{kind}")
+        return {name: self._address(kind, model, settings, inputs, step) for name, model in self._models.items()}
+
+    @property
+    def _models(self) -> dict[str, str]:
+        return {**self.base, **self.checkpoints}
 
     @cached_property
     def decodes(self) -> dict[str, str]:
@@ -231,13 +289,15 @@ class Plan:
             *(program(f"hemorrhage.decode.{name}") for name in used),
         ]
         inputs = [self.base["base"], self.texts[decode.open.corpus], self.tasks[decode.closed.task]]
-        models = {**self.base, **{name: self.checkpoints[name] for name in decode.variants}}
+        amateurs = {found["amateur"] for found in self.decoding["strategies"].values() if found.get("amateur")}
+        inputs += [fingerprint(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
+        models = {name: self._models[name] for name in ("base", *decode.variants)}
         return {name: self._address("decode", model, self.decoding, inputs, programs) for name, model in models.items()}
 
     @cached_property
     def report(self) -> str:
         """The report."""
-        inputs = [self.checkpoints, self.evaluations, self.decodes]
+        inputs = [self.checkpoints, self.evaluations, self.harness, self.programs, self.decodes]
         return self._address("analyze", self.analysis, inputs, program("hemorrhage.analyze.__main__"), _template())
 
     # Paths.
@@ -309,12 +369,12 @@ def settle(plan: Plan, kinds: list[str]) -> list[Path]:
 
 
 def forget(plan: Plan, variants: list[str]) -> list[Path]:
-    """Remove a variant's checkpoint, evaluation and decodes, so that the next run makes them again."""
+    """Remove a variant's checkpoint, evaluations and decodes, so that the next run makes them again."""
     removed = []
     for variant in variants:
         if variant not in plan.variants:
             raise config.ConfigError(f"{variant}: no such variant; there are {', '.join(plan.variants)}")
-        for kind in ("checkpoints", "evaluations", "decodes"):
+        for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes"):
             key = plan.names(kind).get(variant)
             output = DATA / kind / variant / str(key)
             if output.is_dir():

@@ -39,14 +39,21 @@ METHODS = {
 STRATEGIES = (
     "greedy",
     "beam",
+    "diverse_beam",
     "temperature",
     "top_k",
     "top_p",
     "min_p",
     "typical",
     "eta",
+    "epsilon",
+    "mirostat",
     "contrastive_search",
+    "contrastive_decoding",
+    "dola",
     "fsd",
+    "fsd_d",
+    "assisted",
 )
 """Decoding strategies."""
 
@@ -55,6 +62,23 @@ EMBEDDED_CORPORA = ("prose", "code", "humaneval")
 
 REPOSITORY_CORPORA = ("wikitext2", "ptb", "c4", "mbpp", "gsm8k", "wikinews")
 """Corpora of data.source mirror and hub: hemorrhage/data/repositories.py says where each lies."""
+
+HARNESS_TASKS = (
+    "arc_easy",
+    "arc_challenge",
+    "mmlu",
+    "hellaswag",
+    "piqa",
+    "winogrande",
+    "boolq",
+    "openbookqa",
+    "lambada_openai",
+    "gsm8k",
+)
+"""Tasks of lm-eval: hemorrhage/data/benchmark_catalogue.py says where their data lie."""
+
+PROGRAM_TASKS = ("humaneval", "mbpp")
+"""Tasks whose answers are programs: hemorrhage/data/programs.py."""
 
 TASKS = ("agreement", "arithmetic", "recall", "cloze")
 """Multiple-choice probe tasks that hemorrhage/data/probes.py generates from templates and a seed."""

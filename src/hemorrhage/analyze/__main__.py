@@ -1,7 +1,7 @@
 """Step ``analyze``: rows with intervals, thresholds, metrics, plots and the report.
 
-    python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --decodes DIR...
-        --spec JSON --address A
+    python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --harness DIR...
+        --programs DIR... --decodes DIR... --spec JSON --address A
 
 ``spec``: ``{"resamples": int, "confidence": float, "seed": int}``. Every file of OUT
 appears whole; ``provenance.json``, which says at which address the report was made, is removed first and
@@ -19,27 +19,30 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import inputs, report, rows, tables
+from hemorrhage.analyze import flags, inputs, report, rows, tables
 from hemorrhage.analyze.curves import find_thresholds
+from hemorrhage.analyze.spec import Spec
 from hemorrhage.artifact import environment
 
 PROVENANCE = "provenance.json"
 
 
-def analyze(out: Path, found: inputs.Inputs, spec: rows.Spec, address: str) -> None:
+def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     """Write all files of the report into ``out``."""
     results = rows.build(found, spec)
     thresholds = find_thresholds(found, results, spec)
     numbers = tables.Numbers(results.rows)
     corpora = list(results.blocks)
     made_from = provenance(found, results, spec, address)
-    page = report.render(found, results, thresholds, spec, made_from)
+    flagged = flags.find(found, results.rows, corpora)
+    page = report.render(found, results, thresholds, flagged, spec, made_from)
 
     out.mkdir(parents=True, exist_ok=True)
     (out / PROVENANCE).unlink(missing_ok=True)
     save(out / "hemorrhage.parquet", lambda path: results.rows.to_parquet(path, index=False))
     save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
-    save(out / "metrics.json", _json(tables.headline(found, numbers, corpora)))
+    save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites)))
+    save(out / "flags.json", _json(flags.as_json(flagged)))
     save(
         out / "curves.csv",
         lambda path: tables.curve_points(found, numbers, corpora).to_csv(path, index=False),
@@ -59,10 +62,11 @@ DEFINITIONS = {
 }
 
 
-def provenance(found: inputs.Inputs, results: rows.Results, spec: rows.Spec, address: str) -> dict[str, Any]:
+def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
     """What the report was made from."""
     manifests = [found.base, *(variant.manifest for variant in found.variants.values())]
-    manifests += [output.manifest for output in (*found.evaluations.values(), *found.decodes.values())]
+    for outputs in (found.evaluations, found.harness, found.programs, found.decodes):
+        manifests += [output.manifest for output in outputs.values()]
     environments = {
         facts["id"]: dict(facts)
         for facts in (*(manifest.get("environment") for manifest in manifests), environment())
@@ -102,14 +106,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze")
     parser.add_argument("out", type=Path)
     parser.add_argument("--base", type=Path, required=True)
-    for kind in ("checkpoints", "evaluations", "decodes"):
+    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes"):
         parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[])
     parser.add_argument("--spec", required=True)
     parser.add_argument("--address", required=True)
     arguments = parser.parse_args()
     step.start()
-    spec = rows.Spec.parse(arguments.spec)
-    found = inputs.read(arguments.base, arguments.checkpoints, arguments.evaluations, arguments.decodes)
+    spec = Spec.parse(arguments.spec)
+    found = inputs.read(
+        arguments.base,
+        arguments.checkpoints,
+        arguments.evaluations,
+        arguments.decodes,
+        arguments.harness,
+        arguments.programs,
+    )
     analyze(arguments.out, found, spec, arguments.address)
 
 

@@ -1,13 +1,14 @@
-"""Intervals: the paired block bootstrap, Wilson's and Newcombe's score intervals.
+"""Intervals: the paired block bootstrap, Wilson's and Newcombe's score intervals, and those of items in groups.
 
-The unit that is resampled is a block: a window of text, an item of a task. Tokens of one window depend on
-each other, so resampling tokens would give intervals that are too narrow. Every variant sees the same
-resampled blocks (:func:`draws` depends on the text and the seed only), which pairs it with the base and
-with every other variant.
+The unit that is resampled is a block: a window of text, or a group of items of a task that share their choices.
+Tokens of one window depend on each other, so resampling tokens would give intervals that are too narrow. Every
+variant sees the same resampled blocks (:func:`draws` depends on the text and the seed only), which pairs it with the
+base and with every other variant.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -42,10 +43,19 @@ def interval(replicates: Floats, confidence: float, blocks: int) -> tuple[float,
     """
     if blocks < 2:
         return math.nan, math.nan
-    quantile = stats.t.ppf((1 + confidence) / 2, blocks - 1) * math.sqrt(blocks / (blocks - 1))
-    tail = stats.norm.sf(quantile)
+    tail = _tail(confidence, blocks)
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
+
+
+@functools.cache
+def _tail(confidence: float, blocks: int) -> float:
+    return float(stats.norm.sf(_students(confidence, blocks - 1) * math.sqrt(blocks / (blocks - 1))))
+
+
+@functools.cache
+def _students(confidence: float, freedom: int) -> float:
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
 def means(counts: Integers, sums: Floats, sizes: Integers) -> Floats:
@@ -64,9 +74,9 @@ def quantiles(values: Floats, blocks: Integers, counts: Integers, levels: Sequen
     order = np.argsort(values, kind="stable")
     values, blocks = values[order], blocks[order]
     cells = -(-len(values) // CELL)
-    in_cell = np.zeros((cells, counts.shape[1]), dtype=np.int64)
-    np.add.at(in_cell, (np.arange(len(values)) // CELL, blocks), 1)
-    until = np.cumsum(counts @ in_cell.T, axis=1)
+    flat = np.arange(len(values)) // CELL * counts.shape[1] + blocks
+    in_cell = np.bincount(flat, minlength=cells * counts.shape[1]).reshape(cells, counts.shape[1])
+    until = np.cumsum(counts.astype(np.float64) @ in_cell.T, axis=1)  # floats multiply fast, and these are exact
     found = np.empty((len(levels), len(counts)))
     rows = np.arange(len(counts))[:, None]
     for index, level in enumerate(levels):
@@ -79,18 +89,53 @@ def quantiles(values: Floats, blocks: Integers, counts: Integers, levels: Sequen
     return found
 
 
-def wilson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share (Journal of the American Statistical Association 1927)."""
+def t_interval(values: Floats, confidence: float) -> tuple[float, float]:
+    """Student's interval of a mean; unknown with fewer than 3 values."""
+    n = len(values)
+    if n < 3:
+        return math.nan, math.nan
+    half = _students(confidence, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def effective_size(values: Floats, groups: Integers, confidence: float) -> float:
+    """Number of independent items that are worth as much as these, which come in groups.
+
+    ``values``, ``groups``: ``[items]``. With n items of mean m and variance v (the square's mean less m^2) in G groups
+    that hold n_g items of sum s_g, the variance of m is V = G/(G-1) sum_g (s_g - n_g m)^2 / n^2 (the ratio estimator's,
+    by linearization), the design effect d = V / (v/n), and the effective size n/d times
+    (t_{n-1} / t_{G-1})^2, t Student's quantile, at most n: Korn and Graubard, Survey Methodology 1998 24:193.
+    Where all values are equal nothing can be seen of the design, and each group counts once.
+    """
+    _, place = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(place)
+    n, count = len(values), len(sizes)
+    if count == n or n < 2:
+        return float(n)
+    mean, spread = float(values.mean()), float(values.var())
+    if count < 2 or spread == 0:
+        return float(count)
+    sums = np.bincount(place, weights=values)
+    variance = count / (count - 1) * float(((sums - sizes * mean) ** 2).sum()) / n**2
+    shrunk = (_students(confidence, n - 1) / _students(confidence, count - 1)) ** 2
+    return float(n) if variance == 0 else min(spread / variance * shrunk, float(n))
+
+
+def wilson(successes: float, trials: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share (Journal of the American Statistical Association 1927).
+
+    Numbers of items in groups are scaled to their effective size, so they need not be whole.
+    """
     if trials == 0:
         return math.nan, math.nan
     z = float(stats.norm.ppf((1 + confidence) / 2))
     share, scale = successes / trials, 1 + z * z / trials
     middle = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    half = z / scale * math.sqrt(max(share * (1 - share), 0.0) / trials + z * z / (4 * trials * trials))
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def newcombe(table: Sequence[Sequence[int]], confidence: float) -> tuple[float, float]:
+def newcombe(table: Sequence[Sequence[float]], confidence: float) -> tuple[float, float]:
     """Interval of the difference of two shares measured on the same items.
 
     ``table[i][j]``: items that the first got right (i = 0) or wrong (i = 1) and the second right (j = 0) or
@@ -108,11 +153,11 @@ def newcombe(table: Sequence[Sequence[int]], confidence: float) -> tuple[float, 
     return p1 - p2 - down, p1 - p2 + up
 
 
-def _phi(both: int, first: int, second: int, neither: int) -> float:
+def _phi(both: float, first: float, second: float, neither: float) -> float:
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
     if margins == 0:
         return 0.0
-    product = float(both * neither - first * second)
+    product = both * neither - first * second
     if product > 0:  # the continuity correction of method 10, for positive correlation only
         product = max(product - (both + first + second + neither) / 2, 0.0)
     return product / math.sqrt(margins)

@@ -10,7 +10,8 @@ import numpy as np
 
 from hemorrhage.analyze import thresholds
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
-from hemorrhage.analyze.rows import Results, Spec
+from hemorrhage.analyze.rows import Results
+from hemorrhage.analyze.spec import Spec
 
 AXES = {
     "bits": "effective bits per parameter",

@@ -7,13 +7,13 @@ page puts in the palette of its light or dark theme.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, position, undamaged
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
-from hemorrhage.analyze.rows import ALL_TASKS
 from hemorrhage.analyze.tables import Estimate, Numbers
+from hemorrhage.analyze.tasks import ALL_TASKS
 
 Figure = dict[str, Any]
 
@@ -203,7 +203,7 @@ def _curve(
     traces: list[Figure] = []
     if len(points) > 1:
         x = [point[0] for point in points]
-        middle, low, high = ([place(scale, point[2][part]) for point in points] for part in range(3))
+        middle, low, high = ([place(scale, point[2][:3][part]) for point in points] for part in range(3))
         common = {
             "type": "scatter",
             "mode": "lines",
@@ -550,9 +550,58 @@ def _family_order(family: str) -> int:
     return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
 
 
+def heat(
+    cells: dict[str, dict[str, Estimate | None]],
+    columns: Sequence[str],
+    title: str,
+    shown_as: Callable[[Estimate], str],
+    placed: Callable[[float], float],
+    signed: bool = False,
+) -> Figure:
+    """Variants (rows) by ``columns``; white where nothing was measured.
+
+    ``cells``: variant -> column -> estimate; ``placed`` puts a value on the colour's scale, ``shown_as`` writes it.
+    Colours go from the page's ground up, and where ``signed`` from one colour over it to another.
+    """
+    known = {row: values for row, values in cells.items() if any(values.get(column) for column in columns)}
+    z: list[list[float | None]] = []
+    texts: list[list[str]] = []
+    for row, values in known.items():
+        found = [values.get(column) for column in columns]
+        z.append([float(f"{placed(one.value):.4g}") if one else None for one in found])
+        texts.append(
+            [
+                f"<b>{row}</b>, {column}<br>{title}: {shown_as(one)}" if one else ""
+                for column, one in zip(columns, found, strict=True)
+            ]
+        )
+    heights = [value for line in z for value in line if value is not None] or [0.0]
+    most = max(abs(value) for value in heights) or 1.0
+    limits = {"zmin": -most, "zmax": most} if signed else {"zmin": min(0.0, *heights), "zmax": max(heights)}
+    colours = [[0, "@series-1"], [0.5, "@band"], [1, "@series-0"]] if signed else [[0, "@band"], [1, "@series-1"]]
+    trace = {
+        "type": "heatmap",
+        "x": list(columns),
+        "y": list(known),
+        "z": z,
+        **limits,
+        "colorscale": colours,
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+        "text": texts,
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    y_axis = {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""}
+    x_axis = {"type": "category", "title": {"text": title}, "showgrid": False, "ticks": "", "side": "top"}
+    return {"data": [trace], "layout": _layout(x_axis, y_axis)}
+
+
 DECODING = {
     "accuracy": "accuracy on the closed task (%)",
     "rep_4": "rep-4: 4-grams that repeat (%)",
+    "loop_rate": "texts that end in a loop (%)",
     "distinct_2": "distinct-2: different 2-grams (%)",
     "distinct_3": "distinct-3: different 3-grams (%)",
     "base_nll": "surprise of the base model (nats per token)",

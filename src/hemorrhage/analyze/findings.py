@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, failure
+from hemorrhage.analyze.decoding import ALL_STRATEGIES
 from hemorrhage.analyze.figures import factor
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
-from hemorrhage.analyze.rows import ALL_STRATEGIES
+from hemorrhage.analyze.language import ROUNDING
 from hemorrhage.analyze.tables import Estimate, Numbers
+from hemorrhage.analyze.tasks import ALL_HARNESS_TASKS, ALL_PROGRAMS, ALL_TASKS, Suite
 
 RATIO_BUDGET = 1.1
 KL_BUDGET = 0.1
@@ -218,3 +223,109 @@ def _percent(found: Estimate | None) -> str:
     if math.isnan(found.low):
         return f"{100 * found.value:.0f}\u00a0%"
     return f"{100 * found.value:.0f}\u00a0% ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+
+def noise(inputs: Inputs, numbers: Numbers, corpora: Sequence[str]) -> str:
+    """What evaluating the base model itself gave, as one sentence: below it nothing can be told from nothing."""
+    if BASE not in inputs.evaluations or inputs.evaluations[BASE].failure is not None:
+        return f"There was no A/A run: only a KL below {ROUNDING:g} nats per token, rounding, counts as noise."
+    parts = []
+    for corpus in corpora:
+        kl, most = numbers.get(BASE, "kl_mean", corpus), numbers.get(BASE, "kl_max", corpus)
+        ratio = numbers.get(BASE, "ln_perplexity_ratio", corpus)
+        if kl and most and ratio:
+            parts.append(
+                f"a KL of {_size(kl.value)} nats per token (at most {_size(most.value)}) and a log-perplexity ratio of "
+                f"{_size(ratio.value)} on {corpus}"
+            )
+    if not parts:
+        return ""
+    return (
+        f"Noise floor: the base model, evaluated again like any variant (A/A), gives {' and '.join(parts)}. "
+        f"Rounding alone leaves up to {ROUNDING:g} nats; a variant has to lie above both."
+    )
+
+
+def _size(value: float) -> str:
+    return f"{value:.2g}" if value else "0"
+
+
+def detectable(inputs: Inputs, numbers: Numbers, corpora: Sequence[str]) -> str:
+    """The middle one of the variants' minimum detectable effects, as one sentence."""
+    parts = []
+    for metric, datasets, written in (
+        ("ln_perplexity_ratio", list(corpora), lambda value: f"{100 * math.expm1(value):.2g}\u00a0% of perplexity"),
+        ("accuracy_change", numbers.datasets("accuracy_change"), lambda value: f"{100 * value:.0f} points of accuracy"),
+    ):
+        for dataset in datasets:
+            found = [numbers.get(name, metric, dataset) for name in inputs.variants]
+            known = [one.mde for one in found if one and not math.isnan(one.mde)]
+            if known:
+                parts.append(f"{written(statistics.median(known))} on {dataset}")
+    return (
+        f"What a test here finds four times out of five (middle of the variants): {'; '.join(parts)}." if parts else ""
+    )
+
+
+SUITES = {ALL_TASKS: "probe", ALL_HARNESS_TASKS: "lm-eval", ALL_PROGRAMS: "code"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the base answers it."""
+
+    name: str
+    suite: str
+    items: int
+    guessing: str
+    accuracy: str
+    note: str
+
+
+def tasks(rows: pd.DataFrame, suites: Sequence[Suite]) -> list[Task]:
+    """Every task with the base's accuracy, and whether it says anything."""
+    of_base = rows[(rows["variant"] == BASE) & (rows["family"] == BASE)]
+    accuracies = of_base[of_base["metric"] == "accuracy"].set_index("dataset")
+    found = []
+    for suite in suites:
+        manifests: list[dict[str, Any]] = [output.manifest.get("tasks") or {} for output in suite.outputs.values()]
+        for name, fact in next(filter(None, manifests), {}).items():
+            shown, items = "failed", 0
+            if name in accuracies.index and accuracies.status[name] != "failed":
+                mine = accuracies.loc[name]
+                shown = f"{100 * mine.estimate:.1f} ({100 * mine.low:.1f} to {100 * mine.high:.1f})"
+                items = int(mine.n)
+            guessing = f"{100 * fact['chance']:.1f}"
+            if fact.get("floor") is not None:
+                guessing += f"; {100 * fact['floor']:.1f} with one answer"
+            note = "at chance: takes part in no mean and no test" if name in suite.at_chance else ""
+            found.append(Task(name, SUITES[suite.together], items, guessing, shown, note))
+    return found
+
+
+def costs(inputs: Inputs, numbers: Numbers) -> list[dict[str, str]]:
+    """What running each variant cost: a row of texts each."""
+    found = []
+    for name in inputs.variants:
+        prefill, decode = (numbers.get(name, f"{part}_tokens_per_second") for part in ("prefill", "decode"))
+        peak, cache, formula = (numbers.get(name, part) for part in ("peak_bytes", "kv_bytes", "kv_bytes_formula"))
+        known = prefill or decode
+        if known is None:
+            continue
+        found.append(
+            {
+                "variant": name,
+                "prefill": _speed(prefill),
+                "decode": _speed(decode),
+                "peak": f"{peak.value / 1e6:,.0f}" if peak else "–",
+                "cache": f"{cache.value / 1e6:.2f}" if cache else "–",
+                "formula": f"{formula.value / 1e6:.2f}" if formula else "–",
+                "protocol": known.protocol.partition(" theoretical: ")[0],
+                "theoretical": known.protocol.partition(" theoretical: ")[2],
+            }
+        )
+    return found
+
+
+def _speed(found: Estimate | None) -> str:
+    return f"{found.value:,.0f} ({found.low:,.0f} to {found.high:,.0f})" if found else "–"

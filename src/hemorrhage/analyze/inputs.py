@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,11 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Output:
-    """An output directory: its manifest and the tables that it holds, by file name."""
+    """An output directory: its manifest, the tables that it holds, by file name, and what it measured of cost."""
 
     manifest: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    cost: dict[str, Any] | None = None
 
     @property
     def failure(self) -> str | None:
@@ -58,11 +59,27 @@ class Inputs:
     variants: dict[str, Variant]
     evaluations: dict[str, Output]
     decodes: dict[str, Output]
+    harness: dict[str, Output]
+    programs: dict[str, Output]
     directories: dict[str, list[str]]
 
 
-def read(base: Path, checkpoints: Sequence[Path], evaluations: Sequence[Path], decodes: Sequence[Path]) -> Inputs:
-    """Read all inputs. Raises ValueError where two directories hold the same variant."""
+EVALUATION = ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet")
+
+
+def read(
+    base: Path,
+    checkpoints: Sequence[Path],
+    evaluations: Sequence[Path],
+    decodes: Sequence[Path],
+    harness: Sequence[Path] = (),
+    programs: Sequence[Path] = (),
+) -> Inputs:
+    """Read all inputs.
+
+    Raises ValueError where two directories hold the same variant, a variant's checkpoint was not given, or evaluations
+    follow different protocols.
+    """
     manifests = {name: output.manifest for name, output in _outputs(checkpoints, ()).items()}
     base_manifest = read_manifest(base)
     variants = {BASE: _base_variant(base_manifest)}
@@ -70,20 +87,36 @@ def read(base: Path, checkpoints: Sequence[Path], evaluations: Sequence[Path], d
     found = Inputs(
         base=base_manifest,
         variants=variants,
-        evaluations=_outputs(evaluations, ("tokens.parquet", "items.parquet")),
+        evaluations=_outputs(evaluations, EVALUATION),
         decodes=_outputs(decodes, ("generations.parquet",)),
+        harness=_outputs(harness, ("items.parquet",)),
+        programs=_outputs(programs, ("programs.parquet",)),
         directories={
             "base": [_identity(base)],
             "checkpoints": [_identity(path) for path in checkpoints],
             "evaluations": [_identity(path) for path in evaluations],
             "decodes": [_identity(path) for path in decodes],
+            "harness": [_identity(path) for path in harness],
+            "programs": [_identity(path) for path in programs],
         },
     )
-    for kind in (found.evaluations, found.decodes):
+    for kind in (found.evaluations, found.decodes, found.harness, found.programs):
         for name in kind:
             if name not in variants:
                 raise ValueError(f"{name} was measured, but no --checkpoints directory is of this variant")
+    _check_protocols(found.evaluations)
     return found
+
+
+def _check_protocols(evaluations: dict[str, Output]) -> None:
+    """Numbers of one corpus are compared, so they must be of the same windows of the same text."""
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, output in evaluations.items():
+        for corpus, facts in output.manifest.get("corpora", {}).items():
+            other, known = first.setdefault(corpus, (name, facts))
+            for key in ("protocol", "sha256"):
+                if facts[key] != known[key]:
+                    raise ValueError(f"{corpus}: {name} has {key} {facts[key]!r}, but {other} has {known[key]!r}")
 
 
 def _identity(directory: Path) -> str:
@@ -99,7 +132,12 @@ def _outputs(directories: Sequence[Path], files: Sequence[str]) -> dict[str, Out
         if name in found:
             raise ValueError(f"{directory}: variant {name} was given twice")
         present = [file for file in files if (directory / file).is_file()]
-        found[name] = Output(manifest, {file: pd.read_parquet(directory / file) for file in present})
+        cost = directory / "cost.json"
+        found[name] = Output(
+            manifest,
+            {file: pd.read_parquet(directory / file) for file in present},
+            json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else None,
+        )
     return found
 
 
@@ -134,11 +172,3 @@ def _base_variant(manifest: dict[str, Any]) -> Variant:
         on=BASE,
         manifest=manifest,
     )
-
-
-def window_tag(protocol: str) -> str:
-    """The part of a protocol that a metric's name carries: ``w256`` for ``window=256 stride=256 ...``."""
-    window = re.search(r"\bwindow=(\d+)", protocol)
-    if window is None:
-        raise ValueError(f"the protocol {protocol!r} does not say window=<tokens>")
-    return f"w{window[1]}"

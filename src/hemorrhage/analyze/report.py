@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from markupsafe import Markup
 
 from hemorrhage.analyze import figures, findings
 from hemorrhage.analyze.curves import AXES, failure, sweeps
+from hemorrhage.analyze.flags import Flag
 from hemorrhage.analyze.inputs import BASE, Inputs
-from hemorrhage.analyze.rows import ALL_TASKS, Results, Spec
+from hemorrhage.analyze.inside import INSIDE
+from hemorrhage.analyze.rows import Results
+from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Estimate, Numbers
+from hemorrhage.analyze.tasks import ALL_TASKS
 
 HERE = Path(__file__).parent
 
@@ -44,6 +49,7 @@ light and dark; every series has a symbol of its own besides."""
 DECODING_NAMES = {
     "accuracy": "Accuracy",
     "rep_4": "Repetition",
+    "loop_rate": "Loops",
     "distinct_2": "Distinct-2",
     "distinct_3": "Distinct-3",
     "base_nll": "Surprise",
@@ -55,6 +61,7 @@ def render(
     inputs: Inputs,
     results: Results,
     thresholds: Sequence[dict[str, Any]],
+    flags: Sequence[Flag],
     spec: Spec,
     provenance: dict[str, Any],
 ) -> str:
@@ -86,6 +93,8 @@ def render(
     ]
     total, failed = findings.counts(inputs)
     strategies = numbers.strategies("accuracy") or numbers.strategies("length")
+    charts = _charts(inputs)
+    maps = _maps(inputs, results.rows, numbers, corpora)
     return environment.get_template("report.html.j2").render(
         title=model_name(inputs.base),
         note=inputs.base.get("note") or "",
@@ -93,7 +102,7 @@ def render(
         total=total,
         failed=failed,
         families=families,
-        charts=_charts(inputs),
+        charts=charts,
         smallest=findings.smallest(found),
         corpora=corpora,
         blocks=results.blocks,
@@ -103,13 +112,22 @@ def render(
         spec=spec,
         thresholds={corpus: _threshold_rows(thresholds, corpus) for corpus in corpora},
         linear_below=figures.LINEAR_BELOW,
-        table=_table(inputs, numbers, corpora),
+        table=_table(inputs, numbers, corpora, flags),
+        column_groups=COLUMN_GROUPS,
+        buckets=BUCKETS,
+        flags=flags,
+        noise=findings.noise(inputs, numbers, corpora),
+        detectable=findings.detectable(inputs, numbers, corpora),
+        tasks=findings.tasks(results.rows, results.suites),
+        costs=findings.costs(inputs, numbers),
+        maps={key.partition("|")[0] for key in maps},
+        map_height=80 + 15 * len(inputs.variants),
         failures=findings.failures(inputs),
         spread=findings.spread_rows(numbers),
         protocols=_protocols(results.rows),
         provenance=provenance,
         palettes=PALETTES,
-        figures=_figures(inputs, numbers, thresholds, corpora),
+        figures={**_figures(inputs, numbers, thresholds, charts, corpora), **maps},
         scales=_scales(numbers),
         corpus_options=[(corpus, corpus) for corpus in corpora],
         decoding=bool(numbers.decoded()),
@@ -187,11 +205,15 @@ def _charts(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _figures(
-    inputs: Inputs, numbers: Numbers, thresholds: Sequence[dict[str, Any]], corpora: list[str]
+    inputs: Inputs,
+    numbers: Numbers,
+    thresholds: Sequence[dict[str, Any]],
+    charts: Sequence[dict[str, Any]],
+    corpora: list[str],
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for corpus in corpora:
-        for chart in _charts(inputs):
+        for chart in charts:
             for scale in _scales(numbers):
                 found[f"{chart['key']}|{scale}|{corpus}"] = figures.damage(
                     inputs, numbers, chart["curves"], thresholds, scale, corpus
@@ -201,6 +223,54 @@ def _figures(
         if numbers.strategies(metric):
             found[f"decoding|{metric}"] = figures.decoding(numbers, metric)
     return found
+
+
+def _maps(inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: list[str]) -> dict[str, Any]:
+    """The heat maps that there are numbers for: ``layers``, ``buckets|<kind>|<corpus>`` and ``tasks``."""
+    found: dict[str, Any] = {}
+    altered = [name for name in inputs.variants if name != BASE]
+    names = rows.loc[rows["status"] == "ok", "metric"].drop_duplicates()
+    layers = sorted(names.str.extract(r"^local_error\{layer=(\d+)\}$", expand=False).dropna().astype(int))
+    if layers:
+        cells = {
+            name: {str(layer): numbers.get(name, f"local_error{{layer={layer}}}", INSIDE) for layer in layers}
+            for name in altered
+        }
+        columns = [str(layer) for layer in layers]
+        found["layers"] = figures.heat(cells, columns, "local error by layer", _plain, lambda one: min(one, 1.0) ** 0.5)
+    for kind in BUCKETS:
+        labels = list(names.str.extract(rf"^kl_mean\{{{kind}=([^}}]+)\}}", expand=False).dropna())
+        for corpus in corpora:
+            cells = {
+                name: {label: numbers.get(name, f"kl_mean{{{kind}={label}}}", corpus) for label in labels}
+                for name in altered
+            }
+            title = f"mean KL by {BUCKETS[kind].lower()}"
+            found[f"buckets|{kind}|{corpus}"] = figures.heat(cells, labels, title, _plain, figures.bent)
+    tasks = numbers.datasets("accuracy_change")
+    if tasks:
+        cells = {name: {task: numbers.get(name, "accuracy_change", task) for task in tasks} for name in altered}
+        found["tasks"] = figures.heat(cells, tasks, "change of accuracy", _tested, lambda one: one, signed=True)
+    return found
+
+
+BUCKETS = {"position": "Position in the window", "frequency": "Occurrences of the target"}
+"""What KL is split by."""
+
+
+def _plain(found: Estimate) -> str:
+    return f"{found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
+
+
+def _tested(found: Estimate) -> str:
+    value, low, high = (100 * number for number in found[:3])
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f}), p {_probability(found.p)}, q {_probability(found.q)}"
+
+
+def _probability(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def _threshold_rows(thresholds: Sequence[dict[str, Any]], corpus: str) -> list[dict[str, str]]:
@@ -222,72 +292,96 @@ def _threshold_rows(thresholds: Sequence[dict[str, Any]], corpus: str) -> list[d
 
 # The table of all variants.
 
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers: an estimate of ``metric`` on ``of`` (a data set, or CORPUS for the one that was chosen),
+    shown in ``groups``, with ``digits`` after the point, ``times`` as large. ``shows``: the estimate with its interval,
+    a log ratio as a factor, the p-value above its q, or the minimum detectable effect."""
+
+    label: str
+    groups: str
+    metric: str
+    of: str = ""
+    digits: int = 2
+    times: float = 1.0
+    shows: str = "estimate"
+
+
+CORPUS = "the corpus"
+COLUMN_GROUPS = {"main": "Main", "size": "Size", "kl": "Divergence", "text": "Likelihood", "tests": "Tests"}
+
 COLUMNS = (
-    ("variant", "Variant"),
-    ("family", "Family"),
-    ("setting", "Setting"),
-    ("bits", "Effective bits"),
-    ("layer_bits", "… of the layers"),
-    ("size", "Size, % of base"),
-    ("megabytes", "On disk, MB"),
-    ("perplexity", "Perplexity"),
-    ("factor", "Times base"),
-    ("kl", "KL mean"),
-    ("kl_median", "KL median"),
-    ("kl_p99", "KL p99"),
-    ("top1", "Same top-1, %"),
-    ("accuracy", "Accuracy, %"),
-    ("change", "Change, points"),
+    Column("Effective bits", "main size", "effective_bits"),
+    Column("… of the layers", "size", "layer_bits"),
+    Column("Size, % of base", "main size", "size_ratio", "", 1, 100),
+    Column("On disk, MB", "size", "disk_bytes", "", 1, 1e-6),
+    Column("Perplexity", "main text", "perplexity", CORPUS),
+    Column("Perplexity per word", "text", "word_perplexity", CORPUS),
+    Column("Bits per token", "text", "bits_per_token", CORPUS, 3),
+    Column("Bits per byte", "text", "bits_per_byte", CORPUS, 3),
+    Column("Times base", "main text tests", "ln_perplexity_ratio", CORPUS, shows="factor"),
+    Column("p of times base", "main tests", "ln_perplexity_ratio", CORPUS, shows="p"),
+    Column("Detectable, %", "tests", "ln_perplexity_ratio", CORPUS, 2, 100, shows="mde"),
+    Column("Correlation of ln p", "text", "ln_probability_correlation", CORPUS, 4),
+    Column("Entropy gap", "text", "entropy_gap", CORPUS, 3),
+    Column("Calibration error, %", "text", "calibration_error", CORPUS, 1, 100),
+    Column("Change of it, points", "text", "calibration_error_change", CORPUS, 1, 100),
+    Column("Brier of top-1", "text", "top1_brier", CORPUS, 3),
+    Column("KL mean", "main kl tests", "kl_mean", CORPUS, 4),
+    Column("p of KL", "tests", "kl_mean", CORPUS, shows="p"),
+    Column("KL median", "kl", "kl_median", CORPUS, 4),
+    Column("KL p99", "kl", "kl_p99", CORPUS, 3),
+    Column("KL max", "kl", "kl_max", CORPUS, 2),
+    Column("Same top-1, %", "main kl", "same_top1", CORPUS, 1, 100),
+    Column("Top-10 overlap, %", "kl", "top10_overlap", CORPUS, 1, 100),
+    Column("Δp mean, %", "kl", "probability_change_mean", CORPUS, 2, 100),
+    Column("Δp RMS, %", "kl", "probability_change_rms", CORPUS, 2, 100),
+    Column("Δp p1, %", "kl", "probability_change_p1", CORPUS, 1, 100),
+    Column("Δp p99, %", "kl", "probability_change_p99", CORPUS, 1, 100),
+    Column("Accuracy, %", "main", "mean_accuracy", ALL_TASKS, 1, 100),
+    Column("Change, points", "main tests", "mean_accuracy_change", ALL_TASKS, 1, 100),
+    Column("p of change", "main tests", "mean_accuracy_change", ALL_TASKS, shows="p"),
 )
 
 
-def _table(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> dict[str, Any]:
-    """Headings, and for each corpus a list of rows of cells ``{text, note, sort}``."""
+def _table(inputs: Inputs, numbers: Numbers, corpora: list[str], flags: Sequence[Flag]) -> dict[str, Any]:
+    """Headings with their groups, and for each corpus a list of rows of cells ``{text, note, sort}``."""
     bodies = {}
     for corpus in corpora or [""]:
-        bodies[corpus] = [_table_row(inputs, numbers, name, corpus) for name in inputs.variants]
-    return {"columns": [label for _, label in COLUMNS], "bodies": bodies}
+        bodies[corpus] = [_table_row(inputs, numbers, name, corpus, flags) for name in inputs.variants]
+    columns = [("Variant", ""), ("Family", ""), ("Setting", "")] + [(one.label, one.groups) for one in COLUMNS]
+    return {"columns": columns, "bodies": bodies}
 
 
-def _table_row(inputs: Inputs, numbers: Numbers, name: str, corpus: str) -> dict[str, Any]:
+def _table_row(inputs: Inputs, numbers: Numbers, name: str, corpus: str, flags: Sequence[Flag]) -> dict[str, Any]:
     variant = inputs.variants[name]
-
-    def cell(metric: str, dataset: str, digits: int, times: float = 1.0) -> dict[str, Any]:
-        found = numbers.get(name, metric, dataset)
-        if found is None:
-            return {"text": "–", "note": "", "sort": None}
-        note = (
-            ""
-            if math.isnan(found.low)
-            else f"{_fixed(times * found.low, digits)} to {_fixed(times * found.high, digits)}"
-        )
-        return {"text": _fixed(times * found.value, digits), "note": note, "sort": found.value}
-
-    ratio = numbers.get(name, "ln_perplexity_ratio", corpus)
-    times: dict[str, Any] = {"text": "–", "note": "", "sort": None}
-    if ratio:
-        value, low, high = (figures.factor(number) for number in ratio[:3])
-        times |= {"text": value, "note": f"{low} to {high}", "sort": ratio.value}
     family = "Base" if name == BASE else findings.family_name(variant.family)
     reason = failure(inputs, variant) or ""
     setting = "failed, see below" if reason else variant.label
     cells = [
         {"text": family, "note": "", "sort": family},
         {"text": setting, "note": _about(variant.manifest), "sort": setting},
-        cell("effective_bits", "", 2),
-        cell("layer_bits", "", 2),
-        cell("size_ratio", "", 1, 100),
-        cell("disk_bytes", "", 1, 1e-6),
-        cell("perplexity", corpus, 2),
-        times,
-        cell("kl_mean", corpus, 4),
-        cell("kl_median", corpus, 4),
-        cell("kl_p99", corpus, 3),
-        cell("same_top1", corpus, 1, 100),
-        cell("mean_accuracy", ALL_TASKS, 1, 100),
-        cell("mean_accuracy_change", ALL_TASKS, 1, 100),
     ]
-    return {"name": name, "failure": reason, "cells": cells}
+    for column in COLUMNS:
+        found = numbers.get(name, column.metric, corpus if column.of == CORPUS else column.of)
+        cells.append(_cell(column, found))
+    rules = ", ".join(dict.fromkeys(flag.rule for flag in flags if flag.variant == name))
+    return {"name": name, "failure": reason, "flags": rules, "cells": cells}
+
+
+def _cell(column: Column, found: Estimate | None) -> dict[str, Any]:
+    if found is not None and column.shows == "p" and not math.isnan(found.p):
+        return {"text": _probability(found.p), "note": f"q {_probability(found.q)}", "sort": found.p}
+    if found is not None and column.shows == "mde" and not math.isnan(found.mde):
+        return {"text": _fixed(column.times * found.mde, column.digits), "note": "", "sort": found.mde}
+    if found is None or column.shows in ("p", "mde"):
+        return {"text": "–", "note": "", "sort": None}
+    if column.shows == "factor":
+        value, low, high = (figures.factor(number) for number in found[:3])
+        return {"text": value, "note": f"{low} to {high}", "sort": found.value}
+    value, low, high = (_fixed(column.times * number, column.digits) for number in found[:3])
+    return {"text": value, "note": "" if math.isnan(found.low) else f"{low} to {high}", "sort": found.value}
 
 
 def _about(manifest: dict[str, Any]) -> str:
@@ -298,6 +392,8 @@ def _about(manifest: dict[str, Any]) -> str:
 
 
 def _fixed(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return "–"
     if abs(value) >= 1e6:
         return f"{value:.3g}"
     if abs(value) >= 1000:
@@ -310,13 +406,14 @@ def _fixed(value: float, digits: int) -> str:
 
 def _protocols(rows: pd.DataFrame) -> list[dict[str, str]]:
     """Data set, protocol and hash of every text and task."""
-    used = rows[(rows["data"] != "") & (rows["dataset"] != ALL_TASKS)]
+    used = rows[(rows["data"] != "") & ~rows["dataset"].isin(findings.SUITES)]
     unique = used[["dataset", "protocol", "data"]].drop_duplicates()
     return [dict(zip(("dataset", "protocol", "data"), row, strict=True)) for row in unique.itertuples(index=False)]
 
 
 def _columns(rows: pd.DataFrame) -> dict[str, Any]:
-    """All rows for the page's CSV: columns of numbers, or of places in a list of texts."""
+    """Rows for the page's CSV, but those of layers and buckets: columns of numbers, or of places in a list of texts."""
+    rows = rows[~rows["metric"].str.contains(r"\{(?:layer|head|position|frequency)=")]
     found: dict[str, Any] = {}
     for name in rows.columns:
         column = rows[name]

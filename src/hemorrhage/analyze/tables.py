@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from hemorrhage.analyze.curves import failure, position, sweeps
+from hemorrhage.analyze.decoding import ALL_STRATEGIES, DECODE, OPEN_METRICS
 from hemorrhage.analyze.inputs import Inputs
-from hemorrhage.analyze.rows import ALL_STRATEGIES, ALL_TASKS, DECODE, metric_name
+from hemorrhage.analyze.protocol import tag, untagged
+from hemorrhage.analyze.tasks import ALL_TASKS, Suite
 
 DIGITS = 6
 """Significant digits of everything that version control compares."""
 
 
 class Estimate(NamedTuple):
-    """A number with its interval (NaN where it is exact) and the blocks it rests on."""
+    """A number with its interval (NaN where it is exact), the blocks it rests on, its test, and its whole name."""
 
     value: float
     low: float
     high: float
     n: int
+    p: float
+    q: float
+    mde: float
+    metric: str
+    protocol: str
 
 
 class Numbers:
@@ -30,10 +38,11 @@ class Numbers:
     def __init__(self, rows: pd.DataFrame) -> None:
         ok = rows[rows["status"] == "ok"]
         self._found: dict[tuple[str, str, str, str], Estimate] = {}
-        columns = ok[["variant", "metric", "dataset", "family", "method", "estimate", "low", "high", "n"]]
-        for variant, metric, dataset, family, method, *numbers in columns.itertuples(index=False, name=None):
-            strategy = method if family == DECODE else ""
-            self._found[variant, metric_name(metric), dataset, strategy] = Estimate(*numbers)
+        keys = ["variant", "dataset", "family", "method"]
+        numbers = ["estimate", "low", "high", "n", "p", "q", "mde", "metric", "protocol"]
+        for variant, dataset, family, method, *found in ok[keys + numbers].itertuples(index=False, name=None):
+            strategy, estimate = method if family == DECODE else "", Estimate(*found)
+            self._found[variant, untagged(estimate.metric), dataset, strategy] = estimate
 
     def get(self, variant: str, metric: str, dataset: str = "", strategy: str = "") -> Estimate | None:
         """The estimate, or None where there is none."""
@@ -59,20 +68,24 @@ def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def headline(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> dict[str, Any]:
-    """The content of metrics.json: nothing that is not a result, so that equal results give equal bytes."""
+def headline(inputs: Inputs, numbers: Numbers, corpora: list[str], suites: Sequence[Suite]) -> dict[str, Any]:
+    """The content of metrics.json: nothing that is not a result, so that equal results give equal bytes.
+
+    A key says under which protocol, or over which tasks, so that two commits are compared only where they agree.
+    """
+    tasks = "+".join(next((suite.averaged for suite in suites if suite.together == ALL_TASKS), []))
     found: dict[str, Any] = {}
     for variant in inputs.variants:
         fields: dict[str, Any] = {}
         for metric in ("perplexity", "ln_perplexity_ratio", "kl_mean", "same_top1"):
-            by_corpus = {corpus: numbers.get(variant, metric, corpus) for corpus in corpora}
-            known = {corpus: rounded(found.value) for corpus, found in by_corpus.items() if found}
-            if known:
-                fields[metric] = known
+            for corpus in corpora:
+                estimate = numbers.get(variant, metric, corpus)
+                if estimate:
+                    fields.setdefault(estimate.metric, {})[corpus] = rounded(estimate.value)
         for metric, dataset in (("mean_accuracy", ALL_TASKS), ("effective_bits", ""), ("size_ratio", "")):
             estimate = numbers.get(variant, metric, dataset)
             if estimate:
-                fields[metric] = rounded(estimate.value)
+                fields[f"{metric}[{tasks}]" if dataset else metric] = rounded(estimate.value)
         decoding = numbers.datasets("spread_over_max", strategy=True)
         for dataset in decoding:
             spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
@@ -98,6 +111,7 @@ def curve_points(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> pd.Dat
                     "curve": sweep.name,
                     "variant": variant.name,
                     "corpus": corpus,
+                    "protocol": tag(ratio.protocol),
                     "axis": sweep.axis,
                     "severity": variant.severity,
                     "position": position(variant),
@@ -115,7 +129,7 @@ def curve_points(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> pd.Dat
 def decoding_points(numbers: Numbers) -> pd.DataFrame:
     """The content of decoding.csv: a row per variant and strategy, for DVC plots."""
     rows = []
-    metrics = ("accuracy", "distinct_2", "distinct_3", "rep_4", "base_nll", "length")
+    metrics = ("accuracy", *OPEN_METRICS)
     strategies = list(dict.fromkeys(name for metric in metrics for name in numbers.strategies(metric)))
     for variant in numbers.decoded():
         for strategy in strategies:

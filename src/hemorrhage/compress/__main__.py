@@ -79,12 +79,14 @@ def _compress(
     dtype = folder.dtype_of(base)
     linears = linears_of(model, missing_ok=True)
     names, before = list(linears), sum(linear.weight.numel() for linear in linears.values())
+    # Expansion leaves silent layers: of such a parent they stay.
+    silent = sum(integrity.constant(linear.weight) for linear in linears.values()) if parent else 0
     del linears
     statistics, kind = _statistics(settings, model, parent, calibration, gradients)
     method.alter(model, settings, statistics, seed)
     del statistics
     # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
-    found = integrity.survey(model, parent or base, () if settings.axis == "added" else names)
+    found = integrity.survey(model, parent or base, () if settings.axis == "added" else names, silent)
     if found.changed == 0 and getattr(settings, "changes_weights", True):
         raise ValueError("changed no weight of the model")
     folder.save(model, dtype, base, part)
@@ -99,9 +101,11 @@ def _compress(
     if settings.axis in ("removed", "added"):
         # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.
         measured["severity"] = abs(found.layer_weights - before) / before
+    if hasattr(method, "facts"):
+        measured |= method.facts(model, settings)
+    measured |= _blocks(parent, measured.pop("blocks", None))
     theoretical = getattr(settings, "theoretical", "") or (MASKS if mask_bits is not None else "")
     return {
-        **measured,
         "statistics": kind,
         "theoretical": theoretical,
         "mask_bits": mask_bits,
@@ -113,8 +117,17 @@ def _compress(
         "layers": len(blocks(model)),
         "sparsity": found.sparsity,
         "changed": found.changed,
-        **(method.facts(model, settings) if hasattr(method, "facts") else {}),
+        **measured,
     }
+
+
+def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:
+    """``blocks``: the base's block that each block was made from; nothing where none was moved."""
+    before = read_manifest(parent).get("blocks") if parent else None
+    if own is None or before is None:
+        found = before if own is None else own
+        return {} if found is None else {"blocks": found}
+    return {"blocks": [before[place] for place in own]}
 
 
 def _statistics(

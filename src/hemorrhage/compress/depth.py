@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import blocks
-from hemorrhage.compress.stack import count, rearrange
+from hemorrhage.compress.stack import count, rearrange, sources
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -107,6 +107,11 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
         assert statistics is not None
         gone = _chosen(model, settings, statistics, removed)
     rearrange(model, [index for index in range(number) if index not in gone])
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}
 
 
 def _chosen(model: PreTrainedModel, settings: Settings, statistics: Statistics, removed: int) -> set[int]:

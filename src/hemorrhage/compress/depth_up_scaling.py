@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.compress.blocks import blocks
-from hemorrhage.compress.stack import count, rearrange
+from hemorrhage.compress.stack import count, rearrange, sources
 from hemorrhage.compress.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
         raise ValueError(problem)
     left_out = count(settings.overlap, number)
     rearrange(model, [*range(number - left_out), *range(left_out, number)])
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}
 
 
 def _problem(share: float, number: int) -> str | None:

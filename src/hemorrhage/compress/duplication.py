@@ -10,12 +10,12 @@ naive duplication; 0 is silent copies as in LLaMA-Pro (arXiv 2401.02415), in the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from hemorrhage.compress.blocks import blocks
-from hemorrhage.compress.stack import AddedSettings, rearrange, scale_writes
+from hemorrhage.compress.stack import AddedSettings, rearrange, scale_writes, sources
 from hemorrhage.compress.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -48,3 +48,8 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     if settings.scale != 1:
         for index in range(added):
             scale_writes(stack[first + 2 * index + 1], settings.scale)
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}

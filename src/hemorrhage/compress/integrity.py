@@ -22,39 +22,44 @@ class Survey:
     """What one pass over an altered model's weights finds.
 
     ``changed``: share of weights that differ from those of the same name in the model before; weights that only one of
-    both has count as different. ``parameters``: weights, as many as the model has dense. ``zeros``: number of them
-    among each linear layer's weights, by the layer's name; ``layer_weights``: weights of these layers together.
+    both has count as different. ``parameters``: weights of the model; of a packed layer as many as it has dense, of
+    factors their own. ``layer_weights``: those of the linear layers. ``zeros``: among each linear layer's dense
+    weights, by the layer's name; ``sparsity``: their share.
     """
 
     changed: float
     parameters: int
-    zeros: dict[str, int]
     layer_weights: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros among the weights of the decoder blocks' linear layers, packed ones included."""
-        return sum(self.zeros.values()) / max(self.layer_weights, 1)
+    zeros: dict[str, int]
+    sparsity: float
 
 
-def survey(model: PreTrainedModel, base: Path, layers: Collection[str]) -> Survey:
+def survey(model: PreTrainedModel, base: Path, layers: Collection[str], silent: int = 0) -> Survey:
     """Go through the weights of ``model`` once, beside those of the folder ``base``.
 
-    Raises ValueError where a weight is NaN or infinite, or where one of ``layers`` has only one value left.
+    Raises ValueError where a weight is NaN or infinite, or where more than ``silent`` of ``layers``, as many as there
+    were before, have only one value left.
     """
     from hemorrhage.models.forms import forms_of
 
-    counted = {*linears_of(model, missing_ok=True), *forms_of(model)}
+    forms = forms_of(model)
+    linears = {*linears_of(model, missing_ok=True), *forms}
     before = shapes_of(base)
-    different = total = parameters = layer_weights = 0
+    different = total = parameters = layer_weights = dense = 0
     zeros: dict[str, int] = {}
     for name, value in weights(model):
         layer, count = name.removesuffix(".weight"), value.numel()
-        _check_values(name, value, layer in layers)
-        if layer in counted and name.endswith(".weight"):
+        if not value.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
+        if layer in layers and constant(value):
+            silent -= 1
+            if silent < 0:
+                raise ValueError(f"{name} holds only the value {value.flatten()[0].item():g} after the alteration")
+        kept = forms[layer].parameters_count if layer in forms and name.endswith(".weight") else count
+        parameters += kept
+        if layer in linears and name.endswith(".weight"):
             zeros[layer] = count - int(value.count_nonzero())
-            layer_weights += count
-        parameters += count
+            layer_weights, dense = layer_weights + kept, dense + count
         theirs = before.pop(name, None)
         if theirs == value.shape:
             different += _different(value, tensor_of(base, name))
@@ -64,14 +69,13 @@ def survey(model: PreTrainedModel, base: Path, layers: Collection[str]) -> Surve
             extent = count if theirs is None else theirs.numel()
             different, total = different + extent, total + extent
     lost = sum(shape.numel() for name, shape in before.items() if name not in model.all_tied_weights_keys)
-    return Survey((different + lost) / (total + lost), parameters, zeros, layer_weights)
+    changed = (different + lost) / (total + lost)
+    return Survey(changed, parameters, layer_weights, zeros, sum(zeros.values()) / max(dense, 1))
 
 
-def _check_values(name: str, value: Tensor, alive: bool) -> None:
-    if not value.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
-    if alive and value.numel() > 1 and (value == value.flatten()[0]).all():
-        raise ValueError(f"{name} holds only the value {value.flatten()[0].item():g} after the alteration")
+def constant(value: Tensor) -> bool:
+    """Whether all numbers of a tensor are the same."""
+    return value.numel() > 1 and bool((value == value.flatten()[0]).all())
 
 
 def _different(one: Tensor, other: Tensor) -> int:

@@ -7,12 +7,12 @@ the model is the base exactly. It is the control of the expansion family.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from hemorrhage.compress.blocks import blocks
-from hemorrhage.compress.stack import AddedSettings, rearrange, scale_writes
+from hemorrhage.compress.stack import AddedSettings, rearrange, scale_writes, sources
 from hemorrhage.compress.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -35,3 +35,8 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
         if place == before:
             scale_writes(block, 0.0)
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}

@@ -71,7 +71,9 @@ def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
     for place in order:
         new.append(copy.deepcopy(old[place]) if place in seen else old[place])
         seen.add(place)
-    for index, block in enumerate(new):
+    for index, (place, block) in enumerate(zip(order, new, strict=True)):
+        # Copied along with the block; a second rearrangement keeps the first place.
+        vars(block).setdefault("source", place)
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010
@@ -84,6 +86,11 @@ def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
     if types and not isinstance(getattr(type(config), "layer_types", None), property):
         config.layer_types = [types[place] for place in order]
     return stack
+
+
+def sources(model: PreTrainedModel) -> list[int]:
+    """The block that each block of ``model`` was before ``rearrange``; a copy's is the one it was copied from."""
+    return [vars(block)["source"] for block in blocks(model)]
 
 
 def scale_writes(block: nn.Module, factor: float) -> None:

@@ -163,10 +163,10 @@ def prepare(task: str, items: int, seed: int, out: Path) -> None:
 
 
 def make(task: str, items: int, seed: int) -> list[dict[str, Any]]:
-    """``items`` distinct items of a task: ``item``, ``prompt``, ``choices``, ``answer`` (index of the right).
+    """``items`` distinct items of a task: ``item``, ``group``, ``prompt``, ``choices``, ``answer`` (which is right).
 
-    The first items of a longer list are those of a shorter one. Raises ValueError where the task is unknown
-    or its templates have fewer items.
+    Items of one ``group``, a number, share their choices and depend on each other. The first items of a longer list
+    are those of a shorter one. Raises ValueError where the task is unknown or its templates have fewer items.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; allowed: {', '.join(TASKS)}")
@@ -174,11 +174,13 @@ def make(task: str, items: int, seed: int) -> list[dict[str, Any]]:
     generator = random.Random(f"{task} {seed}")
     rows: list[dict[str, Any]] = []
     prompts: set[str] = set()
+    groups = 0
     for group in TASKS[task](generator):
         if any(prompt in prompts for prompt, _ in group):
             continue
         prompts.update(prompt for prompt, _ in group)
-        rows += arrange(group, generator)
+        rows += [{"group": groups, **row} for row in arrange(group, generator)]
+        groups += 1
         if len(rows) >= items:
             return [{"item": number, **row} for number, row in enumerate(rows[:items])]
     raise ValueError(f"task {task} has {len(rows)} items, but {items} are asked for")

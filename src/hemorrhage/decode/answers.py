@@ -8,6 +8,8 @@ The generated text is read from its beginning, as an answer that follows the pro
   apostrophes or hyphens may join; punctuation and case do not count.
 
 A text without a number or without so many words has no answer, which is wrong.
+
+A worked solution, of GSM8K for instance, is read to its end instead (``final_number``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", re.ASCII)
+NUMBER = re.compile(r"(?<!\d)[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", re.ASCII)
+MARKED = re.compile(rf"####\s*\$?({NUMBER.pattern})", re.ASCII)
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -27,6 +30,18 @@ def extract(text: str, right: str) -> str:
     wanted = len(WORD.findall(right))
     words = WORD.findall(text)[:wanted]
     return " ".join(words) if words and len(words) == wanted else ""
+
+
+def final_number(text: str) -> str:
+    """The number that a worked solution arrives at; empty when there is none.
+
+    The one behind ``####``, GSM8K's mark, else the last number of the text, whatever unit stands around it. What
+    follows the next ``Question:``, with which a model that was shown examples goes on, is not read.
+    """
+    solution = text.split("Question:", 1)[0]
+    marked = MARKED.search(solution)
+    numbers = [marked[1]] if marked else NUMBER.findall(solution)
+    return numbers[-1] if numbers else ""
 
 
 def is_right(answer: str, right: str) -> bool:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from hemorrhage.decode.generation import Reading, check_vocabulary, continuation, forward
-from hemorrhage.decode.search import Sequences, lengthened, read_prompt
+from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthened, read_prompt
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     deterministic: ClassVar[bool] = True
 
-    alpha: float = Field(0.6, ge=0, lt=1, description="Weight of the penalty; 0 is greedy search.")
-    k: int = Field(4, ge=1, description="Candidates at every step.")
+    alpha: Alpha = 0.6
+    k: Candidates = 4
 
     @property
     def label(self) -> str:

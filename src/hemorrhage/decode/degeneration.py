@@ -1,12 +1,14 @@
 """How much a generated text repeats itself, on lists of token ids.
 
 distinct-n: Li et al. 2016 (arXiv 1510.03055), here of one text. rep-n: arXiv 2202.06417, there for n = 2, 3,
-4. A text too short to hold an n-gram repeats none: distinct-n is 1 and rep-n is 0.
+4. A text too short to hold an n-gram repeats none: distinct-n is 1 and rep-n is 0. How far texts are from
+human ones: hemorrhage.decode.frontier.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -26,6 +28,13 @@ def distinct_n(tokens: Sequence[int], n: int) -> float:
 def rep_n(tokens: Sequence[int], n: int) -> float:
     """1 - distinct / all ``n``-grams of a text: 0 when none occurs twice."""
     return 1.0 - distinct_n(tokens, n)
+
+
+def token_entropy(texts: Sequence[Sequence[int]]) -> float:
+    """Entropy in nats of the distribution of tokens in ``texts`` together; NaN when they hold none."""
+    counts = Counter(token for text in texts for token in text)
+    total = counts.total()
+    return -sum(count / total * math.log(count / total) for count in counts.values()) if total else math.nan
 
 
 def loop_period(tokens: Sequence[int], repeats: int = 3, minimum: int = 8) -> int:

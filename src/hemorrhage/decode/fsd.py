@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.generation import Reading, check_vocabulary, continuation, forward
-from hemorrhage.decode.search import Sequences, lengthened, read_prompt
+from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthened, read_prompt
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Settings(BaseModel):
     deterministic: ClassVar[bool] = True
 
     n: int = Field(2, ge=2, le=8, description="Length of the n-grams.")
-    k: int = Field(3, ge=1, description="Candidates at every step.")
-    alpha: float = Field(0.45, ge=0, lt=1, description="Weight of the penalty; 0 is greedy search.")
+    k: Candidates = 3
+    alpha: Alpha = 0.45
 
     @property
     def label(self) -> str:

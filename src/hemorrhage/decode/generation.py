@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,14 @@ def forward(
     positions [batch, logits, vocabulary] and the final hidden states [batch, n, width], which are those
     after the last norm, the input of the language modelling head.
     """
+    found, states = every_state(model, tokens, attention_mask, cache, logits)
+    return found, states[-1]
+
+
+def every_state(
+    model: PreTrainedModel, tokens: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, logits: int = 1
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """As ``forward``, but the states of the embeddings and behind every block; the last went through the last norm."""
     positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
     output = model(
         input_ids=tokens,
@@ -93,7 +102,7 @@ def forward(
         output_hidden_states=True,
         logits_to_keep=logits,
     )
-    return output.logits.float(), output.hidden_states[-1]
+    return output.logits.float(), output.hidden_states
 
 
 def continuation(
@@ -106,18 +115,22 @@ def continuation(
     reading: Reading | None = None,
     search: Callable[..., torch.Tensor] | None = None,
     search_settings: dict[str, Any] | None = None,
+    processors: Sequence[Callable[..., torch.Tensor]] = (),
+    drafting: dict[str, Any] | None = None,
     **parameters: Any,
 ) -> torch.Tensor:
     """Continue a left-padded batch of prompts by at most ``new_tokens`` tokens, prompts not included.
 
     ``parameters`` are fields of transformers' GenerationConfig that replace the neutral ones; ``search`` is a
-    decoding loop of our own for ``custom_generate``, called with ``search_settings``. ``reading`` saves
-    reading the prompts again and is not changed. Sequences end at the model's end-of-sequence token and are
-    padded behind it. Random draws come from ``seed`` alone and leave the global generator as it was.
+    decoding loop of our own for ``custom_generate``, called with ``search_settings``; ``processors`` are logits
+    processors of our own. ``drafting`` are fields that assisted generation reads from the model's defaults
+    alone. ``reading`` saves reading the prompts again and is not changed. Sequences end at the model's
+    end-of-sequence token and are padded behind it. Random draws come from ``seed`` alone and leave the global
+    generator as it was.
 
     Returns int64 [batch, <= new_tokens]. Raises ValueError for empty or too long prompts, before any work.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     check(model, input_ids, attention_mask, new_tokens)
     special = special_tokens(model)
@@ -126,13 +139,15 @@ def continuation(
     extra: dict[str, Any] = {"custom_generate": search, **(search_settings or {})} if search else {}
     if reading is not None:
         extra["past_key_values"] = reading.copied_cache(options["num_beams"])
-        if search:
+        if search and "prompt_states" in inspect.signature(search).parameters:
             extra["prompt_states"] = reading.states
-    with torch.no_grad(), seeded(seed, input_ids.device), only(model, GenerationConfig(**special)):
+    defaults = GenerationConfig(**special, **(drafting or {}))
+    with torch.no_grad(), seeded(seed, input_ids.device), only(model, defaults):
         sequences = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=GenerationConfig(**options, **special),
+            logits_processor=LogitsProcessorList(processors),
             **extra,
         )
     return sequences[:, input_ids.shape[1] :]

@@ -1,56 +1,127 @@
-"""What the strategies continue: task items with a right answer, and beginnings of documents."""
+"""What the strategies continue: task items with a right answer, beginnings of documents, instructions."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm import tqdm
 
+from hemorrhage.decode.answers import final_number
 from hemorrhage.decode.spec import Closed, Open
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CALCULATION = re.compile(r"<<[^>]*>>")
+"""GSM8K's calculator annotations, as in ``48/2 = <<48/2=24>>24``."""
+
+TO_THE_NUMBER = "Think step by step. End with a line that holds #### and the final number alone."
+TO_THE_POINT = "Summarize the article in one sentence."
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. ``right`` is the right answer of a closed task, None where there is none."""
+    """One prompt.
+
+    ``right`` is the right answer of a closed task, None where there is none; it is the final number of a
+    solution where it is ``worked``. ``human`` are the tokens that a person wrote behind the prompt, None where
+    nobody did.
+    """
 
     item: int
     text: str
     tokens: list[int]
     right: str | None = None
+    worked: bool = False
+    human: list[int] | None = None
 
 
-def closed_prompts(task: Path, tokenizer: PreTrainedTokenizerBase, spec: Closed, seed: int) -> list[Prompt]:
+def closed_prompts(
+    task: Path, tokenizer: PreTrainedTokenizerBase, spec: Closed, seed: int, chat: bool = False
+) -> list[Prompt]:
     """``spec.items`` items of a prepared task, drawn with ``seed``, in the order of their items.
 
-    Raises ValueError when the task has fewer, or one of them has an empty prompt.
+    ``items.parquet`` has the columns ``item, prompt, choices, answer`` of a generated task or the columns ``item,
+    question, answer`` of GSM8K, which also has ``shots.parquet`` with ``question, answer``. Raises ValueError when
+    the task has fewer items or shots, or one of the items has an empty prompt.
     """
-    items = pd.read_parquet(task / "items.parquet", columns=["item", "prompt", "choices", "answer"])
+    items = pd.read_parquet(task / "items.parquet")
     if len(items) < spec.items:
         raise ValueError(f"closed.items: {spec.items} wanted, the task at {task} has {len(items)}")
     drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
-    prompts = []
-    for item, prompt, choices, answer in drawn.itertuples(index=False, name=None):
+    asked = "question" if "question" in drawn else "prompt"
+    for item, prompt in zip(drawn["item"], drawn[asked], strict=True):
         if not prompt.strip():
             raise ValueError(f"item {item} of the task at {task} has an empty prompt")
-        tokens = [*leading_tokens(tokenizer), *_tokens(tokenizer, prompt)]
-        prompts.append(Prompt(int(item), prompt, tokens, choices[answer].strip()))
+    if asked == "prompt":
+        return list(_choice_prompts(drawn, tokenizer))
+    if chat:
+        return worked_prompts(drawn, drawn.iloc[:0], tokenizer, chat=True)
+    shots = pd.read_parquet(task / "shots.parquet")
+    if len(shots) < spec.shots:
+        raise ValueError(f"closed.shots: {spec.shots} wanted, the task at {task} has {len(shots)}")
+    return worked_prompts(drawn, shots.sample(spec.shots, random_state=seed % 2**32), tokenizer, chat=False)
+
+
+def _choice_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
+    for row in items.itertuples():
+        tokens = [*leading_tokens(tokenizer), *_tokens(tokenizer, row.prompt)]
+        yield Prompt(int(row.item), row.prompt, tokens, row.choices[row.answer].strip())
+
+
+def worked_prompts(
+    items: pd.DataFrame, shots: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> list[Prompt]:
+    """Questions whose answers are solutions that end in ``#### number``: columns ``item, question, answer``.
+
+    A chat model is asked without an example. Another one is shown ``shots`` (``question, answer``) in the form
+    ``Question: ...``, ``Answer: ...``, calculator annotations left out, and goes on behind ``Answer:``.
+    """
+    examples = "".join(
+        f"Question: {row.question.strip()}\nAnswer: {CALCULATION.sub('', row.answer).strip()}\n\n"
+        for row in shots.itertuples()
+    )
+    prompts = []
+    for row in items.itertuples():
+        question = row.question.strip()
+        asked = f"{question}\n{TO_THE_NUMBER}" if chat else f"{examples}Question: {question}\nAnswer:"
+        tokens = _asked(tokenizer, asked, chat)
+        prompts.append(Prompt(int(row.item), asked, tokens, final_number(row.answer), worked=True))
     return prompts
 
 
-def open_prompts(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, seed: int) -> list[Prompt]:
-    """The first ``spec.prefix`` tokens of ``spec.items`` evaluation documents, drawn with ``seed``.
+def open_prompts(
+    text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, seed: int, chat: bool = False
+) -> list[Prompt]:
+    """``spec.items`` prompts without a right answer, drawn with ``seed``, in the order of their items.
+
+    ``text`` holds ``documents.parquet``, whose evaluation documents are to be continued, or ``items.parquet`` with
+    the columns ``item, document, summary`` (XSum) or ``item, prompt, reference`` (MT-Bench). Raises ValueError where
+    there are too few.
+    """
+    if (text / "documents.parquet").is_file():
+        return _continuations(text, tokenizer, spec, seed)
+    items = pd.read_parquet(text / "items.parquet")
+    if len(items) < spec.items:
+        raise ValueError(f"open.items: {spec.items} wanted, {text} has {len(items)}")
+    drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
+    if "document" in drawn:
+        return summary_prompts(drawn, tokenizer, spec.prefix, chat)
+    return instruction_prompts(drawn, tokenizer, chat)
+
+
+def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, seed: int) -> list[Prompt]:
+    """The first ``spec.prefix`` tokens of documents.
 
     A document must hold prefix and new tokens, so that the continuation its author wrote is there to
-    compare with. Raises ValueError when too few do.
+    compare with.
     """
     documents = pd.read_parquet(text / "documents.parquet", filters=[("split", "==", "evaluation")])
     order = list(documents.sort_values("document")[["document", "text"]].itertuples(index=False, name=None))
@@ -63,15 +134,55 @@ def open_prompts(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, see
         # No token is longer than 64 characters on average; a book need not be tokenised for its first page.
         tokens = _tokens(tokenizer, content[: 64 * enough])
         if len(tokens) >= enough:
-            prefix = tokens[: spec.prefix]
+            prefix, rest = tokens[: spec.prefix], tokens[spec.prefix : enough]
             shown = str(tokenizer.decode(prefix, clean_up_tokenization_spaces=False))
-            prompts.append(Prompt(int(document), shown, [*leading_tokens(tokenizer), *prefix]))
+            prompts.append(Prompt(int(document), shown, [*leading_tokens(tokenizer), *prefix], human=rest))
     if len(prompts) < spec.items:
         raise ValueError(
             f"open.items: {spec.items} wanted, the text at {text} has {len(prompts)} evaluation documents "
             f"of at least prefix + new_tokens = {enough} tokens"
         )
     return sorted(prompts, key=lambda prompt: prompt.item)
+
+
+def summary_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, prefix: int, chat: bool) -> list[Prompt]:
+    """Articles to sum up: columns ``item, document, summary``; of a document its first ``prefix`` tokens."""
+    prompts = []
+    for row in items.itertuples():
+        tokens = _tokens(tokenizer, row.document.strip())
+        article = row.document.strip()
+        if len(tokens) > prefix:
+            article = str(tokenizer.decode(tokens[:prefix], clean_up_tokenization_spaces=False))
+        asked = f"{TO_THE_POINT}\n\nArticle: {article}" + ("" if chat else "\n\nSummary:")
+        written = _tokens(tokenizer, row.summary.strip() if chat else f" {row.summary.strip()}")
+        prompts.append(Prompt(int(row.item), asked, _asked(tokenizer, asked, chat), human=written))
+    return prompts
+
+
+def instruction_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[Prompt]:
+    """Instructions: columns ``item, prompt, reference``, lists of turns of which the first counts.
+
+    ``reference`` may be empty. Without chat template an instruction is a question to go on behind.
+    """
+    prompts = []
+    for row in items.itertuples():
+        asked = row.prompt[0].strip() if chat else f"Question: {row.prompt[0].strip()}\nAnswer:"
+        written = None
+        if len(row.reference):
+            written = _tokens(tokenizer, row.reference[0].strip() if chat else f" {row.reference[0].strip()}")
+        prompts.append(Prompt(int(row.item), asked, _asked(tokenizer, asked, chat), human=written))
+    return prompts
+
+
+def uses_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
+    """Whether prompts go through the chat template: as ``wanted``, or where there is one when that is None.
+
+    Raises ValueError when a chat template is wanted that is not there.
+    """
+    there = tokenizer.chat_template is not None
+    if wanted and not there:
+        raise ValueError("chat: true, but the model's tokenizer has no chat template")
+    return there if wanted is None else wanted
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -89,6 +200,14 @@ def left_padded(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, 
         ids[row, longest - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
         mask[row, longest - len(prompt.tokens) :] = 1
     return ids, mask
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
+    if not chat:
+        return [*leading_tokens(tokenizer), *_tokens(tokenizer, text)]
+    # The template writes the special tokens itself.
+    turn: Any = [{"role": "user", "content": text}]
+    return _tokens(tokenizer, str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)))
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

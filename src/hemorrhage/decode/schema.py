@@ -1,4 +1,4 @@
-"""Columns of ``generations.parquet``, the output of the decode step: a row per generated text."""
+"""Columns of the decode step's tables: ``generations.parquet``, a row per generated text, and ``human.parquet``."""
 
 from __future__ import annotations
 
@@ -34,3 +34,17 @@ GENERATIONS = pa.DataFrameSchema(
     ordered=True,
     unique=["strategy", "task", "dataset", "item"],
 )
+
+HUMAN = pa.DataFrameSchema(
+    {
+        "dataset": pa.Column(str, description="corpus or task of the open prompts"),
+        "item": pa.Column("int64", pa.Check.ge(0)),
+        "text": pa.Column(str, description="what a person wrote behind the prompt, all of it"),
+        "tokens": pa.Column(object, description="its first token ids, as many as a generated text may have"),
+        "base_nll": pa.Column("float64", pa.Check.ge(0), description="mean nats per token under the base model"),
+    },
+    strict=True,
+    ordered=True,
+    unique=["dataset", "item"],
+)
+"""A row per open prompt that a person went on from; none where nobody did."""

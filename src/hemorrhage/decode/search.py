@@ -6,14 +6,21 @@ and the stopping criteria.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from hemorrhage.decode.generation import forward
+from pydantic import Field
+
+from hemorrhage.decode.generation import every_state, forward
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel, StoppingCriteriaList
+
+Alpha = Annotated[float, Field(ge=0, lt=1, description="Weight of the penalty; 0 is greedy search.")]
+Candidates = Annotated[int, Field(ge=1, description="Candidates at every step.")]
+"""Settings of searches for the best (1 - alpha) p(v) - alpha penalty(v) among the k most probable tokens."""
 
 
 @dataclass
@@ -41,9 +48,7 @@ def read_prompt(
     ``prompt_states`` [batch, cached, width] are the final hidden states of what it does hold: these searches
     compare with them, and a cache of keys and values cannot give them back.
     """
-    cache = model_kwargs.get("past_key_values")
-    if cache is None:
-        raise ValueError("this search decodes with a cache: use_cache must be true")
+    cache = cache_of(model_kwargs)
     attention_mask = model_kwargs["attention_mask"]
     cached = cache.get_seq_length()
     known = 0 if prompt_states is None else prompt_states.shape[1]
@@ -56,6 +61,14 @@ def read_prompt(
     if prompt_states is not None:
         states = torch.cat([prompt_states, states], dim=1)
     return Prompt(logits[:, -1], states, attention_mask, cache)
+
+
+def cache_of(model_kwargs: dict[str, Any]) -> Cache:
+    """The cache that ``generate`` hands to a decoding loop. Raises ValueError where there is none."""
+    cache = model_kwargs.get("past_key_values")
+    if cache is None:
+        raise ValueError("this search decodes with a cache: use_cache must be true")
+    return cache
 
 
 class Sequences:
@@ -74,6 +87,21 @@ class Sequences:
         scores: Any = None  # as generate's own loops pass when nobody asked for scores
         self.unfinished = self.unfinished & ~self.criteria(self.ids, scores)
         return bool(self.unfinished.any())
+
+
+def steps(
+    model: PreTrainedModel, sequences: Sequences, model_kwargs: dict[str, Any]
+) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]]:
+    """A forward pass for every token, over what the cache does not hold yet; ``sequences`` has grown in between.
+
+    Yields the logits [batch, vocabulary] of the next token, the states [batch, n, width] of what was read, the
+    embeddings' first and then each block's, and the attention mask [batch, length].
+    """
+    cache, mask = cache_of(model_kwargs), model_kwargs["attention_mask"]
+    while True:
+        logits, states = every_state(model, sequences.ids[:, cache.get_seq_length() :], mask, cache)
+        yield logits[:, -1], states, mask
+        mask = lengthened(mask)
 
 
 def lengthened(attention_mask: torch.Tensor) -> torch.Tensor:

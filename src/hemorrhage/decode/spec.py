@@ -14,6 +14,7 @@ class Closed(BaseModel):
 
     items: int = Field(ge=1, description="Items drawn from the task.")
     new_tokens: int = Field(ge=1, description="Tokens generated for an answer, at most.")
+    shots: int = Field(8, ge=0, description="Worked examples before a question, without chat template.")
 
 
 class Open(BaseModel):
@@ -22,7 +23,7 @@ class Open(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     items: int = Field(ge=1, description="Evaluation documents drawn from the text.")
-    prefix: int = Field(ge=1, description="Tokens of the document that are the prompt.")
+    prefix: int = Field(ge=1, description="Tokens of the document that are the prompt, or are to be summed up.")
     new_tokens: int = Field(ge=1, description="Tokens generated behind it, at most.")
 
 
@@ -36,5 +37,8 @@ class Spec(BaseModel):
     )
     closed: Closed
     open: Open
+    chat: bool | None = Field(
+        None, description="Questions and instructions through the tokenizer's chat template; null is where it has one."
+    )
     batch: int = Field(ge=1, description="Prompts generated at once.")
     seed: int = Field(ge=0, description="Draws items, and tokens where a strategy samples.")

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from hemorrhage.artifact import read_manifest, write_manifest, writing
-from hemorrhage.decode.answers import extract, is_right
+from hemorrhage.decode.answers import extract, final_number, is_right
 from hemorrhage.decode.generation import (
     Reading,
     check_context,
@@ -31,14 +32,14 @@ from hemorrhage.decode.generation import (
     special_tokens,
     until_end,
 )
-from hemorrhage.decode.prompts import Prompt, closed_prompts, left_padded, open_prompts
-from hemorrhage.decode.schema import GENERATIONS
+from hemorrhage.decode.prompts import Prompt, closed_prompts, left_padded, open_prompts, uses_chat
+from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
 from hemorrhage.lazy import torch
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Generate(Protocol):
@@ -108,8 +109,9 @@ def sweep(out: Path, variant: str, checkpoint: Path, base: Path, text: Path, tas
     """
     chosen = strategies(spec.strategies)
     tokenizer = load_tokenizer(base)
-    closed = closed_prompts(task, tokenizer, spec.closed, spec.seed)
-    beginnings = open_prompts(text, tokenizer, spec.open, spec.seed)
+    chat = uses_chat(tokenizer, spec.chat)
+    closed = closed_prompts(task, tokenizer, spec.closed, spec.seed, chat)
+    beginnings = open_prompts(text, tokenizer, spec.open, spec.seed, chat)
     batches = [
         *_batches("closed", read_manifest(task)["task"], closed, spec.closed.new_tokens, spec.batch),
         *_batches("open", read_manifest(text)["corpus"], beginnings, spec.open.new_tokens, spec.batch),
@@ -120,15 +122,17 @@ def sweep(out: Path, variant: str, checkpoint: Path, base: Path, text: Path, tas
         longest = max(len(prompt.tokens) for prompt in batch.prompts)
         check_context(model, longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")
 
-    rows = pd.concat(
-        _generations(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec.seed),
-        ignore_index=True,
-    )
+    parts = list(_parts(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec.seed))
     rank = {strategy.name: position for position, strategy in enumerate(chosen)}
+    rows = pd.concat([part for part in parts if "strategy" in part], ignore_index=True)
     rows["rank"] = rows["strategy"].map(rank)
     rows = rows.sort_values(["rank", "task", "item"]).drop(columns="rank")
+    human = pd.concat([part for part in parts if "strategy" not in part], ignore_index=True).sort_values("item")
+    features = {f"strategy.{name}": found for name, found in rows[rows["task"] == "open"].groupby("strategy")}
     with writing(out) as part:
-        GENERATIONS.validate(rows).to_parquet(part / "generations.parquet", index=False)
+        GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
+        HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
+        _save_features({**features, "human": human}, part / "features.safetensors")
         write_manifest(part, **about(variant, text, task, spec))
 
 
@@ -146,9 +150,16 @@ def about(variant: str, text: Path, task: Path, spec: Spec) -> dict[str, Any]:
         },
         "protocol": f"closed: items={spec.closed.items} new_tokens={spec.closed.new_tokens}; "
         f"open: items={spec.open.items} prefix={spec.open.prefix} new_tokens={spec.open.new_tokens}; "
-        f"batch={spec.batch}",
+        f"batch={spec.batch}{_asking(text, task, spec)}",
         "seed": spec.seed,
     }
+
+
+def _asking(text: Path, task: Path, spec: Spec) -> str:
+    """How questions and instructions are put; nothing where there are only prompts to continue."""
+    shots = f"; shots={spec.closed.shots}" if (task / "shots.parquet").is_file() else ""
+    asked = shots or (text / "items.parquet").is_file()
+    return f"{shots}; chat={spec.chat}" if asked else ""
 
 
 def _batches(task: str, dataset: str, prompts: list[Prompt], new_tokens: int, size: int) -> Iterator[Batch]:
@@ -158,7 +169,7 @@ def _batches(task: str, dataset: str, prompts: list[Prompt], new_tokens: int, si
         yield Batch(task, dataset, number, new_tokens, prompts[start : start + size])
 
 
-def _generations(
+def _parts(
     resume: Path,
     chosen: Sequence[Strategy],
     batches: Sequence[Batch],
@@ -167,19 +178,32 @@ def _generations(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
 ) -> Iterator[pd.DataFrame]:
+    """The rows of every strategy and batch, and with each open batch what people wrote."""
     resume.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(chosen) * len(batches), desc="batches", mininterval=5) as progress:
         for batch in batches:
             parts = {s.name: resume / f"{quote(s.name, safe='')}.{batch.task}.{batch.number}" for s in chosen}
             waiting = [strategy for strategy in chosen if not parts[strategy.name].exists()]
-            if waiting:
+            # No quoted name has a bracket: this is not a strategy's file.
+            written = resume / f"(human).{batch.task}.{batch.number}"
+            if waiting or not written.exists():
                 desk = _Desk(batch, model, of_base, tokenizer, seed)
+            if batch.task == "open":
+                if not written.exists():
+                    _save(desk.human(), written)
+                yield pd.read_parquet(written)
             for strategy in chosen:
                 progress.set_postfix_str(f"{batch.task} {strategy.name}", refresh=False)
                 if strategy in waiting:
                     _save(desk.rows(strategy), parts[strategy.name])
                 yield pd.read_parquet(parts[strategy.name])
                 progress.update()
+
+
+def _save_features(rows: Mapping[str, pd.DataFrame], file: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.array(found["feature"].tolist(), np.float32) for name, found in rows.items()}, file)
 
 
 def _save(rows: pd.DataFrame, file: Path) -> None:
@@ -221,7 +245,7 @@ class _Desk:
         seconds = time.perf_counter() - start
         stops = ends(self.model)
         texts = [until_end(tokens, stops) for tokens in generated]
-        nll = mean_nll(self.of_base, self.ids, self.mask, texts, self.base_reading)
+        nll, features = under(self.of_base, self.ids, self.mask, texts, self.base_reading)
         return pd.DataFrame(
             [
                 {
@@ -232,14 +256,37 @@ class _Desk:
                     **self._row(prompt, tokens),
                     "base_nll": value,
                     "seconds": seconds,
+                    "feature": feature if self.batch.task == "open" else None,
                 }
-                for prompt, tokens, value in zip(self.batch.prompts, texts, nll, strict=True)
+                for prompt, tokens, value, feature in zip(self.batch.prompts, texts, nll, features, strict=True)
             ]
         )
 
+    def human(self) -> pd.DataFrame:
+        """The rows of ``human.parquet`` for this batch: what people wrote behind its prompts."""
+        there = [row for row, prompt in enumerate(self.batch.prompts) if prompt.human]
+        texts = [(self.batch.prompts[row].human or [])[: self.batch.new_tokens] for row in there]
+        reading = self.base_reading if len(there) == len(self.batch.prompts) else None
+        nll, features = under(self.of_base, self.ids[there], self.mask[there], texts, reading) if there else ([], [])
+        return pd.DataFrame(
+            {
+                "dataset": self.batch.dataset,
+                "item": [self.batch.prompts[row].item for row in there],
+                "text": [
+                    continued_text(self.tokenizer, self.batch.prompts[row].tokens, self.batch.prompts[row].human or [])
+                    for row in there
+                ],
+                "tokens": texts,
+                "base_nll": nll,
+                "feature": features,
+            }
+        ).astype({"item": "int64", "base_nll": "float64"})
+
     def _row(self, prompt: Prompt, tokens: list[int]) -> dict[str, Any]:
         text = continued_text(self.tokenizer, prompt.tokens, tokens)
-        answer = extract(text, prompt.right) if prompt.right is not None else ""
+        answer = ""
+        if prompt.right is not None:
+            answer = final_number(text) if prompt.worked else extract(text, prompt.right)
         return {
             "item": prompt.item,
             "prompt": prompt.text,
@@ -271,17 +318,18 @@ def continued_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens
     return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(tokens, **options))
 
 
-def mean_nll(
+def under(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     texts: Sequence[list[int]],
     reading: Reading | None,
-) -> list[float]:
-    """Mean negative log-likelihood in nats per token of ``texts`` as continuations of the prompts.
+) -> tuple[list[float], list[list[float]]]:
+    """What ``model`` makes of ``texts`` as continuations of the prompts.
 
-    ``texts`` are not empty; an end-of-sequence token counts as one of theirs. ``reading`` is what ``model``
-    has read of the prompts.
+    Mean negative log-likelihood in nats per token, and the mean [width] of the final hidden states from which the
+    model predicts them. ``texts`` are not empty; an end-of-sequence token counts as one of theirs. ``reading`` is
+    what ``model`` has read of the prompts.
     """
     from transformers import DynamicCache
 
@@ -291,10 +339,14 @@ def mean_nll(
     tokens = torch.cat([input_ids[:, -1:], targets[:, :-1]], dim=1)
     # Filling behind a text's end needs no mask: nothing in front of it attends to it.
     mask = torch.cat([attention_mask, attention_mask.new_ones(len(texts), longest - 1)], dim=1)
-    config = model.config.get_text_config(decoder=True)
-    cache = reading.copied_cache() if reading else DynamicCache(config=config)
+    if reading is None:
+        cache: Cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        tokens = torch.cat([input_ids[:, :-1], tokens], dim=1)
+    else:
+        cache = reading.copied_cache()
     with torch.no_grad():
-        logits, _ = forward(model, tokens, mask, cache, logits=longest)
+        logits, states = forward(model, tokens, mask, cache, logits=longest)
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     inside = torch.arange(longest, device=lengths.device) < lengths[:, None]
-    return ((nll.view_as(targets) * inside).sum(1) / lengths).tolist()
+    means = (states[:, -longest:].float() * inside[..., None]).sum(1) / lengths[:, None]
+    return ((nll.view_as(targets) * inside).sum(1) / lengths).tolist(), means.tolist()

@@ -1,57 +1,135 @@
-"""Step ``evaluate``: a variant's damage, token by token and item by item.
+"""Step ``evaluate``: a variant's damage, token by token, item by item and inside the network.
 
-    python -m hemorrhage.evaluate OUT --variant V --checkpoint DIR --base DIR --reference DIR --tasks DIR...
+    python -m hemorrhage.evaluate OUT --variant V --checkpoint DIR --base DIR --reference DIR --tasks DIR... --spec JSON
 
 The checkpoint is loaded in this fresh process from what lies on disk, and must give the logits that the
 compress step computed in memory. A variant that can't be evaluated becomes an output that says why.
+
+The base model is a variant, too: it reads its windows in batches of another size than the reference did, so that what
+it differs by from itself is the noise of sums in another order.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hemorrhage import step
 from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 from hemorrhage.compress.reload import verify
+from hemorrhage.evaluate import cost, inside
 from hemorrhage.evaluate.choices import answers
-from hemorrhage.evaluate.language import corpus_damage, head_of
-from hemorrhage.evaluate.schema import ITEMS, TOKENS
-from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.evaluate.language import TOKENS_PER_BATCH, corpus_damage, head_of, windows_per_batch, write_tokens
+from hemorrhage.evaluate.schema import ITEMS
+from hemorrhage.models.checkpoint import CHECK, load, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BASE = "base"
 
 
-def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, tasks: list[Path]) -> None:
-    """Write the evaluation of one checkpoint. Raises ValueError where it is broken."""
+def evaluate(
+    out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, tasks: list[Path], ablate: bool = False
+) -> None:
+    """Write the evaluation of one checkpoint; ``ablate``: repair by other layers is measured, too, which takes long.
+
+    Raises ValueError where the checkpoint is broken or not made from ``base``.
+    """
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
-    facts = read_manifest(reference)
-    model, tokenizer = load(checkpoint), load_tokenizer(base)
-    if variant != "base":
+    facts, made = read_manifest(reference), read_manifest(checkpoint)
+    same_tokenizer(checkpoint, base)
+    base_head = head_of(base)
+    model, tokenizer = open_model(checkpoint, len(base_head)), load_tokenizer(base)
+    if variant != BASE:
+        if not (checkpoint / CHECK).is_file():
+            raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be told whether it is what compress made")
         verify(model, checkpoint)
 
-    windows = load_file(reference / "windows.safetensors")
-    hidden = load_file(reference / "hidden.safetensors")
-    base_head = head_of(base).to(model.device)
-    tokens = pd.concat(
-        [corpus_damage(model, windows[corpus], hidden[corpus], base_head, corpus) for corpus in facts["corpora"]],
-        ignore_index=True,
-    )
-    if not tokens.nll.map(float).between(0, float("inf"), inclusive="left").all():
-        raise ValueError("the variant's likelihoods are not finite")
+    windows, window = smallest_corpus(reference)
+    at_once, tokens_at_once = windows_per_batch(window), TOKENS_PER_BATCH
+    noise: dict[str, str] = {}
+    if variant == BASE:
+        usual = min(windows, at_once)
+        at_once = another_size(usual)
+        tokens_at_once = at_once * window
+        noise = {"noise": f"batches of {at_once} instead of {usual} windows"}
 
     with writing(out) as part:
-        TOKENS.validate(tokens).to_parquet(part / "tokens.parquet", index=False)
+        base_head = base_head.to(model.device)
+        write_tokens(
+            (
+                piece
+                for corpus in facts["corpora"]
+                for piece in corpus_damage(model, reference, corpus, base_head, at_once)
+            ),
+            part / "tokens.parquet",
+        )
+        shutil.copyfile(reference / "windows.parquet", part / "windows.parquet")
         if tasks:
-            items = pd.concat([answers(model, tokenizer, task).assign(task=task.parent.name) for task in tasks])
+            items = pd.concat(
+                [answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name) for task in tasks]
+            )
             of_base = pd.read_parquet(reference / "items.parquet")[["task", "item", "choice", "correct"]]
             of_base = of_base.rename(columns={"choice": "base_choice", "correct": "base_correct"})
             items = items.merge(of_base, on=["task", "item"], validate="one_to_one")[list(ITEMS.columns)]
             ITEMS.validate(items).to_parquet(part / "items.parquet", index=False)
-        write_manifest(part, variant=variant, corpora=facts["corpora"], tasks=facts["tasks"], dtype="float32")
+        if facts["inside"]:
+            of_base_inside = load_file(reference / "inside.safetensors")
+            found = inside.measure(model, of_base_inside, made.get("blocks"), ablate)
+            inside.INSIDE.validate(found).to_parquet(part / "inside.parquet", index=False)
+        costs = {**cost.measure(model), "theoretical": cost.theoretical(checkpoint)}
+        (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_manifest(
+            part,
+            variant=variant,
+            corpora=facts["corpora"],
+            tasks=facts["tasks"],
+            inside=facts["inside"],
+            dtype="float32",
+            **noise,
+        )
+
+
+def same_tokenizer(checkpoint: Path, base: Path) -> None:
+    """Raises ValueError where the checkpoint brings along a tokenizer that is not the base's."""
+    own, of_base = (folder / "tokenizer.json" for folder in (checkpoint, base))
+    if own.is_file() and json.loads(own.read_bytes()) != json.loads(of_base.read_bytes()):
+        raise ValueError(f"{own} differs from the base model's: its tokens would be compared with other tokens")
+
+
+def open_model(checkpoint: Path, vocabulary: int) -> PreTrainedModel:
+    """The checkpoint's model; ValueError where it can't be read and where its vocabulary is another."""
+    try:
+        model = load(checkpoint)
+    except Exception as error:
+        raise ValueError(f"{checkpoint} can't be loaded: {type(error).__name__}: {error}") from error
+    own = model.get_output_embeddings().weight.shape[0]
+    if own != vocabulary:
+        raise ValueError(f"{checkpoint} has a vocabulary of {own} tokens, and the base model of {vocabulary}")
+    return model
+
+
+def smallest_corpus(reference: Path) -> tuple[int, int]:
+    """Windows of the corpus that has the fewest, and tokens of a window."""
+    with safe_open(reference / "windows.safetensors", "pt") as file:
+        shapes = [file.get_slice(corpus).get_shape() for corpus in file.keys()]  # noqa: SIM118, no mapping
+    windows, window = min(shapes)
+    return windows, window
+
+
+def another_size(at_once: int) -> int:
+    """Windows in a batch where the reference read ``at_once``."""
+    return at_once // 2 if at_once > 1 else 2
 
 
 def main() -> None:
@@ -63,10 +141,17 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--tasks", type=Path, nargs="*", default=[])
+    parser.add_argument("--spec", type=json.loads, required=True, help="{ablate}: measure repair by other layers")
     arguments = parser.parse_args()
     step.start()
     facts = read_manifest(arguments.reference)
-    with failure_recorded(arguments.out, variant=arguments.variant, corpora=facts["corpora"], tasks=facts["tasks"]):
+    with failure_recorded(
+        arguments.out,
+        variant=arguments.variant,
+        corpora=facts["corpora"],
+        tasks=facts["tasks"],
+        inside=facts["inside"],
+    ):
         evaluate(
             arguments.out,
             arguments.variant,
@@ -74,6 +159,7 @@ def main() -> None:
             arguments.base,
             arguments.reference,
             arguments.tasks,
+            arguments.spec["ablate"],
         )
 
 

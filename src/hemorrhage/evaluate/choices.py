@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states, output_embedding
+from hemorrhage.models.stream import rows_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,51 +43,86 @@ def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTraine
     return [(item, start + ending[:-1], [ending]) for ending in endings]
 
 
-def log_likelihoods(model: PreTrainedModel, rows: list[Row], pad: int) -> dict[int, list[float]]:
-    """Item -> summed log-likelihood (nats) of what tells its choices apart, in order."""
+def log_likelihoods(
+    model: PreTrainedModel, rows: list[Row], pad: int, tokens_per_batch: int = TOKENS_PER_BATCH
+) -> dict[int, list[float]]:
+    """Item -> summed log-likelihood (nats) of what tells its choices apart, in order.
+
+    Raises ValueError where one is not finite.
+    """
     head = output_embedding(model)
     scores: dict[int, list[float]] = {}
-    for batch in tqdm(_batches(rows), desc="items", mininterval=5):
+    for batch in tqdm(_batches(rows, tokens_per_batch), desc="items", mininterval=5):
         longest = max(len(tokens) for _, tokens, _ in batch)
         padded = torch.tensor([tokens + [pad] * (longest - len(tokens)) for _, tokens, _ in batch])
         # Causal attention: what is padded on the right of a row cannot reach it.
         hidden = hidden_states(model, padded.to(model.device))
-        for (item, tokens, endings), states in zip(batch, hidden, strict=True):
-            for ending in endings:
-                predicted = states[len(tokens) - len(ending) : len(tokens)]
-                log_p = torch.log_softmax(predicted @ head.T, dim=-1)
-                picked = log_p.gather(1, torch.tensor(ending, device=log_p.device)[:, None])
-                scores.setdefault(item, []).append(float(picked.sum()))
+        # Choices of a row are of one length, since they are several only where each is one token.
+        lengths = [len(endings[0]) for _, _, endings in batch]
+        states = torch.cat(
+            [
+                each[len(tokens) - length : len(tokens)]
+                for each, (_, tokens, _), length in zip(hidden, batch, lengths, strict=True)
+            ]
+        )
+        wanted = [list(targets) for _, _, endings in batch for targets in zip(*endings, strict=True)]
+        picked = iter(_log_p(states, head, wanted))
+        for (item, _, endings), length in zip(batch, lengths, strict=True):
+            steps = [next(picked) for _ in range(length)]
+            sums = [sum(step[place] for step in steps) for place in range(len(endings))]
+            if not all(map(math.isfinite, sums)):
+                raise ValueError(f"item {item}: the likelihoods of its choices are not finite")
+            scores.setdefault(item, []).extend(sums)
     return scores
 
 
-def _batches(rows: list[Row]) -> list[list[Row]]:
-    """Rows in the order given, a batch until its padded size would pass TOKENS_PER_BATCH."""
+def _log_p(states: torch.Tensor, head: torch.Tensor, wanted: list[list[int]]) -> list[list[float]]:
+    """Log-probabilities of each state's ``wanted`` tokens, of ``states`` [n, hidden]; the vocabulary's for a few."""
+    found = []
+    at_once = rows_at_once(len(head))
+    for start in range(0, len(states), at_once):
+        log_p = torch.log_softmax(states[start : start + at_once] @ head.T, dim=-1)
+        asked = wanted[start : start + at_once]
+        row = torch.tensor([index for index, tokens in enumerate(asked) for _ in tokens], device=log_p.device)
+        token = torch.tensor([token for tokens in asked for token in tokens], device=log_p.device)
+        values = iter(log_p[row, token].tolist())
+        found += [[next(values) for _ in tokens] for tokens in asked]
+    return found
+
+
+def _batches(rows: list[Row], tokens_per_batch: int) -> list[list[Row]]:
+    """Rows in the order given, a batch until its padded size would pass ``tokens_per_batch``."""
     found: list[list[Row]] = []
     longest = 0
     for row in rows:
         longest = max(longest, len(row[1])) if found else len(row[1])
-        if not found or longest * (len(found[-1]) + 1) > TOKENS_PER_BATCH:
+        if not found or longest * (len(found[-1]) + 1) > tokens_per_batch:
             found.append([])
             longest = len(row[1])
         found[-1].append(row)
     return found
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path) -> pd.DataFrame:
-    """A model's answers to a prepared task: columns ``item``, ``choice``, ``correct``, ``margin`` (nats)."""
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Path,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> pd.DataFrame:
+    """A model's answers to a prepared task: ``item``, ``group``, ``choice``, ``correct``, ``margin`` (nats)."""
     items = pd.read_parquet(task / "items.parquet")
     rows = [
         row
         for item in items.itertuples()
         for row in choice_rows(int(item.item), str(item.prompt), list(item.choices), tokenizer)
     ]
-    scores = log_likelihoods(model, rows, pad=0)
+    scores = log_likelihoods(model, rows, pad=0, tokens_per_batch=tokens_per_batch)
     found = []
     for item in items.itertuples():
         score = scores[int(item.item)]
         right = int(item.answer)
         choice = max(range(len(score)), key=score.__getitem__)
         margin = score[right] - max(value for index, value in enumerate(score) if index != right)
-        found.append({"item": int(item.item), "choice": choice, "correct": choice == right, "margin": margin})
+        about = {"item": int(item.item), "group": int(item.group)}
+        found.append({**about, "choice": choice, "correct": choice == right, "margin": margin})
     return pd.DataFrame(found)

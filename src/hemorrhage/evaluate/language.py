@@ -1,29 +1,62 @@
-"""Language modelling: negative log-likelihood, and divergence from the base model, of every token.
+"""Language modelling: likelihood of every token, and divergence from the base model's prediction of it.
 
-KL(base ‖ variant) = Σ_v p(v) (ln p(v) − ln q(v)) in float32 from full distributions, as llama.cpp's
-perplexity tool reports it. The base model's side is kept as its final hidden states; its logits are
-recomputed exactly from them and its output embedding, instead of storing vocabulary-sized rows.
+KL(base ‖ variant) = Σ_v p(v) (ln p(v) − ln q(v)) over the whole vocabulary, as llama.cpp's perplexity tool reports it.
+The base model's side is kept as its final hidden states; its logits are computed from them again, instead of storing
+vocabulary-sized rows. What depends on it alone is computed once, in the reference.
+
+Nothing is approximated, so the only error is rounding. A logit is a float32 product of ``hidden`` terms, off by at most
+ε = hidden · 2⁻²⁴ · Σ|h w| (Higham 2002, section 3.1; in practice about 1e-6 of the largest logit). To first order an
+NLL is then off by at most 2ε, and a KL by at most 2ε (1 + Σ p |ln p/q|). Sums over the vocabulary are float32 over a
+tile of a few thousand logits, relative to the largest logit, and float64 over tiles; differences of them are float64,
+so that KL(p, p) is zero within 1e-6 although it is a difference of numbers of the order of ten.
+
+Logits are made a tile at a time, so that what works on them finds them in the cache: the softmax is accumulated over
+tiles (Milakov and Gimelshein 2018, arXiv 1805.02867). Memory depends neither on the length of the corpus nor on
+vocabulary times window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from hemorrhage.evaluate.schema import TOKENS
 from hemorrhage.models.checkpoint import weight_files
+from hemorrhage.models.stream import TensorFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS_PER_BATCH = 1024
-"""Tokens in one forward pass; with a vocabulary of 49,152 their logits take 200 MB in float32."""
+"""Tokens in one forward pass."""
+
+ROWS = 2**14
+"""Tokens of which the results are collected before they are checked and written."""
+
+KEPT_LOGITS = {"cpu": 2**24, "cuda": 2**26}
+"""Logits that are kept until their ten largest are known: 64 MB and 256 MB. They decide how many tokens are worked on
+at once; a matrix product with fewer than some hundred is slow."""
+
+TILE_LOGITS = {"cpu": 2**20, "cuda": 2**26}
+"""Logits that are worked on at once: on a processor what its cache holds, on a GPU what keeps it busy."""
+
+TOP = 10
+
+GROUP = 64
+"""The ten largest logits are sought among the members of the ten groups of neighbours with the largest maxima."""
+
+FIGURES = ("peak", "log_mass", "entropy", "nll")
+"""What the reference keeps of the base's distribution, float64: the largest logit, ln Σ exp(logit − peak), nats."""
 
 
-def output_embedding(model: PreTrainedModel) -> torch.Tensor:
+def output_embedding(model: PreTrainedModel) -> Tensor:
     """Weight of the language-model head, float32 ``[vocabulary, hidden]``.
 
     Raises ValueError for heads that do more than multiply: their logits can't be rebuilt from hidden states.
@@ -36,68 +69,253 @@ def output_embedding(model: PreTrainedModel) -> torch.Tensor:
     return head.weight.detach().float()
 
 
-def hidden_states(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``."""
     with torch.inference_mode():
         return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.float()
 
 
-def batches(windows: torch.Tensor) -> list[slice]:
-    """Slices over the windows that hold about TOKENS_PER_BATCH tokens each."""
-    step = max(1, TOKENS_PER_BATCH // windows.shape[1])
-    return [slice(start, start + step) for start in range(0, len(windows), step)]
+def windows_per_batch(window: int) -> int:
+    """Windows in one forward pass."""
+    return max(1, TOKENS_PER_BATCH // window)
 
 
-def token_damage(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
-    base_hidden: torch.Tensor,
-    base_head: torch.Tensor,
-    tokens: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Damage at every predicted token of one window.
+def batches(windows: int, at_once: int) -> list[slice]:
+    """Slices of ``at_once`` over so many windows."""
+    return [slice(start, min(start + at_once, windows)) for start in range(0, windows, at_once)]
 
-    ``hidden``, ``base_hidden``: float32 ``[window, hidden]``; ``head``, ``base_head``: float32
-    ``[vocabulary, hidden]``; ``tokens``: int64 ``[window]``. Position t predicts token t+1, so each result
-    has ``window − 1`` entries: ``nll``, ``base_nll``, ``kl`` (nats) and ``same_top1``.
+
+class Predictions:
+    """Next-token distributions of final hidden states, and their divergence from the base's.
+
+    Memory for the logits of some tokens is taken once and used again.
     """
-    q = torch.log_softmax(hidden[:-1] @ head.T, dim=-1)
-    p = torch.log_softmax(base_hidden[:-1] @ base_head.T, dim=-1)
-    targets = tokens[1:, None]
-    return {
-        "nll": -q.gather(1, targets)[:, 0],
-        "base_nll": -p.gather(1, targets)[:, 0],
-        "kl": torch.sum(p.exp() * (p - q), dim=-1),
-        "same_top1": p.argmax(-1) == q.argmax(-1),
-    }
+
+    def __init__(self, head: Tensor, tokens: int, base_head: Tensor | None = None) -> None:
+        """``head``, ``base_head``: float32 [vocabulary, hidden], of one vocabulary; ``tokens``: most that come at once.
+
+        Raises ValueError where the vocabularies differ.
+        """
+        self.head, self.base_head = head, base_head
+        self.vocabulary = len(head)
+        if base_head is not None and len(base_head) != self.vocabulary:
+            raise ValueError(f"a vocabulary of {self.vocabulary} tokens, and the base model's has {len(base_head)}")
+        kind = head.device.type
+        self.rows = min(tokens, max(1, KEPT_LOGITS[kind] // self.vocabulary))
+        groups = -(-self.vocabulary // GROUP)
+        self.width = GROUP * min(groups, max(1, TILE_LOGITS[kind] // self.rows // GROUP))
+        # Columns beyond the vocabulary fill its last group, and are never the largest.
+        self.logits = head.new_full((self.rows, groups * GROUP), -torch.inf)
+        self.maxima = head.new_empty((self.rows, groups))
+        self.scratch = head.new_empty((3, self.rows * self.width))
+
+    def of(
+        self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Figures float64 [n, 4] (FIGURES) and the likeliest tokens int64 [n, 10] of ``states`` float32 [n, hidden].
+
+        Third the KL from the base in nats, float64 [n], zeros without ``base``: its states [n, hidden of the base],
+        figures and likeliest tokens. ``targets``: int64 [n], the tokens to be predicted.
+        """
+        parts = -(-len(states) // self.rows)
+        # Parts of nearly one size: a small rest would be slow.
+        size = -(-len(states) // parts)
+        found = [
+            self._part(
+                states[start : start + size],
+                targets[start : start + size],
+                base and (base[0][start : start + size], base[1][start : start + size]),
+            )
+            for start in range(0, len(states), size)
+        ]
+        figures, top, kl = (torch.cat(values) for values in zip(*found, strict=True))
+        return figures, top, kl
+
+    def _part(
+        self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = len(states)
+        logits, maxima = self.logits[:rows], self.maxima[:rows]
+        peak = logits.new_full((rows,), torch.finfo(torch.float32).min, dtype=torch.float64)
+        # mass Σ exp(z − peak), energy Σ exp(z − peak) (z − peak), cross Σ p (base's logit − variant's)
+        mass, energy, cross = torch.zeros((3, rows), dtype=torch.float64, device=logits.device)
+        for start in range(0, self.vocabulary, self.width):
+            stop = min(start + self.width, self.vocabulary)
+            tile = logits[:, start:stop]
+            first, second, third = (memory[: rows * (stop - start)].view(tile.shape) for memory in self.scratch)
+            torch.mm(states, self.head[start:stop].T, out=tile)
+
+            grouped = logits[:, start : start + self.width].unflatten(1, (-1, GROUP))
+            largest = maxima[:, start // GROUP : start // GROUP + grouped.shape[1]]
+            torch.amax(grouped, -1, out=largest)
+            higher = torch.maximum(peak, largest.amax(-1).double())
+            shifted = torch.sub(tile, higher.float()[:, None], out=first)
+            weights = torch.exp(shifted, out=second)
+            moved = peak - higher
+            fading = moved.exp()
+            energy = fading * (energy + moved * mass) + torch.mul(shifted, weights, out=first).sum(-1)
+            mass = fading * mass + weights.sum(-1)
+            peak = higher
+
+            if base is not None and self.base_head is not None:
+                of_base = torch.mm(base[0], self.base_head[start:stop].T, out=third)
+                torch.sub(of_base, base[1][:, 0].float()[:, None], out=first)
+                weights = torch.exp(first, out=second)
+                difference = torch.sub(of_base, tile, out=first)
+                cross += torch.mul(difference, weights, out=first).sum(-1)
+
+        log_mass = mass.log()
+        target = logits.gather(1, targets[:, None])[:, 0].double()
+        figures = torch.stack([peak, log_mass, log_mass - energy / mass, log_mass + (peak - target)], dim=1)
+        if base is not None:
+            base_peak, base_log_mass = base[1][:, 0], base[1][:, 1]
+            # ln of both normalisers, as differences of what is alike.
+            cross = cross * (-base_log_mass).exp() + (peak - base_peak) + (log_mass - base_log_mass)
+        return figures, self._likeliest(logits, maxima), cross
+
+    def _likeliest(self, logits: Tensor, maxima: Tensor) -> Tensor:
+        """The TOP largest of each row of ``logits``, likeliest first, int64 [n, TOP].
+
+        A logit among the ten largest makes its group's maximum one of the ten largest maxima.
+        """
+        top = min(TOP, self.vocabulary)
+        groups = maxima.topk(min(top, maxima.shape[1]), sorted=False).indices
+        members = logits.unflatten(1, (-1, GROUP)).gather(1, groups[:, :, None].expand(-1, -1, GROUP))
+        places = members.flatten(1).topk(top).indices
+        return groups.gather(1, places // GROUP) * GROUP + places % GROUP
+
+
+def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: Path) -> None:
+    """Write what every evaluation reads of the base model about ``windows``: int32 [n, window] of each corpus.
+
+    ``hidden.safetensors``: float32 [n, window, hidden], final hidden states after the last norm;
+    ``figures.safetensors``: float64 [n, window − 1, 4], see FIGURES; ``top.safetensors``: int32 [n, window − 1, 10],
+    the likeliest tokens. A tensor of each is named after its corpus, and written batch by batch.
+    Raises ValueError where a logit is not finite.
+    """
+    head = output_embedding(model)
+    hidden = {corpus: (*each.shape, head.shape[1]) for corpus, each in windows.items()}
+    predicted = {corpus: (len(each), each.shape[1] - 1) for corpus, each in windows.items()}
+    figured = {corpus: (*shape, len(FIGURES)) for corpus, shape in predicted.items()}
+    likeliest = {corpus: (*shape, min(TOP, len(head))) for corpus, shape in predicted.items()}
+    with (
+        torch.inference_mode(),
+        TensorFile(folder / "hidden.safetensors", hidden, torch.float32, {}) as hidden_file,
+        TensorFile(folder / "figures.safetensors", figured, torch.float64, {}) as figures_file,
+        TensorFile(folder / "top.safetensors", likeliest, torch.int32, {}) as top_file,
+    ):
+        for corpus, each in windows.items():
+            count, window = each.shape
+            at_once = min(count, windows_per_batch(window))
+            predictions = Predictions(head, at_once * (window - 1))
+            for part in tqdm(batches(count, at_once), desc=corpus, mininterval=5):
+                tokens = each[part].to(model.device).long()
+                states = hidden_states(model, tokens)
+                figures, top, _ = predictions.of(states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+                if not bool(figures.isfinite().all()):
+                    raise ValueError(f"corpus {corpus}, from window {part.start}: the base's logits are not finite")
+                hidden_file.write([states.cpu()])
+                figures_file.write([figures.cpu()])
+                top_file.write([top.int().cpu()])
+
+
+def read_slice(file: Path, name: str, part: slice) -> Tensor:
+    """Entries of the first dimension of a tensor.
+
+    The file is opened for each: what was read through one mapping stays resident until it is closed.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return tensors.get_slice(name)[part]
 
 
 def corpus_damage(
-    model: PreTrainedModel,
-    windows: torch.Tensor,
-    base_hidden: torch.Tensor,
-    base_head: torch.Tensor,
-    corpus: str,
-) -> pd.DataFrame:
-    """Damage at every predicted token of a corpus, a row each; see evaluate/schema.py for the columns."""
-    head = output_embedding(model)
-    rows = []
-    windows = windows.to(model.device).long()
-    for part in tqdm(batches(windows), desc=corpus, mininterval=5):
-        for offset, (hidden, reference, tokens) in enumerate(
-            zip(hidden_states(model, windows[part]), base_hidden[part], windows[part], strict=True)
-        ):
-            damage = token_damage(hidden, head, reference.to(hidden.device), base_head, tokens)
-            frame = pd.DataFrame({name: values.cpu().numpy() for name, values in damage.items()})
-            frame.insert(0, "position", range(1, len(tokens)))
-            frame.insert(0, "window", part.start + offset)
-            rows.append(frame)
-    table = pd.concat(rows, ignore_index=True)
+    model: PreTrainedModel, reference: Path, corpus: str, base_head: Tensor, at_once: int
+) -> Iterator[pd.DataFrame]:
+    """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
+
+    ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: float32 [vocabulary,
+    hidden of the base]; ``at_once``: windows in a forward pass. Raises ValueError where the vocabulary is not the
+    base's and where a number is not finite.
+    """
+    windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
+    counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)
+    count, window = windows.shape
+    predictions = Predictions(output_embedding(model), min(count, at_once) * (window - 1), base_head)
+    waiting: list[dict[str, Tensor]] = []
+    for part in tqdm(batches(count, at_once), desc=corpus, mininterval=5):
+        tokens = windows[part].to(model.device).long()
+        base = tuple(
+            read_slice(reference / f"{name}.safetensors", corpus, part).to(model.device)
+            for name in ("hidden", "figures", "top")
+        )
+        rows = _damage(predictions, hidden_states(model, tokens), tokens, base)
+        numbers = torch.arange(part.start, part.stop, device=model.device)
+        positions = torch.arange(1, window, device=model.device)
+        waiting.append(
+            {
+                "window": numbers.repeat_interleave(window - 1),
+                "position": positions.repeat(len(numbers)),
+                "count": counts[tokens[:, 1:].flatten()],
+                **rows,
+            }
+        )
+        if sum(len(rows["nll"]) for rows in waiting) >= ROWS or part.stop == count:
+            yield _table(waiting, corpus)
+            waiting = []
+
+
+@torch.inference_mode()
+def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """TOKENS' measured columns, [n · (window − 1)] each, of ``states`` [n, window, hidden]."""
+    targets = tokens[:, 1:].flatten()
+    base_states, base_figures, base_top = base[0][:, :-1].flatten(0, 1), base[1].flatten(0, 1), base[2].flatten(0, 1)
+    figures, top, kl = predictions.of(states[:, :-1].flatten(0, 1), targets, (base_states, base_figures, base_top))
+    shared = (top[:, :, None] == base_top[:, None, :]).sum((1, 2))
+    return {
+        "nll": figures[:, 3].float(),
+        "base_nll": base_figures[:, 3].float(),
+        "kl": kl.float(),
+        "same_top1": top[:, 0] == base_top[:, 0],
+        "top10_overlap": shared.float() / top.shape[1],
+        "entropy": figures[:, 2].float(),
+        "base_entropy": base_figures[:, 2].float(),
+        # The likeliest token's share of the mass is exp(0).
+        "confidence": (-figures[:, 1]).exp().float(),
+        "base_confidence": (-base_figures[:, 1]).exp().float(),
+        "right": top[:, 0] == targets,
+        "base_right": base_top[:, 0] == targets,
+    }
+
+
+def _table(parts: list[dict[str, Tensor]], corpus: str) -> pd.DataFrame:
+    table = pd.DataFrame({name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]})
+    finite = np.isfinite(table[["nll", "kl", "entropy"]].to_numpy()).all(axis=1)
+    if not finite.all():
+        window = int(table["window"][finite.argmin()])
+        raise ValueError(f"corpus {corpus}, window {window}: the variant's likelihoods are not finite")
     table.insert(0, "corpus", corpus)
     return table
 
 
-def head_of(base: Path) -> torch.Tensor:
+def write_tokens(pieces: Iterable[pd.DataFrame], file: Path) -> None:
+    """Write ``tokens.parquet`` piece by piece, a row group each, after checking it."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    writer = None
+    try:
+        for piece in pieces:
+            table = pa.Table.from_pandas(TOKENS.validate(piece), preserve_index=False)
+            writer = writer or ParquetWriter(file, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def head_of(base: Path) -> Tensor:
     """The base model's output embedding, read from its checkpoint: float32 ``[vocabulary, hidden]``.
 
     What its tensor is called is asked of the architecture; a tied one is stored under the input embedding's name.

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -20,10 +21,17 @@ from safetensors.torch import load_file, save_file
 
 from hemorrhage import step
 from hemorrhage.artifact import read_manifest, sha256, write_manifest, writing
+from hemorrhage.evaluate import inside
 from hemorrhage.evaluate.choices import answers
-from hemorrhage.evaluate.language import batches, hidden_states
-from hemorrhage.evaluate.schema import ANSWERS
+from hemorrhage.evaluate.language import write_base_side
+from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
 from hemorrhage.models.checkpoint import load, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FILES = ("windows", "counts", "hidden", "figures", "top")
+"""Safetensors files of every reference."""
 
 
 def cut_windows(tokens: torch.Tensor, window: int, count: int | str, bos: int | None) -> torch.Tensor:
@@ -52,6 +60,118 @@ def protocol(window: int, windows: int, there: int, bos: int | None, join: str) 
     )
 
 
+def spread(windows: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` of the windows int32 ``[n, window]``, evenly spread. Raises ValueError where there are fewer."""
+    if count > len(windows):
+        raise ValueError(f"inside.windows: {count} wanted, and evaluate.windows leaves {len(windows)}")
+    return windows[[index * len(windows) // count for index in range(count)]]
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Bytes of text that each token stands for, int64 ``[vocabulary]``; special tokens stand for none.
+
+    Exact where a token holds a part of a character, too. A byte-level tokenizer writes each byte as one character;
+    others write a space as U+2581 and bytes that are in no piece as ``<0xE2>``.
+    """
+    backend = tokenizer.backend_tokenizer
+    byte_level = '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"])
+    added = backend.get_added_tokens_decoder()
+    sizes = torch.zeros(max(backend.get_vocab().values()) + 1, dtype=torch.int64)
+    for piece, token in backend.get_vocab().items():
+        if token in added:
+            sizes[token] = 0 if added[token].special else len(added[token].content.encode())
+        elif byte_level:
+            sizes[token] = len(piece)
+        elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            sizes[token] = 1
+        else:
+            sizes[token] = len(piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode())
+    return sizes
+
+
+def text_sizes(windows: torch.Tensor, tokenizer: PreTrainedTokenizerFast, corpus: str) -> pd.DataFrame:
+    """Tokens, words and bytes that are predicted in each of the windows int32 ``[n, window]``; columns as in WINDOWS.
+
+    Words are what stands between white space, counted where they begin: one that the first token, which is not
+    predicted, begins is not counted.
+    """
+    sizes = token_bytes(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    first, whole = (backend.decode_batch(part.tolist()) for part in (windows[:, :1], windows))
+    return pd.DataFrame(
+        {
+            "corpus": corpus,
+            "window": range(len(windows)),
+            "tokens": windows.shape[1] - 1,
+            "words": [len(text.split()) - len(start.split()) for text, start in zip(whole, first, strict=True)],
+            "bytes": sizes[windows[:, 1:].long()].sum(1).numpy(),
+        }
+    )
+
+
+def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec: dict[str, Any]) -> None:
+    """Write the base model's side. Raises ValueError where a text is too short and where the model is broken."""
+    model, tokenizer = load(base), load_tokenizer(base)
+    bos = tokenizer.bos_token_id if read_manifest(base)["adds_bos"] else None
+    window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
+
+    windows: dict[str, torch.Tensor] = {}
+    counts: dict[str, torch.Tensor] = {}
+    corpora: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        facts = read_manifest(text)
+        corpus = facts["corpus"]
+        tokens = load_file(text / "tokens.safetensors")["evaluation"]
+        try:
+            windows[corpus] = cut_windows(tokens, window, spec["windows"], bos)
+        except ValueError as error:
+            raise ValueError(f"corpus {corpus}: {error}") from error
+        counts[corpus] = torch.bincount(tokens, minlength=vocabulary)
+        there = len(tokens) // (window - (bos is not None))
+        corpora[corpus] = {
+            "sha256": facts["sha256"],
+            "protocol": protocol(window, len(windows[corpus]), there, bos, facts["join"]),
+        }
+
+    asked: dict[str, dict[str, Any]] = {}
+    answered = []
+    for task in tasks:
+        facts = read_manifest(task)
+        answered.append(answers(model, tokenizer, task).assign(task=facts["task"]))
+        asked[facts["task"]] = {
+            "sha256": facts["sha256"],
+            "chance": facts["chance"],
+            "protocol": f"choice=summed-log-likelihood items={facts['items']} shots=0 dtype=float32",
+        }
+
+    first = next(iter(windows))
+    looked_inside = None
+    with writing(out) as part:
+        save_file(windows, part / "windows.safetensors")
+        save_file(counts, part / "counts.safetensors")
+        write_base_side(model, windows, part)
+        sizes = pd.concat([text_sizes(each, tokenizer, corpus) for corpus, each in windows.items()], ignore_index=True)
+        WINDOWS.validate(sizes).to_parquet(part / "windows.parquet", index=False)
+        if answered:
+            columns = list(ANSWERS.columns)
+            ANSWERS.validate(pd.concat(answered, ignore_index=True)[columns]).to_parquet(part / "items.parquet")
+        if spec["inside"]["windows"]:
+            of_first = spread(windows[first], spec["inside"]["windows"])[:, : spec["inside"]["window"]].contiguous()
+            save_file(inside.base_side(model, of_first), part / "inside.safetensors")
+            looked_inside = {
+                "corpus": first,
+                "sha256": corpora[first]["sha256"],
+                "protocol": inside.protocol(*of_first.shape),
+            }
+        write_manifest(
+            part,
+            corpora=corpora,
+            tasks=asked,
+            inside=looked_inside,
+            sha256={name: sha256(part / f"{name}.safetensors") for name in FILES},
+        )
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.evaluate.reference")
@@ -59,57 +179,16 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--texts", type=Path, nargs="+", required=True)
     parser.add_argument("--tasks", type=Path, nargs="*", default=[])
-    parser.add_argument("--spec", type=json.loads, required=True, help="{window, windows}")
+    parser.add_argument(
+        "--spec",
+        type=json.loads,
+        required=True,
+        help="{window, windows, inside: {windows, window}}: tokens, windows of a corpus, and of how many windows of the"
+        " first corpus the first tokens are looked inside",
+    )
     arguments = parser.parse_args()
     step.start()
-
-    base = read_manifest(arguments.base)
-    model, tokenizer = load(arguments.base), load_tokenizer(arguments.base)
-    bos = tokenizer.bos_token_id if base["adds_bos"] else None
-    window = arguments.spec["window"]
-
-    all_windows: dict[str, torch.Tensor] = {}
-    corpora: dict[str, dict[str, Any]] = {}
-    for text in arguments.texts:
-        facts = read_manifest(text)
-        tokens = load_file(text / "tokens.safetensors")["evaluation"]
-        windows = cut_windows(tokens, window, arguments.spec["windows"], bos)
-        there = len(tokens) // (window - (bos is not None))
-        all_windows[facts["corpus"]] = windows
-        corpora[facts["corpus"]] = {
-            "sha256": facts["sha256"],
-            "protocol": protocol(window, len(windows), there, bos, facts["join"]),
-        }
-    hidden = {
-        corpus: torch.cat(
-            [hidden_states(model, windows[part].to(model.device).long()).cpu() for part in batches(windows)]
-        )
-        for corpus, windows in all_windows.items()
-    }
-
-    tasks: dict[str, dict[str, Any]] = {}
-    answered = []
-    for task in arguments.tasks:
-        facts = read_manifest(task)
-        answered.append(answers(model, tokenizer, task).assign(task=facts["task"]))
-        tasks[facts["task"]] = {
-            "sha256": facts["sha256"],
-            "chance": facts["chance"],
-            "protocol": f"choice=summed-log-likelihood items={facts['items']} shots=0 dtype=float32",
-        }
-
-    with writing(arguments.out) as out:
-        save_file(all_windows, out / "windows.safetensors")
-        save_file(hidden, out / "hidden.safetensors")
-        if answered:
-            columns = list(ANSWERS.columns)
-            ANSWERS.validate(pd.concat(answered, ignore_index=True)[columns]).to_parquet(out / "items.parquet")
-        write_manifest(
-            out,
-            corpora=corpora,
-            tasks=tasks,
-            sha256={name: sha256(out / f"{name}.safetensors") for name in ("windows", "hidden")},
-        )
+    reference(arguments.out, arguments.base, arguments.texts, arguments.tasks, arguments.spec)
 
 
 if __name__ == "__main__":

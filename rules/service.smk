@@ -1,0 +1,25 @@
+"""How a step is started: shell lines say ``step USAGE MODULE ARGUMENTS``.
+
+A local run has a server that imports the libraries once and forks a child for each job; elsewhere, and where anything
+differs, the client runs the step itself (hemorrhage.service). USAGE, beside the log, is the job's benchmark file;
+Snakemake's own ``benchmark`` would see the client alone.
+"""
+
+from shlex import quote
+
+from hemorrhage.service import client, server
+
+SERVERS = []
+"""Held until Snakemake ends; the server ends with it, also after a kill -9."""
+
+# This checkout's code runs, also in DVC's temporary experiments and in SLURM jobs.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={quote(str(SOURCE))};"
+    f' step() {{{{ {quote(sys.executable)} -IS {quote(client.__file__)} "$@"; }}}}; '
+)
+
+
+def start_service():
+    """Start the server; to be called when there is something to do. Jobs on other machines need none."""
+    if workflow.local_exec:
+        SERVERS.append(server.start(SOURCE, Path("logs/service.log")))

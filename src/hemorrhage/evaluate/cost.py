@@ -1,0 +1,161 @@
+"""What running a model costs here: tokens per second, bytes of its cache, peak memory.
+
+The numbers are those of this engine, transformers in the dtype the model was loaded in. Where a checkpoint's weights
+are packed or masked, what computes is a dense copy of them, and the gain that the method is about stays theoretical
+(``theoretical``).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hemorrhage.artifact import read_manifest
+from hemorrhage.compress.blocks import blocks
+from hemorrhage.evaluate.attention import attention_layers
+
+BATCH = 1
+LENGTH = 64
+"""Tokens of the prompt that is read."""
+
+NEW_TOKENS = 4
+"""Tokens that are decoded behind it, each by a pass of its own."""
+
+REPETITIONS = 3
+"""Runs that count, after one that does not, to warm up."""
+
+
+def measure(model: PreTrainedModel) -> dict[str, Any]:
+    """Run ``model`` on a batch of one prompt; see docs/ARCHITECTURE.md, ``cost.json``.
+
+    ``prefill``: prompt tokens per second until the first new token is known, ``decode``: new tokens per second, a
+    number for each repetition; ``kv_bytes``: of the tensors that the cache holds in the end (a state-space model's
+    states are among them), ``kv_bytes_formula``: those the paper's formula has for it; ``peak_bytes``: the most
+    memory that the process held meanwhile, the model included, ``peak_of`` saying of what: ``device``, ``run``, or
+    ``process``, all since its start, where the system can't tell the run apart.
+    """
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    prompt = torch.randint(vocabulary, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0)).to(model.device)
+    _reset_peak(model.device)
+    _run(model, prompt, 1)
+    prefill, decode = [], []
+    for _ in range(REPETITIONS):
+        reading, decoding, cache = _run(model, prompt, NEW_TOKENS)
+        prefill.append(prompt.numel() / reading)
+        decode.append(BATCH * NEW_TOKENS / decoding)
+    peak, of = _peak(model.device)
+    dtype = next(model.parameters()).dtype
+    layers = _key_widths(model)
+    return {
+        "prefill": prefill,
+        "decode": decode,
+        "batch": BATCH,
+        "length": LENGTH,
+        "new_tokens": NEW_TOKENS,
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "peak_bytes": peak,
+        "peak_of": of,
+        "kv_bytes": cache_bytes(cache),
+        "kv_bytes_formula": sum(kv_bytes(dtype.itemsize, BATCH, LENGTH + NEW_TOKENS, 1, width) for width in layers),
+    }
+
+
+def kv_bytes(element: int, batch: int, length: int, layers: int, width: int) -> int:
+    """Bytes of a cache of keys and values, ``2 · element · B · S · L · d_kv``, ``element`` bytes a number.
+
+    ``width`` is that of a token's keys in a layer, key-value heads times head width. The paper's case (arXiv
+    2503.23924): OPT-30B, 48 layers of 7168, at batch 128 and length 1024 in 16 bit: 180.39e9.
+    """
+    return 2 * element * batch * length * layers * width
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the tensors that a transformers cache holds."""
+    return sum(value.untyped_storage().nbytes() for layer in cache.layers for value in _tensors(vars(layer)))
+
+
+def theoretical(checkpoint: Path) -> str:
+    """Why the costs that are measured are not those of an engine that uses what the method gains, or ''."""
+    reasons = [read_manifest(checkpoint).get("theoretical") or ""]
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    bench = config.get("hemorrhage") or {}
+    scheme = config.get("quantization_config") or {}
+    if scheme.get("config_groups") or scheme.get("load_in_4bit") or bench.get("form") == "gguf_file":
+        reasons.append("weights: a dequantized dense copy computes")
+    elif "rotated" in (bench.get("forms") or ()):
+        reasons.append("weights: a dense copy, turned back, computes")
+    return "; ".join(filter(None, reasons))
+
+
+def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float, Any]:
+    """Seconds of reading ``prompt`` [batch, length] and of decoding behind it greedily, and the cache."""
+    with torch.inference_mode():
+        _wait(model.device)
+        start = time.perf_counter()
+        token, name, cache = _next(model, prompt, {})
+        _wait(model.device)
+        middle = time.perf_counter()
+        for _ in range(new_tokens):
+            token, name, cache = _next(model, token, {name: cache})
+        _wait(model.device)
+    return middle - start, time.perf_counter() - middle, cache
+
+
+def _next(model: PreTrainedModel, tokens: Tensor, cache: dict[str, Any]) -> tuple[Tensor, str, Any]:
+    """The likeliest tokens [batch, 1] behind ``tokens``, and the cache under the name the model gives it."""
+    output: Any = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **cache)
+    name = next(name for name in ("past_key_values", "cache_params") if output.get(name) is not None)
+    return output.logits[:, -1:].argmax(-1), name, output[name]
+
+
+def _key_widths(model: PreTrainedModel) -> list[int]:
+    """Width of a token's keys, in every layer that caches some: pruned layers may be narrower than config.json says."""
+    layers: list[Any] = [layer for block in blocks(model) for layer in attention_layers(block)]
+    return [layer.k_proj.out_features for layer in layers]
+
+
+def _tensors(values: dict[Any, Any]) -> list[Tensor]:
+    found = []
+    for value in values.values():
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            found += _tensors(value)
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _linux():
+        # proc(5): 5 sets the peak of the resident set size to what is resident now.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "device"
+    if _linux():
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in status if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024, "run"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
+
+
+def _linux() -> bool:
+    return Path("/proc/self/clear_refs").exists()

@@ -1,0 +1,286 @@
+"""Step ``harness``: a checkpoint on tasks of lm-eval, offline, from prepared data.
+
+    python -m hemorrhage.evaluate.harness OUT --variant V --checkpoint DIR --base DIR --benchmarks DIR... --spec JSON
+
+lm-eval (EleutherAI's Language Model Evaluation Harness) does everything a score depends on: its own definitions are
+included, and only where the data come from is replaced (hemorrhage.data.benchmarks); its own loop asks the model; its
+own metrics judge. One process pays for its import and the index of tasks once, for all tasks. A task that fails makes
+the whole output a failure that names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import logging
+import random
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hemorrhage import step
+from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.compress.reload import verify
+from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
+from hemorrhage.models.checkpoint import load, load_tokenizer
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+FEWSHOT_SEED = 1234
+"""The default of lm-eval's command line."""
+
+SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
+"""lm-eval's key -> the split it names in every definition that is used here."""
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: list[Path], spec: dict[str, Any]
+) -> None:
+    """Write lm-eval's judgement of one checkpoint. Raises ValueError where it is broken or a task fails."""
+    reason = failure(checkpoint)
+    if reason:
+        raise ValueError(f"not made: {reason}")
+    model = load(checkpoint)
+    lm = language_model(model, load_tokenizer(base), spec["batch"])
+    if variant != "base":
+        # After lm-eval has had its hands on the model: it ties weights anew.
+        verify(model, checkpoint)
+    items: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = {folder: draw(read_manifest(folder), spec) for folder in benchmarks}
+        manager = index(drawn, Path(scratch))
+        for number, (folder, chosen) in enumerate(drawn.items(), 1):
+            facts, start = read_manifest(folder), time.perf_counter()
+            try:
+                results[facts["task"]], found, records = run(manager, lm, facts, chosen)
+            except Exception as error:
+                raise ValueError(f"task {facts['task']}: {type(error).__name__}: {error}") from error
+            items += found
+            samples += records
+            right = sum(row["correct"] for row in found)
+            seconds = time.perf_counter() - start
+            log.info(
+                "%s (%d of %d): %d of %d right, %.0f s", facts["task"], number, len(drawn), right, len(found), seconds
+            )
+    with writing(out) as part:
+        ITEMS.validate(pd.DataFrame(items)).to_parquet(part / "items.parquet", index=False)
+        SAMPLES.validate(pd.DataFrame(samples)).to_parquet(part / "samples.parquet", index=False)
+        (part / "results.json").write_text(json.dumps(results, indent=2, default=_plain) + "\n", encoding="utf-8")
+        write_manifest(part, variant=variant, tasks=tasks(benchmarks, spec))
+
+
+def tasks(benchmarks: list[Path], spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the manifest says about each task: data, chance, floor, and all that a score depends on beside the model."""
+    found = {}
+    for folder in benchmarks:
+        facts = read_manifest(folder)
+        asked = facts["items"] if spec["items"] == "all" else min(spec["items"], facts["items"])
+        found[facts["task"]] = {
+            "sha256": facts["sha256"],
+            "chance": facts["chance"],
+            "floor": facts["floor"],
+            "protocol": f"lm-eval={importlib.metadata.version('lm-eval')} metric={facts['metric']}"
+            f" items={asked}/{facts['items']} seed={spec['seed']} shots={facts['shots']} dtype=float32",
+        }
+    return found
+
+
+def draw(facts: dict[str, Any], spec: dict[str, Any]) -> dict[str, list[int]]:
+    """The items to score of each of lm-eval's tasks, in ascending order; tasks without any are left out.
+
+    ``spec["items"]`` (all, if there are fewer, or ``"all"``) are dealt out evenly over the tasks of a group, and drawn
+    at random within each: the same for every model, and more items contain the fewer ones.
+    """
+    left = facts["items"] if spec["items"] == "all" else min(spec["items"], facts["items"])
+    chance = random.Random(f"{spec['seed']} {facts['task']}")
+    members = sorted(facts["members"])
+    chance.shuffle(members)
+    orders = {member: chance.sample(range(facts["members"][member]), facts["members"][member]) for member in members}
+    chosen: dict[str, list[int]] = {member: [] for member in members}
+    while left:
+        for member in members:
+            if left and orders[member]:
+                chosen[member].append(orders[member].pop(0))
+                left -= 1
+    # lm-eval numbers its records by position in this list, while it reads the items in the data's order; and it takes
+    # an empty list for all items.
+    return {member: sorted(numbers) for member, numbers in chosen.items() if numbers}
+
+
+def index(drawn: dict[Path, dict[str, list[int]]], scratch: Path) -> TaskManager:
+    """lm-eval's tasks over the prepared data: its own definitions, included by local ones written into ``scratch``."""
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    # Reading a local file is reported to the hub's counter of downloads otherwise.
+    datasets.config.HF_HUB_OFFLINE = True
+    datasets.disable_progress_bars()
+    package = Path(str(importlib.metadata.distribution("lm-eval").locate_file("lm_eval/tasks")))
+    for folder, chosen in drawn.items():
+        facts = read_manifest(folder)
+        definition = package / facts["definition"]
+        if list(facts["members"]) == [facts["task"]]:
+            _define(scratch, facts["task"], definition, _data(folder / facts["task"], scratch))
+            continue
+        groups = set()
+        for member in chosen:
+            source = definition.parent / f"{member}.yaml"
+            if not source.is_file():
+                raise ValueError(f"task {facts['task']}: lm-eval has no {source.name} for {folder / member}")
+            _define(scratch, member, source, _data(folder / member, scratch))
+            groups.add(_group(source))
+        # A group whose tasks were all left out would be an error of lm-eval's.
+        for group in groups:
+            _define(scratch, group, definition.with_name(f"_{group}.yaml"), {})
+        _define(scratch, facts["task"], definition, {"task": sorted(groups)})
+    return TaskManager(include_path=str(scratch), include_defaults=False)
+
+
+def _data(folder: Path, scratch: Path) -> dict[str, Any]:
+    """The keys of a definition that say where its data come from, for the files of a folder.
+
+    Splits that are not prepared are taken away: without few-shot examples nothing reads them.
+    """
+    files = {file.stem: str(file.resolve()) for file in sorted(folder.glob("*.parquet"))}
+    return {
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(scratch / "cache")},
+        **{key: None for key, split in SPLITS.items() if split not in files},
+    }
+
+
+def _define(scratch: Path, name: str, definition: Path, replaced: dict[str, Any]) -> None:
+    # JSON is YAML.
+    content = json.dumps({"include": str(definition), **replaced})
+    (scratch / f"{name}.yaml").write_text(content, encoding="utf-8")
+
+
+def _group(definition: Path) -> str:
+    """The group of a task, which its definition's tag names: ``mmlu_stem_tasks`` is what ``mmlu_stem`` gathers."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(definition, resolve_func=False)["tag"].removesuffix("_tasks")
+
+
+def language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: int) -> LM:
+    """``model`` as lm-eval asks it. Raises ValueError from within as soon as a logit is not finite."""
+    from lm_eval.models.huggingface import HFLM
+
+    # lm-eval would take the largest of numbers that are none for an answer.
+    model.get_output_embeddings().register_forward_hook(_finite)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+
+
+def _finite(module: Any, arguments: tuple[Any, ...], logits: Any) -> None:
+    if not logits.isfinite().all():
+        raise ValueError("the model's logits are not finite")
+
+
+def run(
+    manager: TaskManager, lm: LM, facts: dict[str, Any], chosen: dict[str, list[int]]
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """lm-eval's aggregate of one task, its items (ITEMS) and its records (SAMPLES).
+
+    What lm-eval's ``simple_evaluate`` does around ``evaluate``, but for the description of the machine.
+    """
+    from lm_eval.evaluator import evaluate
+
+    loaded = manager.load([facts["task"]])
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    # Its intervals are not used: they would cost minutes, and are not paired.
+    results: Any = evaluate(lm=lm, task_dict=loaded, samples=chosen, bootstrap_iters=0)
+    shots = {results["n-shot"][member] for member in chosen}
+    if shots != {facts["shots"]}:
+        raise ValueError(f"lm-eval gave {sorted(shots)} examples, and {facts['shots']} were announced")
+    first, offset = {}, 0
+    for member, count in sorted(facts["members"].items()):
+        first[member] = offset
+        offset += count
+    metric, filtered = facts["metric"].split(",")
+    items, records = [], []
+    for member in sorted(chosen):
+        for sample in results["samples"][member]:
+            item = {"task": facts["task"], "item": first[member] + sample["doc_id"]}
+            # Prompts and texts are those of the prepared data; their hashes stay.
+            record = {key: value for key, value in sample.items() if key not in ("doc", "arguments")}
+            records.append({**item, "record": json.dumps(record, default=_plain)})
+            if sample["filter"] == filtered:
+                items.append({**item, "group": item["item"], **judged(loaded["tasks"][member], sample, metric)})
+    # Its definitions, with paths of this machine, are known by its version.
+    kept = {key: value for key, value in results.items() if key not in ("samples", "configs")}
+    return kept, items, records
+
+
+def judged(task: Any, sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    """``choice``, ``correct`` and ``margin`` of one of lm-eval's samples, under ``metric``; see ITEMS."""
+    correct = bool(sample[metric] == 1)
+    if task.OUTPUT_TYPE == "generate_until":
+        return {"choice": answer_code(sample["filtered_resps"][0]), "correct": correct, "margin": float("nan")}
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return {"choice": int(correct), "correct": correct, "margin": float("nan")}
+    scores = [likelihood for likelihood, _ in sample["filtered_resps"]]
+    if metric == "acc_norm":
+        choices = task.doc_to_choice(sample["doc"])
+        scores = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
+    # Where the choices stand in the context, as in WinoGrande, lm-eval keeps the right one's index as the text.
+    right = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
+    choice = max(range(len(scores)), key=scores.__getitem__)
+    if (choice == right) != correct:
+        raise ValueError(f"item {sample['doc_id']}: lm-eval's {metric} is {sample[metric]}, its scores say otherwise")
+    margin = scores[right] - max(score for number, score in enumerate(scores) if number != right)
+    return {"choice": choice, "correct": correct, "margin": margin}
+
+
+def answer_code(answer: str) -> int:
+    """A number of 48 bits for an extracted answer: the same for 1,000 and 1000., as for lm-eval's comparison."""
+    plain = re.sub(r"[,$]|\.$", "", answer.strip().lower())
+    return int.from_bytes(hashlib.sha256(plain.encode()).digest()[:6], "big")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy, for JSON."""
+    return value.item()
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.evaluate.harness")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--benchmarks", type=Path, nargs="+", required=True, help="prepared tasks")
+    parser.add_argument("--spec", type=json.loads, required=True, help="{items, batch, seed}")
+    arguments = parser.parse_args()
+    step.start()
+    about = tasks(arguments.benchmarks, arguments.spec)
+    with failure_recorded(arguments.out, variant=arguments.variant, tasks=about):
+        evaluate(
+            arguments.out,
+            arguments.variant,
+            arguments.checkpoint,
+            arguments.base,
+            arguments.benchmarks,
+            arguments.spec,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Step ``programs``: the programs a variant writes, and whether they pass their tests.
+
+    python -m hemorrhage.evaluate.programs OUT --variant V --checkpoint DIR --base DIR --benchmarks DIR... --spec JSON
+
+Greedy completions of HumanEval's and MBPP's prompts (hemorrhage.data.programs), each cut before its first stop string
+and run with its tests in hemorrhage.evaluate.sandbox: pass@1 of one sample. Where this machine has no sandbox the step
+ends in one line and writes nothing; that is no property of the variant. ``--spec`` is Spec as JSON. A killed job
+resumes at the next batch; a variant that can't be evaluated becomes an output that says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from hemorrhage import step
+from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.compress.reload import verify
+from hemorrhage.decode.generation import NEUTRAL, check, check_context, ends, only, special_tokens, until_end
+from hemorrhage.decode.prompts import Prompt, leading_tokens, left_padded
+from hemorrhage.decode.sweep import continued_text, resume_directory
+from hemorrhage.evaluate import sandbox
+from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
+from hemorrhage.models.checkpoint import load, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Spec(BaseModel):
+    """What one job generates and runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tasks: list[str] = Field(min_length=1, description="Names of the benchmarks, in the order of their folders.")
+    items: int | Literal["all"] = Field(description="Problems drawn from each task.")
+    new_tokens: int = Field(ge=1, description="Tokens generated for a completion, at most.")
+    seconds: float = Field(gt=0, description="Wall-clock time of a program.")
+    memory_mb: int = Field(ge=64, description="Address space of a program, MiB.")
+    batch: int = Field(ge=1, description="Prompts generated at once.")
+    seed: int = Field(ge=0, description="Draws the problems.")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Problems whose completions are generated at once: ``number`` counts within the task."""
+
+    task: str
+    number: int
+    stops: Sequence[str]
+    prompts: Sequence[Prompt]
+    problems: pd.DataFrame
+
+
+def about(variant: str, benchmarks: Sequence[Path], spec: Spec) -> dict[str, Any]:
+    """What the manifest says of an output, a failed one too.
+
+    Raises ValueError where the benchmarks are not the tasks of ``spec``.
+    """
+    manifests = [read_manifest(folder) for folder in benchmarks]
+    if [facts["task"] for facts in manifests] != spec.tasks:
+        given = ", ".join(facts["task"] for facts in manifests)
+        raise ValueError(f"tasks: {', '.join(spec.tasks)} wanted, the benchmarks are {given}")
+    tasks = {
+        facts["task"]: {"sha256": facts["sha256"], "chance": facts["chance"], "protocol": protocol(facts, spec)}
+        for facts in manifests
+    }
+    return {"variant": variant, "tasks": tasks}
+
+
+def protocol(facts: dict[str, Any], spec: Spec) -> str:
+    """What a pass rate depends on beside model and problems, as one string; ``facts`` is the benchmark's manifest."""
+    drawn = "all" if spec.items == "all" else f"{spec.items}/{facts['items']} seed={spec.seed}"
+    return (
+        f"pass@1 greedy items={drawn} shots={facts['shots']} stop={json.dumps(facts['stop'])} "
+        f"new_tokens={spec.new_tokens} batch={spec.batch} dtype=float32 seconds={spec.seconds:g} "
+        f"memory_mb={spec.memory_mb} processes={sandbox.PROCESSES} "
+        f"python={sys.version_info.major}.{sys.version_info.minor}"
+    )
+
+
+def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: Sequence[Path], spec: Spec) -> None:
+    """Write the programs of one checkpoint and what became of them.
+
+    Raises ValueError where the checkpoint is broken and, before anything is generated, where a task has fewer items
+    than asked for or prompts that are too long for the model.
+    """
+    tokenizer = load_tokenizer(base)
+    batches = [batch for folder in benchmarks for batch in _batches(folder, tokenizer, spec)]
+    model = load(checkpoint)
+    if variant != "base":
+        verify(model, checkpoint)
+    for batch in batches:
+        longest = max(len(prompt.tokens) for prompt in batch.prompts)
+        check_context(model, longest, spec.new_tokens, f"prompts of {batch.task}")
+    resume = resume_directory(out)
+    resume.mkdir(parents=True, exist_ok=True)
+    rows = pd.concat(
+        [_resumed(resume / f"{batch.task}.{batch.number}", batch, model, tokenizer, spec) for batch in _shown(batches)],
+        ignore_index=True,
+    )
+    rank = rows["task"].map({task: position for position, task in enumerate(spec.tasks)})
+    rows = rows.assign(rank=rank).sort_values(["rank", "item"], ignore_index=True).drop(columns="rank")
+    with writing(out) as part:
+        PROGRAMS.validate(rows).to_parquet(part / "programs.parquet", index=False)
+        write_manifest(part, **about(variant, benchmarks, spec))
+
+
+def drawn(benchmark: Path, items: int | str, seed: int) -> pd.DataFrame:
+    """``items`` problems of a benchmark (or ``"all"``), drawn with ``seed``, in their order.
+
+    Raises ValueError where it has fewer.
+    """
+    problems = PROBLEMS.validate(pd.read_parquet(benchmark / "items.parquet")).sort_values("item", ignore_index=True)
+    if items == "all":
+        return problems
+    if int(items) > len(problems):
+        raise ValueError(f"items: {items} wanted, the task at {benchmark} has {len(problems)}")
+    return problems.iloc[sorted(random.Random(seed).sample(range(len(problems)), int(items)))]
+
+
+def _batches(benchmark: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> Iterator[Batch]:
+    facts = read_manifest(benchmark)
+    problems = drawn(benchmark, spec.items, spec.seed)
+    prompts = {
+        int(row.item): Prompt(
+            int(row.item),
+            str(row.prompt),
+            [*leading_tokens(tokenizer), *tokenizer(row.prompt, add_special_tokens=False, verbose=False)["input_ids"]],
+        )
+        for row in problems.itertuples()
+    }
+    # Prompts of one length stand together: little padding is read.
+    order = sorted(prompts.values(), key=lambda prompt: len(prompt.tokens))
+    for number, first in enumerate(range(0, len(order), spec.batch)):
+        taken = order[first : first + spec.batch]
+        rows = problems.set_index("item").loc[[prompt.item for prompt in taken]]
+        yield Batch(facts["task"], number, facts["stop"], taken, rows)
+
+
+def _shown(batches: Sequence[Batch]) -> Iterator[Batch]:
+    with tqdm(batches, desc="batches", mininterval=5) as progress:
+        for batch in progress:
+            progress.set_postfix_str(batch.task, refresh=False)
+            yield batch
+
+
+def _resumed(
+    file: Path, batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: Spec
+) -> pd.DataFrame:
+    """The rows of a batch, from ``file`` where an earlier job of the same output has left them there."""
+    if not file.exists():
+        unfinished = file.with_name(f"{file.name}.part")
+        _rows(batch, model, tokenizer, spec).to_parquet(unfinished, index=False)
+        unfinished.rename(file)
+    return pd.read_parquet(file)
+
+
+def _rows(batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> pd.DataFrame:
+    rows = []
+    completions = complete(model, tokenizer, batch.prompts, spec.new_tokens, batch.stops)
+    for (item, problem), completion in zip(batch.problems.iterrows(), completions, strict=True):
+        result = sandbox.run(problem["prefix"] + completion + problem["tests"], spec.seconds, spec.memory_mb)
+        rows.append(
+            {
+                "task": batch.task,
+                "item": item,
+                "completion": completion,
+                "status": result.status,
+                "detail": result.detail,
+                "correct": result.status == "passed",
+                "seconds": result.seconds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    new_tokens: int,
+    stops: Sequence[str],
+) -> list[str]:
+    """Greedy continuations of ``prompts``, read as one left-padded batch, each cut before its first stop string.
+
+    A sequence ends at a stop string, at the model's end of sequence, or after ``new_tokens`` tokens. Raises ValueError
+    for prompts that are empty or, with ``new_tokens`` more, longer than the model's context.
+    """
+    from transformers import GenerationConfig
+
+    special = special_tokens(model)
+    ids, mask = (tensor.to(model.device) for tensor in left_padded(prompts, special["pad_token_id"]))
+    check(model, ids, mask, new_tokens)
+    with torch.no_grad(), only(model, GenerationConfig(**special)):
+        sequences = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(**NEUTRAL, **special, max_new_tokens=new_tokens),
+            stopping_criteria=[StopsAt(tokenizer, stops, ids.shape[1])],
+        )
+    generated = [until_end(tokens, ends(model)) for tokens in sequences[:, ids.shape[1] :].tolist()]
+    return [
+        before_stop(continued_text(tokenizer, prompt.tokens, tokens), stops)
+        for prompt, tokens in zip(prompts, generated, strict=True)
+    ]
+
+
+class StopsAt:
+    """A stopping criterion of transformers: rows whose newest token completes a stop string are done.
+
+    It only saves time: where a completion ends, ``before_stop`` decides.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], start: int) -> None:
+        self.tokenizer, self.stops, self.start = tokenizer, stops, start
+        # A token has at least one character, but for the first of a decoded text, which may lose a space.
+        self.tail = max(map(len, stops)) + 2
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Bool [batch] for sequences int64 [batch, length], whose first ``start`` tokens are the prompt."""
+        tails = self.tokenizer.batch_decode(
+            input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :], clean_up_tokenization_spaces=False
+        )
+        return torch.tensor([any(stop in text for stop in self.stops) for text in tails], device=input_ids.device)
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first place where one of ``stops`` begins."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.evaluate.programs")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--variant", required=True)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--benchmarks", type=Path, nargs="+", required=True)
+    parser.add_argument("--spec", required=True)
+    given = parser.parse_args()
+    step.start()
+    spec = Spec.model_validate_json(given.spec)
+    unavailable = sandbox.missing()
+    if unavailable:
+        sys.exit(unavailable)
+    facts = about(given.variant, given.benchmarks, spec)
+    reason = failure(given.checkpoint)
+    if reason:
+        with writing(given.out) as part:
+            write_manifest(part, failure=f"not evaluated: {reason}", **facts)
+        return
+    with failure_recorded(given.out, **facts):
+        try:
+            evaluate(given.out, given.variant, given.checkpoint, given.base, given.benchmarks, spec)
+        except sandbox.UnavailableError as error:
+            # Of this machine, not of the variant: what is done stays for the next attempt.
+            sys.exit(str(error))
+    shutil.rmtree(resume_directory(given.out), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

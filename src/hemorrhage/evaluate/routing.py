@@ -1,0 +1,57 @@
+"""Mixtures of experts: who gets the tokens, how sure the routers are, and whether they choose as the base's do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hemorrhage.models.experts import mixtures
+
+
+@contextlib.contextmanager
+def recorded(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Inside, what a router computes goes into the list that is given: logits [tokens, experts], chosen [tokens, k]."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: Any, arguments: tuple[Any, ...], output: Any) -> None:
+        # The first that families return are logits or already probabilities.
+        x = arguments[0].flatten(0, -2)
+        found.append((nn.functional.linear(x, module.weight.to(x.dtype)).float(), output[2]))
+
+    hooks = []
+    try:
+        hooks = [mixture.gate.register_forward_hook(keep) for mixture in mixtures(model).values()]
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def uncertainty(logits: Tensor) -> Tensor:
+    """Mean over tokens of the entropy of the router's softmax, over ln(experts), of ``logits`` [n, T, experts]: [n]."""
+    entropy = torch.distributions.Categorical(logits=logits.double()).entropy()
+    return entropy.mean(-1) / torch.tensor(logits.shape[-1], dtype=torch.float64).log()
+
+
+def agreement(chosen: Tensor, of_base: Tensor) -> Tensor:
+    """Share of the experts that the base's router chose, int [n, T, k], which the variant's chose too: [n]."""
+    same = (of_base.unsqueeze(-1) == chosen.unsqueeze(-2)).any(-1)
+    return same.double().flatten(1).mean(-1)
+
+
+def load(chosen: Tensor, experts: int) -> dict[str, Tensor]:
+    """How evenly ``chosen`` int [n, T, k] spreads all windows' tokens over ``experts``: [1] each.
+
+    ``expert_load_cv``: standard deviation over mean of the tokens an expert gets (Shazeer et al., arXiv 1701.06538);
+    ``experts_unused``: share of the experts that get none.
+    """
+    tally = torch.bincount(chosen.flatten(), minlength=experts).double()
+    return {
+        "expert_load_cv": (tally.std(correction=0) / tally.mean()).view(1),
+        "experts_unused": (tally == 0).double().mean().view(1),
+    }

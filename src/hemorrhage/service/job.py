@@ -1,0 +1,81 @@
+"""One step in this process, as ``python -m MODULE ARGUMENT...`` would run it, and what it used.
+
+    python -m hemorrhage.service.job USAGE MODULE ARGUMENT...
+
+USAGE, a file, gets a header and a row, tab-separated, in the terms of Snakemake's benchmark files: ``s``, seconds
+since the process began; ``max_rss``, MB, its own greatest resident memory and that of its largest descendant;
+``cpu_time``, seconds of it and of its descendants. Snakemake itself would see the client alone, and looks at longer
+jobs only twice a minute. A process that was killed leaves no row.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import resource
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+COLUMNS = ("s", "max_rss", "cpu_time")
+
+
+def run(usage: Path, module: str, arguments: list[str]) -> NoReturn:
+    """Run ``module`` as the main program with ``arguments``, and end this process as the interpreter would."""
+    sys.argv = [module, *arguments]
+    atexit.register(_write, usage, os.getpid())
+    status = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = _status(end.code)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    _leave(status)
+
+
+def _status(code: object) -> int:
+    """The exit status that sys.exit(code) stands for."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _leave(status: int) -> NoReturn:
+    # The interpreter would go on to take thousands of modules apart, which takes torch's 0.7 CPU seconds.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status & 0xFF)
+
+
+def _write(usage: Path, process: int) -> None:
+    # What was forked off without ending by os._exit comes here, too.
+    if os.getpid() != process:
+        return
+    own, descendants = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    processor = own.ru_utime + own.ru_stime + descendants.ru_utime + descendants.ru_stime
+    row = (_age(), (own.ru_maxrss + descendants.ru_maxrss) / 1024, processor)
+    usage.parent.mkdir(parents=True, exist_ok=True)
+    lines = ("\t".join(COLUMNS), "\t".join(f"{value:.2f}" for value in row))
+    usage.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _age() -> float:
+    """Seconds since this process was forked."""
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
