@@ -24,7 +24,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hemorrhage.decode import contrastive_search, fsd, fsd_d, greedy
-from hemorrhage.decode.generation import read, special_tokens
+from hemorrhage.decode.generation import generate, read, special_tokens
 from hemorrhage.models.checkpoint import load
 
 BATCH, PROMPT, NEW = 12, 64, 48
@@ -63,12 +63,12 @@ def rates(model: Any, rounds: int) -> None:
     reading = read(model, ids, mask)
     paths: dict[str, Callable[[], Any]] = {
         "generate": lambda: model.generate(ids, attention_mask=mask, **plain)[:, PROMPT:],
-        "greedy": lambda: greedy.generate(model, ids, mask, NEW, greedy.Settings(), 0),
-        "greedy, prompts read": lambda: greedy.generate(model, ids, mask, NEW, greedy.Settings(), 0, reading),
+        "greedy": lambda: generate(greedy, model, ids, mask, NEW, greedy.Settings(), 0),
+        "greedy, prompts read": lambda: generate(greedy, model, ids, mask, NEW, greedy.Settings(), 0, reading),
     }
     for name in SEARCHES:
         module: Any = importlib.import_module(f"hemorrhage.decode.{name}")
-        paths[name] = lambda module=module: module.generate(model, ids, mask, NEW, module.Settings(), 0)
+        paths[name] = lambda module=module: generate(module, model, ids, mask, NEW, module.Settings(), 0)
     assert torch.equal(paths["generate"](), paths["greedy"]())
     spent: dict[str, list[float]] = {name: [] for name in paths}
     for number in range(rounds):
@@ -110,8 +110,8 @@ def growth(model: Any) -> None:
             reading = read(model, ids, torch.ones_like(ids))
             chosen: Any = module
             whole[module] = timed(
-                lambda m=chosen, ids=ids, r=reading: m.generate(
-                    model, ids, torch.ones_like(ids), 32, m.Settings(), 0, r
+                lambda m=chosen, ids=ids, r=reading: generate(
+                    m, model, ids, torch.ones_like(ids), 32, m.Settings(), 0, r
                 )
             )
         row = [1e3 * table / 64, 1e3 * products / 64, *(1e3 * seconds / 32 for seconds in whole.values())]
@@ -126,7 +126,7 @@ def passes(model: Any) -> None:
     )
     ids = torch.randint(10, 500, (3, 16), generator=torch.Generator().manual_seed(4))
     settings = contrastive_search.Settings(k=4)
-    contrastive_search.generate(model, ids, torch.ones_like(ids), 20, settings, 0)
+    generate(contrastive_search, model, ids, torch.ones_like(ids), 20, settings, 0)
     hook.remove()
     assert shapes == [(3, 16), *[(12, 1)] * 20]
     print(f"contrastive search, 3 texts, 4 candidates, 20 tokens: one pass over {shapes[0]}, then 20 over {shapes[1]}")

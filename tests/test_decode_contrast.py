@@ -12,7 +12,7 @@ import torch
 
 from hemorrhage.decode import beam, contrastive_decoding, diverse_beam, dola
 from hemorrhage.decode.early_exit import early_logits
-from hemorrhage.decode.generation import ends, until_end
+from hemorrhage.decode.generation import ends, generate, until_end
 from hemorrhage.decode.prompts import Prompt, left_padded
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
@@ -159,7 +159,7 @@ def test_contrastive_decoding_is_the_literal_one(
     settings = contrastive_decoding.Settings(alpha=alpha, beta=beta, layers=layers)
     amateur = shortened(model, layers)
     expected = [contrastive_reference(model, amateur, ids, 14, alpha, beta) for ids in prompts]
-    assert texts(model, contrastive_decoding.generate(model, *padded(prompts), 14, settings, 0)) == expected
+    assert texts(model, generate(contrastive_decoding, model, *padded(prompts), 14, settings, 0)) == expected
 
 
 def test_the_amateur_may_be_another_checkpoint(model: Any, prompts: list[list[int]], tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_the_amateur_may_be_another_checkpoint(model: Any, prompts: list[list[in
     amateur.save_pretrained(tmp_path / "amateur")
     settings = contrastive_decoding.Settings(alpha=0.1, beta=1.0, amateur=str(tmp_path / "amateur"))
     expected = [contrastive_reference(model, amateur, ids, 14, 0.1, 1.0) for ids in prompts]
-    assert texts(model, contrastive_decoding.generate(model, *padded(prompts), 14, settings, 0)) == expected
+    assert texts(model, generate(contrastive_decoding, model, *padded(prompts), 14, settings, 0)) == expected
     within = contrastive_decoding.Settings(alpha=0.1, beta=1.0, layers=2)
-    assert texts(model, contrastive_decoding.generate(model, *padded(prompts), 14, within, 0)) == expected
+    assert texts(model, generate(contrastive_decoding, model, *padded(prompts), 14, within, 0)) == expected
     assert settings.label == "contrastive decoding β 1, amateur amateur"
 
 
@@ -179,7 +179,7 @@ def test_an_amateur_of_another_vocabulary_is_refused(model: Any, prompts: list[l
     type(model)(config).save_pretrained(tmp_path / "other")
     settings = contrastive_decoding.Settings(amateur=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="its vocabulary has 100 tokens, the model's 512"):
-        contrastive_decoding.generate(model, *padded(prompts), 4, settings, 0)
+        generate(contrastive_decoding, model, *padded(prompts), 4, settings, 0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_dola_is_the_literal_one(
 ) -> None:
     settings = dola.Settings(layers=layers, alpha=alpha, repetition_penalty=penalty)
     expected = [dola_reference(model, ids, 9, layers, alpha, penalty) for ids in prompts]
-    assert texts(model, dola.generate(model, *padded(prompts), 9, settings, 0)) == expected
+    assert texts(model, generate(dola, model, *padded(prompts), 9, settings, 0)) == expected
 
 
 def test_the_layers_of_dola_by_name(model: Any) -> None:
@@ -218,8 +218,8 @@ def test_one_group_is_beam_search(
     for stops in ([2], [2, 426, 410]):
         # Frequent tokens end sequences: beams of several lengths compete.
         monkeypatch.setattr(model.generation_config, "eos_token_id", stops)
-        plain = beam.generate(model, *padded(prompts), 40, beam.Settings(beams=beams), 0)
-        found = diverse_beam.generate(model, *padded(prompts), 40, settings, 0)
+        plain = generate(beam, model, *padded(prompts), 40, beam.Settings(beams=beams), 0)
+        found = generate(diverse_beam, model, *padded(prompts), 40, settings, 0)
         assert texts(model, found) == texts(model, plain)
 
 
@@ -231,7 +231,7 @@ def test_diverse_beam_search_is_the_literal_one(
     monkeypatch.setattr(model.config, "eos_token_id", None)
     settings = diverse_beam.Settings(beams=beams, groups=groups, penalty=penalty)
     expected = [diverse_reference(model, ids, 6, beams, groups, penalty) for ids in prompts]
-    assert texts(model, diverse_beam.generate(model, *padded(prompts), 6, settings, 0)) == expected
+    assert texts(model, generate(diverse_beam, model, *padded(prompts), 6, settings, 0)) == expected
 
 
 def test_groups_go_different_ways(model: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_groups_go_different_ways(model: Any, prompts: list[list[int]], monkeypa
     monkeypatch.setattr(diverse_beam, "best", lambda found, *rest: groups.append(found) or own(found, *rest))
     for penalty in (0.0, 50.0):
         settings = diverse_beam.Settings(beams=4, groups=4, penalty=penalty)
-        diverse_beam.generate(model, *padded(prompts[:1]), 6, settings, 0)
+        generate(diverse_beam, model, *padded(prompts[:1]), 6, settings, 0)
     first = [{int(group.ids[0, 0, len(prompts[0])]) for group in found} for found in groups]
     assert [len(tokens) for tokens in first] == [1, 4]
 

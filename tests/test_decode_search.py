@@ -19,7 +19,7 @@ from hemorrhage.decode import (
     fsd_d,
     greedy,
 )
-from hemorrhage.decode.generation import ends, read, until_end
+from hemorrhage.decode.generation import ends, generate, read, until_end
 from hemorrhage.decode.prompts import Prompt, left_padded
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
@@ -120,8 +120,8 @@ def test_contrastive_search_is_the_literal_one(model: Any, prompts: list[list[in
     settings = contrastive_search.Settings(alpha=alpha, k=k)
     with torch.no_grad():
         expected = [contrastive_reference(model, ids, 14, alpha, k) for ids in prompts]
-    assert texts(model, contrastive_search.generate(model, *padded(prompts), 14, settings, 0)) == expected
-    greedily = texts(model, greedy.generate(model, *padded(prompts), 14, greedy.Settings(), 0))
+    assert texts(model, generate(contrastive_search, model, *padded(prompts), 14, settings, 0)) == expected
+    greedily = texts(model, generate(greedy, model, *padded(prompts), 14, greedy.Settings(), 0))
     assert expected != greedily
 
 
@@ -130,8 +130,8 @@ def test_fsd_is_the_literal_one(model: Any, prompts: list[list[int]], alpha: flo
     settings = fsd.Settings(alpha=alpha, k=k, n=n)
     with torch.no_grad():
         expected = [fsd_reference(model, ids, 28, alpha, k, n) for ids in prompts]
-    assert texts(model, fsd.generate(model, *padded(prompts), 28, settings, 0)) == expected
-    assert expected != texts(model, greedy.generate(model, *padded(prompts), 28, greedy.Settings(), 0))
+    assert texts(model, generate(fsd, model, *padded(prompts), 28, settings, 0)) == expected
+    assert expected != texts(model, generate(greedy, model, *padded(prompts), 28, greedy.Settings(), 0))
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_discrete_fsd_is_the_literal_one(
     settings = fsd_d.Settings(alpha=alpha, k=k, n=n, beta=beta)
     with torch.no_grad():
         expected = [fsd_d_reference(model, ids, 28, alpha, k, n, beta) for ids in prompts]
-    assert texts(model, fsd_d.generate(model, *padded(prompts), 28, settings, 0)) == expected
-    assert expected != texts(model, greedy.generate(model, *padded(prompts), 28, greedy.Settings(), 0))
+    assert texts(model, generate(fsd_d, model, *padded(prompts), 28, settings, 0)) == expected
+    assert expected != texts(model, generate(greedy, model, *padded(prompts), 28, greedy.Settings(), 0))
 
 
 def test_a_token_costs_the_ngram_table_the_same_however_long_the_text_is() -> None:
@@ -178,16 +178,16 @@ def test_a_token_costs_the_ngram_table_the_same_however_long_the_text_is() -> No
     ],
 )
 def test_no_penalty_and_any_draft_are_greedy(model: Any, prompts: list[list[int]], module: Any, settings: Any) -> None:
-    greedily = greedy.generate(model, *padded(prompts), 24, greedy.Settings(), 0)
-    assert torch.equal(module.generate(model, *padded(prompts), 24, settings, 0), greedily)
+    greedily = generate(greedy, model, *padded(prompts), 24, greedy.Settings(), 0)
+    assert torch.equal(generate(module, model, *padded(prompts), 24, settings, 0), greedily)
 
 
 @pytest.mark.parametrize("module", EVERY)
 def test_a_batch_gives_the_texts_of_one_at_a_time(model: Any, prompts: list[list[int]], module: Any) -> None:
     settings = module.Settings()
     assert settings.deterministic
-    together = texts(model, module.generate(model, *padded(prompts), 20, settings, 0))
-    alone = [texts(model, module.generate(model, *padded([ids]), 20, settings, 0))[0] for ids in prompts]
+    together = texts(model, generate(module, model, *padded(prompts), 20, settings, 0))
+    alone = [texts(model, generate(module, model, *padded([ids]), 20, settings, 0))[0] for ids in prompts]
     assert together == alone
 
 
@@ -198,20 +198,20 @@ def test_a_batch_read_beforehand_changes_nothing_and_stays_usable(
     ids, mask = padded(prompts)
     reading = read(model, ids, mask)
     assert reading is not None
-    fresh = module.generate(model, ids, mask, 10, module.Settings(), 0)
+    fresh = generate(module, model, ids, mask, 10, module.Settings(), 0)
     for _ in range(2):
-        assert torch.equal(module.generate(model, ids, mask, 10, module.Settings(), 0, reading), fresh)
+        assert torch.equal(generate(module, model, ids, mask, 10, module.Settings(), 0, reading), fresh)
 
 
 @pytest.mark.parametrize("module", [greedy, contrastive_search, contrastive_decoding, dola, fsd, fsd_d, assisted])
 def test_sequences_end_on_their_own(
     model: Any, prompts: list[list[int]], module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = texts(model, module.generate(model, *padded(prompts), 24, module.Settings(), 0))
+    free = texts(model, generate(module, model, *padded(prompts), 24, module.Settings(), 0))
     stop = free[0][5]
     monkeypatch.setattr(model.generation_config, "eos_token_id", [stop, 2])
     monkeypatch.setattr(model.generation_config, "pad_token_id", 3)
-    stopped = module.generate(model, *padded(prompts), 24, module.Settings(), 0).tolist()
+    stopped = generate(module, model, *padded(prompts), 24, module.Settings(), 0).tolist()
     for row, whole in zip(stopped, free, strict=True):
         expected = until_end(whole, {stop, 2})
         assert row == expected + [3] * (len(row) - len(expected))
@@ -223,7 +223,7 @@ def test_contrastive_search_runs_the_model_once_per_step(model: Any, prompts: li
         lambda _, __, given: rows.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
     try:
-        contrastive_search.generate(model, *padded(prompts), 5, contrastive_search.Settings(k=4), 0)
+        generate(contrastive_search, model, *padded(prompts), 5, contrastive_search.Settings(k=4), 0)
     finally:
         hook.remove()
     assert rows == [(3, max(map(len, prompts))), *[(12, 1)] * 5]
@@ -269,7 +269,7 @@ def test_beam_search_finds_the_most_probable_pair(model: Any, prompts: list[list
         after = torch.cat([ids.expand(vocabulary, -1), torch.arange(vocabulary)[:, None]], dim=1)
         pairs = first[:, None] + model(after).logits[:, -1].log_softmax(-1)
     best = int(pairs.argmax())
-    found = beam.generate(model, ids, torch.ones_like(ids), 2, beam.Settings(beams=64), 0)
+    found = generate(beam, model, ids, torch.ones_like(ids), 2, beam.Settings(beams=64), 0)
     assert found.tolist() == [[best // vocabulary, best % vocabulary]]
 
 

@@ -17,6 +17,7 @@ from hemorrhage.artifact import read_manifest, write_manifest
 from hemorrhage.decode import fsd, greedy, sweep
 from hemorrhage.decode.__main__ import main
 from hemorrhage.decode.answers import final_number
+from hemorrhage.decode.generation import generate
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
@@ -91,7 +92,7 @@ def test_every_strategy_continues_every_prompt(
             module: Any = {"greedy": greedy, "fsd": fsd}[str(row.strategy)]
             settings = module.Settings(**({"alpha": 0.6} if module is fsd else {}))
             limit = 3 if row.task == "closed" else 6
-            alone = module.generate(model, ids, torch.ones_like(ids), limit, settings, 0)
+            alone = generate(module, model, ids, torch.ones_like(ids), limit, settings, 0)
             assert alone[0, : len(tokens)].tolist() == tokens
         with torch.no_grad():
             whole = torch.cat([ids, torch.tensor([tokens])], dim=1)

@@ -262,11 +262,24 @@ def test_a_choice_must_not_change_the_prompts_tokens(tokenizer) -> None:
         choice_rows(0, "Once upon a ti", ["me", "de"], tokenizer)
 
 
+def by_likelihood(model, tokenizer, prompt: str, words: list[str]) -> tuple[str, str]:
+    """The likeliest and the unlikeliest of ``words`` behind ``prompt``, by a pass over each."""
+    start = len(tokenizer(prompt).input_ids)
+    found = {}
+    for word in words:
+        ids = torch.tensor([tokenizer(prompt + word).input_ids])
+        with torch.no_grad():
+            log_p = model(ids).logits[0].log_softmax(-1)
+        found[word] = sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1]))
+    return max(found, key=found.__getitem__), min(found, key=found.__getitem__)
+
+
 def test_answers_of_a_task(model, tokenizer, tmp_path) -> None:
+    likely, unlikely = by_likelihood(model, tokenizer, "Once upon a", [" the", " time", " x", " girl"])
     items = [
-        {"prompt": "Once upon a time, there was a little", "choices": [" girl", " of"], "answer": 0},
-        {"prompt": "Once upon a", "choices": [" the", " time"], "answer": 1},
-        {"prompt": "Once upon a", "choices": [" the", " time"], "answer": 0},
+        {"prompt": "Once upon a", "choices": [likely, unlikely], "answer": 0},
+        {"prompt": "Once upon a", "choices": [unlikely, likely], "answer": 1},
+        {"prompt": "Once upon a", "choices": [unlikely, likely], "answer": 0},
     ]
     table = pd.DataFrame(items).assign(item=range(3), group=[0, 1, 1])
     table.to_parquet(tmp_path / "items.parquet")

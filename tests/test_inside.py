@@ -346,7 +346,7 @@ def test_shuffled_scales_are_near_0_db(tiny: Path, of_base: dict[str, Tensor], t
             tensors[name] = scale.flatten()[order].view_as(scale)
     save_file(tensors, file, {"format": "pt"})
     found = measure(load(tmp_path / "out"), of_base, None, ablate=False)
-    assert of(found, "local_sqnr", layer=3).max() < 3
+    assert of(found, "local_sqnr", layer=3).max() < 6
     for layer in (0, 1, 2, 4):
         assert of(found, "local_sqnr", layer=layer).min() > 20
 

@@ -1,5 +1,6 @@
 """The decode step: one variant, every strategy, closed and open prompts.
 
 A strategy ``name`` is the module ``hemorrhage/decode/name.py`` with ``Settings`` (pydantic; ``label`` and
-``deterministic``) and ``generate``. ``sweep`` runs them, ``prompts`` chooses what they continue.
+``deterministic``) and ``parameters``, which ``generation.generate`` goes by. ``sweep`` runs them, ``prompts`` chooses
+what they continue.
 """

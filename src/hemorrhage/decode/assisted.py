@@ -8,13 +8,12 @@ a pass over several tokens rounds in another way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.early_exit import exit_layer
-from hemorrhage.decode.generation import Reading, check, continuation, special_tokens
-from hemorrhage.lazy import torch
+from hemorrhage.decode.generation import Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,39 +34,12 @@ class Settings(BaseModel):
         return f"assisted, {self.draft} tokens by {self.layers or 'half'}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation.
-
-    ``reading`` is not used: draft and model start from caches of their own.
-    """
-    check(model, input_ids, attention_mask, new_tokens)
-    layers = exit_layer(model, settings.layers)
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     drafting = {
         "num_assistant_tokens": settings.draft,
         "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.0,
     }
-    rows = []
-    for ids, mask in zip(input_ids, attention_mask, strict=True):
-        alone = ids[mask != 0][None]
-        rows.append(
-            continuation(
-                model,
-                alone,
-                torch.ones_like(alone),
-                new_tokens,
-                seed=seed,
-                drafting=drafting,
-                assistant_early_exit=layers,
-            )[0]
-        )
-    padding = special_tokens(model)["pad_token_id"]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    layers = exit_layer(model, settings.layers)
+    return {"one_by_one": True, "drafting": drafting, "assistant_early_exit": layers}

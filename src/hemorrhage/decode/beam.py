@@ -7,12 +7,11 @@ sweeps 4 and 8 beams. Default 4.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Reading, check_vocabulary, continuation
-from hemorrhage.lazy import torch
+from hemorrhage.decode.generation import Prompts, check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,17 +31,7 @@ class Settings(BaseModel):
         return f"beam {self.beams}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     check_vocabulary(model, "beams", settings.beams)
-    return continuation(
-        model, input_ids, attention_mask, new_tokens, seed=seed, reading=reading, num_beams=settings.beams
-    )
+    return {"num_beams": settings.beams}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hemorrhage.decode.early_exit import early_logits, exit_layer, implausible
-from hemorrhage.decode.generation import Reading, check_context, continuation, forward
+from hemorrhage.decode.generation import Prompts, check_context, forward
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.lazy import torch
 
@@ -53,18 +53,10 @@ class Settings(BaseModel):
         return f"contrastive decoding β {self.beta:g}, amateur {amateur or self.layers or 'half'}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation.
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there.
 
-    Raises ValueError too where the amateur has another vocabulary or is no smaller part of the model.
+    Raises ValueError where the amateur has another vocabulary or is no smaller part of the model.
     """
     amateur: dict[str, Any]
     if settings.amateur is None:
@@ -72,17 +64,12 @@ def generate(
     else:
         amateur = {"amateur": _loaded(settings.amateur)}
         check_amateur(model, amateur["amateur"])
-        check_context(amateur["amateur"], int(attention_mask.sum(1).max()), new_tokens, "prompts for the amateur")
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        search=contrastive_decoding,
-        search_settings={"alpha": settings.alpha, "beta": settings.beta, **amateur},
-    )
+        longest = int(prompts.attention_mask.sum(1).max())
+        check_context(amateur["amateur"], longest, prompts.new_tokens, "prompts for the amateur")
+    return {
+        "search": contrastive_decoding,
+        "search_settings": {"alpha": settings.alpha, "beta": settings.beta, **amateur},
+    }
 
 
 def contrastive_decoding(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from hemorrhage.decode.generation import Reading, check_vocabulary, continuation, forward
+from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
 from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthened, read_prompt
 from hemorrhage.lazy import torch
 
@@ -38,27 +38,10 @@ class Settings(BaseModel):
         return f"contrastive search α {self.alpha:g}, k {self.k}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     check_vocabulary(model, "k", settings.k)
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        search=contrastive_search,
-        search_settings={"alpha": settings.alpha, "candidates": settings.k},
-    )
+    return {"search": contrastive_search, "search_settings": {"alpha": settings.alpha, "candidates": settings.k}}
 
 
 def contrastive_search(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hemorrhage.decode.generation import Reading, check_vocabulary, continuation, forward
+from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
 from hemorrhage.decode.search import cache_of, lengthened
 from hemorrhage.lazy import torch
 
@@ -51,27 +51,10 @@ class Settings(BaseModel):
         return f"diverse beam {self.beams} in {self.groups}, penalty {self.penalty:g}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     check_vocabulary(model, "beams", settings.beams)
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        search=diverse_beam_search,
-        search_settings=settings.model_dump(),
-    )
+    return {"search": diverse_beam_search, "search_settings": settings.model_dump()}
 
 
 def diverse_beam_search(

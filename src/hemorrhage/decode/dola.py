@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.early_exit import depth, early_logits, implausible
-from hemorrhage.decode.generation import Reading, continuation
+from hemorrhage.decode.generation import Prompts
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.lazy import torch
 
@@ -46,27 +46,10 @@ class Settings(BaseModel):
         return f"DoLa {layers}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        search=dola,
-        search_settings={"layers": candidates(model, settings.layers), "alpha": settings.alpha},
-        repetition_penalty=settings.repetition_penalty,
-    )
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
+    chosen = {"layers": candidates(model, settings.layers), "alpha": settings.alpha}
+    return {"search": dola, "search_settings": chosen, "repetition_penalty": settings.repetition_penalty}
 
 
 def dola(

@@ -6,12 +6,11 @@ The most probable token always stays; temperature 1. Default 3e-4, the lower of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Reading, continuation
-from hemorrhage.lazy import torch
+from hemorrhage.decode.generation import Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,23 +30,6 @@ class Settings(BaseModel):
         return f"epsilon {self.epsilon:g}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        do_sample=True,
-        epsilon_cutoff=settings.epsilon,
-    )
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
+    return {"do_sample": True, "epsilon_cutoff": settings.epsilon}

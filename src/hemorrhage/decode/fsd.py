@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Reading, check_vocabulary, continuation, forward
+from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
 from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthened, read_prompt
 from hemorrhage.lazy import torch
 
@@ -41,27 +41,11 @@ class Settings(BaseModel):
         return f"FSD n {self.n}, k {self.k}, α {self.alpha:g}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     check_vocabulary(model, "k", settings.k)
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        search=fsd,
-        search_settings={"alpha": settings.alpha, "candidates": settings.k, "order": settings.n},
-    )
+    chosen = {"alpha": settings.alpha, "candidates": settings.k, "order": settings.n}
+    return {"search": fsd, "search_settings": chosen}
 
 
 def fsd(

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Reading, check_vocabulary, continuation
+from hemorrhage.decode.generation import Prompts, check_vocabulary
 from hemorrhage.decode.search import Alpha, Candidates
 from hemorrhage.lazy import torch
 
@@ -45,19 +45,11 @@ class Settings(BaseModel):
         return f"FSD-d n {self.n}, k {self.k}, α {self.alpha:g}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     check_vocabulary(model, "k", settings.k)
-    penalty = NGramPenalty(settings.alpha, settings.k, settings.n, settings.beta, attention_mask)
-    return continuation(model, input_ids, attention_mask, new_tokens, seed=seed, reading=reading, processors=[penalty])
+    penalty = NGramPenalty(settings.alpha, settings.k, settings.n, settings.beta, prompts.attention_mask)
+    return {"processors": [penalty]}
 
 
 class NGramPenalty:

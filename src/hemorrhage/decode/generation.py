@@ -105,6 +105,41 @@ def every_state(
     return output.logits.float(), output.hidden_states
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What a strategy may want to know of the prompts: their mask int64 [batch, length], and how long they grow."""
+
+    attention_mask: torch.Tensor
+    new_tokens: int
+
+
+def generate(
+    strategy: Any,
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    new_tokens: int,
+    settings: Any,
+    seed: int,
+    reading: Reading | None = None,
+) -> torch.Tensor:
+    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
+
+    ``strategy`` is a module of this package, ``settings`` its Settings. Its ``parameters(model, settings, prompts)``
+    are arguments of ``continuation``; ``one_by_one`` among them says that it takes one text at a time.
+    """
+    check(model, input_ids, attention_mask, new_tokens)
+    chosen = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens))
+    if not chosen.pop("one_by_one", False):
+        return continuation(model, input_ids, attention_mask, new_tokens, seed=seed, reading=reading, **chosen)
+    rows = []
+    for ids, mask in zip(input_ids, attention_mask, strict=True):
+        alone = ids[mask != 0][None]
+        rows.append(continuation(model, alone, torch.ones_like(alone), new_tokens, seed=seed, **chosen)[0])
+    padding = special_tokens(model)["pad_token_id"]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+
+
 def continuation(
     model: PreTrainedModel,
     input_ids: torch.Tensor,

@@ -12,11 +12,11 @@ sweeps tau in 2.5, 3, 4, 5. Version 1 of the paper finds the bound by way of a f
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Reading, continuation
+from hemorrhage.decode.generation import Prompts
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
@@ -38,26 +38,9 @@ class Settings(BaseModel):
         return f"mirostat τ {self.tau:g}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        processors=[Mirostat(settings.tau, settings.rate)],
-        do_sample=True,
-    )
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
+    return {"do_sample": True, "processors": [Mirostat(settings.tau, settings.rate)]}
 
 
 class Mirostat:

@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -28,6 +29,7 @@ from hemorrhage.decode.generation import (
     check_context,
     ends,
     forward,
+    generate,
     read,
     special_tokens,
     until_end,
@@ -42,22 +44,6 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Generate(Protocol):
-    """The ``generate`` of a strategy's module."""
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        new_tokens: int,
-        settings: Any,
-        seed: int,
-        reading: Reading | None = None,
-    ) -> torch.Tensor:
-        """Continuations int64 [batch, <= new_tokens]."""
-
-
 @dataclass(frozen=True)
 class Strategy:
     """A strategy of the sweep under its name in params.yaml."""
@@ -65,7 +51,7 @@ class Strategy:
     name: str
     module: str
     settings: Any
-    generate: Generate
+    chooses: ModuleType
 
     @property
     def description(self) -> str:
@@ -92,7 +78,7 @@ def strategies(entries: Mapping[str, Mapping[str, Any]]) -> list[Strategy]:
             raise ValueError(f"strategies.{name}: the key strategy is missing")
         module = importlib.import_module(f"hemorrhage.decode.{entry['strategy']}")
         settings = module.Settings(**{key: value for key, value in entry.items() if key != "strategy"})
-        found.append(Strategy(name, entry["strategy"], settings, module.generate))
+        found.append(Strategy(name, entry["strategy"], settings, module))
     return found
 
 
@@ -233,7 +219,8 @@ class _Desk:
     def rows(self, strategy: Strategy) -> pd.DataFrame:
         """The rows of ``generations.parquet`` for this batch under ``strategy``."""
         start = time.perf_counter()
-        generated = strategy.generate(
+        generated = generate(
+            strategy.chooses,
             self.model,
             self.ids,
             self.mask,

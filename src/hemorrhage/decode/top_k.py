@@ -5,12 +5,11 @@ Temperature 1. Default k = 50, transformers' own; the paper used 10.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Reading, check_vocabulary, continuation
-from hemorrhage.lazy import torch
+from hemorrhage.decode.generation import Prompts, check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,24 +29,7 @@ class Settings(BaseModel):
         return f"top-k {self.k}"
 
 
-def generate(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    new_tokens: int,
-    settings: Settings,
-    seed: int,
-    reading: Reading | None = None,
-) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see generation.continuation."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
+    """Arguments of generation.continuation; see there."""
     check_vocabulary(model, "k", settings.k)
-    return continuation(
-        model,
-        input_ids,
-        attention_mask,
-        new_tokens,
-        seed=seed,
-        reading=reading,
-        do_sample=True,
-        top_k=settings.k,
-    )
+    return {"do_sample": True, "top_k": settings.k}
