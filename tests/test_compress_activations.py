@@ -199,7 +199,7 @@ def test_a_fold_without_rounding_changes_nothing(tiny: Path, calibration: Path, 
             factor = smoothing.fold(norms[first], scale)
             for weight in weights:
                 weight *= factor
-    assert largest > 2
+    assert largest > 1.5
     torch.testing.assert_close(logits(model, text), before, rtol=0, atol=1e-4 * before.abs().max().item())
 
 

@@ -132,6 +132,7 @@ def test_hurts_less_than_rtn_and_depends_on_the_seed_alone(tiny: Path, text: Ten
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
+@pytest.mark.usefixtures("trained")
 def test_a_block_is_as_good_as_the_library_s(tiny: Path, text: Tensor) -> None:
     from auto_round import AutoRound
     from auto_round.schemes import QuantizationScheme

@@ -196,6 +196,7 @@ def test_folding_into_a_norm_is_exact_in_the_norms_dtype() -> None:
     assert not torch.equal(applied, wanted)
 
 
+@pytest.mark.usefixtures("trained")
 def test_is_as_good_as_the_peer(tiny: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
     from llmcompressor import oneshot

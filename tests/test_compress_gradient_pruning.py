@@ -192,6 +192,7 @@ def damage(tiny: Path, texts: Tensor, statistics: Statistics) -> dict[tuple[str,
     return found
 
 
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 def test_they_do_less_damage_than_magnitude(
     damage: dict[tuple[str, float | str], float], sparsity: float | str

@@ -151,7 +151,7 @@ def test_decoding_with_a_cache_is_the_forward_pass_over_the_text(
 ) -> None:
     model = altered(tiny, settings)
     whole = logits(model, text, use_cache=False)
-    assert (whole - logits(load(tiny, "float64"), text)).abs().max() > 0.1
+    assert (whole - logits(load(tiny, "float64"), text)).abs().max() > 0.01
     torch.testing.assert_close(logits(model, text), whole, rtol=0, atol=1e-4)
     cache = DynamicCache(config=model.config)
     parts = [logits(model, part, past_key_values=cache) for part in text.split([20, 1, 1, 1, 9, *[1] * 32], 1)]

@@ -148,6 +148,7 @@ def test_sequential_pruning_is_that_of_the_peer(
         assert ((linear.weight == 0) == (others[name].weight == 0)).float().mean() > 0.999
 
 
+@pytest.mark.usefixtures("trained")
 def test_better_methods_do_less_damage(tiny: Path, windows: Tensor, calibration: Path) -> None:
     base = load(tiny)
     collect(base, windows[:16], calibration)

@@ -350,7 +350,7 @@ def test_as_good_as_the_peer(tiny: Path, calibration: Path, transform: str) -> N
     settings = rotation.Settings.model_validate({"transform": transform, "bits": 4, "group_size": 4})
     rotation.alter(ours, settings, None, 0)
     mine, theirs = divergence(base, ours), divergence(base, peer_of(tiny, modifier, calibration))
-    assert mine == pytest.approx(theirs, rel=0.5)
+    assert 0 < mine < 1.5 * theirs
 
 
 def test_settings(tiny: Path) -> None:
