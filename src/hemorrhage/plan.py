@@ -345,7 +345,7 @@ class Plan:
 
 def _template() -> str:
     """Digest of the report's page, which is no Python."""
-    return address([file.read_text(encoding="utf-8") for file in sorted((SOURCE / "analyze").glob("*.j2"))])
+    return address([file.read_text(encoding="utf-8") for file in sorted((SOURCE / "analyze" / "page").glob("*.j2"))])
 
 
 def settle(plan: Plan, kinds: list[str]) -> list[Path]:

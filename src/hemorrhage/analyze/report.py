@@ -23,7 +23,8 @@ from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Estimate, Numbers
 from hemorrhage.analyze.tasks import ALL_TASKS
 
-HERE = Path(__file__).parent
+PAGE = Path(__file__).parent / "page"
+"""The page: report.html.j2 holds it together, each section is a file."""
 
 PALETTES = {
     "light": {
@@ -67,7 +68,7 @@ def render(
 ) -> str:
     """The whole page as HTML."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(PAGE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
