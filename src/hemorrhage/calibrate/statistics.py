@@ -83,12 +83,13 @@ class Input:
         return triangle.mirrored((self.moment / max(self.tokens, 1)).triu())
 
     def activations(self) -> dict[str, Tensor]:
-        """Mean and greatest absolute value of each feature, and the range of all: float32."""
+        """Mean and greatest absolute value of each feature, the range of all, the tokens that were seen: float32."""
         return {
             "mean_abs": (self.absolute / max(self.tokens, 1)).float(),
             "max_abs": self.largest,
             "rms": (self.square / max(self.tokens, 1)).sqrt().float(),
             "range": torch.tensor([self.low, self.high]),
+            "tokens": torch.tensor([float(self.tokens)]),
         }
 
 
@@ -109,9 +110,9 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
     all tokens, float32, under the name of the first linear that reads it; its metadata key ``shared`` is a JSON
     object ``{first linear: [linears]}``. Left out where it would be larger than ``limit`` bytes.
     ``activations.safetensors``: ``<first>.mean_abs``, ``<first>.max_abs``, ``<first>.rms`` [n], ``<first>.range`` [2],
-    ``<linear>.output_range`` [2]. ``influence.json``: ``block_influence``, ShortGPT's (arXiv 2403.03853): 1 - mean
-    over tokens of cos(x_i, x_{i+1}) of the hidden states that enter and leave block i; ``angular_distance`` [L+1,
-    L+1] (arXiv 2403.17887): arccos(cos(x_i, x_j)) / π of the windows' last token, averaged.
+    ``<first>.tokens`` [1], ``<linear>.output_range`` [2]. ``influence.json``: ``block_influence``, ShortGPT's (arXiv
+    2403.03853): 1 - mean over tokens of cos(x_i, x_{i+1}) of the hidden states that enter and leave block i;
+    ``angular_distance`` [L+1, L+1] (arXiv 2403.17887): arccos(cos(x_i, x_j)) / π of the windows' last token, averaged.
 
     Returns ``{"hessian_bytes": size, "hessian_stored": bool}``. Raises ValueError where hidden states are not finite.
     """

@@ -70,7 +70,9 @@ def _compress(
     """Alter, check, save; returns the measured fields of the manifest."""
     from hemorrhage.compress import folder, integrity, size
     from hemorrhage.compress.blocks import blocks, linears_of
+    from hemorrhage.compress.fidelity import Fidelity
     from hemorrhage.compress.reload import write_check
+    from hemorrhage.compress.statistics import Statistics
     from hemorrhage.models.checkpoint import load
     from hemorrhage.models.forms import forms_of
 
@@ -86,7 +88,16 @@ def _compress(
     method.alter(model, settings, statistics, seed)
     del statistics
     # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
-    found = integrity.survey(model, parent or base, () if settings.axis == "added" else names, silent)
+    own = method.facts(model, settings) if hasattr(method, "facts") else {}
+    own |= _blocks(parent, own.pop("blocks", None))
+    seen = Statistics(calibration) if calibration else None
+    fidelity = Fidelity(base, own.get("blocks"), _moved(settings, parent), seen)
+    kept = () if settings.axis == "added" else names
+    found = integrity.survey(model, parent or base, kept, silent, None if parent else fidelity)
+    if parent:
+        # Against the base, not against what was altered.
+        fidelity.go_through(model)
+    fidelity.write(part)
     if found.changed == 0 and getattr(settings, "changes_weights", True):
         raise ValueError("changed no weight of the model")
     folder.save(model, dtype, base, part)
@@ -101,9 +112,7 @@ def _compress(
     if settings.axis in ("removed", "added"):
         # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.
         measured["severity"] = abs(found.layer_weights - before) / before
-    if hasattr(method, "facts"):
-        measured |= method.facts(model, settings)
-    measured |= _blocks(parent, measured.pop("blocks", None))
+    measured |= own
     theoretical = getattr(settings, "theoretical", "") or (MASKS if mask_bits is not None else "")
     return {
         "statistics": kind,
@@ -117,6 +126,7 @@ def _compress(
         "layers": len(blocks(model)),
         "sparsity": found.sparsity,
         "changed": found.changed,
+        "moved": _moved(settings, parent),
         **measured,
     }
 
@@ -128,6 +138,13 @@ def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:
         found = before if own is None else own
         return {} if found is None else {"blocks": found}
     return {"blocks": [before[place] for place in own]}
+
+
+def _moved(settings: Any, parent: Path | None) -> str:
+    """Whether weights were ``scaled`` or ``turned`` without changing what the model computes; see Fidelity."""
+    own = getattr(settings, "moved", "")
+    before = read_manifest(parent).get("moved", "") if parent else ""
+    return "turned" if "turned" in (own, before) else own or before
 
 
 def _statistics(

@@ -47,6 +47,11 @@ class Settings(BaseModel):
     smooth: Annotated[float, Field(ge=0, le=1)] | None = None
 
     @property
+    def moved(self) -> str:
+        """Smoothing scales columns of weights against the norms before them."""
+        return "" if self.smooth is None else "scaled"
+
+    @property
     def grid(self) -> GridSettings:
         """The weights' grid."""
         return GridSettings(bits=self.bits, group_size=self.group_size, symmetric=True)

@@ -14,7 +14,7 @@ attention or MLP output; the formula above is the paper's equation 4.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
@@ -49,6 +49,8 @@ MODELS = ("llama", "mistral", "qwen2")
 
 class Settings(GridSettings):
     """Settings of AWQ. ``scale`` and ``clip`` can be taken away to see what each is worth."""
+
+    moved: ClassVar[str] = "scaled"
 
     scale: bool = True
     clip: bool = True

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from hemorrhage.compress.fidelity import Fidelity
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -34,8 +36,10 @@ class Survey:
     sparsity: float
 
 
-def survey(model: PreTrainedModel, base: Path, layers: Collection[str], silent: int = 0) -> Survey:
-    """Go through the weights of ``model`` once, beside those of the folder ``base``.
+def survey(
+    model: PreTrainedModel, base: Path, layers: Collection[str], silent: int = 0, fidelity: Fidelity | None = None
+) -> Survey:
+    """Go through the weights of ``model`` once, beside those of the folder ``base``; ``fidelity`` sees the linear ones.
 
     Raises ValueError where a weight is NaN or infinite, or where more than ``silent`` of ``layers``, as many as there
     were before, have only one value left.
@@ -60,14 +64,17 @@ def survey(model: PreTrainedModel, base: Path, layers: Collection[str], silent: 
         if layer in linears and name.endswith(".weight"):
             zeros[layer] = count - int(value.count_nonzero())
             layer_weights, dense = layer_weights + kept, dense + count
-        theirs = before.pop(name, None)
+        theirs, old = before.pop(name, None), None
         if theirs == value.shape:
-            different += _different(value, tensor_of(base, name))
+            old = tensor_of(base, name)
+            different += _different(value, old)
             total += count
         else:
             # Another shape replaces the weights of that name; a new name adds to them.
             extent = count if theirs is None else theirs.numel()
             different, total = different + extent, total + extent
+        if fidelity is not None and layer in linears and name.endswith(".weight"):
+            fidelity.see(layer, value, old)
     lost = sum(shape.numel() for name, shape in before.items() if name not in model.all_tied_weights_keys)
     changed = (different + lost) / (total + lost)
     return Survey(changed, parameters, layer_weights, zeros, sum(zeros.values()) / max(dense, 1))

@@ -73,6 +73,11 @@ class Settings(GridSettings):
         return self
 
     @property
+    def moved(self) -> str:
+        """SpinQuant's rotations stay in the weights; QuIP's are undone by whoever reads them."""
+        return "turned" if self.transform == "spinquant" else ""
+
+    @property
     def curve(self) -> str:
         """What the points of one damage curve have in common."""
         turned = "spinquant, not learned" if self.transform == "spinquant" else "quip"

@@ -68,6 +68,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "removed"
+    moved: ClassVar[str] = "turned"
 
     removed: Annotated[float, Field(ge=0, lt=1)]
     rotation: Literal["block", "model"] = "block"

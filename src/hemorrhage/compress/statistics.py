@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.artifact import read_manifest
 from hemorrhage.calibrate import triangle
 from hemorrhage.calibrate.statistics import Walk, shared_inputs
 from hemorrhage.compress.blocks import blocks, linears_of
@@ -53,6 +54,14 @@ class Statistics:
     def max_abs(self, first: str) -> Tensor:
         """Greatest absolute value of every input feature of linear ``first``: float32 [n]."""
         return self._activation(f"{first}.max_abs")
+
+    def tokens_seen(self, first: str) -> float:
+        """Calibration tokens that reached linear ``first``."""
+        return self._activation(f"{first}.tokens").item()
+
+    def moments_stored(self) -> bool:
+        """Whether second moments lie in the folder, and need not be collected anew."""
+        return bool(read_manifest(self._folder).get("hessian_stored"))
 
     def input_range(self, first: str) -> tuple[float, float]:
         """Least (at most 0) and greatest (at least 0) value of the input of linear ``first``."""
