@@ -73,7 +73,9 @@ rule benchmark:
 rule calibrate:
     input:
         base=ancient(plan.manifests("base")),
-        text=of("texts"),
+        texts=ancient(
+            [plan.manifest("texts", name) for name in plan.params.calibrate.corpora]
+        ),
     output:
         "data/calibrations/{name}/{key}/manifest.json",
     log:
@@ -87,10 +89,10 @@ rule calibrate:
         usage="logs/benchmarks/calibrations/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         base=lambda wildcards, input: folders(input.base),
-        text=lambda wildcards, input: folders(input.text),
+        texts=lambda wildcards, input: folders(input.texts),
         spec=json.dumps(plan.sampling),
     shell:
-        "step {params.usage} hemorrhage.calibrate {params.out} --base {params.base} --text {params.text}"
+        "step {params.usage} hemorrhage.calibrate {params.out} --base {params.base} --texts {params.texts}"
         " --spec {params.spec:q} > {log} 2>&1"
 
 

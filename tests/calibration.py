@@ -26,5 +26,5 @@ def text_folder(folder: Path, tokens: int = 4000) -> Path:
 
 def calibrated(base: Path, folder: Path) -> Path:
     """A calibration folder of the model ``base``."""
-    calibrate(folder / "calibration", base, text_folder(folder / "text"), SPEC)
+    calibrate(folder / "calibration", base, [text_folder(folder / "text")], SPEC)
     return folder / "calibration"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hemorrhage.artifact import read_manifest
 from hemorrhage.calibrate import triangle
+from hemorrhage.calibrate.__main__ import calibrate
 from hemorrhage.calibrate.statistics import collect, shared_inputs
 from hemorrhage.calibrate.windows import draw
 from hemorrhage.compress.blocks import blocks, linears_of
@@ -179,8 +180,7 @@ def test_a_model_in_bfloat16_is_walked_in_float32(tiny: Path) -> None:
 
 def test_manifest_says_what_was_done(calibration: Path) -> None:
     manifest = read_manifest(calibration)
-    assert manifest["corpus"] == "made"
-    assert manifest["sha256"] == "ab"
+    assert manifest["corpora"] == {"made": "ab"}
     assert manifest["spec"] == SPEC
     assert manifest["tokens"] == SPEC["samples"] * SPEC["length"]
     assert "not propagated" in manifest["note"]
@@ -194,6 +194,22 @@ def test_windows_are_pieces_of_the_text_and_repeat_with_the_seed() -> None:
     assert (windows.diff(dim=1) == 1).all()
     assert torch.equal(windows, draw(text, 20, 16, seed=1, bos=None))
     assert not torch.equal(windows, draw(text, 20, 16, seed=2, bos=None))
+
+
+def test_windows_of_several_texts_take_turns(tiny: Path, tmp_path: Path) -> None:
+    texts = []
+    for place, (corpus, first) in enumerate({"prose": 10, "code": 300}.items()):
+        text = tmp_path / corpus
+        text.mkdir()
+        save_file({"calibration": torch.arange(first, first + 100, dtype=torch.int32)}, text / "tokens.safetensors")
+        (text / "manifest.json").write_text(json.dumps({"corpus": corpus, "sha256": str(place)}))
+        texts.append(text)
+    calibrate(tmp_path / "out", tiny, texts, {**SPEC, "samples": 5, "hessian_gb": 0})
+    tokens = load_file(tmp_path / "out/tokens.safetensors")["tokens"]
+    assert (tokens[0::2] < 200).all()
+    assert (tokens[1::2] >= 300).all()
+    assert torch.equal(tokens[0::2], draw(torch.arange(10, 110, dtype=torch.int32), 3, 32, SPEC["seed"], None))
+    assert read_manifest(tmp_path / "out")["corpora"] == {"prose": "0", "code": "1"}
 
 
 def test_bos_is_one_of_the_tokens_of_a_window() -> None:

@@ -138,3 +138,12 @@ print(*(set(sys.modules) & {"torch", "transformers", "pandas", "numpy"}))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "params/studies").glob("*.yaml")))
+def test_a_study_is_whole(tmp_path: Path, profile: str) -> None:
+    content = copy.deepcopy(DEFAULT)
+    for patch in YAML(typ="safe").load_all((ROOT / "params/studies" / profile).read_text()):
+        merge(content, patch)
+    found = config.variants(parse(tmp_path, content))
+    assert 3 <= len(found) <= 12, "nothing of the default study is left"

@@ -28,7 +28,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gradients")
     tokens = torch.randint(3, 500, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(5))
     save_file({"tokens": tokens.int()}, folder / "tokens.safetensors")
-    (folder / "manifest.json").write_text(json.dumps({"corpus": "made", "sha256": "ab"}))
+    (folder / "manifest.json").write_text(json.dumps({"corpora": {"made": "ab"}}))
     return folder
 
 
@@ -182,7 +182,7 @@ def test_a_second_run_gives_the_same_bytes(
 
 def test_manifest_says_what_was_done(parts: dict[str, Path]) -> None:
     manifest = read_manifest(parts["local"])
-    assert (manifest["corpus"], manifest["sha256"]) == ("made", "ab")
+    assert manifest["corpora"] == {"made": "ab"}
     assert manifest["spec"] == {"part": "local"}
     assert (manifest["samples"], manifest["length"]) == (SAMPLES, LENGTH)
 

@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_base({"source": "path", "path": str(root / "trained")}, root / "base")
     needs = {"calibration": 2000, "evaluation": 2000}
     prepare_text("code", root / "base", {"source": "embedded"}, needs, root / "text")
-    calibrate(root / "calibration", root / "base", root / "text", SPEC)
+    calibrate(root / "calibration", root / "base", [root / "text"], SPEC)
     return root
 
 

@@ -128,6 +128,14 @@ def test_calibration_moves_only_methods_that_read_statistics() -> None:
     assert not after & (of("base") | of("texts") | of("references"))
 
 
+def test_a_mixed_calibration_reads_every_text_of_it() -> None:
+    plan = Plan(config.Params.model_validate(changed("calibrate/corpus", ["prose", "code"])))
+    assert list(plan.calibrations) == ["prose-code"]
+    assert plan.needs("code")["calibration"] == DEFAULT["calibrate"]["samples"] // 2 * DEFAULT["calibrate"]["length"]
+    alone = Plan(config.Params.model_validate(changed("calibrate/corpus", ["prose"])))
+    assert alone.calibrations == Plan(config.Params.model_validate(DEFAULT)).calibrations
+
+
 def test_the_epoch_moves_everything() -> None:
     assert moved(changed("epoch", 2)) == set(BEFORE)
 

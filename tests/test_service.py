@@ -126,7 +126,7 @@ def test_a_served_job_is_like_a_direct_one(light) -> None:
             "served": True, "threads": "1", "name": "__main__", "device": "1", "group": True,
         }  # fmt: skip
     header, row = Path("usage.tsv").read_text().splitlines()
-    assert header.split("\t") == ["s", "max_rss", "cpu_time"]
+    assert header.split("\t") == ["s", "max_rss", "cpu_time", "start_up"]
     assert 0 < float(row.split("\t")[0]) < 60
     crashed = subprocess.run(command("usage.tsv", "absent"), env=environment(), capture_output=True, text=True)
     assert crashed.returncode == 1

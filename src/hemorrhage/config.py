@@ -95,16 +95,21 @@ class HubTexts(Section):
 
 
 class Calibrate(Section):
-    """The calibration set: ``samples`` random windows of ``length`` tokens.
+    """The calibration set: ``samples`` random windows of ``length`` tokens, of one corpus or evenly of several.
 
     Second moments of more than ``hessian_gb`` gigabytes are not stored but collected by each variant.
     """
 
-    corpus: str
+    corpus: str | Annotated[list[str], Field(min_length=1)]
     samples: Positive
     length: Annotated[int, Field(ge=8)]
     seed: Seed
     hessian_gb: Annotated[float, Field(ge=0)]
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the corpora, in the order in which windows are taken from them."""
+        return [self.corpus] if isinstance(self.corpus, str) else self.corpus
 
 
 class Harness(Section):
@@ -261,7 +266,7 @@ def first_error(error: ValidationError, prefix: str = "") -> str:
 
 def corpora(params: Params) -> list[str]:
     """Names of all corpora the run reads."""
-    return sorted({params.calibrate.corpus, *params.evaluate.corpora, params.decode.open.corpus})
+    return sorted({*params.calibrate.corpora, *params.evaluate.corpora, params.decode.open.corpus})
 
 
 def tasks(params: Params) -> list[str]:
@@ -420,7 +425,7 @@ def _check(params: Params) -> None:
         raise ConfigError(f"model.path: {problem}")
     offered = EMBEDDED_CORPORA if isinstance(params.data, Texts) else EMBEDDED_CORPORA + REPOSITORY_CORPORA
     used = {
-        "calibrate.corpus": [params.calibrate.corpus],
+        "calibrate.corpus": params.calibrate.corpora,
         "evaluate.corpora": params.evaluate.corpora,
         "decode.open.corpus": [params.decode.open.corpus],
     }
@@ -455,7 +460,10 @@ def _check(params: Params) -> None:
         raise ConfigError(f"evaluate.inside.window: at most evaluate.window = {params.evaluate.window}")
     if params.evaluate.windows != "all" and inside.windows > params.evaluate.windows:
         raise ConfigError(f"evaluate.inside.windows: at most evaluate.windows = {params.evaluate.windows}")
+    if params.calibrate.samples < len(params.calibrate.corpora):
+        raise ConfigError("calibrate.samples: at least one window of each corpus of calibrate.corpus")
     for where, listed in {
+        "calibrate.corpus": params.calibrate.corpora,
         "evaluate.corpora": params.evaluate.corpora,
         "evaluate.tasks": params.evaluate.tasks,
         "evaluate.harness.tasks": harness.tasks,

@@ -4,7 +4,8 @@
 
 params.yaml stays the one file that a run depends on, for Snakemake and DVC alike; `git diff params.yaml`
 shows what a profile changed and `git checkout params.yaml` takes it back. A profile is a
-merge patch (RFC 7386): it holds only what differs, and null removes a key.
+merge patch (RFC 7386): it holds only what differs, and null removes a key. Of several documents in a file each is a
+patch on what the ones before it made, so that a study can empty a section and fill it with its own.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ def merge(target: MutableMapping[str, Any], patch: MutableMapping[str, Any]) -> 
 def main() -> None:
     """Command line; see the module's docstring."""
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
-        there = ", ".join(str(path) for path in sorted(Path("params").glob("*.yaml")))
+        there = ", ".join(str(path) for path in sorted(Path("params").rglob("*.yaml")))
         sys.exit(f"usage: python -m hemorrhage.overlay PROFILE; there are {there}")
     yaml = YAML()
     yaml.width = 120
     params = Path("params.yaml")
     content = yaml.load(params.read_text(encoding="utf-8"))
-    merge(content, yaml.load(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    for patch in yaml.load_all(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        merge(content, patch)
     part = params.with_name("params.yaml.part")
     with part.open("w", encoding="utf-8") as stream:
         yaml.dump(content, stream)

@@ -23,6 +23,7 @@ from hemorrhage import config
 from hemorrhage.address import SOURCE, address, fingerprint, program
 from hemorrhage.artifact import MANIFEST
 from hemorrhage.data.repositories import identity
+from hemorrhage.service import store
 
 DATA = Path("data")
 REPORTS = Path("reports")
@@ -74,8 +75,9 @@ class Plan:
         """Tokens that the run takes from each split of a corpus."""
         params = self.params
         needed = {"calibration": 0, "evaluation": 0}
-        if corpus == params.calibrate.corpus:
-            needed["calibration"] = params.calibrate.samples * params.calibrate.length
+        mixed = params.calibrate.corpora
+        if corpus in mixed:
+            needed["calibration"] = -(-params.calibrate.samples // len(mixed)) * params.calibrate.length
         if corpus in params.evaluate.corpora:
             windows = 2 if params.evaluate.windows == "all" else params.evaluate.windows
             needed["evaluation"] = windows * params.evaluate.window
@@ -207,9 +209,13 @@ class Plan:
     @cached_property
     def calibrations(self) -> dict[str, str]:
         """Calibration set and the statistics of the base model on it."""
-        corpus = self.params.calibrate.corpus
-        inputs = [self.base["base"], self.texts[corpus]]
-        return {corpus: self._address("calibrate", self.sampling, inputs, program("hemorrhage.calibrate.__main__"))}
+        corpora = self.params.calibrate.corpora
+        inputs = [self.base["base"], *(self.texts[corpus] for corpus in corpora)]
+        return {
+            "-".join(corpora): self._address(
+                "calibrate", self.sampling, inputs, program("hemorrhage.calibrate.__main__")
+            )
+        }
 
     @cached_property
     def gradients(self) -> dict[str, str]:
@@ -231,7 +237,7 @@ class Plan:
         found = self.alteration(variant)
         inputs = [self.base["base"]]
         if self.needs_calibration(variant):
-            inputs.append(self.calibrations[self.params.calibrate.corpus])
+            inputs += self.calibrations.values()
         inputs += [self.gradients[part] for part in self.gradients_of(variant)]
         if found["on"] is not None:
             inputs.append(earlier[found["on"]])
@@ -380,6 +386,7 @@ def forget(plan: Plan, variants: list[str]) -> list[Path]:
             if output.is_dir():
                 shutil.rmtree(output)
                 removed.append(output)
+            store.remove(output)
     (REPORTS / "provenance.json").unlink(missing_ok=True)
     return removed
 

@@ -1,9 +1,10 @@
 """A calibration set and its statistics.
 
-python -m hemorrhage.calibrate OUT --base DIR --text DIR --spec JSON
+python -m hemorrhage.calibrate OUT --base DIR --texts DIR... --spec JSON
 
-``spec``: ``samples`` windows of ``length`` tokens (with BOS where the tokenizer adds it), ``seed``, and
-``hessian_gb``: second moments that are larger are not stored, and compression collects them block by block.
+``spec``: ``samples`` windows of ``length`` tokens (with BOS where the tokenizer adds it), of several texts in turn,
+``seed``, and ``hessian_gb``: second moments that are larger are not stored, and compression collects them block by
+block.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ NOTE = (
 )
 
 
-def calibrate(out: Path, base: Path, text: Path, spec: dict[str, Any]) -> None:
+def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) -> None:
     """Write the calibration set and the statistics of hemorrhage.calibrate.statistics into ``out``."""
+    import torch
     from safetensors.torch import load_file, save_file
 
     from hemorrhage.calibrate.statistics import collect
@@ -35,21 +37,20 @@ def calibrate(out: Path, base: Path, text: Path, spec: dict[str, Any]) -> None:
     from hemorrhage.models.checkpoint import load
 
     model = load(base, dtype="stored")
-    source = read_manifest(text)
-    tokens = draw(
-        load_file(text / "tokens.safetensors")["calibration"],
-        spec["samples"],
-        spec["length"],
-        spec["seed"],
-        bos=model.config.bos_token_id if _adds_bos(base) else None,
-    )
+    sources = [read_manifest(text) for text in texts]
+    bos = model.config.bos_token_id if _adds_bos(base) else None
+    tokens = torch.empty((spec["samples"], spec["length"]), dtype=torch.int32)
+    for place, text in enumerate(texts):
+        # Every so many windows one of this text, so that no method sees all of one before the other.
+        turns = tokens[place :: len(texts)]
+        stream = load_file(text / "tokens.safetensors")["calibration"]
+        turns[:] = draw(stream, len(turns), spec["length"], spec["seed"], bos)
     with writing(out) as part:
         save_file({"tokens": tokens}, part / "tokens.safetensors")
         collected = collect(model, tokens, part, 1e9 * spec["hessian_gb"])
         write_manifest(
             part,
-            corpus=source["corpus"],
-            sha256=source["sha256"],
+            corpora={source["corpus"]: source["sha256"] for source in sources},
             spec=spec,
             seed=spec["seed"],
             tokens=tokens.numel(),
@@ -78,10 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.calibrate", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
-    parser.add_argument("--text", type=Path, required=True, help="folder of a prepared text")
+    parser.add_argument("--texts", type=Path, nargs="+", required=True, help="folders of prepared texts")
     parser.add_argument("--spec", type=json.loads, required=True, help="see above")
     arguments = parser.parse_args()
-    calibrate(arguments.out, arguments.base, arguments.text, arguments.spec)
+    calibrate(arguments.out, arguments.base, arguments.texts, arguments.spec)
 
 
 if __name__ == "__main__":

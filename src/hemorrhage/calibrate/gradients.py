@@ -74,8 +74,7 @@ def gradients(out: Path, base: Path, calibration: Path, spec: dict[str, Any]) ->
         measure(model, tokens, folder / "gradients.safetensors")
         write_manifest(
             folder,
-            corpus=source["corpus"],
-            sha256=source["sha256"],
+            corpora=source["corpora"],
             spec=spec,
             samples=len(tokens),
             length=tokens.shape[1],

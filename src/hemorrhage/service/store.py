@@ -1,0 +1,94 @@
+"""Outputs that several folders share: what one experiment computed, the next links.
+
+A store is a folder like ``data/``: ``<kind>/<name>/<address>/``, hard links to what some run made. An address names
+everything that an output depends on, so what lies there is the same for everyone. ``HEMORRHAGE_STORE`` names a store;
+without it DVC's temporary experiments share one in the project that they are experiments of, and no other run has one.
+
+Outputs of a store are never written again: whoever makes one writes it elsewhere and renames it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+DATA = Path("data")
+MANIFEST = "manifest.json"
+
+EXPERIMENTS = "/.dvc/tmp/exps/"
+"""Where DVC puts the folders of ``dvc exp run --temp`` and ``--queue``."""
+
+
+def folder() -> Path | None:
+    """The store of the run in the working directory, or None where it shares with nobody."""
+    named = os.environ.get("HEMORRHAGE_STORE")
+    if named:
+        return Path(named)
+    project, found, _ = str(Path.cwd()).partition(EXPERIMENTS)
+    return Path(project, ".snakemake", "shared") if found else None
+
+
+@contextlib.contextmanager
+def shared(out: Path) -> Iterator[bool]:
+    """Yields whether ``out`` was linked from the store; else the block makes it, and it is put there.
+
+    While one run makes an output, another that wants the same waits. A failure is never put there, and nothing is
+    where the block raises or ends the process otherwise than by SystemExit with 0.
+    """
+    store = folder()
+    if store is None or not out.is_relative_to(DATA):
+        yield False
+        return
+    place = store / out.relative_to(DATA)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (place / MANIFEST).is_file() and not out.exists():
+            link(place, out)
+            yield True
+            return
+        try:
+            yield False
+        except SystemExit as end:
+            if not end.code:
+                publish(out, place)
+            raise
+        publish(out, place)
+
+
+def publish(out: Path, place: Path) -> None:
+    """Put an output into the store, unless it is there or says that it failed."""
+    manifest = out / MANIFEST
+    if place.exists() or not manifest.is_file() or "failure" in json.loads(manifest.read_text(encoding="utf-8")):
+        return
+    link(out, place)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make ``target`` a folder of hard links to the files of ``source``; copies across file systems."""
+    part = target.with_name(f"{target.name}.part-{os.uname().nodename}-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, part, copy_function=_link)
+    with contextlib.suppress(FileExistsError):
+        part.rename(target)
+        return
+    shutil.rmtree(part)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def remove(out: Path) -> None:
+    """Take an output out of the store, where this run has one."""
+    store = folder()
+    if store is not None and out.is_relative_to(DATA):
+        shutil.rmtree(store / out.relative_to(DATA), ignore_errors=True)
