@@ -6,14 +6,14 @@ inputs of 8 bits with one scale that was fixed by calibration (``static``), one 
 (Yao et al., arXiv 2206.01861) compare them. ``smooth`` is SmoothQuant's alpha, folded into the norms before
 the layers; inputs that come from no norm stay as they are. The grid of an input reaches from -max|x| to
 max|x|. What a loaded model does with its inputs stands in hemorrhage.models.activations: integer arithmetic
-is emulated.
+is emulated. ``sham`` is the control of smoothing: the scales of an input are dealt out among its features at random.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from hemorrhage.compress import smoothing
@@ -21,6 +21,7 @@ from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.grid import GridSettings, Quantized, group_width
 from hemorrhage.compress.packing import scheme, store
 from hemorrhage.compress.rtn import quantize
+from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -45,6 +46,13 @@ class Settings(BaseModel):
     activation_bits: Annotated[int, Field(ge=4, le=8, strict=True)] = 8
     activations: Literal["static", "tensor", "token"] = "token"
     smooth: Annotated[float, Field(ge=0, le=1)] | None = None
+    sham: bool = False
+
+    @model_validator(mode="after")
+    def _scales_to_shuffle(self) -> Settings:
+        if self.sham and self.smooth is None:
+            raise ValueError("sham shuffles the scales of smoothing, and there is no smooth")
+        return self
 
     @property
     def moved(self) -> str:
@@ -71,7 +79,8 @@ class Settings(BaseModel):
         """What the points of one damage curve have in common."""
         groups = "per channel" if self.group_size == "channel" else f"groups of {self.group_size}"
         parts = [f"{self.bits} bit weights {groups}", NAMES[self.activations]]
-        return ", ".join(parts if self.smooth is None else [*parts, f"smoothed {self.smooth:g}"])
+        own = [] if self.smooth is None else [f"smoothed {self.smooth:g}", *(["sham"] if self.sham else [])]
+        return ", ".join([*parts, *own])
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -89,6 +98,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
 
     linears = linears_of(model)
     norms = {} if settings.smooth is None else smoothing.norms_before(model)
+    generator = dealer(settings.sham, seed)
     inputs = {name: [name] for name in linears} if statistics is None else statistics.shared()
     with torch.no_grad():
         for first, names in tqdm(inputs.items(), desc="activations", unit="input", mininterval=5, leave=False):
@@ -96,7 +106,8 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
             factor: Tensor | float = 1.0
             if largest is not None and settings.smooth is not None and first in norms:
                 weights = [linears[name].weight for name in names]
-                factor = _smoothed(norms, names, smoothing.scales(largest, weights, settings.smooth))
+                scale = dealt(smoothing.scales(largest, weights, settings.smooth), generator)
+                factor = _smoothed(norms, names, scale)
                 largest = largest / factor
             rounding = InputRounding(settings.activation_bits, settings.activations)
             if settings.activations == "static" and largest is not None:

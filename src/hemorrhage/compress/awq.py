@@ -9,6 +9,9 @@ moment H of X that is exactly ``tr(dW H dWᵀ)`` per token, so the search needs 
 largest weight of every group is clipped to the best of ten shares of it, again by the error of the group's
 own output; not for queries and keys, as in the paper's code. That code scales by the error of the whole
 attention or MLP output; the formula above is the paper's equation 4.
+
+``sham`` is the control: what was found is dealt out at random, the scales of an input among its features and the
+clipped shares of a layer among its groups.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
 from tqdm import tqdm
 
 from hemorrhage.compress import rtn
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.grid import Grid, GridSettings, fit, group_width
 from hemorrhage.compress.packing import store
+from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -54,12 +59,20 @@ class Settings(GridSettings):
 
     scale: bool = True
     clip: bool = True
+    sham: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_shuffle(self) -> Settings:
+        if self.sham and not (self.scale or self.clip):
+            raise ValueError("sham shuffles scales and clipping, and both are taken away")
+        return self
 
     @property
     def curve(self) -> str:
         """What the points of one damage curve have in common."""
         without = [what for what, wanted in (("scales", self.scale), ("clipping", self.clip)) if not wanted]
-        return f"{super().curve}, without {' and '.join(without)}" if without else super().curve
+        own = [f"without {' and '.join(without)}" if without else "", "sham" if self.sham else ""]
+        return ", ".join(filter(None, [super().curve, *own]))
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -76,19 +89,23 @@ class Settings(GridSettings):
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     linears = linears_of(model)
+    generator = dealer(settings.sham, seed)
     with torch.no_grad():
         for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
             dtype = linears[next(iter(shared))].weight.dtype
             scales = {}
             if settings.scale:
                 scales = {
-                    first: best_scale(
-                        [linears[name].weight for name in names],
-                        statistics.second_moment(first),
-                        statistics.mean_abs(first),
-                        group_width(first, linears[first].in_features, settings),
-                        settings,
-                        dtype,
+                    first: dealt(
+                        best_scale(
+                            [linears[name].weight for name in names],
+                            statistics.second_moment(first),
+                            statistics.mean_abs(first),
+                            group_width(first, linears[first].in_features, settings),
+                            settings,
+                            dtype,
+                        ),
+                        generator,
                     )
                     for first, names in shared.items()
                     if foldable(model, first)
@@ -107,7 +124,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
                 for name in names:
                     weight = linears[name].weight.data
                     if settings.clip and not name.endswith(("q_proj", "k_proj")):
-                        weight = clipped(weight, moment, width, settings, dtype)
+                        weight = clipped(weight, moment, width, settings, dtype, generator)
                     store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
 
 
@@ -179,11 +196,18 @@ def fold(model: PreTrainedModel, first: str, names: list[str], scale: Tensor) ->
     return scale
 
 
-def clipped(weight: Tensor, moment: Tensor, width: int, settings: Settings, dtype: torch.dtype) -> Tensor:
+def clipped(
+    weight: Tensor,
+    moment: Tensor,
+    width: int,
+    settings: Settings,
+    dtype: torch.dtype,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """``weight`` float32 [rows, columns], every group of ``width`` columns clipped to the best share of its largest.
 
     The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``moment``
-    [columns, columns].
+    [columns, columns]. A ``generator`` deals the shares out at random.
     """
     groups = weight.unflatten(1, (-1, width))
     blocks = moment.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2).movedim(2, 0)
@@ -196,6 +220,8 @@ def clipped(weight: Tensor, moment: Tensor, width: int, settings: Settings, dtyp
         error = torch.bmm(change, blocks).mul_(change).sum(2).T
         best = torch.where(error < least, limit, best)
         least = torch.minimum(error, least)
+    if generator is not None:
+        best = largest * dealt(torch.where(largest > 0, best / largest, 1.0), generator)
     return groups.clamp(-best.unsqueeze(2), best.unsqueeze(2)).flatten(1)
 
 

@@ -8,7 +8,8 @@ So what is added up here is ``sqrt(length) · norms + alpha · sqrt(n) · gradie
 code, whose ``scale`` is alpha. The first term grows with the windows' length, the second with their number,
 so how much the gradient counts depends on the calibration set; the paper's has 128 windows of 2048 tokens.
 
-Gradients are the dense model's, as in the code; activations are, too, unless ``sequential``.
+Gradients are the dense model's, as in the code; activations are, too, unless ``sequential``. ``sham`` is the control:
+the gradients of a layer in random places.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field
 from hemorrhage.compress import wanda
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.integrity import zero_share
+from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.sparsity import check_zeros
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
@@ -35,11 +37,18 @@ class Settings(wanda.Settings):
 
     alpha: Annotated[float, Field(ge=0)] = 100.0
     """Weight of the gradient; 0 is Wanda."""
+    sham: bool = False
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{super().label}, sham" if self.sham else super().label
 
     @property
     def curve(self) -> str:
         """What the points of one curve have in common."""
-        return ", ".join(filter(None, [super().curve, f"alpha {self.alpha:g}" if self.alpha != 100 else ""]))
+        own = [f"alpha {self.alpha:g}" if self.alpha != 100 else "", "sham" if self.sham else ""]
+        return ", ".join(filter(None, [super().curve, *own]))
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -52,11 +61,13 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     linears = linears_of(model)
     before = zero_share(linears)
     samples, length = statistics.tokens().shape
+    generator = dealer(settings.sham, seed)
     with torch.inference_mode():
         for first, names in statistics.shared().items():
             norms = statistics.norms(first)
             for name in names:
-                gain = importance(norms, statistics.gradient_rms(name), samples, length, settings.alpha)
+                gradient = dealt(statistics.gradient_rms(name), generator)
+                gain = importance(norms, gradient, samples, length, settings.alpha)
                 weight = linears[name].weight
                 weight.masked_fill_(wanda.mask(weight, gain, settings, name), 0)
     check_zeros(linears, settings, before)

@@ -6,6 +6,8 @@ gradient of the per-token loss with respect to output i. That is K-FAC's Fisher 
 1503.05671) with a diagonal output factor, and the use of curvature to give bits that of HAWQ (Dong et al., arXiv
 1905.03696). Every layer is rounded at every width; then a width is chosen for each so that the estimates add up to
 the least under the budget, exactly on a grid of bytes. The estimates are added: layers are taken to err on their own.
+
+``sham`` is the control: each layer gets the estimates of another one, drawn by lot.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from hemorrhage.compress import gptq, rtn
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.grid import GridSettings, Quantized, group_width
 from hemorrhage.compress.packing import store
+from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.compress.widths import input_widths
 from hemorrhage.lazy import torch
@@ -49,6 +52,7 @@ class Settings(BaseModel):
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
     symmetric: bool = False
     rounding: Literal["rtn", "gptq"] = "rtn"
+    sham: bool = False
 
     @field_validator("widths")
     @classmethod
@@ -75,7 +79,11 @@ class Settings(BaseModel):
     @property
     def curve(self) -> str:
         """What the points of one damage curve have in common."""
-        return f"mixed {', '.join(map(str, self.widths))}, {self.grid(self.widths[0]).curve}, {self.rounding}"
+        return f"mixed {', '.join(map(str, self.widths))}, {self.grid(self.widths[0]).curve}, {self.rounding}{self._control}"
+
+    @property
+    def _control(self) -> str:
+        return ", sham" if self.sham else ""
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -115,7 +123,9 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     limit = int(settings.budget * sum(linear.weight.numel() for linear in linears.values()))
     with torch.no_grad():
         estimates = sensitivities(linears, settings, statistics)
-        chosen = allocate([estimates[name] for name in linears], sizes, limit)
+        order = dealt(torch.arange(len(linears)), dealer(settings.sham, seed))
+        found = [estimates[name] for name in linears]
+        chosen = allocate([found[place] for place in order.tolist()], sizes, limit)
         grids = {name: settings.grid(settings.widths[index]) for name, index in zip(linears, chosen, strict=True)}
         inputs = statistics.shared().items()
         for first, names in tqdm(inputs, desc=settings.rounding, unit="input", mininterval=5, leave=False):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from hemorrhage.compress import sparsegpt
 from hemorrhage.compress.blocks import blocks, linears_of
+from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.sparsity import SparsitySettings, lowest
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
@@ -47,16 +48,20 @@ class Settings(SparsitySettings):
             raise ValueError("OWL varies the share from block to block: a share between 0 and 1, no pattern")
         return value
 
+    sham: bool = False
+    """The control: the blocks' shares of outliers are dealt out at random."""
+
     @property
     def label(self) -> str:
         """For people."""
-        return f"{super().label}, {self.by}"
+        return ", ".join([super().label, self.by, *(["sham"] if self.sham else [])])
 
     @property
     def curve(self) -> str:
         """What the points of one curve have in common."""
         own = [f"threshold {self.threshold:g}"] if self.threshold != 5 else []
-        return ", ".join([self.by, *own, *([f"spread {self.spread:g}"] if self.spread != 0.08 else [])])
+        own += [f"spread {self.spread:g}"] if self.spread != 0.08 else []
+        return ", ".join([self.by, *own, *(["sham"] if self.sham else [])])
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -79,6 +84,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
             pairs = [(linears[name].weight, norms[first]) for first, names in group.items() for name in names]
             outliers.append(outlier_share(pairs, settings.threshold))
             sizes.append(sum(weight.numel() for weight, _ in pairs))
+        outliers = dealt(torch.tensor(outliers, dtype=torch.float64), dealer(settings.sham, seed)).tolist()
         ratios = sparsities(outliers, sizes, settings.severity, settings.spread)
 
         # What is due in total less what is done is each layer's number, so that nothing rounds away.

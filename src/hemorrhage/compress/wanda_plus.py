@@ -13,6 +13,8 @@ squares as the loss and a step a window are those of the reproduction that the p
 
 The steps are taken in float32. What is stored has the weight's own dtype, and at a rate of 3e-7 most of what
 a weight moves is below the spacing of bfloat16, so in a bfloat16 model it rounds away.
+
+``sham`` is the control of the score: the gradients of a layer in random places.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from tqdm import tqdm
 from hemorrhage.compress import wanda
 from hemorrhage.compress.blocks import blocks, linears_of
 from hemorrhage.compress.integrity import zero_share
+from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.sparsity import check_zeros
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
@@ -50,11 +53,13 @@ class Settings(wanda.Settings):
     """Weight of the gradient; 0 is Wanda."""
     optimize: Annotated[int, Field(ge=0, strict=True)] = 0
     """Rounds of regional optimization."""
+    sham: bool = False
 
     @property
     def label(self) -> str:
         """For people."""
-        return f"{super().label}, {self.optimize} rounds" if self.optimize else super().label
+        own = [f"{self.optimize} rounds" if self.optimize else "", "sham" if self.sham else ""]
+        return ", ".join(filter(None, [super().label, *own]))
 
     @property
     def curve(self) -> str:
@@ -62,6 +67,7 @@ class Settings(wanda.Settings):
         own = [
             f"alpha {self.alpha:g}" if self.alpha != 100 else "",
             f"{self.optimize} rounds" if self.optimize else "",
+            "sham" if self.sham else "",
         ]
         return ", ".join(filter(None, [super().curve, *own]))
 
@@ -77,6 +83,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     before = zero_share(linears)
     tokens = statistics.tokens()
     groups = statistics.shared()
+    generator = dealer(settings.sham, seed)
     regional = Regional(model, tokens, seed) if settings.optimize else None
     for block in tqdm(blocks(model), desc="wanda++", unit="block", mininterval=5, leave=False):
         inside = set(block.modules())
@@ -84,7 +91,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
             Gain(
                 name,
                 linears[name].weight,
-                importance(norms, statistics.local_gradient(name), tokens.numel(), settings.alpha),
+                importance(norms, dealt(statistics.local_gradient(name), generator), tokens.numel(), settings.alpha),
             )
             for first, names in groups.items()
             if linears[first] in inside

@@ -12,7 +12,7 @@ Importance is summed over a group:
 - ``vector``: ``|Σ g w|`` of every row (of q, k, v, gate, up) or column (of o, down) of the group;
 - ``magnitude``: ``w²``; ``random``: by lot; the controls.
 
-The gradients are the dense model's. As in the paper the first and the last blocks can be spared; what is not
+The gradients are the dense model's; with ``sham``, the control, those of a matrix in random places. As in the paper the first and the last blocks can be spared; what is not
 taken out of them is taken out of the others. Where all blocks come out alike, config.json says how wide they
 are and transformers alone loads the model; else the layers are narrower than config.json says.
 """
@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import blocks
@@ -55,6 +55,13 @@ class Settings(BaseModel):
     importance: Literal["taylor1", "taylor2", "vector", "magnitude", "random"] = "taylor1"
     protect_first: Annotated[int, Field(ge=0, strict=True)] = 4
     protect_last: Annotated[int, Field(ge=0, strict=True)] = 2
+    sham: bool = False
+
+    @model_validator(mode="after")
+    def _gradients_to_shuffle(self) -> Settings:
+        if self.sham and not self.statistics:
+            raise ValueError(f"sham shuffles gradients, and importance {self.importance} reads none")
+        return self
 
     @property
     def severity(self) -> float:
@@ -64,13 +71,17 @@ class Settings(BaseModel):
     @property
     def label(self) -> str:
         """For people."""
-        return f"{100 * self.removed:g} % of the blocks' weights"
+        return f"{100 * self.removed:g} % of the blocks' weights{self._control}"
 
     @property
     def curve(self) -> str:
         """What the points of one damage curve have in common."""
         spared = f", {self.protect_first}+{self.protect_last} blocks spared"
-        return self.importance + (spared if self.protect_first or self.protect_last else "")
+        return self.importance + (spared if self.protect_first or self.protect_last else "") + self._control
+
+    @property
+    def _control(self) -> str:
+        return ", sham" if self.sham else ""
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -173,6 +184,11 @@ def importances(
                 raise ValueError(f"{names[linear]}: the gradients are those of a model of another width")
             if settings.importance == "taylor2":
                 root = statistics.gradient_rms(names[linear])
+            if settings.sham:
+                # Both in one order, so that they stay what belongs together.
+                order = torch.randperm(gradient.numel(), generator=generator)
+                gradient = gradient.flatten()[order].view_as(gradient)
+                root = None if root is None else root.flatten()[order].view_as(root)
         return importance(linear.weight.float(), gradient, root, settings.importance, axis)
 
     def by_group(rows: Tensor) -> Tensor:
