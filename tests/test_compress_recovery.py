@@ -134,7 +134,7 @@ def test_it_is_lora_with_adamw_written_out(tiny: Path, statistics: Statistics) -
     }
     assert len(adapters) == 35
     assert all((b == 0).all() for _, b in adapters.values())
-    source = recovery._batches(statistics.tokens(), 4, 0)
+    source = recovery.batches(statistics.tokens(), 4, 0)
     expected = literal_lora(tiny, adapters, [next(source) for _ in range(12)], 1e-3)
     base = linears_of(load(tiny))
     for name, linear in linears_of(ours).items():
@@ -237,11 +237,11 @@ def test_a_loss_that_is_not_finite_stops_it(tiny: Path, statistics: Statistics) 
 
 def test_batches_go_through_all_windows_before_one_comes_again() -> None:
     windows = torch.arange(10)[:, None].expand(10, 3)
-    source = recovery._batches(windows, 4, 0)
+    source = recovery.batches(windows, 4, 0)
     drawn = torch.cat([next(source)[:, 0] for _ in range(5)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert not torch.equal(drawn[:10], drawn[10:])
-    assert len(next(recovery._batches(windows, 25, 0))) == 25
+    assert len(next(recovery.batches(windows, 25, 0))) == 25
 
 
 def test_shuffled_windows_have_the_same_tokens(statistics: Statistics) -> None:

@@ -10,6 +10,7 @@ METHODS = {
     "gptq": "quantize",
     "awq": "quantize",
     "autoround": "quantize",
+    "qat": "quantize",
     "rotation": "quantize",
     "mixed": "quantize",
     "codebook": "quantize",

@@ -79,11 +79,8 @@ class Settings(BaseModel):
     @property
     def curve(self) -> str:
         """What the points of one damage curve have in common."""
-        return f"mixed {', '.join(map(str, self.widths))}, {self.grid(self.widths[0]).curve}, {self.rounding}{self._control}"
-
-    @property
-    def _control(self) -> str:
-        return ", sham" if self.sham else ""
+        widths, grid = ", ".join(map(str, self.widths)), self.grid(self.widths[0]).curve
+        return ", ".join([f"mixed {widths}", grid, self.rounding, *(["sham"] if self.sham else [])])
 
     @property
     def statistics(self) -> tuple[str, ...]:

@@ -107,11 +107,11 @@ def train(model: nn.Module, windows: Tensor, settings: Settings, seed: int) -> N
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
-    batches = _batches(windows, settings.batch, seed)
+    drawn = batches(windows, settings.batch, seed)
     losses = []
     with tqdm(range(settings.steps), desc="recovery", unit="step", mininterval=5, leave=False) as progress:
         for step in progress:
-            batch = next(batches)
+            batch = next(drawn)
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
             losses.append(loss.item())
@@ -147,7 +147,7 @@ def training_windows(tokens: Tensor, sham: bool, seed: int) -> Tensor:
     return tokens.gather(1, keys.argsort(dim=1))
 
 
-def _batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
     """Endless batches of ``windows``: all of them in an order by lot, then all in another."""
     generator = torch.Generator().manual_seed(seed)
     left = torch.empty(0, dtype=torch.long)

@@ -12,9 +12,10 @@ Importance is summed over a group:
 - ``vector``: ``|Σ g w|`` of every row (of q, k, v, gate, up) or column (of o, down) of the group;
 - ``magnitude``: ``w²``; ``random``: by lot; the controls.
 
-The gradients are the dense model's; with ``sham``, the control, those of a matrix in random places. As in the paper the first and the last blocks can be spared; what is not
+The gradients are the dense model's. As in the paper the first and the last blocks can be spared; what is not
 taken out of them is taken out of the others. Where all blocks come out alike, config.json says how wide they
-are and transformers alone loads the model; else the layers are narrower than config.json says.
+are and transformers alone loads the model; else the layers are narrower than config.json says. ``sham`` is the
+control: the gradients of a matrix in random places.
 """
 
 from __future__ import annotations
