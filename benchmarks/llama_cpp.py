@@ -1,0 +1,132 @@
+"""Perplexity and KL of GGUF variants: ours beside llama.cpp's own, on the same files and tokens.
+
+python -m benchmarks.llama_cpp --base DIR [--types q8_0 q2_k] [--window 128] [--windows 16]
+
+Needs the extra ``gguf`` (llama-cpp-python). Every variant is a ``model.gguf`` that the compress step's method wrote.
+Ours reads it as the evaluate step does: weights dequantized, everything else float32, KL exact over the vocabulary from
+the base's final hidden states. llama.cpp runs the file with its own kernels, which round the inputs of a quantized
+layer to 8 bits as well; its logits become perplexity and KL in float64. Its base is the same model as a float32 file.
+So the perplexities of the base agree to rounding, and what the variants differ by is llama.cpp's rounding of inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.gptq import windows as prose
+from hemorrhage.compress import gguf_types
+from hemorrhage.compress.folder import save
+from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch, write_base_side
+from hemorrhage.models import gguf_file
+from hemorrhage.models.checkpoint import load
+
+CORPUS = "prose"
+
+
+def write(base: Path, kind: str | None, folder: Path) -> Path:
+    """The file ``model.gguf`` of ``base`` in the block type ``kind``, all else float32; wholly float32 without one.
+
+    A variant's folder is a checkpoint, for ``ours``.
+    """
+    folder.mkdir()
+    model = load(base, "stored").cpu()
+    if kind is None:
+        gguf_file.save(model.float(), torch.float32, base, folder)
+    else:
+        gguf_types.alter(model, gguf_types.Settings(type=kind), None, 0)
+        save(model, torch.float32, base, folder)
+    return folder / gguf_file.FILE
+
+
+def reference(base: Path, windows: Tensor, folder: Path) -> Path:
+    """What the evaluation reads of the base about ``windows`` int [n, window]."""
+    folder.mkdir()
+    model = load(base)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    save_file({CORPUS: windows.int()}, folder / "windows.safetensors")
+    save_file({CORPUS: torch.bincount(windows.flatten(), minlength=vocabulary)}, folder / "counts.safetensors")
+    write_base_side(model, {CORPUS: windows.int()}, folder)
+    return folder
+
+
+def ours(checkpoint: Path, base: Path, of_base: Path, windows: Tensor) -> pd.DataFrame:
+    """``nll``, ``kl``, ``same_top1`` and more of every predicted token, as the evaluate step measures them."""
+    model, head = load(checkpoint), head_of(base)
+    return pd.concat(corpus_damage(model, of_base, CORPUS, head, windows_per_batch(windows.shape[1])))
+
+
+def log_probabilities(file: Path, windows: Tensor) -> Iterator[np.ndarray]:
+    """llama.cpp's ln p of each window int [n, window]: float64 [window - 1, vocabulary]."""
+    from llama_cpp import GGML_TYPE_F32, Llama
+
+    window = windows.shape[1]
+    model = Llama(
+        str(file), n_ctx=window, n_batch=window, n_ubatch=window, logits_all=True, verbose=False,
+        type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32, n_threads=torch.get_num_threads(), flash_attn=False,
+    )  # fmt: skip
+    for tokens in windows.tolist():
+        model.reset()
+        model.eval(tokens)
+        logits = torch.from_numpy(np.array(model.scores[: window - 1])).double()
+        yield logits.log_softmax(-1).numpy()
+    model.close()
+
+
+def theirs(file: Path, of_base: Path, windows: Tensor) -> pd.DataFrame:
+    """``nll``, ``base_nll``, ``kl``, ``same_top1`` of every predicted token by llama.cpp: ``file`` beside ``of_base``."""
+    tables = []
+    pairs = zip(windows, log_probabilities(of_base, windows), log_probabilities(file, windows), strict=True)
+    for tokens, p, q in pairs:
+        rows, targets = np.arange(len(p)), tokens[1:].numpy()
+        tables.append(
+            pd.DataFrame(
+                {
+                    "nll": -q[rows, targets],
+                    "base_nll": -p[rows, targets],
+                    "kl": (np.exp(p) * (p - q)).sum(1),
+                    "same_top1": p.argmax(1) == q.argmax(1),
+                }
+            )
+        )
+    return pd.concat(tables)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_cpp", description=__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--types", nargs="+", default=["q8_0", "q2_k"], choices=list(gguf_types.BITS))
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--windows", type=int, default=16)
+    chosen = parser.parse_args()
+    tokens = prose(chosen.base, "evaluation", chosen.windows, chosen.window)
+    print(f"{tokens.shape[0]} windows of {tokens.shape[1]} tokens of prose")
+    with tempfile.TemporaryDirectory() as scratch:
+        of_base = reference(chosen.base, tokens, Path(scratch, "reference"))
+        dense = write(chosen.base, None, Path(scratch, "base"))
+        for kind in chosen.types:
+            variant = write(chosen.base, kind, Path(scratch, kind))
+            sides = {
+                "ours": ours(variant.parent, chosen.base, of_base, tokens),
+                "llama.cpp": theirs(variant, dense, tokens),
+            }
+            for name, table in sides.items():
+                print(
+                    f"{kind:6} {name:10} perplexity {np.exp(table.nll.mean()):9.4f} (base "
+                    f"{np.exp(table.base_nll.mean()):8.4f})  KL mean {table.kl.mean():.5f} median {table.kl.median():.5f}"
+                    f"  same top-1 {100 * table.same_top1.mean():.2f} %",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
