@@ -82,7 +82,7 @@ def log_probabilities(file: Path, windows: Tensor) -> Iterator[np.ndarray]:
 
 
 def theirs(file: Path, of_base: Path, windows: Tensor) -> pd.DataFrame:
-    """``nll``, ``base_nll``, ``kl``, ``same_top1`` of every predicted token by llama.cpp: ``file`` beside ``of_base``."""
+    """llama.cpp's ``nll``, ``base_nll``, ``kl``, ``same_top1`` of each predicted token of ``file`` and ``of_base``."""
     tables = []
     pairs = zip(windows, log_probabilities(of_base, windows), log_probabilities(file, windows), strict=True)
     for tokens, p, q in pairs:
@@ -122,8 +122,8 @@ def main() -> None:
             for name, table in sides.items():
                 print(
                     f"{kind:6} {name:10} perplexity {np.exp(table.nll.mean()):9.4f} (base "
-                    f"{np.exp(table.base_nll.mean()):8.4f})  KL mean {table.kl.mean():.5f} median {table.kl.median():.5f}"
-                    f"  same top-1 {100 * table.same_top1.mean():.2f} %",
+                    f"{np.exp(table.base_nll.mean()):8.4f})  KL mean {table.kl.mean():.5f} median "
+                    f"{table.kl.median():.5f}  same top-1 {100 * table.same_top1.mean():.2f} %",
                     flush=True,
                 )
 

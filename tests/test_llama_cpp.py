@@ -12,7 +12,7 @@ from tests.test_compress_gguf import wide
 
 pytest.importorskip("llama_cpp", reason="the extra gguf (llama-cpp-python) is not installed")
 
-from benchmarks.llama_cpp import ours, reference, theirs, write  # noqa: E402 - where it is installed
+from benchmarks.llama_cpp import ours, reference, theirs, write
 
 __all__ = ["wide"]
 

@@ -70,11 +70,11 @@ class Input:
         if self.moment is not None:
             for strip in _strips(len(self.moment)):
                 self.moment[strip, strip.start :].addmm_(x[:, strip].T, x[:, strip.start :])
-        absolute = x.abs()
+        low, high = x.amin(0), x.amax(0)
         self.square += x.square().sum(0)
-        self.absolute += absolute.sum(0)
-        self.largest = torch.maximum(self.largest, absolute.amax(0))
-        self.low, self.high = min(self.low, x.min().item()), max(self.high, x.max().item())
+        self.absolute += x.abs().sum(0)
+        self.largest = torch.maximum(self.largest, torch.maximum(-low, high))
+        self.low, self.high = min(self.low, low.min().item()), max(self.high, high.max().item())
         self.tokens += len(x)
 
     def second_moment(self) -> Tensor:
@@ -211,8 +211,8 @@ def observe(
     outputs = dict.fromkeys(linears, (0.0, 0.0))
 
     def widen(name: str, y: Tensor) -> None:
-        low, high = outputs[name]
-        outputs[name] = min(low, y.min().item()), max(high, y.max().item())
+        (low, high), (least, greatest) = outputs[name], y.aminmax()
+        outputs[name] = min(low, least.item()), max(high, greatest.item())
 
     hooks = [
         linears[first].register_forward_pre_hook(lambda _, x, found=found: found.see(x[0]))

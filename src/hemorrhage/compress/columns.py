@@ -118,7 +118,8 @@ def stacked(batch: list[Layers]) -> Tensor:
     columns, rows = len(batch[0].order), sum(batch[0].heights)
     W = torch.empty(len(batch), columns, rows)
     for out, layers in zip(W, batch, strict=True):
-        out.copy_(torch.cat(layers.weights).T)
+        for part, weight in zip(out.split(layers.heights, dim=1), layers.weights, strict=True):
+            part.copy_(weight.T)
         out[layers.dead] = 0
     return W
 

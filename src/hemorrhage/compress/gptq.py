@@ -148,7 +148,7 @@ def _parts(
     return [
         Quantized(c.contiguous(), s.contiguous(), None if settings.symmetric else z.contiguous())
         for c, s, z in zip(
-            codes.T.contiguous().to(whole).split(layers.heights),
+            codes.to(whole).T.contiguous().split(layers.heights),
             scale.to(dtype).split(layers.heights),
             zero.to(whole).split(layers.heights),
             strict=True,
