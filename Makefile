@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PROFILE ?= quick
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup report params test check unit end-to-end lock clean
+.PHONY: help setup gguf report params test check unit end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
 	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
+	@echo "make gguf            the extra gguf: llama.cpp, to compare with"
 	@echo "make lock            compile pyproject.toml into requirements.txt"
 
 setup: $(READY)
@@ -28,6 +29,10 @@ $(READY):
 	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	test -d .dvc || $(VENV)/bin/dvc init --quiet
 	rm -f $(VENV)/ready-* && touch $@
+
+# By pip: uv is told to leave llama.cpp out. It is compiled here, which takes ten minutes on two cores.
+gguf: $(READY)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llama-cpp-python==0.3.36
 
 report: $(READY)
 	snakemake
