@@ -34,6 +34,7 @@ DIAGNOSED = 4
 """Windows that the diagnostics read."""
 PARAMETERS = 134_515_008
 IN_LINEARS = 106_168_320
+BUDGET = {"kl": 0.1, "flips": 0.4, "task_loss": 0.3, "perplexity": 1.1}
 ENVIRONMENT = {
     "id": "0a1b2c3d",
     "python": "3.11.2",
@@ -240,7 +241,9 @@ def _checkpoint(folder: Path, point: Point) -> Path:
         "label": point.label,
         "axis": point.axis,
         "severity": point.severity,
-        "disk_bytes": int(stored / 8) + 30_000,
+        "disk_bytes": PARAMETERS * 2 + 30_400 if point.family == "prune" else int(stored / 8) + 30_000,
+        "mask_bits": 1.0 if point.family == "prune" else None,
+        "theoretical": "masks: no engine today stores or computes less for zeros" if point.family == "prune" else "",
         "effective_bits": stored / point.parameters,
         "size_ratio": stored / (PARAMETERS * 16),
         "parameters": point.parameters,
@@ -542,7 +545,7 @@ def main() -> None:
     write(folder)
     kinds = ("evaluations", "harness", "programs", "decodes", "checkpoints", "base")
     given = " ".join(f"--{kind} {folder}/{kind}/*/*" for kind in kinds)
-    spec = json.dumps({"resamples": 1000, "confidence": 0.95, "seed": 0})
+    spec = json.dumps({"resamples": 1000, "confidence": 0.95, "seed": 0, "budget": BUDGET})
     print(f"python -m hemorrhage.analyze {folder}/reports {given} --spec '{spec}' --address 0123456789ab")
 
 

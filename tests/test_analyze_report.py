@@ -16,17 +16,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze import decoding, figures, inputs, report, rows, tables
+from hemorrhage.analyze import decoding, inputs, report, rows, tables
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.spec import Spec
 from tests import screenshot, synthetic
 
-SPEC = Spec(resamples=200, confidence=0.95, seed=0)
+SPEC = Spec(resamples=200, confidence=0.95, seed=0, budget=synthetic.BUDGET)
 TAG = "w64-s64-b0-jnn-n1008-f32"
 KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
 FILES = {
     "flags.json",
+    "recommendation.json",
     "hemorrhage.parquet",
     "metrics.json",
     "thresholds.json",
@@ -190,23 +191,14 @@ def test_spread_of_equally_good_strategies_stays_below_chance() -> None:
     assert np.mean(below) >= 0.88
 
 
-def test_the_front_is_what_nothing_beats() -> None:
-    rng = np.random.default_rng(0)
-    points = [tuple(point) for point in rng.random((60, 2)).round(2).tolist()]
-    chosen = [points[index] for index in figures.front(points)]
-    assert chosen == sorted(chosen)
-    for point in points:
-        beaten = any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
-        assert beaten != (point in chosen)
-
-
 def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, reports: Path) -> None:
     from plotly import graph_objects
 
     thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
     numbers = tables.Numbers(table)
     corpora = ["prose", "code"]
-    drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora)
+    recommended = json.loads((reports / "recommendation.json").read_text())
+    drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora, recommended)
     assert len(drawn) == 2 * (4 * 4 + 1) + 7
     maps = report._maps(found, table, numbers, corpora)
     assert set(maps) == {"layers", "tasks", *(f"buckets|{kind}|{name}" for kind in report.BUCKETS for name in corpora)}
@@ -255,7 +247,8 @@ def test_a_wrong_spec_is_named() -> None:
 
 def test_command_line(outputs: dict[str, Any], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hemorrhage.analyze", str(tmp_path / "reports"), "--address", "abc"]
-    command += ["--base", str(outputs["base"]), "--spec", '{"resamples": 100, "confidence": 0.9, "seed": 0}']
+    spec = {"resamples": 100, "confidence": 0.9, "seed": 0, "budget": {}}
+    command += ["--base", str(outputs["base"]), "--spec", json.dumps(spec)]
     for kind in KINDS:
         chosen = [path for path in outputs[kind] if path.parent.name in ("base", "gptq-4", "gptq-3")]
         command += [f"--{kind}", *map(str, chosen)]

@@ -180,12 +180,26 @@ class Decode(Section):
     seed: Seed
 
 
+class Budget(Section):
+    """The most damage that a variant may do and still be shipped; what is left out is not asked for.
+
+    ``kl`` in nats per token, ``flips`` as a share of answers, ``task_loss`` as a share of accuracy, ``perplexity`` as a
+    ratio to the base's.
+    """
+
+    kl: Annotated[float, Field(gt=0)] | None = None
+    flips: Annotated[float, Field(gt=0, lt=1)] | None = None
+    task_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
+    perplexity: Annotated[float, Field(gt=1)] | None = None
+
+
 class Analyze(Section):
-    """Resampling of the intervals."""
+    """Resampling of the intervals, and what is judged by them."""
 
     resamples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
     seed: Seed
+    budget: Budget
 
 
 class Params(Section):

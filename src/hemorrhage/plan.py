@@ -32,6 +32,7 @@ REPORT_FILES = (
     "metrics.json",
     "thresholds.json",
     "flags.json",
+    "recommendation.json",
     "curves.csv",
     "decoding.csv",
     "index.html",

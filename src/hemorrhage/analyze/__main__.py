@@ -3,7 +3,7 @@
     python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --harness DIR...
         --programs DIR... --decodes DIR... --spec JSON --address A
 
-``spec``: ``{"resamples": int, "confidence": float, "seed": int}``. Every file of OUT
+``spec``: ``{"resamples": int, "confidence": float, "seed": int, "budget": {limit: float}}``. Every file of OUT
 appears whole; ``provenance.json``, which says at which address the report was made, is removed first and
 written last.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import flags, inputs, report, rows, tables
+from hemorrhage.analyze import flags, inputs, report, rows, shipping, tables
 from hemorrhage.analyze.curves import find_thresholds
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.artifact import environment
@@ -35,11 +35,15 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     corpora = list(results.blocks)
     made_from = provenance(found, results, spec, address)
     flagged = flags.find(found, results.rows, corpora)
-    page = report.render(found, results, thresholds, flagged, spec, made_from)
+    verdicts = shipping.verdicts(found, results.rows, spec)
+    recommended = shipping.recommend(verdicts, results, found, spec)
+    page = report.render(found, results, thresholds, flagged, verdicts, recommended, spec, made_from)
 
     out.mkdir(parents=True, exist_ok=True)
     (out / PROVENANCE).unlink(missing_ok=True)
+    results.rows.attrs["confidence"] = spec.confidence  # goes into the file, for whoever reads it alone
     save(out / "hemorrhage.parquet", lambda path: results.rows.to_parquet(path, index=False))
+    save(out / "recommendation.json", _json(recommended))
     save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
     save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites)))
     save(out / "flags.json", _json(flags.as_json(flagged)))

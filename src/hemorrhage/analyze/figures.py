@@ -459,28 +459,22 @@ def _layout(x_axis: Figure, y_axis: Figure) -> Figure:
     }
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in both coordinates (smaller is better), by the first one."""
-    order = sorted(range(len(points)), key=lambda index: points[index])
-    best, found = math.inf, []
-    for index in order:
-        if points[index][1] < best:
-            best = points[index][1]
-            found.append(index)
-    return found
+def tradeoff(
+    inputs: Inputs, numbers: Numbers, corpus: str, entries: Sequence[dict[str, Any]], names: dict[str, str]
+) -> Figure:
+    """KL against size for all variants, the Pareto front drawn.
 
-
-def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, names: dict[str, str]) -> Figure:
-    """KL against size for all variants, the Pareto front drawn; ``names``: family -> what people call it."""
-    measured = []
-    for variant in inputs.variants.values():
-        kl, size = numbers.get(variant.name, "kl_mean", corpus), numbers.get(variant.name, "size_ratio")
-        if variant.name != BASE and kl and size:
-            measured.append((variant, 100 * size.value, kl))
-    places = [(size, place("kl", kl.value)) for _, size, kl in measured]
-    best = front([*places, (100.0, 0.0)])
-    best = [index for index in best if index < len(places)]
-    edge = [places[index] for index in best]
+    ``entries``: of recommendation.json's ``front``; ``names``: family -> what people call it. What no engine can use is
+    open and stands at the size that it would have; it is not on the front.
+    """
+    points = []
+    for entry in entries:
+        found = numbers.get(entry["variant"], "kl_mean", corpus)
+        if found:
+            size = min(entry["size"], entry["counted_size"]) if entry["no_engine_because"] else entry["size"]
+            points.append((entry, 100 * size, found))
+    edge = [(100 * entry["size"], place("kl", found.value)) for entry, _, found in points if entry["on_front"]]
+    edge.append((100.0, 0.0))
     traces: list[Figure] = [
         {
             "type": "scatter",
@@ -492,47 +486,50 @@ def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, names: dict[str, str
             "hoverinfo": "skip",
         }
     ]
-    families = list(dict.fromkeys(variant.family for variant, _, _ in measured))
+    families = list(dict.fromkeys(entry["family"] for entry, _, _ in points))
     for family in sorted(families, key=_family_order):
-        chosen = [index for index, point in enumerate(measured) if point[0].family == family]
-        colour = f"@series-{_family_order(family)}"
+        chosen = [point for point in points if point[0]["family"] == family]
+        colour, symbol = f"@series-{_family_order(family)}", SYMBOLS[_family_order(family) % len(SYMBOLS)]
         traces.append(
             {
                 "type": "scatter",
-                "x": [places[index][0] for index in chosen],
-                "y": [places[index][1] for index in chosen],
+                "x": [x for _, x, _ in chosen],
+                "y": [place("kl", found.value) for _, _, found in chosen],
                 "mode": "markers",
                 "name": names.get(family, family),
                 "marker": {
                     "color": colour,
-                    "size": [11 if index in best else 8 for index in chosen],
+                    "size": [11 if entry["on_front"] else 8 for entry, _, _ in chosen],
                     "opacity": 1,
-                    "symbol": SYMBOLS[_family_order(family) % len(SYMBOLS)],
+                    "symbol": [f"{symbol}-open" if entry["no_engine_because"] else symbol for entry, _, _ in chosen],
                     "line": {
-                        "color": ["@ink" if index in best else colour for index in chosen],
+                        "color": ["@ink" if entry["on_front"] else colour for entry, _, _ in chosen],
                         "width": 1.5,
                     },
                 },
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [place("kl", measured[index][2].high) - places[index][1] for index in chosen],
-                    "arrayminus": [places[index][1] - place("kl", measured[index][2].low) for index in chosen],
+                    "array": [place("kl", found.high) - place("kl", found.value) for _, _, found in chosen],
+                    "arrayminus": [place("kl", found.value) - place("kl", found.low) for _, _, found in chosen],
                     "color": colour,
                     "thickness": 1.2,
                     "width": 0,
                 },
-                "text": [_hover(measured[index][0], "kl", measured[index][2]) for index in chosen],
+                "text": [
+                    f"{_hover(inputs.variants[entry['variant']], 'kl', found)}<br>{_on_disk(entry)}"
+                    for entry, _, found in chosen
+                ],
                 "hovertemplate": "%{text}<extra></extra>",
             }
         )
     traces.append(
         {
             "type": "scatter",
-            "x": [x for x, _ in edge],
-            "y": [y for _, y in edge],
+            "x": [100 * entry["size"] for entry, _, _ in points if entry["on_front"]],
+            "y": [place("kl", found.value) for entry, _, found in points if entry["on_front"]],
             "mode": "text",
-            "text": [f"{measured[index][0].name}\u00a0\u00a0\u00a0" for index in best],
+            "text": [f"{entry['variant']}\u00a0\u00a0\u00a0" for entry, _, _ in points if entry["on_front"]],
             "textposition": "bottom left",
             "textfont": {"size": 11, "color": "@muted"},
             "hoverinfo": "skip",
@@ -540,10 +537,19 @@ def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, names: dict[str, str
             "meta": "wide",
         }
     )
-    x_axis = {"title": {"text": "stored size (% of the base's bits)"}, "zeroline": False}
-    layout = _layout(x_axis, _value_axis("kl", [y for _, y in places] or [0.0, 1.0], ticks=12))
+    x_axis = {"title": {"text": "bytes on disk (% of the base's)"}, "zeroline": False}
+    heights = [place("kl", found.value) for _, _, found in points] or [0.0, 1.0]
+    layout = _layout(x_axis, _value_axis("kl", heights, ticks=12))
     layout["yaxis"]["range"][0] -= 0.25
     return {"data": traces, "layout": layout}
+
+
+def _on_disk(entry: dict[str, Any]) -> str:
+    often = f"on the front in {100 * entry['probability']:.0f}\u00a0% of the resamples"
+    size = f"{100 * entry['size']:.1f}\u00a0% on disk, {often}"
+    if not entry["no_engine_because"]:
+        return size
+    return f"{size}<br>in theory {100 * entry['counted_size']:.1f}\u00a0%: {entry['no_engine_because']}"
 
 
 def _family_order(family: str) -> int:

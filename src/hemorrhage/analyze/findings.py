@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNRESOLVED, Check
 from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, failure
 from hemorrhage.analyze.decoding import ALL_STRATEGIES
 from hemorrhage.analyze.figures import factor
-from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.language import ROUNDING
+from hemorrhage.analyze.shipping import Judged, nearest, pick, theoretical, undecided
 from hemorrhage.analyze.tables import Estimate, Numbers
 from hemorrhage.analyze.tasks import ALL_HARNESS_TASKS, ALL_PROGRAMS, ALL_TASKS, Suite
-
-RATIO_BUDGET = 1.1
-KL_BUDGET = 0.1
-"""A variant is inside the budget when the upper ends of the intervals of its perplexity, over the base's, and
-of its mean KL (nats per token) stay below these on every corpus."""
 
 FAMILY_NAMES = {
     "quantize": "Quantized weights",
@@ -41,37 +38,6 @@ def family_name(family: str) -> str:
     return FAMILY_NAMES.get(family, family.capitalize() or "Other")
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A variant's damage on its worst corpus, and whether it stays inside the budget on all of them."""
-
-    variant: Variant
-    corpus: str
-    ratio: Estimate
-    kl: Estimate
-    size: float
-    inside: bool
-
-
-def damages(inputs: Inputs, numbers: Numbers, corpora: Sequence[str]) -> list[Damage]:
-    """Damage of every measured variant but the base, mildest first."""
-    found = []
-    for variant in inputs.variants.values():
-        ratios = {corpus: numbers.get(variant.name, "ln_perplexity_ratio", corpus) for corpus in corpora}
-        kls = {corpus: numbers.get(variant.name, "kl_mean", corpus) for corpus in corpora}
-        size = numbers.get(variant.name, "size_ratio")
-        if variant.name == BASE or size is None or None in ratios.values() or None in kls.values():
-            continue
-        known = {corpus: ratio for corpus, ratio in ratios.items() if ratio}
-        known_kls = {corpus: kl for corpus, kl in kls.items() if kl}
-        worst = max(known, key=lambda corpus: known[corpus].value)
-        inside = all(ratio.high < math.log(RATIO_BUDGET) for ratio in known.values()) and all(
-            kl.high < KL_BUDGET for kl in known_kls.values()
-        )
-        found.append(Damage(variant, worst, known[worst], known_kls[worst], size.value, inside))
-    return sorted(found, key=lambda damage: damage.ratio.value)
-
-
 def families(inputs: Inputs) -> list[str]:
     """Families in the report's order, those it does not know last."""
     present = dict.fromkeys(variant.family for variant in inputs.variants.values() if variant.name != BASE)
@@ -79,40 +45,130 @@ def families(inputs: Inputs) -> list[str]:
     return known + [family for family in present if family not in FAMILY_NAMES]
 
 
-def furthest(family: str, found: Sequence[Damage], percent: float) -> dict[str, str]:
-    """How far a family goes inside the budget: a headline, and the numbers behind it."""
-    members = [damage for damage in found if damage.variant.family == family]
-    if not members:
-        return {"headline": "nothing measured", "detail": "No variant of this family could be measured."}
-    inside = [damage for damage in members if damage.inside]
-    if not inside:
-        mildest = members[0]
-        detail = f"The mildest is {mildest.variant.name}, with {_numbers(mildest, percent)}."
-        return {"headline": "none inside the budget", "detail": detail}
-    if all(damage.size >= 1 for damage in members):
-        names = ", ".join(damage.variant.name for damage in inside)
-        outside = [f"{item.variant.name} {factor(item.ratio.value)}" for item in members if not item.inside]
-        rest = f" Outside: {', '.join(outside)}." if outside else ""
-        return {"headline": names, "detail": f"At most {_numbers(inside[-1], percent)}.{rest}"}
-    chosen = min(inside, key=lambda damage: damage.size)
-    bits = chosen.variant.manifest["effective_bits"]
-    size = f"{100 * chosen.size:.0f}\u00a0% of the base's size, {bits:.1f} effective bits per parameter"
-    detail = f"{size}; {_numbers(chosen, percent)}. {len(inside)} of {len(members)} variants are inside."
-    return {"headline": chosen.variant.name, "detail": detail}
+def advice(candidates: Sequence[Judged]) -> dict[str, Any]:
+    """What to ship of some variants: a headline, the numbers behind it, and what stands beside it."""
+    if not candidates:
+        return {"headline": "nothing measured", "details": ["No variant could be measured."]}
+    picked = pick(candidates)
+    if picked is not None:
+        details = [f"{stored(picked)} {_binding(picked)}", f"Loads in {picked.size.engine}."]
+    else:
+        details = [_none(candidates)]
+    beside, maybe = theoretical(candidates, picked), undecided(candidates, picked)
+    if beside is not None:
+        counted = f"{100 * beside.size.smallest:.0f}\u00a0%"
+        details.append(
+            f"{beside.variant.name} is inside too and would be {counted}, but in theory only: {beside.size.hindrance}."
+        )
+    if maybe is not None:
+        open_one = _worst(maybe.failing)
+        details.append(f"{maybe.variant.name} ({100 * maybe.size.share:.0f}\u00a0%) may be inside: {open_one}.")
+    inside = [one for one in candidates if one.inside]
+    details.append(f"{len(inside)} of {len(candidates)} variants are inside.")
+    same = [one.variant.name for one in inside if one.size.share >= 1]
+    if picked is None and same:
+        details.append(f"Inside, but no smaller on disk: {', '.join(same)}.")
+    return {"headline": picked.variant.name if picked else "nothing", "details": details}
 
 
-def smallest(found: Sequence[Damage]) -> Damage | None:
-    """The smallest variant inside the budget that is smaller than the base, of all families."""
-    inside = [damage for damage in found if damage.inside and damage.size < 1]
-    return min(inside, key=lambda damage: damage.size) if inside else None
+def stored(one: Judged) -> str:
+    """The size of a variant as a sentence."""
+    bits = one.variant.manifest["effective_bits"]
+    share = f"{100 * one.size.share:.0f}\u00a0% of the base's bytes on disk"
+    return f"{share} ({one.size.bytes / 1e6:.1f}\u00a0MB, {bits:.1f} bits per parameter)."
 
 
-def _numbers(damage: Damage, percent: float) -> str:
-    value, low, high = (factor(number) for number in damage.ratio[:3])
-    return (
-        f"{value} the base's perplexity ({percent:g}\u00a0% interval {low} to {high}) "
-        f"and a KL of {damage.kl.value:.2g} nats per token on {damage.corpus}"
-    )
+def _binding(one: Judged) -> str:
+    bound = one.binding
+    return f"Nearest its limit: {said(bound)}." if bound else ""
+
+
+def _none(candidates: Sequence[Judged]) -> str:
+    close = nearest([one for one in candidates if one.size.share < 1] or candidates)
+    if close is None:
+        return "Nothing was measured that the budget limits."
+    if close.inside:
+        return f"{close.variant.name} is inside, but not smaller on disk."
+    return f"{close.variant.name} comes nearest: {_worst(close.failing)}."
+
+
+def _worst(failing: Sequence[Check]) -> str:
+    """The check that is furthest beyond its limit, and how many others do not hold."""
+    worst = max(failing, key=lambda check: check.used)
+    others = len(failing) - 1
+    return said(worst) + (f"; {others} other {'check' if others == 1 else 'checks'} not held" if others else "")
+
+
+def said(check: Check) -> str:
+    """A check in words: ``KL on code 0.021 (0.018 to 0.024), bound 0.026, limit 0.1``."""
+    name = {"kl": "KL", "flips": "flips", "task_loss": "accuracy lost", "perplexity": "perplexity"}[check.kind]
+    if check.estimate is None:
+        return f"{name}: {check.answer} ({check.reason})"
+    numbers = f"{amount(check.kind, check.estimate)}"
+    if check.low is not None and check.high is not None and check.bound is not None:
+        numbers += f" ({amount(check.kind, check.low)} to {amount(check.kind, check.high)})"
+        if check.bound > check.high:
+            numbers += f", upper bound {amount(check.kind, check.bound)}"
+    why = f", {check.answer}: {check.reason}" if check.reason else ""
+    return f"{name} on {check.dataset} {numbers}, limit {amount(check.kind, check.limit)}{why}"
+
+
+def amount(kind: str, value: float) -> str:
+    """A number of a check with its unit."""
+    if kind == "perplexity":
+        return factor(math.log(value))
+    if kind == "kl":
+        return f"{value:.2g}"
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def verdict_rows(found: Sequence[Judged], budget: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row per variant, smallest first: its size, the check of each limit that is nearest or furthest beyond it."""
+    rows = []
+    for one in sorted(found, key=lambda one: one.size.share):
+        cells = []
+        for kind in budget:
+            mine = [check for check in one.checks if check.kind == kind]
+            cells.append(_verdict_cell(max(mine, key=lambda check: check.used)) if mine else None)
+        failing = sorted({check.kind for check in one.failing}, key=list(KINDS).index)
+        open_ones = {check.answer for check in one.failing} <= {UNRESOLVED}
+        rows.append(
+            {
+                "name": one.variant.name,
+                "family": family_name(one.variant.family),
+                "size": f"{100 * one.size.share:.1f}",
+                "counted": f"{100 * one.size.counted:.1f}" if one.size.hindrance else "",
+                "engine": (one.size.hindrance and f"theoretical: {one.size.hindrance}") or one.size.engine,
+                "cells": cells,
+                "answer": INSIDE if one.inside else UNRESOLVED if open_ones else OUTSIDE,
+                "why": one.binding.kind if one.inside and one.binding else ", ".join(failing),
+            }
+        )
+    return rows
+
+
+def _verdict_cell(check: Check) -> dict[str, Any]:
+    if check.estimate is None or check.bound is None:
+        return {"text": "–", "note": check.reason, "sort": "", "answer": check.answer}
+    note = f"{amount(check.kind, check.low or 0.0)} to {amount(check.kind, check.high or 0.0)}"
+    needed = f"; {check.reason}" if check.answer == UNRESOLVED else ""
+    return {
+        "text": amount(check.kind, check.estimate),
+        "note": f"{note}, bound {amount(check.kind, check.bound)}, {check.dataset}{needed}",
+        "sort": check.estimate,
+        "answer": check.answer,
+    }
+
+
+def budget_words(budget: Mapping[str, float]) -> str:
+    """The budget as people read it."""
+    words = {
+        "kl": lambda limit: f"{limit:g} nats of KL per token",
+        "flips": lambda limit: f"{100 * limit:g}\u00a0% of answers flipped",
+        "task_loss": lambda limit: f"{100 * limit:g} points of accuracy lost",
+        "perplexity": lambda limit: f"{limit:g} times the base's perplexity",
+    }
+    return ", ".join(words[kind](budget[kind]) for kind in words if kind in budget)
 
 
 def where(entry: dict[str, Any], kind: str) -> str:

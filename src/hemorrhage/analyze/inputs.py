@@ -53,7 +53,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given."""
+    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; ``configs`` are
+    their checkpoints' config.json."""
 
     base: dict[str, Any]
     variants: dict[str, Variant]
@@ -62,6 +63,7 @@ class Inputs:
     harness: dict[str, Output]
     programs: dict[str, Output]
     directories: dict[str, list[str]]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
 
 EVALUATION = ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet")
@@ -99,6 +101,7 @@ def read(
             "harness": [_identity(path) for path in harness],
             "programs": [_identity(path) for path in programs],
         },
+        configs=_configs(checkpoints),
     )
     for kind in (found.evaluations, found.decodes, found.harness, found.programs):
         for name in kind:
@@ -139,6 +142,11 @@ def _outputs(directories: Sequence[Path], files: Sequence[str]) -> dict[str, Out
             json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else None,
         )
     return found
+
+
+def _configs(checkpoints: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    files = {read_manifest(path)["variant"]: path / "config.json" for path in checkpoints}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
 def _variant(name: str, manifest: dict[str, Any]) -> Variant:

@@ -68,9 +68,11 @@ class Noise:
 @dataclass
 class Texts:
     """What the language rows leave for others: ``replicates``: (variant, corpus) -> log-perplexity ratio in each
-    resample, float64 ``[resamples]``; ``blocks``: corpus -> number of windows; ``noise``: corpus -> the A/A run."""
+    resample, float64 ``[resamples]``, and ``divergences`` the same of the mean KL; ``blocks``: corpus -> number of
+    windows; ``noise``: corpus -> the A/A run."""
 
     replicates: dict[tuple[str, str], Floats] = field(default_factory=dict)
+    divergences: dict[tuple[str, str], Floats] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     noise: dict[str, Noise] = field(default_factory=dict)
 
@@ -93,6 +95,7 @@ def language(variant: Variant, output: Output, spec: Spec, texts: Texts) -> Iter
         if variant.name == BASE:
             texts.noise[corpus] = damage.noise()
         texts.replicates[variant.name, corpus] = damage.ratios
+        texts.divergences[variant.name, corpus] = damage.divergences
         texts.blocks[corpus] = damage.windows
         found = damage.metrics()
         if variant.name != BASE:
@@ -123,6 +126,7 @@ class Damage:
         self.counts = bootstrap.draws(corpus, self.windows, spec.resamples, spec.seed)
         self.nll, self.base_nll, self.kl = (self._column(name) for name in ("nll", "base_nll", "kl"))
         self.ratios = self._again(self.nll - self.base_nll)
+        self.divergences = self._again(self.kl)
 
     def noise(self) -> Noise:
         """This evaluation taken as the A/A run."""

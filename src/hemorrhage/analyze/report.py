@@ -14,11 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hemorrhage.analyze import figures, findings
+from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves import AXES, failure, sweeps
 from hemorrhage.analyze.flags import Flag
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.inside import INSIDE
 from hemorrhage.analyze.rows import Results
+from hemorrhage.analyze.shipping import Judged
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Estimate, Numbers
 from hemorrhage.analyze.tasks import ALL_TASKS
@@ -63,6 +65,8 @@ def render(
     results: Results,
     thresholds: Sequence[dict[str, Any]],
     flags: Sequence[Flag],
+    verdicts: Sequence[Judged],
+    recommended: dict[str, Any],
     spec: Spec,
     provenance: dict[str, Any],
 ) -> str:
@@ -78,12 +82,11 @@ def render(
     numbers = Numbers(results.rows)
     corpora = list(results.blocks)
     curves = sweeps(inputs)
-    found = findings.damages(inputs, numbers, corpora)
     families = [
         {
             "key": family,
             "name": findings.family_name(family),
-            **findings.furthest(family, found, 100 * spec.confidence),
+            **findings.advice([one for one in verdicts if one.variant.family == family]),
             "doubling": findings.doubling(
                 thresholds,
                 [curve for curve in curves if curve.family == family],
@@ -104,11 +107,13 @@ def render(
         failed=failed,
         families=families,
         charts=charts,
-        smallest=findings.smallest(found),
+        ship=findings.advice(verdicts),
+        verdicts=findings.verdict_rows(verdicts, spec.budget),
+        limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
+        budget=findings.budget_words(spec.budget),
+        fronts={corpus: _front_rows(entries) for corpus, entries in recommended["front"].items()},
         corpora=corpora,
         blocks=results.blocks,
-        ratio_budget=f"{100 * (findings.RATIO_BUDGET - 1):.0f}",
-        kl_budget=findings.KL_BUDGET,
         confidence=f"{100 * spec.confidence:g}",
         spec=spec,
         thresholds={corpus: _threshold_rows(thresholds, corpus) for corpus in corpora},
@@ -128,7 +133,7 @@ def render(
         protocols=_protocols(results.rows),
         provenance=provenance,
         palettes=PALETTES,
-        figures={**_figures(inputs, numbers, thresholds, charts, corpora), **maps},
+        figures={**_figures(inputs, numbers, thresholds, charts, corpora, recommended), **maps},
         scales=_scales(numbers),
         corpus_options=[(corpus, corpus) for corpus in corpora],
         decoding=bool(numbers.decoded()),
@@ -211,6 +216,7 @@ def _figures(
     thresholds: Sequence[dict[str, Any]],
     charts: Sequence[dict[str, Any]],
     corpora: list[str],
+    recommended: dict[str, Any],
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for corpus in corpora:
@@ -219,11 +225,31 @@ def _figures(
                 found[f"{chart['key']}|{scale}|{corpus}"] = figures.damage(
                     inputs, numbers, chart["curves"], thresholds, scale, corpus
                 )
-        found[f"tradeoff|{corpus}"] = figures.tradeoff(inputs, numbers, corpus, findings.FAMILY_NAMES)
+        found[f"tradeoff|{corpus}"] = figures.tradeoff(
+            inputs, numbers, corpus, recommended["front"].get(corpus, []), findings.FAMILY_NAMES
+        )
     for metric in figures.DECODING:
         if numbers.strategies(metric):
             found[f"decoding|{metric}"] = figures.decoding(numbers, metric)
     return found
+
+
+def _front_rows(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of the front: what is on it in at least one of twenty resamples."""
+    return [
+        {
+            **entry,
+            "family": findings.family_name(entry["family"]),
+            "size": f"{100 * entry['size']:.1f}",
+            "megabytes": f"{entry['bytes'] / 1e6:.1f}",
+            "kl": f"{entry['kl']:.2g}",
+            "interval": "" if entry["low"] is None else f"{entry['low']:.2g} to {entry['high']:.2g}",
+            "often": f"{100 * entry['probability']:.0f}",
+            "probability": entry["probability"],
+        }
+        for entry in entries
+        if entry["probability"] >= 0.05 and entry["size"] < 1
+    ]
 
 
 def _maps(inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: list[str]) -> dict[str, Any]:

@@ -27,12 +27,14 @@ SIZE_METRICS = ("disk_bytes", "effective_bits", "layer_bits", "size_ratio", "par
 @dataclass(frozen=True)
 class Results:
     """``rows`` as in the schema; ``replicates``: (variant, corpus) -> log-perplexity ratio in each resample,
-    float64 ``[resamples]``; ``blocks``: corpus -> number of windows; ``suites``: the tasks, by who asked them."""
+    float64 ``[resamples]``, and ``divergences`` the same of the mean KL; ``blocks``: corpus -> number of windows;
+    ``suites``: the tasks, by who asked them."""
 
     rows: pd.DataFrame
     replicates: dict[tuple[str, str], Floats] = field(repr=False)
     blocks: dict[str, int]
     suites: list[Suite] = field(repr=False)
+    divergences: dict[tuple[str, str], Floats] = field(repr=False)
 
 
 def build(inputs: Inputs, spec: Spec) -> Results:
@@ -55,7 +57,7 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     table = pd.DataFrame(rows, columns=list(ROWS.columns))
     table["seed"] = table["seed"].astype("Int64")
     table["q"] = controlled(table)
-    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered)
+    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences)
 
 
 def controlled(rows: pd.DataFrame) -> pd.Series:

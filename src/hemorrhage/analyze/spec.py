@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from hemorrhage.analyze.budget import KINDS
 
 
 @dataclass(frozen=True)
 class Spec:
-    """``resamples`` of every bootstrap, ``confidence`` of every interval, ``seed`` of both."""
+    """``resamples`` of every bootstrap, ``confidence`` of every interval, ``seed`` of both; ``budget``: key of
+    :data:`hemorrhage.analyze.budget.KINDS` -> the most damage that is tolerable."""
 
     resamples: int
     confidence: float
     seed: int
+    budget: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Spec:
         """The spec of a JSON string. Raises ValueError that names what is wrong."""
         content = json.loads(text)
-        allowed = {"resamples": int, "confidence": float, "seed": int}
+        allowed = {"resamples": int, "confidence": float, "seed": int, "budget": dict}
         for key in content:
             if key not in allowed:
                 raise ValueError(f"--spec: {key} is unknown; allowed: {', '.join(allowed)}")
@@ -27,4 +31,8 @@ class Spec:
                 raise ValueError(f"--spec: {key} must be a number of type {allowed[key].__name__}")
         if content["resamples"] < 1 or not 0 < content["confidence"] < 1:
             raise ValueError("--spec: resamples must be at least 1, confidence between 0 and 1")
-        return cls(**content)
+        budget = content.get("budget") or {}
+        for key in budget:
+            if key not in KINDS:
+                raise ValueError(f"--spec: budget.{key} is unknown; allowed: {', '.join(KINDS)}")
+        return cls(**{**content, "budget": {key: limit for key, limit in budget.items() if limit is not None}})

@@ -23,6 +23,10 @@ METRICS = ("accuracy", "accuracy_change", "flips", "changed_answers")
 """Per task: share right, its change against the base, share of items that went from right to wrong or back,
 share of items with another answer."""
 
+MEANS = ("mean_accuracy", "mean_accuracy_change", "mean_flips", "task_loss")
+"""Over a suite's tasks; ``task_loss`` is the change with the other sign and a score interval, which says how much a
+loss of nothing can hide, where resampling finds no spread at all."""
+
 ALL_TASKS = "all tasks"
 ALL_HARNESS_TASKS = "all lm-eval tasks"
 ALL_PROGRAMS = "all code tasks"
@@ -166,11 +170,12 @@ def _means(variant: Variant, suite: Suite, output: Output, spec: Spec) -> Iterat
     if output.failure is None:
         reason = {"status": "undefined", "reason": "the base is at chance on every task"}
     if output.failure is not None or not facts:
-        for metric in ("mean_accuracy", "mean_accuracy_change"):
+        for metric in MEANS:
             yield row(variant, metric, **reason, **about)
         return
     items = output.tables["items.parquet"]
-    for metric, fields in _mean_accuracy(items[items["task"].isin(facts)], spec).items():
+    items = items[items["task"].isin(facts)]
+    for metric, fields in {**_mean_accuracy(items, spec), **mean_shares(items, spec)}.items():
         if variant.name == BASE:
             fields = {key: value for key, value in fields.items() if key != "p"}
         yield row(variant, metric, **fields, **about)
@@ -245,4 +250,31 @@ def _mean_accuracy(items: pd.DataFrame, spec: Spec) -> Answered:
             "p": significance.sign_flip(np.concatenate(net), spec.seed),
             **common,
         },
+    }
+
+
+def mean_shares(items: pd.DataFrame, spec: Spec) -> Answered:
+    """Flips and accuracy lost, averaged over tasks: Wilson's and Newcombe's intervals.
+
+    A mean of T shares over n_t independent items each varies like one share over T^2 / sum(1/n_t) items, or less: what
+    tasks differ in is no chance. ``n`` is the number of items.
+    """
+    shares, tables, sizes = [], [], []
+    for _, part in items.groupby("task", sort=True):
+        now, before = part["correct"].to_numpy(bool), part["base_correct"].to_numpy(bool)
+        flipped, change = (now != before).astype(float), before.astype(float) - now
+        lost, won = (change > 0).mean(), (change < 0).mean()
+        shares.append(flipped.mean())
+        tables.append([[(before & now).mean(), lost], [won, (~before & ~now).mean()]])
+        groups = part["group"].to_numpy()
+        sizes.append([bootstrap.effective_size(kind, groups, spec.confidence) for kind in (flipped, change)])
+    size, size_of_change = len(sizes) ** 2 / (1 / np.array(sizes)).sum(axis=0)
+    flips = float(np.mean(shares))
+    table = np.mean(tables, axis=0)
+    limits = bootstrap.newcombe((table * size_of_change).tolist(), spec.confidence)
+    low, high = bootstrap.wilson(flips * size, size, spec.confidence)
+    common = {"n": len(items)}
+    return {
+        "mean_flips": {"estimate": flips, "low": low, "high": high, **common},
+        "task_loss": {"estimate": float(table[0, 1] - table[1, 0]), "low": limits[0], "high": limits[1], **common},
     }

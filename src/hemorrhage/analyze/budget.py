@@ -1,0 +1,201 @@
+"""A budget of damage, and whether a variant stays inside it.
+
+A budget says how much of each kind of damage is tolerable. A variant is inside when an upper bound of every kind, on
+every corpus and every suite of tasks, lies below its limit. That is an intersection-union test (Berger 1982,
+Technometrics 24:295): each bound may be wrong with the whole error rate, however many limits there are. Over the
+variants it is different: among many, the luckiest looks best, so the bounds hold for all judged variants together
+(Bonferroni). Of one variant, the bound is the upper end of its interval.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from hemorrhage.analyze.inputs import BASE
+from hemorrhage.analyze.protocol import untagged
+
+INSIDE = "inside"
+OUTSIDE = "outside"
+UNRESOLVED = "not resolved"
+UNMEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of damage: the metric it is read from, what people call it, and what it rests on (windows or items)."""
+
+    metric: str
+    name: str
+    unit: str
+
+
+KINDS = {
+    "kl": Kind("kl_mean", "KL, nats per token", "windows"),
+    "flips": Kind("mean_flips", "share of answers that flip", "items"),
+    "task_loss": Kind("task_loss", "accuracy lost", "items"),
+    "perplexity": Kind("ln_perplexity_ratio", "perplexity, times the base's", "windows"),
+}
+"""Key of ``analyze.budget`` -> what it limits."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit against one number. ``bound`` is the upper one that is compared; ``needed``: about so many windows or
+    items would tell, if the estimate stayed; all numbers in the budget's own unit (perplexity as a ratio)."""
+
+    kind: str
+    metric: str
+    dataset: str
+    limit: float
+    answer: str
+    reason: str
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+    n: int = 0
+    needed: int | None = None
+    failed: bool = False
+
+    @property
+    def used(self) -> float:
+        """Share of the limit that the bound uses up; infinite where nothing was measured."""
+        if self.bound is None:
+            return math.inf
+        if self.kind == "perplexity":
+            return math.log(self.bound) / math.log(self.limit)
+        return self.bound / self.limit
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain content, with six significant digits."""
+        return {
+            key: float(f"{value:.6g}") if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+            if value is not None and key != "failed"
+        }
+
+    def __str__(self) -> str:
+        """``kl_mean[...] on prose: 0.12 (0.1 to 0.14; upper bound 0.15) against at most 0.1: outside``."""
+        numbers = "no number"
+        if self.estimate is not None:
+            numbers = (
+                f"{self.estimate:.4g} ({_shown(self.low)} to {_shown(self.high)}; upper bound {_shown(self.bound)})"
+            )
+        return f"{self.metric} on {self.dataset}: {numbers}, limit {self.limit:g}: {self.answer}{self._why()}"
+
+    def _why(self) -> str:
+        return f", {self.reason}" if self.reason else ""
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
+
+
+def judged(rows: pd.DataFrame) -> list[str]:
+    """Variants that damage was measured of, in their order."""
+    metrics = {kind.metric for kind in KINDS.values()}
+    of = rows[(rows["variant"] != BASE) & (rows["status"] == "ok") & (rows["family"] != "decode")]
+    chosen = of[of["metric"].map(untagged).isin(metrics)]
+    return list(dict.fromkeys(chosen["variant"]))
+
+
+def judge(
+    rows: pd.DataFrame, variants: Sequence[str], budget: Mapping[str, float], confidence: float, together: int
+) -> dict[str, list[Check]]:
+    """Checks of each variant, in the order of KINDS and of the rows.
+
+    ``budget``: key of KINDS -> limit. ``together``: the number of variants for which the bounds hold together.
+    """
+    kinds = {KINDS[key].metric: key for key in KINDS if key in budget}
+    untag = rows["metric"].map(untagged)
+    mine = rows[rows["variant"].isin(list(variants)) & untag.isin(kinds) & (rows["family"] != "decode")]
+    found: dict[str, list[Check]] = {variant: [] for variant in variants}
+    for row in mine.to_dict("records"):
+        key = kinds[untagged(row["metric"])]
+        found[row["variant"]].append(check(key, row, budget[key], confidence, together))
+    for variant, checks in found.items():
+        # A suite on which the base guesses says nothing; another may.
+        told = {one.kind for one in checks if one.answer != UNMEASURED}
+        silent = [one for one in checks if one.answer == UNMEASURED and KINDS[one.kind].unit == "items"]
+        checks = [one for one in checks if one not in silent or one.kind not in told or one.failed]
+        there = {one.kind for one in checks}
+        checks += [
+            Check(key, KINDS[key].metric, "any data set", budget[key], UNMEASURED, "it was not measured")
+            for key in kinds.values()
+            if key not in there
+        ]
+        found[variant] = sorted(checks, key=lambda one: list(KINDS).index(one.kind))
+    return found
+
+
+def check(kind: str, row: Mapping[str, Any], limit: float, confidence: float, together: int) -> Check:
+    """A limit against a row of hemorrhage.parquet."""
+    common = (kind, str(row["metric"]), str(row["dataset"]), limit)
+    if row["status"] != "ok":
+        return Check(*common, UNMEASURED, str(row["reason"]), failed=row["status"] == "failed")
+    ratio = kind == "perplexity"
+    most = math.log(limit) if ratio else limit
+    estimate, low, high, n = (row[name] for name in ("estimate", "low", "high", "n"))
+    if not math.isfinite(low) or not math.isfinite(high):
+        return Check(*common, UNMEASURED, "it has no interval", estimate=_told(estimate, ratio), n=int(n))
+    unit = KINDS[kind].unit
+    least, bound = _bounds(kind, estimate, low, high, widening(confidence, together, int(n), unit))
+    found = Check(
+        *common,
+        INSIDE,
+        "",
+        estimate=_told(estimate, ratio),
+        low=_told(low, ratio),
+        high=_told(high, ratio),
+        bound=_told(bound, ratio),
+        n=int(n),
+    )
+    if bound < most:
+        return found
+    if least >= most:
+        return replace(found, answer=OUTSIDE)
+    needed = _needed(int(n), estimate, least, bound, most)
+    reason = f"about {needed:,} {unit} needed, {int(n)} are there" if needed else "it lies on the limit"
+    return replace(found, answer=UNRESOLVED, reason=reason, needed=needed)
+
+
+def _told(value: float, ratio: bool) -> float:
+    return math.exp(min(value, 700.0)) if ratio else float(value)
+
+
+def _needed(n: int, estimate: float, least: float, bound: float, limit: float) -> int | None:
+    """Blocks at which the limit would fall out of the interval, whose width goes with one over their square root."""
+    if estimate == limit:
+        return None
+    width, distance = (bound - estimate, limit - estimate) if estimate < limit else (estimate - least, estimate - limit)
+    return max(math.ceil(n * (width / distance) ** 2), n + 1)
+
+
+def _bounds(kind: str, estimate: float, low: float, high: float, wider: float) -> tuple[float, float]:
+    """An interval's ends moved out by a factor; of KL, which is positive and skewed, on a logarithmic scale."""
+    if kind == "kl" and 0 < low <= estimate <= high:
+        return estimate * (low / estimate) ** wider, estimate * (high / estimate) ** wider
+    return estimate - wider * (estimate - low), estimate + wider * (high - estimate)
+
+
+@functools.cache
+def widening(confidence: float, together: int, n: int, unit: str) -> float:
+    """Factor on the half-width of a two-sided interval that makes its end a bound for ``together`` variants at once.
+
+    One-sided (1 - confidence) / together instead of (1 - confidence) / 2, by Student's quantiles; never below 1. Damage
+    is skewed over windows of text, so that far out a mean of n of them strays like one of half as many: with n - 1
+    degrees of freedom 11 to 17 % of simulated studies with 16 to 24 windows called a variant on the limit inside where
+    5 % may; with half of them 4 to 8 % do (tests/test_analyze_shipping.py).
+    """
+    if together <= 2:
+        return 1.0
+    error = 1 - confidence
+    freedom = max((n - 1) / 2 if unit == "windows" else n - 1, 1)
+    return max(float(stats.t.isf(error / together, freedom) / stats.t.isf(error / 2, max(n - 1, 1))), 1.0)

@@ -1,0 +1,31 @@
+"""Which programs can use a checkpoint as it lies on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def engine(settings: dict[str, Any]) -> tuple[str, str]:
+    """The programs that load a checkpoint with this config.json, and, where there are none, why.
+
+    Speed is another question: it takes kernels for the format.
+    """
+    bench = settings.get("hemorrhage") or {}
+    scheme = settings.get("quantization_config") or {}
+    form = bench.get("form")
+    if form == "gguf_file":
+        return "llama.cpp", ""
+    if form is not None:
+        return "", f"its form ({form}) is another architecture"
+    own = [name for name in bench.get("forms", ()) if name != "codebook"]
+    if own:
+        return "", f"its weights are in a form of this bench ({', '.join(own)})"
+    if bench.get("narrow"):
+        return "", f"{len(bench['narrow'])} weights are narrower than config.json can say for a single layer"
+    if bench.get("kv_cache") or scheme.get("kv_cache_scheme"):
+        return "", "keys and values are rounded by this bench while it runs"
+    if scheme.get("quant_method") == "compressed-tensors":
+        return "vLLM, transformers", ""
+    if scheme:
+        return "transformers with bitsandbytes", ""
+    return "any Hugging Face program", ""
