@@ -6,15 +6,17 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PROFILE ?= quick
+BUDGET ?= params.yaml
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup gguf report params test check unit end-to-end lock clean
+.PHONY: help setup gguf report gate params test check unit end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
 	@echo "make test            set up, style, types, unit tests, the end-to-end test"
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
+	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name"
 	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
 	@echo "make gguf            the extra gguf: llama.cpp, to compare with"
 	@echo "make lock            compile pyproject.toml into requirements.txt"
@@ -40,6 +42,9 @@ report: $(READY)
 
 params: $(READY)
 	python -m hemorrhage.overlay params/$(PROFILE).yaml
+
+gate: $(READY)
+	@python -m hemorrhage.gate "$(BUDGET)" --variant "$(VARIANT)"
 
 test: check unit end-to-end
 
