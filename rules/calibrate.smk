@@ -1,7 +1,7 @@
 """calibrate: the base model, the texts and tasks, and the statistics that compression shares.
 
 in:  a wheel, hub or folder (model); the embedded texts, a mirror or the hub (data)
-out: data/base, data/texts, data/tasks, data/benchmarks, data/calibrations, data/gradients
+out: data/base, data/relatives, data/texts, data/tasks, data/benchmarks, data/calibrations, data/gradients
 """
 
 
@@ -15,6 +15,20 @@ rule base:
         usage="logs/benchmarks/base/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
         spec=json.dumps(plan.model),
+    shell:
+        "step --direct {params.usage} hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
+
+
+rule relative:
+    output:
+        "data/relatives/{name}/{key}/manifest.json",
+    log:
+        "logs/relatives/{name}-{key}.log",
+    priority: 100
+    params:
+        usage="logs/benchmarks/relatives/{name}-{key}.tsv",
+        out=lambda wildcards, output: folders(output[0]),
+        spec=json.dumps(plan.relative),
     shell:
         "step --direct {params.usage} hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
 

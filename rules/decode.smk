@@ -1,6 +1,6 @@
 """decode: every decoding strategy on the base model and on the chosen variants.
 
-in:  data/base, data/texts, data/tasks, data/checkpoints
+in:  data/base, data/relatives, data/texts, data/tasks, data/benchmarks, data/checkpoints
 out: data/decodes
 """
 
@@ -8,9 +8,9 @@ out: data/decodes
 rule decode:
     input:
         checkpoint=lambda wildcards: ancient(plan.checkpoint(wildcards.name)),
-        base=ancient(plan.manifests("base")),
-        text=ancient(plan.manifest("texts", plan.params.decode.open.corpus)),
-        task=ancient(plan.manifest("tasks", plan.params.decode.closed.task)),
+        base=lambda wildcards: ancient(plan.measures(wildcards.name)),
+        closed=ancient(plan.asked("closed")),
+        open=ancient(plan.asked("open")),
     output:
         "data/decodes/{name}/{key}/manifest.json",
     log:
@@ -25,12 +25,12 @@ rule decode:
         out=lambda wildcards, output: folders(output[0]),
         checkpoint=lambda wildcards, input: folders(input.checkpoint),
         base=lambda wildcards, input: folders(input.base),
-        text=lambda wildcards, input: folders(input.text),
-        task=lambda wildcards, input: folders(input.task),
+        closed=lambda wildcards, input: folders(input.closed),
+        open=lambda wildcards, input: folders(input.open),
         spec=json.dumps(plan.decoding),
     shell:
         "step {params.usage} hemorrhage.decode {params.out} --variant {wildcards.name}"
-        " --checkpoint {params.checkpoint} --base {params.base} --text {params.text} --task {params.task}"
+        " --checkpoint {params.checkpoint} --base {params.base} --closed {params.closed} --open {params.open}"
         " --spec {params.spec:q} > {log} 2>&1"
 
 

@@ -505,7 +505,10 @@ def _decode(folder: Path, variant: str, damage: float, prompts: np.ndarray, rng:
     manifest = {
         "variant": variant,
         "datasets": {name: {"sha256": f"{hash_of(name):064x}"} for name in ("recall", "prose")},
-        "protocol": "closed new_tokens=8; open prefix=32 new_tokens=40; batch=12",
+        "protocol": {
+            "recall": f"items={len(prompts)} new_tokens=8; batch=12",
+            "prose": "items=12 prefix=32 new_tokens=40; batch=12",
+        },
         "seed": 0,
     }
     return _directory(folder, "decodes", variant, manifest, generations=pd.DataFrame(rows))

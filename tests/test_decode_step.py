@@ -29,8 +29,8 @@ SPEC: dict[str, Any] = {
         "warm/1.2": {"strategy": "temperature", "temperature": 1.2},
         "fsd": {"strategy": "fsd", "alpha": 0.6},
     },
-    "closed": {"items": 4, "new_tokens": 3},
-    "open": {"items": 3, "prefix": 6, "new_tokens": 6},
+    "closed": [{"task": "agreement", "items": 4, "new_tokens": 3}],
+    "open": [{"task": "stories", "items": 3, "prefix": 6, "new_tokens": 6}],
     "batch": 2,
     "seed": 11,
 }
@@ -51,8 +51,8 @@ def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     write_manifest(text, corpus="stories", sha256="a" * 64)
     items = [(i, f"The {'red ' * i}cats", [" is", " are"], 1) for i in range(6)] + [(6, "2 + 2 =", [" 4", " 5"], 0)]
     pd.DataFrame(items, columns=["item", "prompt", "choices", "answer"]).to_parquet(task / "items.parquet")
-    write_manifest(task, task="agreement", sha256="b" * 64)
-    return {"base": root / "base", "checkpoint": root / "checkpoint", "text": text, "task": task}
+    write_manifest(task, task="agreement", sha256="b" * 64, chance=0.5)
+    return {"base": root / "base", "checkpoint": root / "checkpoint", "open": text, "closed": task}
 
 
 def run(out: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_every_strategy_continues_every_prompt(
     manifest = run(tmp_path / "out", folders, monkeypatch)
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
     GENERATIONS.validate(rows)
-    assert manifest["datasets"] == {"agreement": {"sha256": "b" * 64}, "stories": {"sha256": "a" * 64}}
+    assert manifest["datasets"] == {"agreement": {"sha256": "b" * 64, "chance": 0.5}, "stories": {"sha256": "a" * 64}}
     assert manifest["seed"] == 11
     assert "failure" not in manifest
     assert not sweep.resume_directory(tmp_path / "out").exists()
@@ -94,12 +94,15 @@ def test_every_strategy_continues_every_prompt(
             limit = 3 if row.task == "closed" else 6
             alone = generate(module, model, ids, torch.ones_like(ids), limit, settings, 0)
             assert alone[0, : len(tokens)].tolist() == tokens
+        whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
+        assert tokenizer.decode(whole[0], skip_special_tokens=True).endswith(row.text)
+        if row.task == "closed":
+            assert pd.isna(row.base_nll)
+            continue
         with torch.no_grad():
-            whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
             logp = model(whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
         expected = -logp.gather(1, torch.tensor(tokens)[:, None]).mean()
         assert row.base_nll == pytest.approx(float(expected), abs=2e-4)
-        assert tokenizer.decode(whole[0], skip_special_tokens=True).endswith(row.text)
 
 
 def test_texts_and_their_human_counterparts_have_features(
@@ -109,13 +112,16 @@ def test_texts_and_their_human_counterparts_have_features(
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
     human = HUMAN.validate(pd.read_parquet(tmp_path / "out" / "human.parquet"))
     features = load_file(tmp_path / "out" / "features.safetensors")
-    assert sorted(features) == ["human", "strategy.fsd", "strategy.greedy", "strategy.warm/1.2"]
+    assert sorted(features) == [
+        "stories.human",
+        *(f"stories.strategy.{name}" for name in ("fsd", "greedy", "warm/1.2")),
+    ]
     greedily = rows[(rows.task == "open") & (rows.strategy == "greedy")]
     assert human.item.tolist() == greedily.item.tolist()
     assert all(STORY.startswith(prompt + text) for prompt, text in zip(greedily.prompt, human.text, strict=True))
 
     model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
-    for name, texts in (("human", human), ("strategy.greedy", greedily)):
+    for name, texts in (("stories.human", human), ("stories.strategy.greedy", greedily)):
         for row, (prompt, text) in enumerate(zip(greedily.prompt, texts.itertuples(), strict=True)):
             ids = [*tokenizer(prompt)["input_ids"], *text.tokens]
             with torch.no_grad():
@@ -132,21 +138,23 @@ def test_worked_problems_and_summaries_are_swept_like_other_tasks(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, text = tmp_path / "gsm8k", tmp_path / "xsum"
-    task.mkdir()
+    (task / "gsm8k").mkdir(parents=True)
     text.mkdir()
     problems = [
-        (i, f"Tom has {i} big dogs and buys 2. How many?", f"{i}+2=<<{i}+2={i + 2}>>\n#### {i + 2}") for i in range(5)
+        (f"Tom has {i} big dogs and buys 2. How many?", f"{i}+2=<<{i}+2={i + 2}>>\n#### {i + 2}") for i in range(5)
     ]
-    pd.DataFrame(problems, columns=["item", "question", "answer"]).to_parquet(task / "items.parquet")
-    pd.DataFrame(problems, columns=["item", "question", "answer"]).to_parquet(task / "shots.parquet")
-    write_manifest(task, task="gsm8k", sha256="c" * 64)
+    for split in ("train", "test"):
+        pd.DataFrame(problems, columns=["question", "answer"]).to_parquet(task / "gsm8k" / f"{split}.parquet")
+    write_manifest(task, task="gsm8k", sha256="c" * 64, chance=0.0)
     articles = [(i, STORY * 2, "Lily plays.") for i in range(3)]
     pd.DataFrame(articles, columns=["item", "document", "summary"]).to_parquet(text / "items.parquet")
-    write_manifest(text, corpus="xsum", sha256="d" * 64)
-    closed = {"items": 4, "new_tokens": 6, "shots": 2}
-    manifest = run(tmp_path / "out", {**folders, "task": task, "text": text}, monkeypatch, closed=closed)
+    write_manifest(text, task="xsum", sha256="d" * 64)
+    closed = [{"task": "gsm8k", "items": 4, "new_tokens": 6, "shots": 2}]
+    opened = [{"task": "xsum", "items": 3, "prefix": 6, "new_tokens": 6}]
+    places = {**folders, "closed": task, "open": text}
+    manifest = run(tmp_path / "out", places, monkeypatch, closed=closed, open=opened)
     assert "failure" not in manifest
-    assert set(manifest["datasets"]) == {"gsm8k", "xsum"}
+    assert set(manifest["datasets"]) == set(manifest["protocol"]) == {"gsm8k", "xsum"}
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
     worked = rows[rows.dataset == "gsm8k"]
     assert worked.prompt.str.count("Question: ").eq(3).all()
@@ -174,26 +182,27 @@ def test_a_killed_job_goes_on_with_the_next_batch(
     out = tmp_path / "out"
     rows, made = sweep._Desk.rows, []
 
-    def killed(desk: Any, strategy: Any) -> Any:
+    def killed(desk: Any, group: Any) -> Any:
         if len(made) == 7:
             raise KeyboardInterrupt
-        made.append((strategy.name, desk.batch.task, desk.batch.number))
-        return rows(desk, strategy)
+        made.append((group[0].name, desk.batch.task, desk.batch.number))
+        return rows(desk, group)
 
     monkeypatch.setattr(sweep._Desk, "rows", killed)
     with pytest.raises(KeyboardInterrupt):
         run(out, folders, monkeypatch)
     assert not out.exists()
-    # And what people wrote behind the prompts of the first open batch.
-    assert len(list(sweep.resume_directory(out).iterdir())) == 7 + 1
+    # Greedy search and the sampler run together, so four groups have two strategies; and what people wrote behind the
+    # prompts of two open batches.
+    assert len(list(sweep.resume_directory(out).iterdir())) == 7 + 4 + 2
 
-    def counted(desk: Any, strategy: Any) -> Any:
-        made.append((strategy.name, desk.batch.task, desk.batch.number))
-        return rows(desk, strategy)
+    def counted(desk: Any, group: Any) -> Any:
+        made.append((group[0].name, desk.batch.task, desk.batch.number))
+        return rows(desk, group)
 
     monkeypatch.setattr(sweep._Desk, "rows", counted)
     run(out, folders, monkeypatch)
-    assert len(made) == len(set(made)) == 3 * (2 + 2)
+    assert len(made) == len(set(made)) == 2 * (2 + 2)
     resumed, whole = (pd.read_parquet(tmp_path / name / "generations.parquet") for name in ("out", "whole"))
     pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
     resumed, whole = (pd.read_parquet(tmp_path / name / "human.parquet") for name in ("out", "whole"))
@@ -217,11 +226,16 @@ def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"closed": {"items": 50, "new_tokens": 4}}, "closed.items: 50 wanted"),
-        ({"open": {"items": 9, "prefix": 6, "new_tokens": 10}}, "has 8 evaluation documents of at least"),
+        ({"closed": [{"task": "agreement", "items": 50, "new_tokens": 4}]}, "closed.items: 50 wanted"),
+        (
+            {"open": [{"task": "stories", "items": 9, "prefix": 6, "new_tokens": 10}]},
+            "has 8 evaluation documents of at least",
+        ),
         ({"chat": True}, "no chat template"),
-        ({"closed": {"items": 5, "new_tokens": 600}}, "exceed the model's context of 512"),
+        ({"closed": [{"task": "agreement", "items": 5, "new_tokens": 600}]}, "exceed the model's context of 512"),
         ({"strategies": {"k": {"strategy": "top_k", "k": 0}}}, "greater than or equal to 1"),
+        ({"strategies": {"b": {"strategy": "top_k", "k": 10**6}}}, "strategies.b: k: 1000000 is more than the vocab"),
+        ({"strategies": {"b": {"strategy": "assisted", "layers": 99}}}, "strategies.b: layers: 99, between 1 and"),
         ({"strategies": {"k": {"k": 3}}}, "strategies.k: the key strategy is missing"),
     ],
 )
@@ -238,8 +252,8 @@ def test_impossible_specs_are_refused_before_generation(
 
 def test_an_empty_prompt_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tmp_path / "task"
-    shutil.copytree(folders["task"], task)
+    shutil.copytree(folders["closed"], task)
     items = pd.read_parquet(task / "items.parquet").assign(prompt=" ")
     items.to_parquet(task / "items.parquet")
-    manifest = run(tmp_path / "out", {**folders, "task": task}, monkeypatch)
+    manifest = run(tmp_path / "out", {**folders, "closed": task}, monkeypatch)
     assert "has an empty prompt" in manifest["failure"]

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from hemorrhage.data import benchmarks, programs
+from hemorrhage.data import benchmarks, instructions, programs
 from hemorrhage.data.repositories import reachable
 from hemorrhage.evaluate import sandbox
 from hemorrhage.models.path import refusal
@@ -25,10 +25,12 @@ from hemorrhage.registry import (
     EMBEDDED_CORPORA,
     HARNESS_TASKS,
     METHODS,
+    OPEN_TASKS,
     PROGRAM_TASKS,
     REPOSITORY_CORPORA,
     STRATEGIES,
     TASKS,
+    WORKED_TASKS,
 )
 
 
@@ -153,29 +155,42 @@ class Evaluate(Section):
 
 
 class Closed(Section):
-    """The task with right answers that the sweep generates on."""
+    """A task with right answers that the sweep generates on; ``shots`` worked examples where it is gsm8k."""
 
     task: str
     items: Positive
     new_tokens: Positive
+    shots: Annotated[int, Field(ge=0)] = 8
 
 
 class Open(Section):
-    """Continuation of prefixes of ``prefix`` tokens."""
+    """A corpus whose documents are continued behind ``prefix`` tokens, articles of xsum that are cut there, or
+    instructions of mt_bench, which have none."""
 
-    corpus: str
+    task: str
     items: Positive
-    prefix: Positive
+    prefix: Positive | None = None
     new_tokens: Positive
+
+
+Model = Annotated[WheelModel | HubModel | PathModel, Field(discriminator="source")]
+
+
+class Relative(Section):
+    """The base or the aligned model of the same family: ``is_aligned`` says which of the two it is."""
+
+    is_aligned: bool
+    model: Model
 
 
 class Decode(Section):
     """The decoding sweep."""
 
     variants: list[str]
+    relative: Relative | None
     strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    closed: Closed
-    open: Open
+    closed: list[Closed]
+    open: list[Open]
     batch: Positive
     seed: Seed
 
@@ -206,7 +221,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     epoch: int
-    model: Annotated[WheelModel | HubModel | PathModel, Field(discriminator="source")]
+    model: Model
     data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
     calibrate: Calibrate
     compress: dict[str, dict[str, Any]]
@@ -244,6 +259,9 @@ WHEELS: dict[str, dict[str, Any]] = {
 }
 """Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""
 
+RESERVED = ("base", "relative")
+"""What models that are no variant are called."""
+
 NAME = re.compile(r"^[a-z0-9_]+$")
 
 
@@ -280,12 +298,21 @@ def first_error(error: ValidationError, prefix: str = "") -> str:
 
 def corpora(params: Params) -> list[str]:
     """Names of all corpora the run reads."""
-    return sorted({*params.calibrate.corpora, *params.evaluate.corpora, params.decode.open.corpus})
+    continued = {entry.task for entry in params.decode.open if entry.task not in OPEN_TASKS}
+    return sorted({*params.calibrate.corpora, *params.evaluate.corpora, *continued})
 
 
 def tasks(params: Params) -> list[str]:
     """Names of all tasks the run reads."""
-    return sorted({*params.evaluate.tasks, params.decode.closed.task})
+    return sorted({*params.evaluate.tasks, *(entry.task for entry in params.decode.closed if entry.task in TASKS)})
+
+
+def benchmark_names(params: Params) -> list[str]:
+    """Names of all benchmarks the run reads, those of lm-eval and of code first."""
+    evaluate, decode = params.evaluate, params.decode
+    asked = [entry.task for entry in decode.closed if entry.task not in TASKS]
+    asked += [entry.task for entry in decode.open if entry.task in OPEN_TASKS]
+    return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.programs.tasks, *asked]))
 
 
 def data_of(corpus: str, params: Params) -> dict[str, Any]:
@@ -310,6 +337,8 @@ def benchmark_data(task: str, params: Params) -> dict[str, Any]:
 
 def benchmark_step(task: str) -> Any:
     """The module of hemorrhage.data that prepares a benchmark."""
+    if task in OPEN_TASKS:
+        return instructions
     return programs if task in PROGRAM_TASKS else benchmarks
 
 
@@ -328,8 +357,8 @@ def variants(params: Params) -> dict[str, Variant]:
     found: dict[str, Variant] = {}
     for sweep, content in params.compress.items():
         where = f"compress.{sweep}"
-        if not NAME.match(sweep) or sweep == "base":
-            raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not 'base'")
+        if not NAME.match(sweep) or sweep in RESERVED:
+            raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not {' or '.join(RESERVED)}")
         grid = dict(content)
         method = _known(grid.pop("method", None), tuple(METHODS), f"{where}.method")
         settings = importlib.import_module(f"hemorrhage.compress.{method}").Settings
@@ -441,23 +470,19 @@ def _check(params: Params) -> None:
     used = {
         "calibrate.corpus": params.calibrate.corpora,
         "evaluate.corpora": params.evaluate.corpora,
-        "decode.open.corpus": [params.decode.open.corpus],
+        "decode.open": [entry.task for entry in params.decode.open if entry.task not in OPEN_TASKS],
     }
     for where, names in used.items():
         for name in names:
             if name in REPOSITORY_CORPORA and name not in offered:
                 raise ConfigError(f"{where}: {name} needs data.source mirror or hub; embedded has {', '.join(offered)}")
-            _known(name, offered, where)
+            _known(name, offered + OPEN_TASKS if where == "decode.open" else offered, where)
             missing = reachable(name, data_of(name, params))
             if missing:
                 raise ConfigError(f"{where}: {missing}")
     for name in params.evaluate.tasks:
         _known(name, TASKS, "evaluate.tasks")
-    _known(params.decode.closed.task, TASKS, "decode.closed.task")
-    if params.decode.closed.items > params.data.items:
-        raise ConfigError(
-            f"decode.closed.items: {params.decode.closed.items} of a task that has data.items = {params.data.items}"
-        )
+    _check_decoded(params)
     harness, code, inside = params.evaluate.harness, params.evaluate.programs, params.evaluate.inside
     for where, listed, allowed in (
         ("evaluate.harness.tasks", harness.tasks, HARNESS_TASKS),
@@ -497,13 +522,50 @@ def _check(params: Params) -> None:
         _check_shape(params, shape, expanded)
 
 
+def _check_decoded(params: Params) -> None:
+    """The tasks of the decoding sweep: known, reachable, each with what it needs, and none twice."""
+    decode = params.decode
+    if not decode.closed and not decode.open:
+        raise ConfigError("decode.closed: neither closed nor open tasks are named; at least one is needed")
+    for place, task in enumerate(decode.closed):
+        where = f"decode.closed.{place}"
+        _known(task.task, (*TASKS, *WORKED_TASKS, *PROGRAM_TASKS), f"{where}.task")
+        if "shots" in task.model_fields_set and task.task not in WORKED_TASKS:
+            raise ConfigError(f"{where}.shots: {task.task} is asked without examples of ours; allowed for gsm8k")
+        if task.task in TASKS and task.items > params.data.items:
+            raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
+        if task.task in PROGRAM_TASKS and (lacking := sandbox.missing()):
+            raise ConfigError(f"{where}.task: {lacking}")
+    for place, beginnings in enumerate(decode.open):
+        where = f"decode.open.{place}"
+        if (beginnings.prefix is None) != (beginnings.task == "mt_bench"):
+            need = "has none" if beginnings.task == "mt_bench" else "needs one: the tokens that a text is cut behind"
+            raise ConfigError(f"{where}.prefix: {beginnings.task} {need}")
+    evaluated = (*params.evaluate.harness.tasks, *params.evaluate.programs.tasks)
+    for name in benchmark_names(params):
+        missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
+        if missing and name not in evaluated:
+            raise ConfigError(f"decode: {missing}")
+    names = [*(entry.task for entry in decode.closed), *(entry.task for entry in decode.open)]
+    if len(set(names)) < len(names):
+        raise ConfigError("decode.closed, decode.open: a task stands there twice")
+    if decode.relative is not None and isinstance(decode.relative.model, PathModel):
+        problem = refusal(Path(decode.relative.model.path))
+        if problem:
+            raise ConfigError(f"decode.relative.model.path: {problem}")
+
+
 def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
     # State-space models have no limit.
     context = shape.get("max_position_embeddings", float("inf"))
     lengths = {
         "calibrate.length": params.calibrate.length,
         "evaluate.window": params.evaluate.window,
-        "decode.open.prefix + new_tokens": params.decode.open.prefix + params.decode.open.new_tokens,
+        **{
+            f"decode.open.{place}.prefix + new_tokens": (entry.prefix or 1) + entry.new_tokens
+            for place, entry in enumerate(params.decode.open)
+        },
+        **{f"decode.closed.{place}.new_tokens": entry.new_tokens for place, entry in enumerate(params.decode.closed)},
     }
     for where, length in lengths.items():
         if length > context:

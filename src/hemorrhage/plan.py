@@ -17,12 +17,13 @@ import shutil
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hemorrhage import config
 from hemorrhage.address import SOURCE, address, fingerprint, program
 from hemorrhage.artifact import MANIFEST
 from hemorrhage.data.repositories import identity
+from hemorrhage.registry import OPEN_TASKS, PROGRAM_TASKS, TASKS
 from hemorrhage.service import store
 
 DATA = Path("data")
@@ -40,7 +41,7 @@ REPORT_FILES = (
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
 
 STAGES = {
-    "calibrate": ("base", "texts", "tasks", "benchmarks", "calibrations"),
+    "calibrate": ("base", "relatives", "texts", "tasks", "benchmarks", "calibrations"),
     "compress": ("gradients", "checkpoints"),
     "evaluate": ("references", "evaluations", "harness", "programs"),
     "decode": ("decodes",),
@@ -72,6 +73,12 @@ class Plan:
         """Which model, for the base step."""
         return self.params.model.model_dump(mode="json")
 
+    @cached_property
+    def relative(self) -> dict[str, Any]:
+        """The base or the aligned model of the same family, for the step that makes it ready."""
+        relative = self.params.decode.relative
+        return {} if relative is None else relative.model.model_dump(mode="json")
+
     def needs(self, corpus: str) -> dict[str, int]:
         """Tokens that the run takes from each split of a corpus."""
         params = self.params
@@ -82,9 +89,9 @@ class Plan:
         if corpus in params.evaluate.corpora:
             windows = 2 if params.evaluate.windows == "all" else params.evaluate.windows
             needed["evaluation"] = windows * params.evaluate.window
-        if corpus == params.decode.open.corpus:
-            prefixes = params.decode.open.items * params.decode.open.prefix
-            needed["evaluation"] = max(needed["evaluation"], prefixes)
+        for entry in params.decode.open:
+            if corpus == entry.task:
+                needed["evaluation"] = max(needed["evaluation"], entry.items * (entry.prefix or 0))
         return needed
 
     def data(self, corpus: str) -> dict[str, Any]:
@@ -142,14 +149,27 @@ class Plan:
     @cached_property
     def decoding(self) -> dict[str, Any]:
         """Settings of the decode step."""
-        decode = self.params.decode
+        decode, programs = self.params.decode, self.params.evaluate.programs
+        code = any(entry.task in PROGRAM_TASKS for entry in decode.closed)
         return {
             "strategies": config.strategies(self.params),
-            "closed": decode.closed.model_dump(exclude={"task"}),
-            "open": decode.open.model_dump(exclude={"corpus"}),
+            "closed": [entry.model_dump(mode="json") for entry in decode.closed],
+            "open": [entry.model_dump(mode="json") for entry in decode.open],
+            "programs": {"seconds": programs.seconds, "memory_mb": programs.memory_mb} if code else None,
             "batch": decode.batch,
             "seed": decode.seed,
         }
+
+    def asked(self, kind: Literal["closed", "open"]) -> list[str]:
+        """The manifests of the decoding sweep's closed or open tasks, in their order."""
+        entries = self.params.decode.closed if kind == "closed" else self.params.decode.open
+        return [self.manifest(self._prepared(entry.task, kind), entry.task) for entry in entries]
+
+    def _prepared(self, task: str, kind: str) -> str:
+        """The kind of output that holds a task of the decoding sweep; a name may be a corpus and a task."""
+        if kind == "closed":
+            return "tasks" if task in TASKS else "benchmarks"
+        return "benchmarks" if task in OPEN_TASKS else "texts"
 
     @cached_property
     def analysis(self) -> dict[str, Any]:
@@ -172,11 +192,20 @@ class Plan:
     @cached_property
     def base(self) -> dict[str, str]:
         """The base model."""
-        model = dict(self.model)
-        if isinstance(self.params.model, config.PathModel):
-            model = {"source": "path", "sha256": fingerprint(Path(self.params.model.path), FINGERPRINTS)}
+        return {"base": self._source(self.params.model)}
+
+    @cached_property
+    def relatives(self) -> dict[str, str]:
+        """The base or the aligned model of the same family, where params.yaml names one."""
+        relative = self.params.decode.relative
+        return {} if relative is None else {"relative": self._source(relative.model)}
+
+    def _source(self, chosen: config.WheelModel | config.HubModel | config.PathModel) -> str:
+        model = chosen.model_dump(mode="json")
+        if isinstance(chosen, config.PathModel):
+            model = {"source": "path", "sha256": fingerprint(Path(chosen.path), FINGERPRINTS)}
         source = f"hemorrhage.models.{model['source']}"
-        return {"base": self._address("base", model, program("hemorrhage.models.__main__"), program(source))}
+        return self._address("base", model, program("hemorrhage.models.__main__"), program(source))
 
     @cached_property
     def texts(self) -> dict[str, str]:
@@ -198,9 +227,8 @@ class Plan:
 
     @cached_property
     def benchmarks(self) -> dict[str, str]:
-        """Data of lm-eval's tasks and of the code tasks."""
-        evaluate = self.params.evaluate
-        return {task: self._benchmark(task) for task in (*evaluate.harness.tasks, *evaluate.programs.tasks)}
+        """Data of lm-eval's tasks, of the code tasks, and of the decoding sweep's."""
+        return {task: self._benchmark(task) for task in config.benchmark_names(self.params)}
 
     def _benchmark(self, task: str) -> str:
         step = config.benchmark_step(task)
@@ -295,11 +323,25 @@ class Plan:
             program("hemorrhage.decode.__main__"),
             *(program(f"hemorrhage.decode.{name}") for name in used),
         ]
-        inputs = [self.base["base"], self.texts[decode.open.corpus], self.tasks[decode.closed.task]]
+        if self.decoding["programs"]:
+            programs.append(program("hemorrhage.evaluate.sandbox"))
+        asked = [
+            {entry.task: self.names(self._prepared(entry.task, kind))[entry.task]}
+            for kind, entries in (("closed", decode.closed), ("open", decode.open))
+            for entry in entries
+        ]
+        inputs: list[Any] = [self.base["base"], *asked]
         amateurs = {found["amateur"] for found in self.decoding["strategies"].values() if found.get("amateur")}
         inputs += [fingerprint(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
         models = {name: self._models[name] for name in ("base", *decode.variants)}
-        return {name: self._address("decode", model, self.decoding, inputs, programs) for name, model in models.items()}
+        found = {
+            name: self._address("decode", model, self.decoding, inputs, programs) for name, model in models.items()
+        }
+        if self.relatives:
+            # Measured under itself: it may have another vocabulary.
+            own = [self.relatives["relative"], *inputs[1:]]
+            found["relative"] = self._address("decode", own[0], self.decoding, own, programs)
+        return found
 
     @cached_property
     def report(self) -> str:
@@ -323,7 +365,12 @@ class Plan:
 
     def checkpoint(self, variant: str) -> str:
         """The manifest of a variant's model; the variant ``base`` is the base model itself."""
-        return self.manifest("base" if variant == "base" else "checkpoints", variant)
+        kinds = {"base": "base", "relative": "relatives"}
+        return self.manifest(kinds.get(variant, "checkpoints"), variant)
+
+    def measures(self, variant: str) -> str:
+        """The manifest of the model under which a variant's texts are measured."""
+        return self.checkpoint(variant) if variant == "relative" else self.manifest("base", "base")
 
     def report_is_current(self) -> bool:
         """Whether reports/ is whole and was made at the address this plan asks for.

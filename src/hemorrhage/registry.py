@@ -81,5 +81,11 @@ HARNESS_TASKS = (
 PROGRAM_TASKS = ("humaneval", "mbpp")
 """Tasks whose answers are programs: hemorrhage/data/programs.py."""
 
+WORKED_TASKS = ("gsm8k",)
+"""Tasks that the decoding sweep answers with worked solutions; data as for lm-eval."""
+
+OPEN_TASKS = ("xsum", "mt_bench")
+"""Tasks without right answers beside the corpora: hemorrhage/data/instructions.py."""
+
 TASKS = ("agreement", "arithmetic", "recall", "cloze")
 """Multiple-choice probe tasks that hemorrhage/data/probes.py generates from templates and a seed."""

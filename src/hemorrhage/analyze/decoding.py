@@ -32,14 +32,13 @@ DECODE = "decode"
 def decoding_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[str, Any]]:
     """Rows of one variant under every strategy."""
     environment = made_in(output.manifest)
-    protocol = output.manifest.get("protocol", "")
+    protocols = output.manifest.get("protocol", {})
     about: dict[str, Any] = {
         "sweep": DECODE,
         "family": DECODE,
         "curve": "",
         "axis": "",
         "severity": math.nan,
-        "protocol": protocol if isinstance(protocol, str) else json.dumps(protocol, sort_keys=True),
         "seed": output.manifest.get("seed"),
         "environment": environment,
     }
@@ -55,7 +54,7 @@ def decoding_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict
     texts = output.tables["generations.parquet"]
     hashes = {name: fact["sha256"] for name, fact in output.manifest["datasets"].items()}
     for (kind, dataset), part in texts.groupby(["task", "dataset"], sort=False):
-        about.update(dataset=dataset, data=hashes[dataset])
+        about.update(dataset=dataset, data=hashes[dataset], protocol=protocols[dataset])
         for strategy, generated in part.groupby("strategy", sort=False):
             fields = {**about, "method": strategy, "setting": _settings(generated["settings"].iloc[0])}
             measured = _closed(generated, spec) if kind == "closed" else _open(generated, spec)

@@ -62,6 +62,10 @@ class Reading:
             cache.batch_repeat_interleave(repeats)
         return cache
 
+    def repeated(self, times: int) -> Reading:
+        """The same of a batch in which every row stands ``times`` times in succession."""
+        return Reading(self.copied_cache(times), self.states.repeat_interleave(times, 0))
+
 
 def read(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading | None:
     """Read a left-padded batch of prompts; None where they are one token long and leave nothing to read."""
@@ -122,20 +126,28 @@ def generate(
     settings: Any,
     seed: int,
     reading: Reading | None = None,
+    stops: Callable[[int], Callable[..., torch.Tensor]] | None = None,
 ) -> torch.Tensor:
     """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
 
     ``strategy`` is a module of this package, ``settings`` its Settings. Its ``parameters(model, settings, prompts)``
-    are arguments of ``continuation``; ``one_by_one`` among them says that it takes one text at a time.
+    are arguments of ``continuation``; ``one_by_one`` among them says that it takes one text at a time. ``stops`` makes
+    a stopping criterion for prompts of a length.
     """
     check(model, input_ids, attention_mask, new_tokens)
     chosen = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens))
     if not chosen.pop("one_by_one", False):
-        return continuation(model, input_ids, attention_mask, new_tokens, seed=seed, reading=reading, **chosen)
+        stopping = [stops(input_ids.shape[1])] if stops else []
+        return continuation(
+            model, input_ids, attention_mask, new_tokens, seed=seed, reading=reading, stopping=stopping, **chosen
+        )
     rows = []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
         alone = ids[mask != 0][None]
-        rows.append(continuation(model, alone, torch.ones_like(alone), new_tokens, seed=seed, **chosen)[0])
+        stopping = [stops(alone.shape[1])] if stops else []
+        rows.append(
+            continuation(model, alone, torch.ones_like(alone), new_tokens, seed=seed, stopping=stopping, **chosen)[0]
+        )
     padding = special_tokens(model)["pad_token_id"]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
@@ -151,6 +163,7 @@ def continuation(
     search: Callable[..., torch.Tensor] | None = None,
     search_settings: dict[str, Any] | None = None,
     processors: Sequence[Callable[..., torch.Tensor]] = (),
+    stopping: Sequence[Callable[..., torch.Tensor]] = (),
     drafting: dict[str, Any] | None = None,
     **parameters: Any,
 ) -> torch.Tensor:
@@ -158,14 +171,14 @@ def continuation(
 
     ``parameters`` are fields of transformers' GenerationConfig that replace the neutral ones; ``search`` is a
     decoding loop of our own for ``custom_generate``, called with ``search_settings``; ``processors`` are logits
-    processors of our own. ``drafting`` are fields that assisted generation reads from the model's defaults
-    alone. ``reading`` saves reading the prompts again and is not changed. Sequences end at the model's
-    end-of-sequence token and are padded behind it. Random draws come from ``seed`` alone and leave the global
+    processors of our own, ``stopping`` stopping criteria. ``drafting`` are fields that assisted generation reads from
+    the model's defaults alone. ``reading`` saves reading the prompts again and is not changed. Sequences end at the
+    model's end-of-sequence token and are padded behind it. Random draws come from ``seed`` alone and leave the global
     generator as it was.
 
     Returns int64 [batch, <= new_tokens]. Raises ValueError for empty or too long prompts, before any work.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     check(model, input_ids, attention_mask, new_tokens)
     special = special_tokens(model)
@@ -183,6 +196,7 @@ def continuation(
             attention_mask=attention_mask,
             generation_config=GenerationConfig(**options, **special),
             logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList(stopping),
             **extra,
         )
     return sequences[:, input_ids.shape[1] :]

@@ -31,8 +31,8 @@ class Prompt:
     """One prompt.
 
     ``right`` is the right answer of a closed task, None where there is none; it is the final number of a
-    solution where it is ``worked``. ``human`` are the tokens that a person wrote behind the prompt, None where
-    nobody did.
+    solution where it is ``worked``. ``tests`` decide about the program that ``prefix`` and the continuation make, None
+    where it is none. ``human`` are the tokens that a person wrote behind the prompt, None where nobody did.
     """
 
     item: int
@@ -40,6 +40,8 @@ class Prompt:
     tokens: list[int]
     right: str | None = None
     worked: bool = False
+    prefix: str = ""
+    tests: str | None = None
     human: list[int] | None = None
 
 
@@ -48,11 +50,15 @@ def closed_prompts(
 ) -> list[Prompt]:
     """``spec.items`` items of a prepared task, drawn with ``seed``, in the order of their items.
 
-    ``items.parquet`` has the columns ``item, prompt, choices, answer`` of a generated task or the columns ``item,
-    question, answer`` of GSM8K, which also has ``shots.parquet`` with ``question, answer``. Raises ValueError when
-    the task has fewer items or shots, or one of the items has an empty prompt.
+    ``task`` holds ``items.parquet`` with the columns ``item, prompt, choices, answer`` of a generated task or ``item,
+    prompt, prefix, tests`` of a code task, or, as the benchmark step leaves GSM8K, ``<task>/test.parquet`` and
+    ``<task>/train.parquet`` with ``question, answer``. Raises ValueError when the task has fewer items or shots, or
+    one of the items has an empty prompt.
     """
-    items = pd.read_parquet(task / "items.parquet")
+    worked = task / spec.task / "test.parquet"
+    items = pd.read_parquet(worked if worked.is_file() else task / "items.parquet")
+    if "item" not in items:
+        items.insert(0, "item", range(len(items)))
     if len(items) < spec.items:
         raise ValueError(f"closed.items: {spec.items} wanted, the task at {task} has {len(items)}")
     drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
@@ -60,14 +66,25 @@ def closed_prompts(
     for item, prompt in zip(drawn["item"], drawn[asked], strict=True):
         if not prompt.strip():
             raise ValueError(f"item {item} of the task at {task} has an empty prompt")
+    if "tests" in drawn:
+        return program_prompts(drawn, tokenizer)
     if asked == "prompt":
         return list(_choice_prompts(drawn, tokenizer))
     if chat:
         return worked_prompts(drawn, drawn.iloc[:0], tokenizer, chat=True)
-    shots = pd.read_parquet(task / "shots.parquet")
+    shots = pd.read_parquet(worked.with_name("train.parquet"))
     if len(shots) < spec.shots:
         raise ValueError(f"closed.shots: {spec.shots} wanted, the task at {task} has {len(shots)}")
     return worked_prompts(drawn, shots.sample(spec.shots, random_state=seed % 2**32), tokenizer, chat=False)
+
+
+def program_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Problems whose answers are programs: columns ``item, prompt, prefix, tests``."""
+    prompts = []
+    for row in items.itertuples():
+        tokens = [*leading_tokens(tokenizer), *_tokens(tokenizer, row.prompt)]
+        prompts.append(Prompt(int(row.item), row.prompt, tokens, prefix=row.prefix, tests=row.tests))
+    return prompts
 
 
 def _choice_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
@@ -113,6 +130,8 @@ def open_prompts(
         raise ValueError(f"open.items: {spec.items} wanted, {text} has {len(items)}")
     drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
     if "document" in drawn:
+        if spec.prefix is None:
+            raise ValueError(f"open.prefix: the articles of {spec.task} need one")
         return summary_prompts(drawn, tokenizer, spec.prefix, chat)
     return instruction_prompts(drawn, tokenizer, chat)
 
@@ -126,6 +145,8 @@ def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, s
     documents = pd.read_parquet(text / "documents.parquet", filters=[("split", "==", "evaluation")])
     order = list(documents.sort_values("document")[["document", "text"]].itertuples(index=False, name=None))
     random.Random(seed).shuffle(order)
+    if spec.prefix is None:
+        raise ValueError(f"open.prefix: the documents of {spec.task} need one")
     enough = spec.prefix + spec.new_tokens
     prompts: list[Prompt] = []
     for document, content in tqdm(order, desc="documents", mininterval=5):

@@ -18,16 +18,21 @@ GENERATIONS = pa.DataFrameSchema(
             pa.Check(lambda tokens: len(tokens) > 0, element_wise=True, error="at least one token"),
             description="generated token ids, with the end-of-sequence token where one ended the text",
         ),
-        "answer": pa.Column(str, description="what was extracted from the text; empty when open"),
+        "answer": pa.Column(
+            str, description="what was extracted from the text, or became of the program; empty when open"
+        ),
         "correct": pa.Column(bool, description="false when open"),
         "base_nll": pa.Column(
-            "float64", pa.Check.ge(0), description="mean nats per generated token under the base model"
+            "float64",
+            pa.Check.ge(0),
+            nullable=True,
+            description="mean nats per generated token under the base model; NaN when closed",
         ),
         "seconds": pa.Column(
             "float64",
             pa.Check.gt(0),
-            description="generating the row's whole batch took; reading the prompts, done once for all "
-            "strategies, not counted",
+            description="generating the row's whole batch took, for all strategies that ran together; reading the "
+            "prompts, done once for all strategies, not counted",
         ),
     },
     strict=True,

@@ -8,23 +8,38 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Closed(BaseModel):
-    """Task items that have one right answer."""
+    """A task whose items have right answers: a generated probe, GSM8K, or a code task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task: str
     items: int = Field(ge=1, description="Items drawn from the task.")
     new_tokens: int = Field(ge=1, description="Tokens generated for an answer, at most.")
-    shots: int = Field(8, ge=0, description="Worked examples before a question, without chat template.")
+    shots: int = Field(8, ge=0, description="Worked examples before a question of GSM8K, without chat template.")
 
 
 class Open(BaseModel):
-    """Documents to continue."""
+    """Documents to continue, articles to sum up, or instructions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    items: int = Field(ge=1, description="Evaluation documents drawn from the text.")
-    prefix: int = Field(ge=1, description="Tokens of the document that are the prompt, or are to be summed up.")
-    new_tokens: int = Field(ge=1, description="Tokens generated behind it, at most.")
+    task: str
+    items: int = Field(ge=1, description="Documents or items drawn.")
+    prefix: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a document that are the prompt or to be summed up; null for instructions.",
+    )
+    new_tokens: int = Field(ge=1, description="Tokens generated, at most.")
+
+
+class Limits(BaseModel):
+    """What a program may take; see hemorrhage.evaluate.sandbox."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float = Field(gt=0, description="Wall-clock time of a program.")
+    memory_mb: int = Field(ge=64, description="Address space of a program, MiB.")
 
 
 class Spec(BaseModel):
@@ -35,8 +50,9 @@ class Spec(BaseModel):
     strategies: dict[str, dict[str, Any]] = Field(
         min_length=1, description="Name -> {strategy: module of hemorrhage.decode, and its settings}."
     )
-    closed: Closed
-    open: Open
+    closed: list[Closed]
+    open: list[Open]
+    programs: Limits | None = Field(None, description="Of the programs that code tasks ask for.")
     chat: bool | None = Field(
         None, description="Questions and instructions through the tokenizer's chat template; null is where it has one."
     )

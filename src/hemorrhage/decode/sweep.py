@@ -1,7 +1,8 @@
 """The decode sweep of one variant: every strategy on the same batches of prompts, resumable by batch.
 
 A batch of prompts is read once by the variant and once by the base model; the strategies start from copies
-of what that left in the cache. Finished batches lie in ``<out>.resume`` until the output is in place.
+of what that left in the cache, those that need one forward pass a token together (hemorrhage.decode.together).
+Finished batches lie in ``<out>.resume`` until the output is in place.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +25,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from hemorrhage.artifact import read_manifest, write_manifest, writing
+from hemorrhage.decode import together
 from hemorrhage.decode.answers import extract, final_number, is_right
 from hemorrhage.decode.generation import (
+    Prompts,
     Reading,
     check_context,
     ends,
@@ -37,6 +41,7 @@ from hemorrhage.decode.generation import (
 from hemorrhage.decode.prompts import Prompt, closed_prompts, left_padded, open_prompts, uses_chat
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
+from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
 from hemorrhage.lazy import torch
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
@@ -61,13 +66,19 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are generated at once: ``number`` counts within the data set."""
+    """Prompts that are generated at once: ``number`` counts within the data set; any of ``stops`` ends a text."""
 
     task: str
     dataset: str
     number: int
     new_tokens: int
     prompts: Sequence[Prompt]
+    stops: Sequence[str] = ()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.tokens) for prompt in self.prompts)
 
 
 def strategies(entries: Mapping[str, Mapping[str, Any]]) -> list[Strategy]:
@@ -87,72 +98,134 @@ def resume_directory(out: Path) -> Path:
     return out.with_name(f"{out.name}.resume")
 
 
-def sweep(out: Path, variant: str, checkpoint: Path, base: Path, text: Path, task: Path, spec: Spec) -> None:
+def sweep(
+    out: Path, variant: str, checkpoint: Path, base: Path, closed: Sequence[Path], opened: Sequence[Path], spec: Spec
+) -> None:
     """Generate everything ``spec`` asks for and write the output directory ``out``.
 
-    Raises ValueError, before anything is generated, for prompts that are empty, too few or too long for the
-    model, and for settings that the model cannot follow.
+    ``closed`` and ``opened`` are the folders of its tasks, in its order. Raises ValueError, before anything is
+    generated, for prompts that are empty, too few or too long for the model, and for settings that the model cannot
+    follow.
     """
     chosen = strategies(spec.strategies)
     tokenizer = load_tokenizer(base)
     chat = uses_chat(tokenizer, spec.chat)
-    closed = closed_prompts(task, tokenizer, spec.closed, spec.seed, chat)
-    beginnings = open_prompts(text, tokenizer, spec.open, spec.seed, chat)
-    batches = [
-        *_batches("closed", read_manifest(task)["task"], closed, spec.closed.new_tokens, spec.batch),
-        *_batches("open", read_manifest(text)["corpus"], beginnings, spec.open.new_tokens, spec.batch),
-    ]
+    batches = [*_closed_batches(closed, tokenizer, spec, chat), *_open_batches(opened, tokenizer, spec, chat)]
     model = load(checkpoint)
     of_base = model if checkpoint.resolve() == base.resolve() else load(base)
     for batch in batches:
-        longest = max(len(prompt.tokens) for prompt in batch.prompts)
-        check_context(model, longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")
+        check_context(model, batch.longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")
+    check_strategies(model, chosen, batches)
 
-    parts = list(_parts(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec.seed))
-    rank = {strategy.name: position for position, strategy in enumerate(chosen)}
-    rows = pd.concat([part for part in parts if "strategy" in part], ignore_index=True)
-    rows["rank"] = rows["strategy"].map(rank)
-    rows = rows.sort_values(["rank", "task", "item"]).drop(columns="rank")
-    human = pd.concat([part for part in parts if "strategy" not in part], ignore_index=True).sort_values("item")
-    features = {f"strategy.{name}": found for name, found in rows[rows["task"] == "open"].groupby("strategy")}
+    parts = list(_parts(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec))
+    order = [strategy.name for strategy in chosen]
+    rows = _ordered([part for part in parts if "strategy" in part], batches, order)
+    human = _ordered([_NO_HUMAN, *(part for part in parts if "strategy" not in part)], batches)
+    features = {
+        f"{dataset}.strategy.{name}": found
+        for (dataset, name), found in rows[rows["task"] == "open"].groupby(["dataset", "strategy"])
+    }
+    features |= {f"{dataset}.human": found for dataset, found in human.groupby("dataset")}
     with writing(out) as part:
         GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
-        _save_features({**features, "human": human}, part / "features.safetensors")
-        write_manifest(part, **about(variant, text, task, spec))
+        _save_features(features, part / "features.safetensors")
+        write_manifest(part, **about(variant, closed, opened, spec))
 
 
-def about(variant: str, text: Path, task: Path, spec: Spec) -> dict[str, Any]:
+_NO_HUMAN = pd.DataFrame(
+    {
+        "dataset": pd.Series(dtype=str),
+        "item": pd.Series(dtype="int64"),
+        "text": pd.Series(dtype=str),
+        "tokens": pd.Series(dtype=object),
+        "base_nll": pd.Series(dtype="float64"),
+        "feature": pd.Series(dtype=object),
+    }
+)
+
+
+def _ordered(parts: list[pd.DataFrame], batches: Sequence[Batch], names: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows of all batches: by strategy where there are ``names``, then data set, then item."""
+    rows = pd.concat(parts, ignore_index=True)
+    datasets = list(dict.fromkeys(batch.dataset for batch in batches))
+    keys = {"_dataset": rows["dataset"].map(datasets.index)}
+    if names:
+        keys = {"_strategy": rows["strategy"].map(list(names).index), **keys}
+    return rows.assign(**keys).sort_values([*keys, "item"], ignore_index=True).drop(columns=list(keys))
+
+
+def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches: Sequence[Batch]) -> None:
+    """Raise ValueError, in a line that names the strategy, where ``model`` cannot follow its settings."""
+    longest = max(batches, key=lambda batch: batch.longest + batch.new_tokens)
+    mask = torch.ones(1, longest.longest, dtype=torch.long)
+    for strategy in chosen:
+        try:
+            strategy.chooses.parameters(model, strategy.settings, Prompts(mask, longest.new_tokens))
+        except ValueError as error:
+            raise ValueError(f"strategies.{strategy.name}: {error}") from None
+
+
+def about(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> dict[str, Any]:
     """What the manifest says of a decode output, a failed one too.
 
-    ``protocol`` is how the texts were made, but for the strategy: texts of one protocol are comparable.
+    ``protocol`` is how the texts of a data set were made, but for the strategy: texts of one protocol are comparable.
     """
-    closed, beginnings = read_manifest(task), read_manifest(text)
-    return {
-        "variant": variant,
-        "datasets": {
-            closed["task"]: {"sha256": closed["sha256"]},
-            beginnings["corpus"]: {"sha256": beginnings["sha256"]},
-        },
-        "protocol": f"closed: items={spec.closed.items} new_tokens={spec.closed.new_tokens}; "
-        f"open: items={spec.open.items} prefix={spec.open.prefix} new_tokens={spec.open.new_tokens}; "
-        f"batch={spec.batch}{_asking(text, task, spec)}",
-        "seed": spec.seed,
-    }
+    shared = f"batch={spec.batch}; dtype=float32"
+    datasets: dict[str, dict[str, str]] = {}
+    protocol: dict[str, str] = {}
+    for folder, task in zip(closed, spec.closed, strict=True):
+        facts = read_manifest(folder)
+        datasets[task.task] = {"sha256": facts["sha256"], "chance": facts["chance"]}
+        shots = f"; shots={task.shots} or chat" if _is_worked(folder, task.task) else ""
+        ends = f"; stop={json.dumps(facts['stop'])}" if "stop" in facts else ""
+        limits = f"; seconds={spec.programs.seconds:g}" if spec.programs and "stop" in facts else ""
+        protocol[task.task] = f"items={task.items} new_tokens={task.new_tokens}; {shared}{shots}{ends}{limits}"
+    for folder, beginnings in zip(opened, spec.open, strict=True):
+        facts = read_manifest(folder)
+        datasets[beginnings.task] = {"sha256": facts["sha256"]}
+        prefix = f" prefix={beginnings.prefix}" if beginnings.prefix else ""
+        asked = "; chat where there is a template" if (folder / "items.parquet").is_file() else ""
+        protocol[beginnings.task] = (
+            f"items={beginnings.items}{prefix} new_tokens={beginnings.new_tokens}; {shared}{asked}"
+        )
+    return {"variant": variant, "datasets": datasets, "protocol": protocol, "seed": spec.seed}
 
 
-def _asking(text: Path, task: Path, spec: Spec) -> str:
-    """How questions and instructions are put; nothing where there are only prompts to continue."""
-    shots = f"; shots={spec.closed.shots}" if (task / "shots.parquet").is_file() else ""
-    asked = shots or (text / "items.parquet").is_file()
-    return f"{shots}; chat={spec.chat}" if asked else ""
+def _is_worked(folder: Path, task: str) -> bool:
+    return (folder / task / "test.parquet").is_file()
 
 
-def _batches(task: str, dataset: str, prompts: list[Prompt], new_tokens: int, size: int) -> Iterator[Batch]:
+ANOTHER_QUESTION = ("Question:",)
+"""What a model that was shown examples goes on with: the answer is over."""
+
+
+def _closed_batches(
+    folders: Sequence[Path], tokenizer: PreTrainedTokenizerBase, spec: Spec, chat: bool
+) -> Iterator[Batch]:
+    for folder, task in zip(folders, spec.closed, strict=True):
+        prompts = closed_prompts(folder, tokenizer, task, spec.seed, chat)
+        stops = tuple(read_manifest(folder).get("stop", ()))
+        if _is_worked(folder, task.task) and not chat:
+            stops = ANOTHER_QUESTION
+        yield from _batches("closed", task.task, prompts, task.new_tokens, spec.batch, stops)
+
+
+def _open_batches(
+    folders: Sequence[Path], tokenizer: PreTrainedTokenizerBase, spec: Spec, chat: bool
+) -> Iterator[Batch]:
+    for folder, task in zip(folders, spec.open, strict=True):
+        prompts = open_prompts(folder, tokenizer, task, spec.seed, chat)
+        yield from _batches("open", task.task, prompts, task.new_tokens, spec.batch)
+
+
+def _batches(
+    task: str, dataset: str, prompts: list[Prompt], new_tokens: int, size: int, stops: Sequence[str] = ()
+) -> Iterator[Batch]:
     # Prompts of one length stand together: little padding is read.
     prompts = sorted(prompts, key=lambda prompt: len(prompt.tokens))
     for number, start in enumerate(range(0, len(prompts), size)):
-        yield Batch(task, dataset, number, new_tokens, prompts[start : start + size])
+        yield Batch(task, dataset, number, new_tokens, prompts[start : start + size], stops)
 
 
 def _parts(
@@ -162,28 +235,46 @@ def _parts(
     model: PreTrainedModel,
     of_base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    seed: int,
+    spec: Spec,
 ) -> Iterator[pd.DataFrame]:
     """The rows of every strategy and batch, and with each open batch what people wrote."""
     resume.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(chosen) * len(batches), desc="batches", mininterval=5) as progress:
         for batch in batches:
-            parts = {s.name: resume / f"{quote(s.name, safe='')}.{batch.task}.{batch.number}" for s in chosen}
-            waiting = [strategy for strategy in chosen if not parts[strategy.name].exists()]
+            there = f"{batch.dataset}.{batch.number}"
+            parts = {s.name: resume / f"{quote(s.name, safe='')}.{there}" for s in chosen}
             # No quoted name has a bracket: this is not a strategy's file.
-            written = resume / f"(human).{batch.task}.{batch.number}"
-            if waiting or not written.exists():
-                desk = _Desk(batch, model, of_base, tokenizer, seed)
+            written = resume / f"(human).{there}"
+            wanted = [*parts.values(), *([written] if batch.task == "open" else [])]
+            if not all(part.exists() for part in wanted):
+                desk = _Desk(batch, model, of_base, tokenizer, spec)
             if batch.task == "open":
                 if not written.exists():
                     _save(desk.human(), written)
                 yield pd.read_parquet(written)
+            for group in rounds(model, chosen, batch):
+                progress.set_postfix_str(f"{batch.dataset} {group[0].name}", refresh=False)
+                # Those that run together do so again, where one is missing: rounding may depend on the company.
+                if not all(parts[strategy.name].exists() for strategy in group):
+                    for strategy, rows in zip(group, desk.rows(group), strict=True):
+                        _save(rows, parts[strategy.name])
+                progress.update(len(group))
             for strategy in chosen:
-                progress.set_postfix_str(f"{batch.task} {strategy.name}", refresh=False)
-                if strategy in waiting:
-                    _save(desk.rows(strategy), parts[strategy.name])
                 yield pd.read_parquet(parts[strategy.name])
-                progress.update()
+
+
+def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> list[list[Strategy]]:
+    """The strategies in the groups that run together on a batch, each at most together.TOKENS tokens large."""
+    mask = torch.ones(1, batch.longest, dtype=torch.long)
+    prompts = Prompts(mask, batch.new_tokens)
+    joining: list[Strategy] = []
+    alone: list[Strategy] = []
+    for strategy in chosen:
+        parameters = strategy.chooses.parameters(model, strategy.settings, prompts)
+        (joining if together.joins(parameters) else alone).append(strategy)
+    size = max(1, together.TOKENS // (len(batch.prompts) * (batch.longest + batch.new_tokens)))
+    joined = [joining[start : start + size] for start in range(0, len(joining), size)]
+    return [*joined, *([strategy] for strategy in alone)]
 
 
 def _save_features(rows: Mapping[str, pd.DataFrame], file: Path) -> None:
@@ -207,32 +298,69 @@ class _Desk:
         model: PreTrainedModel,
         of_base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        seed: int,
+        spec: Spec,
     ) -> None:
         self.batch, self.model, self.of_base, self.tokenizer = batch, model, of_base, tokenizer
         ids, mask = left_padded(batch.prompts, special_tokens(model)["pad_token_id"])
         self.ids, self.mask = ids.to(model.device), mask.to(model.device)
         self.reading = read(model, self.ids, self.mask)
-        self.base_reading = self.reading if of_base is model else read(of_base, self.ids, self.mask)
-        self.seed = batch_seed(seed, batch)
+        self.opened = batch.task == "open"
+        self.base_reading: Reading | None = None
+        if self.opened:
+            self.base_reading = self.reading if of_base is model else read(of_base, self.ids, self.mask)
+        self.seed = batch_seed(spec.seed, batch)
+        self.limits = spec.programs
 
-    def rows(self, strategy: Strategy) -> pd.DataFrame:
-        """The rows of ``generations.parquet`` for this batch under ``strategy``."""
+    def rows(self, group: Sequence[Strategy]) -> list[pd.DataFrame]:
+        """The rows of ``generations.parquet`` for this batch under each strategy of a group of ``rounds``."""
         start = time.perf_counter()
-        generated = generate(
-            strategy.chooses,
-            self.model,
-            self.ids,
-            self.mask,
-            self.batch.new_tokens,
-            strategy.settings,
-            self.seed,
-            reading=self.reading,
-        ).tolist()
+        found = self._generated(group)
         seconds = time.perf_counter() - start
-        stops = ends(self.model)
-        texts = [until_end(tokens, stops) for tokens in generated]
-        nll, features = under(self.of_base, self.ids, self.mask, texts, self.base_reading)
+        return [self._table(strategy, texts, seconds) for strategy, texts in zip(group, found, strict=True)]
+
+    def _generated(self, group: Sequence[Strategy]) -> list[list[list[int]]]:
+        batch, stops = self.batch, self._stops if self.batch.stops else None
+        if len(group) == 1:
+            strategy = group[0]
+            found = [
+                generate(
+                    strategy.chooses,
+                    self.model,
+                    self.ids,
+                    self.mask,
+                    batch.new_tokens,
+                    strategy.settings,
+                    self.seed,
+                    reading=self.reading,
+                    stops=stops,
+                )
+            ]
+        else:
+            prompts = Prompts(self.mask, batch.new_tokens)
+            found = together.continuations(
+                self.model,
+                self.ids,
+                self.mask,
+                batch.new_tokens,
+                [strategy.chooses.parameters(self.model, strategy.settings, prompts) for strategy in group],
+                self.seed,
+                self.reading,
+                stopping=[stops(self.ids.shape[1])] if stops else [],
+            )
+        last = ends(self.model)
+        return [
+            [until_stop(self.tokenizer, until_end(tokens, last), batch.stops) for tokens in texts.tolist()]
+            for texts in found
+        ]
+
+    def _stops(self, start: int) -> StopsAt:
+        return StopsAt(self.tokenizer, self.batch.stops, start)
+
+    def _table(self, strategy: Strategy, texts: list[list[int]], seconds: float) -> pd.DataFrame:
+        nll: list[float] = [math.nan] * len(texts)
+        features: list[Any] = [None] * len(texts)
+        if self.opened:
+            nll, features = under(self.of_base, self.ids, self.mask, texts, self.base_reading)
         return pd.DataFrame(
             [
                 {
@@ -243,7 +371,7 @@ class _Desk:
                     **self._row(prompt, tokens),
                     "base_nll": value,
                     "seconds": seconds,
-                    "feature": feature if self.batch.task == "open" else None,
+                    "feature": feature,
                 }
                 for prompt, tokens, value, feature in zip(self.batch.prompts, texts, nll, features, strict=True)
             ]
@@ -271,17 +399,30 @@ class _Desk:
 
     def _row(self, prompt: Prompt, tokens: list[int]) -> dict[str, Any]:
         text = continued_text(self.tokenizer, prompt.tokens, tokens)
-        answer = ""
-        if prompt.right is not None:
-            answer = final_number(text) if prompt.worked else extract(text, prompt.right)
+        answer, correct = self._judged(prompt, text)
         return {
             "item": prompt.item,
             "prompt": prompt.text,
             "text": text,
             "tokens": tokens,
             "answer": answer,
-            "correct": prompt.right is not None and is_right(answer, prompt.right),
+            "correct": correct,
         }
+
+    def _judged(self, prompt: Prompt, text: str) -> tuple[str, bool]:
+        """What was answered, or became of the program, and whether it is right; nothing where nothing was asked."""
+        if prompt.tests is not None:
+            if self.limits is None:
+                raise ValueError(f"programs: limits are wanted for {self.batch.dataset}")
+            # Found by name: only sweeps with code tasks depend on it, and the plan says which.
+            sandbox = importlib.import_module("hemorrhage.evaluate.sandbox")
+            program = prompt.prefix + before_stop(text, self.batch.stops) + prompt.tests
+            result = sandbox.run(program, self.limits.seconds, self.limits.memory_mb)
+            return result.status, result.status == "passed"
+        if prompt.right is None:
+            return "", False
+        answer = final_number(text) if prompt.worked else extract(text, prompt.right)
+        return answer, is_right(answer, prompt.right)
 
 
 def batch_seed(seed: int, batch: Batch) -> int:

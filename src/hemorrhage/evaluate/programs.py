@@ -30,6 +30,7 @@ from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_
 from hemorrhage.compress.reload import verify
 from hemorrhage.decode.generation import NEUTRAL, check, check_context, ends, only, special_tokens, until_end
 from hemorrhage.decode.prompts import Prompt, leading_tokens, left_padded
+from hemorrhage.decode.stops import StopsAt, before_stop
 from hemorrhage.decode.sweep import continued_text, resume_directory
 from hemorrhage.evaluate import sandbox
 from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
@@ -216,30 +217,6 @@ def complete(
         before_stop(continued_text(tokenizer, prompt.tokens, tokens), stops)
         for prompt, tokens in zip(prompts, generated, strict=True)
     ]
-
-
-class StopsAt:
-    """A stopping criterion of transformers: rows whose newest token completes a stop string are done.
-
-    It only saves time: where a completion ends, ``before_stop`` decides.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], start: int) -> None:
-        self.tokenizer, self.stops, self.start = tokenizer, stops, start
-        # A token has at least one character, but for the first of a decoded text, which may lose a space.
-        self.tail = max(map(len, stops)) + 2
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Bool [batch] for sequences int64 [batch, length], whose first ``start`` tokens are the prompt."""
-        tails = self.tokenizer.batch_decode(
-            input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :], clean_up_tokenization_spaces=False
-        )
-        return torch.tensor([any(stop in text for stop in self.stops) for text in tails], device=input_ids.device)
-
-
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """``text`` up to the first place where one of ``stops`` begins."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def main() -> None:
