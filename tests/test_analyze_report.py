@@ -32,6 +32,9 @@ FILES = {
     "metrics.json",
     "thresholds.json",
     "curves.csv",
+    "front.csv",
+    "layers.csv",
+    "thresholds.csv",
     "decoding.csv",
     "index.html",
     "provenance.json",
@@ -104,7 +107,7 @@ def test_a_failed_variant_becomes_rows_with_its_reason(table: pd.DataFrame, repo
     assert {f"perplexity[{TAG}]", "accuracy", "disk_bytes"} <= set(failed.metric)
     metrics = json.loads((reports / "metrics.json").read_text())
     assert "sparsegpt-0.7" not in metrics["variants"]
-    assert metrics["counts"] == {"failed": 1, "variants": 36}
+    assert metrics["counts"].items() >= {"failed": 1, "variants": 36}.items()
     assert "positive definite" in (reports / "index.html").read_text()
 
 
@@ -141,6 +144,7 @@ def test_metrics_are_rounded_and_sorted(reports: Path) -> None:
         f"kl_mean[{TAG}]",
         f"same_top1[{TAG}]",
         "mean_accuracy[agreement+cloze+recall]",
+        "mean_flips[agreement+cloze+recall]",
         "effective_bits",
         "size_ratio",
         "decoding_spread",
@@ -166,6 +170,14 @@ def test_plots_data(reports: Path) -> None:
     assert len(curves) == 35 * 2
     assert curves.ln_perplexity_ratio.notna().all()
     assert (curves.protocol == TAG).all()
+    layers = pd.read_csv(reports / "layers.csv")
+    assert len(layers) == 36 * synthetic.LAYERS
+    assert layers[["local_error", "relative_error", "attention_entropy"]].notna().all().all()
+    front = pd.read_csv(reports / "front.csv")
+    assert len(front) == 35 * 2
+    assert front.groupby("corpus").on_front.sum().min() >= 3
+    thresholds = pd.read_csv(reports / "thresholds.csv")
+    assert {"rtn", "gptq"} <= set(thresholds.curve)
     decoding = pd.read_csv(reports / "decoding.csv")
     assert len(decoding) == 4 * 10
     assert {"accuracy", "low", "high", "distinct_2", "rep_4", "base_nll", "length"} <= set(decoding.columns)

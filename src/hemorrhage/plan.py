@@ -35,6 +35,9 @@ REPORT_FILES = (
     "flags.json",
     "recommendation.json",
     "curves.csv",
+    "front.csv",
+    "layers.csv",
+    "thresholds.csv",
     "decoding.csv",
     "index.html",
 )

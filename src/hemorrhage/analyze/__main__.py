@@ -15,11 +15,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import flags, inputs, report, rows, shipping, tables
+from hemorrhage.analyze import flags, inputs, plots, report, rows, shipping, tables
 from hemorrhage.analyze.curves import find_thresholds
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.artifact import environment
@@ -45,13 +46,16 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     save(out / "hemorrhage.parquet", lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(recommended))
     save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
-    save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites)))
+    save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites, recommended)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
-    save(
-        out / "curves.csv",
-        lambda path: tables.curve_points(found, numbers, corpora).to_csv(path, index=False),
-    )
-    save(out / "decoding.csv", lambda path: tables.decoding_points(numbers).to_csv(path, index=False))
+    for name, table in {
+        "curves": tables.curve_points(found, numbers, corpora),
+        "front": plots.front_points(recommended["front"]),
+        "layers": plots.layer_points(results.rows),
+        "thresholds": plots.threshold_points(thresholds),
+        "decoding": tables.decoding_points(numbers),
+    }.items():
+        save(out / f"{name}.csv", partial(table.to_csv, index=False))
     save(out / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
     save(out / PROVENANCE, _json(made_from))
 

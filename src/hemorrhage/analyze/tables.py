@@ -68,7 +68,9 @@ def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def headline(inputs: Inputs, numbers: Numbers, corpora: list[str], suites: Sequence[Suite]) -> dict[str, Any]:
+def headline(
+    inputs: Inputs, numbers: Numbers, corpora: list[str], suites: Sequence[Suite], recommended: dict[str, Any]
+) -> dict[str, Any]:
     """The content of metrics.json: nothing that is not a result, so that equal results give equal bytes.
 
     A key says under which protocol, or over which tasks, so that two commits are compared only where they agree.
@@ -82,7 +84,12 @@ def headline(inputs: Inputs, numbers: Numbers, corpora: list[str], suites: Seque
                 estimate = numbers.get(variant, metric, corpus)
                 if estimate:
                     fields.setdefault(estimate.metric, {})[corpus] = rounded(estimate.value)
-        for metric, dataset in (("mean_accuracy", ALL_TASKS), ("effective_bits", ""), ("size_ratio", "")):
+        for metric, dataset in (
+            ("mean_accuracy", ALL_TASKS),
+            ("mean_flips", ALL_TASKS),
+            ("effective_bits", ""),
+            ("size_ratio", ""),
+        ):
             estimate = numbers.get(variant, metric, dataset)
             if estimate:
                 fields[f"{metric}[{tasks}]" if dataset else metric] = rounded(estimate.value)
@@ -94,7 +101,15 @@ def headline(inputs: Inputs, numbers: Numbers, corpora: list[str], suites: Seque
         if fields:
             found[variant] = fields
     failed = sum(failure(inputs, variant) is not None for variant in inputs.variants.values())
-    return {"variants": found, "counts": {"variants": len(inputs.variants) - 1, "failed": failed}}
+    overall = recommended["overall"]
+    return {
+        "variants": found,
+        "counts": {"variants": len(inputs.variants) - 1, "failed": failed, "inside_budget": overall["inside"]},
+        "ship": {
+            "size": {name: answer["size"] for name, answer in recommended["families"].items() if answer["variant"]},
+            **({"smallest": overall["size"], "variant": overall["variant"]} if overall["variant"] else {}),
+        },
+    }
 
 
 def curve_points(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> pd.DataFrame:
