@@ -1,5 +1,6 @@
 # make report   set up, run the default study, say where the page is
 # make test     set up, check style and types, run every test but the opt-in ones
+# make plan     what the run will cost before it starts, and how wrong that was
 # make help     the rest
 
 PYTHON ?= python3
@@ -9,10 +10,11 @@ PROFILE ?= quick
 BUDGET ?= params.yaml
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup gguf report gate params test check unit end-to-end lock clean
+.PHONY: help setup gguf report plan gate params test check unit end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
+	@echo "make plan            time, memory, disk, GPU hours of what is missing; CORES=8"
 	@echo "make test            set up, style, types, unit tests, the end-to-end test"
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
@@ -39,6 +41,9 @@ gguf: $(READY)
 report: $(READY)
 	snakemake
 	@echo "open reports/index.html"
+
+plan: $(READY)
+	@python -m hemorrhage.costs $(if $(CORES),--cores $(CORES))
 
 params: $(READY)
 	python -m hemorrhage.overlay params/$(PROFILE).yaml

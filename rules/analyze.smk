@@ -25,6 +25,10 @@ rule analyze:
         current=touch(CURRENT),
     log:
         f"logs/analyze/{plan.report}.log",
+    threads: asked.threads("report", "report")
+    resources:
+        mem_mb=lambda wildcards, attempt: asked.mem_mb("report", "report", attempt),
+        runtime=lambda wildcards, attempt: asked.minutes("report", "report", attempt),
     params:
         usage=f"logs/benchmarks/analyze/{plan.report}.tsv",
         base=lambda wildcards, input: folders(input.base),

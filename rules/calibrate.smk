@@ -11,6 +11,10 @@ rule base:
     log:
         "logs/base/{name}-{key}.log",
     priority: 100
+    threads: threads_of("base")
+    resources:
+        mem_mb=memory_of("base"),
+        runtime=minutes_of("base"),
     params:
         usage="logs/benchmarks/base/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -25,6 +29,10 @@ rule relative:
     log:
         "logs/relatives/{name}-{key}.log",
     priority: 100
+    threads: threads_of("relatives")
+    resources:
+        mem_mb=memory_of("relatives"),
+        runtime=minutes_of("relatives"),
     params:
         usage="logs/benchmarks/relatives/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -41,6 +49,10 @@ rule text:
     log:
         "logs/texts/{name}-{key}.log",
     priority: 100
+    threads: threads_of("texts")
+    resources:
+        mem_mb=memory_of("texts"),
+        runtime=minutes_of("texts"),
     params:
         usage="logs/benchmarks/texts/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -58,6 +70,10 @@ rule task:
     log:
         "logs/tasks/{name}-{key}.log",
     priority: 100
+    threads: threads_of("tasks")
+    resources:
+        mem_mb=memory_of("tasks"),
+        runtime=minutes_of("tasks"),
     params:
         usage="logs/benchmarks/tasks/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -74,6 +90,10 @@ rule benchmark:
     log:
         "logs/benchmarks_data/{name}-{key}.log",
     priority: 100
+    threads: threads_of("benchmarks")
+    resources:
+        mem_mb=memory_of("benchmarks"),
+        runtime=minutes_of("benchmarks"),
     params:
         usage="logs/benchmarks/benchmarks/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -95,10 +115,11 @@ rule calibrate:
     log:
         "logs/calibrations/{name}-{key}.log",
     priority: 90
-    threads: 2
+    threads: threads_of("calibrations")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("calibrations"),
+        mem_mb=memory_of("calibrations"),
+        runtime=minutes_of("calibrations"),
     params:
         usage="logs/benchmarks/calibrations/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -106,7 +127,7 @@ rule calibrate:
         texts=lambda wildcards, input: folders(input.texts),
         spec=json.dumps(plan.sampling),
     shell:
-        "step {params.usage} hemorrhage.calibrate {params.out} --base {params.base} --texts {params.texts}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.calibrate {params.out} --base {params.base} --texts {params.texts}"
         " --spec {params.spec:q} > {log} 2>&1"
 
 
@@ -119,10 +140,11 @@ rule gradients:
     log:
         "logs/gradients/{name}-{key}.log",
     priority: 80
-    threads: 2
+    threads: threads_of("gradients")
     resources:
-        gpu=1,
-        mem_mb=12000,
+        gpu=asked.gpu("gradients"),
+        mem_mb=memory_of("gradients"),
+        runtime=minutes_of("gradients"),
     params:
         usage="logs/benchmarks/gradients/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -130,7 +152,7 @@ rule gradients:
         calibration=lambda wildcards, input: folders(input.calibration),
         spec=lambda wildcards: json.dumps({"part": wildcards.name}),
     shell:
-        "step {params.usage} hemorrhage.calibrate.gradients {params.out} --base {params.base}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.calibrate.gradients {params.out} --base {params.base}"
         " --calibration {params.calibration} --spec {params.spec:q} > {log} 2>&1"
 
 

@@ -15,9 +15,10 @@ rule compress:
         "data/checkpoints/{name}/{key}/manifest.json",
     log:
         "logs/checkpoints/{name}-{key}.log",
+    threads: threads_of("checkpoints")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        mem_mb=memory_of("checkpoints"),
+        runtime=minutes_of("checkpoints"),
     params:
         usage="logs/benchmarks/checkpoints/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),

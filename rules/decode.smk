@@ -17,9 +17,11 @@ rule decode:
         "logs/decodes/{name}-{key}.log",
     # The longest jobs: begun early, they do not end alone.
     priority: 50
+    threads: threads_of("decodes")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("decodes"),
+        mem_mb=memory_of("decodes"),
+        runtime=minutes_of("decodes"),
     params:
         usage="logs/benchmarks/decodes/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -29,7 +31,7 @@ rule decode:
         open=lambda wildcards, input: folders(input.open),
         spec=json.dumps(plan.decoding),
     shell:
-        "step {params.usage} hemorrhage.decode {params.out} --variant {wildcards.name}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.decode {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --closed {params.closed} --open {params.open}"
         " --spec {params.spec:q} > {log} 2>&1"
 

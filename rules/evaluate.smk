@@ -24,10 +24,11 @@ rule reference:
     log:
         "logs/references/{name}-{key}.log",
     priority: 90
-    threads: 2
+    threads: threads_of("references")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("references"),
+        mem_mb=memory_of("references"),
+        runtime=minutes_of("references"),
     params:
         usage="logs/benchmarks/references/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -36,7 +37,7 @@ rule reference:
         tasks=lambda wildcards, input: folders(input.tasks),
         spec=json.dumps(plan.windows),
     shell:
-        "step {params.usage} hemorrhage.evaluate.reference {params.out} --base {params.base} --texts {params.texts}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.evaluate.reference {params.out} --base {params.base} --texts {params.texts}"
         " --tasks {params.tasks} --spec {params.spec:q} > {log} 2>&1"
 
 
@@ -50,9 +51,11 @@ rule evaluate:
         "data/evaluations/{name}/{key}/manifest.json",
     log:
         "logs/evaluations/{name}-{key}.log",
+    threads: threads_of("evaluations")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("evaluations"),
+        mem_mb=memory_of("evaluations"),
+        runtime=minutes_of("evaluations"),
     params:
         usage="logs/benchmarks/evaluations/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -62,7 +65,7 @@ rule evaluate:
         tasks=lambda wildcards, input: folders(input.tasks),
         spec=lambda wildcards: json.dumps(plan.evaluation(wildcards.name)),
     shell:
-        "step {params.usage} hemorrhage.evaluate {params.out} --variant {wildcards.name}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.evaluate {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --reference {params.reference}"
         " --tasks {params.tasks} --spec {params.spec:q} > {log} 2>&1"
 
@@ -76,9 +79,11 @@ rule harness:
         "data/harness/{name}/{key}/manifest.json",
     log:
         "logs/harness/{name}-{key}.log",
+    threads: threads_of("harness")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("harness"),
+        mem_mb=memory_of("harness"),
+        runtime=minutes_of("harness"),
     params:
         usage="logs/benchmarks/harness/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -87,7 +92,7 @@ rule harness:
         benchmarks=lambda wildcards, input: folders(input.benchmarks),
         spec=json.dumps(plan.harnessed),
     shell:
-        "step {params.usage} hemorrhage.evaluate.harness {params.out} --variant {wildcards.name}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.evaluate.harness {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --benchmarks {params.benchmarks}"
         " --spec {params.spec:q} > {log} 2>&1"
 
@@ -101,9 +106,11 @@ rule programs:
         "data/programs/{name}/{key}/manifest.json",
     log:
         "logs/programs/{name}-{key}.log",
+    threads: threads_of("programs")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("programs"),
+        mem_mb=memory_of("programs"),
+        runtime=minutes_of("programs"),
     params:
         usage="logs/benchmarks/programs/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -112,7 +119,7 @@ rule programs:
         benchmarks=lambda wildcards, input: folders(input.benchmarks),
         spec=json.dumps(plan.programmed),
     shell:
-        "step {params.usage} hemorrhage.evaluate.programs {params.out} --variant {wildcards.name}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.evaluate.programs {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --benchmarks {params.benchmarks}"
         " --spec {params.spec:q} > {log} 2>&1"
 

@@ -11,6 +11,9 @@ SOURCE = Path(workflow.basedir, "src")
 sys.path.insert(0, str(SOURCE))
 
 from hemorrhage.config import ConfigError
+from hemorrhage.costs.model import Costs
+from hemorrhage.costs.requests import Requests
+from hemorrhage.costs.work import Workload
 from hemorrhage.lock import hold
 from hemorrhage.plan import Plan
 
@@ -18,6 +21,9 @@ try:
     plan = Plan.read()
 except ConfigError as error:
     sys.exit(str(error))
+
+# A profile says whether jobs that run the model get a GPU: the machine that plans may have none.
+asked = Requests(Workload(plan), Costs.read(), int(config.get("gpu", 0)))
 
 
 resource_scopes:
@@ -50,6 +56,21 @@ def earlier(wildcards):
     """What a variant on another variant comes after: that one first."""
     after = plan.variants[wildcards.name].after
     return [ancient(plan.manifest("checkpoints", name)) for name in after]
+
+
+def threads_of(kind):
+    """Threads of a kind's job, from the cost model."""
+    return lambda wildcards: asked.threads(kind, wildcards.name)
+
+
+def memory_of(kind):
+    """Memory of a kind's job in MB, more for each attempt."""
+    return lambda wildcards, attempt: asked.mem_mb(kind, wildcards.name, attempt)
+
+
+def minutes_of(kind):
+    """Time of a kind's job, more for each attempt."""
+    return lambda wildcards, attempt: asked.minutes(kind, wildcards.name, attempt)
 
 
 def folders(manifests):

@@ -1,4 +1,4 @@
-"""How a step is started: shell lines say ``step USAGE MODULE ARGUMENTS``.
+"""How a step is started: shell lines say ``step [--direct | --gpu=N] USAGE MODULE ARGUMENTS``.
 
 A local run has a server that imports the libraries once and forks a child for each job; elsewhere, and where anything
 differs, the client runs the step itself (hemorrhage.service). USAGE, beside the log, is the job's benchmark file;

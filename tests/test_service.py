@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import hemorrhage
-from hemorrhage.service import client, server
+from hemorrhage.service import client, device, server
 
 SOURCE = Path(hemorrhage.__file__).parent.parent
 
@@ -306,3 +306,88 @@ def test_results_are_the_same_bytes(folder, tiny, monkeypatch) -> None:
             served, alone = (root / file for root in (Path("served"), Path("direct")))
             served_bytes = served.read_bytes().replace(b"served/", b"direct/")
             assert served_bytes == alone.read_bytes(), file
+
+
+def test_a_step_runs_on_the_processor_unless_it_was_granted_a_gpu(light) -> None:
+    for option, where in (([], "cpu"), (["--gpu=0"], "cpu"), (["--direct"], "cpu"), (["--gpu=1"], None)):
+        code = "import json, os; json.dump(os.environ.get('HEMORRHAGE_DEVICE'), open('device.json', 'w'))"
+        Path("where.py").write_text(code)
+        subprocess.run(command(*option, "usage.tsv", "where"), env=environment(), check=True, capture_output=True)
+        assert json.loads(Path("device.json").read_text()) == where
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from hemorrhage.service import device
+device.assign()
+Path(sys.argv[1]).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+while not Path("over").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_each_job_holds_a_gpu_of_its_own_and_the_third_waits_for_one(folder) -> None:
+    env = environment(CUDA_VISIBLE_DEVICES="4,7", TMPDIR=str(folder))
+    env.pop("HEMORRHAGE_DEVICE", None)
+
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", HOLD, name], env=env)
+
+    first = start("first")
+    until(lambda: Path("first").exists() and Path("first").read_text())
+    second = start("second")
+    until(lambda: Path("second").exists() and Path("second").read_text())
+    assert (Path("first").read_text(), Path("second").read_text()) == ("4", "7")
+    third = start("third")
+    time.sleep(0.3)
+    assert not Path("third").exists()
+    first.kill()
+    first.wait()
+    until(lambda: Path("third").exists() and Path("third").read_text())
+    assert Path("third").read_text() == "4", "a killed job's lock ends with it"
+    Path("over").touch()
+    assert second.wait(10) == third.wait(10) == 0
+
+
+def test_a_single_device_that_slurm_gave_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEMORRHAGE_DEVICE", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    device.assign()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert not device._held
+
+
+COUNT = """
+import json, os, sys
+from pathlib import Path
+import numpy as np, torch
+torch.randn(600, 600) @ torch.randn(600, 600)
+np.random.randn(600, 600) @ np.random.randn(600, 600)
+tasks = len(os.listdir("/proc/self/task"))
+Path("count.json").write_text(json.dumps({"torch": torch.get_num_threads(), "inside": tasks}))
+"""
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_job_of_one_thread_computes_with_one(folder, served: bool) -> None:
+    Path("count.py").write_text(COUNT)
+    process = None
+    if served:
+        with server.listen(Path(client.SOCKET)) as listener, Path("service.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LIGHT.replace("'json',", "'json', 'torch'"), str(listener.fileno())],
+                pass_fds=[listener.fileno()], stdin=subprocess.PIPE, stderr=log, env=environment(),
+            )  # fmt: skip
+    threads = {}
+    for granted in (1, 2):
+        env = environment(**dict.fromkeys(server.THREADS, str(granted)))
+        subprocess.run(command("usage.tsv", "count"), env=env, check=True)
+        threads[granted] = json.loads(Path("count.json").read_text())
+    if process:
+        process.stdin.close()
+        process.wait(10)
+        assert "refused" not in Path("service.log").read_text()
+    assert threads[1] == {"torch": 1, "inside": 1}, "no pool of threads stands beside the job's own"
+    assert threads[2]["torch"] == 2
+    assert threads[2]["inside"] > 1

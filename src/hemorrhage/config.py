@@ -255,6 +255,8 @@ WHEELS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "max_position_embeddings": 8192,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
     }
 }
 """Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""

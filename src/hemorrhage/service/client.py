@@ -1,11 +1,12 @@
 """Runs one step: in a child of the service, where there is one, else in this process.
 
-    python -IS client.py [--direct] USAGE MODULE ARGUMENT...
+    python -IS client.py [--direct | --gpu=N] USAGE MODULE ARGUMENT...
 
 Does what ``python -m hemorrhage.service.job USAGE MODULE ARGUMENT...`` does: the same output streams, environment,
 signals and exit status. Imports nothing of this package and little of the standard library, since every job starts
 with it. ``--direct`` is for steps that run no model: they do not import what the service has ready, the hub's library
-reads when it is imported whether it may fetch, and a manifest names the GPU where torch is imported.
+reads when it is imported whether it may fetch, and a manifest names the GPU where torch is imported. A step runs on the
+processor, unless ``--gpu`` says that it was granted a GPU.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ RELAYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 
 def main(arguments: list[str]) -> None:
     """Run the step of the command line; ends with its exit status."""
-    if arguments[0] == "--direct":
-        run_directly(arguments[1:])
+    option = arguments.pop(0) if arguments[0].startswith("--") else ""
+    if option in ("", "--direct", "--gpu=0"):
+        os.environ["HEMORRHAGE_DEVICE"] = "cpu"
+    if option == "--direct":
+        run_directly(arguments)
     status = run_served(arguments)
     if status is None:
         run_directly(arguments)

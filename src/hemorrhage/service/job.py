@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hemorrhage.service import store
+from hemorrhage.service import device, store
 
 COLUMNS = ("s", "max_rss", "cpu_time", "start_up")
 
@@ -59,6 +59,7 @@ def run(usage: Path, module: str, arguments: list[str]) -> NoReturn:
             if there:
                 atexit.unregister(_write)
             else:
+                device.assign()
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         status = _status(end.code)

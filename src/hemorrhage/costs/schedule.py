@@ -1,0 +1,53 @@
+"""How long a run takes: the jobs that are missing, dealt to cores as Snakemake's greedy scheduler does."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+Key = tuple[str, str]
+
+PRIORITIES = {"base": 100, "texts": 100, "tasks": 100, "benchmarks": 100, "calibrations": 90, "references": 90,
+              "gradients": 80, "decodes": 50}  # fmt: skip
+"""As in rules/*.smk."""
+
+
+def critical_path(seconds: Mapping[Key, float], needs: Mapping[Key, Sequence[Key]]) -> list[Key]:
+    """The chain of jobs that takes longest; keys of ``seconds`` are in an order in which they can run.
+
+    ``needs`` that are no key of ``seconds`` are there already.
+    """
+    ends: dict[Key, float] = {}
+    before: dict[Key, Key | None] = {}
+    for key, own in seconds.items():
+        last = max((need for need in needs[key] if need in ends), key=lambda need: ends[need], default=None)
+        ends[key] = own + (ends[last] if last else 0.0)
+        before[key] = last
+    at: Key | None = max(ends, key=lambda key: ends[key], default=None)
+    path: list[Key] = []
+    while at:
+        path.append(at)
+        at = before[at]
+    return path[::-1]
+
+
+def makespan(
+    seconds: Mapping[Key, float], needs: Mapping[Key, Sequence[Key]], threads: Mapping[Key, int], cores: int
+) -> float:
+    """Seconds until all jobs have run on ``cores`` cores; a job takes its seconds on its threads, at most the cores."""
+    waiting = {key: {need for need in needs[key] if need in seconds} for key in seconds}
+    order = {key: (-PRIORITIES.get(key[0], 0), place) for place, key in enumerate(seconds)}
+    running: list[tuple[float, int, Key]] = []
+    free, now = cores, 0.0
+    while waiting or running:
+        for key in sorted((key for key, open_ in waiting.items() if not open_), key=order.__getitem__):
+            taken = min(threads[key], cores)
+            if taken <= free:
+                free -= taken
+                heapq.heappush(running, (now + seconds[key], taken, key))
+                del waiting[key]
+        now, taken, done = heapq.heappop(running)
+        free += taken
+        for open_ in waiting.values():
+            open_.discard(done)
+    return now
