@@ -230,7 +230,7 @@ def _checkpoint(folder: Path, point: Point) -> Path:
         "sweep": point.sweep,
         "family": point.family,
         "method": point.method,
-        "settings": {},
+        "settings": _settings(point),
         "seed": 0,
     }
     if point.failure:
@@ -251,6 +251,14 @@ def _checkpoint(folder: Path, point: Point) -> Path:
         "changed": 0.8,
     }
     return _directory(folder, "checkpoints", point.variant, manifest)
+
+
+def _settings(point: Point) -> dict[str, Any]:
+    """The setting that moves a variant along its axis, as its name has it."""
+    value = point.variant.split("-")[1]
+    if point.axis == "bits":
+        return {"bits": int(value), "group_size": 64}
+    return {point.axis: value.replace("of", ":") if "of" in value else float(value)}
 
 
 def _text(rng: np.random.Generator, windows: int, window: int) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ FILES = {
     "hemorrhage.parquet",
     "metrics.json",
     "thresholds.json",
+    "next.yaml",
     "curves.csv",
     "front.csv",
     "layers.csv",

@@ -32,6 +32,7 @@ REPORT_FILES = (
     "hemorrhage.parquet",
     "metrics.json",
     "thresholds.json",
+    "next.yaml",
     "flags.json",
     "recommendation.json",
     "curves.csv",

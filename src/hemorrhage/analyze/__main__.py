@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import flags, inputs, plots, report, rows, shipping, tables
-from hemorrhage.analyze.curves import find_thresholds
+from hemorrhage.analyze import flags, inputs, next_points, plots, report, rows, shipping, tables
+from hemorrhage.analyze.curves import sweeps
+from hemorrhage.analyze.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.artifact import environment
 
@@ -46,6 +47,8 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     save(out / "hemorrhage.parquet", lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(recommended))
     save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
+    proposed = next_points.as_yaml(thresholds, sweeps(found))
+    save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
     save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites, recommended)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
     for name, table in {
@@ -58,16 +61,6 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
         save(out / f"{name}.csv", partial(table.to_csv, index=False))
     save(out / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
     save(out / PROVENANCE, _json(made_from))
-
-
-DEFINITIONS = {
-    "two_fold": "where the log-perplexity ratio to the base, straight between points, first reaches ln 2",
-    "knee": "where two joined lines through the base bend that fit the log-perplexity ratio better than one: "
-    "by Schwarz's criterion, and by more than the measured noise explains (p_straight)",
-    "low, high": "percentile interval over resampled text windows, the same for every variant",
-    "between": "the measured points around a threshold; the interval does not hold the uncertainty of the "
-    "curve's shape between them",
-}
 
 
 def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from hemorrhage.analyze import thresholds
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
-from hemorrhage.analyze.rows import Results
-from hemorrhage.analyze.spec import Spec
 
 AXES = {
     "bits": "effective bits per parameter",
@@ -92,68 +85,3 @@ def undamaged(inputs: Inputs, axis: str, on: str = BASE) -> float:
     if axis == "bits":
         return float(inputs.variants[on].manifest["effective_bits"])
     return FULL_BITS if axis in FEWER_IS_WORSE else 0.0
-
-
-def find_thresholds(inputs: Inputs, results: Results, spec: Spec) -> list[dict[str, Any]]:
-    """The content of thresholds.json: an entry per curve and corpus."""
-    return [_entry(inputs, results, spec, sweep, corpus) for sweep in sweeps(inputs) for corpus in results.blocks]
-
-
-def _entry(inputs: Inputs, results: Results, spec: Spec, sweep: Sweep, corpus: str) -> dict[str, Any]:
-    measured = [variant for variant in sweep.variants if (variant.name, corpus) in results.replicates]
-    failed = failure(inputs, inputs.variants[sweep.on]) is not None
-    start = 0.0 if failed else undamaged(inputs, sweep.axis, sweep.on)
-    entry: dict[str, Any] = {
-        "sweep": sweep.sweep,
-        "curve": sweep.curve,
-        "name": sweep.name,
-        "family": sweep.family,
-        "method": sweep.method,
-        "corpus": corpus,
-        "axis": sweep.axis,
-        "unit": AXES.get(sweep.axis, sweep.axis),
-        "on": sweep.on,
-        "base": start,
-        "points": len(measured),
-        "missing": {variant.name: failure(inputs, variant) for variant in sweep.failed},
-    }
-    if not measured or failed:
-        none = {"answer": thresholds.TOO_FEW, "reason": "no variant of this curve was measured"}
-        return {**entry, "two_fold": none, "knee": none}
-    sign = -1.0 if sweep.axis in FEWER_IS_WORSE else 1.0
-    distances = np.array([sign * (position(variant) - start) for variant in measured])
-    replicates = np.stack([results.replicates[variant.name, corpus] for variant in measured], axis=1)
-    ratios = _ratios(results, corpus, [variant.name for variant in measured])
-    if sweep.on != BASE:
-        # What this alteration adds to the one before it.
-        ratios = ratios - _ratios(results, corpus, [sweep.on])
-        replicates = replicates - results.replicates[sweep.on, corpus][:, None]
-    curve = thresholds.curve(distances, ratios, replicates, results.blocks[corpus])
-
-    def place(distance: float) -> float:
-        return start + sign * distance
-
-    return {
-        **entry,
-        "two_fold": _on_axis(thresholds.two_fold(curve, spec.confidence), place, sign),
-        "knee": _on_axis(thresholds.bend(curve, spec.confidence), place, sign),
-    }
-
-
-def _ratios(results: Results, corpus: str, variants: list[str]) -> np.ndarray:
-    rows = results.rows
-    chosen = rows[(rows["dataset"] == corpus) & rows["metric"].str.startswith("ln_perplexity_ratio[")]
-    return chosen.set_index("variant").loc[variants, "estimate"].to_numpy(float)
-
-
-def _on_axis(found: dict[str, Any], place: Callable[[float], float], sign: float) -> dict[str, Any]:
-    """Turn distances from the base into places on the axis; on the bits axis low and high change sides."""
-    turned = dict(found)
-    for key in ("estimate", "low", "high"):
-        if found.get(key) is not None:
-            turned[key] = place(found[key])
-    if "between" in found:
-        turned["between"] = sorted(place(distance) for distance in found["between"])
-    if sign < 0 and "low" in turned:
-        turned["low"], turned["high"] = turned["high"], turned["low"]
-    return turned

@@ -18,7 +18,7 @@ from hemorrhage.analyze.inside import cost_rows, inside_rows
 from hemorrhage.analyze.language import Texts, language
 from hemorrhage.analyze.schema import ROWS, made_in, row
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.analyze.tasks import Suite, suites, task_rows
+from hemorrhage.analyze.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
 
 SIZE_METRICS = ("disk_bytes", "effective_bits", "layer_bits", "size_ratio", "parameters", "sparsity", "changed")
 """Per variant, exact: see the checkpoint's manifest."""
@@ -28,13 +28,15 @@ SIZE_METRICS = ("disk_bytes", "effective_bits", "layer_bits", "size_ratio", "par
 class Results:
     """``rows`` as in the schema; ``replicates``: (variant, corpus) -> log-perplexity ratio in each resample,
     float64 ``[resamples]``, and ``divergences`` the same of the mean KL; ``blocks``: corpus -> number of windows;
-    ``suites``: the tasks, by who asked them."""
+    ``suites``: the tasks, by who asked them; ``task_losses``: variant -> share of the base's accuracy on the probes
+    that it lost, in each resample, and the number of their groups."""
 
     rows: pd.DataFrame
     replicates: dict[tuple[str, str], Floats] = field(repr=False)
     blocks: dict[str, int]
     suites: list[Suite] = field(repr=False)
     divergences: dict[tuple[str, str], Floats] = field(repr=False)
+    task_losses: dict[str, tuple[float, Floats, int]] = field(repr=False)
 
 
 def build(inputs: Inputs, spec: Spec) -> Results:
@@ -57,7 +59,9 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     table = pd.DataFrame(rows, columns=list(ROWS.columns))
     table["seed"] = table["seed"].astype("Int64")
     table["q"] = controlled(table)
-    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences)
+    probes = [suite for suite in answered if suite.together == ALL_TASKS]
+    losses = task_losses(probes[0], spec) if probes else {}
+    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences, losses)
 
 
 def controlled(rows: pd.DataFrame) -> pd.Series:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze import bootstrap, significance
+from hemorrhage.analyze.bootstrap import Floats
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.schema import AT_CHANCE, made_in, row
 from hemorrhage.analyze.spec import Spec
@@ -184,6 +185,23 @@ def _means(variant: Variant, suite: Suite, output: Output, spec: Spec) -> Iterat
         yield row(variant, "chance", estimate=chance, n=1, **about)
 
 
+def task_losses(suite: Suite, spec: Spec) -> dict[str, tuple[float, Floats, int]]:
+    """Variant -> share of the base's mean accuracy that it lost, the same in each resample, and the number of groups.
+
+    Over the tasks on which the base does better than guessing; resampled as :func:`task_rows` does.
+    """
+    found = {}
+    for name, output in suite.outputs.items():
+        if output.failure is None and suite.averaged:
+            items = output.tables["items.parquet"]
+            means = _resampled(items[items["task"].isin(suite.averaged)], spec)
+            before = means.level - means.shift
+            with np.errstate(divide="ignore", invalid="ignore"):
+                lost = -means.shifts / (means.levels - means.shifts)
+            found[name] = (-means.shift / before, lost, means.blocks)
+    return found
+
+
 def share_interval(values: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:
     """Wilson's interval of a share, at the effective number of items."""
     size = bootstrap.effective_size(values, groups, confidence)
@@ -223,8 +241,21 @@ def damage(items: pd.DataFrame, spec: Spec) -> Answered:
     return found
 
 
-def _mean_accuracy(items: pd.DataFrame, spec: Spec) -> Answered:
-    """Accuracy averaged over tasks, and its change: paired bootstrap over the groups of each task."""
+@dataclass(frozen=True)
+class _Means:
+    """Mean accuracy over tasks and its change: as measured, and in each resample ``[resamples]``; ``net``: what each
+    group adds to the change."""
+
+    level: float
+    shift: float
+    levels: Floats
+    shifts: Floats
+    net: Floats
+    blocks: int
+
+
+def _resampled(items: pd.DataFrame, spec: Spec) -> _Means:
+    """Paired bootstrap over the groups of each task."""
     tasks = items["task"].nunique()
     now, change, estimates, net = [], [], [], []
     blocks = 0
@@ -239,15 +270,22 @@ def _mean_accuracy(items: pd.DataFrame, spec: Spec) -> Answered:
         net.append(gained / size.sum() / tasks)
         blocks += len(size)
     level, shift = np.mean(estimates, axis=0)
-    limits = [bootstrap.interval(np.mean(part, axis=0), spec.confidence, blocks) for part in (now, change)]
+    levels, shifts = np.mean(now, axis=0), np.mean(change, axis=0)
+    return _Means(float(level), float(shift), levels, shifts, np.concatenate(net), blocks)
+
+
+def _mean_accuracy(items: pd.DataFrame, spec: Spec) -> Answered:
+    """Accuracy averaged over tasks, and its change."""
+    means = _resampled(items, spec)
+    limits = [bootstrap.interval(part, spec.confidence, means.blocks) for part in (means.levels, means.shifts)]
     common = {"n": len(items)}
     return {
-        "mean_accuracy": {"estimate": float(level), "low": limits[0][0], "high": limits[0][1], **common},
+        "mean_accuracy": {"estimate": means.level, "low": limits[0][0], "high": limits[0][1], **common},
         "mean_accuracy_change": {
-            "estimate": float(shift),
+            "estimate": means.shift,
             "low": limits[1][0],
             "high": limits[1][1],
-            "p": significance.sign_flip(np.concatenate(net), spec.seed),
+            "p": significance.sign_flip(means.net, spec.seed),
             **common,
         },
     }
