@@ -8,9 +8,12 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PROFILE ?= quick
 BUDGET ?= params.yaml
+A ?= HEAD
+B ?= workspace
+OUT ?= reports/compare.html
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup gguf report plan gate params test check unit end-to-end lock clean
+.PHONY: help setup gguf report plan gate compare params test check unit end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
@@ -19,6 +22,7 @@ help:
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
 	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name"
+	@echo "make compare A=HEAD~1 B=workspace   two studies side by side in reports/compare.html, or in OUT"
 	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
 	@echo "make gguf            the extra gguf: llama.cpp, to compare with"
 	@echo "make lock            compile pyproject.toml into requirements.txt"
@@ -50,6 +54,9 @@ params: $(READY)
 
 gate: $(READY)
 	@python -m hemorrhage.gate "$(BUDGET)" --variant "$(VARIANT)"
+
+compare: $(READY)
+	@python -m hemorrhage.compare "$(A)" "$(B)" --out "$(OUT)"
 
 test: check unit end-to-end
 

@@ -682,3 +682,42 @@ def decoding(numbers: Numbers, metric: str) -> Figure:
         for row in range(0, len(strategies), 2)
     ]
     return {"data": traces, "layout": layout}
+
+
+def side_by_side(names: Sequence[str], numbers: Sequence[Numbers], labels: Sequence[str], corpus: str) -> Figure:
+    """A row per variant, with its KL in each of two studies."""
+    traces: list[Figure] = []
+    heights = [0.0]
+    for turn, (of, label) in enumerate(zip(numbers, labels, strict=True)):
+        known = [(row, name, of.get(name, "kl_mean", corpus)) for row, name in enumerate(names)]
+        points = [(row, name, found) for row, name, found in known if found]
+        heights += [place("kl", number) for _, _, found in points for number in found[:3] if math.isfinite(number)]
+        colour = f"@series-{turn}"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [place("kl", found.value) for _, _, found in points],
+                "y": [row + (turn - 0.5) * 0.3 for row, _, _ in points],
+                "mode": "markers",
+                "name": f"{'AB'[turn]}: {label}",
+                "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[turn]},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [place("kl", found.high) - place("kl", found.value) for _, _, found in points],
+                    "arrayminus": [place("kl", found.value) - place("kl", found.low) for _, _, found in points],
+                    "color": colour,
+                    "thickness": 1.2,
+                    "width": 0,
+                },
+                "text": [f"<b>{name}</b>, {label}<br>KL {shown('kl', found)}" for _, name, found in points],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    y_axis = {
+        "tickvals": list(range(len(names))),
+        "ticktext": list(names),
+        "range": [len(names) - 0.5, -0.5],
+        "zeroline": False,
+    }
+    return {"data": traces, "layout": _layout(_value_axis("kl", heights, ticks=7), y_axis)}

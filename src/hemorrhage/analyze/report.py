@@ -71,14 +71,6 @@ def render(
     provenance: dict[str, Any],
 ) -> str:
     """The whole page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(PAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["json"] = _json
     numbers = Numbers(results.rows)
     corpora = list(results.blocks)
     curves = sweeps(inputs)
@@ -99,49 +91,53 @@ def render(
     strategies = numbers.strategies("accuracy") or numbers.strategies("length")
     charts = _charts(inputs)
     maps = _maps(inputs, results.rows, numbers, corpora)
-    return environment.get_template("report.html.j2").render(
-        title=model_name(inputs.base),
-        note=inputs.base.get("note") or "",
-        base=_base_facts(inputs, numbers, corpora),
-        total=total,
-        failed=failed,
-        families=families,
-        charts=charts,
-        ship=findings.advice(verdicts),
-        verdicts=findings.verdict_rows(verdicts, spec.budget),
-        limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
-        budget=findings.budget_words(spec.budget),
-        fronts={corpus: _front_rows(entries) for corpus, entries in recommended["front"].items()},
-        corpora=corpora,
-        blocks=results.blocks,
-        confidence=f"{100 * spec.confidence:g}",
-        spec=spec,
-        thresholds={corpus: _threshold_rows(thresholds, corpus) for corpus in corpora},
-        linear_below=figures.LINEAR_BELOW,
-        table=_table(inputs, numbers, corpora, flags),
-        column_groups=COLUMN_GROUPS,
-        buckets=BUCKETS,
-        flags=flags,
-        noise=findings.noise(inputs, numbers, corpora),
-        detectable=findings.detectable(inputs, numbers, corpora),
-        tasks=findings.tasks(results.rows, results.suites),
-        costs=findings.costs(inputs, numbers),
-        maps={key.partition("|")[0] for key in maps},
-        map_height=80 + 15 * len(inputs.variants),
-        failures=findings.failures(inputs),
-        spread=findings.spread_rows(numbers),
-        protocols=_protocols(results.rows),
-        provenance=provenance,
-        palettes=PALETTES,
-        figures={**_figures(inputs, numbers, thresholds, charts, corpora, recommended), **maps},
-        scales=_scales(numbers),
-        corpus_options=[(corpus, corpus) for corpus in corpora],
-        decoding=bool(numbers.decoded()),
-        decoding_names=[(metric, name) for metric, name in DECODING_NAMES.items() if numbers.strategies(metric)],
-        decoding_height=110 + 15 * len(numbers.decoded()) * max(len(strategies), 1),
-        strategies=len(strategies),
-        rows=_columns(results.rows),
-        plotly=Markup(_plotly()),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=model_name(inputs.base),
+            note=inputs.base.get("note") or "",
+            base=_base_facts(inputs, numbers, corpora),
+            total=total,
+            failed=failed,
+            families=families,
+            charts=charts,
+            ship=findings.advice(verdicts),
+            verdicts=findings.verdict_rows(verdicts, spec.budget),
+            limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
+            budget=findings.budget_words(spec.budget),
+            fronts={corpus: _front_rows(entries) for corpus, entries in recommended["front"].items()},
+            corpora=corpora,
+            blocks=results.blocks,
+            confidence=f"{100 * spec.confidence:g}",
+            spec=spec,
+            thresholds={corpus: _threshold_rows(thresholds, corpus) for corpus in corpora},
+            linear_below=figures.LINEAR_BELOW,
+            table=_table(inputs, numbers, corpora, flags),
+            column_groups=COLUMN_GROUPS,
+            buckets=BUCKETS,
+            flags=flags,
+            noise=findings.noise(inputs, numbers, corpora),
+            detectable=findings.detectable(inputs, numbers, corpora),
+            tasks=findings.tasks(results.rows, results.suites),
+            costs=findings.costs(inputs, numbers),
+            maps={key.partition("|")[0] for key in maps},
+            map_height=80 + 15 * len(inputs.variants),
+            failures=findings.failures(inputs),
+            spread=findings.spread_rows(numbers),
+            protocols=_protocols(results.rows),
+            provenance=provenance,
+            palettes=PALETTES,
+            figures={**_figures(inputs, numbers, thresholds, charts, corpora, recommended), **maps},
+            scales=_scales(numbers),
+            corpus_options=[(corpus, corpus) for corpus in corpora],
+            decoding=bool(numbers.decoded()),
+            decoding_names=[(metric, name) for metric, name in DECODING_NAMES.items() if numbers.strategies(metric)],
+            decoding_height=110 + 15 * len(numbers.decoded()) * max(len(strategies), 1),
+            strategies=len(strategies),
+            rows=_columns(results.rows),
+            plotly=plotly(),
+        )
     )
 
 
@@ -152,10 +148,24 @@ def model_name(base: dict[str, Any]) -> str:
     return str(name)
 
 
-def _plotly() -> str:
+def environment() -> Environment:
+    """What renders the templates."""
+    made = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["json"] = _json
+    return made
+
+
+def plotly() -> Markup:
+    """plotly.js."""
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs()
+    return Markup(get_plotlyjs())
 
 
 def _json(value: Any) -> Markup:
