@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze import decoding, inputs, report, rows, tables
+from hemorrhage.analyze import decoding, inputs, layer_figures, report, rows, tables
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.spec import Spec
@@ -214,11 +214,19 @@ def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, rep
     drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora, recommended)
     assert len(drawn) == 2 * (4 * 4 + 1) + 7
     maps = report._maps(found, table, numbers, corpora)
-    assert set(maps) == {"layers", "tasks", *(f"buckets|{kind}|{name}" for kind in report.BUCKETS for name in corpora)}
-    (layers,) = maps["layers"]["data"]
+    layered = {"local_error", "attention_entropy"}
+    assert set(maps) == {
+        "tasks",
+        *(f"layers|{metric}" for metric in layered),
+        *(f"buckets|{kind}|{name}" for kind in report.BUCKETS for name in corpora),
+    }
+    (layers,) = maps["layers|local_error"]["data"]
     assert (len(layers["y"]), len(layers["x"])) == (35, synthetic.LAYERS)
     assert "arithmetic" not in maps["tasks"]["data"][0]["x"]
     drawn |= maps
+    drawn |= layer_figures.profiles(table, ["gptq-3", "sparsegpt-0.7"])
+    assert {"cascade|gptq-3", "attention|gptq-3"} <= set(drawn)
+    assert "cascade|sparsegpt-0.7" not in drawn, "it failed"
     for figure in drawn.values():
         graph_objects.Figure(_painted(copy.deepcopy(figure)))
     quantize = drawn["quantize-bits|factor|prose"]
@@ -345,8 +353,8 @@ def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme:
     probe = json.loads(title[1])
     assert probe["width"] == width
     assert probe["needed"] <= width, "the page scrolls sideways"
-    assert probe["boxes"] == 9
-    assert probe["drawn"] == 9
+    assert probe["boxes"] == 11
+    assert probe["drawn"] == 11
     assert probe["wide"] == 0
     dark = sum(int(part) for part in re.findall(r"\d+", probe["ground"])[:3]) < 300
     assert dark == (theme == "dark")

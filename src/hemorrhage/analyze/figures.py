@@ -158,7 +158,7 @@ def damage(
     if scale == "factor":
         traces += _marks(sweeps, thresholds, corpus, shares, styles)
     traces.sort(key=lambda trace: (trace["mode"] == "markers", "fill" not in trace))  # bands below, points on top
-    layout = _layout(_x_axis(axis, start, traces), _value_axis(scale, heights, ticks=12))
+    layout = frame(_x_axis(axis, start, traces), _value_axis(scale, heights, ticks=12))
     _references(layout, scale, numbers, heights)
     return {"data": traces, "layout": layout}
 
@@ -341,7 +341,7 @@ def _dots(numbers: Numbers, sweeps: Sequence[Sweep], scale: str, dataset: str) -
     extent = [*lows, *highs, place(scale, base.value) if base else 0.0]
     x_axis = _value_axis(scale, extent, ticks=7)
     y_axis = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticks": ""}
-    layout = _layout(x_axis, y_axis)
+    layout = frame(x_axis, y_axis)
     lines = [(place(scale, base.value), "base", "solid")] if base else []
     if scale == "factor" and max(extent) > math.log(2):
         lines.append((math.log(2), "doubled", "dash"))
@@ -439,7 +439,8 @@ def _short(value: float, sign: str) -> str:
     return f"{sign}{value:g}"
 
 
-def _layout(x_axis: Figure, y_axis: Figure) -> Figure:
+def frame(x_axis: Figure, y_axis: Figure) -> Figure:
+    """The layout of a chart with these axes, as the page's theme wants it."""
     common = {"gridcolor": "@grid", "linecolor": "@grid", "tickcolor": "@grid", "automargin": True}
     return {
         "xaxis": {**common, **x_axis},
@@ -539,7 +540,7 @@ def tradeoff(
     )
     x_axis = {"title": {"text": "bytes on disk (% of the base's)"}, "zeroline": False}
     heights = [place("kl", found.value) for _, _, found in points] or [0.0, 1.0]
-    layout = _layout(x_axis, _value_axis("kl", heights, ticks=12))
+    layout = frame(x_axis, _value_axis("kl", heights, ticks=12))
     layout["yaxis"]["range"][0] -= 0.25
     return {"data": traces, "layout": layout}
 
@@ -601,7 +602,7 @@ def heat(
     }
     y_axis = {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""}
     x_axis = {"type": "category", "title": {"text": title}, "showgrid": False, "ticks": "", "side": "top"}
-    return {"data": [trace], "layout": _layout(x_axis, y_axis)}
+    return {"data": [trace], "layout": frame(x_axis, y_axis)}
 
 
 DECODING = {
@@ -666,7 +667,7 @@ def decoding(numbers: Numbers, metric: str) -> Figure:
         "zeroline": False,
         "showgrid": False,
     }
-    layout = _layout({"title": {"text": DECODING[metric]}, "zeroline": False}, y_axis)
+    layout = frame({"title": {"text": DECODING[metric]}, "zeroline": False}, y_axis)
     layout["shapes"] = [
         {
             "type": "rect",
@@ -720,4 +721,4 @@ def side_by_side(names: Sequence[str], numbers: Sequence[Numbers], labels: Seque
         "range": [len(names) - 0.5, -0.5],
         "zeroline": False,
     }
-    return {"data": traces, "layout": _layout(_value_axis("kl", heights, ticks=7), y_axis)}
+    return {"data": traces, "layout": frame(_value_axis("kl", heights, ticks=7), y_axis)}

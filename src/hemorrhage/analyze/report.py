@@ -18,7 +18,7 @@ from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves import AXES, failure, sweeps
 from hemorrhage.analyze.flags import Flag
 from hemorrhage.analyze.inputs import BASE, Inputs
-from hemorrhage.analyze.inside import INSIDE
+from hemorrhage.analyze.layer_figures import MAPS, layer_maps, profiles, told
 from hemorrhage.analyze.rows import Results
 from hemorrhage.analyze.shipping import Judged
 from hemorrhage.analyze.spec import Spec
@@ -91,6 +91,7 @@ def render(
     strategies = numbers.strategies("accuracy") or numbers.strategies("length")
     charts = _charts(inputs)
     maps = _maps(inputs, results.rows, numbers, corpora)
+    inside = profiles(results.rows, [name for name in inputs.variants if name != BASE])
     return (
         environment()
         .get_template("report.html.j2")
@@ -122,13 +123,15 @@ def render(
             tasks=findings.tasks(results.rows, results.suites),
             costs=findings.costs(inputs, numbers),
             maps={key.partition("|")[0] for key in maps},
+            layer_maps=[(key, shape.name) for key, shape in MAPS.items() if f"layers|{key}" in maps],
+            profiled=[key.partition("|")[2] for key in inside if key.startswith("cascade|")],
             map_height=80 + 15 * len(inputs.variants),
             failures=findings.failures(inputs),
             spread=findings.spread_rows(numbers),
             protocols=_protocols(results.rows),
             provenance=provenance,
             palettes=PALETTES,
-            figures={**_figures(inputs, numbers, thresholds, charts, corpora, recommended), **maps},
+            figures={**_figures(inputs, numbers, thresholds, charts, corpora, recommended), **maps, **inside},
             scales=_scales(numbers),
             corpus_options=[(corpus, corpus) for corpus in corpora],
             decoding=bool(numbers.decoded()),
@@ -263,18 +266,11 @@ def _front_rows(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _maps(inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: list[str]) -> dict[str, Any]:
-    """The heat maps that there are numbers for: ``layers``, ``buckets|<kind>|<corpus>`` and ``tasks``."""
+    """The heat maps that there are numbers for: ``layers|<metric>``, ``buckets|<kind>|<corpus>`` and ``tasks``."""
     found: dict[str, Any] = {}
     altered = [name for name in inputs.variants if name != BASE]
     names = rows.loc[rows["status"] == "ok", "metric"].drop_duplicates()
-    layers = sorted(names.str.extract(r"^local_error\{layer=(\d+)\}$", expand=False).dropna().astype(int))
-    if layers:
-        cells = {
-            name: {str(layer): numbers.get(name, f"local_error{{layer={layer}}}", INSIDE) for layer in layers}
-            for name in altered
-        }
-        columns = [str(layer) for layer in layers]
-        found["layers"] = figures.heat(cells, columns, "local error by layer", _plain, lambda one: min(one, 1.0) ** 0.5)
+    found |= layer_maps(rows, altered)
     for kind in BUCKETS:
         labels = list(names.str.extract(rf"^kl_mean\{{{kind}=([^}}]+)\}}", expand=False).dropna())
         for corpus in corpora:
@@ -283,7 +279,7 @@ def _maps(inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: list[st
                 for name in altered
             }
             title = f"mean KL by {BUCKETS[kind].lower()}"
-            found[f"buckets|{kind}|{corpus}"] = figures.heat(cells, labels, title, _plain, figures.bent)
+            found[f"buckets|{kind}|{corpus}"] = figures.heat(cells, labels, title, told, figures.bent)
     tasks = numbers.datasets("accuracy_change")
     if tasks:
         cells = {name: {task: numbers.get(name, "accuracy_change", task) for task in tasks} for name in altered}
@@ -293,10 +289,6 @@ def _maps(inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: list[st
 
 BUCKETS = {"position": "Position in the window", "frequency": "Occurrences of the target"}
 """What KL is split by."""
-
-
-def _plain(found: Estimate) -> str:
-    return f"{found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
 
 
 def _tested(found: Estimate) -> str:
