@@ -29,15 +29,16 @@ REFUSED = (NOT_A_NUMBER, COPIED)
 
 @dataclass(frozen=True)
 class Row:
-    """Log-perplexities of one method, mildest first: ``x`` the severity, ``cells`` what each is called, ``y``
-    ``[points]`` with covariance ``errors``; ``base``: the unaltered model's, where it is known, and its standard
-    error."""
+    """Log-perplexities of one method: ``x`` the severity, NaN for a cell that is no point of the curve, such as 2:4;
+    ``cells`` what each is called; ``y`` ``[points]`` with covariance ``errors``, and ``digits``, up to which equal
+    numbers may be equal by rounding; ``base``: the unaltered model's, where it is known, and its standard error."""
 
     name: str
     x: Floats
     cells: Sequence[str]
     y: Floats
     errors: Floats
+    digits: Floats
     base: float | None = None
     base_error: float = 0.0
 
@@ -70,7 +71,8 @@ def published(
     rounding = 0.5 * 10.0**-digits / np.sqrt(3)
     with np.errstate(invalid="ignore"):
         y, errors = np.log(values), np.nan_to_num(rounding / values)
-    return Row(name, np.array(severities, float), cells, y, np.diag(errors**2), float(np.log(base)), rounding / base)
+    x = np.array(severities, dtype=float)
+    return Row(name, x, cells, y, np.diag(errors**2), errors, float(np.log(base)), rounding / base)
 
 
 def defects(row: Row) -> list[Defect]:
@@ -98,7 +100,7 @@ def _copies(row: Row) -> list[Defect]:
     for one in range(len(row.y)):
         for other in range(one):
             same = row.y[one] == row.y[other]
-            if same and abs(row.y[one] - floor) > max(10 * float(np.sqrt(row.errors[one, one])), 1e-9):
+            if same and abs(row.y[one] - floor) > 10 * row.digits[one]:
                 cells = (row.cells[other], row.cells[one])
                 found.append(Defect(COPIED, row.name, cells, f"both {np.exp(row.y[one]):.6g}, to the last digit"))
     return found
@@ -118,8 +120,7 @@ def _below(row: Row) -> list[Defect]:
 
 def _order(row: Row) -> list[Defect]:
     """A point that is less damaged than a milder one. Of neighbours only: one bad cell is one defect."""
-    order = [place for place in np.argsort(row.x, kind="stable") if np.isfinite(row.y[place])]
-    found = []
+    order, found = _along(row), []
     for one, other in itertools.pairwise(order):
         fall = row.y[one] - row.y[other]
         if row.x[other] > row.x[one] and fall > max(CERTAIN * row.differ(one, other), 1e-9):
@@ -135,7 +136,7 @@ def mixed_protocols(rows: Sequence[Row]) -> list[Defect]:
     through the first two says (in ln PPL). Where these ranges of two rows do not meet, the rows start at different
     perplexities: the widest group of rows that share a start is left, the others are named.
     """
-    ranges = [(row, *_start(row)) for row in rows if np.isfinite(row.y).sum() >= 2]
+    ranges = [(row, *_start(row)) for row in rows if len(_along(row)) >= 2]
     if not ranges:
         return []
     groups = [[one for one in ranges if one[1] <= high and one[2] >= high] for _, _, high in ranges]
@@ -154,10 +155,14 @@ def mixed_protocols(rows: Sequence[Row]) -> list[Defect]:
     ]
 
 
+def _along(row: Row) -> list[int]:
+    """Places of the points that lie on the curve, mildest first."""
+    return [int(place) for place in np.argsort(row.x, kind="stable") if np.isfinite(row.x[place] + row.y[place])]
+
+
 def _start(row: Row) -> tuple[float, float]:
     """Between which log-perplexities the unaltered model of a row lies."""
-    order = [place for place in np.argsort(row.x, kind="stable") if np.isfinite(row.y[place])]
-    one, other = order[:2]
+    one, other = _along(row)[:2]
     slope = (row.y[other] - row.y[one]) / (row.x[other] - row.x[one])
     noise = CERTAIN * float(np.sqrt(row.errors[one, one]))
     return float(row.y[one] - max(slope, 0.0) * row.x[one]) - noise, float(row.y[one]) + noise
@@ -169,5 +174,5 @@ def of_curve(
     """Defects of one of our curves, as JSON: ``places`` distances from the base ``[points]``, ``ratios`` log-perplexity
     ratios ``[points]``, ``replicates`` ``[resamples, points]``."""
     errors = np.atleast_2d(np.cov(replicates.T)) if len(replicates) > 1 else np.zeros((len(ratios), len(ratios)))
-    row = Row(name, places, list(variants), ratios, errors, 0.0)
+    row = Row(name, places, list(variants), ratios, errors, np.full(len(ratios), 1e-9), 0.0)
     return [{"rule": found.rule, "cells": list(found.cells), "evidence": found.evidence} for found in defects(row)]

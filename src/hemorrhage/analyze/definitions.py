@@ -18,7 +18,7 @@ from hemorrhage.analyze.rows import Results
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Numbers
 from hemorrhage.analyze.tasks import ALL_TASKS
-from hemorrhage.analyze.thresholds import NO_CLIFF, TOO_FEW, Judged
+from hemorrhage.analyze.thresholds import ANCHORED, NO_CLIFF, PHASES, TOO_FEW, TWO_SEGMENTS, Judged, few
 
 METRICS = ("ln_perplexity_ratio", "kl_mean", "task_loss")
 """Damages that curves are made of, all 0 at the base; ``task_loss``: the share of the base's mean accuracy lost."""
@@ -40,8 +40,8 @@ DEFINITIONS = {
     "gains by chance (p_smooth)",
     "kl_knee": "the same on the mean KL",
     "phase_point": "where a power law of the distance turns into an exponential, by the same rule, on the "
-    "log-perplexity ratio: the form of the study's follow-up, also through the base and also without its square; the "
-    "interval is over all four, weighted by the criterion",
+    "log-perplexity ratio: the form of the study's follow-up, with and without its square; the interval is over both",
+    "anchored_point": "the same form made to start at the base, where the published one has no perplexity at all",
     "low, high": "interval over resampled text windows, the same for every variant; that of a knee also over how far "
     "points lie from any such shape; none: open, beyond the points that were measured",
     "between": "the measured points around a threshold",
@@ -59,6 +59,7 @@ NAMES = {
     "knee": "Knee",
     "kl_knee": "KL knee",
     "phase_point": "Phase point",
+    "anchored_point": "Phase point from the base",
 }
 """Definitions as a table names them, in its order."""
 
@@ -129,23 +130,24 @@ class _Study:
             found[name] = _explained(thresholds.level_point(curve, level, confidence), _times)
         found.setdefault("plus_1_5", {"answer": TOO_FEW, "reason": "the base's perplexity was not measured"})
         fits: dict[str, Any] = {}
-        found["knee"], found["phase_point"], fits["ln_perplexity_ratio"] = self._knees(sweep, corpus, "ratio", curve)
+        judged = self._judged(sweep, corpus, "ratio", curve)
+        for name, among in (("knee", TWO_SEGMENTS), ("phase_point", PHASES), ("anchored_point", ANCHORED)):
+            found[name] = judged.knee(among) if judged else few(curve, among)
+        fits["ln_perplexity_ratio"] = judged.best() if judged else None
         found["kl_knee"] = {"answer": TOO_FEW, "reason": "no KL was measured"}
         kls = self._damages(sweep, "kl_mean", corpus)
         if kls is not None:
-            found["kl_knee"], _, fits["kl_mean"] = self._knees(sweep, corpus, "kl", self._curve(sweep, start, kls))
+            curve = self._curve(sweep, start, kls)
+            judged = self._judged(sweep, corpus, "kl", curve)
+            found["kl_knee"] = judged.knee(TWO_SEGMENTS) if judged else few(curve, TWO_SEGMENTS)
+            fits["kl_mean"] = judged.best() if judged else None
         found = {name: _on_axis(answer, start, _sign(sweep)) for name, answer in found.items()}
         return {**found, "fits": {name: _fit_on_axis(fit, start, _sign(sweep)) for name, fit in fits.items() if fit}}
 
-    def _knees(self, sweep: Sweep, corpus: str, metric: str, curve: thresholds.Curve) -> tuple[Any, Any, Any]:
-        """Knee, phase point and best shape."""
-        if len(curve.x) < 3:
-            few = thresholds.too_few(len(curve.x) - 1, thresholds.KNEE_POINTS)
-            return few, few, None
+    def _judged(self, sweep: Sweep, corpus: str, metric: str, curve: thresholds.Curve) -> Judged | None:
+        """The curve with its shapes; nothing where it has a single point."""
         seed = zlib.crc32(f"{self.spec.seed} {sweep.name} {corpus} {metric}".encode())
-        judged = Judged(curve, self.spec.confidence, seed)
-        phase = judged.knee(thresholds.PHASES) if metric == "ratio" else None
-        return judged.knee(thresholds.TWO_SEGMENTS), phase, judged.best()
+        return Judged(curve, self.spec.confidence, seed) if len(curve.x) > 2 else None
 
     def _of_tasks(self, sweep: Sweep, start: float) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The task threshold and the best shape: tasks have no corpus, so each curve is judged once."""
@@ -156,8 +158,8 @@ class _Study:
                 return none, None
             curve = self._curve(sweep, start, losses)
             found = _explained(thresholds.level_point(curve, TASK_LOSS, self.spec.confidence), _lost)
-            *_, fit = self._knees(sweep, "", "tasks", curve)
-            sign = _sign(sweep)
+            judged, sign = self._judged(sweep, "", "tasks", curve), _sign(sweep)
+            fit = judged.best() if judged else None
             self._by_task[sweep.name] = (_on_axis(found, start, sign), fit and _fit_on_axis(fit, start, sign))
         return self._by_task[sweep.name]
 

@@ -47,6 +47,9 @@ SETTINGS = {
 """Axis -> the setting that moves a variant along it, and the values worth running. A method on that axis whose variants
 have no such setting (a table of names, a budget) is not asked for more."""
 
+SPARING = ("width",)
+"""Methods that spare some blocks: what the others can lose depends on the model, so no more is asked than was run."""
+
 BY_BLOCKS = ("depth", "llama_pro", "duplication")
 """Methods that round their share to whole blocks."""
 
@@ -67,7 +70,9 @@ def propose(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     if any(not _listed(variant, setting) for variant in [*sweep.variants, *sweep.failed]):
         return _none(f"{setting} is one value in params.yaml, not a list")
     tried = {_value(variant, setting) for variant in [*sweep.variants, *sweep.failed]}
-    free = [value for value in values.values() if value not in tried and _differs(value, points, sweep, setting)]
+    most = max(points) if sweep.method in SPARING else values.high
+    free = [value for value in values.values() if value not in tried and value <= most]
+    free = [value for value in free if _differs(value, points, sweep, setting)]
     chosen, why = _chosen(entry, sweep, points, free)
     if not chosen:
         return _none(why)

@@ -301,3 +301,15 @@ def _better(one: Fits, other: Fits) -> Fits:
 def criterion(shape: Shape, fits: Fits, points: int) -> Floats:
     """Schwarz's criterion: smaller is better."""
     return fits.deviance + shape.parameters * np.log(points)
+
+
+def corrected(shape: Shape, fits: Fits, points: Points) -> float:
+    """Schwarz's criterion of the first fit, of which only the degrees of freedom that are left count.
+
+    With few points a shape of many parameters leaves small residuals whatever they are: the deviance, per point and on
+    the scale of the curve's size, is taken once for each of the ``n - k`` that the shape did not use up, as restricted
+    likelihood does (Patterson and Thompson, Biometrika 1971 58:545).
+    """
+    n = len(points.x)
+    scaled = float(fits.deviance[0]) / n - 2 * np.log(points.size)
+    return scaled * (n - shape.parameters) + shape.parameters * float(np.log(n))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from hemorrhage.analyze.bootstrap import Floats, interval
-from hemorrhage.analyze.shapes import SHAPES, Fits, Points, Shape, criterion
+from hemorrhage.analyze.shapes import SHAPES, Fits, Points, Shape, corrected, criterion
 
 FOUND = "found"
 NO_CLIFF = "no cliff in range"
@@ -39,8 +39,11 @@ UNDECIDED = 2.0
 American Statistical Association 1995 90:773)."""
 
 TWO_SEGMENTS = tuple(shape for shape in SHAPES if shape.name == "two_segments")
-PHASES = tuple(shape for shape in SHAPES if shape.name.endswith(("power_exponential", "power_exponential_straight")))
-"""The study's power law that turns into an exponential, through the base and not."""
+PHASES = tuple(shape for shape in SHAPES if shape.name.startswith("power_exponential"))
+"""The study's power law that turns into an exponential, with and without a square."""
+
+ANCHORED = tuple(shape for shape in SHAPES if shape.name.startswith("anchored"))
+"""The same through the base."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +178,10 @@ class Judged:
 
         The best of them must beat every shape without a knee by Schwarz's criterion, and by more than a curve without
         one gains by chance (``p_smooth``). The estimate is the best shape's; the interval is over all of them, each
-        weighted with exp(-criterion / 2).
+        weighted with exp(-criterion / 2), the criterion corrected for few points.
         """
-        points, needed = len(self.points.x), min(shape.least for shape in among)
-        if points < needed:
-            return too_few(points, needed)
+        if len(self.points.x) < min(shape.least for shape in among):
+            return few(self.curve, among)
         fitted = [self.fitted[shape.name] for shape in among if shape.name in self.fitted]
         if not fitted:
             return {"answer": NO_CLIFF, "reason": "damage does not grow faster anywhere than before"}
@@ -220,7 +222,8 @@ class Judged:
             return None, None
         generator = np.random.default_rng([self.seed, 1])
         noise = self.curve.replicates[:, 1:] - self.curve.replicates[:, 1:].mean(axis=0)
-        weights = np.exp((min(fit.bic for fit in fitted) - np.array([fit.bic for fit in fitted])) / 2)
+        scores = np.array([corrected(fit.shape, fit.fits, self.points) for fit in fitted])
+        weights = np.exp((scores.min() - scores) / 2)
         turns = generator.choice(len(fitted), size=len(noise), p=weights / weights.sum())
         x, knees = self.points.x, np.empty(len(noise))
         for turn, fit in enumerate(fitted):
@@ -282,6 +285,11 @@ def covariance(found: Curve) -> Floats:
     measured = np.atleast_2d(np.cov(replicates.T)) * blocks / (blocks - 1)
     shrink = min(0.5, points / blocks)
     return (1 - shrink) * measured + shrink * np.diag(np.diag(measured))
+
+
+def few(found: Curve, among: Sequence[Shape]) -> dict[str, Any]:
+    """The answer where a curve is too short for shapes with a knee."""
+    return too_few(len(found.x) - 1, min(shape.least for shape in among))
 
 
 def too_few(points: int, needed: int, what: str = "knee") -> dict[str, Any]:
