@@ -91,6 +91,7 @@ def test_a_dense_folder_is_a_plain_checkpoint(made: Path, exported: Path, name: 
     tensors = load_file(out / "model.safetensors")
     assert all(name.endswith(".weight") and value.dtype == torch.float32 for name, value in tensors.items())
     assert {file.name for file in out.iterdir()} == {
+        "README.md",
         "config.json",
         "model.safetensors",
         *(file.name for file in (made / name).iterdir() if file.name.startswith(("tokenizer", "generation"))),
@@ -136,8 +137,9 @@ def test_a_base_of_half_precision_stays_so(tiny: Path, tmp_path: Path, dtype: st
 def test_packed_is_the_checkpoint_without_this_benchs_files(made: Path, tmp_path: Path, name: str) -> None:
     export(made / name, tmp_path / "out", "packed")
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {file.name for file in (made / name).iterdir()} - {"manifest.json", "check.safetensors"}
-    for file in names - {"config.json"}:
+    own = {"manifest.json", "check.safetensors", "layers.json"}
+    assert names == {file.name for file in (made / name).iterdir()} - own | {"README.md"}
+    for file in names - {"config.json", "README.md"}:
         assert (tmp_path / "out" / file).read_bytes() == (made / name / file).read_bytes()
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "hemorrhage" not in settings

@@ -7,7 +7,8 @@ VARIANT is the folder of a checkpoint, or the name of a variant of the params.ya
 alone. ``packed``: the quantized checkpoint as it lies on disk, in the form that vLLM and transformers read,
 without this bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has
 them, else in the base's dtype. OUT is a folder, for ``gguf`` a file, and must not be there yet; it appears
-whole or not at all.
+whole or not at all. With it comes a model card, README.md (beside a file: OUT.md), that holds the damage which the
+study in reports/ measured.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage import config, step
 from hemorrhage.artifact import MANIFEST, failure, writing
-from hemorrhage.plan import Plan
+from hemorrhage.card import card
+from hemorrhage.plan import REPORTS, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 KINDS = ("dense", "packed", "gguf")
 
-OWN_FILES = (MANIFEST, "check.safetensors")
+OWN_FILES = (MANIFEST, "check.safetensors", "layers.json")
 """What only this bench reads."""
 
 PACKED = (
@@ -86,8 +88,8 @@ def folder_of(variant: str) -> Path:
     return folder
 
 
-def export(folder: Path, out: Path, kind: str) -> None:
-    """Write the checkpoint ``folder`` to ``out`` as one of ``KINDS``.
+def export(folder: Path, out: Path, kind: str, reports: Path = REPORTS) -> None:
+    """Write the checkpoint ``folder`` to ``out`` as one of ``KINDS``, with a card of what ``reports`` says of it.
 
     Raises ValueError where ``out`` is there, the variant failed, or the kind can't hold it.
     """
@@ -97,7 +99,10 @@ def export(folder: Path, out: Path, kind: str) -> None:
     if reason:
         raise ValueError(f"was not made: {reason}")
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    {"dense": _dense, "packed": _packed, "gguf": _gguf}[kind](folder, settings, out)
+    about = card(folder, reports, out.stem if kind == "gguf" else out.name)
+    {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, out)
+    # Last, as a card alone is no checkpoint.
+    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(about, encoding="utf-8")
 
 
 def plain_problem(settings: dict[str, Any]) -> str | None:

@@ -88,7 +88,7 @@ def _none(candidates: Sequence[Judged]) -> str:
     if close is None:
         return "Nothing was measured that the budget limits."
     if close.inside:
-        return f"{close.variant.name} is inside, but not smaller on disk."
+        return "What is inside is not smaller on disk, or no engine can use it."
     return f"{close.variant.name} comes nearest: {_worst(close.failing)}."
 
 
