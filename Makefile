@@ -13,12 +13,13 @@ B ?= workspace
 OUT ?= reports/compare.html
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup gguf report plan gate compare params test check unit end-to-end lock clean
+.PHONY: help setup gguf report plan gate compare params test test-slurm check unit end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
 	@echo "make plan            time, memory, disk, GPU hours of what is missing; CORES=8"
 	@echo "make test            set up, style, types, unit tests, the end-to-end test"
+	@echo "make test-slurm      as root on Debian: a SLURM cluster of one node, and a pipeline through it"
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
 	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name"
@@ -69,6 +70,10 @@ check: $(READY)
 
 unit: $(READY)
 	OMP_NUM_THREADS=1 pytest tests -n auto
+
+test-slurm: $(READY)
+	command -v slurmctld munged > /dev/null || apt-get install --yes --no-install-recommends slurm-wlm munge
+	pytest tests -m slurm
 
 end-to-end: $(READY)
 	pytest tests -m end_to_end

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hemorrhage import config
 from hemorrhage.costs import __main__ as costs_main
+from hemorrhage.costs import products
 from hemorrhage.costs.model import QUANTITIES, Costs, Observation, fit, newest, observed
 from hemorrhage.costs.requests import Requests
 from hemorrhage.costs.schedule import critical_path, makespan
@@ -180,9 +182,26 @@ def test_makespan_and_critical_path_against_a_simulation_by_hand() -> None:
         assert sum(seconds[key] for key in path) == max(sum(seconds[key] for key in chain) for chain in chains)
 
 
-def test_plan_shows_what_is_missing_and_what_ran_beside_its_prediction(workload: Workload) -> None:
+def test_speedup_is_measured_once_for_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "REMEMBERED", tmp_path / "products.json")
+    monkeypatch.setattr(products, "SHAPES", ((64, 128, 128),))
+    before = torch.get_num_threads()
+    measured = products.speedup()
+    assert 0.01 < measured < 100
+    assert torch.get_num_threads() == before
+    monkeypatch.setattr(products, "_measured", lambda shape: 99.0)
+    assert products.speedup() == measured
+    (tmp_path / "products.json").write_text(json.dumps({"another machine": 5.0}))
+    assert products.speedup() == 99.0
+
+
+def test_plan_shows_what_is_missing_and_what_ran_beside_its_prediction(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "speedup", lambda: 2.1)
     shown = costs_main.show(workload.plan, 2, False)
     assert "to be made" in shown
+    assert "multiplies bfloat16 2.1 times as fast" in shown
     assert "evaluations       43" in shown
     assert "what ran" not in shown
     done = workload.jobs["evaluations", "rtn-4"]

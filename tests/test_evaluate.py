@@ -8,12 +8,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pyarrow.parquet import ParquetFile
 from safetensors.torch import load_file, save_file
 
+from hemorrhage.analyze.protocol import tag
 from hemorrhage.artifact import failure, read_manifest, write_manifest
 from hemorrhage.compress.reload import write_check
 from hemorrhage.data.probes import make, prepare
@@ -29,6 +31,7 @@ from hemorrhage.evaluate.language import (
     write_base_side,
     write_tokens,
 )
+from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.reference import cut_windows, protocol, reference, spread, text_sizes, token_bytes
 from hemorrhage.evaluate.schema import ITEMS, TOKENS, WINDOWS
 from hemorrhage.models.checkpoint import CHECK, load, load_tokenizer, weight_files
@@ -362,7 +365,7 @@ def study(tiny: Path, damaged, tmp_path_factory: pytest.TempPathFactory) -> Path
         save_file({"evaluation": stream_of(task, tokenizer)}, folder / "tokens.safetensors")
         write_manifest(folder, corpus=corpus, sha256=f"sha of {corpus}", join="")
     prepare("agreement", 8, 0, root / "tasks" / "agreement" / "x")
-    spec = {"window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+    spec = {"dtype": "float32", "window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
     texts, tasks = [root / "prose", root / "code"], [root / "tasks" / "agreement" / "x"]
     reference(root / "reference", root / "base", texts, tasks, spec)
     damaged.save_pretrained(root / "checkpoint")
@@ -492,14 +495,57 @@ def test_a_text_that_is_too_short_is_named(tokens: int, there: int, study, tmp_p
     write_manifest(tmp_path, corpus="poems", sha256="", join="")
     with pytest.raises(ValueError, match=f"corpus poems: {tokens} tokens make {there} windows of 32, not 6"):
         reference(
-            tmp_path / "out", study / "base", [tmp_path], [], {"window": 32, "windows": 6, "inside": {"windows": 0}}
+            tmp_path / "out",
+            study / "base",
+            [tmp_path],
+            [],
+            {"dtype": "float32", "window": 32, "windows": 6, "inside": {"windows": 0}},
         )
     assert not (tmp_path / "out").exists()
 
 
 def test_without_windows_to_look_inside_nothing_is_written(study, tmp_path) -> None:
     reference(
-        tmp_path / "out", study / "base", [study / "prose"], [], {"window": 16, "windows": 2, "inside": {"windows": 0}}
+        tmp_path / "out",
+        study / "base",
+        [study / "prose"],
+        [],
+        {"dtype": "float32", "window": 16, "windows": 2, "inside": {"windows": 0}},
     )
     assert read_manifest(tmp_path / "out")["inside"] is None
     assert not (tmp_path / "out" / "inside.safetensors").exists()
+
+
+def test_products_in_bfloat16_are_another_protocol_and_near(study, tmp_path, monkeypatch) -> None:
+    """Both sides in bfloat16: the same damage within its rounding, none for the base, and no name in common."""
+    spec = {"dtype": "bfloat16", "window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+    texts, tasks = [study / "prose", study / "code"], [study / "tasks" / "agreement" / "x"]
+    reference(tmp_path / "reference", study / "base", texts, tasks, spec)
+    exact = pd.read_parquet(run(study, tmp_path / "f32", "v", study / "checkpoint", monkeypatch) / "tokens.parquet")
+    shutil.copytree(study, tmp_path / "study")
+    shutil.rmtree(tmp_path / "study/reference")
+    (tmp_path / "reference").rename(tmp_path / "study/reference")
+    out = run(tmp_path / "study", tmp_path / "bf16", "v", study / "checkpoint", monkeypatch)
+    rounded = pd.read_parquet(out / "tokens.parquet")
+    assert not np.array_equal(exact.nll, rounded.nll)
+    assert rounded.kl.mean() == pytest.approx(exact.kl.mean(), rel=0.05)
+    assert rounded.nll.mean() == pytest.approx(exact.nll.mean(), rel=0.01)
+    facts = read_manifest(out)
+    assert facts["dtype"] == "bfloat16"
+    assert all(entry["protocol"].endswith("dtype=bfloat16") for entry in facts["corpora"].values())
+    assert tag(facts["corpora"]["prose"]["protocol"]).endswith("-bf16")
+    own = run(tmp_path / "study", tmp_path / "own", "base", study / "base", monkeypatch)
+    assert pd.read_parquet(own / "tokens.parquet").kl.abs().mean() < 0.01 * exact.kl.mean()
+
+
+def test_a_model_computes_in_bfloat16_within_the_block_only(tiny: Path) -> None:
+    model = load(tiny)
+    tokens = torch.arange(3, 35)[None]
+    before = hidden_states(model, tokens)
+    with computing(model, "bfloat16"):
+        within = hidden_states(model, tokens)
+    assert within.dtype == torch.float32
+    assert not torch.equal(within, before)
+    torch.testing.assert_close(within, before, rtol=0.1, atol=0.1)
+    assert torch.equal(hidden_states(model, tokens), before)
+    assert next(model.parameters()).dtype == torch.float32

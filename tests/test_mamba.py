@@ -168,7 +168,9 @@ def test_reference_and_evaluation(folder: Path, tmp_path: Path, monkeypatch: pyt
                     "--tasks",
                     task,
                     "--spec",
-                    json.dumps({"window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}),
+                    json.dumps(
+                        {"dtype": "float32", "window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+                    ),
                 ),
             ],
         ),

@@ -143,8 +143,9 @@ class Inside(Section):
 
 
 class Evaluate(Section):
-    """What every variant is measured on; window in tokens."""
+    """What every variant is measured on; window in tokens. ``dtype``: of products, for language and probes."""
 
+    dtype: Literal["float32", "bfloat16"]
     corpora: Annotated[list[str], Field(min_length=1)]
     window: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=2)] | Literal["all"]

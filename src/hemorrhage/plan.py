@@ -115,7 +115,7 @@ class Plan:
         """Settings of the reference step."""
         evaluate = self.params.evaluate
         inside = evaluate.inside.model_dump(mode="json", exclude={"ablate"})
-        return {"window": evaluate.window, "windows": evaluate.windows, "inside": inside}
+        return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": evaluate.windows, "inside": inside}
 
     def evaluation(self, variant: str) -> dict[str, Any]:
         """Settings of the evaluate step for a variant or the base."""

@@ -27,6 +27,7 @@ from hemorrhage.compress.reload import verify
 from hemorrhage.evaluate import cost, inside
 from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.language import TOKENS_PER_BATCH, corpus_damage, head_of, windows_per_batch, write_tokens
+from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ITEMS
 from hemorrhage.models.checkpoint import CHECK, load, load_tokenizer
 
@@ -66,19 +67,19 @@ def evaluate(
 
     with writing(out) as part:
         base_head = base_head.to(model.device)
-        write_tokens(
-            (
-                piece
-                for corpus in facts["corpora"]
-                for piece in corpus_damage(model, reference, corpus, base_head, at_once)
-            ),
-            part / "tokens.parquet",
-        )
+        with computing(model, facts["dtype"]):
+            write_tokens(
+                (
+                    piece
+                    for corpus in facts["corpora"]
+                    for piece in corpus_damage(model, reference, corpus, base_head, at_once)
+                ),
+                part / "tokens.parquet",
+            )
+            answered = [answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name) for task in tasks]
         shutil.copyfile(reference / "windows.parquet", part / "windows.parquet")
         if tasks:
-            items = pd.concat(
-                [answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name) for task in tasks]
-            )
+            items = pd.concat(answered)
             of_base = pd.read_parquet(reference / "items.parquet")[["task", "item", "choice", "correct"]]
             of_base = of_base.rename(columns={"choice": "base_choice", "correct": "base_correct"})
             items = items.merge(of_base, on=["task", "item"], validate="one_to_one")[list(ITEMS.columns)]
@@ -95,7 +96,7 @@ def evaluate(
             corpora=facts["corpora"],
             tasks=facts["tasks"],
             inside=facts["inside"],
-            dtype="float32",
+            dtype=facts["dtype"],
             **noise,
         )
 

@@ -24,6 +24,7 @@ from hemorrhage.artifact import read_manifest, sha256, write_manifest, writing
 from hemorrhage.evaluate import inside
 from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.language import write_base_side
+from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
@@ -51,12 +52,12 @@ def cut_windows(tokens: torch.Tensor, window: int, count: int | str, bos: int | 
     return torch.cat([torch.full((wanted, 1), bos, dtype=chosen.dtype), chosen], dim=1)
 
 
-def protocol(window: int, windows: int, there: int, bos: int | None, join: str) -> str:
+def protocol(window: int, windows: int, there: int, bos: int | None, join: str, dtype: str = "float32") -> str:
     """What a perplexity's value depends on beside model and text, as one string."""
     predicted = windows * (window - 1)
     return (
         f"window={window} stride={window} windows={windows}/{there} bos={int(bos is not None)} "
-        f"join={json.dumps(join)} predicted={predicted} dtype=float32"
+        f"join={json.dumps(join)} predicted={predicted} dtype={dtype}"
     )
 
 
@@ -130,18 +131,19 @@ def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec:
         there = len(tokens) // (window - (bos is not None))
         corpora[corpus] = {
             "sha256": facts["sha256"],
-            "protocol": protocol(window, len(windows[corpus]), there, bos, facts["join"]),
+            "protocol": protocol(window, len(windows[corpus]), there, bos, facts["join"], spec["dtype"]),
         }
 
     asked: dict[str, dict[str, Any]] = {}
     answered = []
     for task in tasks:
         facts = read_manifest(task)
-        answered.append(answers(model, tokenizer, task).assign(task=facts["task"]))
+        with computing(model, spec["dtype"]):
+            answered.append(answers(model, tokenizer, task).assign(task=facts["task"]))
         asked[facts["task"]] = {
             "sha256": facts["sha256"],
             "chance": facts["chance"],
-            "protocol": f"choice=summed-log-likelihood items={facts['items']} shots=0 dtype=float32",
+            "protocol": f"choice=summed-log-likelihood items={facts['items']} shots=0 dtype={spec['dtype']}",
         }
 
     first = next(iter(windows))
@@ -149,7 +151,8 @@ def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec:
     with writing(out) as part:
         save_file(windows, part / "windows.safetensors")
         save_file(counts, part / "counts.safetensors")
-        write_base_side(model, windows, part)
+        with computing(model, spec["dtype"]):
+            write_base_side(model, windows, part)
         sizes = pd.concat([text_sizes(each, tokenizer, corpus) for corpus, each in windows.items()], ignore_index=True)
         WINDOWS.validate(sizes).to_parquet(part / "windows.parquet", index=False)
         if answered:
@@ -168,6 +171,7 @@ def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec:
             corpora=corpora,
             tasks=asked,
             inside=looked_inside,
+            dtype=spec["dtype"],
             sha256={name: sha256(part / f"{name}.safetensors") for name in FILES},
         )
 
@@ -183,8 +187,8 @@ def main() -> None:
         "--spec",
         type=json.loads,
         required=True,
-        help="{window, windows, inside: {windows, window}}: tokens, windows of a corpus, and of how many windows of the"
-        " first corpus the first tokens are looked inside",
+        help="{dtype, window, windows, inside: {windows, window}}: of products, tokens, windows of a corpus, and of how"
+        " many windows of the first corpus the first tokens are looked inside",
     )
     arguments = parser.parse_args()
     step.start()

@@ -1,0 +1,126 @@
+"""A model of 7B-class shape with random weights: how fast it runs, and GPTQ beside llmcompressor's, in one run.
+
+    python -m benchmarks.gpu [--blocks 32] [--hidden 4096] [--intermediate 11008]
+
+Prints tokens per second of prefill and of decoding in bfloat16 on the device that HEMORRHAGE_DEVICE or torch names;
+then for --layers of its blocks the seconds a linear layer of GPTQ, and the peak of memory: ours as the bench runs it,
+statistics on that device and the solver on the processor, llmcompressor's oneshot on the device. Random weights and
+random tokens: speeds are those of the shape, and nothing is said about quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.gptq import oneshot
+from hemorrhage.calibrate.statistics import collect
+from hemorrhage.compress import gptq
+from hemorrhage.compress.blocks import linears_of
+from hemorrhage.compress.statistics import Statistics
+from hemorrhage.models.checkpoint import device
+
+
+def build(chosen: argparse.Namespace, number: int, where: str) -> PreTrainedModel:
+    """A random Llama in bfloat16, with ``number`` blocks."""
+    config = LlamaConfig(
+        hidden_size=chosen.hidden, intermediate_size=chosen.intermediate, num_attention_heads=chosen.hidden // 64,
+        num_key_value_heads=max(1, chosen.hidden // 256), vocab_size=chosen.vocabulary, num_hidden_layers=number,
+        max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(where):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.eval()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of ``work``, the device's included."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def peak(where: str) -> str:
+    """Most memory since the last call: the device's, and this process's resident since it began."""
+    host = f"host {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    if where == "cpu":
+        return host
+    held = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return f"device {held:.2f} GiB, {host}"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--intermediate", type=int, default=11008)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--layers", type=int, default=2, help="blocks that GPTQ is measured on")
+    parser.add_argument("--samples", type=int, default=16, help="calibration windows")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a window")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    chosen = parser.parse_args()
+    where = device()
+    name = torch.cuda.get_device_name() if where == "cuda" else f"{torch.get_num_threads()} thread(s) of the processor"
+    model = build(chosen, chosen.blocks, where)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{parameters:,} parameters in bfloat16, {chosen.blocks} blocks, {name}")
+
+    tokens = torch.randint(chosen.vocabulary, (chosen.batch, chosen.length), device=where)
+    with torch.inference_mode():
+        model(tokens[:1], logits_to_keep=1)
+        took = seconds(lambda: model(tokens, logits_to_keep=1))
+        print(f"prefill  {tokens.numel() / took:10.0f} tokens/s   batch {chosen.batch}, {peak(where)}", flush=True)
+        rows = tokens[:, : min(128, chosen.length)]
+        limits = {"min_new_tokens": chosen.new_tokens, "max_new_tokens": chosen.new_tokens, "do_sample": False}
+        mask = torch.ones_like(rows)
+        took = seconds(lambda: model.generate(rows, attention_mask=mask, pad_token_id=0, **limits))
+        print(
+            f"decoding {chosen.batch * chosen.new_tokens / took:10.0f} tokens/s   batch {chosen.batch}, {peak(where)}",
+            flush=True,
+        )
+    del model
+
+    settings = gptq.Settings(bits=4, group_size=min(128, chosen.hidden), symmetric=False)
+    calibration = torch.randint(chosen.vocabulary, (chosen.samples, chosen.length))
+    model = build(chosen, chosen.layers, where)
+    linears = len(linears_of(model))
+    with tempfile.TemporaryDirectory() as folder:
+        collecting = seconds(lambda: collect(model, calibration, Path(folder)))
+        model = model.cpu()
+        solving = seconds(lambda: gptq.alter(model, settings, Statistics(Path(folder)), 0))
+    print(
+        f"ours           {(collecting + solving) / linears:8.2f} s a layer ({collecting / linears:.2f} statistics,"
+        f" {solving / linears:.2f} solver on {torch.get_num_threads()} thread(s)), {peak(where)}",
+        flush=True,
+    )
+    del model
+    with tempfile.TemporaryDirectory() as folder:
+        # It reads a model's folder again, and wants a tokenizer there.
+        build(chosen, chosen.layers, "cpu").save_pretrained(folder)
+        words = Tokenizer(WordLevel({"word": 0}, unk_token="word"))
+        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+        # Faster with float32 on a processor; on a GPU it takes what the checkpoint has.
+        dtype = torch.float32 if where == "cpu" else torch.bfloat16
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(where)
+        took = seconds(lambda: oneshot(model, calibration, settings))
+    print(f"llmcompressor  {took / linears:8.2f} s a layer, {peak(where)}")
+
+
+if __name__ == "__main__":
+    main()
