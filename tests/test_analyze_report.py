@@ -32,6 +32,7 @@ FILES = {
     "metrics.json",
     "thresholds.json",
     "next.yaml",
+    "claims.json",
     "curves.csv",
     "front.csv",
     "layers.csv",

@@ -33,6 +33,7 @@ REPORT_FILES = (
     "metrics.json",
     "thresholds.json",
     "next.yaml",
+    "claims.json",
     "flags.json",
     "recommendation.json",
     "curves.csv",
@@ -178,7 +179,7 @@ class Plan:
     @cached_property
     def analysis(self) -> dict[str, Any]:
         """Settings of the analyze step."""
-        return self.params.analyze.model_dump(mode="json")
+        return {**self.params.analyze.model_dump(mode="json"), "calibration": self.params.calibrate.corpora}
 
     def needs_calibration(self, variant: str) -> bool:
         """Whether a variant's method reads the calibration statistics."""

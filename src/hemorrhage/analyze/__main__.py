@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import flags, inputs, next_points, plots, report, rows, shipping, tables
+from hemorrhage.analyze import claims, flags, inputs, next_points, plots, report, rows, shipping, tables
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.spec import Spec
@@ -39,6 +39,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     flagged = flags.find(found, results.rows, corpora)
     verdicts = shipping.verdicts(found, results.rows, spec)
     recommended = shipping.recommend(verdicts, results, found, spec)
+    judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
     page = report.render(found, results, thresholds, flagged, verdicts, recommended, spec, made_from)
 
     out.mkdir(parents=True, exist_ok=True)
@@ -49,6 +50,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
     proposed = next_points.as_yaml(thresholds, sweeps(found))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
+    save(out / "claims.json", _json({"claims": judged}))
     save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites, recommended)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
     for name, table in {

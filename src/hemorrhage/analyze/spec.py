@@ -11,18 +11,20 @@ from hemorrhage.analyze.budget import KINDS
 @dataclass(frozen=True)
 class Spec:
     """``resamples`` of every bootstrap, ``confidence`` of every interval, ``seed`` of both; ``budget``: key of
-    :data:`hemorrhage.analyze.budget.KINDS` -> the most damage that is tolerable."""
+    :data:`hemorrhage.analyze.budget.KINDS` -> the most damage that is tolerable; ``calibration``: the corpora that
+    calibration read."""
 
     resamples: int
     confidence: float
     seed: int
     budget: dict[str, float] = field(default_factory=dict)
+    calibration: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Spec:
         """The spec of a JSON string. Raises ValueError that names what is wrong."""
         content = json.loads(text)
-        allowed = {"resamples": int, "confidence": float, "seed": int, "budget": dict}
+        allowed = {"resamples": int, "confidence": float, "seed": int, "budget": dict, "calibration": list}
         for key in content:
             if key not in allowed:
                 raise ValueError(f"--spec: {key} is unknown; allowed: {', '.join(allowed)}")
@@ -35,4 +37,6 @@ class Spec:
         for key in budget:
             if key not in KINDS:
                 raise ValueError(f"--spec: budget.{key} is unknown; allowed: {', '.join(KINDS)}")
-        return cls(**{**content, "budget": {key: limit for key, limit in budget.items() if limit is not None}})
+        calibration = tuple(content.get("calibration") or ())
+        limits = {key: limit for key, limit in budget.items() if limit is not None}
+        return cls(**{**content, "budget": limits, "calibration": calibration})
