@@ -4,14 +4,15 @@ python -m benchmarks.llama_cpp --base DIR [--types q8_0 q2_k] [--window 128] [--
 
 Needs the extra ``gguf`` (llama-cpp-python). Every variant is a ``model.gguf`` that the compress step's method wrote.
 Ours reads it as the evaluate step does: weights dequantized, everything else float32, KL exact over the vocabulary from
-the base's final hidden states. llama.cpp runs the file with its own kernels, which round the inputs of a quantized
-layer to 8 bits as well; its logits become perplexity and KL in float64. Its base is the same model as a float32 file.
-So the perplexities of the base agree to rounding, and what the variants differ by is llama.cpp's rounding of inputs.
+the base's final hidden states. llama.cpp's logits become perplexity and KL in float64, of the same weights as a float32
+file, which has to give the same numbers, and of the quantized file by its own kernels, which round the inputs of a
+quantized layer to 8 bits as well: with Q8_0 that is as much again as the weights lose.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,24 +27,30 @@ from benchmarks.gptq import windows as prose
 from hemorrhage.compress import gguf_types
 from hemorrhage.compress.folder import save
 from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch, write_base_side
+from hemorrhage.export import export
 from hemorrhage.models import gguf_file
 from hemorrhage.models.checkpoint import load
 
 CORPUS = "prose"
 
 
-def write(base: Path, kind: str | None, folder: Path) -> Path:
-    """The file ``model.gguf`` of ``base`` in the block type ``kind``, all else float32; wholly float32 without one.
-
-    A variant's folder is a checkpoint, for ``ours``.
-    """
+def quantized(base: Path, kind: str, folder: Path) -> Path:
+    """A checkpoint of ``base`` in the block type ``kind``, what has no blocks in float32."""
     folder.mkdir()
     model = load(base, "stored").cpu()
-    if kind is None:
-        gguf_file.save(model.float(), torch.float32, base, folder)
-    else:
-        gguf_types.alter(model, gguf_types.Settings(type=kind), None, 0)
-        save(model, torch.float32, base, folder)
+    gguf_types.alter(model, gguf_types.Settings(type=kind), None, 0)
+    save(model, torch.float32, base, folder)
+    return folder
+
+
+def dense(checkpoint: Path, base: Path, folder: Path) -> Path:
+    """The model of ``checkpoint`` as a GGUF file of float32 weights, which llama.cpp multiplies without rounding."""
+    model = load(checkpoint).cpu()
+    vars(model.config).pop("hemorrhage", None)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    export(folder, folder / gguf_file.FILE, "gguf")
     return folder / gguf_file.FILE
 
 
@@ -112,16 +119,18 @@ def main() -> None:
     print(f"{tokens.shape[0]} windows of {tokens.shape[1]} tokens of prose")
     with tempfile.TemporaryDirectory() as scratch:
         of_base = reference(chosen.base, tokens, Path(scratch, "reference"))
-        dense = write(chosen.base, None, Path(scratch, "base"))
+        base = dense(chosen.base, chosen.base, Path(scratch, "base"))
         for kind in chosen.types:
-            variant = write(chosen.base, kind, Path(scratch, kind))
+            variant = quantized(chosen.base, kind, Path(scratch, kind))
+            exact = dense(variant, chosen.base, Path(scratch, f"{kind}-dense"))
             sides = {
-                "ours": ours(variant.parent, chosen.base, of_base, tokens),
-                "llama.cpp": theirs(variant, dense, tokens),
+                "ours": ours(variant, chosen.base, of_base, tokens),
+                "llama.cpp, the same weights in float32": theirs(exact, base, tokens),
+                "llama.cpp, its own kernels": theirs(variant / gguf_file.FILE, base, tokens),
             }
             for name, table in sides.items():
                 print(
-                    f"{kind:6} {name:10} perplexity {np.exp(table.nll.mean()):9.4f} (base "
+                    f"{kind:6} {name:40} perplexity {np.exp(table.nll.mean()):9.4f} (base "
                     f"{np.exp(table.base_nll.mean()):8.4f})  KL mean {table.kl.mean():.5f} median "
                     f"{table.kl.median():.5f}  same top-1 {100 * table.same_top1.mean():.2f} %",
                     flush=True,
