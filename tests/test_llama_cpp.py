@@ -34,6 +34,6 @@ def test_perplexity_and_kl_are_llama_cpps(wide: Path, windows: torch.Tensor, tmp
         assert np.exp(mine.base_nll.mean()) == pytest.approx(np.exp(other.base_nll.mean()), rel=1e-4)
     assert np.exp(mine.nll.mean()) == pytest.approx(np.exp(same_weights.nll.mean()), rel=1e-4)
     assert mine.kl.mean() == pytest.approx(same_weights.kl.mean(), rel=1e-3)
-    # Its own kernels round a layer's inputs to 8 bits as well.
+    # Its own kernels round inputs to 8 bits as well, which costs about what rounding the weights to 8 bits does.
     assert np.exp(mine.nll.mean()) == pytest.approx(np.exp(own_kernels.nll.mean()), rel=1e-2)
-    assert mine.kl.mean() < own_kernels.kl.mean() < {"q8_0": 3, "q2_k": 1.05}[kind] * mine.kl.mean()
+    assert own_kernels.kl.mean() == pytest.approx(mine.kl.mean(), rel={"q8_0": 2, "q2_k": 1e-2}[kind])
