@@ -1,0 +1,338 @@
+"""Corrections of an altered model's next-token distribution, fitted so that KL(base ‖ corrected) is least.
+
+A corrected logit is ``β_k (W (h ∘ g))_v + b_v``: h is the final hidden state behind the last norm, W the output
+embedding, g a gain of the norm's features, b a bias of the token, and β_k = 1 / T the inverse temperature of the bucket
+k that the entropy of the model's own prediction falls into. With ``top_p`` what lies outside the nucleus is cut off
+after that.
+
+All that the base model contributes to the fits is a vector a token: since logits are linear in W, ``E_p[z] = g ∘ h ·
+E_p[W]``, where p is the base's prediction. So the objective ``Σ_t ln Σ_v exp z_tv - E_p[z_t]``, which is the KL plus a
+constant, needs logits of the altered model alone, and is convex in β, in b and in g. Nothing is approximated: softmaxes
+run over the whole vocabulary, some tokens at a time, so that memory depends on neither text nor model.
+
+The sham of a fit deals the base's information out at random: every token gets the difference ``E_p[W] - E_q[W]`` of
+another token, with a sign by lot; a nucleus does so with differences of surprise. Biases, which only know averages over
+tokens, are dealt out among tokens of the vocabulary that are about as frequent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+LOGITS = 2**24
+"""Logits of one slice of tokens: 64 MB in float32."""
+
+NEWTON_STEPS = 30
+TOLERANCE = 1e-5
+"""Relative step of an inverse temperature below which Newton's method ends."""
+
+LIMITS = (1e-2, 1e2)
+"""Inverse temperatures that are looked at."""
+
+ROUNDS = 3
+"""Of iterative scaling of the biases."""
+
+PRIOR = 10.0
+"""Tokens that base and variant are taken to have agreed on for each entry of the vocabulary: rare ones keep a bias near
+zero."""
+
+NEIGHBOURS = 32
+"""Entries of the vocabulary, in the order of their frequency, among which a sham deals biases out."""
+
+RIDGE = 1e-3
+"""Nats a token that the squared distance of all gains from 1 costs: a gain that nothing speaks for stays 1."""
+
+NUCLEI = 400
+"""Candidates for a nucleus, evenly spread in ln(p / (1 - p)) from 0.01 to 0.9999."""
+
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """``beta`` float32 [buckets] with ``edges`` float32 [buckets - 1] of entropies (nats) between them, ``bias``
+    float32 [vocabulary] or None, ``gain`` float32 [hidden] or None, ``top_p`` or None."""
+
+    beta: Tensor
+    edges: Tensor
+    bias: Tensor | None = None
+    gain: Tensor | None = None
+    top_p: float | None = None
+
+    def logits(self, raw: Tensor, states: Tensor, head: Tensor) -> Tensor:
+        """Corrected logits float32 [n, vocabulary]: of ``raw`` logits, ``head`` [vocabulary, hidden] times ``states``
+        [n, hidden]. What is cut off is -inf."""
+        found = raw if self.gain is None else (states * self.gain) @ head.T
+        if len(self.beta) > 1:
+            found = found * self.beta[torch.bucketize(entropy(raw), self.edges)][:, None]
+        elif self.beta.item() != 1:
+            found = found * self.beta
+        if self.bias is not None:
+            found = found + self.bias
+        return found if self.top_p is None else nucleus(found, self.top_p)
+
+
+def identity() -> Correction:
+    """The correction that changes nothing."""
+    return Correction(torch.ones(1), torch.empty(0))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the softmax over the last dimension, nats."""
+    log = logits.log_softmax(-1)
+    return -(log.exp() * log).sum(-1)
+
+
+def nucleus(logits: Tensor, p: float) -> Tensor:
+    """``logits`` [n, vocabulary] with -inf outside the fewest likeliest tokens that have a mass of ``p`` together."""
+    values, order = logits.sort(-1, descending=True)
+    mass = values.softmax(-1)
+    outside = mass.cumsum(-1) - mass >= p
+    return logits.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Predictions of a model: final hidden ``states`` float32 [n, hidden], behind the last norm, and its output
+    embedding ``head`` float32 [vocabulary, hidden]."""
+
+    states: Tensor
+    head: Tensor
+
+    def at(self, places: Tensor | slice) -> Model:
+        """The predictions at some places."""
+        return Model(self.states[places], self.head)
+
+    def logits(self, part: slice) -> Tensor:
+        """Logits float32 [slice, vocabulary]."""
+        return self.states[part] @ self.head.T
+
+    def slices(self) -> Iterator[slice]:
+        """Places of which the logits are made at once."""
+        rows = max(1, LOGITS // len(self.head))
+        for start in range(0, len(self.states), rows):
+            yield slice(start, start + rows)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What fits read of the base: ``target`` float32 [n, hidden of the variant], E_p[W] at each token, and
+    ``frequency`` float64 [vocabulary], the mean of the base's predictions."""
+
+    variant: Model
+    target: Tensor
+    frequency: Tensor
+    entropies: Tensor
+
+
+def pair(variant: Model, base: Model) -> Pairing:
+    """The pairing of a variant's predictions with the base's of the same tokens."""
+    targets, entropies = [], []
+    frequency = torch.zeros(len(base.head), dtype=torch.float64, device=base.head.device)
+    for part in variant.slices():
+        p = base.logits(part).softmax(-1)
+        targets.append(p @ variant.head)
+        frequency += p.sum(0)
+        entropies.append(entropy(variant.logits(part)))
+    return Pairing(variant, torch.cat(targets), frequency / len(variant.states), torch.cat(entropies))
+
+
+def sham_of(pairing: Pairing, generator: torch.Generator) -> Pairing:
+    """The pairing with what the base predicts otherwise dealt out among the tokens, signs by lot."""
+    variant = pairing.variant
+    own = torch.cat([variant.logits(part).softmax(-1) @ variant.head for part in variant.slices()])
+    order = torch.randperm(len(own), generator=generator)
+    signs = torch.randint(2, (len(own), 1), generator=generator) * 2.0 - 1
+    return replace(pairing, target=own + signs.to(own.device) * (pairing.target - own)[order.to(own.device)])
+
+
+def temperatures(pairing: Pairing, buckets: int) -> Correction:
+    """The inverse temperatures of ``buckets`` equally filled buckets of the variant's entropy, by Newton's method.
+
+    At the optimum of a bucket the mean over its tokens of E_p[z] is that of E_q,β[z]. The derivative rises with β, so
+    that a step which leaves the interval known to hold the optimum is replaced by the interval's geometric middle.
+    """
+    shares = torch.linspace(0, 1, buckets + 1, device=pairing.entropies.device)[1:-1]
+    edges = pairing.entropies.quantile(shares) if buckets > 1 else pairing.entropies.new_empty(0)
+    bucket = torch.bucketize(pairing.entropies, edges)
+    wanted = _by_bucket((pairing.target * pairing.variant.states).sum(1).double(), bucket, buckets)
+    beta = torch.ones(buckets, dtype=torch.float64, device=wanted.device)
+    low, high = (torch.full_like(beta, limit) for limit in LIMITS)
+    for _ in range(NEWTON_STEPS):
+        slope, curvature = torch.zeros_like(beta), torch.zeros_like(beta)
+        for part in pairing.variant.slices():
+            z, group = pairing.variant.logits(part), bucket[part]
+            q = (z * beta[group, None].float()).softmax(-1)
+            mean = (q * z).sum(-1, keepdim=True)
+            slope += _by_bucket(mean[:, 0].double(), group, buckets)
+            curvature += _by_bucket((q * (z - mean).square_()).sum(-1).double(), group, buckets)
+        slope -= wanted
+        low, high = torch.where(slope < 0, beta, low), torch.where(slope > 0, beta, high)
+        step = beta - slope / curvature.clamp(min=1e-12)
+        step = torch.where((step > low) & (step < high), step, (low * high).sqrt())
+        moved = ((step - beta).abs() / beta).max().item()
+        beta = torch.where(slope == 0, beta, step)
+        if moved < TOLERANCE:
+            break
+    return Correction(beta.float(), edges)
+
+
+def _by_bucket(values: Tensor, bucket: Tensor, buckets: int) -> Tensor:
+    return torch.zeros(buckets, dtype=values.dtype, device=values.device).index_add_(0, bucket, values)
+
+
+def biased(pairing: Pairing, start: Correction) -> Correction:
+    """``start`` with a bias for every token of the vocabulary: ``b += ln((n p̄ + c) / (n q̄ + c))``, c the PRIOR.
+
+    Without the prior a round is one of iterative scaling (Darroch and Ratcliff 1972), which never raises the KL.
+    """
+    n = len(pairing.variant.states)
+    bias = torch.zeros_like(pairing.frequency)
+    for _ in range(ROUNDS):
+        current = replace(start, bias=bias.float())
+        own = torch.zeros_like(bias)
+        for part in pairing.variant.slices():
+            states = pairing.variant.states[part]
+            own += current.logits(pairing.variant.logits(part), states, pairing.variant.head).softmax(-1).sum(0)
+        bias = bias + ((n * pairing.frequency + PRIOR) / (own + PRIOR)).log()
+    return replace(start, bias=bias.float())
+
+
+def dealt_biases(found: Correction, frequency: Tensor, generator: torch.Generator) -> Correction:
+    """``found`` with its biases dealt out among neighbours in the order of ``frequency`` [vocabulary]."""
+    assert found.bias is not None
+    order = frequency.argsort(descending=True, stable=True)
+    lots = torch.rand(len(order), generator=generator).to(order.device)
+    block = torch.arange(len(order), device=order.device) // NEIGHBOURS
+    shuffled = order[(block + lots).argsort()]
+    bias = torch.empty_like(found.bias)
+    bias[order] = found.bias[shuffled]
+    return replace(found, bias=bias)
+
+
+def gained(pairing: Pairing, steps: int) -> Correction:
+    """The gains of the last norm's features: ``steps`` of L-BFGS from 1, on the mean over tokens and a small ridge."""
+    variant = pairing.variant
+    gain = torch.ones(variant.states.shape[1], device=variant.states.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([gain], max_iter=steps, max_eval=2 * steps, line_search_fn="strong_wolfe")
+    n = len(variant.states)
+    wanted = (pairing.target * variant.states).sum(0)
+
+    def objective() -> float:
+        with torch.no_grad():
+            value = torch.zeros((), dtype=torch.float64, device=gain.device)
+            slope = -wanted.clone()
+            for part in variant.slices():
+                states = variant.states[part]
+                z = (states * gain) @ variant.head.T
+                value += z.logsumexp(-1).double().sum()
+                slope += ((z.softmax(-1) @ variant.head) * states).sum(0)
+            value -= (wanted * gain).double().sum()
+            gain.grad = slope / n + 2 * RIDGE * (gain - 1)
+            return value.item() / n + RIDGE * (gain - 1).square().sum().item()
+
+    optimizer.step(objective)
+    return replace(identity(), gain=gain.detach().clone())
+
+
+def remapped(variant: Model, base: Model, p: float, generator: torch.Generator | None = None) -> Correction:
+    """The nucleus p' of the variant whose mean surprise is that of the base's nucleus ``p``.
+
+    Surprise is the entropy of what is left, nats. With a ``generator``, the control: every token wants to move by the
+    difference that another token has between base and variant, with a sign by lot.
+    """
+    device = base.head.device
+    low, high = torch.logit(torch.tensor([0.01, 0.9999], dtype=torch.float64)).tolist()
+    candidates = torch.linspace(low, high, NUCLEI, dtype=torch.float64, device=device).sigmoid().float()
+    asked = torch.tensor([p], device=device)
+    curve = torch.zeros(NUCLEI, dtype=torch.float64, device=device)
+    wanted, own = [], []
+    for part in variant.slices():
+        found = _surprises(variant.logits(part), torch.cat([candidates, asked])).double()
+        curve += found[:, :-1].sum(0)
+        own.append(found[:, -1])
+        wanted.append(_surprises(base.logits(part), asked)[:, 0].double())
+    before, difference = torch.cat(own), torch.cat(wanted) - torch.cat(own)
+    if generator is not None:
+        difference = difference[torch.randperm(len(difference), generator=generator).to(device)]
+        difference = difference * (torch.randint(2, (len(difference),), generator=generator) * 2.0 - 1).to(device)
+    target = (before + difference).sum()
+    above = min(max(int((curve < target).sum()), 1), NUCLEI - 1)
+    share = ((target - curve[above - 1]) / (curve[above] - curve[above - 1])).clamp(0, 1).item()
+    found_p = candidates[above - 1] + share * (candidates[above] - candidates[above - 1])
+    return replace(identity(), top_p=float(found_p))
+
+
+def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
+    """Entropy (nats) of each nucleus of the distributions of ``logits`` [n, vocabulary]: float32 [n, candidates]."""
+    log = logits.log_softmax(-1).sort(-1, descending=True).values
+    mass = log.exp()
+    cumulated = mass.cumsum(-1)
+    last = torch.searchsorted(cumulated, candidates.expand(len(log), -1).contiguous())
+    last = last.clamp(max=log.shape[1] - 1)
+    kept = cumulated.gather(1, last)
+    return kept.log() - (mass * log).cumsum(-1).gather(1, last) / kept
+
+
+def fit(
+    variant: Model, base: Model, buckets: int, steps: int, p: float, seed: int
+) -> dict[tuple[str, bool], Correction]:
+    """Every correction, by its name and whether it is the sham; ``none`` and ``top_p`` are what they start from."""
+    generator = torch.Generator().manual_seed(seed)
+    true = pair(variant, base)
+    sham = sham_of(true, generator)
+    found = {("none", False): identity(), ("top_p", False): replace(identity(), top_p=p)}
+    for pairing, control in ((true, False), (sham, True)):
+        found["temperature", control] = temperatures(pairing, 1)
+        found["entropy buckets", control] = temperatures(pairing, buckets)
+        found["gain", control] = gained(pairing, steps)
+        found["nucleus", control] = remapped(variant, base, p, generator if control else None)
+    found["bias", False] = biased(true, found["temperature", False])
+    found["bias", True] = dealt_biases(biased(true, found["temperature", True]), true.frequency, generator)
+    return found
+
+
+def score(
+    corrections: Mapping[Name, Correction], variant: Model, base: Model, targets: Tensor, p: float
+) -> dict[Name, dict[str, Tensor]]:
+    """What each correction leaves of the damage, [n] each: ``nll``, ``base_nll``, ``kl`` (nats), ``distance`` (total
+    variation), ``same_top1``, ``confidence``, ``right``.
+
+    ``targets``: int64 [n], the tokens to be predicted. A correction that cuts tokens off has no likelihood and no KL
+    (NaN); its distance is that from the base's nucleus ``p``.
+    """
+    parts: dict[Name, list[dict[str, Tensor]]] = {name: [] for name in corrections}
+    for part in variant.slices():
+        raw, logits, target = variant.logits(part), base.logits(part), targets[part, None]
+        log_p = logits.log_softmax(-1)
+        mass = log_p.exp()
+        nuclear = None
+        for name, correction in corrections.items():
+            log_q = correction.logits(raw, variant.states[part], variant.head).log_softmax(-1)
+            q = log_q.exp()
+            nll = -log_q.gather(1, target)[:, 0]
+            if correction.top_p is None:
+                kl, other = (mass * (log_p - log_q)).sum(-1), mass
+            else:
+                nuclear = nucleus(logits, p).softmax(-1) if nuclear is None else nuclear
+                nll = kl = torch.full_like(nll, torch.nan)
+                other = nuclear
+            confidence, top = q.max(-1)
+            parts[name].append(
+                {
+                    "nll": nll,
+                    "base_nll": -log_p.gather(1, target)[:, 0],
+                    "kl": kl,
+                    "distance": 0.5 * (q - other).abs().sum(-1),
+                    "same_top1": top == logits.argmax(-1),
+                    "confidence": confidence,
+                    "right": top == target[:, 0],
+                }
+            )
+    return {name: {key: torch.cat([one[key] for one in each]) for key in each[0]} for name, each in parts.items()}
