@@ -14,6 +14,7 @@ include: "rules/calibrate.smk"
 include: "rules/compress.smk"
 include: "rules/evaluate.smk"
 include: "rules/decode.smk"
+include: "rules/mitigate.smk"
 include: "rules/analyze.smk"
 
 
@@ -23,6 +24,7 @@ localrules:
     compressed,
     evaluated,
     decoded,
+    mitigated,
 
 
 rule all:

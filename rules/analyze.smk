@@ -21,6 +21,7 @@ rule analyze:
         harness=ancient(plan.manifests("harness")),
         programs=ancient(plan.manifests("programs")),
         decodes=ancient(plan.manifests("decodes")),
+        corrections=ancient(plan.manifests("corrections")),
     output:
         current=touch(CURRENT),
     log:
@@ -37,9 +38,11 @@ rule analyze:
         harness=lambda wildcards, input: folders(input.harness),
         programs=lambda wildcards, input: folders(input.programs),
         decodes=lambda wildcards, input: folders(input.decodes),
+        corrections=lambda wildcards, input: folders(input.corrections),
         spec=json.dumps(plan.analysis),
         address=plan.report,
     shell:
         "step --direct {params.usage} hemorrhage.analyze reports --base {params.base} --checkpoints {params.checkpoints}"
         " --evaluations {params.evaluations} --harness {params.harness} --programs {params.programs} --decodes {params.decodes}"
+        " --corrections {params.corrections}"
         " --spec {params.spec:q} --address {params.address} > {log} 2>&1"

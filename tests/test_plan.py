@@ -53,7 +53,12 @@ def test_decoding_follows_its_variants_and_its_settings() -> None:
     content["compress"]["wanda_gptq"]["damp"] = 0.05
     names = [*(f"gptq-{bits}" for bits in (8, 4, 3, 2)), "wanda_gptq-wanda-0.5-4"]
     swept = {f"{kind}/{name}" for kind in ("checkpoints", "evaluations") for name in names}
-    assert moved(content) == swept | {"decodes/gptq-4", "decodes/gptq-3", "report"}
+    assert moved(content) == swept | {"decodes/gptq-4", "decodes/gptq-3", "corrections/gptq-3", "report"}
+
+
+def test_corrections_follow_their_variants_and_their_settings() -> None:
+    assert moved(changed("mitigate/buckets", 5)) == of("corrections") | {"report"}
+    assert moved(changed("mitigate/variants", ["gptq-3", "rtn-3"])) == {"corrections/rtn-3", "report"}
 
 
 def test_a_variant_on_another_follows_it() -> None:
@@ -75,7 +80,8 @@ def test_gradients_are_made_for_those_that_read_them() -> None:
 
 
 def test_an_evaluation_parameter_moves_evaluations_only() -> None:
-    assert moved(changed("evaluate/windows", 8)) == of("references") | of("evaluations") | {"report"}
+    moving = of("references") | of("evaluations") | of("corrections") | {"report"}
+    assert moved(changed("evaluate/windows", 8)) == moving
 
 
 def test_a_variant_that_is_ablated_is_evaluated_again() -> None:

@@ -209,6 +209,29 @@ class Budget(Section):
     perplexity: Annotated[float, Field(gt=1)] | None = None
 
 
+class Generated(Section):
+    """What a corrected model continues: the first ``prefix`` tokens of ``items`` windows (0: none)."""
+
+    items: Annotated[int, Field(ge=0)]
+    prefix: Positive
+    new_tokens: Positive
+
+
+class Mitigate(Section):
+    """Corrections of decoding, for the variants that are named: fitted to at most ``tokens`` of the first half of a
+    corpus, scored on its second half. ``buckets`` of entropy have a temperature each, the gains of the last norm
+    ``steps`` of L-BFGS; ``p`` is the nucleus that is remapped."""
+
+    variants: list[str]
+    corpus: str
+    tokens: Positive
+    buckets: Annotated[int, Field(ge=2)]
+    steps: Positive
+    p: Annotated[float, Field(gt=0, lt=1)]
+    open: Generated
+    seed: Seed
+
+
 class Analyze(Section):
     """Resampling of the intervals, and what is judged by them."""
 
@@ -228,6 +251,7 @@ class Params(Section):
     compress: dict[str, dict[str, Any]]
     evaluate: Evaluate
     decode: Decode
+    mitigate: Mitigate
     analyze: Analyze
 
 
@@ -518,6 +542,7 @@ def _check(params: Params) -> None:
     expanded = variants(params)
     for name in params.decode.variants:
         _known(name, tuple(expanded), "decode.variants")
+    _check_mitigate(params, expanded)
     for name in inside.ablate:
         _known(name, ("base", *expanded), "evaluate.inside.ablate")
     shape = architecture(params)
@@ -558,6 +583,19 @@ def _check_decoded(params: Params) -> None:
             raise ConfigError(f"decode.relative.model.path: {problem}")
 
 
+def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
+    asked, evaluate = params.mitigate, params.evaluate
+    for name in asked.variants:
+        _known(name, tuple(expanded), "mitigate.variants")
+    if not asked.variants:
+        return
+    _known(asked.corpus, tuple(evaluate.corpora), "mitigate.corpus")
+    if asked.open.prefix > evaluate.window:
+        raise ConfigError(f"mitigate.open.prefix: at most evaluate.window = {evaluate.window}")
+    if evaluate.windows != "all" and asked.open.items > evaluate.windows - evaluate.windows // 2:
+        raise ConfigError(f"mitigate.open.items: at most half of evaluate.windows = {evaluate.windows}")
+
+
 def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
     # State-space models have no limit.
     context = shape.get("max_position_embeddings", float("inf"))
@@ -569,6 +607,7 @@ def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Vari
             for place, entry in enumerate(params.decode.open)
         },
         **{f"decode.closed.{place}.new_tokens": entry.new_tokens for place, entry in enumerate(params.decode.closed)},
+        "mitigate.open.prefix + new_tokens": params.mitigate.open.prefix + params.mitigate.open.new_tokens,
     }
     for where, length in lengths.items():
         if length > context:

@@ -50,6 +50,7 @@ STAGES = {
     "compress": ("gradients", "checkpoints"),
     "evaluate": ("references", "evaluations", "harness", "programs"),
     "decode": ("decodes",),
+    "mitigate": ("corrections",),
 }
 """Step -> kinds of output it makes, in the order they are made. Gradients are a calibration that only some methods
 read: they are made when compression asks for them."""
@@ -175,6 +176,11 @@ class Plan:
         if kind == "closed":
             return "tasks" if task in TASKS else "benchmarks"
         return "benchmarks" if task in OPEN_TASKS else "texts"
+
+    @cached_property
+    def correction(self) -> dict[str, Any]:
+        """Settings of the mitigate step."""
+        return self.params.mitigate.model_dump(mode="json", exclude={"variants"})
 
     @cached_property
     def analysis(self) -> dict[str, Any]:
@@ -349,9 +355,18 @@ class Plan:
         return found
 
     @cached_property
+    def corrections(self) -> dict[str, str]:
+        """Corrections of the decoding of the chosen variants."""
+        step = program("hemorrhage.mitigate.__main__")
+        return {
+            name: self._address("mitigate", self.checkpoints[name], self.references["base"], self.correction, step)
+            for name in self.params.mitigate.variants
+        }
+
+    @cached_property
     def report(self) -> str:
         """The report."""
-        inputs = [self.checkpoints, self.evaluations, self.harness, self.programs, self.decodes]
+        inputs = [self.checkpoints, self.evaluations, self.harness, self.programs, self.decodes, self.corrections]
         return self._address("analyze", self.analysis, inputs, program("hemorrhage.analyze.__main__"), _template())
 
     # Paths.
@@ -433,7 +448,7 @@ def forget(plan: Plan, variants: list[str]) -> list[Path]:
     for variant in variants:
         if variant not in plan.variants:
             raise config.ConfigError(f"{variant}: no such variant; there are {', '.join(plan.variants)}")
-        for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes"):
+        for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
             key = plan.names(kind).get(variant)
             output = DATA / kind / variant / str(key)
             if output.is_dir():

@@ -1,7 +1,7 @@
 """Step ``analyze``: rows with intervals, thresholds, metrics, plots and the report.
 
     python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --harness DIR...
-        --programs DIR... --decodes DIR... --spec JSON --address A
+        --programs DIR... --decodes DIR... --corrections DIR... --spec JSON --address A
 
 ``spec``: ``{"resamples": int, "confidence": float, "seed": int, "budget": {limit: float}}``. Every file of OUT
 appears whole; ``provenance.json``, which says at which address the report was made, is removed first and
@@ -68,7 +68,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
 def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
     """What the report was made from."""
     manifests = [found.base, *(variant.manifest for variant in found.variants.values())]
-    for outputs in (found.evaluations, found.harness, found.programs, found.decodes):
+    for outputs in (found.evaluations, found.harness, found.programs, found.decodes, found.corrections):
         manifests += [output.manifest for output in outputs.values()]
     environments = {
         facts["id"]: dict(facts)
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze")
     parser.add_argument("out", type=Path)
     parser.add_argument("--base", type=Path, required=True)
-    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes"):
+    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
         parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[])
     parser.add_argument("--spec", required=True)
     parser.add_argument("--address", required=True)
@@ -123,6 +123,7 @@ def main() -> None:
         arguments.decodes,
         arguments.harness,
         arguments.programs,
+        arguments.corrections,
     )
     analyze(arguments.out, found, spec, arguments.address)
 

@@ -7,7 +7,7 @@ page puts in the palette of its light or dark theme.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, position, undamaged
@@ -722,3 +722,47 @@ def side_by_side(names: Sequence[str], numbers: Sequence[Numbers], labels: Seque
         "zeroline": False,
     }
     return {"data": traces, "layout": frame(_value_axis("kl", heights, ticks=7), y_axis)}
+
+
+RECOVERY_FLOOR = -100.0
+"""Recoveries (%) below are drawn here."""
+
+
+def recoveries(
+    groups: Mapping[tuple[str, bool], Sequence[tuple[float, Sequence[float], str]]], title: str, knee: bool
+) -> Figure:
+    """Recovery of mitigations against ``title``, shams as open symbols; a line at 1 where that is the ``knee``.
+
+    ``groups``: arm and whether it is the sham -> points: x, recovery with its low and high end as shares, hover text.
+    """
+    arms = list(dict.fromkeys(arm for arm, _ in groups))
+    traces = []
+    for (arm, sham), points in groups.items():
+        turn = arms.index(arm)
+        heights = [[max(100 * number, RECOVERY_FLOOR) for number in found] for _, found, _ in points]
+        symbol, colour = SYMBOLS[turn % len(SYMBOLS)], f"@series-{turn}"
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": f"{arm}, sham" if sham else arm,
+                "x": [x for x, _, _ in points],
+                "y": [value for value, _, _ in heights],
+                "marker": {"color": colour, "size": 9, "symbol": f"{symbol}-open" if sham else symbol},
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [high - value for value, _, high in heights],
+                    "arrayminus": [value - low for value, low, _ in heights],
+                    "color": colour,
+                    "thickness": 1.2,
+                    "width": 0,
+                },
+                "text": [text for _, _, text in points],
+                "hovertemplate": "%{text}<extra></extra>",
+            }
+        )
+    y_axis = {"title": {"text": "damage undone (%)"}, "range": [RECOVERY_FLOOR - 5, 105], "zeroline": False}
+    layout = frame({"title": {"text": title}, "zeroline": False}, y_axis)
+    layout["shapes"] = [_rule("y", 0.0, "dash"), *([_rule("x", 1.0, "dash")] if knee else [])]
+    return {"data": traces, "layout": layout}

@@ -64,6 +64,7 @@ class Inputs:
     programs: dict[str, Output]
     directories: dict[str, list[str]]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    corrections: dict[str, Output] = field(default_factory=dict)
 
 
 EVALUATION = ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet")
@@ -76,6 +77,7 @@ def read(
     decodes: Sequence[Path],
     harness: Sequence[Path] = (),
     programs: Sequence[Path] = (),
+    corrections: Sequence[Path] = (),
 ) -> Inputs:
     """Read all inputs.
 
@@ -93,6 +95,7 @@ def read(
         decodes=_outputs(decodes, ("generations.parquet",)),
         harness=_outputs(harness, ("items.parquet",)),
         programs=_outputs(programs, ("programs.parquet",)),
+        corrections=_outputs(corrections, ("tokens.parquet",)),
         directories={
             "base": [_identity(base)],
             "checkpoints": [_identity(path) for path in checkpoints],
@@ -100,10 +103,11 @@ def read(
             "decodes": [_identity(path) for path in decodes],
             "harness": [_identity(path) for path in harness],
             "programs": [_identity(path) for path in programs],
+            "corrections": [_identity(path) for path in corrections],
         },
         configs=_configs(checkpoints),
     )
-    for kind in (found.evaluations, found.decodes, found.harness, found.programs):
+    for kind in (found.evaluations, found.decodes, found.harness, found.programs, found.corrections):
         for name in kind:
             if name not in variants:
                 raise ValueError(f"{name} was measured, but no --checkpoints directory is of this variant")

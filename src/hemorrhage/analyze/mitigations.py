@@ -20,7 +20,6 @@ import numpy as np
 
 from hemorrhage.analyze import bootstrap
 from hemorrhage.analyze.bootstrap import Floats
-from hemorrhage.analyze.curves import FEWER_IS_WORSE, failure, position
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.protocol import tagged
 from hemorrhage.analyze.schema import made_in, row
@@ -213,7 +212,7 @@ def verdict(measured: Measured, confidence: float) -> str:
 def trials(inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[Suite], spec: Spec) -> list[Trial]:
     """Every mitigation of the run, in the order of the rules and of params.yaml."""
     return [
-        _trial(arm, treated, plain, _sham(treated, inputs), inputs, evaluations, suites, spec)
+        _trial(arm, treated, plain, _sham(treated, inputs), evaluations, suites, spec)
         for arm, treated, plain in _pairs(inputs)
     ]
 
@@ -271,13 +270,12 @@ def _trial(
     treated: Variant,
     plain: Variant,
     sham: Variant | None,
-    inputs: Inputs,
     evaluations: Mapping[str, Output],
     suites: Sequence[Suite],
     spec: Spec,
 ) -> Trial:
     compared = [plain, treated, *([sham] if sham else [])]
-    failures = {variant.name: failure(inputs, variant) for variant in compared}
+    failures = {variant.name: _failure(variant, evaluations) for variant in compared}
     missing = "; ".join(f"{name}: {reason}" for name, reason in failures.items() if reason)
     measured: list[Measured] = []
     if not missing:
@@ -286,6 +284,13 @@ def _trial(
         for suite in suites:
             measured += _flips(suite, [variant.name for variant in compared], spec)
     return Trial(arm, treated.name, f"plain={plain.name}", plain, (treated, sham), measured, missing)
+
+
+def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:
+    """Why there is no damage of a variant."""
+    if variant.failure is not None or variant.name in evaluations:
+        return variant.failure or evaluations[variant.name].failure
+    return "not evaluated"
 
 
 def _language(outputs: Sequence[Output], spec: Spec) -> Iterator[Measured]:
@@ -356,13 +361,17 @@ def _flipped(output: Output, suite: Suite, spec: Spec) -> Damage:
 def trial_rows(found: Sequence[Trial], spec: Spec) -> Iterator[dict[str, Any]]:
     """Rows of the mitigations: ``recovery{of=kl_mean,plain=wanda-0.5}``; a sham's under the variant that is the sham;
     ``recovery_beyond_sham``: the difference of both."""
+    seen = set()
     for trial in found:
         for one in trial.measured:
             treated, sham = trial.rows_of
             yield _row(treated, "recovery", one, trial.label, recovery(one.plain, one.treated, spec.confidence))
             if one.sham is not None and sham is not None:
                 label = trial.sham_label or trial.label
-                yield _row(sham, "recovery", one, label, recovery(one.plain, one.sham, spec.confidence))
+                # Mitigations that differ by their seed alone may share a sham.
+                if (sham.name, label, one.metric, one.about["dataset"]) not in seen:
+                    yield _row(sham, "recovery", one, label, recovery(one.plain, one.sham, spec.confidence))
+                seen.add((sham.name, label, one.metric, one.about["dataset"]))
                 gap = beyond_sham(one, spec.confidence)
                 yield _row(treated, "recovery_beyond_sham", one, trial.label, gap)
 
@@ -376,24 +385,3 @@ def _row(variant: Variant, metric: str, one: Measured, label: str, found: Recove
         return row(variant, name, n=one.plain.blocks, status="undefined", reason=reason, **one.about)
     fields = {"estimate": found.value, "low": found.low, "high": found.high, "n": one.plain.blocks}
     return row(variant, name, **fields, **one.about)
-
-
-# The way to the knee.
-
-
-def way(variant: Variant, inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], corpus: str) -> tuple[float, str]:
-    """How far a variant stands on the way from the undamaged model to the threshold of its curve, and which one.
-
-    1 is at the threshold, above 1 beyond it: the knee, else where the perplexity doubles; NaN and why where the curve
-    has neither.
-    """
-    for entry in thresholds:
-        if (entry["sweep"], entry["curve"], entry["corpus"]) != (variant.sweep, variant.curve, corpus):
-            continue
-        for kind, name in (("knee", "knee"), ("two_fold", "doubling point")):
-            answer = entry.get(kind) or {}
-            if answer.get("answer") == "found" and answer["estimate"] != entry["base"]:
-                sign = -1.0 if variant.axis in FEWER_IS_WORSE else 1.0
-                whole, gone = (sign * (x - entry["base"]) for x in (answer["estimate"], position(variant)))
-                return gone / whole, name
-    return math.nan, "no knee and no doubling point among the measured points"

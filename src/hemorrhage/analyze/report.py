@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hemorrhage.analyze import figures, findings
+from hemorrhage.analyze import figures, findings, mitigation_report
 from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves import AXES, failure, sweeps
 from hemorrhage.analyze.flags import Flag
@@ -91,6 +91,13 @@ def render(
     strategies = numbers.strategies("accuracy") or numbers.strategies("length")
     charts = _charts(inputs)
     maps = _maps(inputs, results.rows, numbers, corpora)
+    recoveries = {
+        f"recovery|{against}|{corpus}": mitigation_report.chart(
+            results.trials, inputs, thresholds, spec, corpus, against
+        )
+        for against in mitigation_report.AGAINST
+        for corpus in corpora
+    }
     inside = profiles(results.rows, [name for name in inputs.variants if name != BASE])
     return (
         environment()
@@ -122,6 +129,15 @@ def render(
             detectable=findings.detectable(inputs, numbers, corpora),
             tasks=findings.tasks(results.rows, results.suites),
             costs=findings.costs(inputs, numbers),
+            mitigation={
+                "rows": {
+                    corpus: mitigation_report.rows(results.trials, inputs, thresholds, spec, corpus)
+                    for corpus in corpora
+                },
+                "against": mitigation_report.AGAINST,
+                "calibration": mitigation_report.calibration(inputs, numbers),
+                "to_add": mitigation_report.to_add(results.trials),
+            },
             maps={key.partition("|")[0] for key in maps},
             layer_maps=[(key, shape.name) for key, shape in MAPS.items() if f"layers|{key}" in maps],
             profiled=[key.partition("|")[2] for key in inside if key.startswith("cascade|")],
@@ -131,7 +147,12 @@ def render(
             protocols=_protocols(results.rows),
             provenance=provenance,
             palettes=PALETTES,
-            figures={**_figures(inputs, numbers, thresholds, charts, corpora, recommended), **maps, **inside},
+            figures={
+                **_figures(inputs, numbers, thresholds, charts, corpora, recommended),
+                **maps,
+                **inside,
+                **recoveries,
+            },
             scales=_scales(numbers),
             corpus_options=[(corpus, corpus) for corpus in corpora],
             decoding=bool(numbers.decoded()),

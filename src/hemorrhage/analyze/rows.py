@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hemorrhage.analyze import significance
+from hemorrhage.analyze import corrections, mitigations, significance
 from hemorrhage.analyze.bootstrap import Floats
 from hemorrhage.analyze.decoding import decoding_rows
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
@@ -29,7 +29,8 @@ class Results:
     """``rows`` as in the schema; ``replicates``: (variant, corpus) -> log-perplexity ratio in each resample,
     float64 ``[resamples]``, and ``divergences`` the same of the mean KL; ``blocks``: corpus -> number of windows;
     ``suites``: the tasks, by who asked them; ``task_losses``: variant -> share of the base's accuracy on the probes
-    that it lost, in each resample, and the number of their groups."""
+    that it lost, in each resample, and the number of their groups; ``trials``: the
+    mitigations that were tried."""
 
     rows: pd.DataFrame
     replicates: dict[tuple[str, str], Floats] = field(repr=False)
@@ -37,6 +38,7 @@ class Results:
     suites: list[Suite] = field(repr=False)
     divergences: dict[tuple[str, str], Floats] = field(repr=False)
     task_losses: dict[str, tuple[float, Floats, int]] = field(repr=False)
+    trials: list[mitigations.Trial] = field(repr=False)
 
 
 def build(inputs: Inputs, spec: Spec) -> Results:
@@ -56,12 +58,15 @@ def build(inputs: Inputs, spec: Spec) -> Results:
             rows.extend(task_rows(variant, suite, spec))
     for name, output in inputs.decodes.items():
         rows.extend(decoding_rows(inputs.variants[name], output, spec))
+    trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
+    rows.extend(mitigations.trial_rows(trials, spec))
+    rows.extend(corrections.correction_rows(inputs, spec))
     table = pd.DataFrame(rows, columns=list(ROWS.columns))
     table["seed"] = table["seed"].astype("Int64")
     table["q"] = controlled(table)
     probes = [suite for suite in answered if suite.together == ALL_TASKS]
     losses = task_losses(probes[0], spec) if probes else {}
-    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences, losses)
+    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences, losses, trials)
 
 
 def controlled(rows: pd.DataFrame) -> pd.Series:

@@ -1,0 +1,36 @@
+"""mitigate: corrections of the decoding of the chosen variants, fitted on one half of a text, scored on the other.
+
+in:  data/base, data/references, data/checkpoints
+out: data/corrections
+"""
+
+
+rule mitigate:
+    input:
+        checkpoint=lambda wildcards: ancient(plan.checkpoint(wildcards.name)),
+        base=ancient(plan.manifests("base")),
+        reference=ancient(plan.manifests("references")),
+    output:
+        "data/corrections/{name}/{key}/manifest.json",
+    log:
+        "logs/corrections/{name}-{key}.log",
+    priority: 40
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        usage="logs/benchmarks/corrections/{name}-{key}.tsv",
+        out=lambda wildcards, output: folders(output[0]),
+        checkpoint=lambda wildcards, input: folders(input.checkpoint),
+        base=lambda wildcards, input: folders(input.base),
+        reference=lambda wildcards, input: folders(input.reference),
+        spec=json.dumps(plan.correction),
+    shell:
+        "step {params.usage} hemorrhage.mitigate {params.out} --variant {wildcards.name}"
+        " --checkpoint {params.checkpoint} --base {params.base} --reference {params.reference}"
+        " --spec {params.spec:q} > {log} 2>&1"
+
+
+rule mitigated:
+    input:
+        plan.manifests("corrections"),
