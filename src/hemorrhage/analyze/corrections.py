@@ -7,7 +7,7 @@ greedy accuracy and top-1 agreement stay what they were; it can only help sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from hemorrhage.analyze import bootstrap
 from hemorrhage.analyze.bootstrap import Floats
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
 from hemorrhage.analyze.language import BINS
-from hemorrhage.analyze.mitigations import Measured, Trial, measured
+from hemorrhage.analyze.mitigations import Damage, Measured, Trial
 from hemorrhage.analyze.protocol import tagged
 from hemorrhage.analyze.schema import made_in, row
 from hemorrhage.analyze.spec import Spec
@@ -28,6 +28,7 @@ PLAIN = {"nucleus": "top_p"}
 """Correction -> what it corrects, where that isn't the variant as it is."""
 
 UNCORRECTED = "none"
+DEALS = (1, 2)
 TEXT, GENERATION = "text", "generation"
 
 METRICS = {
@@ -46,11 +47,12 @@ that greedy decoding would have got right."""
 def trials(inputs: Inputs, spec: Spec) -> list[Trial]:
     """Every correction of every variant whose decoding was corrected, as a mitigation."""
     return [
-        trial for name, output in inputs.corrections.items() for trial in _trials(inputs.variants[name], output, spec)
+        trial for name, output in inputs.corrections.items() for trial in trials_of(inputs.variants[name], output, spec)
     ]
 
 
-def _trials(variant: Variant, output: Output, spec: Spec) -> Iterator[Trial]:
+def trials_of(variant: Variant, output: Output, spec: Spec) -> Iterator[Trial]:
+    """The corrections of one variant; a failed step is one trial that says why."""
     if output.failure is not None:
         yield Trial(DECODING, variant.name, "correction=any", variant, (variant, None), [], output.failure)
         return
@@ -77,7 +79,7 @@ def _measured(table: pd.DataFrame, name: str, output: Output, spec: Spec) -> Ite
         (GENERATION, "kl"): "generation_kl",
         (GENERATION, "distance"): "generation_distance",
     }
-    wanted = ((PLAIN.get(name, UNCORRECTED), False), (name, False), (name, True))
+    wanted = ((PLAIN.get(name, UNCORRECTED), 0), (name, 0), *((name, number) for number in DEALS))
     for part in (TEXT, GENERATION):
         of_part = table[table["part"] == part]
         sides = [of_part[(of_part["correction"] == one) & (of_part["sham"] == sham)] for one, sham in wanted]
@@ -86,8 +88,17 @@ def _measured(table: pd.DataFrame, name: str, output: Output, spec: Spec) -> Ite
             continue
         sizes, counts = _blocks(sides[0], output, part, spec)
         for column in kinds[part, truncated]:
-            sums = [_sums(side, column) for side in sides]
-            yield measured(names[part, column], _about(output, part), sums, sizes, counts)
+            plain, treated, *deals = (Damage.of_sums(_sums(side, column), sizes, counts) for side in sides)
+            sham = _of_any(deals, spec) if deals else None
+            yield Measured(names[part, column], _about(output, part), plain, treated, sham)
+
+
+def _of_any(deals: Sequence[Damage], spec: Spec) -> Damage:
+    """The damage of a sham: the mean over its deals; each resample takes a deal by lot, so that luck is seen."""
+    again = np.stack([one.replicates for one in deals])
+    lots = np.random.default_rng(spec.seed).integers(len(deals), size=again.shape[1])
+    estimate = float(np.mean([one.estimate for one in deals]))
+    return Damage(estimate, again[lots, np.arange(again.shape[1])], deals[0].blocks)
 
 
 def _sums(side: pd.DataFrame, column: str) -> Floats:
@@ -116,7 +127,7 @@ def _about(output: Output, part: str) -> dict[str, str]:
 
 
 def correction_rows(inputs: Inputs, spec: Spec) -> Iterator[dict[str, Any]]:
-    """Rows such as ``kl_mean{correction=temperature}`` and ``calibration_error{correction=bias,sham}``; the variant as
+    """Rows such as ``kl_mean{correction=temperature}``, ``calibration_error{correction=bias,sham=1}``; the variant as
     it is has the correction ``none``."""
     for name, output in inputs.corrections.items():
         variant = inputs.variants[name]
@@ -126,7 +137,7 @@ def correction_rows(inputs: Inputs, spec: Spec) -> Iterator[dict[str, Any]]:
             yield row(variant, metric, status="failed", reason=output.failure, **about)
             continue
         for (correction, sham), side in output.tables["tokens.parquet"].groupby(["correction", "sham"], sort=False):
-            label = f"{{correction={correction}{',sham' if sham else ''}}}"
+            label = f"{{correction={correction}{f',sham={sham}' if sham else ''}}}"
             for metric, (fields, part) in _fields(side, output, spec).items():
                 about = _about(output, part)
                 yield row(variant, tagged(metric + label, about["protocol"]), **fields, **about)

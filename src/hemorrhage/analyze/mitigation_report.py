@@ -137,7 +137,7 @@ def calibration(inputs: Inputs, numbers: Numbers) -> list[dict[str, str]]:
         if output.failure is not None:
             continue
         corpus = output.manifest["corpus"]
-        for correction in output.tables["tokens.parquet"].query("not sham")["correction"].unique():
+        for correction in output.tables["tokens.parquet"].query("sham == 0")["correction"].unique():
 
             def get(metric: str, name: str = name, label: str = correction, corpus: str = corpus) -> Estimate | None:
                 return numbers.get(name, f"{metric}{{correction={label}}}", corpus)

@@ -39,7 +39,7 @@ from hemorrhage.models.checkpoint import load
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Corrections = dict[tuple[str, bool], Correction]
+Corrections = dict[tuple[str, int], Correction]
 
 
 def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, spec: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def scored(found: Corrections, windows: Tensor, variant: Model, base: Model, p: 
 
 def sampled(
     model: PreTrainedModel, found: Corrections, windows: Tensor, asked: dict[str, int], seed: int
-) -> dict[tuple[str, bool], Tensor]:
+) -> dict[tuple[str, int], Tensor]:
     """What the model says under each correction: int64 [items, prefix + new_tokens], beginning with the prefix.
 
     The n-th token of an item is drawn by the same uniform number under every correction, from the tokens in the order
@@ -178,8 +178,8 @@ def _continued(
 
 def _generated(
     found: Corrections,
-    texts: dict[tuple[str, bool], Tensor],
-    altered: dict[tuple[str, bool], Tensor],
+    texts: dict[tuple[str, int], Tensor],
+    altered: dict[tuple[str, int], Tensor],
     head: Tensor,
     base: Path,
     base_head: Tensor,
@@ -214,8 +214,8 @@ def _rms(values: Tensor) -> float:
     return values.square().mean().sqrt().item()
 
 
-def _title(name: tuple[str, bool]) -> str:
-    return f"{name[0]}, sham" if name[1] else name[0]
+def _title(name: tuple[str, int]) -> str:
+    return f"{name[0]}, sham {name[1]}" if name[1] else name[0]
 
 
 def protocol(whole: str, windows: int, window: int) -> str:

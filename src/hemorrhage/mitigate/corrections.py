@@ -12,12 +12,13 @@ run over the whole vocabulary, some tokens at a time, so that memory depends on 
 
 The sham of a fit deals the base's information out at random: every token gets the difference ``E_p[W] - E_q[W]`` of
 another token, with a sign by lot; a nucleus does so with differences of surprise. Biases, which only know averages over
-tokens, are dealt out among tokens of the vocabulary that are about as frequent.
+tokens, are dealt out among tokens of the vocabulary that are about as frequent. There are two deals, the second with
+the opposite signs: what one gains by luck the other loses, and how much it was is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -98,6 +99,29 @@ def nucleus(logits: Tensor, p: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Deal:
+    """How a sham deals ``n`` tokens' information out: ``order`` int64 [n] and ``signs`` float32 [n, 1]."""
+
+    order: Tensor
+    signs: Tensor
+
+    def of(self, differences: Tensor) -> Tensor:
+        """The differences [n, ...] in their new places."""
+        return self.signs.view(-1, *[1] * (differences.dim() - 1)) * differences[self.order]
+
+    def opposite(self) -> Deal:
+        """The same deal with the other signs."""
+        return Deal(self.order, -self.signs)
+
+
+def deal(n: int, generator: torch.Generator, device: torch.device) -> Deal:
+    """A deal by lot."""
+    order = torch.randperm(n, generator=generator)
+    signs = torch.randint(2, (n, 1), generator=generator) * 2.0 - 1
+    return Deal(order.to(device), signs.to(device))
+
+
+@dataclass(frozen=True)
 class Model:
     """Predictions of a model: final hidden ``states`` float32 [n, hidden], behind the last norm, and its output
     embedding ``head`` float32 [vocabulary, hidden]."""
@@ -143,13 +167,11 @@ def pair(variant: Model, base: Model) -> Pairing:
     return Pairing(variant, torch.cat(targets), frequency / len(variant.states), torch.cat(entropies))
 
 
-def sham_of(pairing: Pairing, generator: torch.Generator) -> Pairing:
-    """The pairing with what the base predicts otherwise dealt out among the tokens, signs by lot."""
+def shams_of(pairing: Pairing, deals: Sequence[Deal]) -> list[Pairing]:
+    """The pairings with what the base predicts otherwise dealt out among the tokens."""
     variant = pairing.variant
     own = torch.cat([variant.logits(part).softmax(-1) @ variant.head for part in variant.slices()])
-    order = torch.randperm(len(own), generator=generator)
-    signs = torch.randint(2, (len(own), 1), generator=generator) * 2.0 - 1
-    return replace(pairing, target=own + signs.to(own.device) * (pairing.target - own)[order.to(own.device)])
+    return [replace(pairing, target=own + one.of(pairing.target - own)) for one in deals]
 
 
 def temperatures(pairing: Pairing, buckets: int) -> Correction:
@@ -241,11 +263,11 @@ def gained(pairing: Pairing, steps: int) -> Correction:
     return replace(identity(), gain=gain.detach().clone())
 
 
-def remapped(variant: Model, base: Model, p: float, generator: torch.Generator | None = None) -> Correction:
-    """The nucleus p' of the variant whose mean surprise is that of the base's nucleus ``p``.
+def remapped(variant: Model, base: Model, p: float, deals: Sequence[Deal] = ()) -> list[Correction]:
+    """The nucleus p' of the variant whose mean surprise is that of the base's nucleus ``p``, and a sham for each of
+    ``deals``: every token wants to move by the difference that another token has between base and variant.
 
-    Surprise is the entropy of what is left, nats. With a ``generator``, the control: every token wants to move by the
-    difference that another token has between base and variant, with a sign by lot.
+    Surprise is the entropy of what is left, nats.
     """
     device = base.head.device
     low, high = torch.logit(torch.tensor([0.01, 0.9999], dtype=torch.float64)).tolist()
@@ -259,14 +281,15 @@ def remapped(variant: Model, base: Model, p: float, generator: torch.Generator |
         own.append(found[:, -1])
         wanted.append(_surprises(base.logits(part), asked)[:, 0].double())
     before, difference = torch.cat(own), torch.cat(wanted) - torch.cat(own)
-    if generator is not None:
-        difference = difference[torch.randperm(len(difference), generator=generator).to(device)]
-        difference = difference * (torch.randint(2, (len(difference),), generator=generator) * 2.0 - 1).to(device)
-    target = (before + difference).sum()
-    above = min(max(int((curve < target).sum()), 1), NUCLEI - 1)
+    targets = [(before + one).sum() for one in (difference, *(one.of(difference) for one in deals))]
+    return [replace(identity(), top_p=_crossing(curve, target, candidates)) for target in targets]
+
+
+def _crossing(curve: Tensor, target: Tensor, places: Tensor) -> float:
+    """Where the rising ``curve`` at ``places`` reaches ``target``, straight between places and not beyond them."""
+    above = min(max(int((curve < target).sum()), 1), len(places) - 1)
     share = ((target - curve[above - 1]) / (curve[above] - curve[above - 1])).clamp(0, 1).item()
-    found_p = candidates[above - 1] + share * (candidates[above] - candidates[above - 1])
-    return replace(identity(), top_p=float(found_p))
+    return float(places[above - 1] + share * (places[above] - places[above - 1]))
 
 
 def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
@@ -282,19 +305,26 @@ def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
 
 def fit(
     variant: Model, base: Model, buckets: int, steps: int, p: float, seed: int
-) -> dict[tuple[str, bool], Correction]:
-    """Every correction, by its name and whether it is the sham; ``none`` and ``top_p`` are what they start from."""
+) -> dict[tuple[str, int], Correction]:
+    """Every correction, by its name and the number of its sham's deal, 0 for the correction itself.
+
+    ``none`` and ``top_p`` are what they start from.
+    """
     generator = torch.Generator().manual_seed(seed)
+    first = deal(len(variant.states), generator, variant.states.device)
+    deals = [first, first.opposite()]
     true = pair(variant, base)
-    sham = sham_of(true, generator)
-    found = {("none", False): identity(), ("top_p", False): replace(identity(), top_p=p)}
-    for pairing, control in ((true, False), (sham, True)):
-        found["temperature", control] = temperatures(pairing, 1)
-        found["entropy buckets", control] = temperatures(pairing, buckets)
-        found["gain", control] = gained(pairing, steps)
-        found["nucleus", control] = remapped(variant, base, p, generator if control else None)
-    found["bias", False] = biased(true, found["temperature", False])
-    found["bias", True] = dealt_biases(biased(true, found["temperature", True]), true.frequency, generator)
+    found = {("none", 0): identity(), ("top_p", 0): replace(identity(), top_p=p)}
+    for number, pairing in enumerate([true, *shams_of(true, deals)]):
+        found["temperature", number] = temperatures(pairing, 1)
+        found["entropy buckets", number] = temperatures(pairing, buckets)
+        found["gain", number] = gained(pairing, steps)
+    for number, one in enumerate(remapped(variant, base, p, deals)):
+        found["nucleus", number] = one
+    found["bias", 0] = biased(true, found["temperature", 0])
+    for number in (1, 2):
+        start = replace(found["bias", 0], beta=found["temperature", number].beta)
+        found["bias", number] = dealt_biases(start, true.frequency, generator)
     return found
 
 
