@@ -91,7 +91,7 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("compress/wanda/sparsity", [1.5], "compress.wanda.sparsity"),
         ("compress/wanda/sparsity", ["5:4"], "compress.wanda.sparsity"),
         ("compress/Odd", {"method": "rtn"}, "compress.Odd: a sweep's name"),
-        ("decode/variants", ["gptq-7"], "decode.variants: 'gptq-7' is unknown; the nearest of 42: gptq-8"),
+        ("decode/variants", ["gptq-7"], "decode.variants: 'gptq-7' is unknown; the nearest of 43: gptq-8"),
         (
             "decode/strategies/greedy/strategy",
             "guess",
