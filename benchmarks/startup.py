@@ -1,10 +1,14 @@
 """What a job costs before its work begins: N evaluations of a small model, directly and through the service.
 
 python -m benchmarks.startup --model DIR [--jobs 5]
+python -m benchmarks.startup --run DIR
 
 Makes a base, a text, a probe task and a reference from the model in DIR; then evaluates it --jobs times each way, in
 one run. Prints CPU seconds per job, of everything: for the service the client, the watching process, the child, and
 its share of importing the libraries once; and how long a job takes with all of it (wall-clock).
+
+With --run, of a run that lies in DIR: the share of its CPU time that went into starting, from the usage files of its
+jobs (``start_up``: before the step began and within its imports), the server's imports, and Snakemake itself.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -63,12 +68,42 @@ def prepare(model: Path) -> list[str | Path]:
     ]  # fmt: skip
 
 
+def rows(files: Iterable[Path]) -> Iterator[dict[str, float]]:
+    """The rows of usage files."""
+    for file in files:
+        header, *lines = file.read_text(encoding="utf-8").splitlines()
+        yield from (dict(zip(header.split("\t"), map(float, line.split("\t")), strict=True)) for line in lines)
+
+
+def share(run: Path) -> None:
+    """Print what a run's fixed cost was, step by step and in total."""
+    total = fixed = 0.0
+    for folder in sorted((run / "logs/benchmarks").iterdir()):
+        found = list(rows(folder.glob("*.tsv")))
+        used = sum(row["cpu_time"] for row in found)
+        # Snakemake computes nothing that anybody asked for.
+        start = used if folder.name == "snakemake" else sum(row["start_up"] for row in found)
+        total, fixed = total + used, fixed + start
+        print(f"{folder.name:14s} {len(found):4d} {used:9.1f} CPU s, {start:7.1f} s of it fixed ({start / used:.0%})")
+    log = run / "logs/service.log"
+    once = float(log.read_text(encoding="utf-8").split()[3]) if log.is_file() else 0.0
+    total, fixed = total + once, fixed + once
+    print(f"{'the server':14s}      {once:9.1f} CPU s")
+    print(f"{'all':14s}      {total:9.1f} CPU s, {fixed:7.1f} s of it fixed: {fixed / total:.1%}")
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="folder of a small model")
+    parser.add_argument("--model", type=Path, help="folder of a small model")
+    parser.add_argument("--run", type=Path, help="folder of a run: its share instead")
     parser.add_argument("--jobs", type=int, default=5, help="evaluations each way")
     chosen = parser.parse_args()
+    if chosen.run:
+        share(chosen.run)
+        return
+    if not chosen.model:
+        parser.error("--model or --run is needed")
     model, jobs = chosen.model.absolute(), chosen.jobs
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

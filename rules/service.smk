@@ -5,6 +5,8 @@ differs, the client runs the step itself (hemorrhage.service). USAGE, beside the
 Snakemake's own ``benchmark`` would see the client alone.
 """
 
+import os
+import time
 from shlex import quote
 
 from hemorrhage.service import client, server
@@ -23,3 +25,18 @@ def start_service():
     """Start the server; to be called when there is something to do. Jobs on other machines need none."""
     if workflow.local_exec:
         SERVERS.append(server.start(SOURCE, Path("logs/service.log")))
+
+
+def own_usage():
+    """What Snakemake itself used in this run, beside its jobs' usage files; a file for each run."""
+    usage = Path(f"logs/benchmarks/snakemake/{os.getpid()}.tsv")
+    usage.parent.mkdir(parents=True, exist_ok=True)
+    usage.write_text(f"cpu_time\n{time.process_time():.2f}\n")
+
+
+onsuccess:
+    own_usage()
+
+
+onerror:
+    own_usage()
