@@ -1,6 +1,6 @@
 """analyze: from rows to thresholds, metrics and the page people read.
 
-in:  data/evaluations, data/harness, data/programs, data/decodes, the manifests of data/checkpoints
+in:  data/base, data/relatives, data/evaluations, data/harness, data/programs, data/decodes, the manifests of data/checkpoints
 out: reports
 """
 
@@ -22,6 +22,7 @@ rule analyze:
         programs=ancient(plan.manifests("programs")),
         decodes=ancient(plan.manifests("decodes")),
         corrections=ancient(plan.manifests("corrections")),
+        relative=ancient(plan.manifests("relatives")),
     output:
         current=touch(CURRENT),
     log:
@@ -39,10 +40,14 @@ rule analyze:
         programs=lambda wildcards, input: folders(input.programs),
         decodes=lambda wildcards, input: folders(input.decodes),
         corrections=lambda wildcards, input: folders(input.corrections),
+        relative=lambda wildcards, input: (
+            f"--relative {folders(input.relative)} --aligned {plan.aligned}" if input.relative else ""
+        ),
         spec=json.dumps(plan.analysis),
         address=plan.report,
     shell:
         "step --direct {params.usage} hemorrhage.analyze reports --base {params.base} --checkpoints {params.checkpoints}"
         " --evaluations {params.evaluations} --harness {params.harness} --programs {params.programs} --decodes {params.decodes}"
         " --corrections {params.corrections}"
+        " {params.relative}"
         " --spec {params.spec:q} --address {params.address} > {log} 2>&1"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
 CORPORA = ("prose", "code")
 TASKS = {"agreement": 0.5, "arithmetic": 0.25, "recall": 0.25, "cloze": 0.25}
@@ -488,6 +489,7 @@ STRATEGIES: dict[str, tuple[dict[str, Any], float]] = {
     "greedy": ({}, 0.9),
     "beam_4": ({"beams": 4}, 0.95),
     "temperature": ({"temperature": 0.7}, 0.75),
+    "temperature_high": ({"strategy": "temperature", "temperature": 1.5}, 0.3),
     "top_k": ({"k": 50}, 0.6),
     "top_p": ({"p": 0.95}, 0.62),
     "min_p": ({"p": 0.1}, 0.72),
@@ -500,16 +502,22 @@ STRATEGIES: dict[str, tuple[dict[str, Any], float]] = {
 
 def _decode(folder: Path, variant: str, damage: float, prompts: np.ndarray, rng: np.random.Generator) -> Path:
     rows = []
+    features = {"prose.human": np.random.default_rng(5).normal(size=(12, 8)).astype(np.float32)}
     for strategy, (settings, skill) in STRATEGIES.items():
         stated = json.dumps({"strategy": strategy, **settings})
         for item, difficulty in enumerate(prompts):
             right = bool(difficulty < skill * math.exp(-0.6 * damage))
-            rows.append(_text_row(strategy, stated, "closed", "recall", item, [5, 6, 7], right, 1.0))
+            rows.append(_text_row(strategy, stated, "closed", "recall", item, [5, 6, 7], right, math.nan))
         for item in range(12):
             period = rng.integers(8, 30) if skill > 0.8 else 40
-            tokens = np.resize(rng.integers(0, 400, period), 40).tolist()
+            tokens = np.resize(rng.integers(0, 400, period), 40)
+            if strategy == "greedy":
+                # The base's text, up to where a damaged model leaves it.
+                tokens = np.resize(np.random.default_rng(item).integers(0, 400, 12), 40)
+                tokens[min(int(rng.exponential(8 / max(damage, 1e-9))), 40) :] += 1
             surprise = rng.normal(0.8 + 2.2 * (1 - skill) + damage, 0.2)
-            rows.append(_text_row(strategy, stated, "open", "prose", item, tokens, False, surprise))
+            rows.append(_text_row(strategy, stated, "open", "prose", item, tokens.tolist(), False, surprise))
+        features[f"prose.strategy.{strategy}"] = features["prose.human"] + np.float32(damage + 1 - skill)
     manifest = {
         "variant": variant,
         "datasets": {name: {"sha256": f"{hash_of(name):064x}"} for name in ("recall", "prose")},
@@ -519,7 +527,18 @@ def _decode(folder: Path, variant: str, damage: float, prompts: np.ndarray, rng:
         },
         "seed": 0,
     }
-    return _directory(folder, "decodes", variant, manifest, generations=pd.DataFrame(rows))
+    human = pd.DataFrame(
+        {
+            "dataset": "prose",
+            "item": range(12),
+            "text": "a text",
+            "tokens": [np.random.default_rng(item).permutation(400)[:40].tolist() for item in range(12)],
+            "base_nll": 2.0,
+        }
+    )
+    written = _directory(folder, "decodes", variant, manifest, generations=pd.DataFrame(rows), human=human)
+    save_file(features, written / "features.safetensors")
+    return written
 
 
 def _text_row(

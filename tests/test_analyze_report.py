@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from hemorrhage.analyze import decoding, inputs, layer_figures, report, rows, tables
+from hemorrhage.analyze import decoding, decoding_page, inputs, report, rows, tables
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.spec import Spec
@@ -38,6 +39,7 @@ FILES = {
     "layers.csv",
     "thresholds.csv",
     "decoding.csv",
+    "decoding.json",
     "index.html",
     "provenance.json",
 }
@@ -149,7 +151,7 @@ def test_metrics_are_rounded_and_sorted(reports: Path) -> None:
         "mean_flips[agreement+cloze+recall]",
         "effective_bits",
         "size_ratio",
-        "decoding_spread",
+        "decoding_spread[recall]",
     }
 
 
@@ -181,7 +183,7 @@ def test_plots_data(reports: Path) -> None:
     thresholds = pd.read_csv(reports / "thresholds.csv")
     assert {"rtn", "gptq"} <= set(thresholds.curve)
     decoding = pd.read_csv(reports / "decoding.csv")
-    assert len(decoding) == 4 * 10
+    assert len(decoding) == 4 * 11
     assert {"accuracy", "low", "high", "distinct_2", "rep_4", "base_nll", "length"} <= set(decoding.columns)
 
 
@@ -213,7 +215,7 @@ def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, rep
     corpora = ["prose", "code"]
     recommended = json.loads((reports / "recommendation.json").read_text())
     drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora, recommended)
-    assert len(drawn) == 2 * (4 * 4 + 1) + 7
+    assert len(drawn) == 2 * (4 * 4 + 1)
     maps = report._maps(found, table, numbers, corpora)
     layered = {"local_error", "attention_entropy"}
     assert set(maps) == {
@@ -228,6 +230,11 @@ def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, rep
     drawn |= layer_figures.profiles(table, ["gptq-3", "sparsegpt-0.7"])
     assert {"cascade|gptq-3", "attention|gptq-3"} <= set(drawn)
     assert "cascade|sparsegpt-0.7" not in drawn, "it failed"
+    spec = Spec(resamples=100, confidence=0.95, seed=0)
+    of_texts = decoding_page.figures(numbers, decoding_page.find(found, thresholds, [], spec))
+    metrics = ("accuracy", *decoding.OPEN_METRICS, decoding.MAUVE)
+    assert len(of_texts) == 2 * len(metrics) + len(decoding.INTERACTIONS) + 1
+    drawn |= of_texts
     for figure in drawn.values():
         graph_objects.Figure(_painted(copy.deepcopy(figure)))
     quantize = drawn["quantize-bits|factor|prose"]

@@ -41,6 +41,7 @@ REPORT_FILES = (
     "layers.csv",
     "thresholds.csv",
     "decoding.csv",
+    "decoding.json",
     "index.html",
 )
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
@@ -176,6 +177,12 @@ class Plan:
         if kind == "closed":
             return "tasks" if task in TASKS else "benchmarks"
         return "benchmarks" if task in OPEN_TASKS else "texts"
+
+    @property
+    def aligned(self) -> str:
+        """Whether the second model of the family is the aligned one: ``yes`` or ``no``."""
+        relative = self.params.decode.relative
+        return "yes" if relative is not None and relative.is_aligned else "no"
 
     @cached_property
     def correction(self) -> dict[str, Any]:
@@ -367,6 +374,8 @@ class Plan:
     def report(self) -> str:
         """The report."""
         inputs = [self.checkpoints, self.evaluations, self.harness, self.programs, self.decodes, self.corrections]
+        if self.relatives:
+            inputs.append({**self.relatives, "aligned": self.aligned})
         return self._address("analyze", self.analysis, inputs, program("hemorrhage.analyze.__main__"), _template())
 
     # Paths.

@@ -1,8 +1,10 @@
 """Step ``analyze``: rows with intervals, thresholds, metrics, plots and the report.
 
     python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --harness DIR...
-        --programs DIR... --decodes DIR... --corrections DIR... --spec JSON --address A
+        --programs DIR... --decodes DIR... --corrections DIR... [--relative DIR --aligned yes|no] --spec JSON
+        --address A
 
+``--relative`` is the second model of the family that was decoded, ``--aligned`` whether it is the aligned one.
 ``spec``: ``{"resamples": int, "confidence": float, "seed": int, "budget": {limit: float}}``. Every file of OUT
 appears whole; ``provenance.json``, which says at which address the report was made, is removed first and
 written last.
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import claims, flags, inputs, next_points, plots, report, rows, shipping, tables
+from hemorrhage.analyze import claims, decoding_page, flags, inputs, next_points, plots, report, rows, shipping, tables
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.spec import Spec
@@ -40,7 +42,8 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     verdicts = shipping.verdicts(found, results.rows, spec)
     recommended = shipping.recommend(verdicts, results, found, spec)
     judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
-    page = report.render(found, results, thresholds, flagged, verdicts, recommended, spec, made_from)
+    decoded = decoding_page.find(found, thresholds, verdicts, spec)
+    page = report.render(found, results, thresholds, flagged, verdicts, recommended, decoded, spec, made_from)
 
     out.mkdir(parents=True, exist_ok=True)
     (out / PROVENANCE).unlink(missing_ok=True)
@@ -61,6 +64,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
         "decoding": tables.decoding_points(numbers),
     }.items():
         save(out / f"{name}.csv", partial(table.to_csv, index=False))
+    save(out / "decoding.json", _json(decoding_page.as_json(decoded)))
     save(out / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
     save(out / PROVENANCE, _json(made_from))
 
@@ -111,6 +115,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
         parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[])
+    parser.add_argument("--relative", type=Path)
+    parser.add_argument("--aligned", choices=["yes", "no"])
     parser.add_argument("--spec", required=True)
     parser.add_argument("--address", required=True)
     arguments = parser.parse_args()
@@ -124,6 +130,7 @@ def main() -> None:
         arguments.harness,
         arguments.programs,
         arguments.corrections,
+        (arguments.relative, arguments.aligned == "yes") if arguments.relative else None,
     )
     analyze(arguments.out, found, spec, arguments.address)
 

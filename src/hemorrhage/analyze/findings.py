@@ -12,7 +12,6 @@ import pandas as pd
 
 from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNRESOLVED, Check
 from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, failure
-from hemorrhage.analyze.decoding import ALL_STRATEGIES
 from hemorrhage.analyze.figures import factor
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.language import ROUNDING
@@ -241,44 +240,6 @@ def failures(inputs: Inputs) -> list[dict[str, str]]:
         if output.failure is not None:
             found.append({"variant": name, "step": "decode", "reason": output.failure})
     return found
-
-
-def spread_rows(numbers: Numbers) -> list[dict[str, str]]:
-    """How much the choice of a decoding strategy moves the accuracy of each decoded variant."""
-    rows = []
-    for dataset in numbers.datasets("accuracy", strategy=True):
-        for variant in numbers.decoded():
-            by_strategy = {
-                name: numbers.get(variant, "accuracy", dataset, name) for name in numbers.strategies("accuracy")
-            }
-            known = {name: found for name, found in by_strategy.items() if found}
-            if not known:
-                continue
-            best, worst = (choose(known, key=lambda name: known[name].value) for choose in (max, min))
-            row = {
-                "variant": variant,
-                "best": _share(best, known[best]),
-                "worst": _share(worst, known[worst]),
-            }
-            for metric in ("spread_over_max", "spread_over_min", "spread_cv", "spread_by_chance"):
-                row[metric] = _percent(numbers.get(variant, metric, dataset, ALL_STRATEGIES))
-            spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
-            chance = numbers.get(variant, "spread_by_chance", dataset, ALL_STRATEGIES)
-            row["beyond"] = "" if not spread or not chance else "yes" if spread.value > chance.value else "no"
-            rows.append(row)
-    return rows
-
-
-def _share(name: str, found: Estimate) -> str:
-    return f"{name} {100 * found.value:.0f}\u00a0%"
-
-
-def _percent(found: Estimate | None) -> str:
-    if found is None:
-        return "undefined"
-    if math.isnan(found.low):
-        return f"{100 * found.value:.0f}\u00a0%"
-    return f"{100 * found.value:.0f}\u00a0% ({100 * found.low:.0f} to {100 * found.high:.0f})"
 
 
 def noise(inputs: Inputs, numbers: Numbers, corpora: Sequence[str]) -> str:

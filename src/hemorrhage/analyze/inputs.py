@@ -8,20 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file
 
 from hemorrhage.artifact import read_manifest
 
 BASE = "base"
+RELATIVE = "relative"
+"""What the other model of the family is called, whose texts are decoded beside the base's."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output directory: its manifest, the tables that it holds, by file name, and what it measured of cost."""
+    """An output directory: its manifest, the tables that it holds, by file name, what it measured of cost, and the
+    features of its texts, ``<data set>.human`` and ``<data set>.strategy.<name>`` [texts, width]."""
 
     manifest: dict[str, Any]
     tables: dict[str, pd.DataFrame]
     cost: dict[str, Any] | None = None
+    features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def failure(self) -> str | None:
@@ -56,6 +62,9 @@ class Inputs:
     """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; ``configs`` are
     their checkpoints' config.json."""
 
+    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; the relative,
+    which is no variant, is not among them."""
+
     base: dict[str, Any]
     variants: dict[str, Variant]
     evaluations: dict[str, Output]
@@ -65,6 +74,16 @@ class Inputs:
     directories: dict[str, list[str]]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     corrections: dict[str, Output] = field(default_factory=dict)
+    relative: Relative | None = None
+
+
+@dataclass(frozen=True)
+class Relative:
+    """The base or the aligned model of the base model's family, and its decoding sweep."""
+
+    variant: Variant
+    is_aligned: bool
+    decoded: Output
 
 
 EVALUATION = ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet")
@@ -78,8 +97,9 @@ def read(
     harness: Sequence[Path] = (),
     programs: Sequence[Path] = (),
     corrections: Sequence[Path] = (),
+    relative: tuple[Path, bool] | None = None,
 ) -> Inputs:
-    """Read all inputs.
+    """Read all inputs. ``relative`` is the folder of that model and whether it is the aligned one.
 
     Raises ValueError where two directories hold the same variant, a variant's checkpoint was not given, or evaluations
     follow different protocols.
@@ -88,11 +108,14 @@ def read(
     base_manifest = read_manifest(base)
     variants = {BASE: _base_variant(base_manifest)}
     variants.update({name: _variant(name, manifest) for name, manifest in manifests.items()})
+    decoded = _outputs(decodes, ("generations.parquet", "human.parquet"))
+    its_texts = decoded.pop(RELATIVE, None)
+    its = _base_variant(read_manifest(relative[0]), RELATIVE, "the other model") if relative else None
     found = Inputs(
         base=base_manifest,
         variants=variants,
         evaluations=_outputs(evaluations, EVALUATION),
-        decodes=_outputs(decodes, ("generations.parquet",)),
+        decodes=decoded,
         harness=_outputs(harness, ("items.parquet",)),
         programs=_outputs(programs, ("programs.parquet",)),
         corrections=_outputs(corrections, ("tokens.parquet",)),
@@ -104,8 +127,10 @@ def read(
             "harness": [_identity(path) for path in harness],
             "programs": [_identity(path) for path in programs],
             "corrections": [_identity(path) for path in corrections],
+            **({"relative": [_identity(relative[0])]} if relative else {}),
         },
         configs=_configs(checkpoints),
+        relative=Relative(its, relative[1], its_texts) if relative and its and its_texts else None,
     )
     for kind in (found.evaluations, found.decodes, found.harness, found.programs, found.corrections):
         for name in kind:
@@ -139,11 +164,12 @@ def _outputs(directories: Sequence[Path], files: Sequence[str]) -> dict[str, Out
         if name in found:
             raise ValueError(f"{directory}: variant {name} was given twice")
         present = [file for file in files if (directory / file).is_file()]
-        cost = directory / "cost.json"
+        cost, features = directory / "cost.json", directory / "features.safetensors"
         found[name] = Output(
             manifest,
             {file: pd.read_parquet(directory / file) for file in present},
             json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else None,
+            load_file(features) if features.is_file() else {},
         )
     return found
 
@@ -170,14 +196,14 @@ def _variant(name: str, manifest: dict[str, Any]) -> Variant:
     )
 
 
-def _base_variant(manifest: dict[str, Any]) -> Variant:
+def _base_variant(manifest: dict[str, Any], name: str = BASE, label: str = "base model") -> Variant:
     return Variant(
-        name=BASE,
-        sweep=BASE,
-        family=BASE,
-        method=BASE,
+        name=name,
+        sweep=name,
+        family=name,
+        method=name,
         curve="",
-        label="base model",
+        label=label,
         axis="",
         severity=float("nan"),
         seed=None,

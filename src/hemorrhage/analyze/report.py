@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hemorrhage.analyze import figures, findings, mitigation_report
+from hemorrhage.analyze import decoding_page, figures, findings, mitigation_report
 from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves import AXES, failure, sweeps
 from hemorrhage.analyze.flags import Flag
@@ -49,16 +49,6 @@ PALETTES = {
 """Colours that stay apart for the colour-blind (after Okabe and Ito), with a contrast of at least 4.5 to 1 in
 light and dark; every series has a symbol of its own besides."""
 
-DECODING_NAMES = {
-    "accuracy": "Accuracy",
-    "rep_4": "Repetition",
-    "loop_rate": "Loops",
-    "distinct_2": "Distinct-2",
-    "distinct_3": "Distinct-3",
-    "base_nll": "Surprise",
-    "length": "Length",
-}
-
 
 def render(
     inputs: Inputs,
@@ -67,6 +57,7 @@ def render(
     flags: Sequence[Flag],
     verdicts: Sequence[Judged],
     recommended: dict[str, Any],
+    decoded: decoding_page.Findings,
     spec: Spec,
     provenance: dict[str, Any],
 ) -> str:
@@ -88,7 +79,6 @@ def render(
         for family in findings.families(inputs)
     ]
     total, failed = findings.counts(inputs)
-    strategies = numbers.strategies("accuracy") or numbers.strategies("length")
     charts = _charts(inputs)
     maps = _maps(inputs, results.rows, numbers, corpora)
     recoveries = {
@@ -143,7 +133,6 @@ def render(
             profiled=[key.partition("|")[2] for key in inside if key.startswith("cascade|")],
             map_height=80 + 15 * len(inputs.variants),
             failures=findings.failures(inputs),
-            spread=findings.spread_rows(numbers),
             protocols=_protocols(results.rows),
             provenance=provenance,
             palettes=PALETTES,
@@ -152,13 +141,11 @@ def render(
                 **maps,
                 **inside,
                 **recoveries,
+                **decoding_page.figures(numbers, decoded),
             },
             scales=_scales(numbers),
             corpus_options=[(corpus, corpus) for corpus in corpora],
-            decoding=bool(numbers.decoded()),
-            decoding_names=[(metric, name) for metric, name in DECODING_NAMES.items() if numbers.strategies(metric)],
-            decoding_height=110 + 15 * len(numbers.decoded()) * max(len(strategies), 1),
-            strategies=len(strategies),
+            **decoding_page.section(inputs, numbers, decoded),
             rows=_columns(results.rows),
             plotly=plotly(),
         )
@@ -262,9 +249,6 @@ def _figures(
         found[f"tradeoff|{corpus}"] = figures.tradeoff(
             inputs, numbers, corpus, recommended["front"].get(corpus, []), findings.FAMILY_NAMES
         )
-    for metric in figures.DECODING:
-        if numbers.strategies(metric):
-            found[f"decoding|{metric}"] = figures.decoding(numbers, metric)
     return found
 
 

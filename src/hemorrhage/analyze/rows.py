@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hemorrhage.analyze import corrections, mitigations, significance
 from hemorrhage.analyze.bootstrap import Floats
-from hemorrhage.analyze.decoding import decoding_rows
+from hemorrhage.analyze.decoding import decoding_rows, measured_texts
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.inside import cost_rows, inside_rows
 from hemorrhage.analyze.language import Texts, language
@@ -56,8 +56,12 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     for suite in answered:
         for variant in inputs.variants.values():
             rows.extend(task_rows(variant, suite, spec))
+    decoded = inputs.decodes.get(BASE)
+    texts_of_base = None if decoded is None or decoded.failure else measured_texts(decoded)
     for name, output in inputs.decodes.items():
-        rows.extend(decoding_rows(inputs.variants[name], output, spec))
+        rows.extend(decoding_rows(inputs.variants[name], output, spec, None if name == BASE else texts_of_base))
+    if inputs.relative is not None:
+        rows.extend(decoding_rows(inputs.relative.variant, inputs.relative.decoded, spec))
     trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
     rows.extend(mitigations.trial_rows(trials, spec))
     rows.extend(corrections.correction_rows(inputs, spec))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hemorrhage.analyze.curves import failure, position, sweeps
-from hemorrhage.analyze.decoding import ALL_STRATEGIES, DECODE, OPEN_METRICS
+from hemorrhage.analyze.decoding import ALL_STRATEGIES, DECODE, MAUVE, OPEN_METRICS, ROUGE
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.protocol import tag, untagged
 from hemorrhage.analyze.tasks import ALL_TASKS, Suite
@@ -93,11 +93,10 @@ def headline(
             estimate = numbers.get(variant, metric, dataset)
             if estimate:
                 fields[f"{metric}[{tasks}]" if dataset else metric] = rounded(estimate.value)
-        decoding = numbers.datasets("spread_over_max", strategy=True)
-        for dataset in decoding:
+        for dataset in numbers.datasets("spread_over_max", strategy=True):
             spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
             if spread:
-                fields["decoding_spread"] = rounded(spread.value)
+                fields[f"decoding_spread[{dataset}]"] = rounded(spread.value)
         if fields:
             found[variant] = fields
     failed = sum(failure(inputs, variant) is not None for variant in inputs.variants.values())
@@ -144,16 +143,18 @@ def curve_points(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> pd.Dat
 def decoding_points(numbers: Numbers) -> pd.DataFrame:
     """The content of decoding.csv: a row per variant and strategy, for DVC plots."""
     rows = []
-    metrics = ("accuracy", *OPEN_METRICS)
+    metrics = ("accuracy", *OPEN_METRICS, MAUVE, *ROUGE)
     strategies = list(dict.fromkeys(name for metric in metrics for name in numbers.strategies(metric)))
     for variant in numbers.decoded():
         for strategy in strategies:
             row: dict[str, Any] = {"variant": variant, "strategy": strategy}
             for metric in metrics:
-                for dataset in numbers.datasets(metric, strategy=True):
+                # The first data set of a metric has the plain name; DVC plots that.
+                for place, dataset in enumerate(numbers.datasets(metric, strategy=True)):
                     found = numbers.get(variant, metric, dataset, strategy)
-                    row[metric] = _value(found)
-                    if metric == "accuracy":
+                    name = f"{metric}[{dataset}]" if place else metric
+                    row[name] = _value(found)
+                    if name == "accuracy":
                         row |= {
                             "low": found.low if found else math.nan,
                             "high": found.high if found else math.nan,

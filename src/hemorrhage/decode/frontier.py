@@ -29,6 +29,17 @@ def mauve(generated: Floats, human: Floats, seed: int, scale: float = 5.0) -> fl
 def histograms(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats]:
     """Shares [clusters] of two sets of features [n, width] in clusters that are found in both together.
 
+    Raises ValueError as ``clusters`` does.
+    """
+    sides = clusters(first, second, seed)
+    number = 1 + max(int(side.max()) for side in sides)
+    counts = [np.bincount(side, minlength=number) for side in sides]
+    return counts[0] / len(first), counts[1] / len(second)
+
+
+def clusters(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats]:
+    """The cluster of each text, int64 [n] and [m], of features [n, width] and [m, width] that are quantized together.
+
     Raises ValueError for features that are too few, of unequal width, or not finite.
     """
     from scipy.cluster.vq import kmeans, vq
@@ -45,8 +56,7 @@ def histograms(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats
     wanted = max(2, round(min(len(first), len(second)) / TEXTS_PER_CLUSTER))
     centres, _ = kmeans(both, min(wanted, len(np.unique(both, axis=0))), iter=STARTS, rng=seed)
     labels, _ = vq(both, centres)
-    counts = [np.bincount(side, minlength=len(centres)) for side in (labels[: len(first)], labels[len(first) :])]
-    return counts[0] / len(first), counts[1] / len(second)
+    return labels[: len(first)], labels[len(first) :]
 
 
 def principal(features: Floats) -> Floats:
@@ -60,21 +70,33 @@ def principal(features: Floats) -> Floats:
 
 def frontier_area(first: Floats, second: Floats, scale: float = 5.0, points: int = 25) -> float:
     """Area under the divergence frontier of two histograms [clusters], by trapezoids over ``points`` mixtures."""
-    weights = np.linspace(1e-6, 1 - 1e-6, points)[:, None]
+    return float(frontier_areas(first[None], second[None], scale, points)[0])
+
+
+def frontier_areas(first: Floats, second: Floats, scale: float = 5.0, points: int = 25) -> Floats:
+    """``frontier_area`` of many pairs of histograms, [pairs, clusters] each: [pairs]."""
+    weights = np.linspace(1e-6, 1 - 1e-6, points)[:, None, None]
     mixed = weights * first + (1 - weights) * second
-    across = np.exp(-scale * np.array([kl(second, mixture) for mixture in mixed]))
-    along = np.exp(-scale * np.array([kl(first, mixture) for mixture in mixed]))
+    across, along = (np.exp(-scale * kls(side, mixed)) for side in (second, first))
+    ends = np.zeros((1, len(first))), np.ones((1, len(first)))
     # Between the corners: nothing of one distribution, everything of the other.
-    x, y = np.concatenate([[1.0], across, [0.0]]), np.concatenate([[0.0], along, [1.0]])
+    x, y = np.concatenate([ends[1], across, ends[0]]), np.concatenate([ends[0], along, ends[1]])
     areas = []
     for a, b in ((x, y), (y, x)):
         # The frontier falls: of points above one another the upper one comes first.
-        order = np.lexsort((-b, a))
-        areas.append(np.trapezoid(b[order], a[order]))
-    return float(np.mean(areas))
+        order = np.lexsort((-b, a), axis=0)
+        areas.append(np.trapezoid(np.take_along_axis(b, order, 0), np.take_along_axis(a, order, 0), axis=0))
+    # Rounding may pass the score of equal histograms.
+    return np.clip(np.mean(areas, axis=0), 0.0, 1.0)
 
 
 def kl(first: Floats, second: Floats) -> float:
     """KL(first || second) in nats of two distributions; ``second`` is positive wherever ``first`` is."""
-    held = first > 0
-    return float((first[held] * np.log(first[held] / second[held])).sum())
+    return float(kls(first, second))
+
+
+def kls(first: Floats, second: Floats) -> Floats:
+    """``kl`` over the last axis."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(first > 0, first * np.log(first / second), 0.0)
+    return np.asarray(terms.sum(-1))
