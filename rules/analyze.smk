@@ -41,7 +41,9 @@ rule analyze:
         decodes=lambda wildcards, input: folders(input.decodes),
         corrections=lambda wildcards, input: folders(input.corrections),
         relative=lambda wildcards, input: (
-            f"--relative {folders(input.relative)} --aligned {plan.aligned}" if input.relative else ""
+            f"--relative {folders(input.relative)} --aligned {plan.aligned}"
+            if input.relative
+            else ""
         ),
         spec=json.dumps(plan.analysis),
         address=plan.report,

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze import decoding, inputs, layer_figures, report, rows, tables
-from hemorrhage.analyze import decoding, decoding_page, inputs, report, rows, tables
+from hemorrhage.analyze import decoding, decoding_page, inputs, layer_figures, report, rows, tables
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.spec import Spec

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hemorrhage.analyze.figures import DASHES, SYMBOLS, Figure, heat, frame
+from hemorrhage.analyze.figures import DASHES, SYMBOLS, Figure, frame, heat
 from hemorrhage.analyze.survival import Survival
 from hemorrhage.analyze.tables import Estimate, Numbers
 
