@@ -15,9 +15,11 @@ rule mitigate:
     log:
         "logs/corrections/{name}-{key}.log",
     priority: 40
+    threads: threads_of("corrections")
     resources:
-        gpu=1,
-        mem_mb=8000,
+        gpu=asked.gpu("corrections"),
+        mem_mb=memory_of("corrections"),
+        runtime=minutes_of("corrections"),
     params:
         usage="logs/benchmarks/corrections/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -26,7 +28,7 @@ rule mitigate:
         reference=lambda wildcards, input: folders(input.reference),
         spec=json.dumps(plan.correction),
     shell:
-        "step {params.usage} hemorrhage.mitigate {params.out} --variant {wildcards.name}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.mitigate {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --reference {params.reference}"
         " --spec {params.spec:q} > {log} 2>&1"
 

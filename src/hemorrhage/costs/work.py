@@ -23,7 +23,7 @@ KINDS = tuple(kind for kinds in STAGES.values() for kind in kinds)
 ITEM_TOKENS = {"tasks": 40, "harness": 500, "programs": 400}
 """Tokens that an item of a task costs, about: prompt and choices. Their price is what is fitted."""
 
-ON_GPU = ("calibrations", "gradients", "references", "evaluations", "harness", "programs", "decodes")
+ON_GPU = ("calibrations", "gradients", "references", "evaluations", "harness", "programs", "decodes", "corrections")
 """Kinds whose jobs run the model where HEMORRHAGE_DEVICE says; the others stay on the processor."""
 
 
@@ -173,6 +173,8 @@ class Workload:
         if kind == "decodes":
             tasks = map(_output, (plan.measures(name), *plan.asked("closed"), *plan.asked("open")))
             return [self._model(name), *tasks]
+        if kind == "corrections":
+            return [self._model(name), base, ("references", "base")]
         if kind in ("harness", "programs"):
             asked = getattr(plan.params.evaluate, kind).tasks
             return [self._model(name), base, *(("benchmarks", task) for task in asked)]
@@ -199,6 +201,7 @@ class Workload:
             ),
             "harness": lambda: shape.forward(self._asked("harness")),
             "programs": lambda: shape.forward(self._asked("programs")),
+            "corrections": lambda: shape.forward(self._windows()),
             "decodes": lambda: shape.forward(self._generated()),
         }.get(kind, lambda: 0.0)()
         parameters = 1e-9 * shape.parameters
