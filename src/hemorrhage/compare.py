@@ -117,6 +117,8 @@ def render(a: Study, b: Study) -> str:
     numbers = [Numbers(study.rows) for study in (a, b)]
     corpora = [name for name in numbers[0].datasets("kl_mean") if name in numbers[1].datasets("kl_mean")]
     names = list(dict.fromkeys([*a.rows["variant"], *b.rows["variant"]]))
+    only = [_only(a, b), _only(b, a)]
+    alone = {*only[0], *only[1]}
     libraries = [_environment(study) for study in (a, b)]
     return report.environment().get_template("compare.html.j2").render(
         a=a,
@@ -125,8 +127,8 @@ def render(a: Study, b: Study) -> str:
         rows=[_row(one) for one in different],
         certain=sum(one.certain for one in different),
         same=len(found) - len(different),
-        lost=lost,
-        only=[_only(a, b), _only(b, a)],
+        lost=[one for one in lost if one.variant not in alone],
+        only=only,
         protocols=_protocols(lost),
         shipped=[_shipped(study) for study in (a, b)],
         params=[(key, _told(first), _told(second)) for key, first, second in changed(a.params, b.params)],

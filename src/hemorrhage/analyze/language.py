@@ -279,8 +279,13 @@ class Damage:
                 found.append({})
                 continue
             again = bootstrap.means(self.counts, total, size)
-            low, high = bootstrap.interval(again[np.isfinite(again)], self.spec.confidence, there)
-            found.append({"estimate": float(total.sum() / size.sum()), "low": low, "high": high, "n": there})
+            finite = again[np.isfinite(again)]
+            estimate = float(total.sum() / size.sum())
+            if len(finite) == 0 or not math.isfinite(estimate):
+                found.append({"estimate": estimate, "n": there})
+                continue
+            low, high = bootstrap.interval(finite, self.spec.confidence, there)
+            found.append({"estimate": estimate, "low": low, "high": high, "n": there})
         return found
 
 

@@ -176,7 +176,8 @@ def front(inputs: Inputs, results: Results, corpus: str) -> list[dict[str, Any]]
     On the front is what nothing of the same size or smaller beats, the base included. Sizes are exact, damage is
     resampled for all variants at once. What no engine can use lies at the size that it has on disk.
     """
-    names = [name for name in inputs.variants if name != BASE and (name, corpus) in results.divergences]
+    kl = _estimates(results.rows, corpus)
+    names = [name for name in inputs.variants if name != BASE and name in kl and (name, corpus) in results.divergences]
     if not names:
         return []
     sizes = [size_of(inputs, inputs.variants[name]) for name in names]
@@ -184,7 +185,6 @@ def front(inputs: Inputs, results: Results, corpus: str) -> list[dict[str, Any]]
     draws = np.stack([results.divergences[name, corpus] for name in names], axis=1)
     draws = np.hstack([draws, np.zeros((len(draws), 1))])
     often = on_front(shares, draws).mean(axis=0)
-    kl = _estimates(results.rows, corpus)
     whole = on_front(shares, np.array([[*(kl[name]["estimate"] for name in names), 0.0]]))[0]
     found = []
     for place, name in enumerate(names):

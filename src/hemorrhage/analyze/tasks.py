@@ -54,8 +54,8 @@ class Suite:
 def suites(inputs: Inputs, evaluations: dict[str, Output], spec: Spec) -> list[Suite]:
     """The suites that were run."""
     answered = {
-        ALL_TASKS: evaluations,
-        ALL_HARNESS_TASKS: _paired(inputs.harness, "items.parquet"),
+        ALL_TASKS: {name: _whole(output) for name, output in evaluations.items()},
+        ALL_HARNESS_TASKS: _paired({name: _whole(output) for name, output in inputs.harness.items()}, "items.parquet"),
         ALL_PROGRAMS: _paired({name: _answered(output) for name, output in inputs.programs.items()}, "items.parquet"),
     }
     return [
@@ -70,6 +70,12 @@ def _answered(output: Output) -> Output:
     programs = output.tables["programs.parquet"]
     items = programs[["task", "item", "correct"]].assign(group=programs["item"], choice=programs["completion"])
     return Output(output.manifest, {"items.parquet": items})
+
+
+def _whole(output: Output) -> Output:
+    """An output that answers tasks but has no items is a failure."""
+    lacking = output.failure is None and output.manifest.get("tasks") and "items.parquet" not in output.tables
+    return _unpaired(output, "items.parquet is not there") if lacking else output
 
 
 def _paired(outputs: dict[str, Output], table: str) -> dict[str, Output]:
@@ -192,7 +198,7 @@ def task_losses(suite: Suite, spec: Spec) -> dict[str, tuple[float, Floats, int]
     """
     found = {}
     for name, output in suite.outputs.items():
-        if output.failure is None and suite.averaged:
+        if output.failure is None and suite.averaged and "items.parquet" in output.tables:
             items = output.tables["items.parquet"]
             means = _resampled(items[items["task"].isin(suite.averaged)], spec)
             before = means.level - means.shift
