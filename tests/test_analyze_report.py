@@ -360,8 +360,8 @@ def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme:
     probe = json.loads(title[1])
     assert probe["width"] == width
     assert probe["needed"] <= width, "the page scrolls sideways"
-    assert probe["boxes"] == 14
-    assert probe["drawn"] == 14
+    assert probe["boxes"] >= 14
+    assert probe["drawn"] == probe["boxes"], "a chart has nothing to show"
     assert probe["wide"] == 0
     dark = sum(int(part) for part in re.findall(r"\d+", probe["ground"])[:3]) < 300
     assert dark == (theme == "dark")

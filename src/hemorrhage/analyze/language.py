@@ -141,6 +141,8 @@ class Damage:
         if noise is not None:
             kl, ratio = kl - noise.kl, ratio - noise.ratio
         seed = self.spec.seed
+        if not np.isfinite(kl.sum() + ratio.sum()):
+            return {}
         return {
             "kl_mean": {"p": significance.sign_flip(kl - ROUNDING * self.sizes, seed, "greater")},
             "ln_perplexity_ratio": {
