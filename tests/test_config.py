@@ -98,6 +98,12 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             "decode.strategies.greedy.strategy: 'guess' is unknown",
         ),
         ("decode/strategies/top_p/p", 1.5, "decode.strategies.top_p.p"),
+        (
+            "decode/strategies/dola",
+            {"strategy": "dola", "layers": [0, 30]},
+            "decode.strategies.dola.layers: 30 of a model",
+        ),
+        ("decode/strategies/top_k/k", 50000, "decode.strategies.top_k.k: 50000 is more than the vocabulary's 49152"),
         ("decode/closed", [{"task": "recall", "items": 99, "new_tokens": 4}], "decode.closed.0.items: 99 of a task"),
         ("decode/closed", [{"task": "chess", "items": 9, "new_tokens": 4}], "decode.closed.0.task: 'chess' is unknown"),
         ("decode/closed", [{"task": "recall", "items": 9}], "decode.closed.0.new_tokens: missing"),

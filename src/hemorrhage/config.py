@@ -596,6 +596,23 @@ def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
         raise ConfigError(f"mitigate.open.items: at most half of evaluate.windows = {evaluate.windows}")
 
 
+def _check_strategies(params: Params, shape: dict[str, Any]) -> None:
+    """Blocks and tokens that a decoding strategy asks for must be there; a variant may have fewer blocks still."""
+    blocks, vocabulary = shape.get("num_hidden_layers"), shape.get("vocab_size")
+    for name, entry in strategies(params).items():
+        layers = entry.get("layers")
+        asked = layers if isinstance(layers, list) else [layers] if isinstance(layers, int) else []
+        if blocks and any(layer >= blocks for layer in asked):
+            raise ConfigError(
+                f"decode.strategies.{name}.layers: {max(asked)} of a model of {blocks} blocks; at most {blocks - 1}"
+            )
+        for key in ("k", "beams"):
+            if vocabulary and entry.get(key, 0) > vocabulary:
+                raise ConfigError(
+                    f"decode.strategies.{name}.{key}: {entry[key]} is more than the vocabulary's {vocabulary} tokens"
+                )
+
+
 def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
     # State-space models have no limit.
     context = shape.get("max_position_embeddings", float("inf"))
@@ -612,6 +629,7 @@ def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Vari
     for where, length in lengths.items():
         if length > context:
             raise ConfigError(f"{where}: {length} tokens do not fit the model's context of {context}")
+    _check_strategies(params, shape)
     shapes: dict[str | None, dict[str, Any]] = {None: shape}
     for variant in expanded.values():
         before = shapes[variant.on]

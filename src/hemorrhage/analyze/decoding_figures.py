@@ -130,7 +130,7 @@ def interactions(numbers: Numbers, metric: str, dataset: str) -> Figure:
         value, low, high = (times(metric) * number for number in found[:3])
         return f"{value:+.3g} ({low:+.3g} to {high:+.3g}), p {found.p:.2g}, q {found.q:.2g}"
 
-    return heat(cells, variants, f"change beyond the mean strategy's, {AXES[metric]}", shown, float, signed=True)
+    return heat(cells, variants, AXES[metric], shown, float, signed=True)
 
 
 def survival(curves: Mapping[str, Survival]) -> Figure:
