@@ -13,7 +13,7 @@ B ?= workspace
 OUT ?= reports/compare.html
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup gguf report plan gate compare params test test-slurm check unit end-to-end lock clean
+.PHONY: help setup gguf report plan predict gate compare params test test-slurm check unit end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slurm      as root on Debian: a SLURM cluster of one node, and a pipeline through it"
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
+	@echo "make predict         foretell the damage of variants that are not evaluated yet"
 	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name"
 	@echo "make compare A=HEAD~1 B=workspace   two studies side by side in reports/compare.html, or in OUT"
 	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
@@ -52,6 +53,9 @@ plan: $(READY)
 
 params: $(READY)
 	python -m hemorrhage.overlay params/$(PROFILE).yaml
+
+predict: $(READY)
+	@python -m hemorrhage.predict
 
 gate: $(READY)
 	@python -m hemorrhage.gate "$(BUDGET)" --variant "$(VARIANT)"

@@ -1,6 +1,7 @@
 """analyze: from rows to thresholds, metrics and the page people read.
 
-in:  data/base, data/relatives, data/evaluations, data/harness, data/programs, data/decodes, the manifests of data/checkpoints
+in:  data/base, data/relatives, data/evaluations, data/harness, data/programs, data/decodes, the manifests of data/checkpoints,
+     tokens of data/calibrations and data/references
 out: reports
 """
 
@@ -23,6 +24,8 @@ rule analyze:
         decodes=ancient(plan.manifests("decodes")),
         corrections=ancient(plan.manifests("corrections")),
         relative=ancient(plan.manifests("relatives")),
+        calibrations=ancient(plan.manifests("calibrations")),
+        references=ancient(plan.manifests("references")),
     output:
         current=touch(CURRENT),
     log:
@@ -45,6 +48,9 @@ rule analyze:
             if input.relative
             else ""
         ),
+        tokens=lambda wildcards, input: (
+            f"--calibrations {folders(input.calibrations)} --references {folders(input.references)}"
+        ),
         spec=json.dumps(plan.analysis),
         address=plan.report,
     shell:
@@ -52,4 +58,5 @@ rule analyze:
         " --evaluations {params.evaluations} --harness {params.harness} --programs {params.programs} --decodes {params.decodes}"
         " --corrections {params.corrections}"
         " {params.relative}"
+        " {params.tokens}"
         " --spec {params.spec:q} --address {params.address} > {log} 2>&1"

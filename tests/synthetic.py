@@ -35,6 +35,7 @@ DIAGNOSED = 4
 """Windows that the diagnostics read."""
 PARAMETERS = 134_515_008
 IN_LINEARS = 106_168_320
+ARCHITECTURE = {"hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152, "tie_word_embeddings": True}
 BUDGET = {"kl": 0.1, "flips": 0.4, "task_loss": 0.3, "perplexity": 1.1}
 ENVIRONMENT = {
     "id": "0a1b2c3d",
@@ -170,6 +171,7 @@ def write(folder: Path, windows: int = 32, window: int = 256, items: int = 40, s
     everything = points()
     texts = {corpus: _text(rng, windows, window) for corpus in CORPORA}
     base = _directory(folder, "base", "base", _base_manifest())
+    (base / "config.json").write_text(json.dumps(ARCHITECTURE), encoding="utf-8")
     study = Study(folder, texts, _base_items(rng, items), rng, windows, window)
     found: dict[str, Any] = {"base": base, "checkpoints": [], "evaluations": [], "harness": [], "programs": []}
     found["evaluations"].append(study.evaluation("base", 0.0))

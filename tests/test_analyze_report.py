@@ -27,6 +27,7 @@ TAG = "w64-s64-b0-jnn-n1008-f32"
 KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
 FILES = {
     "flags.json",
+    "doctor.json",
     "recommendation.json",
     "hemorrhage.parquet",
     "metrics.json",

@@ -35,6 +35,7 @@ REPORT_FILES = (
     "next.yaml",
     "claims.json",
     "flags.json",
+    "doctor.json",
     "recommendation.json",
     "curves.csv",
     "front.csv",
@@ -376,6 +377,7 @@ class Plan:
         inputs = [self.checkpoints, self.evaluations, self.harness, self.programs, self.decodes, self.corrections]
         if self.relatives:
             inputs.append({**self.relatives, "aligned": self.aligned})
+        inputs += [self.calibrations, self.references]
         return self._address("analyze", self.analysis, inputs, program("hemorrhage.analyze.__main__"), _template())
 
     # Paths.
@@ -427,8 +429,9 @@ class Plan:
 
 
 def _template() -> str:
-    """Digest of the report's page, which is no Python."""
-    return address([file.read_text(encoding="utf-8") for file in sorted((SOURCE / "analyze" / "page").glob("*.j2"))])
+    """Digest of what is no Python: the report's page, and the runs that damage is predicted from."""
+    files = [*sorted((SOURCE / "analyze" / "page").glob("*.j2")), SOURCE / "analyze" / "experience.csv"]
+    return address([file.read_text(encoding="utf-8") for file in files])
 
 
 def settle(plan: Plan, kinds: list[str]) -> list[Path]:

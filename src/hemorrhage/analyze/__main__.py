@@ -1,7 +1,8 @@
 """Step ``analyze``: rows with intervals, thresholds, metrics, plots and the report.
 
     python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --harness DIR...
-        --programs DIR... --decodes DIR... --corrections DIR... [--relative DIR --aligned yes|no] --spec JSON
+        --programs DIR... --decodes DIR... --corrections DIR... --calibrations DIR... --references DIR...
+        [--relative DIR --aligned yes|no] --spec JSON
         --address A
 
 ``--relative`` is the second model of the family that was decoded, ``--aligned`` whether it is the aligned one.
@@ -22,7 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage import step
-from hemorrhage.analyze import claims, decoding_page, flags, inputs, next_points, plots, report, rows, shipping, tables
+from hemorrhage.analyze import (
+    claims,
+    decoding_page,
+    doctor,
+    flags,
+    inputs,
+    next_points,
+    plots,
+    report,
+    rows,
+    shipping,
+    tables,
+)
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.spec import Spec
@@ -40,10 +53,11 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     made_from = provenance(found, results, spec, address)
     flagged = flags.find(found, results.rows, corpora)
     verdicts = shipping.verdicts(found, results.rows, spec)
+    examined = doctor.examine(found, results.rows, corpora, spec, report.model_name(found.base))
     recommended = shipping.recommend(verdicts, results, found, spec)
     judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
     decoded = decoding_page.find(found, thresholds, verdicts, spec)
-    page = report.render(found, results, thresholds, flagged, verdicts, recommended, decoded, spec, made_from)
+    page = report.render(found, results, thresholds, flagged, verdicts, recommended, decoded, examined, spec, made_from)
 
     out.mkdir(parents=True, exist_ok=True)
     (out / PROVENANCE).unlink(missing_ok=True)
@@ -55,6 +69,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
     save(out / "claims.json", _json({"claims": judged}))
     save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites, recommended)))
+    save(out / "doctor.json", _json(doctor.as_json(examined)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
     for name, table in {
         "curves": tables.curve_points(found, numbers, corpora),
@@ -113,7 +128,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze")
     parser.add_argument("out", type=Path)
     parser.add_argument("--base", type=Path, required=True)
-    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
+    for kind in (
+        "checkpoints",
+        "evaluations",
+        "harness",
+        "programs",
+        "decodes",
+        "corrections",
+        "calibrations",
+        "references",
+    ):
         parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[])
     parser.add_argument("--relative", type=Path)
     parser.add_argument("--aligned", choices=["yes", "no"])
@@ -131,6 +155,8 @@ def main() -> None:
         arguments.programs,
         arguments.corrections,
         (arguments.relative, arguments.aligned == "yes") if arguments.relative else None,
+        arguments.calibrations,
+        arguments.references,
     )
     analyze(arguments.out, found, spec, arguments.address)
 

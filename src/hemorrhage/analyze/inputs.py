@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file
 
@@ -17,6 +18,8 @@ from hemorrhage.artifact import read_manifest
 BASE = "base"
 RELATIVE = "relative"
 """What the other model of the family is called, whose texts are decoded beside the base's."""
+
+Tokens = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Variant:
     seed: int | None
     on: str
     manifest: dict[str, Any] = field(repr=False)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
+    """The checkpoint's layers.json, where there is one."""
 
     @property
     def failure(self) -> str | None:
@@ -75,6 +80,12 @@ class Inputs:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     corrections: dict[str, Output] = field(default_factory=dict)
     relative: Relative | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """The base model's config.json, where there is one."""
+    calibration: Tokens = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32), repr=False)
+    """The calibration windows, int32 ``[windows, length]``; none where nothing was calibrated."""
+    texts: dict[str, Tokens] = field(default_factory=dict, repr=False)
+    """Corpus -> the evaluated windows, int32 ``[windows, window]``."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ def read(
     programs: Sequence[Path] = (),
     corrections: Sequence[Path] = (),
     relative: tuple[Path, bool] | None = None,
+    calibrations: Sequence[Path] = (),
+    references: Sequence[Path] = (),
 ) -> Inputs:
     """Read all inputs. ``relative`` is the folder of that model and whether it is the aligned one.
 
@@ -105,9 +118,10 @@ def read(
     follow different protocols.
     """
     manifests = {name: output.manifest for name, output in _outputs(checkpoints, ()).items()}
+    layers = {name: _json(path / "layers.json") for name, path in zip(manifests, checkpoints, strict=True)}
     base_manifest = read_manifest(base)
     variants = {BASE: _base_variant(base_manifest)}
-    variants.update({name: _variant(name, manifest) for name, manifest in manifests.items()})
+    variants.update({name: _variant(name, manifest, layers[name]) for name, manifest in manifests.items()})
     decoded = _outputs(decodes, ("generations.parquet", "human.parquet"))
     its_texts = decoded.pop(RELATIVE, None)
     its = _base_variant(read_manifest(relative[0]), RELATIVE, "the other model") if relative else None
@@ -131,6 +145,8 @@ def read(
         },
         configs=_configs(checkpoints),
         relative=Relative(its, relative[1], its_texts) if relative and its and its_texts else None,
+        architecture=_json(base / "config.json"),
+        **_tokens(calibrations, references),
     )
     for kind in (found.evaluations, found.decodes, found.harness, found.programs, found.corrections):
         for name in kind:
@@ -179,7 +195,18 @@ def _configs(checkpoints: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
 
 
-def _variant(name: str, manifest: dict[str, Any]) -> Variant:
+def _tokens(calibrations: Sequence[Path], references: Sequence[Path]) -> dict[str, Any]:
+    windows = [load_file(path / "tokens.safetensors")["tokens"] for path in calibrations]
+    texts = {name: text for path in references for name, text in load_file(path / "windows.safetensors").items()}
+    return {"texts": texts, **({"calibration": np.concatenate(windows)} if windows else {})}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The content of a file that need not be there."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _variant(name: str, manifest: dict[str, Any], layers: dict[str, dict[str, float]]) -> Variant:
     severity = manifest.get("severity")
     return Variant(
         name=name,
@@ -193,6 +220,7 @@ def _variant(name: str, manifest: dict[str, Any]) -> Variant:
         seed=manifest.get("seed"),
         on=manifest.get("on") or BASE,
         manifest=manifest,
+        layers=layers,
     )
 
 

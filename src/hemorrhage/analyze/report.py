@@ -13,9 +13,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from hemorrhage.analyze import decoding_page, figures, findings, mitigation_report
+from hemorrhage.analyze import decoding_page, examination, figures, findings, mitigation_report
 from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves import AXES, failure, sweeps
+from hemorrhage.analyze.doctor import Doctor
 from hemorrhage.analyze.flags import Flag
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.layer_figures import MAPS, layer_maps, profiles, told
@@ -58,6 +59,7 @@ def render(
     verdicts: Sequence[Judged],
     recommended: dict[str, Any],
     decoded: decoding_page.Findings,
+    examined: Doctor,
     spec: Spec,
     provenance: dict[str, Any],
 ) -> str:
@@ -115,6 +117,10 @@ def render(
             column_groups=COLUMN_GROUPS,
             buckets=BUCKETS,
             flags=flags,
+            examined=examined,
+            diagnoses=examined.diagnoses,
+            predictions=examination.predicted(examined),
+            errors=examination.errors(examined),
             noise=findings.noise(inputs, numbers, corpora),
             detectable=findings.detectable(inputs, numbers, corpora),
             tasks=findings.tasks(results.rows, results.suites),
@@ -142,6 +148,7 @@ def render(
                 **inside,
                 **recoveries,
                 **decoding_page.figures(numbers, decoded),
+                **examination.figures(examined, corpora),
             },
             scales=_scales(numbers),
             corpus_options=[(corpus, corpus) for corpus in corpora],

@@ -127,6 +127,7 @@ def _compress(
         "sparsity": found.sparsity,
         "changed": found.changed,
         "moved": _moved(settings, parent),
+        "calibration": _calibration(settings, calibration),
         **measured,
     }
 
@@ -145,6 +146,15 @@ def _moved(settings: Any, parent: Path | None) -> str:
     own = getattr(settings, "moved", "")
     before = read_manifest(parent).get("moved", "") if parent else ""
     return "turned" if "turned" in (own, before) else own or before
+
+
+def _calibration(settings: Any, calibration: Path | None) -> dict[str, Any] | None:
+    """What the method was calibrated on, and which experts no token takes; None where it read no statistics."""
+    if calibration is None or not settings.statistics:
+        return None
+    facts = read_manifest(calibration)
+    without = facts.get("experts_without_tokens", [])
+    return {"corpora": list(facts["corpora"]), "tokens": facts["tokens"], "experts_without_tokens": without}
 
 
 def _statistics(

@@ -97,6 +97,7 @@ def evaluate(
             tasks=facts["tasks"],
             inside=facts["inside"],
             dtype=facts["dtype"],
+            **({"membership": facts["membership"]} if variant == BASE and "membership" in facts else {}),
             **noise,
         )
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from hemorrhage import step
 from hemorrhage.artifact import read_manifest, sha256, write_manifest, writing
-from hemorrhage.evaluate import inside
+from hemorrhage.evaluate import inside, membership
 from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.language import write_base_side
 from hemorrhage.evaluate.precision import computing
@@ -50,6 +50,13 @@ def cut_windows(tokens: torch.Tensor, window: int, count: int | str, bos: int | 
     if bos is None:
         return chosen.contiguous()
     return torch.cat([torch.full((wanted, 1), bos, dtype=chosen.dtype), chosen], dim=1)
+
+
+def _control(tokens: torch.Tensor | None, window: int, bos: int | None) -> torch.Tensor | None:
+    """Windows of the calibration split, as many as there are; None where they are fewer than two."""
+    if tokens is None or len(tokens) < 2 * window:
+        return None
+    return cut_windows(tokens, window, "all", bos)
 
 
 def protocol(window: int, windows: int, there: int, bos: int | None, join: str, dtype: str = "float32") -> str:
@@ -117,17 +124,20 @@ def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec:
     window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
 
     windows: dict[str, torch.Tensor] = {}
+    unmeasured: dict[str, torch.Tensor | None] = {}
     counts: dict[str, torch.Tensor] = {}
     corpora: dict[str, dict[str, Any]] = {}
     for text in texts:
         facts = read_manifest(text)
         corpus = facts["corpus"]
-        tokens = load_file(text / "tokens.safetensors")["evaluation"]
+        splits = load_file(text / "tokens.safetensors")
+        tokens = splits["evaluation"]
         try:
             windows[corpus] = cut_windows(tokens, window, spec["windows"], bos)
         except ValueError as error:
             raise ValueError(f"corpus {corpus}: {error}") from error
         counts[corpus] = torch.bincount(tokens, minlength=vocabulary)
+        unmeasured[corpus] = _control(splits.get("calibration"), window, bos)
         there = len(tokens) // (window - (bos is not None))
         corpora[corpus] = {
             "sha256": facts["sha256"],
@@ -172,6 +182,11 @@ def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec:
             tasks=asked,
             inside=looked_inside,
             dtype=spec["dtype"],
+            membership={
+                corpus: membership.known(model, windows[corpus], control)
+                for corpus, control in unmeasured.items()
+                if control is not None
+            },
             sha256={name: sha256(part / f"{name}.safetensors") for name in FILES},
         )
 

@@ -1,0 +1,81 @@
+"""Whether a model knows the evaluation split better than text of the same corpus that nobody measures.
+
+Min-K%++ (Zhang et al., arXiv 2404.02936): of each predicted token (ln p(x) - mu) / sigma, where mu and sigma are mean
+and standard deviation of ln p(z) for z drawn from p; a window's value is the mean over the fifth of its tokens with the
+lowest. The calibration split is the control: windows of the same length and the same source. ``overlap``: share of the
+n-grams of the evaluation windows that stand in the calibration split, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hemorrhage.models import walk
+
+WINDOWS = 8
+"""Of each split."""
+
+LOWEST = 0.2
+"""Share of a window's tokens that Min-K%++ averages."""
+
+NGRAM = 13
+"""Tokens that two texts must share in a row to overlap (GPT-3's contamination analysis, arXiv 2005.14165)."""
+
+ROWS = 128
+"""Tokens whose distributions are in memory at once."""
+
+
+def known(model: PreTrainedModel, evaluation: Tensor, calibration: Tensor) -> dict[str, Any]:
+    """Per split ``nll`` and ``min_k`` of each window, and ``overlap``; both int32 ``[windows, window]``."""
+    found: dict[str, Any] = {"overlap": overlap(evaluation, calibration)}
+    for split, windows in (("evaluation", evaluation), ("calibration", calibration)):
+        step = max(1, len(windows) // WINDOWS)
+        found[split] = scores(model, windows[::step][:WINDOWS].long())
+    return found
+
+
+def scores(model: PreTrainedModel, windows: Tensor) -> dict[str, list[float]]:
+    """``nll`` (nats per token) and ``min_k`` of each of the windows int64 ``[n, window]``."""
+    states = walk.through(model, windows.to(model.device))
+    found: dict[str, list[float]] = {"nll": [], "min_k": []}
+    with torch.inference_mode():
+        for hidden, tokens in zip(states[:, :-1], windows[:, 1:], strict=True):
+            parts = [
+                min_k_terms(walk.logits(model, rows), targets.to(rows.device))
+                for rows, targets in zip(hidden.split(ROWS), tokens.split(ROWS), strict=True)
+            ]
+            ln_p, term = (torch.cat(column) for column in zip(*parts, strict=True))
+            lowest = term.sort().values[: max(1, int(LOWEST * len(term)))]
+            found["nll"].append(-ln_p.mean().item())
+            found["min_k"].append(lowest.mean().item())
+    return found
+
+
+def min_k_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """ln p(x) and (ln p(x) - mu) / sigma of each token; logits ``[n, vocabulary]``, targets int64 ``[n]``."""
+    ln = logits.log_softmax(-1)
+    p = ln.exp()
+    mean = (p * ln).sum(-1)
+    spread = ((p * ln.square()).sum(-1) - mean.square()).clamp_min(1e-12).sqrt()
+    ln_p = ln.gather(-1, targets[:, None])[:, 0]
+    return ln_p, (ln_p - mean) / spread
+
+
+def overlap(evaluation: Tensor, calibration: Tensor) -> float:
+    """Share of the evaluation windows' n-grams that stand in a window of the calibration split."""
+    ours, theirs = (_fingerprints(windows) for windows in (evaluation, calibration))
+    return torch.isin(ours, theirs.unique()).double().mean().item() if len(ours) and len(theirs) else 0.0
+
+
+def _fingerprints(windows: Tensor) -> Tensor:
+    """A number for each n-gram of the windows: int64, of products that wrap around."""
+    if windows.shape[1] < NGRAM:
+        return torch.empty(0, dtype=torch.int64)
+    factors = torch.randint(2**62, (NGRAM,), generator=torch.Generator().manual_seed(0))
+    # A few windows at a time: n-grams take as many times the room of their text.
+    parts = [(part.long().unfold(1, NGRAM, 1) * factors).sum(-1).flatten() for part in windows.split(1024)]
+    return torch.cat(parts)
