@@ -1,7 +1,7 @@
 """Directories that appear whole or not at all, each with a manifest of what made it.
 
 A step writes into ``<out>.part-<host>-<pid>`` and renames it when everything is on disk, so a killed job
-leaves nothing that could be taken for a result.
+leaves nothing that could be taken for a result. The manifest has a checksum of every other file.
 """
 
 from __future__ import annotations
@@ -49,18 +49,35 @@ def writing(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    for file in part.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-    if out.exists():
-        shutil.rmtree(out)
-    part.rename(out)
+    try:
+        for path in (*part.rglob("*"), part):
+            _sync(path)
+        if out.exists():
+            shutil.rmtree(out)
+        part.rename(out)
+        # The name is in the directory above, which is not on disk before it is told to be.
+        _sync(out.parent)
+    except OSError:
+        # A full disk may say so only now.
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's or directory's content is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(directory: Path, **fields: Any) -> None:
-    """Write ``manifest.json`` into ``directory``: ``fields``, and the environment that made it."""
-    content = {**fields, "environment": environment()}
+    """Write ``manifest.json`` into ``directory``, after all other files: ``fields``, ``checksums`` of those files, and
+    the environment that made it."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    checksums = {str(path.relative_to(directory)): checksum(path) for path in files}
+    content = {**fields, "checksums": checksums, "environment": environment()}
     (directory / MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -121,6 +138,39 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def checksum(file: Path) -> str:
+    """What a damaged file differs by: 128 bits of its bytes (XXH3, ten times as fast as SHA-256)."""
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while piece := stream.read(2**22):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def verify(directory: Path) -> None:
+    """Compare an output's files with the checksums in its manifest, once in a process.
+
+    A folder without a manifest, which no step made, passes. Raises ValueError, which names the first file that is
+    damaged or missing and says how to make it again.
+    """
+    manifest = directory / MANIFEST
+    if manifest.is_file():
+        _verify(directory.resolve(), manifest.stat().st_mtime_ns)
+
+
+@functools.cache
+def _verify(directory: Path, _written: int) -> None:
+    manifest = read_manifest(directory)
+    for name, expected in manifest.get("checksums", {}).items():
+        file = directory / name
+        if not file.is_file() or checksum(file) != expected:
+            what = "is missing" if not file.is_file() else "is damaged: its checksum is not the manifest's"
+            again = f"python -m hemorrhage.plan forget {manifest.get('variant', directory.parent.name)}"
+            raise ValueError(f"{file} {what}; `{again}` and the next run makes it again")
 
 
 def sha256(file: Path) -> str:

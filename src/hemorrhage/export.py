@@ -1,8 +1,10 @@
 """A variant as a checkpoint for other programs.
 
-python -m hemorrhage.export VARIANT OUT [--as dense|packed|gguf]
+python -m hemorrhage.export VARIANT OUT [--as dense|packed|gguf] [--base DIR]
 
-VARIANT is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder.
+VARIANT is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder. The base
+model, which a checkpoint shares weights with, is that of params.yaml or lies in ``--base``; what is written has all
+weights in full.
 ``dense``: a plain Hugging Face folder in the base's dtype, all forms multiplied out, that transformers loads
 alone. ``packed``: the quantized checkpoint as it lies on disk, in the form that vLLM and transformers read,
 without this bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has
@@ -26,8 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage import config, step
-from hemorrhage.artifact import MANIFEST, failure, writing
+from hemorrhage.artifact import MANIFEST, failure, verify, writing
 from hemorrhage.card import card
+from hemorrhage.models.weights import CHECK, FILE, Weights, shares
 from hemorrhage.plan import REPORTS, Plan
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 KINDS = ("dense", "packed", "gguf")
 
-OWN_FILES = (MANIFEST, "check.safetensors", "layers.json")
+OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
 """What only this bench reads."""
 
 PACKED = (
@@ -65,9 +68,11 @@ def main() -> None:
     parser.add_argument("variant", help="folder of a checkpoint, or a variant's name in params.yaml")
     parser.add_argument("out", type=Path, help="folder to write, a file for --as gguf")
     parser.add_argument("--as", dest="kind", choices=KINDS, default="dense", help="default: dense")
+    parser.add_argument("--base", type=Path, help="folder of the base model; default: that of params.yaml")
     arguments = parser.parse_args()
     try:
-        export(folder_of(arguments.variant), arguments.out, arguments.kind)
+        folder = folder_of(arguments.variant)
+        export(folder, arguments.out, arguments.kind, arguments.base or base_of(folder))
     except (ValueError, OSError) as error:
         sys.exit(f"{arguments.variant}: {' '.join(str(error).split())}")
 
@@ -88,19 +93,29 @@ def folder_of(variant: str) -> Path:
     return folder
 
 
-def export(folder: Path, out: Path, kind: str, reports: Path = REPORTS) -> None:
-    """Write the checkpoint ``folder`` to ``out`` as one of ``KINDS``, with a card of what ``reports`` says of it.
+def base_of(folder: Path) -> Path | None:
+    """The base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
+    return Path(Plan.read().checkpoint("base")).parent if shares(folder) else None
 
-    Raises ValueError where ``out`` is there, the variant failed, or the kind can't hold it.
+
+def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports: Path = REPORTS) -> None:
+    """Write the checkpoint ``folder``, which may share weights with ``base``, to ``out`` as one of ``KINDS``, with a card
+    of what ``reports`` says of it.
+
+    Raises ValueError where ``out`` is there, the variant failed, the kind can't hold it, or a file is damaged.
     """
     if out.exists():
         raise ValueError(f"{out} is there already; nothing is overwritten")
     reason = failure(folder) if (folder / MANIFEST).is_file() else None
     if reason:
         raise ValueError(f"was not made: {reason}")
+    verify(folder)
+    if base is not None:
+        verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = Weights(folder, base, hold=True)
     about = card(folder, reports, out.stem if kind == "gguf" else out.name)
-    {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, out)
+    {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, weights, out)
     # Last, as a card alone is no checkpoint.
     (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(about, encoding="utf-8")
 
@@ -121,12 +136,12 @@ def plain_problem(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _dense(folder: Path, settings: dict[str, Any], out: Path) -> None:
+def _dense(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
     from tqdm import tqdm
 
     from hemorrhage.models.stream import TensorFile
 
-    supplies, dtype = _supplies(folder, settings)
+    supplies, dtype = _supplies(folder, settings, weights)
     with writing(out) as part:
         shapes = {name: supply.shape for name, supply in supplies.items()}
         with TensorFile(part / "model.safetensors", shapes, dtype, {"format": "pt"}) as file:
@@ -137,21 +152,28 @@ def _dense(folder: Path, settings: dict[str, Any], out: Path) -> None:
         _copy(folder, part, lambda file: file.suffix not in (".safetensors", ".gguf"))
 
 
-def _packed(folder: Path, settings: dict[str, Any], out: Path) -> None:
+def _packed(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+    from hemorrhage.models.stream import TensorFile
+
     bench = settings.pop("hemorrhage", None) or {}
     # That there are codes of a table is also what the quantization_config says.
     own = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
     if own:
         what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(own) - {"forms"})])
         raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
-    if not any(_ends(name, suffix) for name in _handles(folder) for suffix in PACKED):
+    if not any(_ends(name, suffix) for name in weights.names() for suffix in PACKED):
         raise ValueError("it has no packed weights; --as dense writes it")
     with writing(out) as part:
         _write_config(settings, part)
-        _copy(folder, part, lambda file: True)
+        names = weights.names()
+        shapes = {name: weights.shape(name) for name in names}
+        dtypes = {name: weights.dtype(name) for name in names}
+        with TensorFile(part / "model.safetensors", shapes, dtypes, {"format": "pt"}) as file:
+            file.write(weights.tensor(name) for name in names)
+        _copy(folder, part, lambda file: file.suffix != ".safetensors")
 
 
-def _gguf(folder: Path, settings: dict[str, Any], out: Path) -> None:
+def _gguf(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
     from hemorrhage.models.gguf_file import FILE, FILE_TYPES, FLOATS, float_entry, tokenizer_problem, write
 
     with _writing_file(out) as part:
@@ -161,12 +183,12 @@ def _gguf(folder: Path, settings: dict[str, Any], out: Path) -> None:
         reason = tokenizer_problem(folder)
         if reason:
             raise ValueError(reason)
-        supplies, dtype = _supplies(folder, settings)
+        supplies, dtype = _supplies(folder, settings, weights)
         entries = {name: float_entry(supply.shape, supply.load, dtype) for name, supply in supplies.items()}
         write(part, settings, folder, entries, FILE_TYPES[FLOATS[dtype]])
 
 
-def _supplies(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Supply], torch.dtype]:
+def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
     """The dense tensors of a checkpoint by name, and the dtype of the base model.
 
     Raises ValueError where they are not what the variant computes with.
@@ -181,7 +203,7 @@ def _supplies(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Supply]
     name = settings.get("dtype") or settings.get("torch_dtype")
     if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
         return _from_gguf(folder, settings), getattr(torch, name or "float32")
-    return _from_safetensors(folder, settings), getattr(torch, name) if name else dtype_of(folder)
+    return _from_safetensors(weights, settings), getattr(torch, name) if name else dtype_of(weights)
 
 
 def _from_gguf(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:
@@ -190,14 +212,14 @@ def _from_gguf(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:
     return {name: Supply(entry.shape, entry.values) for name, entry in entries_of(folder / FILE, settings).items()}
 
 
-def _from_safetensors(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:
+def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, Supply]:
     from hemorrhage.models import forms
 
-    handles = _handles(folder)
-    layers = {name.removesuffix(f".{suffix}") for suffix in forms.FORMS for name in handles if _ends(name, suffix)}
+    names = weights.names()
+    layers = {name.removesuffix(f".{suffix}") for suffix in forms.FORMS for name in names if _ends(name, suffix)}
     plain: list[str] = []
     own: dict[str, list[str]] = {}
-    for name in handles:
+    for name in names:
         layer = next((parent for parent in _parents(name) if parent in layers), None)
         if layer is None or name == f"{layer}.bias":
             plain.append(name)
@@ -205,13 +227,10 @@ def _from_safetensors(folder: Path, settings: dict[str, Any]) -> dict[str, Suppl
             own.setdefault(layer, []).append(name)
 
     def form(layer: str) -> Any:
-        stored = {name: handles[name].get_tensor(name) for name in own[layer]}
+        stored = {name: weights.tensor(name) for name in own[layer]}
         return forms.read(stored, settings.get("quantization_config"))[1][layer]
 
-    found = {
-        name: Supply(tuple(handles[name].get_slice(name).get_shape()), partial(handles[name].get_tensor, name))
-        for name in plain
-    }
+    found = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
     for layer in own:
         made = form(layer)
         found[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
@@ -220,16 +239,6 @@ def _from_safetensors(folder: Path, settings: dict[str, Any]) -> dict[str, Suppl
 
 def _product(form: Callable[[str], Any], layer: str) -> Tensor:
     return form(layer).dense()
-
-
-def _handles(folder: Path) -> dict[str, Any]:
-    """Name of each tensor of a checkpoint's safetensors files -> the open file that has it."""
-    from safetensors import safe_open
-
-    from hemorrhage.models.checkpoint import weight_files
-
-    files = [safe_open(file, framework="pt") for file in weight_files(folder)]
-    return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ is either at its path and right, or not there; nothing is judged by its age, and
 
     python -m hemorrhage.plan show                  what a run would need, and what of it is there
     python -m hemorrhage.plan settle <kind>...      remove what the plan does not name (DVC records the rest)
-    python -m hemorrhage.plan forget <variant>...   remove a variant's outputs, so that they are made again
+    python -m hemorrhage.plan forget <variant>...   remove a variant's outputs (or base's): they are made again
 """
 
 from __future__ import annotations
@@ -455,12 +455,15 @@ def settle(plan: Plan, kinds: list[str]) -> list[Path]:
 
 
 def forget(plan: Plan, variants: list[str]) -> list[Path]:
-    """Remove a variant's checkpoint, evaluations and decodes, so that the next run makes them again."""
+    """Remove a variant's checkpoint, evaluations and decodes, so that the next run makes them again.
+
+    The variant ``base`` is the base model.
+    """
     removed = []
     for variant in variants:
-        if variant not in plan.variants:
-            raise config.ConfigError(f"{variant}: no such variant; there are {', '.join(plan.variants)}")
-        for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
+        if variant != "base" and variant not in plan.variants:
+            raise config.ConfigError(f"{variant}: no such variant; there are {', '.join(['base', *plan.variants])}")
+        for kind in ("base", "checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
             key = plan.names(kind).get(variant)
             output = DATA / kind / variant / str(key)
             if output.is_dir():

@@ -53,7 +53,7 @@ def compress(
         if reason:
             raise ValueError(f"{on} was not made: {reason}")
         measured = _compress(part, method, settings, base, parent, calibration, gradients, spec["seed"])
-        fresh.verify(part)
+        fresh.verify(part, base)
         write_manifest(part, **{**identity, **measured})
 
 
@@ -75,10 +75,12 @@ def _compress(
     from hemorrhage.compress.statistics import Statistics
     from hemorrhage.models.checkpoint import load
     from hemorrhage.models.forms import forms_of
+    from hemorrhage.models.weights import Weights
 
     # What changes no weight leaves packed ones packed.
-    model = load(parent or base, "stored", as_stored=not getattr(settings, "changes_weights", True)).cpu()
-    dtype = folder.dtype_of(base)
+    model = load(parent or base, "stored", as_stored=not getattr(settings, "changes_weights", True), base=base).cpu()
+    of_base = Weights(base)
+    dtype = folder.dtype_of(of_base)
     linears = linears_of(model, missing_ok=True)
     names, before = list(linears), sum(linear.weight.numel() for linear in linears.values())
     # Expansion leaves silent layers: of such a parent they stay.
@@ -91,23 +93,25 @@ def _compress(
     own = method.facts(model, settings) if hasattr(method, "facts") else {}
     own |= _blocks(parent, own.pop("blocks", None))
     seen = Statistics(calibration) if calibration else None
-    fidelity = Fidelity(base, own.get("blocks"), _moved(settings, parent), seen)
+    fidelity = Fidelity(of_base, own.get("blocks"), _moved(settings, parent), seen)
     kept = () if settings.axis == "added" else names
-    found = integrity.survey(model, parent or base, kept, silent, None if parent else fidelity)
+    altered = Weights(parent, base) if parent else of_base
+    found = integrity.survey(model, altered, kept, silent, None if parent else fidelity)
     if parent:
         # Against the base, not against what was altered.
         fidelity.go_through(model)
     fidelity.write(part)
     if found.changed == 0 and getattr(settings, "changes_weights", True):
         raise ValueError("changed no weight of the model")
-    folder.save(model, dtype, base, part)
-    integrity.check_disk(model, part, dtype)
+    folder.save(model, dtype, base, part, shared_with=base)
+    on_disk = Weights(part, base)
+    integrity.check_disk(model, on_disk, dtype)
     write_check(model, part, seed)
 
     mask_bits = getattr(settings, "mask_bits", None)
     if mask_bits is None and parent is not None:
         mask_bits = read_manifest(parent).get("mask_bits")
-    bits = size.stored_layers(part, {*names, *found.zeros}, mask_bits, found.zeros, forms_of(model))
+    bits = size.stored_layers(part, on_disk, {*names, *found.zeros}, mask_bits, found.zeros, forms_of(model))
     measured: dict[str, Any] = {}
     if settings.axis in ("removed", "added"):
         # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.
@@ -119,9 +123,10 @@ def _compress(
         "theoretical": theoretical,
         "mask_bits": mask_bits,
         "disk_bytes": size.disk_bytes(part),
+        "stored_bytes": size.stored_bytes(part),
         "effective_bits": bits.all / found.parameters,
         "layer_bits": bits.layers / max(found.layer_weights, 1),
-        "size_ratio": bits.all / size.stored_bits(base),
+        "size_ratio": bits.all / size.stored_bits(of_base),
         "parameters": found.parameters,
         "layers": len(blocks(model)),
         "sparsity": found.sparsity,

@@ -21,11 +21,13 @@ from hemorrhage.compress.folder import weights
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 from hemorrhage.models.forms import forms_of
-from hemorrhage.models.stream import rows_at_once, tensor_of
+from hemorrhage.models.stream import rows_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from hemorrhage.models.weights import Weights
 
 LAYERS = "layers.json"
 
@@ -42,7 +44,7 @@ SWEEPS = 4
 class Fidelity:
     """Collects the layers while somebody goes through the weights of an altered model."""
 
-    def __init__(self, base: Path, blocks: list[int] | None, moved: str, calibration: Statistics | None) -> None:
+    def __init__(self, base: Weights, blocks: list[int] | None, moved: str, calibration: Statistics | None) -> None:
         """``blocks``: the base's block that each block was made from, None where none was moved. ``moved``: ``scaled``
         where a method scales rows and columns of layers against each other, which changes nothing and is taken out
         before comparing; ``turned`` where it turns the residual stream, after which nothing can be compared."""
@@ -64,10 +66,9 @@ class Fidelity:
             return
         source = self.source(layer)
         if before is None or source != layer:
-            try:
-                before = tensor_of(self._base, f"{source}.weight")
-            except KeyError:
+            if f"{source}.weight" not in self._base:
                 return
+            before = self._base.tensor(f"{source}.weight")
         if before.shape != after.shape:
             return
         if self._moved == "scaled":

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.lazy import torch
-from hemorrhage.models.checkpoint import expected_shapes, weight_files
+from hemorrhage.models.checkpoint import expected_shapes
+from hemorrhage.models.weights import Weights, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,36 +23,22 @@ LEFT_BEHIND = ("config.json", "manifest.json", "README.md", ".gitattributes")
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
-def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -> None:
+def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, shared_with: Path | None = None) -> None:
     """Write ``model`` into ``folder``: weights, configuration, and the base's tokenizer files.
 
-    Floating-point weights go into ``dtype``, forms store what they say, tied weights are stored once. Tensor by
-    tensor, so that no second copy of the model is made.
+    Floating-point weights go into ``dtype``, forms store what they say, tied weights are stored once, what the
+    checkpoint ``shared_with`` has is not stored again. Tensor by tensor, so that no second copy of the model is made.
     """
     own = _whole_form(model)
     if hasattr(own, "save"):
         own.save(model, dtype, base, folder)
     else:
-        _save_tensors(model, dtype, folder)
+        write(folder, dict(stored(model, dtype)), WEIGHTS, shared_with)
     config = configuration(model, base)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for source in base.iterdir():
         if source.is_file() and source.name not in LEFT_BEHIND and not source.name.endswith(WEIGHT_FILES):
             shutil.copyfile(source, folder / source.name)
-
-
-def _save_tensors(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
-    from hemorrhage.models.stream import TensorFile
-
-    tensors = dict(stored(model, dtype))
-    with TensorFile(
-        folder / WEIGHTS,
-        {name: value.shape for name, (value, _) in tensors.items()},
-        {name: kind for name, (_, kind) in tensors.items()},
-        {"format": "pt"},
-    ) as file:
-        for value, kind in tensors.values():
-            file.write([value.to(kind)])
 
 
 def stored(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, torch.dtype]]]:
@@ -99,16 +86,11 @@ def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
     return config
 
 
-def dtype_of(folder: Path) -> torch.dtype:
+def dtype_of(weights: Weights) -> torch.dtype:
     """The dtype of most of a checkpoint's weights."""
-    from safetensors import safe_open
-
     numbers: Counter[torch.dtype] = Counter()
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                part = tensors.get_slice(name)
-                numbers[_torch_dtype(part.get_dtype())] += torch.Size(part.get_shape()).numel()
+    for name in weights.names():
+        numbers[weights.dtype(name)] += weights.shape(name).numel()
     floating = [dtype for dtype in numbers if dtype.is_floating_point]
     return max(floating, key=lambda dtype: numbers[dtype])
 
@@ -139,12 +121,6 @@ def _plain(model: PreTrainedModel, forms: Collection[str]) -> Iterator[tuple[str
 
 def _kind(value: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if value.is_floating_point() else value.dtype
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    from hemorrhage.models.stream import DTYPES
-
-    return getattr(torch, next(ours for ours, theirs in DTYPES.items() if theirs == name))
 
 
 def _whole_form(model: PreTrainedModel) -> Any:

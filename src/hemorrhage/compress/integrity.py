@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.folder import stored, weights
 from hemorrhage.lazy import torch
-from hemorrhage.models.stream import shapes_of, tensor_of, tensors_of
+from hemorrhage.models.weights import Weights, digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,9 +36,13 @@ class Survey:
 
 
 def survey(
-    model: PreTrainedModel, base: Path, layers: Collection[str], silent: int = 0, fidelity: Fidelity | None = None
+    model: PreTrainedModel,
+    of_base: Weights,
+    layers: Collection[str],
+    silent: int = 0,
+    fidelity: Fidelity | None = None,
 ) -> Survey:
-    """Go through the weights of ``model`` once, beside those of the folder ``base``; ``fidelity`` sees the linear ones.
+    """Go through the weights of ``model`` once, beside those before, ``of_base``; ``fidelity`` sees the linear ones.
 
     Raises ValueError where a weight is NaN or infinite, or where more than ``silent`` of ``layers``, as many as there
     were before, have only one value left.
@@ -48,7 +51,7 @@ def survey(
 
     forms = forms_of(model)
     linears = {*linears_of(model, missing_ok=True), *forms}
-    before = shapes_of(base)
+    before = {name: of_base.shape(name) for name in of_base.names()}
     different = total = parameters = layer_weights = dense = 0
     zeros: dict[str, int] = {}
     for name, value in weights(model):
@@ -66,7 +69,7 @@ def survey(
             layer_weights, dense = layer_weights + kept, dense + count
         theirs, old = before.pop(name, None), None
         if theirs == value.shape:
-            old = tensor_of(base, name)
+            old = of_base.tensor(name)
             different += _different(value, old)
             total += count
         else:
@@ -92,12 +95,12 @@ def _different(one: Tensor, other: Tensor) -> int:
     return int((one != other).sum())
 
 
-def check_disk(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype) -> None:
     """Raises ValueError where a tensor on disk is not, bit for bit, what the model in memory stores."""
     expected = dict(stored(model, dtype))
-    for name, found in tensors_of(folder):
+    for name, found in on_disk.items():
         value, kind = expected.pop(name)
-        if not torch.equal(found, value.to(kind)):
+        if digest(found) != digest(value.to(kind)):
             raise ValueError(f"{name} reads back differently from disk")
     if expected:
         raise ValueError(f"{min(expected)} is not on disk")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemorrhage.lazy import torch
-from hemorrhage.models.checkpoint import CHECK
+from hemorrhage.models.weights import CHECK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +51,9 @@ class FreshProcess:
             _serve(remote)
         remote.close()
 
-    def verify(self, folder: Path) -> None:
-        """Raises ValueError where ``folder`` reads back differently."""
-        self._pipe.send(folder)
+    def verify(self, folder: Path, base: Path) -> None:
+        """Raises ValueError where ``folder``, which may share weights with ``base``, reads back differently."""
+        self._pipe.send((folder, base))
         answer = self._pipe.recv() if self._pipe.poll(PATIENCE) else "did not answer"
         if answer:
             raise ValueError(f"reading it back in a fresh process: {answer}")
@@ -74,9 +74,9 @@ def _serve(pipe: multiprocessing.connection.Connection) -> None:
     # Threads do not survive a fork.
     torch.set_num_threads(1)
     try:
-        folder = pipe.recv()
+        folder, base = pipe.recv()
         try:
-            model = load(folder, "stored", as_stored=True)
+            model = load(folder, "stored", as_stored=True, base=base)
             _compare(_streamed(model, _tokens(folder)), folder, "logits")
             pipe.send("")
         except Exception as error:

@@ -111,7 +111,7 @@ def sweep(
     tokenizer = load_tokenizer(base)
     chat = uses_chat(tokenizer, spec.chat)
     batches = [*_closed_batches(closed, tokenizer, spec, chat), *_open_batches(opened, tokenizer, spec, chat)]
-    model = load(checkpoint)
+    model = load(checkpoint, base=base)
     of_base = model if checkpoint.resolve() == base.resolve() else load(base)
     for batch in batches:
         check_context(model, batch.longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")

@@ -29,7 +29,8 @@ from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.language import TOKENS_PER_BATCH, corpus_damage, head_of, windows_per_batch, write_tokens
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ITEMS
-from hemorrhage.models.checkpoint import CHECK, load, load_tokenizer
+from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.weights import CHECK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ def evaluate(
     facts, made = read_manifest(reference), read_manifest(checkpoint)
     same_tokenizer(checkpoint, base)
     base_head = head_of(base)
-    model, tokenizer = open_model(checkpoint, len(base_head)), load_tokenizer(base)
+    model, tokenizer = open_model(checkpoint, base, len(base_head)), load_tokenizer(base)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():
             raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be told whether it is what compress made")
@@ -109,10 +110,10 @@ def same_tokenizer(checkpoint: Path, base: Path) -> None:
         raise ValueError(f"{own} differs from the base model's: its tokens would be compared with other tokens")
 
 
-def open_model(checkpoint: Path, vocabulary: int) -> PreTrainedModel:
+def open_model(checkpoint: Path, base: Path, vocabulary: int) -> PreTrainedModel:
     """The checkpoint's model; ValueError where it can't be read and where its vocabulary is another."""
     try:
-        model = load(checkpoint)
+        model = load(checkpoint, base=base)
     except Exception as error:
         raise ValueError(f"{checkpoint} can't be loaded: {type(error).__name__}: {error}") from error
     own = model.get_output_embeddings().weight.shape[0]

@@ -51,7 +51,7 @@ def evaluate(
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
-    model = load(checkpoint)
+    model = load(checkpoint, base=base)
     lm = language_model(model, load_tokenizer(base), spec["batch"])
     if variant != "base":
         # After lm-eval has had its hands on the model: it ties weights anew.

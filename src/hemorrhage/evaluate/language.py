@@ -28,8 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hemorrhage.evaluate.schema import TOKENS
-from hemorrhage.models.checkpoint import weight_files
 from hemorrhage.models.stream import TensorFile
+from hemorrhage.models.weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -320,7 +320,6 @@ def head_of(base: Path) -> Tensor:
 
     What its tensor is called is asked of the architecture; a tied one is stored under the input embedding's name.
     """
-    from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
@@ -329,9 +328,8 @@ def head_of(base: Path) -> Tensor:
     head = model.get_output_embeddings()
     own = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
     names = [name for name in (own, model.all_tied_weights_keys.get(own)) if name]
+    weights = Weights(base)
     for name in names:
-        for file in weight_files(base):
-            with safe_open(file, "pt") as tensors:
-                if name in tensors.keys():  # noqa: SIM118, safe_open is no mapping
-                    return tensors.get_tensor(name).float()
+        if name in weights:
+            return weights.tensor(name).float()
     raise ValueError(f"{base}: {' or '.join(names)} is not in its safetensors")

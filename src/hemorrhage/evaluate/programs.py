@@ -100,7 +100,7 @@ def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: 
     """
     tokenizer = load_tokenizer(base)
     batches = [batch for folder in benchmarks for batch in _batches(folder, tokenizer, spec)]
-    model = load(checkpoint)
+    model = load(checkpoint, base=base)
     if variant != "base":
         verify(model, checkpoint)
     for batch in batches:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.artifact import write_manifest, writing
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.weights import Weights, weight_files
 from hemorrhage.step import start
 
 if TYPE_CHECKING:
@@ -64,27 +65,23 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     """Size, sparsity and habits of a checkpoint folder whose model and tokenizer are given.
 
     ``effective_bits`` counts the bits of all stored tensors; a tied output embedding counts once as a
-    parameter. ``sparsity`` is the share of exact zeros in the linear layers of the blocks.
+    parameter. ``tensors`` has the digest of each, by which variants find what they share with it. ``sparsity`` is the
+    share of exact zeros in the linear layers of the blocks.
     """
-    from safetensors import safe_open
     from torch.nn import Linear
 
-    files = sorted(folder.glob("*.safetensors"))
-    stored = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                tensor = tensors.get_tensor(name)
-                stored += tensor.numel() * tensor.element_size() * 8
+    weights = Weights(folder)
+    stored = sum(8 * weights.dtype(name).itemsize * weights.shape(name).numel() for name in weights.names())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     head = model.get_output_embeddings()
     linears = [module.weight for module in model.modules() if isinstance(module, Linear) and module is not head]
     zeros = sum(int((weight == 0).sum()) for weight in linears)
     special = tokenizer("text").input_ids
     return {
-        "disk_bytes": sum(file.stat().st_size for file in files),
+        "disk_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "effective_bits": stored / parameters,
         "parameters": parameters,
+        "tensors": weights.digests(),
         "sparsity": zeros / sum(weight.numel() for weight in linears),
         "context": getattr(model.config, "max_position_embeddings", None),
         "adds_bos": tokenizer.bos_token_id is not None and special[0] == tokenizer.bos_token_id,

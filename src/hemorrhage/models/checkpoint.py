@@ -7,38 +7,41 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.artifact import verify
+from hemorrhage.models.weights import Weights, shares
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-CHECK = "check.safetensors"
-"""The file of hemorrhage.compress.reload, which is no part of the model."""
 
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a checkpoint's weights."""
-    return sorted(file for file in folder.glob("*.safetensors") if file.name != CHECK)
-
-
-def load(folder: Path, dtype: str = "float32", as_stored: bool = False) -> PreTrainedModel:
+def load(folder: Path, dtype: str = "float32", as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
     """The model of a checkpoint folder in evaluation mode, on the device ``device()``.
 
+    ``base`` is the folder of the base model, which a variant's checkpoint shares weights with
+    (hemorrhage.models.weights). Files are compared with the checksums of their manifests before.
     Its weights are cast to ``dtype``, a torch name, or stay in the dtype they lie in (``stored``). Reads safetensors of
     this machine only and never runs code that a checkpoint brings along. Weights in another form than a plain tensor
     (hemorrhage.models.forms) become dense ones here, computed in float32; with ``as_stored`` the forms stay
     and dequantize when they compute. Quantized activations and caches are emulated
-    (hemorrhage.models.activations). Raises OSError where the folder holds no complete checkpoint.
+    (hemorrhage.models.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
+    a file is damaged or ``base`` is missing or another one.
     """
     from transformers import AutoConfig
 
+    verify(folder)
+    if base is not None and shares(folder):
+        verify(base)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     quantization = vars(config).pop("quantization_config", None)
     bench = getattr(config, "hemorrhage", None) or {}
     if "form" in bench:
-        model = importlib.import_module(f"hemorrhage.models.{bench['form']}").build(folder, config, dtype, as_stored)
-    elif quantization or bench:
-        model = _rebuild(folder, config, quantization, bench, dtype, as_stored)
+        model = importlib.import_module(f"hemorrhage.models.{bench['form']}").build(
+            folder, config, dtype, as_stored, base
+        )
+    elif quantization or bench or shares(folder):
+        model = _rebuild(Weights(folder, base, hold=True), config, quantization, bench, dtype, as_stored)
     else:
         model = _from_pretrained(folder, config, dtype)
     model.to(device())
@@ -94,17 +97,14 @@ def _from_pretrained(folder: Path | None, config: Any, dtype: str, **arguments: 
 
 
 def _rebuild(
-    folder: Path, config: Any, quantization: Any, bench: dict[str, Any], dtype: str, as_stored: bool
+    weights: Weights, config: Any, quantization: Any, bench: dict[str, Any], dtype: str, as_stored: bool
 ) -> PreTrainedModel:
     """A checkpoint that transformers can't read alone, or would compute with in another way."""
     import torch
-    from safetensors.torch import load_file
 
     from hemorrhage.models import activations, forms
 
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        tensors |= load_file(file)
+    tensors: dict[str, Tensor] = dict(weights.items())
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()
     state, found = forms.read(tensors, quantization)

@@ -234,11 +234,11 @@ def stored_bits(path: Path) -> dict[str, float]:
     return {hugging_face_name(tensor.name): 8.0 * int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
 
 
-def build(folder: Path, config: Any, dtype: str, as_stored: bool = False) -> PreTrainedModel:
+def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
     """The model of a folder of this form, its weights cast to ``dtype``, torch's name of one.
 
     ``stored`` means config.json's dtype, to which blocks are dequantized. With ``as_stored`` linear layers keep
-    their blocks, and quantized embeddings have their exact values, which need float32.
+    their blocks, and quantized embeddings have their exact values, which need float32. Nothing is shared with ``base``.
     """
     from transformers import LlamaForCausalLM
 

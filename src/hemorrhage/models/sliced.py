@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from hemorrhage.models.checkpoint import weight_files
+from hemorrhage.models.weights import Weights
 
 
 class SlicedNorm(nn.Module):
@@ -73,13 +73,11 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
         module.embedding_dim = value.shape[1]
 
 
-def build(folder: Path, config: Any, dtype: str, as_stored: bool = False) -> PreTrainedModel:
+def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
     """The model of a checkpoint ``folder``, in the torch type ``dtype``, or each tensor as it is stored (``stored``).
 
     Raises OSError where a tensor is missing.
     """
-    from safetensors.torch import load_file
-
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         model = kind(config)
@@ -88,10 +86,9 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False) -> Pre
     decoder.norm = SlicedNorm(config.hidden_size, config.rms_norm_eps)
     # Its frequencies are computed, not stored.
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
-    for file in weight_files(folder):
-        for name, value in load_file(file).items():
-            place, _, own = name.rpartition(".")
-            put(model.get_submodule(place), own, value if dtype == "stored" else value.to(getattr(torch, dtype)))
+    for name, value in Weights(folder, base, hold=True).items():
+        place, _, own = name.rpartition(".")
+        put(model.get_submodule(place), own, value if dtype == "stored" else value.to(getattr(torch, dtype)))
     missing = [name for name, value in model.state_dict().items() if value.is_meta]
     if missing:
         raise OSError(f"{folder}: {min(missing)} is not in its safetensors")

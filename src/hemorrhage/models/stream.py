@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -32,50 +32,6 @@ DTYPES = {
 """torch's names of types -> those of the format."""
 
 
-def tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every tensor of a checkpoint's safetensors files, one in memory at a time.
-
-    The file is opened for each: what was read through one mapping stays resident until it is closed.
-    """
-    from safetensors import safe_open
-
-    from hemorrhage.models.checkpoint import weight_files
-
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-        for name in names:
-            with safe_open(file, framework="pt") as tensors:
-                yield name, tensors.get_tensor(name)
-
-
-def shapes_of(folder: Path) -> dict[str, torch.Size]:
-    """Shape of every tensor of a checkpoint's safetensors files, by name."""
-    from safetensors import safe_open
-
-    from hemorrhage.models.checkpoint import weight_files
-
-    found = {}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                found[name] = torch.Size(tensors.get_slice(name).get_shape())
-    return found
-
-
-def tensor_of(folder: Path, name: str) -> Tensor:
-    """One tensor of a checkpoint's safetensors files. Raises KeyError where none has it."""
-    from safetensors import safe_open
-
-    from hemorrhage.models.checkpoint import weight_files
-
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 - not a dict
-                return tensors.get_tensor(name)
-    raise KeyError(name)
-
-
 PIECE = 2**22
 """Elements of a piece: work on it needs a few copies in float32, which stay small beside a layer and in the cache."""
 
@@ -83,6 +39,22 @@ PIECE = 2**22
 def rows_at_once(columns: int) -> int:
     """Rows of a matrix of ``columns`` that make a piece."""
     return max(1, PIECE // columns)
+
+
+def header(
+    shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]
+) -> bytes:
+    """What a safetensors file begins with whose tensors lie one behind the other in the order of ``shapes``."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + torch.Size(shape).numel() * dtypes[name].itemsize
+        kind = DTYPES[str(dtypes[name]).removeprefix("torch.")]
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 class TensorFile:
@@ -96,20 +68,11 @@ class TensorFile:
         metadata: Mapping[str, str],
     ) -> None:
         """``shapes`` in the order of writing; one dtype for all or one for each."""
-        header: dict[str, object] = {"__metadata__": dict(metadata)}
-        offset = 0
-        for name, shape in shapes.items():
-            dtype = dtypes if isinstance(dtypes, torch.dtype) else dtypes[name]
-            end = offset + torch.Size(shape).numel() * dtype.itemsize
-            kind = DTYPES[str(dtype).removeprefix("torch.")]
-            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self._left = offset
+        kinds = dict.fromkeys(shapes, dtypes) if isinstance(dtypes, torch.dtype) else dtypes
+        self._left = sum(torch.Size(shape).numel() * kinds[name].itemsize for name, shape in shapes.items())
         self._path = path
         self._stream = path.open("wb")
-        self._stream.write(struct.pack("<Q", len(text)) + text)
+        self._stream.write(header(shapes, kinds, metadata))
 
     def write(self, pieces: Iterable[Tensor]) -> None:
         """Append ``pieces``, on the processor, to what was written: the next tensors or parts of them."""

@@ -1,0 +1,229 @@
+"""The tensors of a checkpoint folder, also those that it shares with the base model.
+
+The checkpoint of a variant stores only what the base model does not have. ``shared.json`` beside its safetensors:
+``bytes``, the size of a safetensors file with every tensor in full, and ``tensors``, for each one that is not stored as
+it is:
+
+- ``{base, digest}``: it is the base's tensor of that name, which may be another name than its own;
+- ``{base, digest, kept}``: it is the base's where it is not zero. ``<name>.kept`` uint8 [n / 8] has a bit for each
+  number, in order, the first in the highest place: whether it is not zero;
+- ``{shape, kept}``: ``<name>.values`` has its numbers that are not zero, in order, ``<name>.kept`` their places.
+
+``digest`` is that of the base's tensor, so that another base is never taken for it. A number is zero where all its bits
+are: what is read back is what was written, bit for bit. Which folder the base lies in the reader is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hemorrhage.artifact import MANIFEST, read_manifest
+from hemorrhage.lazy import torch
+from hemorrhage.models.stream import DTYPES, TensorFile, header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "shared.json"
+CHECK = "check.safetensors"
+"""The file of hemorrhage.compress.reload, which is no part of the model."""
+
+KEPT, VALUES = "kept", "values"
+
+SPARSE = 1 / 16
+"""Share of zeros from which a mask and the other numbers take less than 16-bit numbers do."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a checkpoint's weights."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != CHECK)
+
+
+def shares(folder: Path) -> bool:
+    """Whether a checkpoint needs its base model to be read."""
+    return (folder / FILE).is_file()
+
+
+class Weights:
+    """Name, shape, dtype and value of every tensor of a checkpoint's safetensors files."""
+
+    def __init__(self, folder: Path, base: Path | None = None, hold: bool = False) -> None:
+        """``base``: the base model's folder, for a checkpoint that shares tensors with it.
+
+        A file is opened for each tensor, because what was read through one mapping stays resident until it is closed;
+        with ``hold`` it stays open. Raises ValueError where the base is needed and missing, or is another one.
+        """
+        from safetensors import safe_open
+
+        self._folder, self._hold = folder, hold
+        self._handles: dict[Path, Any] = {}
+        self._files: dict[str, Path] = {}
+        for file in weight_files(folder):
+            with safe_open(file, framework="pt") as tensors:
+                self._files |= dict.fromkeys(tensors.keys(), file)
+        said = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares(folder) else {}
+        self._shared: dict[str, dict[str, Any]] = said.get("tensors", {})
+        used = {entry["base"]: entry["digest"] for entry in self._shared.values() if "base" in entry}
+        self._base: Weights | None = None
+        if used:
+            if base is None:
+                raise ValueError(f"{folder} shares weights with the base model, whose folder was not given")
+            self._base = Weights(base, hold=hold)
+            wrong = [name for name, digest in used.items() if self._base.digest(name) != digest]
+            if wrong:
+                raise ValueError(f"{folder} was made from another base model than {base}: {wrong[0]} differs")
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        parts = {f"{name}.{part}" for name in self._shared for part in (KEPT, VALUES)}
+        return [*(name for name in self._files if name not in parts), *self._shared]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files or name in self._shared
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of a tensor."""
+        entry = self._shared.get(name)
+        if entry is None:
+            return torch.Size(self._read(name, lambda tensors: tensors.get_slice(name).get_shape()))
+        return torch.Size(entry["shape"]) if "shape" in entry else self._of_base().shape(entry["base"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor."""
+        entry = self._shared.get(name)
+        if entry is None:
+            kind = self._read(name, lambda tensors: tensors.get_slice(name).get_dtype())
+            return getattr(torch, next(ours for ours, theirs in DTYPES.items() if theirs == kind))
+        return self.dtype(f"{name}.{VALUES}") if "shape" in entry else self._of_base().dtype(entry["base"])
+
+    def tensor(self, name: str) -> Tensor:
+        """Value of a tensor. Raises KeyError where there is none of that name."""
+        entry = self._shared.get(name)
+        if entry is None:
+            return self._read(name, lambda tensors: tensors.get_tensor(name))
+        if not entry.get(KEPT):
+            return self._of_base().tensor(entry["base"])
+        shape = self.shape(name)
+        kept = _unpacked(self.tensor(f"{name}.{KEPT}"), shape)
+        if "shape" in entry:
+            values = self.tensor(f"{name}.{VALUES}")
+            return torch.zeros(shape, dtype=values.dtype).masked_scatter_(kept, values)
+        return torch.where(kept, self._of_base().tensor(entry["base"]), 0)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every tensor, one in memory at a time."""
+        for name in self.names():
+            yield name, self.tensor(name)
+
+    def digest(self, name: str) -> str | None:
+        """Digest of a tensor, from the manifest where that knows it; None where there is none of that name."""
+        if not hasattr(self, "_digests"):
+            manifest = self._folder / MANIFEST
+            self._digests = dict(read_manifest(self._folder).get("tensors", {})) if manifest.is_file() else {}
+        if name not in self._digests and name in self:
+            self._digests[name] = digest(self.tensor(name))
+        return self._digests.get(name)
+
+    def digests(self) -> dict[str, str]:
+        """Digest of every tensor by name."""
+        return {name: str(self.digest(name)) for name in self.names()}
+
+    def _of_base(self) -> Weights:
+        assert self._base is not None
+        return self._base
+
+    def _read(self, name: str, what: Any) -> Any:
+        from safetensors import safe_open
+
+        file = self._files[name]
+        if file in self._handles:
+            return what(self._handles[file])
+        tensors: Any = safe_open(file, framework="pt")
+        if self._hold:
+            self._handles[file] = tensors
+        return what(tensors)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """How a tensor is stored: its entry in ``shared.json``, None for as it is, and what lies beside it, by suffix."""
+
+    entry: dict[str, Any] | None
+    parts: dict[str, Tensor]
+
+
+def encode(name: str, value: Tensor, base: Weights, known: Mapping[str, str]) -> Encoded:
+    """How to store ``value`` in the fewest bytes; ``known``: digest -> name of each tensor of ``base``."""
+    same = known.get(digest(value))
+    if same is not None:
+        return Encoded({"base": same, "digest": base.digest(same)}, {})
+    bits = _bits(value)
+    kept = bits != 0
+    if name in base and base.shape(name) == value.shape and base.dtype(name) == value.dtype:
+        masked = torch.where(kept, _bits(base.tensor(name)), 0)
+        if torch.equal(masked, bits):
+            return Encoded({"base": name, "digest": base.digest(name), KEPT: True}, {KEPT: _packed(kept)})
+    if 1 - int(kept.count_nonzero()) / max(kept.numel(), 1) > SPARSE:
+        return Encoded({"shape": list(value.shape), KEPT: True}, {KEPT: _packed(kept), VALUES: value[kept]})
+    return Encoded(None, {"": value})
+
+
+def write(folder: Path, tensors: Mapping[str, tuple[Tensor, torch.dtype]], name: str, base: Path | None = None) -> None:
+    """Write ``tensors``, each in its dtype, as the safetensors file ``name``; what ``base`` has is not written again.
+
+    Raises OSError where the disk is full.
+    """
+    shapes = {key: value.shape for key, (value, _) in tensors.items()}
+    dtypes = {key: kind for key, (_, kind) in tensors.items()}
+    metadata = {"format": "pt"}
+    if base is None:
+        with TensorFile(folder / name, shapes, dtypes, metadata) as file:
+            for value, kind in tensors.values():
+                file.write([value.to(kind)])
+        return
+    of_base = Weights(base)
+    known = {digest: key for key, digest in of_base.digests().items()}
+    shared: dict[str, Any] = {}
+    parts: dict[str, Tensor] = {}
+    for key, (value, kind) in tensors.items():
+        found = encode(key, value.to(kind), of_base, known)
+        if found.entry is not None:
+            shared[key] = found.entry
+        parts |= {f"{key}.{suffix}".removesuffix("."): part for suffix, part in found.parts.items()}
+    own = {key: part.shape for key, part in parts.items()}
+    with TensorFile(folder / name, own, {key: part.dtype for key, part in parts.items()}, metadata) as file:
+        file.write(parts.values())
+    size = len(header(shapes, dtypes, metadata)) + sum(shapes[key].numel() * dtypes[key].itemsize for key in shapes)
+    said = {"bytes": size, "tensors": shared}
+    (folder / FILE).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def digest(value: Tensor) -> str:
+    """What identifies a tensor: 128 bits of its dtype, shape and numbers."""
+    import xxhash
+
+    found = xxhash.xxh3_128(f"{value.dtype} {list(value.shape)}".encode())
+    found.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _bits(value: Tensor) -> Tensor:
+    """The numbers' bits, as integers of the same size."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return value.detach().contiguous().view(kinds[value.element_size()])
+
+
+def _packed(mask: Tensor) -> Tensor:
+    """uint8 [n / 8] of a boolean tensor of n."""
+    return torch.from_numpy(np.packbits(mask.flatten().numpy()))
+
+
+def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
+    """The boolean tensor of ``shape`` that was packed."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=shape.numel()).view(bool)).view(shape)
