@@ -11,7 +11,6 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -22,8 +21,10 @@ from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models import int8
 from hemorrhage.models.activations import InputRounding, described, exact, rounding_of, scale_of
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
 from tests.calibration import calibrated
 from tests.divergence import kl
+from tests.whole import whole
 
 OUTLIER = 100.0
 
@@ -239,13 +240,13 @@ def test_transformers_reads_the_same_model(
     tiny: Path, calibration: Path, text: Tensor, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     out = made(tiny, calibration, tmp_path / "out", **settings)
-    ours = logits(load(out), text)
-    theirs = logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), text)
+    ours = logits(load(out, base=tiny), text)
+    theirs = logits(AutoModelForCausalLM.from_pretrained(whole(out, tiny), dtype=torch.float32).eval(), text)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * ours.abs().max().item())
     torch.testing.assert_close(
-        ours, logits(load(out, as_stored=True), text), rtol=0, atol=1e-5 * ours.abs().max().item()
+        ours, logits(load(out, as_stored=True, base=tiny), text), rtol=0, atol=1e-5 * ours.abs().max().item()
     )
-    tensors = load_file(out / "model.safetensors")
+    tensors = dict(Weights(out, tiny).items())
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     (group,) = config["config_groups"].values()
     layer = "model.layers.0.mlp.down_proj"
@@ -263,7 +264,7 @@ def test_a_bfloat16_model_is_quantized_from_its_smoothed_weights(tiny: Path, cal
     model = load(tiny).bfloat16()
     model.save_pretrained(tmp_path / "base")
     out = made(tmp_path / "base", calibration, tmp_path / "out", activations="static", smooth=0.5)
-    tensors = load_file(out / "model.safetensors")
+    tensors = dict(Weights(out, tiny).items())
     layer = "model.layers.1.mlp.gate_proj"
     assert tensors[f"{layer}.weight_scale"].dtype == tensors[f"{layer}.input_scale"].dtype == torch.bfloat16
     norm = "model.layers.1.post_attention_layernorm.weight"
@@ -307,7 +308,7 @@ def test_the_manifest_says_what_was_done(tiny: Path, calibration: Path, tmp_path
     assert manifest["axis"] == "activation_bits"
     assert manifest["severity"] == 8
     assert "emulated" in manifest["theoretical"]
-    stored = sum(8 * t.numel() * t.element_size() for t in load_file(out / "model.safetensors").values())
+    stored = sum(8 * t.numel() * t.element_size() for t in dict(Weights(out, tiny).items()).values())
     assert manifest["effective_bits"] == pytest.approx(stored / manifest["parameters"])
     assert 8 < manifest["layer_bits"] < 9
 

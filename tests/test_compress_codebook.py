@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from scipy.stats import norm
 from torch import Tensor
 
@@ -19,6 +18,8 @@ from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.reload import verify
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.codebook import FP4, NF4, TABLES, CodebookLinear, read
+from hemorrhage.models.weights import Weights
+from tests.whole import whole
 
 KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True)]
 
@@ -131,9 +132,9 @@ def test_a_checkpoint_reads_back_here_and_in_bitsandbytes(tiny: Path, tmp_path: 
     compress(out, "v", tiny, None, None, [], spec(type=kind, double=double))
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]
-    model = load(out)
+    model = load(out, base=tiny)
     verify(model, out)
-    tensors = load_file(out / "model.safetensors")
+    tensors = dict(Weights(out, tiny).items())
     weight = tensors["model.layers.0.mlp.down_proj.weight"]
     assert weight.dtype == torch.uint8
     assert weight.shape == (64 * 172 // 2, 1)
@@ -143,7 +144,7 @@ def test_a_checkpoint_reads_back_here_and_in_bitsandbytes(tiny: Path, tmp_path: 
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
-    theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(whole(out, tiny), dtype=torch.float32)
     assert type(theirs.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     tokens = torch.randint(500, (1, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -277,7 +277,7 @@ def test_checkpoints_load_and_say_what_was_done(
     compress(out, "v", tiny, None, calibration, [], spec)
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]
-    model = load(out)
+    model = load(out, base=tiny)
     verify(model, out)
     assert len(blocks(model)) == manifest["layers"] == layers
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == layers

@@ -23,8 +23,10 @@ from hemorrhage.compress.reload import verify
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.experts import Experts, every_token, mixtures, routing_layers, unfuse
+from hemorrhage.models.weights import Weights
 from tests import tiny_moe
 from tests.calibration import calibrated
+from tests.whole import whole
 
 FAMILIES = sorted(tiny_moe.OWN)
 TOKENS = torch.randint(3, 500, (2, 40), generator=torch.Generator().manual_seed(5))
@@ -54,8 +56,9 @@ def logits(model: PreTrainedModel) -> Tensor:
         return model(TOKENS).logits
 
 
-def plain(folder: Path, **arguments: Any) -> PreTrainedModel:
+def plain(folder: Path, base: Path | None = None, **arguments: Any) -> PreTrainedModel:
     """As transformers alone reads it."""
+    folder = whole(folder, base) if base else folder
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments).eval()
 
 
@@ -176,7 +179,7 @@ def test_rtn_quantizes_the_experts_and_transformers_reads_them(family: str, mixt
     compress(tmp_path / "v", "v", base, None, None, [], spec("rtn", bits=4, group_size=16, symmetric=True))
     manifest = read_manifest(tmp_path / "v")
     assert "failure" not in manifest
-    tensors = load_file(tmp_path / "v" / "model.safetensors")
+    tensors = dict(Weights(tmp_path / "v", base).items())
     packed = [name for name in tensors if name.endswith("weight_packed")]
     assert sum(".experts." in name for name in packed) == 2 * tiny_moe.EXPERTS * 3
     assert not any("gate.weight_packed" in name for name in packed)
@@ -185,7 +188,7 @@ def test_rtn_quantizes_the_experts_and_transformers_reads_them(family: str, mixt
     assert manifest["effective_bits"] == pytest.approx(stored / manifest["parameters"])
     # 4 bits, a float32 scale for every 16, and the shape of each matrix.
     assert 6 <= manifest["layer_bits"] < 6.2
-    model = load(tmp_path / "v")
+    model = load(tmp_path / "v", base=base)
     verify(model, tmp_path / "v")
     assert_close(logits(plain(tmp_path / "v")), logits(model))
 
@@ -193,7 +196,7 @@ def test_rtn_quantizes_the_experts_and_transformers_reads_them(family: str, mixt
 def test_transformers_alone_reads_no_asymmetric_experts(mixtral: Path, tmp_path: Path) -> None:
     # transformers 5.17 unpacks experts from codes, scales and shapes alone. Ours reads them.
     compress(tmp_path / "v", "v", mixtral, None, None, [], spec("rtn", bits=4, group_size=16))
-    verify(load(tmp_path / "v"), tmp_path / "v")
+    verify(load(tmp_path / "v", base=mixtral), tmp_path / "v")
     with pytest.raises(RuntimeError, match="conversion of the weights"):
         plain(tmp_path / "v")
 
@@ -201,12 +204,12 @@ def test_transformers_alone_reads_no_asymmetric_experts(mixtral: Path, tmp_path:
 def test_calibrated_methods_reach_every_expert(mixtral: Path, calibration: Path, tmp_path: Path) -> None:
     compress(tmp_path / "g", "g", mixtral, None, calibration, [], spec("gptq", bits=4, group_size=16))
     assert "failure" not in read_manifest(tmp_path / "g")
-    verify(load(tmp_path / "g"), tmp_path / "g")
+    verify(load(tmp_path / "g", base=mixtral), tmp_path / "g")
     compress(tmp_path / "w", "w", mixtral, None, calibration, [], spec("wanda", sparsity=0.5))
     assert "failure" not in read_manifest(tmp_path / "w")
-    for name, linear in linears_of(load(tmp_path / "w")).items():
+    for name, linear in linears_of(load(tmp_path / "w", base=mixtral)).items():
         assert ((linear.weight == 0).sum(1) == linear.in_features // 2).all(), name
-    assert_close(logits(plain(tmp_path / "w")), logits(load(tmp_path / "w")))
+    assert_close(logits(plain(tmp_path / "w")), logits(load(tmp_path / "w", base=mixtral)))
     shared = Statistics(calibration).shared()
     assert shared["model.layers.0.block_sparse_moe.experts.0.w1"] == [
         f"model.layers.0.block_sparse_moe.experts.{expert}.{name}"
@@ -257,7 +260,7 @@ def test_an_upcycled_checkpoint_is_an_ordinary_mixtral(tiny: Path, tmp_path: Pat
     model = plain(tmp_path / "v")
     assert type(model).__name__ == "MixtralForCausalLM"
     assert_close(logits(model), logits(load(tiny)))
-    tensors = load_file(tmp_path / "v" / "model.safetensors")
+    tensors = dict(Weights(tmp_path / "v", tiny).items())
     assert "model.layers.0.block_sparse_moe.experts.3.w2.weight" in tensors
     assert "lm_head.weight" not in tensors
 
@@ -279,7 +282,7 @@ def test_without_normalisation_the_output_shrinks_by_what_was_not_chosen(tiny: P
     quantized = spec("rtn", bits=4, group_size=4, symmetric=True) | {"on": "v"}
     compress(tmp_path / "q", "q", tiny, tmp_path / "v", None, [], quantized)
     assert "failure" not in read_manifest(tmp_path / "q")
-    assert_close(logits(plain(tmp_path / "q")), logits(load(tmp_path / "q")))
+    assert_close(logits(plain(tmp_path / "q")), logits(load(tmp_path / "q", base=tiny)))
 
 
 def test_noise_makes_the_experts_differ(tiny: Path) -> None:
@@ -383,7 +386,7 @@ def test_a_split_checkpoint_reads_back(tiny: Path, dense_calibration: Path, tmp_
     assert (config["intermediate_size"], config["num_local_experts"], config["num_experts_per_tok"]) == (43, 4, 3)
     # transformers' grouped product of experts wants rows of whole 16 bytes, which 43 floats are not.
     theirs = plain(tmp_path / "v", experts_implementation="eager")
-    assert_close(logits(theirs), logits(load(tmp_path / "v")))
+    assert_close(logits(theirs), logits(load(tmp_path / "v", base=tiny)))
 
 
 # Routing
@@ -482,7 +485,7 @@ def test_dropped_experts_are_gone_from_the_checkpoint(
     manifest = read_manifest(tmp_path / "v")
     assert "failure" not in manifest
     settings = routing.Settings(alteration="drop", amount=0.25, choose=choose)
-    original, model = load(base), load(tmp_path / "v")
+    original, model = load(base), load(tmp_path / "v", base=base)
     tokens = Statistics(calibration)
     kept = routing.choose(original, settings, tokens, 0)
     if choose == "usage":
@@ -523,8 +526,8 @@ def test_a_made_mixture_is_disturbed_through_its_parent(tiny: Path, dense_calibr
         out = tmp_path / str(index)
         compress(out, "v", tiny, tmp_path / "p", dense_calibration, [], spec("routing", **settings) | {"on": "p"})
         assert "failure" not in read_manifest(out)
-        verify(load(out), out)
-        assert (logits(plain(out)) - logits(load(tmp_path / "p"))).abs().max() > 1e-4
+        verify(load(out, base=tiny), out)
+        assert (logits(plain(out, tiny)) - logits(load(tmp_path / "p", base=tiny))).abs().max() > 1e-4
 
 
 # Settings

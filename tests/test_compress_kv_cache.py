@@ -21,7 +21,9 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.activations import exact
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.kv_cache import ChannelRounding, TokenRounding, attend, described, rounded
+from hemorrhage.models.weights import Weights
 from tests.divergence import kl
+from tests.whole import whole
 
 TOKEN = {"bits": 3, "group_size": 4}
 CHANNEL = {"bits": 3, "group_size": 4, "keys": "channel", "residual": 8}
@@ -205,13 +207,13 @@ def test_fewer_bits_hurt_more_and_kivi_less(tiny: Path, text: Tensor) -> None:
 
 def test_transformers_computes_the_same_from_disk(tiny: Path, text: Tensor, tmp_path: Path) -> None:
     out = made(tiny, tmp_path / "out", bits=4, group_size=8)
-    before, after = load_file(tiny / "model.safetensors"), load_file(out / "model.safetensors")
+    before, after = load_file(tiny / "model.safetensors"), dict(Weights(out, tiny).items())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     config = json.loads((out / "config.json").read_text())["quantization_config"]
     assert config["kv_cache_scheme"] == described(TokenRounding(4, 8))
-    ours = logits(load(out), text)
-    theirs = logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), text)
+    ours = logits(load(out, base=tiny), text)
+    theirs = logits(AutoModelForCausalLM.from_pretrained(whole(out, tiny), dtype=torch.float32).eval(), text)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * ours.abs().max().item())
     torch.testing.assert_close(ours, logits(altered(tiny, {"bits": 4, "group_size": 8}, "float32"), text))
 
@@ -222,7 +224,7 @@ def test_kivi_reads_back_from_disk(tiny: Path, text: Tensor, tmp_path: Path) -> 
     config = json.loads((out / "config.json").read_text())
     assert config["hemorrhage"]["kv_cache"] == {"bits": 2, "group_size": 8, "residual": 16}
     assert "quantization_config" not in config
-    assert torch.equal(logits(load(out), text), logits(altered(tiny, settings, "float32"), text))
+    assert torch.equal(logits(load(out, base=tiny), text), logits(altered(tiny, settings, "float32"), text))
 
 
 @pytest.mark.parametrize("weights", ["packed", "bytes"])

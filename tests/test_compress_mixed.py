@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,6 +21,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
 from tests.divergence import divergence
 
 WINDOWS, LENGTH = 24, 64
@@ -151,7 +152,7 @@ def test_a_checkpoint_of_several_widths_reads_back_and_keeps_its_budget(
     compress(tmp_path / "out", "v", tiny, None, folders[0], [folders[1]], spec)
     manifest = read_manifest(tmp_path / "out")
     assert "failure" not in manifest
-    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    tensors = dict(Weights(tmp_path / "out", tiny).items())
     bits = sum(8 * value.nbytes for name, value in tensors.items() if "_proj." in name)
     weights = sum(module.weight.numel() for module in linears_of(load(tiny)).values())
     assert 0.995 * 12.3 < bits / weights <= 12.3

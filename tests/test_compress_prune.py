@@ -165,7 +165,7 @@ def test_checkpoints_are_as_sparse_as_their_name(
     compress(out, "v", tiny, None, calibration, [], spec(method, sparsity))
     manifest = read_manifest(out)
     assert "failure" not in manifest
-    model = load(out)
+    model = load(out, base=tiny)
     verify(model, out)
     zeros = total = 0
     for linear in linears_of(model).values():

@@ -27,7 +27,9 @@ from hemorrhage.compress.packing import pack
 from hemorrhage.compress.reload import verify
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
 from tests.calibration import calibrated
+from tests.whole import whole
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,7 @@ def test_errors_are_propagated_where_wanted(tiny: Path, calibration: Path, tmp_p
         out = tmp_path / str(sequential)
         compress(out, "v", tiny, None, calibration, [], spec("gptq", bits=3, group_size=4, sequential=sequential))
         assert read_manifest(out)["curve"] == f"groups of 4{', sequential' if sequential else ''}"
-        codes[sequential] = load_file(out / "model.safetensors")
+        codes[sequential] = dict(Weights(out, tiny).items())
     first, last = (f"model.layers.{i}.self_attn.q_proj.weight_packed" for i in (0, 4))
     # Nothing is before the first block.
     assert torch.equal(codes[False][first], codes[True][first])
@@ -295,11 +297,12 @@ def test_a_packed_3_bit_checkpoint_reads_back_in_a_fresh_process(tiny: Path, cal
     assert "failure" not in read_manifest(out)
     script = (
         "import sys; from pathlib import Path; from hemorrhage.models.checkpoint import load;"
-        "from hemorrhage.compress.reload import verify; p = Path(sys.argv[1]); verify(load(p), p);"
+        "from hemorrhage.compress.reload import verify; p = Path(sys.argv[1]);"
+        "verify(load(p, base=Path(sys.argv[2])), p);"
         "from transformers import AutoModelForCausalLM as A; import torch;"
-        "verify(A.from_pretrained(p, dtype=torch.float32).eval(), p)"
+        "verify(A.from_pretrained(sys.argv[3], dtype=torch.float32).eval(), p)"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, out, tiny, whole(out, tiny)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -307,8 +310,8 @@ def test_a_packed_3_bit_checkpoint_reads_back_in_a_fresh_process(tiny: Path, cal
 def test_every_width_is_packed_as_named_and_reads_back(tiny: Path, tmp_path: Path, bits: int) -> None:
     out = tmp_path / "checkpoint"
     compress(out, "v", tiny, None, None, [], spec("rtn", bits=bits, group_size=4, symmetric=bits % 2 == 0))
-    verify(load(out), out)
-    tensors = load_file(out / "model.safetensors")
+    verify(load(out, base=tiny), out)
+    tensors = dict(Weights(out, tiny).items())
     down = tensors["model.layers.0.mlp.down_proj.weight_packed"]
     assert down.shape == (64, math.ceil(172 * bits / 32))
     assert not any(name.endswith("proj.weight") for name in tensors)
@@ -319,14 +322,14 @@ def test_size_counts_everything(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     compress(out, "v", tiny, None, None, [], spec("rtn", bits=3, group_size=4))
     manifest = read_manifest(out)
-    stored = sum(8 * t.numel() * t.element_size() for t in load_file(out / "model.safetensors").values())
+    stored = sum(8 * t.numel() * t.element_size() for t in dict(Weights(out, tiny).items()).values())
     base = load_file(tiny / "model.safetensors")
     parameters = sum(t.numel() for t in base.values())
     assert manifest["parameters"] == parameters
     assert manifest["effective_bits"] == pytest.approx(stored / parameters)
     expected = stored / sum(8 * t.numel() * t.element_size() for t in base.values())
     assert manifest["size_ratio"] == pytest.approx(expected)
-    assert manifest["disk_bytes"] == (out / "model.safetensors").stat().st_size
+    assert manifest["disk_bytes"] == (whole(out, tiny) / "model.safetensors").stat().st_size
     # Codes, float32 scales and 3-bit zero points for groups of 4.
     linear = sum(module.weight.numel() for module in linears_of(load(tiny)).values())
     assert stored >= linear * (3 + 32 / 4 + 3 / 4) + 32 * (parameters - linear)
@@ -342,7 +345,7 @@ def test_eight_bits_hurt_less_than_two(tiny: Path, calibration: Path, tmp_path: 
             for bits in (2, 8):
                 out = tmp_path / f"{method}{bits}"
                 compress(out, "v", tiny, None, calibration, [], spec(method, bits=bits, group_size=4))
-                other = load(out)(tokens).logits.log_softmax(-1)
+                other = load(out, base=tiny)(tokens).logits.log_softmax(-1)
                 divergence[method, bits] = (reference.exp() * (reference - other)).sum(-1).mean().item()
     for method in ("rtn", "gptq"):
         assert -1e-6 < divergence[method, 8] < 1e-3
@@ -352,7 +355,7 @@ def test_eight_bits_hurt_less_than_two(tiny: Path, calibration: Path, tmp_path: 
 def test_a_damaged_checkpoint_is_noticed(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     compress(out, "v", tiny, None, None, [], spec("rtn", bits=4, group_size=4))
-    model = load(out)
+    model = load(out, base=tiny)
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight[3] *= 1.5
     with pytest.raises(ValueError, match="reload differs by"):

@@ -272,7 +272,7 @@ def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:
     compress(out, "v", tiny, tmp_path / "parent", calibration, [], tuning)
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]
-    model = load(out)
+    model = load(out, base=tiny)
     verify(model, out)
     assert manifest["axis"] == "steps"
     assert manifest["severity"] == 3

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,8 +32,10 @@ from hemorrhage.decode.generation import forward
 from hemorrhage.evaluate.language import hidden_states, output_embedding
 from hemorrhage.models import walk
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
 from tests.calibration import calibrated
 from tests.divergence import kl
+from tests.whole import whole
 
 TOKENS = torch.randint(500, (2, 40), generator=torch.Generator().manual_seed(0))
 ROTATIONS = ("block", "model")
@@ -272,17 +274,17 @@ def test_a_checkpoint_with_a_basis_per_block(tiny: Path, calibration: Path, tmp_
     config = json.loads((out / "config.json").read_text())
     assert config["hemorrhage"] == {"form": "sliced", "kept": 32}
     assert (config["hidden_size"], config["tie_word_embeddings"]) == (64, False)
-    model, stored = load(out), load(out, "stored")
+    model, stored = load(out, base=tiny), load(out, "stored", base=tiny)
     verify(model, out)
     assert model.dtype == stored.dtype == torch.float32
-    assert load(out, "bfloat16").dtype == torch.bfloat16
+    assert load(out, "bfloat16", base=tiny).dtype == torch.bfloat16
     # q, o: 64 rows; k, v: 32; three matrices of the MLP: 172; two shortcuts; embedding and head.
     of_blocks = 5 * (32 * (2 * 64 + 2 * 32 + 3 * 172) + 2 * 32 * 32)
     before = 5 * (64 * (2 * 64 + 2 * 32 + 3 * 172) + 2 * 64)
     assert manifest["parameters"] == of_blocks + 2 * 512 * 32
     assert manifest["severity"] == pytest.approx(1 - of_blocks / before)
     assert (manifest["statistics"], manifest["effective_bits"]) == ("errors propagated", 32)
-    tensors = load_file(out / "model.safetensors")
+    tensors = dict(Weights(out, tiny).items())
     assert sum(value.numel() for value in tensors.values()) == manifest["parameters"]
     assert sorted(linears_of(model)) == sorted(linears_of(load(tiny)))
     with torch.inference_mode():
@@ -302,9 +304,9 @@ def test_one_basis_is_a_checkpoint_like_any_other(tiny: Path, calibration: Path,
     of_base = json.loads((tiny / "config.json").read_text())["rms_norm_eps"]
     assert config["rms_norm_eps"] == pytest.approx(of_base * 64 / 48)
     assert manifest["severity"] == pytest.approx(0.25)
-    model = load(out)
+    model = load(out, base=tiny)
     verify(model, out)
-    assert close(logits(AutoModelForCausalLM.from_pretrained(out)), logits(model), 1e-6)
+    assert close(logits(AutoModelForCausalLM.from_pretrained(whole(out, tiny))), logits(model), 1e-6)
 
 
 @pytest.mark.parametrize(("config", "rotation"), CASES)
@@ -316,9 +318,9 @@ def test_families_read_back(config: Any, rotation: str, tmp_path: Path) -> None:
     _write_windows(calibration)
     compress(out, "v", base, None, calibration, [], spec(0.4, rotation=rotation))
     assert "failure" not in read_manifest(out)
-    model = load(out)
+    model = load(out, base=base)
     verify(model, out)
-    assert load(out, "stored").dtype == torch.bfloat16
+    assert load(out, "stored", base=base).dtype == torch.bfloat16
     assert model.get_input_embeddings().embedding_dim == 24
 
 

@@ -61,7 +61,7 @@ def test_a_checkpoint_of_factors_reads_back(tiny: Path, tmp_path: Path, whiten: 
     manifest = json.loads((out / "manifest.json").read_text())
     assert "failure" not in manifest
     assert manifest["layer_bits"] == 32
-    verify(load(out), out)
+    verify(load(out, base=tiny), out)
     base = sum(p.numel() for p in load(tiny).model.layers.parameters() if p.dim() == 2)
-    factored = sum(p.numel() for p in load(out).model.layers.parameters() if p.dim() == 2)
+    factored = sum(p.numel() for p in load(out, base=tiny).model.layers.parameters() if p.dim() == 2)
     assert factored / base == pytest.approx(0.7, abs=0.01)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
@@ -30,7 +29,9 @@ from hemorrhage.compress.blocks import blocks, linears_of
 from hemorrhage.compress.reload import verify
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
 from tests.calibration import calibrated
+from tests.whole import whole
 
 TOKENS = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
 TAYLOR = ("taylor1", "taylor2", "vector")
@@ -391,17 +392,17 @@ def test_checkpoints_load(
     compress(out, "v", tiny, None, calibration, list(parts.values()), spec)
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]
-    model = load(out)
+    model = load(out, base=tiny)
     verify(model, out)
     stored = json.loads((out / "config.json").read_text())
     assert (stored["num_attention_heads"], stored["num_key_value_heads"]) == config
     assert stored["head_dim"] == 8
     assert manifest["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert manifest["parameters"] == sum(t.numel() for t in load_file(out / "model.safetensors").values())
+    assert manifest["parameters"] == sum(t.numel() for t in dict(Weights(out, tiny).items()).values())
     before = weights(load(tiny))
     assert 1 - weights(model) / before == pytest.approx(settings["removed"], abs=96 * 5 / before)
     if alone:
-        by_transformers = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        by_transformers = AutoModelForCausalLM.from_pretrained(whole(out, tiny), dtype=torch.float32).eval()
         verify(by_transformers, out)
 
 

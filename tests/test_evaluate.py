@@ -34,8 +34,10 @@ from hemorrhage.evaluate.language import (
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.reference import cut_windows, protocol, reference, spread, text_sizes, token_bytes
 from hemorrhage.evaluate.schema import ITEMS, TOKENS, WINDOWS
-from hemorrhage.models.checkpoint import CHECK, load, load_tokenizer, weight_files
+from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.weights import CHECK, weight_files
 from tests.tiny_model import train_tokenizer
+from tests.whole import resealed
 
 WINDOW = 24
 
@@ -370,7 +372,7 @@ def study(tiny: Path, damaged, tmp_path_factory: pytest.TempPathFactory) -> Path
     reference(root / "reference", root / "base", texts, tasks, spec)
     damaged.save_pretrained(root / "checkpoint")
     write_check(damaged, root / "checkpoint", seed=0)
-    write_manifest(root / "checkpoint", theoretical="nothing gained")
+    write_manifest(root / "checkpoint", variant="v", theoretical="nothing gained")
     return root
 
 
@@ -442,7 +444,10 @@ def test_a_truncated_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> Non
     file.write_bytes(file.read_bytes()[:5000])
     found = reason(study, checkpoint, tmp_path, monkeypatch)
     assert found.startswith("ValueError:")
-    assert "can't be loaded" in found
+    assert f"{file} is damaged" in found
+    assert "python -m hemorrhage.plan forget v" in found
+    resealed(checkpoint)
+    assert "can't be loaded" in reason(study, checkpoint, tmp_path, monkeypatch)
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
     write_manifest(checkpoint)
@@ -461,11 +466,14 @@ def test_a_checkpoint_altered_after_it_was_made_is_recorded(study, tmp_path, mon
     tensors = load_file(file)
     tensors["model.layers.2.mlp.up_proj.weight"] *= 0.9
     save_file(tensors, file, metadata={"format": "pt"})
+    resealed(checkpoint)
     assert "reload differs" in reason(study, checkpoint, tmp_path, monkeypatch)
     tensors["model.layers.2.mlp.up_proj.weight"][0] = math.nan
     save_file(tensors, file, metadata={"format": "pt"})
+    resealed(checkpoint)
     assert "reload differs by nan" in reason(study, checkpoint, tmp_path, monkeypatch)
     (checkpoint / CHECK).unlink()
+    resealed(checkpoint)
     assert "no check.safetensors" in reason(study, checkpoint, tmp_path, monkeypatch)
 
 
@@ -483,6 +491,7 @@ def test_another_tokenizer_is_recorded(study, tmp_path, monkeypatch) -> None:
     checkpoint = copied(study, tmp_path / "checkpoint")
     content = json.loads((study / "base" / "tokenizer.json").read_text())
     (checkpoint / "tokenizer.json").write_text(json.dumps(content, indent=7))
+    resealed(checkpoint)
     step.same_tokenizer(checkpoint, study / "base")
     content["decoder"] = None
     (checkpoint / "tokenizer.json").write_text(json.dumps(content))

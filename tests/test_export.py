@@ -19,6 +19,8 @@ from hemorrhage.artifact import read_manifest
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.export import export, folder_of, main
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
+from tests.whole import resealed
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quantized": ("rtn", {"bits": 3, "group_size": 4}),
@@ -55,13 +57,13 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(made: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every variant as a dense folder and as a GGUF file, and the logits that transformers alone gives for them."""
     out = tmp_path_factory.mktemp("exported")
     work = []
     for name in VARIANTS:
-        export(made / name, out / f"{name}-dense", "dense")
-        export(made / name, out / f"{name}.gguf", "gguf")
+        export(made / name, out / f"{name}-dense", "dense", tiny)
+        export(made / name, out / f"{name}.gguf", "gguf", tiny)
         work += [str(out / f"{name}-dense"), "", str(out / f"{name}-dense.pt")]
         work += [str(out), f"{name}.gguf", str(out / f"{name}-gguf.pt")]
     done = subprocess.run([sys.executable, "-c", ALONE, *work], capture_output=True, text=True, cwd="/")
@@ -69,15 +71,17 @@ def exported(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def logits(folder: Path) -> torch.Tensor:
+def logits(folder: Path, base: Path) -> torch.Tensor:
     with torch.inference_mode():
-        return load(folder)(torch.arange(3, 43)[None]).logits
+        return load(folder, base=base)(torch.arange(3, 43)[None]).logits
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("kind", ["dense", "gguf"])
-def test_transformers_alone_computes_what_the_variant_does(made: Path, exported: Path, name: str, kind: str) -> None:
-    ours, theirs = logits(made / name), torch.load(exported / f"{name}-{kind}.pt")
+def test_transformers_alone_computes_what_the_variant_does(
+    made: Path, exported: Path, tiny: Path, name: str, kind: str
+) -> None:
+    ours, theirs = logits(made / name, tiny), torch.load(exported / f"{name}-{kind}.pt")
     # The base is float32, so that nothing is rounded; the product of low-rank factors sums in another order.
     assert (ours - theirs).abs().max() < 2e-5 * ours.abs().max()
 
@@ -120,27 +124,31 @@ def test_a_base_of_half_precision_stays_so(tiny: Path, tmp_path: Path, dtype: st
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": {"bits": 4, "group_size": 4}, "seed": 0}
     compress(tmp_path / "v", "v", base, None, None, [], spec)
-    export(tmp_path / "v", tmp_path / "dense", "dense")
-    export(tmp_path / "v", tmp_path / "v.gguf", "gguf")
+    export(tmp_path / "v", tmp_path / "dense", "dense", base)
+    export(tmp_path / "v", tmp_path / "v.gguf", "gguf", base)
     assert {value.dtype for value in load_file(tmp_path / "dense" / "model.safetensors").values()} == {
         getattr(torch, dtype)
     }
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "v.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == {"bfloat16": "BF16", "float16": "F16"}[dtype]
     assert kinds["blk.0.attn_norm.weight"] == "F32"
-    ours, theirs = logits(tmp_path / "v"), logits(tmp_path / "dense")
+    ours, theirs = logits(tmp_path / "v", base), logits(tmp_path / "dense", base)
     # Half a unit in the last place of every weight.
     assert 0 < (ours - theirs).abs().max() < (0.05 if dtype == "bfloat16" else 0.01) * ours.abs().max()
 
 
 @pytest.mark.parametrize("name", ["quantized", "codes"])
-def test_packed_is_the_checkpoint_without_this_benchs_files(made: Path, tmp_path: Path, name: str) -> None:
-    export(made / name, tmp_path / "out", "packed")
+def test_packed_is_the_checkpoint_without_this_benchs_files(made: Path, tiny: Path, tmp_path: Path, name: str) -> None:
+    export(made / name, tmp_path / "out", "packed", tiny)
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    own = {"manifest.json", "check.safetensors", "layers.json"}
+    own = {"manifest.json", "check.safetensors", "layers.json", "shared.json"}
     assert names == {file.name for file in (made / name).iterdir()} - own | {"README.md"}
-    for file in names - {"config.json", "README.md"}:
+    for file in names - {"config.json", "README.md", "model.safetensors"}:
         assert (tmp_path / "out" / file).read_bytes() == (made / name / file).read_bytes()
+    # What the checkpoint shares with the base is there in full.
+    stored = Weights(made / name, tiny)
+    assert Weights(tmp_path / "out").digests() == stored.digests()
+    assert "model.embed_tokens.weight" not in load_file(made / name / "model.safetensors")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "hemorrhage" not in settings
     method = {"quantized": "compressed-tensors", "codes": "bitsandbytes"}[name]
@@ -155,9 +163,9 @@ def test_packed_is_the_checkpoint_without_this_benchs_files(made: Path, tmp_path
         ("blocks", "packed", r"a form of this bench \(gguf_file\) that no engine reads packed"),
     ],
 )
-def test_what_is_not_packed_is_refused(made: Path, tmp_path: Path, name: str, kind: str, why: str) -> None:
+def test_what_is_not_packed_is_refused(made: Path, tiny: Path, tmp_path: Path, name: str, kind: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        export(made / name, tmp_path / "out", kind)
+        export(made / name, tmp_path / "out", kind, tiny)
     assert not list(tmp_path.iterdir())
 
 
@@ -176,40 +184,46 @@ def test_what_is_not_packed_is_refused(made: Path, tmp_path: Path, name: str, ki
 )
 @pytest.mark.parametrize("kind", ["dense", "gguf"])
 def test_what_no_plain_checkpoint_computes_is_refused(
-    made: Path, tmp_path: Path, change: dict[str, Any], why: str, kind: str
+    made: Path, tiny: Path, tmp_path: Path, change: dict[str, Any], why: str, kind: str
 ) -> None:
     shutil.copytree(made / "pruned", tmp_path / "v")
     settings = json.loads((tmp_path / "v" / "config.json").read_text())
     (tmp_path / "v" / "config.json").write_text(json.dumps({**settings, **change}))
+    resealed(tmp_path / "v")
     with pytest.raises(ValueError, match=why):
-        export(tmp_path / "v", tmp_path / "out", kind)
+        export(tmp_path / "v", tmp_path / "out", kind, tiny)
     assert [file.name for file in tmp_path.iterdir()] == ["v"]
 
 
-def test_nothing_is_overwritten_and_a_failed_variant_has_nothing_to_export(made: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_and_a_failed_variant_has_nothing_to_export(
+    made: Path, tiny: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="is there already; nothing is overwritten"):
-        export(made / "pruned", tmp_path, "dense")
+        export(made / "pruned", tmp_path, "dense", tiny)
     spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": {"bits": 4, "group_size": 128}, "seed": 0}
-    compress(tmp_path / "v", "v", made / "pruned", None, None, [], spec)
+    compress(tmp_path / "v", "v", tiny, None, None, [], spec)
     with pytest.raises(ValueError, match="was not made: ValueError: group_size 128"):
-        export(tmp_path / "v", tmp_path / "out", "dense")
+        export(tmp_path / "v", tmp_path / "out", "dense", tiny)
 
 
-def test_a_models_type_without_a_place_in_gguf_is_refused(made: Path, tmp_path: Path) -> None:
+def test_a_models_type_without_a_place_in_gguf_is_refused(made: Path, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "pruned", tmp_path / "v")
     settings = json.loads((tmp_path / "v" / "config.json").read_text())
     (tmp_path / "v" / "config.json").write_text(json.dumps({**settings, "model_type": "mistral"}))
+    resealed(tmp_path / "v")
     with pytest.raises(ValueError, match="llama models only; this model is a mistral"):
-        export(tmp_path / "v", tmp_path / "v.gguf", "gguf")
+        export(tmp_path / "v", tmp_path / "v.gguf", "gguf", tiny)
 
 
 def test_the_command_names_what_is_wrong_in_one_line(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["export", str(made / "pruned"), str(tmp_path / "out"), "--as", "packed"])
+    monkeypatch.setattr(
+        sys, "argv", ["export", str(made / "pruned"), str(tmp_path / "out"), "--as", "packed", "--base", str(tiny)]
+    )
     with pytest.raises(SystemExit, match=r"pruned: it has no packed weights; --as dense writes it$"):
         main()
-    monkeypatch.setattr(sys, "argv", ["export", str(made / "pruned"), str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["export", str(made / "pruned"), str(tmp_path / "out"), "--base", str(tiny)])
     main()
     assert (tmp_path / "out" / "model.safetensors").is_file()
 

@@ -335,7 +335,7 @@ def test_shuffled_scales_are_near_0_db(tiny: Path, of_base: dict[str, Tensor], t
     settings = {"bits": 8, "group_size": 4, "symmetric": True}
     spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": settings, "seed": 0}
     compress(tmp_path / "out", "v", tiny, None, None, [], spec)
-    whole = measure(load(tmp_path / "out"), of_base, None, ablate=False)
+    whole = measure(load(tmp_path / "out", base=tiny), of_base, None, ablate=False)
     assert of(whole, "local_sqnr").min() > 20
     file = tmp_path / "out" / "model.safetensors"
     tensors = load_file(file)
@@ -345,7 +345,7 @@ def test_shuffled_scales_are_near_0_db(tiny: Path, of_base: dict[str, Tensor], t
             order = torch.randperm(scale.numel(), generator=generator)
             tensors[name] = scale.flatten()[order].view_as(scale)
     save_file(tensors, file, {"format": "pt"})
-    found = measure(load(tmp_path / "out"), of_base, None, ablate=False)
+    found = measure(load(tmp_path / "out", base=tiny), of_base, None, ablate=False)
     assert of(found, "local_sqnr", layer=3).max() < 6
     for layer in (0, 1, 2, 4):
         assert of(found, "local_sqnr", layer=layer).min() > 20
@@ -446,7 +446,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(tiny: Path, calibration: Path, out: Path, method: str, settings: dict[str, Any]) -> Any:
     spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", tiny, None, calibration, [], spec)
-    return load(out)
+    return load(out, base=tiny)
 
 
 def test_pruned_heads_are_compared_by_their_mean(

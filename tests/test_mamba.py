@@ -115,7 +115,7 @@ def test_a_checkpoint_of_every_method_reads_back(
 ) -> None:
     manifest = altered(folder, tmp_path / "out", method, settings)
     assert "failure" not in manifest, manifest["failure"]
-    model = load(tmp_path / "out")
+    model = load(tmp_path / "out", base=folder / "base")
     verify(model, tmp_path / "out")
     found = damage(base, model)
     limits = (0, 1e-4) if settings.get("bits") == 8 else (1e-4, 2)
@@ -145,7 +145,8 @@ def test_the_streamed_statistics_are_those_that_were_stored(folder: Path, base: 
 def test_a_packed_model_computes_as_it_is_stored(folder: Path, tmp_path: Path) -> None:
     """transformers alone can't: "'Linear' object has no attribute 'weight'"."""
     altered(folder, tmp_path / "out", "rtn", {"bits": 4, "group_size": 16})
-    dense, packed = load(tmp_path / "out"), load(tmp_path / "out", as_stored=True)
+    dense = load(tmp_path / "out", base=folder / "base")
+    packed = load(tmp_path / "out", as_stored=True, base=folder / "base")
     assert not list(linears_of(packed, missing_ok=True))
     tokens = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
