@@ -33,7 +33,7 @@ def made(
 def test_sqnr_is_its_definition(tiny: Path, calibration: Path, tmp_path: Path) -> None:
     found = made(tmp_path / "gptq", tiny, calibration, "gptq", bits=3, group_size=4)
     statistics = Statistics(calibration)
-    before, after = (load(folder).requires_grad_(False) for folder in (tiny, tmp_path / "gptq"))
+    before, after = (load(folder, base=tiny).requires_grad_(False) for folder in (tiny, tmp_path / "gptq"))
     first = {name: first for first, names in statistics.shared().items() for name in names}
     assert set(found) == set(first)
     for name, values in found.items():

@@ -87,7 +87,7 @@ def test_the_base_must_be_there_and_the_one_it_was(base: Path, tmp_path: Path) -
         Weights(tmp_path / "v")
     (tmp_path / "other").mkdir()
     save_file({**BASE, "embed.weight": BASE["embed.weight"] + 1}, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(ValueError, match="was made from another base model than .*: embed.weight differs"):
+    with pytest.raises(ValueError, match=r"was made from another base model than .*: embed\.weight differs"):
         Weights(tmp_path / "v", tmp_path / "other")
 
 
