@@ -47,6 +47,7 @@ gguf: $(READY)
 report: $(READY)
 	snakemake
 	@echo "open reports/index.html"
+	@python -m hemorrhage.plan failed
 
 plan: $(READY)
 	@python -m hemorrhage.costs $(if $(CORES),--cores $(CORES))

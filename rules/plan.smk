@@ -15,7 +15,7 @@ from hemorrhage.costs.model import Costs
 from hemorrhage.costs.requests import Requests
 from hemorrhage.costs.work import Workload
 from hemorrhage.lock import hold
-from hemorrhage.plan import Plan
+from hemorrhage.plan import Plan, failed
 
 try:
     plan = Plan.read()
@@ -88,3 +88,9 @@ onstart:
             "another run is at work in this folder; wait for it to end, or stop it"
         )
     start_service()
+
+
+onsuccess:
+    # `python -m hemorrhage.plan failed` says the same and ends with 1; a run that has its report is no failed run.
+    for variant, reason in failed(plan).items():
+        print(f"{variant} failed: {reason}", file=sys.stderr)

@@ -7,6 +7,7 @@ leaves nothing that could be taken for a result. The manifest has a checksum of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -26,6 +27,9 @@ MANIFEST = "manifest.json"
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "compressed-tensors", "safetensors", "numpy", "pandas")
 """Distributions whose versions can change a number."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The system's numbers for a disk, or a share of it, that is full."""
 
 log = logging.getLogger(__name__)
 
@@ -90,17 +94,30 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def failure_recorded(out: Path, **fields: Any) -> Iterator[None]:
     """Turn an exception of the block into an output whose manifest says ``failure``: one line, the reason.
 
-    One broken variant must not stop the other thirty. Interrupts and kills are no failures of the variant
+    One broken variant must not stop the other thirty. Interrupts, kills and a full disk are no failures of the variant
     and pass through; the traceback goes to the job's log. ``forget`` of hemorrhage.plan lets it run again.
     """
     try:
         yield
     except Exception as error:
+        if disk_is_full(error):
+            log.error("the disk is full; make room and run again: what is finished stays")
+            raise
         traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.error("recorded as failed: %s", reason)
         with writing(out) as part:
             write_manifest(part, failure=reason, **fields)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was made of, says that no room was left on a disk."""
+    while error is not None:
+        # What is written by libraries in other languages has the system's number in its text only.
+        if getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def failure(directory: Path) -> str | None:

@@ -6,6 +6,7 @@ is either at its path and right, or not there; nothing is judged by its age, and
 
     python -m hemorrhage.plan show                  what a run would need, and what of it is there
     python -m hemorrhage.plan settle <kind>...      remove what the plan does not name (DVC records the rest)
+    python -m hemorrhage.plan failed                which variants failed and why; exit status 1 where some did
     python -m hemorrhage.plan forget <variant>...   remove a variant's outputs (or base's): they are made again
 """
 
@@ -474,6 +475,18 @@ def forget(plan: Plan, variants: list[str]) -> list[Path]:
     return removed
 
 
+def failed(plan: Plan) -> dict[str, str]:
+    """Variant -> why an output of its could not be made, of those that the plan names; the first reason of each."""
+    found: dict[str, str] = {}
+    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes"):
+        for name in plan.names(kind):
+            manifest = Path(plan.manifest(kind, name))
+            if manifest.is_file() and name not in found:
+                reason = json.loads(manifest.read_text(encoding="utf-8")).get("failure")
+                found |= {name: reason} if reason else {}
+    return found
+
+
 def show(plan: Plan) -> str:
     """A line for each kind of output: how many the plan names, how many are there."""
     lines = []
@@ -495,6 +508,7 @@ def main() -> None:
     commands.add_parser("show", help="what a run would need, and what of it is there")
     settling = commands.add_parser("settle", help="remove outputs that the plan does not name")
     settling.add_argument("kinds", nargs="+", choices=[kind for kinds in STAGES.values() for kind in kinds])
+    commands.add_parser("failed", help="name the variants that failed; the exit status is 1 where there are some")
     forgetting = commands.add_parser("forget", help="remove a variant's outputs, so that they are made again")
     forgetting.add_argument("variants", nargs="+")
     arguments = parser.parse_args()
@@ -502,6 +516,11 @@ def main() -> None:
         plan = Plan.read()
         if arguments.command == "show":
             print(show(plan))
+        elif arguments.command == "failed":
+            reasons = failed(plan)
+            for variant, reason in reasons.items():
+                print(f"{variant} failed: {reason}", file=sys.stderr)
+            sys.exit(bool(reasons))
         else:
             removed = (
                 settle(plan, arguments.kinds) if arguments.command == "settle" else forget(plan, arguments.variants)

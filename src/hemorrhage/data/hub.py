@@ -6,12 +6,14 @@ import os
 from typing import Any
 
 from hemorrhage.data.entry import Entry, arrange, columns
+from hemorrhage.network import fetched
 
 
 def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
     """Documents of both splits of ``corpus`` at the commit that ``data["revisions"]`` gives its repository.
 
-    Raises ValueError where there is no commit for it; what the download raises passes through.
+    Raises ValueError where there is no commit for it, ConnectionError where the network stays lost; what else the
+    download raises passes through.
     """
     if not entry.on_hub:
         raise ValueError(f"corpus {corpus} is not on the hub; data.source mirror can hold it")
@@ -27,10 +29,12 @@ def _rows(entry: Entry, split: str, revision: str) -> list[dict[str, str]]:
     os.environ["HF_HUB_OFFLINE"] = "0"
     from datasets import load_dataset
 
-    if entry.hub_files:
-        table = load_dataset(entry.repository, data_files={split: entry.hub_files}, split=split, revision=revision)
-    else:
-        table = load_dataset(entry.repository, entry.config, split=split, revision=revision)
+    def fetch() -> Any:
+        if entry.hub_files:
+            return load_dataset(entry.repository, data_files={split: entry.hub_files}, split=split, revision=revision)
+        return load_dataset(entry.repository, entry.config, split=split, revision=revision)
+
+    table = fetched(entry.repository, fetch)
     if entry.hub_rows:
         table = table.select(range(min(entry.hub_rows, len(table))))
     return table.select_columns(columns(entry)).to_list()

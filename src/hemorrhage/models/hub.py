@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.models import path
+from hemorrhage.network import fetched
 
 NOTE = "The base is a model of the Hugging Face hub."
 
@@ -19,14 +20,14 @@ def fetch(spec: dict[str, Any], out: Path) -> str:
     """Download ``spec["id"]`` at the commit ``spec["revision"]`` into ``out``; returns the note on it.
 
     Raises ValueError where the revision is no commit hash (a branch or tag could move under the address)
-    and where what came is no plain safetensors checkpoint.
+    and where what came is no plain safetensors checkpoint; ConnectionError where the network stays lost.
     """
     if not COMMIT.fullmatch(spec["revision"]):
         raise ValueError(f"model.revision: {spec['revision']!r} is no commit; 40 hexadecimal digits are needed")
     # The steps forbid network access; this one is asked for. The library reads the variable when imported.
     os.environ["HF_HUB_OFFLINE"] = "0"
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.download-") as scratch:
-        folder = Path(download(spec["id"], spec["revision"], Path(scratch)))
+        folder = Path(fetched(spec["id"], lambda: download(spec["id"], spec["revision"], Path(scratch))))
         problem = path.refusal(folder)
         if problem:
             raise ValueError(f"model.id: {problem.replace(str(folder), spec['id'])}")
