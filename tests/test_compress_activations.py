@@ -314,7 +314,7 @@ def test_the_manifest_says_what_was_done(tiny: Path, calibration: Path, tmp_path
 
 
 def test_rounding_can_be_left_out(tiny: Path, calibration: Path, text: Tensor, tmp_path: Path) -> None:
-    model = load(made(tiny, calibration, tmp_path / "out", activation_bits=4))
+    model = load(made(tiny, calibration, tmp_path / "out", activation_bits=4), base=tiny)
     with exact():
         plain = logits(model, text)
     rounded = logits(model, text)

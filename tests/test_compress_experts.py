@@ -190,7 +190,7 @@ def test_rtn_quantizes_the_experts_and_transformers_reads_them(family: str, mixt
     assert 6 <= manifest["layer_bits"] < 6.2
     model = load(tmp_path / "v", base=base)
     verify(model, tmp_path / "v")
-    assert_close(logits(plain(tmp_path / "v")), logits(model))
+    assert_close(logits(plain(tmp_path / "v", base)), logits(model))
 
 
 def test_transformers_alone_reads_no_asymmetric_experts(mixtral: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_transformers_alone_reads_no_asymmetric_experts(mixtral: Path, tmp_path:
     compress(tmp_path / "v", "v", mixtral, None, None, [], spec("rtn", bits=4, group_size=16))
     verify(load(tmp_path / "v", base=mixtral), tmp_path / "v")
     with pytest.raises(RuntimeError, match="conversion of the weights"):
-        plain(tmp_path / "v")
+        plain(tmp_path / "v", mixtral)
 
 
 def test_calibrated_methods_reach_every_expert(mixtral: Path, calibration: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_calibrated_methods_reach_every_expert(mixtral: Path, calibration: Path,
     assert "failure" not in read_manifest(tmp_path / "w")
     for name, linear in linears_of(load(tmp_path / "w", base=mixtral)).items():
         assert ((linear.weight == 0).sum(1) == linear.in_features // 2).all(), name
-    assert_close(logits(plain(tmp_path / "w")), logits(load(tmp_path / "w", base=mixtral)))
+    assert_close(logits(plain(tmp_path / "w", mixtral)), logits(load(tmp_path / "w", base=mixtral)))
     shared = Statistics(calibration).shared()
     assert shared["model.layers.0.block_sparse_moe.experts.0.w1"] == [
         f"model.layers.0.block_sparse_moe.experts.{expert}.{name}"
@@ -224,7 +224,7 @@ def test_calibrated_methods_reach_every_expert(mixtral: Path, calibration: Path,
 def test_blocks_of_experts_can_be_taken_out(mixtral: Path, tmp_path: Path) -> None:
     compress(tmp_path / "v", "v", mixtral, None, None, [], spec("depth", removed=0.5, order="random"))
     assert "failure" not in read_manifest(tmp_path / "v")
-    assert len(blocks(plain(tmp_path / "v"))) == 1
+    assert len(blocks(plain(tmp_path / "v", mixtral))) == 1
     assert depth.Settings(removed=0.5, order="random").axis == "removed"
 
 
@@ -257,7 +257,7 @@ def test_an_upcycled_checkpoint_is_an_ordinary_mixtral(tiny: Path, tmp_path: Pat
     assert config["architectures"] == ["MixtralForCausalLM"]
     assert (config["num_local_experts"], config["num_experts_per_tok"]) == (4, 2)
     assert "num_experts" not in config
-    model = plain(tmp_path / "v")
+    model = plain(tmp_path / "v", tiny)
     assert type(model).__name__ == "MixtralForCausalLM"
     assert_close(logits(model), logits(load(tiny)))
     tensors = dict(Weights(tmp_path / "v", tiny).items())
@@ -277,12 +277,12 @@ def test_without_normalisation_the_output_shrinks_by_what_was_not_chosen(tiny: P
             assert_close(mixture(x[None])[0], probability[:, None] * dense[index](x))
     compress(tmp_path / "v", "v", tiny, None, None, [], spec("upcycling", normalize=False))
     assert "failure" not in read_manifest(tmp_path / "v")
-    assert_close(logits(plain(tmp_path / "v")), logits(model))
+    assert_close(logits(plain(tmp_path / "v", tiny)), logits(model))
     # Packed on top of that: the gate of the shared expert that is not there stays as it is.
     quantized = spec("rtn", bits=4, group_size=4, symmetric=True) | {"on": "v"}
     compress(tmp_path / "q", "q", tiny, tmp_path / "v", None, [], quantized)
     assert "failure" not in read_manifest(tmp_path / "q")
-    assert_close(logits(plain(tmp_path / "q")), logits(load(tmp_path / "q", base=tiny)))
+    assert_close(logits(plain(tmp_path / "q", tiny)), logits(load(tmp_path / "q", base=tiny)))
 
 
 def test_noise_makes_the_experts_differ(tiny: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_split_checkpoint_reads_back(tiny: Path, dense_calibration: Path, tmp_
     config = json.loads((tmp_path / "v" / "config.json").read_text())
     assert (config["intermediate_size"], config["num_local_experts"], config["num_experts_per_tok"]) == (43, 4, 3)
     # transformers' grouped product of experts wants rows of whole 16 bytes, which 43 floats are not.
-    theirs = plain(tmp_path / "v", experts_implementation="eager")
+    theirs = plain(tmp_path / "v", tiny, experts_implementation="eager")
     assert_close(logits(theirs), logits(load(tmp_path / "v", base=tiny)))
 
 
@@ -512,7 +512,7 @@ def test_dropped_experts_are_gone_from_the_checkpoint(
             assert all(torch.equal(left, right) for left, right in pairs)
     config = json.loads((tmp_path / "v" / "config.json").read_text())
     assert [config[key] for key in ("num_experts", "num_local_experts") if key in config] == [3]
-    assert_close(logits(plain(tmp_path / "v")), logits(model))
+    assert_close(logits(plain(tmp_path / "v", base)), logits(model))
 
 
 def test_a_made_mixture_is_disturbed_through_its_parent(tiny: Path, dense_calibration: Path, tmp_path: Path) -> None:
