@@ -55,19 +55,19 @@ def writing(out: Path) -> Iterator[Path]:
         raise
     try:
         for path in (*part.rglob("*"), part):
-            _sync(path)
+            sync(path)
         if out.exists():
             shutil.rmtree(out)
         part.rename(out)
         # The name is in the directory above, which is not on disk before it is told to be.
-        _sync(out.parent)
+        sync(out.parent)
     except OSError:
         # A full disk may say so only now.
         shutil.rmtree(part, ignore_errors=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file's or directory's content is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -46,9 +46,10 @@ def compress(
         "label": settings.label,
         "curve": ", ".join(filter(None, [settings.curve, on and f"on {on}"])),
     }
+    from hemorrhage.compress import progress
     from hemorrhage.compress.reload import FreshProcess
 
-    with failure_recorded(out, **identity), FreshProcess() as fresh, writing(out) as part:
+    with failure_recorded(out, **identity), progress.kept(out), FreshProcess() as fresh, writing(out) as part:
         reason = parent and failure(parent)
         if reason:
             raise ValueError(f"{on} was not made: {reason}")

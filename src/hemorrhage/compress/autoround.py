@@ -13,6 +13,7 @@ unquantized whose rows or columns are no multiple of 32, and because it changes 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from hemorrhage.compress.blocks import blocks, linears_of
 from hemorrhage.compress.grid import GridSettings, Quantized, code_dtype, group_width
 from hemorrhage.compress.packing import store
+from hemorrhage.compress.progress import CURRENT
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -71,6 +73,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
         raise ValueError(f"wants {samples} calibration windows; the calibration set has {len(tokens)}")
     names = {linear: name for name, linear in linears_of(model).items()}
     generator = torch.Generator().manual_seed(seed)
+    current = CURRENT.get()
     with torch.no_grad():
         # Windows enter one by one, so that masks and positions are those of a batch of any size.
         states, arguments = enter(model, tokens[:samples].to(model.device).split(1))
@@ -83,18 +86,28 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
             dtypes = {own: linear.weight.dtype for own, linear in linears.items()}
             with in_float32(block):
                 target = run(block, {}, dense, arguments[index], settings.batch)
-                layers = {
-                    own: Rounding(linear.weight.data, widths[own], settings, dtypes[own])
-                    for own, linear in linears.items()
-                }
-                if not tune(block, layers, tuned, target, arguments[index], settings, generator):
-                    raise ValueError(f"block {index}: its output is not finite")
-                found = {own: layer.quantized() for own, layer in layers.items()}
-                weights = {f"{own}.weight": quantized.dense() for own, quantized in found.items()}
-                tuned = run(block, weights, tuned, arguments[index], settings.batch)
+                if current is None or not current.done(index):
+                    layers = {
+                        own: Rounding(linear.weight.data, widths[own], settings, dtypes[own])
+                        for own, linear in linears.items()
+                    }
+                    if not tune(block, layers, tuned, target, arguments[index], settings, generator):
+                        raise ValueError(f"block {index}: its output is not finite")
+                    found = {own: layer.quantized() for own, layer in layers.items()}
+                    weights = {f"{own}.weight": quantized.dense() for own, quantized in found.items()}
+                    tuned = run(block, weights, tuned, arguments[index], settings.batch)
             dense = target
+            if current is not None and current.done(index):
+                # What tuning would have drawn is drawn, so that the blocks behind see the same samples.
+                list(itertools.islice(draws(samples, settings.batch, generator), settings.iterations))
+                current.restore(model, index)
+                with in_float32(block):
+                    tuned = run(block, {}, tuned, arguments[index], settings.batch)
+                continue
             for own, quantized in found.items():
                 store(model, names[linears[own]], quantized, settings)
+            if current is not None:
+                current.finish(model, index)
 
 
 class Rounding:

@@ -25,6 +25,7 @@ from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.columns import Layers, batches, stacked, sweep
 from hemorrhage.compress.grid import GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.packing import store
+from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 
@@ -55,7 +56,11 @@ class Settings(GridSettings):
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     linears = linears_of(model)
-    shared = tqdm(statistics.shared().items(), desc="gptq", unit="input", mininterval=5, leave=False)
+    alone = settings.sequential or statistics.collected
+    groups = statistics.shared()
+    # Layers that wait for others of their shape are in no block that is finished.
+    items = remaining(model, groups, statistics) if alone else iter(groups.items())
+    shared = tqdm(items, total=len(groups), desc="gptq", unit="input", mininterval=5, leave=False)
     layers = (
         Layers.of(
             names,
@@ -67,7 +72,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
         for first, names in shared
     )
     with torch.no_grad():
-        for batch in batches(layers, settings.sequential):
+        for batch in batches(layers, alone):
             first = batch[0].names[0]
             width = group_width(first, linears[first].in_features, settings)
             quantized = _quantize(batch, width, settings, linears[first].weight.dtype)

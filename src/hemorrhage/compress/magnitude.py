@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.integrity import zero_share
+from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.sparsity import SparsitySettings, check_zeros, lowest, lowest_of_groups
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
@@ -30,7 +31,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     linears = linears_of(model)
     before = zero_share(linears)
     with torch.no_grad():
-        for name, linear in linears.items():
+        for name, linear in remaining(model, linears):
             linear.weight.masked_fill_(mask(linear.weight, settings, name), 0)
     check_zeros(linears, settings, before)
 

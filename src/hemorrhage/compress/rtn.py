@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.grid import GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.packing import store
+from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
 from hemorrhage.models.stream import rows_at_once
@@ -28,7 +29,7 @@ class Settings(GridSettings):
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     with torch.no_grad():
-        for name, linear in linears_of(model).items():
+        for name, linear in remaining(model, linears_of(model)):
             width = group_width(name, linear.in_features, settings)
             store(model, name, quantize(linear.weight, width, settings, linear.weight.dtype), settings)
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.columns import Layers, batches, stacked, sweep
 from hemorrhage.compress.integrity import zero_share
+from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.sparsity import CalibratedSettings, check_zeros, lowest, lowest_of_groups
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
@@ -39,13 +40,17 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     linears = linears_of(model)
     before = zero_share(linears)
-    shared = tqdm(statistics.shared().items(), desc="sparsegpt", unit="input", mininterval=5, leave=False)
+    alone = settings.sequential or statistics.collected
+    groups = statistics.shared()
+    # Layers that wait for others of their shape are in no block that is finished.
+    items = remaining(model, groups, statistics) if alone else iter(groups.items())
+    shared = tqdm(items, total=len(groups), desc="sparsegpt", unit="input", mininterval=5, leave=False)
     layers = (
         Layers.of(names, [linears[name].weight for name in names], statistics.second_moment(first), settings.damp)
         for first, names in shared
     )
     with torch.no_grad():
-        for batch in batches(layers, settings.sequential):
+        for batch in batches(layers, alone):
             for each, pruned in zip(batch, _prune(batch, settings), strict=True):
                 for weight, new in zip(each.weights, pruned, strict=True):
                     weight.copy_(new)

@@ -97,6 +97,12 @@ class Statistics:
         """Root mean square over windows of the gradient of the norm of the block's output: float32."""
         return self._gradient("local", f"{name}.local")
 
+    collected = False
+    """Whether they are collected from the model while it is altered."""
+
+    def see(self, index: int) -> None:
+        """Take note of a block that is altered without asking for its statistics: these know them already."""
+
     def _activation(self, name: str) -> Tensor:
         return _tensor(self._folder / "activations.safetensors", name)
 
@@ -142,6 +148,12 @@ class Streamed(Statistics):
         with torch.inference_mode():
             self._walk = Walk(self._model, self.tokens(), self._shared)
 
+    collected = True
+
+    def see(self, index: int) -> None:
+        """Let the windows reach a block that is altered without asking for its statistics."""
+        self._reach(index, moments=False)
+
     def shared(self) -> dict[str, list[str]]:
         """``{first linear: [linears]}``, in the order of the blocks."""
         order = sorted(self._shared, key=lambda first: self._block[first])
@@ -162,7 +174,7 @@ class Streamed(Statistics):
         self._reach(self._block[first])
         return self._seen.inputs[first]
 
-    def _reach(self, index: int) -> None:
+    def _reach(self, index: int, moments: bool = True) -> None:
         if index < self._walk.block:
             if self._propagated:
                 raise ValueError(f"block {index} was passed; propagated statistics go forward only")
@@ -176,7 +188,7 @@ class Streamed(Statistics):
                         walk.leave()
                     else:
                         walk.states = self._seen.after
-                self._seen = walk.advance(self._moments)
+                self._seen = walk.advance(moments and self._moments)
 
 
 def _tensor(file: Path, name: str) -> Tensor:

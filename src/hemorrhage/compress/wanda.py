@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.integrity import zero_share
+from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.sparsity import CalibratedSettings, check_zeros, lowest_of_groups, lowest_of_rows
 from hemorrhage.compress.statistics import Statistics
 from hemorrhage.lazy import torch
@@ -34,7 +35,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     linears = linears_of(model)
     before = zero_share(linears)
     with torch.no_grad():
-        for first, names in statistics.shared().items():
+        for first, names in remaining(model, statistics.shared(), statistics):
             norms = statistics.norms(first)
             for name in names:
                 weight = linears[name].weight

@@ -1,0 +1,171 @@
+"""Blocks whose alteration is finished, kept beside the output until that is whole: a killed job goes on behind them.
+
+``<out>.resume/<block>.safetensors`` holds what the block is made of by then: its parameters and the tensors of its
+forms, by the names they have in the model; its metadata key ``schemes`` is a JSON object {layer: group of
+compressed-tensors' configuration}. The address of the output names settings, code and inputs, so that nothing else can
+ever lie there.
+
+Once it is on disk, a block's tensors are those of the file, mapped into memory: the kernel takes their pages back when
+it needs them, which is why a model that is altered may be larger than memory. Blocks of a job that takes seconds and of
+a model that is small are not written at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hemorrhage.artifact import sync
+from hemorrhage.compress.blocks import blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from hemorrhage.compress.statistics import Statistics
+
+T = TypeVar("T")
+
+SECONDS = 30.0
+"""Work that may be lost."""
+
+BYTES = 2**28
+"""Finished tensors that may stay in memory only."""
+
+
+class Progress:
+    """The finished blocks of one output."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` need not be there."""
+        self._folder = folder
+        self._waiting: list[int] = []
+        self._bytes = 0
+        self._saved = time.monotonic()
+
+    def done(self, index: int) -> bool:
+        """Whether a block was finished by a job before."""
+        return self._file(index).is_file()
+
+    def restore(self, model: PreTrainedModel, index: int) -> None:
+        """Make a block of ``model`` what it was when it was finished."""
+        from safetensors import safe_open
+
+        from hemorrhage.models import forms
+
+        with safe_open(self._file(index), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            schemes = json.loads(file.metadata()["schemes"])
+        groups = {name: {**scheme, "targets": [name]} for name, scheme in schemes.items()}
+        plain, found = forms.read(tensors, {"config_groups": groups})
+        for name, form in found.items():
+            if name in schemes:
+                form.scheme = schemes[name]
+            layer: Any = model.get_submodule(name)
+            form.bias = layer.bias
+            forms.replace(model, name, form)
+        for name, value in plain.items():
+            place, _, kind = name.rpartition(".")
+            getattr(model.get_submodule(place), kind).data = value
+
+    def finish(self, model: PreTrainedModel, index: int) -> None:
+        """Say that a block is finished; it is written where that was long ago, or much waits to be."""
+        self._waiting.append(index)
+        self._bytes += sum(value.nbytes for value in _tensors(model, index)[0].values())
+        if time.monotonic() - self._saved < SECONDS and self._bytes < BYTES:
+            return
+        for each in self._waiting:
+            self._write(model, each)
+        self._waiting, self._bytes, self._saved = [], 0, time.monotonic()
+
+    def _write(self, model: PreTrainedModel, index: int) -> None:
+        from safetensors.torch import save_file
+
+        tensors, schemes = _tensors(model, index)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._folder / f"{index}.part-{os.getpid()}"
+        save_file(tensors, part, {"schemes": json.dumps(schemes)})
+        sync(part)
+        part.rename(self._file(index))
+        sync(self._folder)
+        del tensors
+        self.restore(model, index)
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{index}.safetensors"
+
+
+CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
+"""That of the output that is being made; None where nothing is kept, as in tests of a method alone."""
+
+
+@contextlib.contextmanager
+def kept(out: Path) -> Iterator[None]:
+    """Inside, finished blocks are kept beside ``out``; afterwards, but for a kill or a full disk, they are gone."""
+    from hemorrhage.artifact import disk_is_full
+
+    folder = out.with_name(f"{out.name}.resume")
+    token = CURRENT.set(Progress(folder))
+    try:
+        yield
+    except Exception as error:
+        if not disk_is_full(error):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        CURRENT.reset(token)
+
+
+def remaining(
+    model: PreTrainedModel, items: Mapping[str, T], statistics: Statistics | None = None
+) -> Iterator[tuple[str, T]]:
+    """``items`` by linear layer, block by block, without the blocks that a job before has finished.
+
+    Those are restored where it is their turn, after ``statistics`` have seen them as they were. A block is finished
+    when the item behind its last is asked for.
+    """
+    current = CURRENT.get()
+    place = {name: index for index, inside in enumerate(_inside(model)) for name in inside}
+    order = sorted(items, key=lambda name: place[name])
+    for index, names in itertools.groupby(order, key=lambda name: place[name]):
+        if current is not None and current.done(index):
+            if statistics is not None:
+                statistics.see(index)
+            current.restore(model, index)
+            continue
+        yield from ((name, items[name]) for name in names)
+        if current is not None:
+            current.finish(model, index)
+
+
+def _inside(model: PreTrainedModel) -> list[list[str]]:
+    """Names of the modules in each block."""
+    names = {module: name for name, module in model.named_modules()}
+    return [[names[module] for module in block.modules()] for block in blocks(model)]
+
+
+def _tensors(model: PreTrainedModel, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a block is made of, by name, and the schemes of its forms."""
+    block: nn.Module = blocks(model)[index]
+    prefix = next(name for name, module in model.named_modules() if module is block)
+    found = {name: module for name, module in block.named_modules() if hasattr(module, "stored")}
+    inside = tuple(f"{name}." for name in found)
+    tensors = {
+        f"{prefix}.{name}": value
+        for name, value in block.state_dict().items()
+        if not name.startswith(inside) or name.endswith(".bias")
+    }
+    for name, form in found.items():
+        tensors |= {f"{prefix}.{name}.{suffix}": value for suffix, value in form.stored().items()}
+    schemes = {f"{prefix}.{name}": form.scheme for name, form in found.items() if form.scheme is not None}
+    return tensors, schemes
