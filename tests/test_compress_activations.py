@@ -264,7 +264,7 @@ def test_a_bfloat16_model_is_quantized_from_its_smoothed_weights(tiny: Path, cal
     model = load(tiny).bfloat16()
     model.save_pretrained(tmp_path / "base")
     out = made(tmp_path / "base", calibration, tmp_path / "out", activations="static", smooth=0.5)
-    tensors = dict(Weights(out, tiny).items())
+    tensors = dict(Weights(out, tmp_path / "base").items())
     layer = "model.layers.1.mlp.gate_proj"
     assert tensors[f"{layer}.weight_scale"].dtype == tensors[f"{layer}.input_scale"].dtype == torch.bfloat16
     norm = "model.layers.1.post_attention_layernorm.weight"
