@@ -558,3 +558,36 @@ def test_a_model_computes_in_bfloat16_within_the_block_only(tiny: Path) -> None:
     torch.testing.assert_close(within, before, rtol=0.1, atol=0.1)
     assert torch.equal(hidden_states(model, tokens), before)
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_killed_evaluation_goes_on_behind_the_last_windows(study, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(language, "ROWS", 60)
+    monkeypatch.setattr(language, "TOKENS_PER_BATCH", 64)
+    whole = run(study, tmp_path / "whole", "v", study / "checkpoint", monkeypatch)
+    passes: list[int] = []
+    states = language.hidden_states
+
+    def counted(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        passes.append(len(tokens))
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+        return states(model, tokens)
+
+    monkeypatch.setattr(language, "hidden_states", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path / "out", "v", study / "checkpoint", monkeypatch)
+    # Three batches of two windows make the first corpus; of the second one was written.
+    kept = tmp_path / "out.resume"
+    assert sorted(file.name for file in kept.iterdir()) == [
+        "code.0.parquet",
+        "code.1.parquet",
+        "code.2.parquet",
+        "prose.0.parquet",
+    ]
+    assert not (tmp_path / "out").exists()
+    passes.extend([0] * 5)
+    out = run(study, tmp_path / "out", "v", study / "checkpoint", monkeypatch)
+    assert passes[10:] == [2, 2]
+    assert not kept.exists()
+    for name in ("tokens.parquet", "items.parquet", "inside.parquet"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name

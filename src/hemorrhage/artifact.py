@@ -67,6 +67,36 @@ def writing(out: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def resuming(out: Path) -> Iterator[Path]:
+    """Yield the folder beside ``out`` where a job keeps what it has finished; it need not be there.
+
+    It is gone afterwards, but for what is worth running again: a kill, an interrupt, a full disk.
+    """
+    folder = out.with_name(f"{out.name}.resume")
+    try:
+        yield folder
+    except Exception as error:
+        if not disk_is_full(error):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """Yield a name beside ``file`` that becomes ``file``, on disk, when the block ends without an exception."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.part-{os.getpid()}")
+    try:
+        yield part
+        sync(part)
+        part.rename(file)
+        sync(file.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until a file's or directory's content is on disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,15 +15,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hemorrhage.artifact import sync
+from hemorrhage.artifact import resuming, whole
 from hemorrhage.compress.blocks import blocks
 
 if TYPE_CHECKING:
@@ -90,12 +88,8 @@ class Progress:
         from safetensors.torch import save_file
 
         tensors, schemes = _tensors(model, index)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f"{index}.part-{os.getpid()}"
-        save_file(tensors, part, {"schemes": json.dumps(schemes)})
-        sync(part)
-        part.rename(self._file(index))
-        sync(self._folder)
+        with whole(self._file(index)) as part:
+            save_file(tensors, part, {"schemes": json.dumps(schemes)})
         del tensors
         self.restore(model, index)
 
@@ -110,20 +104,12 @@ CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
 @contextlib.contextmanager
 def kept(out: Path) -> Iterator[None]:
     """Inside, finished blocks are kept beside ``out``; afterwards, but for a kill or a full disk, they are gone."""
-    from hemorrhage.artifact import disk_is_full
-
-    folder = out.with_name(f"{out.name}.resume")
-    token = CURRENT.set(Progress(folder))
-    try:
-        yield
-    except Exception as error:
-        if not disk_is_full(error):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        CURRENT.reset(token)
+    with resuming(out) as folder:
+        token = CURRENT.set(Progress(folder))
+        try:
+            yield
+        finally:
+            CURRENT.reset(token)
 
 
 def remaining(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,18 +23,33 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hemorrhage import step
-from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.artifact import (
+    failure,
+    failure_recorded,
+    read_manifest,
+    resuming,
+    whole,
+    write_manifest,
+    writing,
+)
 from hemorrhage.compress.reload import verify
 from hemorrhage.evaluate import cost, inside
 from hemorrhage.evaluate.choices import answers
-from hemorrhage.evaluate.language import TOKENS_PER_BATCH, corpus_damage, head_of, windows_per_batch, write_tokens
+from hemorrhage.evaluate.language import (
+    TOKENS_PER_BATCH,
+    corpus_damage,
+    head_of,
+    resumed,
+    windows_per_batch,
+    write_tokens,
+)
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ITEMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.weights import CHECK
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE = "base"
 
@@ -66,18 +82,15 @@ def evaluate(
         tokens_at_once = at_once * window
         noise = {"noise": f"batches of {at_once} instead of {usual} windows"}
 
-    with writing(out) as part:
-        base_head = base_head.to(model.device)
+    base_head = base_head.to(model.device)
+
+    def damage(corpus: str, skip: int) -> Iterator[pd.DataFrame]:
+        return corpus_damage(model, reference, corpus, base_head, at_once, skip)
+
+    with resuming(out) as kept, writing(out) as part:
         with computing(model, facts["dtype"]):
-            write_tokens(
-                (
-                    piece
-                    for corpus in facts["corpora"]
-                    for piece in corpus_damage(model, reference, corpus, base_head, at_once)
-                ),
-                part / "tokens.parquet",
-            )
-            answered = [answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name) for task in tasks]
+            write_tokens(resumed(facts["corpora"], damage, kept), part / "tokens.parquet")
+            answered = [_answers(kept, model, tokenizer, task, tokens_at_once) for task in tasks]
         shutil.copyfile(reference / "windows.parquet", part / "windows.parquet")
         if tasks:
             items = pd.concat(answered)
@@ -101,6 +114,17 @@ def evaluate(
             **({"membership": facts["membership"]} if variant == BASE and "membership" in facts else {}),
             **noise,
         )
+
+
+def _answers(
+    kept: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path, tokens_at_once: int
+) -> pd.DataFrame:
+    """The model's answers to a task, from the folder ``kept`` where a job before left them there."""
+    file = kept / f"{task.parent.name}.answers"
+    if not file.is_file():
+        with whole(file) as part:
+            answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name).to_parquet(part)
+    return pd.read_parquet(file)
 
 
 def same_tokenizer(checkpoint: Path, base: Path) -> None:

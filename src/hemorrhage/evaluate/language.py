@@ -17,7 +17,7 @@ vocabulary times window.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hemorrhage.artifact import verify, whole
 from hemorrhage.evaluate.schema import TOKENS
 from hemorrhage.models.stream import TensorFile
 from hemorrhage.models.weights import Weights
@@ -231,12 +232,12 @@ def read_slice(file: Path, name: str, part: slice) -> Tensor:
 
 
 def corpus_damage(
-    model: PreTrainedModel, reference: Path, corpus: str, base_head: Tensor, at_once: int
+    model: PreTrainedModel, reference: Path, corpus: str, base_head: Tensor, at_once: int, skip: int = 0
 ) -> Iterator[pd.DataFrame]:
     """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: float32 [vocabulary,
-    hidden of the base]; ``at_once``: windows in a forward pass. Raises ValueError where the vocabulary is not the
+    hidden of the base]; ``at_once``: windows in a forward pass; ``skip``: tables to leave out. Raises ValueError where the vocabulary is not the
     base's and where a number is not finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
@@ -244,7 +245,9 @@ def corpus_damage(
     count, window = windows.shape
     predictions = Predictions(output_embedding(model), min(count, at_once) * (window - 1), base_head)
     waiting: list[dict[str, Tensor]] = []
-    for part in tqdm(batches(count, at_once), desc=corpus, mininterval=5):
+    together = -(-ROWS // (at_once * (window - 1)))
+    remaining = batches(count, at_once)[skip * together :]
+    for part in tqdm(remaining, desc=corpus, mininterval=5):
         tokens = windows[part].to(model.device).long()
         base = tuple(
             read_slice(reference / f"{name}.safetensors", corpus, part).to(model.device)
@@ -261,7 +264,7 @@ def corpus_damage(
                 **rows,
             }
         )
-        if sum(len(rows["nll"]) for rows in waiting) >= ROWS or part.stop == count:
+        if len(waiting) == together or part.stop == count:
             yield _table(waiting, corpus)
             waiting = []
 
@@ -299,6 +302,26 @@ def _table(parts: list[dict[str, Tensor]], corpus: str) -> pd.DataFrame:
     return table
 
 
+def resumed(
+    corpora: Iterable[str], damage: Callable[[str, int], Iterator[pd.DataFrame]], folder: Path
+) -> Iterator[pd.DataFrame]:
+    """The tables of all corpora, each kept in ``folder`` so that a job after this one need not make it again.
+
+    ``damage(corpus, skip)`` gives a corpus' tables but the first ``skip``, which are there.
+    """
+    for corpus in corpora:
+        number = 0
+        while (file := folder / f"{corpus}.{number}.parquet").is_file():
+            yield pd.read_parquet(file)
+            number += 1
+        for number, table in enumerate(damage(corpus, number), start=number):
+            file = folder / f"{corpus}.{number}.parquet"
+            with whole(file) as part:
+                table.to_parquet(part, index=False)
+            # What is read back is what a job that goes on reads.
+            yield pd.read_parquet(file)
+
+
 def write_tokens(pieces: Iterable[pd.DataFrame], file: Path) -> None:
     """Write ``tokens.parquet`` piece by piece, a row group each, after checking it."""
     import pyarrow as pa
@@ -322,6 +345,7 @@ def head_of(base: Path) -> Tensor:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    verify(base)
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

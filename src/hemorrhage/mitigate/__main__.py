@@ -55,7 +55,7 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()
     states = read_slice(reference / "hidden.safetensors", corpus, slice(None))
     base_head, half = head_of(base), len(windows) // 2
-    model = load(checkpoint)
+    model = load(checkpoint, base=base)
     head = output_embedding(model)
     if len(head) != len(base_head):
         raise ValueError(f"a vocabulary of {len(head)} tokens, and the base model's has {len(base_head)}")
