@@ -237,8 +237,8 @@ def corpus_damage(
     """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: float32 [vocabulary,
-    hidden of the base]; ``at_once``: windows in a forward pass; ``skip``: tables to leave out. Raises ValueError where the vocabulary is not the
-    base's and where a number is not finite.
+    hidden of the base]; ``at_once``: windows in a forward pass; ``skip``: tables to leave out. Raises ValueError where
+    the vocabulary is not the base's and where a number is not finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
     counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)
@@ -310,11 +310,11 @@ def resumed(
     ``damage(corpus, skip)`` gives a corpus' tables but the first ``skip``, which are there.
     """
     for corpus in corpora:
-        number = 0
-        while (file := folder / f"{corpus}.{number}.parquet").is_file():
+        done = 0
+        while (file := folder / f"{corpus}.{done}.parquet").is_file():
             yield pd.read_parquet(file)
-            number += 1
-        for number, table in enumerate(damage(corpus, number), start=number):
+            done += 1
+        for number, table in enumerate(damage(corpus, done), start=done):
             file = folder / f"{corpus}.{number}.parquet"
             with whole(file) as part:
                 table.to_parquet(part, index=False)
