@@ -52,6 +52,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 """A method, and settings that fit the tiny model."""
 
+STORED = {
+    "magnitude": 0.06,
+    "wanda": 0.06,
+    "gblm": 0.06,
+    "sparsegpt": 0.6,
+    "depth": 0.03,
+    "llama_pro": 0.06,
+    "depth_up_scaling": 0.03,
+    "kv_cache": 0.03,
+}
+"""Method -> the most of a checkpoint's bytes that are stored: the rest is the base's."""
+
 ON: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("gptq", {"bits": 4, "group_size": 4, "keep_zeros": True}, "wanda", {"sparsity": 0.5}),
     ("rtn", {"bits": 4, "group_size": 4, "keep_zeros": True}, "magnitude", {"sparsity": 0.5}),
@@ -102,6 +114,8 @@ def test_a_method_through_the_step(
     assert 0 < manifest["layer_bits"] <= 33
     assert manifest["effective_bits"] > 0
     assert manifest["disk_bytes"] >= 0.9 * manifest["parameters"] * 2 / 8
+    # What says where the rest is counts, too.
+    assert manifest["stored_bytes"] <= STORED.get(method, 1.02) * manifest["disk_bytes"]
 
 
 @pytest.mark.parametrize(("method", "settings", "before", "first"), ON)

@@ -99,8 +99,9 @@ def base_of(folder: Path) -> Path | None:
 
 
 def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports: Path = REPORTS) -> None:
-    """Write the checkpoint ``folder``, which may share weights with ``base``, to ``out`` as one of ``KINDS``, with a card
-    of what ``reports`` says of it.
+    """Write the checkpoint ``folder`` to ``out`` as one of ``KINDS``, with a card of what ``reports`` says of it.
+
+    ``base``: the base model's folder, which the checkpoint may share weights with.
 
     Raises ValueError where ``out`` is there, the variant failed, the kind can't hold it, or a file is damaged.
     """

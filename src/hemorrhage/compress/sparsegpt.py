@@ -91,4 +91,6 @@ def _prune(batch: list[Layers], settings: Settings) -> list[list[Tensor]]:
 
     reach = torch.stack([layers.reach for layers in batch])
     sweep(W, reach, project, begin, settings.pattern[1] if settings.pattern else settings.block_size)
+    # Zeros of negative weights are negative zeros; a stored mask knows one kind of zero.
+    W += 0.0
     return [[part.T for part in w.split(heights, 1)] for w in W]
