@@ -254,7 +254,7 @@ def test_a_whole_qat_job_keeps_zeros_and_reads_back(tiny: Path, tmp_path: Path) 
     compress(tmp_path / "out", "v", tiny, tmp_path / "pruned", calibration, [], spec)
     manifest = read_manifest(tmp_path / "out")
     assert "failure" not in manifest, manifest
-    model, before = load(tmp_path / "out"), linears_of(load(tmp_path / "pruned"))
+    model, before = load(tmp_path / "out", base=tiny), linears_of(load(tmp_path / "pruned", base=tiny))
     for name, linear in linears_of(model).items():
         assert (linear.weight[before[name].weight == 0] == 0).all()
 

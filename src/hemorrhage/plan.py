@@ -478,7 +478,7 @@ def forget(plan: Plan, variants: list[str]) -> list[Path]:
 def failed(plan: Plan) -> dict[str, str]:
     """Variant -> why an output of its could not be made, of those that the plan names; the first reason of each."""
     found: dict[str, str] = {}
-    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes"):
+    for kind in ("checkpoints", "evaluations", "harness", "programs", "decodes", "corrections"):
         for name in plan.names(kind):
             manifest = Path(plan.manifest(kind, name))
             if manifest.is_file() and name not in found:
