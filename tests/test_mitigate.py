@@ -271,7 +271,7 @@ def test_the_step_scores_the_other_half_and_generations(study: Path, table: pd.D
 
 def test_the_plain_side_is_the_variant_itself(study: Path, tiny: Path, table: pd.DataFrame) -> None:
     plain = table[(table["correction"] == "none") & (table["part"] == "text")]
-    base, variant = load(tiny), load(study / "variant")
+    base, variant = load(tiny), load(study / "variant", base=tiny)
     windows = step.read_slice(study / "reference" / "windows.safetensors", "prose", slice(32, 34)).long()
     with torch.no_grad():
         p, q = (model(windows).logits[:, :-1].double().log_softmax(-1) for model in (base, variant))
