@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hemorrhage.artifact import MANIFEST, read_manifest
 from hemorrhage.lazy import torch
 from hemorrhage.models.stream import DTYPES, TensorFile, header
@@ -221,9 +219,13 @@ def _bits(value: Tensor) -> Tensor:
 
 def _packed(mask: Tensor) -> Tensor:
     """uint8 [n / 8] of a boolean tensor of n."""
+    import numpy as np
+
     return torch.from_numpy(np.packbits(mask.flatten().numpy()))
 
 
 def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
     """The boolean tensor of ``shape`` that was packed."""
+    import numpy as np
+
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=shape.numel()).view(bool)).view(shape)
