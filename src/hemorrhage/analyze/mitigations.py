@@ -244,6 +244,8 @@ def _is_sham(variant: Variant) -> bool:
 
 def _comparable(rule: Rule, treated: Variant, plain: Variant) -> bool:
     ours, theirs = _settings(treated), _settings(plain)
+    if not ours or not theirs:
+        return False
     if plain.name == treated.name or plain.on != treated.on or _is_sham(plain) or not rule.untreated(theirs):
         return False
     if any(ours.get(key) != theirs.get(key) for key in rule.same):
