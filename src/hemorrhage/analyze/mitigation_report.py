@@ -66,7 +66,7 @@ def rows(
                 "sham": _sham(main, spec),
                 "verdict": mitigations.verdict(main, spec.confidence),
                 "others": "; ".join(
-                    f"{_measure(one.metric)} {_written(mitigations.recovery(one.plain, one.treated, spec.confidence))}"
+                    f"{_measure(one.metric)}: {_written(mitigations.recovery(one.plain, one.treated, spec.confidence))}"
                     for one in measured[1:]
                 ),
             }
@@ -128,6 +128,12 @@ def _sham(one: Measured, spec: Spec) -> str:
     if one.sham is None:
         return "no sham in this run"
     return _written(mitigations.recovery(one.plain, one.sham, spec.confidence))
+
+
+def against(charts: Mapping[str, Figure]) -> dict[str, str]:
+    """What the charts can be drawn against: the way to the knee where any curve has one, and the damage."""
+    found = {name for name in AGAINST for key, drawn in charts.items() if f"|{name}|" in key and drawn["data"]}
+    return {name: title for name, title in AGAINST.items() if name in found or name == "damage"}
 
 
 def calibration(inputs: Inputs, numbers: Numbers) -> list[dict[str, str]]:

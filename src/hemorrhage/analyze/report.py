@@ -130,7 +130,7 @@ def render(
                     corpus: mitigation_report.rows(results.trials, inputs, thresholds, spec, corpus)
                     for corpus in corpora
                 },
-                "against": mitigation_report.AGAINST,
+                "against": mitigation_report.against(recoveries),
                 "calibration": mitigation_report.calibration(inputs, numbers),
                 "to_add": mitigation_report.to_add(results.trials),
             },
