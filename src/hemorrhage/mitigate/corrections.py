@@ -28,6 +28,9 @@ from torch import Tensor
 LOGITS = 2**24
 """Logits of one slice of tokens: 64 MB in float32."""
 
+KEPT = 2**25
+"""Logits of the tokens that are fitted to are kept where there are no more (128 MB): Newton's steps need them."""
+
 NEWTON_STEPS = 30
 TOLERANCE = 1e-5
 """Relative step of an inverse temperature below which Newton's method ends."""
@@ -128,6 +131,12 @@ class Model:
 
     states: Tensor
     head: Tensor
+    kept: Tensor | None = None
+
+    def keeping(self) -> Model:
+        """The same, with its logits in memory where they are few."""
+        few = len(self.states) * len(self.head) <= KEPT
+        return replace(self, kept=self.states @ self.head.T) if few else self
 
     def at(self, places: Tensor | slice) -> Model:
         """The predictions at some places."""
@@ -135,7 +144,7 @@ class Model:
 
     def logits(self, part: slice) -> Tensor:
         """Logits float32 [slice, vocabulary]."""
-        return self.states[part] @ self.head.T
+        return self.states[part] @ self.head.T if self.kept is None else self.kept[part]
 
     def slices(self) -> Iterator[slice]:
         """Places of which the logits are made at once."""
@@ -313,6 +322,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     first = deal(len(variant.states), generator, variant.states.device)
     deals = [first, first.opposite()]
+    variant = variant.keeping()
     true = pair(variant, base)
     found = {("none", 0): identity(), ("top_p", 0): replace(identity(), top_p=p)}
     for number, pairing in enumerate([true, *shams_of(true, deals)]):
