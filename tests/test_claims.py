@@ -11,7 +11,7 @@ import pytest
 from hemorrhage.analyze import claims
 from hemorrhage.analyze.claims import CONTRADICTED, NOT_DECIDED, NOT_MEASURED, SUPPORTED, Evidence
 from hemorrhage.analyze.decoding import ALL_STRATEGIES, DECODE
-from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
+from hemorrhage.analyze.inputs import BASE, Inputs, Output, Relative, Variant
 from hemorrhage.analyze.rows import Results
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Numbers
@@ -46,6 +46,7 @@ class Study:
         self.replicates: dict[tuple[str, str], np.ndarray] = {}
         self.outputs: dict[str, Output] = {}
         self.decodes: dict[str, Output] = {}
+        self.relative: Relative | None = None
         self.losses: dict[str, tuple[float, np.ndarray, int]] = {}
 
     def add(
@@ -67,7 +68,9 @@ class Study:
 
     def evidence(self, thresholds: list[dict[str, Any]] | None = None, model: str = "m") -> Evidence:
         table = pd.DataFrame(self.rows)
-        found = Inputs({"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {})
+        found = Inputs(
+            {"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {}, relative=self.relative
+        )
         results = Results(
             table, self.replicates, dict.fromkeys(CORPORA, WINDOWS), [], divergences={}, task_losses=self.losses
         )
@@ -224,7 +227,7 @@ def spread(study: Study, name: str, metric: str, value: float, low: float, high:
 )
 def test_aligned_and_unaligned(own: float, other: float, expected: str) -> None:
     study = Study()
-    study.decodes["relative"] = Output({"is_aligned": False}, {})
+    study.relative = Relative(variant("relative", "", ""), False, Output({}, {}))
     spread(study, BASE, "spread_cv", own, own - 0.02, own + 0.02)
     spread(study, "relative", "spread_cv", other, other - 0.02, other + 0.02)
     assert study.verdict("aligned_steady") == expected

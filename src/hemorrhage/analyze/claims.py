@@ -19,7 +19,7 @@ from hemorrhage.analyze import bootstrap
 from hemorrhage.analyze.bootstrap import Floats
 from hemorrhage.analyze.curves import failure
 from hemorrhage.analyze.decoding import ALL_STRATEGIES
-from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.inputs import BASE, RELATIVE, Inputs, Variant
 from hemorrhage.analyze.rows import Results
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Numbers
@@ -441,11 +441,10 @@ def _divergences(evidence: Evidence, variant: str) -> Floats | None:
 
 def _steady(evidence: Evidence) -> Finding:
     """Accuracy of the aligned model varies less over decoding strategies than that of the unaligned one."""
-    relative = evidence.inputs.decodes.get("relative")
-    aligned = relative.manifest.get("is_aligned") if relative else None
-    if relative is None or aligned is None or relative.failure is not None:
+    relative = evidence.inputs.relative
+    if relative is None or relative.decoded.failure is not None:
         return Finding(NOT_MEASURED, "one model only; decode.relative of params.yaml names its base or aligned model")
-    names = ("relative", BASE) if aligned else (BASE, "relative")
+    names = (RELATIVE, BASE) if relative.is_aligned else (BASE, RELATIVE)
     found = []
     for dataset in evidence.numbers.datasets("spread_cv", strategy=True):
         both = [evidence.numbers.get(name, "spread_cv", dataset, ALL_STRATEGIES) for name in names]
