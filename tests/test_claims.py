@@ -72,7 +72,13 @@ class Study:
             {"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {}, relative=self.relative
         )
         results = Results(
-            table, self.replicates, dict.fromkeys(CORPORA, WINDOWS), [], divergences={}, task_losses=self.losses
+            table,
+            self.replicates,
+            dict.fromkeys(CORPORA, WINDOWS),
+            [],
+            divergences={},
+            task_losses=self.losses,
+            trials=[],
         )
         spec = Spec(300, 0.95, 0, calibration=("prose",))
         return Evidence(found, results, Numbers(table), thresholds or [], spec, list(CORPORA))
