@@ -31,12 +31,12 @@ def _level(value: float) -> float:
 
 
 MAPS = {
-    "local_error": Map("Local error", "error of the block itself, on clean input", _root),
-    "inherited_error": Map("Inherited error", "error inherited from the blocks before", _root),
-    "attention_js": Map("Attention", "Jensen-Shannon divergence of attention, nats", _root),
-    "attention_entropy": Map("Entropy", "entropy of attention, share of its largest", _level),
-    "attention_sink": Map("Sink", "attention on the first token, share", _level),
-    "lens_kl": Map("Logit lens", "KL of this layer's prediction to the base's final one, nats", _level),
+    "local_error": Map("Local error", "the block's own error", _root),
+    "inherited_error": Map("Inherited error", "inherited error", _root),
+    "attention_js": Map("Attention", "attention divergence, nats", _root),
+    "attention_entropy": Map("Entropy", "entropy of attention", _level),
+    "attention_sink": Map("Sink", "attention on the first token", _level),
+    "lens_kl": Map("Logit lens", "logit lens KL, nats", _level),
 }
 
 PROFILES = {
