@@ -141,7 +141,8 @@ def experts(work: Path, seeds: int) -> Iterator[Case]:
     from tests import tiny_moe
 
     for kind in ("mixtral", "olmoe"):
-        bench = Bench(tiny_moe.build(work / f"{kind}-source", kind), work / kind)
+        # As initialised: after forty steps of training the router of such a small model leaves experts out on any text.
+        bench = Bench(tiny_moe.build(work / f"{kind}-source", kind, steps=0), work / kind)
         variants = bench.variants({"gptq": {"method": "gptq", "bits": [4], "group_size": "channel"}})
         variant = next(iter(variants.values()))
         for seed in range(1, seeds + 1):

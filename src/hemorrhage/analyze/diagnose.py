@@ -44,7 +44,7 @@ LEAK_T, LEAK_NATS = 4.0, 0.1
 ABOVE_LAW = 0.15
 """Nats of a base model's loss above the law's."""
 
-LOOPS, REPEATED = 0.3, 0.3
+LOOPS, REPEATED = 0.3, 0.15
 """Share of texts that end in a loop, and of four-grams that were there before, beyond the human text's or base's."""
 
 
