@@ -51,6 +51,8 @@ def temporary(project: Path, name: str) -> Path:
 def test_the_next_experiment_links_what_one_made(project: Path) -> None:
     first, second = temporary(project, "a"), temporary(project, "b")
     assert experiment(first).wait() == 0
+    # As Snakemake does before a job begins.
+    (second / OUT).mkdir(parents=True)
     assert experiment(second).wait() == 0
     assert not (second / "ran").exists()
     assert not (second / "usage.tsv").exists(), "nothing was measured"

@@ -48,7 +48,9 @@ def shared(out: Path) -> Iterator[bool]:
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_name(f"{place.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (place / MANIFEST).is_file() and not out.exists():
+        if (place / MANIFEST).is_file() and not (out / MANIFEST).is_file():
+            # Snakemake makes the folder of a manifest before the job begins.
+            shutil.rmtree(out, ignore_errors=True)
             link(place, out)
             yield True
             return
