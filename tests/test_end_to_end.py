@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.end_to_end
 
-VARIANTS = ("rtn-8", "rtn-4", "gptq-3", "wanda-0.5", "shortgpt-0.2", "llama_pro-0.2")
+VARIANTS = ("rtn-8", "rtn-4", "gptq-3", "awq-4", "awq_sham-4", "wanda-0.5", "shortgpt-0.2", "llama_pro-0.2")
 
 
 class Project:
@@ -127,8 +127,8 @@ def left_as_found(project: Project) -> Iterator[None]:
 def test_cold_run_makes_everything(project: Project) -> None:
     ran = project.jobs("snakemake")
     assert ran == {
-        "models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 6,
-        "evaluate.reference": 1, "evaluate": 7, "decode": 2, "analyze": 1,
+        "models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
+        "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, "analyze": 1,
     }  # fmt: skip
     rows = pd.read_parquet(project.root / "reports/hemorrhage.parquet")
     assert set(rows.variant) == {"base", *VARIANTS}
@@ -174,7 +174,7 @@ def test_touching_and_saving_again_runs_nothing(project: Project, command: tuple
 def test_a_variants_parameter_reruns_that_variant(project: Project, command: tuple[str, ...]) -> None:
     before = project.metrics()
     project.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.1,")
-    assert project.jobs(*command) == {"compress": 1, "evaluate": 1, "decode": 1, "analyze": 1}
+    assert project.jobs(*command) == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
     after = project.metrics()
     assert after != before
     project.restore()
@@ -184,7 +184,7 @@ def test_a_variants_parameter_reruns_that_variant(project: Project, command: tup
 
 def test_an_evaluation_parameter_reruns_no_compression(project: Project) -> None:
     project.edit("params.yaml", "windows: 12", "windows: 10")
-    assert project.jobs("dvc", "repro") == {"evaluate.reference": 1, "evaluate": 7, "analyze": 1}
+    assert project.jobs("dvc", "repro") == {"evaluate.reference": 1, "evaluate": 9, "mitigate": 1, "analyze": 1}
 
 
 def test_a_new_variant_of_a_sweep_runs_alone(project: Project) -> None:
@@ -222,8 +222,8 @@ def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project
     half = list(checkpoints.glob("*/*.part-*"))
     assert half, "killed in the middle of a write"
     started = sum(project.counted().values())
-    total = sum({"models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 6,
-                 "evaluate.reference": 1, "evaluate": 7, "decode": 2, "analyze": 1}.values())  # fmt: skip
+    total = sum({"models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
+                 "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, "analyze": 1}.values())  # fmt: skip
     again = project.jobs("snakemake")
     assert sum(again.values()) == total - (started - 1), "only the killed job and what had not started"
     assert not project.jobs("snakemake")
@@ -245,7 +245,7 @@ def test_of_two_runs_at_once_one_stops_with_a_clear_message(project: Project) ->
     assert second.returncode != 0
     assert "another run is at work in this folder" in second.stdout + second.stderr
     assert first.wait() == 0
-    assert project.counted() == {"compress": 1, "evaluate": 1, "decode": 1, "analyze": 1}
+    assert project.counted() == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
 
 
 def test_the_cache_adds_no_second_copy_of_a_checkpoint(project: Project) -> None:
@@ -266,7 +266,7 @@ def test_a_fresh_clone_pulls_and_has_nothing_to_do(project: Project) -> None:
     assert not clone.jobs("dvc", "repro")
     assert (clone.root / "reports/index.html").read_bytes() == (project.root / "reports/index.html").read_bytes()
     clone.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.3,")
-    assert clone.jobs("dvc", "repro") == {"compress": 1, "evaluate": 1, "decode": 1, "analyze": 1}
+    assert clone.jobs("dvc", "repro") == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
 
 
 def test_an_older_commit_and_back_has_nothing_to_do(project: Project) -> None:
@@ -287,7 +287,7 @@ def test_an_older_commit_and_back_has_nothing_to_do(project: Project) -> None:
 
 def test_experiments_reuse_what_was_computed(project: Project) -> None:
     ran = project.jobs("dvc", "exp", "run", "--temp", "--name", "damped", "-S", "++compress.gptq.damp=0.5")
-    assert ran == {"compress": 1, "evaluate": 1, "decode": 1, "analyze": 1}
+    assert ran == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
     project.run("dvc", "exp", "run", "--queue", "--name", "six", "-S", "compress.rtn.bits=[8,6,4]")
     project.run("dvc", "exp", "run", "--queue", "--name", "resampled", "-S", "analyze.resamples=300")
     assert project.jobs("dvc", "exp", "run", "--run-all") == {"compress": 1, "evaluate": 1, "analyze": 2}
