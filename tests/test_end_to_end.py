@@ -223,7 +223,8 @@ def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project
     assert half, "killed in the middle of a write"
     started = sum(project.counted().values())
     total = sum({"models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
-                 "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, "analyze": 1}.values())  # fmt: skip
+                 "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1,
+                 "analyze": 1}.values())  # fmt: skip
     again = project.jobs("snakemake")
     assert sum(again.values()) == total - (started - 1), "only the killed job and what had not started"
     assert not project.jobs("snakemake")
