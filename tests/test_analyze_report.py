@@ -15,8 +15,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
-from hemorrhage.analyze import decoding, decoding_page, inputs, layer_figures, report, rows, tables
+from hemorrhage.analyze import (
+    claims,
+    decoding,
+    decoding_page,
+    definitions,
+    figures,
+    inputs,
+    layer_figures,
+    report,
+    rows,
+    tables,
+)
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.spec import Spec
@@ -167,6 +179,36 @@ def test_thresholds_of_every_curve(reports: Path) -> None:
     assert depth["estimate"] == pytest.approx(0.25, abs=0.02)
     assert by_name["wanda 2:4", "prose"]["knee"]["answer"] == "too few points"
     assert list(by_name["sparsegpt", "code"]["missing"]) == ["sparsegpt-0.7"]
+
+
+def test_every_definition_and_claim_is_on_the_page(reports: Path) -> None:
+    page = (reports / "index.html").read_text()
+    for name in definitions.NAMES.values():
+        assert f'<th scope="col">{name}' in page
+    entry = json.loads((reports / "thresholds.json").read_text())["curves"][0]
+    assert set(definitions.NAMES) <= set(entry)
+    judged = json.loads((reports / "claims.json").read_text())["claims"]
+    assert [one["key"] for one in judged] == [one.key for one in claims.CLAIMS]
+    for one in judged:
+        assert one["claim"] in page
+    assert {one["verdict"] for one in judged} > {claims.SUPPORTED, claims.NOT_MEASURED}
+
+
+def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:
+    found = YAML(typ="safe").load(reports / "next.yaml")["compress"]
+    assert {8, 4, 3, 2} < set(found["rtn"]["bits"])
+    assert "2:4" in found["wanda"]["sparsity"]
+
+
+def test_best_shapes_and_knees_are_drawn(found: inputs.Inputs, reports: Path) -> None:
+    thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
+    numbers = tables.Numbers(pd.read_parquet(reports / "hemorrhage.parquet"))
+    depth = [one for one in sweeps(found) if one.family == "depth"]
+    drawn = figures.damage(found, numbers, depth, thresholds, "factor", "prose")["data"]
+    assert sum(trace.get("line", {}).get("dash") == "dot" for trace in drawn) == 2
+    diamonds = [trace for trace in drawn if trace.get("marker", {}).get("symbol") == "diamond-open"]
+    assert [round(trace["x"][0]) for trace in diamonds] == [25, 25]
+    assert all("knee at" in trace["text"][0] for trace in diamonds)
 
 
 def test_plots_data(reports: Path) -> None:

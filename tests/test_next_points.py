@@ -45,7 +45,7 @@ def study(params: config.Params) -> Inputs:
             "effective_bits": 3.3 + 0.8 * severity if settings.axis == "bits" else 16.0,
             "layers": layers,
         }
-        found[name] = inputs._variant(name, manifest)
+        found[name] = inputs._variant(name, manifest, {})
         evaluations[name] = Output({}, {})
     return Inputs({}, found, evaluations, {}, {}, {}, {})
 
@@ -88,7 +88,7 @@ def test_params_yaml_accepts_what_is_proposed(tmp_path: Path, profile: str | Non
     if profile:
         overlay.merge(content, yaml.load((ROOT / profile).read_text()))
         # The mirror is not on every machine; sweeps do not depend on it.
-        for section in ("data", "calibrate", "evaluate", "decode"):
+        for section in ("data", "calibrate", "evaluate", "decode", "mitigate"):
             content[section] = yaml.load((ROOT / "params.yaml").read_text())[section]
     target = tmp_path / "params.yaml"
     yaml.dump(content, target)
@@ -143,6 +143,7 @@ def test_shares_that_round_to_the_same_blocks_are_not_run_twice() -> None:
         (curve("wanda", "sparsity", ["2:4", "4:8"], "sparsity"), "no number"),
         (curve("nf4", "type", ["nf4"], "bits", [6.0]), "no number"),
         (curve("router", "amount", [0.1], "routing"), "no setting"),
+        (curve("awq_sham", "sham", [True], "bits"), "a control"),
     ],
 )
 def test_nothing_is_proposed_that_no_setting_could_take(sweep: Sweep, why: str) -> None:

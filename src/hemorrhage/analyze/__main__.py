@@ -55,9 +55,11 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
     verdicts = shipping.verdicts(found, results.rows, spec)
     examined = doctor.examine(found, results.rows, corpora, spec, report.model_name(found.base))
     recommended = shipping.recommend(verdicts, results, found, spec)
-    judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
     decoded = decoding_page.find(found, thresholds, verdicts, spec)
-    page = report.render(found, results, thresholds, flagged, verdicts, recommended, decoded, examined, spec, made_from)
+    judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
+    page = report.render(
+        found, results, thresholds, flagged, verdicts, recommended, decoded, examined, judged, spec, made_from
+    )
 
     out.mkdir(parents=True, exist_ok=True)
     (out / PROVENANCE).unlink(missing_ok=True)

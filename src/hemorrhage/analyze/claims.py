@@ -190,8 +190,8 @@ def located(entries: Sequence[dict[str, Any]], place: float, what: str) -> Findi
     verdict = SUPPORTED if counted["there"] == len(sides) else NOT_DECIDED
     if counted["there"] == 0:
         verdict = CONTRADICTED
-    parts = ", ".join(f"{number} {WHERE[side]}" for side, number in counted.items() if number)
-    measured = f"perplexity doubles on {parts}, of {len(sides)} curves of {what}"
+    parts = ", ".join(f"{WHERE[side]} on {number}" for side, number in counted.items() if number)
+    measured = f"of {len(sides)} curves of {what}, perplexity doubles {parts}"
     if not known:
         return Finding(verdict, measured, comparisons=len(sides))
     middle = float(np.median([found["estimate"] for found in known]))

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, position, undamaged
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.tables import Estimate, Numbers
@@ -155,8 +157,10 @@ def damage(
             traces += _curve([*from_base, *known], sweep.name, scale, styles[sweep.name])
             heights += [place(scale, number) for _, _, found in [*from_base, *known] for number in found[:3]]
     heights.append(place(scale, base.value) if base else 0.0)
-    if scale == "factor":
-        traces += _marks(sweeps, thresholds, corpus, shares, styles)
+    for sweep in sweeps:
+        entry = next((one for one in thresholds if (one["name"], one["corpus"]) == (sweep.name, corpus)), None)
+        if entry is not None:
+            traces += _thresholds(entry, scale, shares, styles[sweep.name]["colour"])
     traces.sort(key=lambda trace: (trace["mode"] == "markers", "fill" not in trace))  # bands below, points on top
     layout = frame(_x_axis(axis, start, traces), _value_axis(scale, heights, ticks=12))
     _references(layout, scale, numbers, heights)
@@ -255,55 +259,68 @@ def _hover(variant: Variant, scale: str, found: Estimate) -> str:
     return "<br>".join(lines)
 
 
-def _marks(
-    sweeps: Sequence[Sweep],
-    thresholds: Sequence[dict[str, Any]],
-    corpus: str,
-    shares: bool,
-    styles: dict[str, dict[str, Any]],
-) -> list[Figure]:
-    """The 2x-perplexity points, each with its interval, on the line of twice the perplexity."""
+def _thresholds(entry: dict[str, Any], scale: str, shares: bool, colour: str) -> list[Figure]:
+    """The best shape of a curve, its knee, and its 2x-perplexity point on the line of twice the perplexity.
+
+    A curve on another variant is described by what it adds to that one, which is not what the chart shows: no shape.
+    """
     traces = []
-    names = {sweep.name for sweep in sweeps}
-    for entry in thresholds:
-        found = entry["two_fold"]
-        if entry["name"] not in names or entry["corpus"] != corpus or found["answer"] != "found":
-            continue
-        centre = _percent(found["estimate"], shares)
-        low = centre if found["low"] is None else _percent(found["low"], shares)
-        high = centre if found["high"] is None else _percent(found["high"], shares)
-        colour = styles[entry["name"]]["colour"]
-        unit = "%" if shares else "bits"
-        text = f"{entry['name']}: perplexity doubles at {centre:.3g} {unit} ({low:.3g} to {high:.3g})"
-        traces.append(
-            {
-                "type": "scatter",
-                "x": [centre],
-                "y": [place("factor", math.log(2))],
-                "mode": "markers",
-                "marker": {
-                    "symbol": "line-ns-open",
-                    "size": 16,
-                    "color": colour,
-                    "line": {"width": 2.5, "color": colour},
-                },
-                "error_x": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [max(high - centre, 0)],
-                    "arrayminus": [max(centre - low, 0)],
-                    "color": colour,
-                    "thickness": 2.5,
-                    "width": 0,
-                },
-                "name": entry["name"],
-                "legendgroup": entry["name"],
-                "showlegend": False,
-                "text": [text],
-                "hovertemplate": "%{text}<extra></extra>",
-            }
-        )
+    fit = entry["fits"].get(FITS.get(scale, "")) if entry["on"] == BASE else None
+    if fit:
+        x, y = [_percent(value, shares) for value in fit["x"]], [place(scale, value) for value in fit["y"]]
+        line = {"color": colour, "width": 1.4, "dash": "dot"}
+        about = {"hoverinfo": "skip", "showlegend": False, "legendgroup": entry["name"]}
+        traces.append({"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, **about})
+        kind = "knee" if scale == "factor" else "kl_knee"
+        if entry[kind]["answer"] == "found":
+            at = _percent(entry[kind]["estimate"], shares)
+            traces.append(_mark(entry, kind, "knee", at, _height(x, y, at), shares, colour))
+    if scale == "factor" and entry["two_fold"]["answer"] == "found":
+        at = _percent(entry["two_fold"]["estimate"], shares)
+        traces.append(_mark(entry, "two_fold", "perplexity doubles", at, place("factor", math.log(2)), shares, colour))
     return traces
+
+
+FITS = {"factor": "ln_perplexity_ratio", "kl": "kl_mean"}
+"""Scale of a damage chart -> the metric whose shape it shows."""
+
+
+def _height(x: Sequence[float], y: Sequence[float], at: float) -> float:
+    points = sorted(zip(x, y, strict=True))
+    return float(np.interp(at, [point[0] for point in points], [point[1] for point in points]))
+
+
+def _mark(
+    entry: dict[str, Any], kind: str, what: str, centre: float, height: float, shares: bool, colour: str
+) -> Figure:
+    """A threshold with its interval along x; where that is open, up to the threshold itself."""
+    found = entry[kind]
+    low = centre if found["low"] is None else _percent(found["low"], shares)
+    high = centre if found["high"] is None else _percent(found["high"], shares)
+    unit = "%" if shares else "bits"
+    text = f"{entry['name']}: {what} at {centre:.3g} {unit} ({low:.3g} to {high:.3g})"
+    shape = {"symbol": "line-ns-open", "size": 16} if kind == "two_fold" else {"symbol": "diamond-open", "size": 13}
+    return {
+        "type": "scatter",
+        "x": [centre],
+        "y": [height],
+        "mode": "markers",
+        "marker": {**shape, "color": colour, "line": {"width": 2.5, "color": colour}},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(high - centre, 0)],
+            "arrayminus": [max(centre - low, 0)],
+            "color": colour,
+            "thickness": 2.5,
+            "width": 0,
+        },
+        "name": entry["name"],
+        "legendgroup": entry["name"],
+        "showlegend": False,
+        "text": [text],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
 
 
 def _dots(numbers: Numbers, sweeps: Sequence[Sweep], scale: str, dataset: str) -> Figure:

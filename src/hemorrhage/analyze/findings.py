@@ -178,7 +178,7 @@ def where(entry: dict[str, Any], kind: str) -> str:
     unit = _unit(entry)
     low = "" if found["low"] is None else _number(entry, found["low"])
     high = "" if found["high"] is None else _number(entry, found["high"])
-    limits = f"{low} to {high}" if low and high else f"beyond {low or high}"
+    limits = f"{low} to {high}" if low and high else f"beyond {low or high}" if low or high else "anywhere"
     return f"{_number(entry, found['estimate'])} {unit} ({limits})"
 
 

@@ -61,6 +61,8 @@ def propose(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """
     if sweep.on != BASE:
         return _none("a curve on another variant; its points depend on those of the sweep below")
+    if any(variant.manifest.get("settings", {}).get("sham") for variant in [*sweep.variants, *sweep.failed]):
+        return _none("a control")
     if sweep.axis not in SETTINGS:
         return _none(f"no setting moves along {sweep.axis}")
     setting, values = SETTINGS[sweep.axis]

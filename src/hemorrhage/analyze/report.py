@@ -16,6 +16,7 @@ from markupsafe import Markup
 from hemorrhage.analyze import decoding_page, examination, figures, findings, mitigation_report
 from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves import AXES, failure, sweeps
+from hemorrhage.analyze.definitions import NAMES, curves_of
 from hemorrhage.analyze.doctor import Doctor
 from hemorrhage.analyze.flags import Flag
 from hemorrhage.analyze.inputs import BASE, Inputs
@@ -25,6 +26,7 @@ from hemorrhage.analyze.shipping import Judged
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Estimate, Numbers
 from hemorrhage.analyze.tasks import ALL_TASKS
+from hemorrhage.analyze.thresholds import DESCRIBED
 
 PAGE = Path(__file__).parent / "page"
 """The page: report.html.j2 holds it together, each section is a file."""
@@ -60,6 +62,7 @@ def render(
     recommended: dict[str, Any],
     decoded: decoding_page.Findings,
     examined: Doctor,
+    claims: Sequence[dict[str, Any]],
     spec: Spec,
     provenance: dict[str, Any],
 ) -> str:
@@ -112,6 +115,8 @@ def render(
             confidence=f"{100 * spec.confidence:g}",
             spec=spec,
             thresholds={corpus: _threshold_rows(thresholds, corpus) for corpus in corpora},
+            threshold_names=list(NAMES.values()),
+            claims=_claim_rows(claims),
             linear_below=figures.LINEAR_BELOW,
             table=_table(inputs, numbers, corpora, flags),
             column_groups=COLUMN_GROUPS,
@@ -314,21 +319,41 @@ def _probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
-def _threshold_rows(thresholds: Sequence[dict[str, Any]], corpus: str) -> list[dict[str, str]]:
+def _threshold_rows(thresholds: Sequence[dict[str, Any]], corpus: str) -> list[dict[str, Any]]:
     """Rows of the table of thresholds on one corpus: curves that have more than one point."""
     return [
         {
             "name": entry["name"],
             "axis": AXES.get(entry["axis"], entry["axis"]),
-            "two_fold": findings.where(entry, "two_fold"),
-            "two_fold_why": findings.why(entry, "two_fold"),
-            "knee": findings.where(entry, "knee"),
-            "knee_why": findings.why(entry, "knee"),
+            "points": entry["points"],
+            "cells": [{"text": findings.where(entry, kind), "note": findings.why(entry, kind)} for kind in NAMES],
+            "shape": _shape(entry),
             "missing": ", ".join(entry["missing"]),
+            "defects": "; ".join(f"{', '.join(one['cells'])}: {one['rule']}" for one in entry["defects"]),
+            "next": ", ".join(f"{value:g}" for value in (entry["next"] or {}).get("values", [])),
+            "next_why": (entry["next"] or {}).get("reason", ""),
         }
-        for entry in thresholds
-        if entry["corpus"] == corpus and entry["points"] + len(entry["missing"]) > 1
+        for entry in curves_of(thresholds, corpus)
     ]
+
+
+def _shape(entry: dict[str, Any]) -> str:
+    """The shape that describes a curve's log-perplexity ratio best."""
+    fit = entry["fits"].get("ln_perplexity_ratio")
+    return DESCRIBED[fit["shape"]] if fit else ""
+
+
+def _claim_rows(claims: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Claims as the page shows them."""
+    return [{**claim, "number": _claimed(claim)} for claim in claims]
+
+
+def _claimed(claim: dict[str, Any]) -> str:
+    if claim["estimate"] is None:
+        return ""
+    low, high = ("" if claim[end] is None else f"{claim[end]:.3g}" for end in ("low", "high"))
+    limits = f" ({low} to {high})" if low and high else ""
+    return f"{claim['unit']}: {claim['estimate']:.3g}{limits}"
 
 
 # The table of all variants.
