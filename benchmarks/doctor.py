@@ -163,7 +163,7 @@ class Bench:
 
     def damage(self, checkpoint: Path) -> dict[str, dict[str, float]]:
         """Corpus -> mean nll, the base's, and KL: nats per token."""
-        model, head = load(checkpoint), head_of(self.base)
+        model, head = load(checkpoint, base=self.base), head_of(self.base)
         found = {}
         for corpus in CORPORA:
             pieces = list(corpus_damage(model, self.reference, corpus, head, windows_per_batch(WINDOW)))

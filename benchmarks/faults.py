@@ -38,6 +38,7 @@ from hemorrhage.decode.degeneration import loop_rate, rep_n
 from hemorrhage.evaluate.membership import known
 from hemorrhage.evaluate.reference import cut_windows
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.weights import Weights
 
 HEALTHY = "healthy"
 
@@ -81,13 +82,13 @@ def checkpoints(work: Path, seeds: int) -> Iterator[Case]:
         common = {diagnose.MISMATCH: diagnose.foreign(tokens, text)[0]} if calibrated else {}
         layers = json.loads((folder / LAYERS).read_text())
         yield Case(HEALTHY, variant.name, {**common, **_of_layers(layers)})
-        model = load(folder)
+        model = load(folder, base=bench.base)
         names = list(layers)
         wounded = names[int(torch.randint(len(names), (1,), generator=generator))]
         weight = model.get_submodule(wounded).weight.data
         strength = STRENGTHS[place % len(STRENGTHS)]
         weight += strength * weight.square().mean().sqrt() * torch.randn(weight.shape, generator=generator)
-        seen = Fidelity(bench.base, None, "", Statistics(bench.calibration) if calibrated else None)
+        seen = Fidelity(Weights(bench.base), None, "", Statistics(bench.calibration) if calibrated else None)
         seen.go_through(model)
         seen.write(work)
         scores = _of_layers(json.loads((work / LAYERS).read_text()))
