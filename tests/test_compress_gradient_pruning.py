@@ -50,7 +50,8 @@ def calibration(tiny: Path, texts: Tensor, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("calibration")
     save_file({"tokens": texts[:SAMPLES].int()}, folder / "tokens.safetensors")
     collected = collect(load(tiny), texts[:SAMPLES], folder)
-    (folder / "manifest.json").write_text(json.dumps({"corpora": {"made": "ab"}, **collected}))
+    facts = {"corpora": {"made": "ab"}, "tokens": texts[:SAMPLES].numel(), **collected}
+    (folder / "manifest.json").write_text(json.dumps(facts))
     return folder
 
 

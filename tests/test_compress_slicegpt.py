@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -313,20 +312,12 @@ def test_one_basis_is_a_checkpoint_like_any_other(tiny: Path, calibration: Path,
 def test_families_read_back(config: Any, rotation: str, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
     made(config).to(torch.bfloat16).save_pretrained(base)
-    calibration = tmp_path / "calibration"
-    calibration.mkdir()
-    _write_windows(calibration)
-    compress(out, "v", base, None, calibration, [], spec(0.4, rotation=rotation))
+    compress(out, "v", base, None, calibrated(base, tmp_path), [], spec(0.4, rotation=rotation))
     assert "failure" not in read_manifest(out)
     model = load(out, base=base)
     verify(model, out)
     assert load(out, "stored", base=base).dtype == torch.bfloat16
     assert model.get_input_embeddings().embedding_dim == 24
-
-
-def _write_windows(folder: Path) -> None:
-    save_file({"tokens": TOKENS.to(torch.int32)}, folder / "tokens.safetensors")
-    (folder / "manifest.json").write_text("{}")
 
 
 def test_generation_with_a_cache_is_generation_without(tiny: Path, calibration: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_cache_is_counted_tensor_by_tensor() -> None:
 
 def test_narrower_layers_cache_less(tiny: Path, tmp_path: Path) -> None:
     settings = {"removed": 0.3, "importance": "magnitude", "protect_first": 1, "protect_last": 1}
-    found = cost.measure(load(variant(tiny, tmp_path / "o", "width", **settings)))
+    found = cost.measure(load(variant(tiny, tmp_path / "o", "width", **settings), base=tiny))
     assert found["kv_bytes"] == found["kv_bytes_formula"] < cost.measure(load(tiny))["kv_bytes"]
 
 

@@ -43,7 +43,7 @@ def statistics(trained: Path, texts: Tensor, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("arms")
     save_file({"tokens": texts[:SAMPLES].int()}, folder / "tokens.safetensors")
     collected = collect(load(trained), texts[:SAMPLES], folder)
-    (folder / "manifest.json").write_text(json.dumps({"corpus": "made", "sha256": "ab", **collected}))
+    (folder / "manifest.json").write_text(json.dumps({"corpora": {"made": "ab"}, **collected}))
     for part in ("loss", "local"):
         gradients(folder / part, trained, folder, {"part": part})
     return Statistics(folder, {part: folder / part for part in ("loss", "local")})
