@@ -47,7 +47,7 @@ def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
     base, text, task = folder / "base", folder / "texts/prose/x", folder / "tasks/agreement/x"
     step(device, "hemorrhage.models", base, "--spec", json.dumps({"source": "path", "path": str(tiny)}))
     text.mkdir(parents=True)
-    prose = embedded.JOIN.join(embedded.documents("prose")["calibration"][:4])[:40_000]
+    prose = embedded.JOIN.join(embedded.documents("prose")["calibration"])[:40_000]
     ids = load_tokenizer(tiny)(prose, add_special_tokens=False).input_ids
     tokens = torch.tensor(ids, dtype=torch.int32)
     save_file({"calibration": tokens, "evaluation": tokens.clone()}, text / "tokens.safetensors")
