@@ -95,6 +95,8 @@ def main() -> None:
             flush=True,
         )
     del model
+    # The last peak was reset while this model was still there: it would count as GPTQ's.
+    peak(where)
 
     settings = gptq.Settings(bits=4, group_size=min(128, chosen.hidden), symmetric=False)
     calibration = torch.randint(chosen.vocabulary, (chosen.samples, chosen.length))
