@@ -134,6 +134,8 @@ def threads(environment: Mapping[str, str]) -> int:
 def preload() -> None:
     """Import the libraries as a step finds them (hemorrhage.step). Raises RuntimeError where one touched the GPU."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Libraries ask on import whether there is a GPU: by NVML torch answers that without initialising CUDA.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     for name in LIBRARIES:
         if over():
             break
