@@ -36,9 +36,10 @@ rule reference:
         texts=lambda wildcards, input: folders(input.texts),
         tasks=lambda wildcards, input: folders(input.tasks),
         spec=json.dumps(plan.windows),
+        memory=plan.params.evaluate.memory_gb,
     shell:
         "step --gpu={resources.gpu} {params.usage} hemorrhage.evaluate.reference {params.out} --base {params.base} --texts {params.texts}"
-        " --tasks {params.tasks} --spec {params.spec:q} > {log} 2>&1"
+        " --tasks {params.tasks} --spec {params.spec:q} --memory-gb {params.memory} > {log} 2>&1"
 
 
 rule evaluate:
@@ -64,10 +65,11 @@ rule evaluate:
         reference=lambda wildcards, input: folders(input.reference),
         tasks=lambda wildcards, input: folders(input.tasks),
         spec=lambda wildcards: json.dumps(plan.evaluation(wildcards.name)),
+        memory=plan.params.evaluate.memory_gb,
     shell:
         "step --gpu={resources.gpu} {params.usage} hemorrhage.evaluate {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --reference {params.reference}"
-        " --tasks {params.tasks} --spec {params.spec:q} > {log} 2>&1"
+        " --tasks {params.tasks} --spec {params.spec:q} --memory-gb {params.memory} > {log} 2>&1"
 
 
 rule harness:

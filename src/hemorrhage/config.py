@@ -143,12 +143,17 @@ class Inside(Section):
 
 
 class Evaluate(Section):
-    """What every variant is measured on; window in tokens. ``dtype``: of products, for language and probes."""
+    """What every variant is measured on; window in tokens. ``dtype``: of products, for language and probes.
+
+    A model that takes more than ``memory_gb`` gigabytes in float32 is read from its files block by block, which changes
+    no number and no address.
+    """
 
     dtype: Literal["float32", "bfloat16"]
     corpora: Annotated[list[str], Field(min_length=1)]
     window: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=2)] | Literal["all"]
+    memory_gb: Annotated[float, Field(ge=0)] = 16
     tasks: list[str]
     harness: Harness
     programs: Programs

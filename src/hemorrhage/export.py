@@ -114,7 +114,7 @@ def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports
     if base is not None:
         verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weights = Weights(folder, base, hold=True)
+    weights = Weights(folder, base)
     about = card(folder, reports, out.stem if kind == "gguf" else out.name)
     {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, weights, out)
     # Last, as a card alone is no checkpoint.

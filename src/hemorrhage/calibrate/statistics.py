@@ -20,7 +20,7 @@ from tqdm import tqdm
 from hemorrhage.calibrate import triangle
 from hemorrhage.compress.blocks import blocks, linears_of
 from hemorrhage.lazy import torch
-from hemorrhage.models.stream import TensorFile
+from hemorrhage.models.stream import Aside, TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,7 +134,7 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
             torch.float32,
             {"shared": json.dumps(shared)},
         ) as file:
-            walk = Walk(model, tokens, shared)
+            walk = Walk(model, tokens, shared, folder)
             last.append(walk.last())
             for _ in tqdm(blocks(model), desc="calibrate", unit="block", mininterval=5):
                 seen = walk.advance(moments=kept)
@@ -159,12 +159,16 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
 class Walk:
     """The windows' hidden states on their way through the blocks, batch by batch."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Tensor, shared: dict[str, list[str]]) -> None:
-        """``tokens`` int [samples, length]; ``shared`` is that of ``shared_inputs``."""
+    def __init__(
+        self, model: PreTrainedModel, tokens: Tensor, shared: dict[str, list[str]], folder: Path | None = None
+    ) -> None:
+        """``tokens`` int [samples, length]; ``shared`` is that of ``shared_inputs``; ``folder``: on the disk on which
+        states lie between two blocks that are too many for memory, where that is wanted."""
         from hemorrhage.models.walk import enter
 
         self.model = model
         self.shared = shared
+        self.folder = folder
         self.batches = tokens.long().to(model.device).split(_batch(*tokens.shape))
         self.states, self.arguments = enter(model, self.batches)
         self.block = -1
@@ -179,16 +183,16 @@ class Walk:
         inside = set(block.modules())
         linears = {name: linear for name, linear in linears_of(self.model).items() if linear in inside}
         firsts = [first for first in self.shared if first in linears]
-        return observe(block, self.states, self.arguments[self.block], linears, firsts, moments)
+        return observe(block, self.states, self.arguments[self.block], linears, firsts, moments, self.folder)
 
     def leave(self) -> None:
         """Let the states through the block as it is now."""
         from hemorrhage.models.walk import in_float32, step
 
-        block = blocks(self.model)[self.block]
+        block, aside = blocks(self.model)[self.block], Aside(self.folder)
         with in_float32(block):
             for index, before in enumerate(self.states):
-                self.states[index] = step(block, before, self.arguments[self.block])
+                self.states[index] = aside.put(step(block, before, self.arguments[self.block]))
 
     def last(self) -> Tensor:
         """Hidden states of the windows' last tokens: float32 [samples, hidden]."""
@@ -202,8 +206,12 @@ def observe(
     linears: dict[str, nn.Linear],
     firsts: list[str],
     moments: bool,
+    folder: Path | None,
 ) -> Seen:
-    """Run ``block`` over all batches of ``states`` and look at the inputs ``firsts`` and outputs of ``linears``."""
+    """Run ``block`` over all batches of ``states`` and look at the inputs ``firsts`` and outputs of ``linears``.
+
+    What leaves it is put aside in ``folder`` (hemorrhage.models.stream).
+    """
     from hemorrhage.models.experts import every_token
     from hemorrhage.models.walk import in_float32, step
 
@@ -222,11 +230,13 @@ def observe(
         linear.register_forward_hook(lambda _, x, y, name=name: widen(name, y)) for name, linear in linears.items()
     ]
     similarity, after = 0.0, []
+    aside = Aside(folder)
     try:
         with in_float32(block), every_token(block):
             for before in states:
-                after.append(step(block, before, arguments))
-                similarity += torch.cosine_similarity(before, after[-1], dim=-1).double().sum().item()
+                leaving = step(block, before, arguments)
+                similarity += torch.cosine_similarity(before, leaving, dim=-1).double().sum().item()
+                after.append(aside.put(leaving))
     finally:
         for hook in hooks:
             hook.remove()

@@ -87,7 +87,7 @@ def _compress(
     # Expansion leaves silent layers: of such a parent they stay.
     silent = sum(integrity.constant(linear.weight) for linear in linears.values()) if parent else 0
     del linears
-    statistics, kind = _statistics(settings, model, parent, calibration, gradients)
+    statistics, kind = _statistics(settings, model, parent, calibration, gradients, part)
     method.alter(model, settings, statistics, seed)
     del statistics
     # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
@@ -164,9 +164,9 @@ def _calibration(settings: Any, calibration: Path | None) -> dict[str, Any] | No
 
 
 def _statistics(
-    settings: Any, model: Any, parent: Path | None, calibration: Path | None, gradients: list[Path]
+    settings: Any, model: Any, parent: Path | None, calibration: Path | None, gradients: list[Path], aside: Path
 ) -> tuple[Any, str]:
-    """What the method may read, and what the report says of it."""
+    """What the method may read, and what the report says of it; ``aside``: a folder for states between blocks."""
     from hemorrhage.compress.statistics import Statistics, Streamed
 
     if not settings.statistics:
@@ -179,7 +179,7 @@ def _statistics(
     absent = "hessian" in of_inputs and not read_manifest(calibration)["hessian_stored"]
     if propagated or (of_inputs and (parent is not None or absent)):
         kind = "errors propagated" if propagated else "of the unaltered model, not stored"
-        return Streamed(calibration, parts, model, propagated, "hessian" in of_inputs), kind
+        return Streamed(calibration, parts, model, propagated, "hessian" in of_inputs, aside), kind
     return Statistics(calibration, parts), "of the base model"
 
 

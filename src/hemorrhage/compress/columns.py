@@ -97,6 +97,11 @@ def factor(moment: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     return reach.div_(diagonal.unsqueeze(1)), diagonal
 
 
+def wide(widths: Iterable[int]) -> bool:
+    """Whether no two layers with so many inputs are swept together, so that all can be taken as they come."""
+    return all(2 * width**2 > VALUES for width in widths)
+
+
 def batches(layers: Iterable[Layers], alone: bool) -> Iterator[list[Layers]]:
     """``layers`` in lists that can be swept together; one by one, as they come, if ``alone``."""
     waiting: dict[tuple[int, ...], list[Layers]] = {}

@@ -22,7 +22,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import linears_of
-from hemorrhage.compress.columns import Layers, batches, stacked, sweep
+from hemorrhage.compress.columns import Layers, batches, stacked, sweep, wide
 from hemorrhage.compress.grid import GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.packing import store
 from hemorrhage.compress.progress import remaining
@@ -56,7 +56,7 @@ class Settings(GridSettings):
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     linears = linears_of(model)
-    alone = settings.sequential or statistics.collected
+    alone = settings.sequential or statistics.collected or wide(each.in_features for each in linears.values())
     groups = statistics.shared()
     # Layers that wait for others of their shape are in no block that is finished.
     items = remaining(model, groups, statistics) if alone else iter(groups.items())

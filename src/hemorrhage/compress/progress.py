@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hemorrhage.artifact import resuming, whole
 from hemorrhage.compress.blocks import blocks
+from hemorrhage.models.stream import TensorFile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,11 +86,11 @@ class Progress:
         self._waiting, self._bytes, self._saved = [], 0, time.monotonic()
 
     def _write(self, model: PreTrainedModel, index: int) -> None:
-        from safetensors.torch import save_file
-
         tensors, schemes = _tensors(model, index)
-        with whole(self._file(index)) as part:
-            save_file(tensors, part, {"schemes": json.dumps(schemes)})
+        shapes, dtypes = ({name: getattr(value, of) for name, value in tensors.items()} for of in ("shape", "dtype"))
+        said = {"schemes": json.dumps(schemes)}
+        with whole(self._file(index)) as part, TensorFile(part, shapes, dtypes, said) as file:
+            file.write(tensors.values())
         del tensors
         self.restore(model, index)
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import linears_of
-from hemorrhage.compress.columns import Layers, batches, stacked, sweep
+from hemorrhage.compress.columns import Layers, batches, stacked, sweep, wide
 from hemorrhage.compress.integrity import zero_share
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.sparsity import CalibratedSettings, check_zeros, lowest, lowest_of_groups
@@ -40,7 +40,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     linears = linears_of(model)
     before = zero_share(linears)
-    alone = settings.sequential or statistics.collected
+    alone = settings.sequential or statistics.collected or wide(each.in_features for each in linears.values())
     groups = statistics.shared()
     # Layers that wait for others of their shape are in no block that is finished.
     items = remaining(model, groups, statistics) if alone else iter(groups.items())

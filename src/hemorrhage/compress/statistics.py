@@ -128,9 +128,12 @@ class Streamed(Statistics):
         model: PreTrainedModel,
         propagated: bool,
         moments: bool = True,
+        aside: Path | None = None,
     ) -> None:
-        """``model`` is the one that is being altered; ``moments``: whether second moments will be asked for."""
+        """``model`` is the one that is being altered; ``moments``: whether second moments will be asked for;
+        ``aside``: where the windows' states lie if they are too many for memory."""
         super().__init__(folder, gradients)
+        self._aside = aside
         self._model = model
         self._moments = moments
         self._propagated = propagated
@@ -146,7 +149,7 @@ class Streamed(Statistics):
     def _begin(self) -> None:
         self._seen: Any = None
         with torch.inference_mode():
-            self._walk = Walk(self._model, self.tokens(), self._shared)
+            self._walk = Walk(self._model, self.tokens(), self._shared, self._aside)
 
     collected = True
 

@@ -14,6 +14,9 @@ from hemorrhage.costs.work import ON_GPU, Workload
 WAITED_FOR = ("base", "calibrations", "gradients", "references")
 """Kinds that most of the run waits for: threads shorten the run, where others would only take each other's cores."""
 
+BY_BLOCKS = ("references", "evaluations")
+"""Kinds whose jobs hold a part of the model where it is larger than ``evaluate.memory_gb``."""
+
 UNKNOWN = {"threads": 2, "mem_mb": 16000, "minutes": 120}
 """What is asked for where nothing of the model is on this machine yet, so that its size is not known."""
 
@@ -41,6 +44,9 @@ class Requests:
         if self.workload.shape is None:
             return UNKNOWN["mem_mb"] * 2 ** (attempt - 1)
         memory = self.costs.predict(self.workload.jobs[kind, name]).rss_mb
+        if kind in BY_BLOCKS:
+            # A model that takes more is read block by block.
+            memory = min(memory, 1e3 * self.workload.plan.params.evaluate.memory_gb)
         asked = max(self.safety["memory"] * memory, self.safety["least_mb"])
         return math.ceil(asked / 100) * 100 * 2 ** (attempt - 1)
 

@@ -1,18 +1,23 @@
 """Step ``evaluate``: a variant's damage, token by token, item by item and inside the network.
 
     python -m hemorrhage.evaluate OUT --variant V --checkpoint DIR --base DIR --reference DIR --tasks DIR... --spec JSON
+        --memory-gb GB
 
 The checkpoint is loaded in this fresh process from what lies on disk, and must give the logits that the
 compress step computed in memory. A variant that can't be evaluated becomes an output that says why.
 
 The base model is a variant, too: it reads its windows in batches of another size than the reference did, so that what
 it differs by from itself is the noise of sums in another order.
+
+A model that would take more than ``--memory-gb`` is read block by block, with the same numbers; what it costs to run is
+not measured then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +50,8 @@ from hemorrhage.evaluate.language import (
 )
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ITEMS
-from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.checkpoint import load, load_tokenizer, size
+from hemorrhage.models.walk import streams
 from hemorrhage.models.weights import CHECK
 
 if TYPE_CHECKING:
@@ -55,7 +61,14 @@ BASE = "base"
 
 
 def evaluate(
-    out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, tasks: list[Path], ablate: bool = False
+    out: Path,
+    variant: str,
+    checkpoint: Path,
+    base: Path,
+    reference: Path,
+    tasks: list[Path],
+    ablate: bool = False,
+    memory_gb: float = math.inf,
 ) -> None:
     """Write the evaluation of one checkpoint; ``ablate``: repair by other layers is measured, too, which takes long.
 
@@ -67,7 +80,7 @@ def evaluate(
     facts, made = read_manifest(reference), read_manifest(checkpoint)
     same_tokenizer(checkpoint, base)
     base_head = head_of(base)
-    model, tokenizer = open_model(checkpoint, base, len(base_head)), load_tokenizer(base)
+    model, tokenizer = open_model(checkpoint, base, len(base_head), memory_gb), load_tokenizer(base)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():
             raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be told whether it is what compress made")
@@ -102,7 +115,9 @@ def evaluate(
             of_base_inside = load_file(reference / "inside.safetensors")
             found = inside.measure(model, of_base_inside, made.get("blocks"), ablate)
             inside.INSIDE.validate(found).to_parquet(part / "inside.parquet", index=False)
-        costs = {**cost.measure(model), "theoretical": cost.theoretical(checkpoint)}
+        # The speed of a disk is none of a model's.
+        measured = {} if streams(model) else cost.measure(model)
+        costs = {**measured, "theoretical": cost.theoretical(checkpoint)}
         (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(
             part,
@@ -134,10 +149,10 @@ def same_tokenizer(checkpoint: Path, base: Path) -> None:
         raise ValueError(f"{own} differs from the base model's: its tokens would be compared with other tokens")
 
 
-def open_model(checkpoint: Path, base: Path, vocabulary: int) -> PreTrainedModel:
+def open_model(checkpoint: Path, base: Path, vocabulary: int, memory_gb: float = math.inf) -> PreTrainedModel:
     """The checkpoint's model; ValueError where it can't be read and where its vocabulary is another."""
     try:
-        model = load(checkpoint, base=base)
+        model = load(checkpoint, base=base, streamed=(size(checkpoint) or 0) > 1e9 * memory_gb)
     except Exception as error:
         raise ValueError(f"{checkpoint} can't be loaded: {type(error).__name__}: {error}") from error
     own = model.get_output_embeddings().weight.shape[0]
@@ -169,6 +184,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--tasks", type=Path, nargs="*", default=[])
     parser.add_argument("--spec", type=json.loads, required=True, help="{ablate}: measure repair by other layers")
+    parser.add_argument("--memory-gb", type=float, default=math.inf, help="above it a model is read block by block")
     arguments = parser.parse_args()
     step.start()
     facts = read_manifest(arguments.reference)
@@ -187,6 +203,7 @@ def main() -> None:
             arguments.reference,
             arguments.tasks,
             arguments.spec["ablate"],
+            arguments.memory_gb,
         )
 
 

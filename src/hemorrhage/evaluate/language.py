@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from hemorrhage.artifact import verify, whole
 from hemorrhage.evaluate.schema import TOKENS
-from hemorrhage.models.stream import TensorFile
+from hemorrhage.models import walk
+from hemorrhage.models.stream import IN_MEMORY, TensorFile
 from hemorrhage.models.weights import Weights
 
 if TYPE_CHECKING:
@@ -74,6 +75,22 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``."""
     with torch.inference_mode():
         return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.float()
+
+
+def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Each of ``parts`` of ``windows`` int32 [n, window] with its tokens and their final hidden states, in order.
+
+    A model that is read block by block takes as many parts through it at once as have room in memory.
+    """
+    most = 1
+    if walk.streams(model) and parts:
+        width = 4 * model.get_output_embeddings().weight.shape[1]
+        most = max(1, IN_MEMORY // (width * windows[parts[0]].numel()))
+    for start in range(0, len(parts), most):
+        some = parts[start : start + most]
+        tokens = [windows[part].to(model.device).long() for part in some]
+        states = walk.together(model, tokens) if walk.streams(model) else [hidden_states(model, tokens[0])]
+        yield from zip(some, tokens, states, strict=True)
 
 
 def windows_per_batch(window: int) -> int:
@@ -209,9 +226,8 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
             count, window = each.shape
             at_once = min(count, windows_per_batch(window))
             predictions = Predictions(head, at_once * (window - 1))
-            for part in tqdm(batches(count, at_once), desc=corpus, mininterval=5):
-                tokens = each[part].to(model.device).long()
-                states = hidden_states(model, tokens)
+            parts = batches(count, at_once)
+            for part, tokens, states in tqdm(passes(model, each, parts), total=len(parts), desc=corpus, mininterval=5):
                 figures, top, _ = predictions.of(states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
                 if not bool(figures.isfinite().all()):
                     raise ValueError(f"corpus {corpus}, from window {part.start}: the base's logits are not finite")
@@ -247,13 +263,13 @@ def corpus_damage(
     waiting: list[dict[str, Tensor]] = []
     together = -(-ROWS // (at_once * (window - 1)))
     remaining = batches(count, at_once)[skip * together :]
-    for part in tqdm(remaining, desc=corpus, mininterval=5):
-        tokens = windows[part].to(model.device).long()
+    read = passes(model, windows, remaining)
+    for part, tokens, states in tqdm(read, total=len(remaining), desc=corpus, mininterval=5):
         base = tuple(
             read_slice(reference / f"{name}.safetensors", corpus, part).to(model.device)
             for name in ("hidden", "figures", "top")
         )
-        rows = _damage(predictions, hidden_states(model, tokens), tokens, base)
+        rows = _damage(predictions, states, tokens, base)
         numbers = torch.arange(part.start, part.stop, device=model.device)
         positions = torch.arange(1, window, device=model.device)
         waiting.append(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.lazy import torch
+from hemorrhage.models.walk import streams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,14 +28,24 @@ def computing(model: PreTrainedModel, dtype: str) -> Iterator[None]:
         yield
         return
     decoder: Any = model.get_decoder()
-    forward = decoder.forward
+    # Blocks, too: they are called without the decoder where a model is read block by block.
+    modules = [decoder, *getattr(decoder, "layers", ())] if streams(model) else [decoder]
+    own = [(module, vars(module).get("forward"), module.forward) for module in modules]
 
-    def cast(*arguments: Any, **named: Any) -> Any:
-        with torch.autocast(model.device.type, dtype=getattr(torch, dtype)):
-            return forward(*arguments, **named)
+    def cast(forward: Any) -> Any:
+        def within(*arguments: Any, **named: Any) -> Any:
+            with torch.autocast(model.device.type, dtype=getattr(torch, dtype)):
+                return forward(*arguments, **named)
 
-    decoder.forward = cast
+        return within
+
+    for module, _, forward in own:
+        module.forward = cast(forward)
     try:
         yield
     finally:
-        del decoder.forward
+        for module, before, _ in own:
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before

@@ -1,16 +1,19 @@
 """Step ``reference``: the base model's side of every comparison, computed once.
 
     python -m hemorrhage.evaluate.reference OUT --base DIR --texts DIR... --tasks DIR... --spec JSON
+        --memory-gb GB
 
 Windows are consecutive and do not overlap; where fewer are asked for than the text has, they are spread
 evenly over it. A model whose tokenizer adds BOS sees it at the start of each window, in the place of the
 window's first token. All of this is the protocol, and the protocol is part of every metric's identity.
+A model that would take more than ``--memory-gb`` is read block by block, with the same numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,7 @@ from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.language import write_base_side
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
-from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.checkpoint import load, load_tokenizer, size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -117,9 +120,12 @@ def text_sizes(windows: torch.Tensor, tokenizer: PreTrainedTokenizerFast, corpus
     )
 
 
-def reference(out: Path, base: Path, texts: list[Path], tasks: list[Path], spec: dict[str, Any]) -> None:
+def reference(
+    out: Path, base: Path, texts: list[Path], tasks: list[Path], spec: dict[str, Any], memory_gb: float = math.inf
+) -> None:
     """Write the base model's side. Raises ValueError where a text is too short and where the model is broken."""
-    model, tokenizer = load(base), load_tokenizer(base)
+    model = load(base, streamed=(size(base) or 0) > 1e9 * memory_gb)
+    tokenizer = load_tokenizer(base)
     bos = tokenizer.bos_token_id if read_manifest(base)["adds_bos"] else None
     window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
 
@@ -205,9 +211,10 @@ def main() -> None:
         help="{dtype, window, windows, inside: {windows, window}}: of products, tokens, windows of a corpus, and of how"
         " many windows of the first corpus the first tokens are looked inside",
     )
+    parser.add_argument("--memory-gb", type=float, default=math.inf, help="above it a model is read block by block")
     arguments = parser.parse_args()
     step.start()
-    reference(arguments.out, arguments.base, arguments.texts, arguments.tasks, arguments.spec)
+    reference(arguments.out, arguments.base, arguments.texts, arguments.tasks, arguments.spec, arguments.memory_gb)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-def load(folder: Path, dtype: str = "float32", as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
+def load(
+    folder: Path, dtype: str = "float32", as_stored: bool = False, base: Path | None = None, streamed: bool = False
+) -> PreTrainedModel:
     """The model of a checkpoint folder in evaluation mode, on the device ``device()``.
 
     ``base`` is the folder of the base model, which a variant's checkpoint shares weights with
@@ -27,6 +29,10 @@ def load(folder: Path, dtype: str = "float32", as_stored: bool = False, base: Pa
     and dequantize when they compute. Quantized activations and caches are emulated
     (hemorrhage.models.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
     a file is damaged or ``base`` is missing or another one.
+
+    With ``streamed`` the model computes in float32 with the weights of one block in memory at a time, read from the
+    files when it is the block's turn (hemorrhage.models.walk.by_blocks). It stays on the processor. What ``size`` has
+    no answer for is loaded whole.
     """
     from transformers import AutoConfig
 
@@ -36,16 +42,39 @@ def load(folder: Path, dtype: str = "float32", as_stored: bool = False, base: Pa
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     quantization = vars(config).pop("quantization_config", None)
     bench = getattr(config, "hemorrhage", None) or {}
+    streamed = streamed and size(folder) is not None
     if "form" in bench:
         model = importlib.import_module(f"hemorrhage.models.{bench['form']}").build(
             folder, config, dtype, as_stored, base
         )
-    elif quantization or bench or shares(folder):
-        model = _rebuild(Weights(folder, base, hold=True), config, quantization, bench, dtype, as_stored)
+    elif streamed or dtype == "stored" or quantization or bench or shares(folder):
+        weights = Weights(folder, base)
+        kind = "stored" if streamed else dtype
+        model = _rebuild(weights, config, quantization, bench, kind, as_stored or streamed, streamed)
     else:
         model = _from_pretrained(folder, config, dtype)
-    model.to(device())
+    if streamed:
+        from hemorrhage.models.walk import by_blocks
+
+        by_blocks(model)
+    else:
+        model.to(device())
     return model.eval()
+
+
+def size(folder: Path) -> int | None:
+    """Bytes that the model of a checkpoint folder takes in float32; None where it can't be read block by block.
+
+    That are the forms of a whole model, and mixtures of experts, which are put together from their checkpoint's parts.
+    """
+    from transformers import AutoConfig
+
+    from hemorrhage.models.experts import LAYOUTS
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if "form" in (getattr(config, "hemorrhage", None) or {}) or config.model_type in LAYOUTS:
+        return None
+    return 4 * sum(shape.numel() for shape in expected_shapes(config).values())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -97,18 +126,32 @@ def _from_pretrained(folder: Path | None, config: Any, dtype: str, **arguments: 
 
 
 def _rebuild(
-    weights: Weights, config: Any, quantization: Any, bench: dict[str, Any], dtype: str, as_stored: bool
+    weights: Weights,
+    config: Any,
+    quantization: Any,
+    bench: dict[str, Any],
+    dtype: str,
+    as_stored: bool,
+    streamed: bool = False,
 ) -> PreTrainedModel:
-    """A checkpoint that transformers can't read alone, or would compute with in another way."""
+    """A checkpoint that transformers can't read alone, or would compute with in another way.
+
+    Its tensors are mapped one by one, so that one which is replaced leaves memory.
+    """
     import torch
 
     from hemorrhage.models import activations, forms
+    from hemorrhage.models.masked import MaskedLinear
 
-    tensors: dict[str, Tensor] = dict(weights.items())
+    masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
+    tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()
     state, found = forms.read(tensors, quantization)
-    stored = config.dtype or torch.float32
+    for name in masked - set(bench.get("narrow", ())):
+        form = MaskedLinear(weights, name, state.get(f"{name.removesuffix('.weight')}.bias"))
+        found[name.removesuffix(".weight")] = form
+    stored = config.dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
     kept = {name: form for name, form in found.items() if as_stored or forms.keeps(form)}
     for name, form in found.items():
@@ -135,3 +178,18 @@ def _rebuild(
             module.out_features, module.in_features = value.shape
     activations.install(model, quantization or {}, tensors)
     return model
+
+
+def _linear_weights(config: Any) -> set[str]:
+    """Names of the weights of the decoder blocks' linear layers in the architecture that ``config`` describes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    inside = {module for block in model.get_decoder().layers for module in block.modules()}
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module in inside
+    }

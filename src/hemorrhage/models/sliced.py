@@ -86,7 +86,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
     decoder.norm = SlicedNorm(config.hidden_size, config.rms_norm_eps)
     # Its frequencies are computed, not stored.
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
-    for name, value in Weights(folder, base, hold=True).items():
+    for name, value in Weights(folder, base).items():
         place, _, own = name.rpartition(".")
         put(model.get_submodule(place), own, value if dtype == "stored" else value.to(getattr(torch, dtype)))
     missing = [name for name, value in model.state_dict().items() if value.is_meta]

@@ -1,13 +1,21 @@
-"""Large tensors piece by piece: writing a safetensors file, going through a matrix by rows.
+"""Large tensors piece by piece: writing and reading a safetensors file, going through a matrix by rows.
 
-The library that writes such files wants all tensors in memory at once.
+The library that writes such files wants all tensors in memory at once; the one that reads them maps a whole file, whose
+pages stay resident until the last of its tensors is gone, and which the kernel refuses where a file is larger than
+memory.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import os
 import struct
+import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -34,6 +42,10 @@ DTYPES = {
 
 PIECE = 2**22
 """Elements of a piece: work on it needs a few copies in float32, which stay small beside a layer and in the cache."""
+
+
+IN_MEMORY = 2**28
+"""Bytes of tensors put aside that stay in memory."""
 
 
 def rows_at_once(columns: int) -> int:
@@ -90,3 +102,93 @@ class TensorFile:
         self._stream.close()
         if error is None and self._left:
             raise ValueError(f"{self._path}: {self._left} bytes of the announced tensors were not written")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a safetensors file: ``offset`` in bytes from the file's beginning."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def tensor(self) -> Tensor:
+        """The tensor, mapped: what was read of it the kernel may take out of memory again."""
+        return mapped(self.file, self.offset, self.shape, self.dtype)
+
+
+def places(file: Path) -> dict[str, Place]:
+    """Name -> place of each tensor of a safetensors file. Raises ValueError for a file that is none or is cut off."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length + 8 > size:
+            raise ValueError(f"{file} is no whole safetensors file")
+        entries = json.loads(stream.read(length))
+    kinds = {theirs: getattr(torch, ours) for ours, theirs in DTYPES.items()}
+    found = {}
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        if entry["dtype"] not in kinds:
+            raise ValueError(f"{file}: {name} is of type {entry['dtype']}; {', '.join(kinds)} can be read")
+        place = Place(file, kinds[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
+        if 8 + length + end > size or end - begin != torch.Size(place.shape).numel() * place.dtype.itemsize:
+            raise ValueError(f"{file} is no whole safetensors file: {name} does not fit")
+        found[name] = place
+    return found
+
+
+def mapped(file: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The tensor of ``shape`` and ``dtype`` at a byte of ``file``, mapped into memory by itself.
+
+    What is written to it stays in memory and never reaches the file. Raises OSError where it can't be mapped.
+    """
+    length = torch.Size(shape).numel() * dtype.itemsize
+    if not length:
+        return torch.empty(torch.Size(shape), dtype=dtype)
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype, library.munmap.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_size_t)
+    library.mmap.argtypes = (
+        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+    )  # fmt: skip
+    begin = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    extent = offset - begin + length
+    # Python's own mapping keeps a file open for each tensor, and there may be thousands.
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        address = library.mmap(None, extent, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, descriptor, begin)
+    finally:
+        os.close(descriptor)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: {file}")
+    memory = (ctypes.c_uint8 * length).from_address(address + offset - begin)
+    weakref.finalize(memory, library.munmap, address, extent).atexit = False
+    raw = torch.frombuffer(memory, dtype=torch.uint8)
+    # The format lets numbers begin anywhere, processors do not.
+    return (raw.clone() if offset % dtype.itemsize else raw).view(dtype).view(torch.Size(shape))
+
+
+class Aside:
+    """Tensors that are put aside until they are needed again: few of them in memory, the others in nameless files.
+
+    A file's place on the disk is free again when its tensor is gone.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """``folder``: on the disk that the files are to be on; without it all stay in memory."""
+        self._folder = folder
+        self._bytes = 0
+
+    def put(self, value: Tensor) -> Tensor:
+        """``value``, or the same mapped from a file, where it would be too much to keep. Raises OSError: disk full."""
+        self._bytes += value.nbytes
+        if self._folder is None or self._bytes <= IN_MEMORY or value.device.type != "cpu":
+            return value
+        with tempfile.NamedTemporaryFile(dir=self._folder) as file:
+            file.write(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+            file.flush()
+            return mapped(Path(file.name), 0, value.shape, value.dtype)

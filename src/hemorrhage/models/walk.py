@@ -1,12 +1,17 @@
 """Going through a model block by block, in float32, whatever its weights are stored in.
 
 So one block's float32 weights are in memory at a time, and everything between blocks can be looked at.
+
+A model whose weights are mapped from their files (hemorrhage.models.stream) can thereby be larger than memory:
+``by_blocks`` makes it compute so whoever calls it, and ``together`` takes many batches through a block before the next
+one is read.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,26 +19,70 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hemorrhage.compress.blocks import blocks
+from hemorrhage.models.dequantized import DequantizedLinear
 
 HEAD_ROWS = 16384
 """Rows of the output embedding that are in float32 at once."""
+
+STREAMS = "_hemorrhage_streams"
+"""Mark of a model that ``by_blocks`` has changed."""
 
 
 @contextlib.contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
     """Every floating-point parameter and buffer of ``module`` is float32 inside the block, as it was after.
 
-    Nothing may be altered inside: the original tensors come back.
+    Weights that are dequantized when they compute are dequantized once. Nothing may be altered inside: the original
+    tensors come back.
     """
-    tensors = [*module.parameters(), *module.buffers()]
+    forms = [each for each in module.modules() if isinstance(each, DequantizedLinear) and "dense" not in vars(each)]
+    inside = {id(tensor) for form in forms for tensor in form.tensors.values()}
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in inside]
     kept = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32]
-    for tensor, data in kept:
-        tensor.data = data.float()
     try:
+        for form in forms:
+            vars(form)["dense"] = functools.partial(_given, form.dense())
+        for tensor, data in kept:
+            tensor.data = data.float()
         yield
     finally:
         for tensor, data in kept:
             tensor.data = data
+        for form in forms:
+            vars(form).pop("dense", None)
+
+
+def _given(value: Tensor) -> Tensor:
+    return value
+
+
+def by_blocks(model: PreTrainedModel) -> None:
+    """Make ``model`` compute in float32, one block after the other, in place: all weights but a block's stay as they
+    are. It gives the numbers that it would give with all of its weights in float32."""
+    vars(model)[STREAMS] = True
+    for block in blocks(model):
+        block.forward = _alone(block, block.forward)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding.register_forward_hook(lambda _, arguments, output: output.float())
+    head.forward = functools.partial(logits, model)
+    inside = {id(value) for module in (*blocks(model), embedding, head) for value in module.parameters()}
+    for value in model.parameters():
+        if id(value) not in inside and value.is_floating_point():
+            value.data = value.data.float()
+
+
+def streams(model: PreTrainedModel) -> bool:
+    """Whether a model is one of ``by_blocks``."""
+    return STREAMS in vars(model)
+
+
+def _alone(block: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
+    def forward(*arguments: Any, **named: Any) -> Any:
+        with in_float32(block):
+            return own(*arguments, **named)
+
+    return forward
 
 
 def enter(model: PreTrainedModel, batches: tuple[Tensor, ...]) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -89,12 +138,25 @@ def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 def through(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Final hidden states float32 [n, length, hidden] of ``tokens`` int64 [n, length], block by block."""
+    return together(model, (tokens,))[0]
+
+
+def together(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Tensor]:
+    """``through`` of several batches, which may differ in shape: all of them go through a block before the next."""
+    states: list[Tensor] = []
+    arguments: dict[torch.Size, list[dict[str, Any]]] = {}
     with torch.inference_mode():
-        (states,), arguments = enter(model, (tokens,))
-        for block, keywords in zip(blocks(model), arguments, strict=True):
+        for batch in batches:
+            entering, keywords = enter(model, (batch,))
+            states += entering
+            arguments.setdefault(batch.shape, keywords)
+        for index, block in enumerate(blocks(model)):
             with in_float32(block):
-                states = step(block, states, keywords)
-        return leave(model, (tokens,), [states])[0]
+                for place, batch in enumerate(batches):
+                    states[place] = step(block, states[place], arguments[batch.shape][index])
+        for place, batch in enumerate(batches):
+            states[place] = leave(model, (batch,), [states[place]])[0]
+    return states
 
 
 def _decode(model: PreTrainedModel, batch: Tensor) -> Tensor:

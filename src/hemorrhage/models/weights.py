@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.artifact import MANIFEST, read_manifest
 from hemorrhage.lazy import torch
-from hemorrhage.models.stream import DTYPES, TensorFile, header
+from hemorrhage.models.stream import Aside, Place, TensorFile, header, places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,20 +51,15 @@ def shares(folder: Path) -> bool:
 class Weights:
     """Name, shape, dtype and value of every tensor of a checkpoint's safetensors files."""
 
-    def __init__(self, folder: Path, base: Path | None = None, hold: bool = False) -> None:
+    def __init__(self, folder: Path, base: Path | None = None) -> None:
         """``base``: the base model's folder, for a checkpoint that shares tensors with it.
 
-        A file is opened for each tensor, because what was read through one mapping stays resident until it is closed;
-        with ``hold`` it stays open. Raises ValueError where the base is needed and missing, or is another one.
+        Raises ValueError where the base is needed and missing, or is another one.
         """
-        from safetensors import safe_open
-
-        self._folder, self._hold = folder, hold
-        self._handles: dict[Path, Any] = {}
-        self._files: dict[str, Path] = {}
+        self._folder = folder
+        self._places: dict[str, Place] = {}
         for file in weight_files(folder):
-            with safe_open(file, framework="pt") as tensors:
-                self._files |= dict.fromkeys(tensors.keys(), file)
+            self._places |= places(file)
         said = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares(folder) else {}
         self._shared: dict[str, dict[str, Any]] = said.get("tensors", {})
         used = {entry["base"]: entry["digest"] for entry in self._shared.values() if "base" in entry}
@@ -72,7 +67,7 @@ class Weights:
         if used:
             if base is None:
                 raise ValueError(f"{folder} shares weights with the base model, whose folder was not given")
-            self._base = Weights(base, hold=hold)
+            self._base = Weights(base)
             wrong = [name for name, digest in used.items() if self._base.digest(name) != digest]
             if wrong:
                 raise ValueError(f"{folder} was made from another base model than {base}: {wrong[0]} differs")
@@ -80,31 +75,34 @@ class Weights:
     def names(self) -> list[str]:
         """Names of all tensors."""
         parts = {f"{name}.{part}" for name in self._shared for part in (KEPT, VALUES)}
-        return [*(name for name in self._files if name not in parts), *self._shared]
+        return [*(name for name in self._places if name not in parts), *self._shared]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files or name in self._shared
+        return name in self._places or name in self._shared
 
     def shape(self, name: str) -> torch.Size:
         """Shape of a tensor."""
         entry = self._shared.get(name)
         if entry is None:
-            return torch.Size(self._read(name, lambda tensors: tensors.get_slice(name).get_shape()))
+            return torch.Size(self._places[name].shape)
         return torch.Size(entry["shape"]) if "shape" in entry else self._of_base().shape(entry["base"])
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor."""
         entry = self._shared.get(name)
         if entry is None:
-            kind = self._read(name, lambda tensors: tensors.get_slice(name).get_dtype())
-            return getattr(torch, next(ours for ours, theirs in DTYPES.items() if theirs == kind))
+            return self._places[name].dtype
         return self.dtype(f"{name}.{VALUES}") if "shape" in entry else self._of_base().dtype(entry["base"])
+
+    def masked(self, name: str) -> bool:
+        """Whether a tensor is stored as a mask, so that reading it takes memory; others are mapped from their file."""
+        return bool(self._shared.get(name, {}).get(KEPT))
 
     def tensor(self, name: str) -> Tensor:
         """Value of a tensor. Raises KeyError where there is none of that name."""
         entry = self._shared.get(name)
         if entry is None:
-            return self._read(name, lambda tensors: tensors.get_tensor(name))
+            return self._places[name].tensor()
         if not entry.get(KEPT):
             return self._of_base().tensor(entry["base"])
         shape = self.shape(name)
@@ -135,17 +133,6 @@ class Weights:
     def _of_base(self) -> Weights:
         assert self._base is not None
         return self._base
-
-    def _read(self, name: str, what: Any) -> Any:
-        from safetensors import safe_open
-
-        file = self._files[name]
-        if file in self._handles:
-            return what(self._handles[file])
-        tensors: Any = safe_open(file, framework="pt")
-        if self._hold:
-            self._handles[file] = tensors
-        return what(tensors)
 
 
 @dataclass(frozen=True)
@@ -189,11 +176,14 @@ def write(folder: Path, tensors: Mapping[str, tuple[Tensor, torch.dtype]], name:
     known = {digest: key for key, digest in of_base.digests().items()}
     shared: dict[str, Any] = {}
     parts: dict[str, Tensor] = {}
+    aside = Aside(folder)
     for key, (value, kind) in tensors.items():
         found = encode(key, value.to(kind), of_base, known)
         if found.entry is not None:
             shared[key] = found.entry
-        parts |= {f"{key}.{suffix}".removesuffix("."): part for suffix, part in found.parts.items()}
+        for suffix, part in found.parts.items():
+            # A tensor of the model takes no more room for being written.
+            parts[f"{key}.{suffix}".removesuffix(".")] = part if part is value else aside.put(part)
     own = {key: part.shape for key, part in parts.items()}
     with TensorFile(folder / name, own, {key: part.dtype for key, part in parts.items()}, metadata) as file:
         file.write(parts.values())
