@@ -235,3 +235,11 @@ def test_triangle_there_and_back() -> None:
     assert torch.equal(triangle.diagonal(vector), matrix.diagonal())
     with pytest.raises(ValueError, match="no upper triangle"):
         triangle.square(vector[:-1])
+
+
+@pytest.mark.parametrize("width", [1, 256, 300])
+def test_a_triangle_is_mirrored_in_place(width: int) -> None:
+    matrix = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
+    expected = triangle.mirrored(matrix.triu())
+    triangle.mirror(matrix)
+    assert torch.equal(matrix, expected)

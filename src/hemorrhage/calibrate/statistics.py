@@ -48,6 +48,8 @@ class Input:
     low: float = 0.0
     high: float = 0.0
     tokens: int = 0
+    finished: bool = False
+    """Whether ``moment`` is by now the mean, below the diagonal, too."""
 
     @classmethod
     def empty(cls, width: int, device: Any, moments: bool) -> Input:
@@ -78,9 +80,13 @@ class Input:
         self.tokens += len(x)
 
     def second_moment(self) -> Tensor:
-        """Mean of x xᵀ: float32 [n, n]."""
+        """Mean of x xᵀ: float32 [n, n]. It is no copy, and not to be altered; no token may be seen afterwards."""
         assert self.moment is not None
-        return triangle.mirrored((self.moment / max(self.tokens, 1)).triu())
+        if not self.finished:
+            with torch.inference_mode():
+                triangle.mirror(self.moment.div_(max(self.tokens, 1)))
+            self.finished = True
+        return self.moment
 
     def activations(self) -> dict[str, Tensor]:
         """Mean and greatest absolute value of each feature, the range of all, the tokens that were seen: float32."""

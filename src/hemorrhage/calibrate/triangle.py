@@ -10,6 +10,9 @@ from hemorrhage.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+STRIP = 256
+"""Columns that are mirrored at once."""
+
 
 def rows(matrix: Tensor) -> Iterator[Tensor]:
     """The rows of the upper triangle of ``matrix`` [n, n]: n values, n - 1, ..., 1."""
@@ -38,6 +41,15 @@ def mirrored(matrix: Tensor) -> Tensor:
     matrix = matrix.T.contiguous().add_(matrix)
     matrix.diagonal().copy_(diagonal)
     return matrix
+
+
+def mirror(matrix: Tensor) -> None:
+    """Make ``matrix`` the symmetric one with its upper triangle, in place; whatever stands below is overwritten."""
+    for start in range(0, len(matrix), STRIP):
+        stop = start + STRIP
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+        corner = matrix[start:stop, start:stop].triu()
+        matrix[start:stop, start:stop] = mirrored(corner)
 
 
 def diagonal(vector: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hemorrhage.lazy import torch
+from hemorrhage.models.stream import PIECE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,9 +93,27 @@ def factor(moment: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     lower, failed = spotrf(H.numpy().T, lower=1, overwrite_a=1)
     if failed:
         raise ValueError("the second moment of the inputs is not positive definite; raise damp")
-    reach = torch.from_numpy(lower.T).flip(0, 1)
+    reach = _turned(torch.from_numpy(lower.T))
     diagonal = reach.diagonal().clone()
     return reach.div_(diagonal.unsqueeze(1)), diagonal
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """``matrix``, contiguous, with its rows and its columns reversed in place: a second one may not fit into memory."""
+    numbers = matrix.view(-1)
+    half = len(numbers) // 2
+    for start in range(0, half, PIECE):
+        stop = min(start + PIECE, half)
+        front, back = numbers[start:stop], numbers[len(numbers) - stop : len(numbers) - start]
+        kept = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(kept)
+    return matrix
+
+
+def reach_of(batch: list[Layers]) -> Tensor:
+    """``reach`` of all inputs of ``batch``: float32 [inputs, columns, columns], of one no copy."""
+    return batch[0].reach[None] if len(batch) == 1 else torch.stack([layers.reach for layers in batch])
 
 
 def wide(widths: Iterable[int]) -> bool:
@@ -103,7 +122,10 @@ def wide(widths: Iterable[int]) -> bool:
 
 
 def batches(layers: Iterable[Layers], alone: bool) -> Iterator[list[Layers]]:
-    """``layers`` in lists that can be swept together; one by one, as they come, if ``alone``."""
+    """``layers`` in lists that can be swept together; one by one, as they come, if ``alone``.
+
+    None that was given out is kept: the factor of a wide input may be as large as all else.
+    """
     waiting: dict[tuple[int, ...], list[Layers]] = {}
     for each in layers:
         shape = (len(each.order), *each.heights)
@@ -111,6 +133,7 @@ def batches(layers: Iterable[Layers], alone: bool) -> Iterator[list[Layers]]:
         batch.append(each)
         rows, values = sum(each.heights), each.reach.numel()
         if alone or (len(batch) + 1) * rows > ROWS or (len(batch) + 1) * values > VALUES:
+            del each, batch
             yield waiting.pop(shape)
     yield from waiting.values()
 
@@ -148,7 +171,8 @@ def sweep(
     segment = segment or columns
     E = W.clone()
 
-    def visit(start: int, stop: int) -> None:
+    # A function that named itself would be a cycle, and hold all of these matrices until Python looks for cycles.
+    def visit(start: int, stop: int, again: Callable[..., None]) -> None:
         width = stop - start
         if begin and start % segment == 0 and (width == segment or (width < segment and stop == columns)):
             begin(start, stop, current(start, stop))
@@ -156,9 +180,9 @@ def sweep(
             one_by_one(start, stop)
             return
         middle = _middle(start, stop, segment)
-        visit(start, middle)
+        again(start, middle, again)
         W[:, middle:stop].baddbmm_(reach[:, middle:stop, start:middle], E[:, start:middle])
-        visit(middle, stop)
+        again(middle, stop, again)
 
     def current(start: int, stop: int) -> Tensor:
         # W has what arrives from columns before the segment. Columns of the segment that take it up hand a
@@ -181,7 +205,7 @@ def sweep(
                 strip[:, i:].addcmul_(arrives[i - 1][:, i:], e.unsqueeze(1))
 
     with torch.inference_mode():
-        visit(0, columns)
+        visit(0, columns, visit)
     return E
 
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import linears_of
-from hemorrhage.compress.columns import Layers, batches, stacked, sweep, wide
+from hemorrhage.compress.columns import Layers, batches, reach_of, stacked, sweep, wide
 from hemorrhage.compress.grid import GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.packing import store
 from hemorrhage.compress.progress import remaining
@@ -73,12 +73,17 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     )
     with torch.no_grad():
         for batch in batches(layers, alone):
-            first = batch[0].names[0]
-            width = group_width(first, linears[first].in_features, settings)
-            quantized = _quantize(batch, width, settings, linears[first].weight.dtype)
-            for each, parts in zip(batch, quantized, strict=True):
-                for name, part in zip(each.names, parts, strict=True):
-                    store(model, name, part, settings)
+            _put(model, batch, settings)
+            del batch
+
+
+def _put(model: PreTrainedModel, batch: list[Layers], settings: Settings) -> None:
+    """Quantize the layers of ``batch``, which are of one shape, where they are in ``model``."""
+    width = group_width(batch[0].names[0], len(batch[0].order), settings)
+    quantized = _quantize(batch, width, settings, batch[0].weights[0].dtype)
+    for each, parts in zip(batch, quantized, strict=True):
+        for name, part in zip(each.names, parts, strict=True):
+            store(model, name, part, settings)
 
 
 def quantize(
@@ -129,7 +134,7 @@ def _quantize(batch: list[Layers], width: int, settings: Settings, dtype: torch.
             w.mul_(kept[:, j])
         e.addcmul_(w, scale, value=-1)
 
-    reach = torch.stack([layers.reach for layers in batch])
+    reach = reach_of(batch)
     sweep(W, reach, project, None if settings.act_order else begin, width)
     scales = torch.stack([scale for scale, _, _ in grids], dim=2)
     zeros = torch.stack([-half - low for _, low, _ in grids], dim=2)

@@ -34,6 +34,8 @@ def store(
         # Without its format compressed-tensors would take the words for bytes.
         group |= {"input_activations": inputs, "format": "pack-quantized"}
     replace(model, name, PackedLinear(pack(name, quantized, settings.bits), group, layer.bias))
+    # Whoever still holds the layer needs its own weights no more; in memory they would be a second model.
+    layer.weight.data = layer.weight.data.new_empty(0)
 
 
 def pack(name: str, quantized: Quantized, bits: int) -> dict[str, Tensor]:

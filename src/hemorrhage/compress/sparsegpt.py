@@ -16,7 +16,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from hemorrhage.compress.blocks import linears_of
-from hemorrhage.compress.columns import Layers, batches, stacked, sweep, wide
+from hemorrhage.compress.columns import Layers, batches, reach_of, stacked, sweep, wide
 from hemorrhage.compress.integrity import zero_share
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.sparsity import CalibratedSettings, check_zeros, lowest, lowest_of_groups
@@ -51,10 +51,16 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     )
     with torch.no_grad():
         for batch in batches(layers, alone):
-            for each, pruned in zip(batch, _prune(batch, settings), strict=True):
-                for weight, new in zip(each.weights, pruned, strict=True):
-                    weight.copy_(new)
+            _put(batch, settings)
+            del batch
     check_zeros(linears, settings, before)
+
+
+def _put(batch: list[Layers], settings: Settings) -> None:
+    """Prune the layers of ``batch``, which are of one shape, in place."""
+    for each, pruned in zip(batch, _prune(batch, settings), strict=True):
+        for weight, new in zip(each.weights, pruned, strict=True):
+            weight.copy_(new)
 
 
 def prune(weights: list[Tensor], moment: Tensor, settings: Settings, name: str = "") -> list[Tensor]:
@@ -89,7 +95,7 @@ def _prune(batch: list[Layers], settings: Settings) -> list[list[Tensor]]:
         w.mul_(kept[:, j])
         e.sub_(w)
 
-    reach = torch.stack([layers.reach for layers in batch])
+    reach = reach_of(batch)
     sweep(W, reach, project, begin, settings.pattern[1] if settings.pattern else settings.block_size)
     # Zeros of negative weights are negative zeros; a stored mask knows one kind of zero.
     W += 0.0

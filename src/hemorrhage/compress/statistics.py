@@ -191,6 +191,8 @@ class Streamed(Statistics):
                         walk.leave()
                     else:
                         walk.states = self._seen.after
+                # What one block saw leaves memory before another's is collected.
+                self._seen = None
                 self._seen = walk.advance(moments and self._moments)
 
 
