@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.artifact import verify
+from hemorrhage.models.stream import return_freed
 from hemorrhage.models.weights import Weights, shares
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+LARGE = 2**32
+"""Bytes in float32 of a model with which memory is saved at the price of some speed."""
 
 
 def load(
@@ -43,6 +47,8 @@ def load(
     quantization = vars(config).pop("quantization_config", None)
     bench = getattr(config, "hemorrhage", None) or {}
     streamed = streamed and size(folder) is not None
+    if (streamed or dtype == "stored") and (size(folder) or 0) > LARGE:
+        return_freed()
     if "form" in bench:
         model = importlib.import_module(f"hemorrhage.models.{bench['form']}").build(
             folder, config, dtype, as_stored, base

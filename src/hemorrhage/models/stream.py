@@ -172,6 +172,17 @@ def mapped(file: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) ->
     return (raw.clone() if offset % dtype.itemsize else raw).view(dtype).view(torch.Size(shape))
 
 
+def return_freed() -> None:
+    """Let the C library give every freed tensor of a megabyte back to the kernel from now on, where it is glibc.
+
+    Left alone, glibc keeps tensors of up to 32 MiB on its heap once it has freed a greater one. There they lie between
+    small objects that stay, and memory grows with each block.
+    """
+    threshold_of_mappings = -3
+    if hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(threshold_of_mappings, 2**20)
+
+
 class Aside:
     """Tensors that are put aside until they are needed again: few of them in memory, the others in nameless files.
 
