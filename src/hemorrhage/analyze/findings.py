@@ -49,11 +49,11 @@ def advice(candidates: Sequence[Judged]) -> dict[str, Any]:
     if not candidates:
         return {"headline": "nothing measured", "details": ["No variant could be measured."]}
     picked = pick(candidates)
+    beside, maybe = theoretical(candidates, picked), undecided(candidates, picked)
     if picked is not None:
         details = [f"{stored(picked)} {_binding(picked)}", f"Loads in {picked.size.engine}."]
     else:
-        details = [_none(candidates)]
-    beside, maybe = theoretical(candidates, picked), undecided(candidates, picked)
+        details = [] if maybe else [_none(candidates)]
     if beside is not None:
         counted = f"{100 * beside.size.smallest:.0f}\u00a0%"
         details.append(
@@ -67,7 +67,7 @@ def advice(candidates: Sequence[Judged]) -> dict[str, Any]:
     same = [one.variant.name for one in inside if one.size.share >= 1]
     if picked is None and same:
         details.append(f"Inside, but no smaller on disk: {', '.join(same)}.")
-    return {"headline": picked.variant.name if picked else "nothing", "details": details}
+    return {"headline": picked.variant.name if picked else "not decided" if maybe else "nothing", "details": details}
 
 
 def stored(one: Judged) -> str:
