@@ -1,4 +1,4 @@
-"""Eight GPTQ variants of a model: ours against llmcompressor's oneshot, in one process on the same tokens.
+"""Eight GPTQ variants of a model: ours against llmcompressor's oneshot, in one run on the same tokens.
 
     OMP_NUM_THREADS=1 python -m benchmarks.gptq --base DIR [--blocks 6]
 
@@ -7,22 +7,26 @@ the CPU seconds of both sides, their ratio for all variants, and the mean KL to 
 windows that neither has seen. llmcompressor is measured on ``--peer`` of the variants, and its total is that
 many times their mean, unless ``--peer-all`` is given; once more with hemorrhage.compress.engine. Its model is
 float32, in which it is faster on a processor than in bfloat16, and its grids are ``actorder=None``, asymmetric,
-as ours. Neither side's time holds loading or saving.
+as ours. It runs in processes of its own, whose C library is as it comes: our loading tells glibc to keep freed memory
+(hemorrhage.models.stream.keep_freed), which makes llmcompressor faster, too. Neither side's time holds loading or
+saving.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hemorrhage.calibrate.statistics import collect
 from hemorrhage.calibrate.windows import draw
@@ -85,6 +89,16 @@ def oneshot(model: PreTrainedModel, tokens: Tensor, settings: gptq.Settings) -> 
     )
 
 
+def peer(base: Path, number: int | None, point: gptq.Settings, tokens: Tensor, held_out: Tensor) -> tuple[float, float]:
+    """CPU seconds of llmcompressor's ``point``, and its KL."""
+    dense, model = (AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval() for _ in range(2))
+    if number:
+        for each in (dense, model):
+            rearrange(each, list(range(min(number, len(blocks(each))))))
+    seconds = timed(lambda: oneshot(model, tokens, point))
+    return seconds, divergence(model, dense, held_out)
+
+
 def timed(work: Callable[[], Any]) -> float:
     """CPU seconds of ``work``."""
     start = time.process_time()
@@ -134,11 +148,10 @@ def main() -> None:
             print(f"ours           {point.label:30} {seconds:8.1f} s   KL {kl:.5f}", flush=True)
 
     theirs = 0.0
+    alone = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
     for point in measured:
-        model = shortened(chosen.base, chosen.blocks, "float32")
-        seconds = timed(lambda model=model, point=point: oneshot(model, tokens, point))
+        seconds, kl = alone.submit(peer, chosen.base, chosen.blocks, point, tokens, held_out).result()
         theirs += seconds
-        kl = divergence(model, dense, held_out)
         print(f"llmcompressor  {point.label:30} {seconds:8.1f} s   KL {kl:.5f}", flush=True)
     theirs *= len(points) / len(measured)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,9 @@ log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 2048
 """Tokens that run through a block at once: large enough for the matrix products, small in memory."""
+
+FEW = 128
+"""Tokens whose sizes are summed at once."""
 
 
 @dataclass
@@ -65,18 +67,19 @@ class Input:
     def see(self, x: Tensor) -> None:
         """Add the tokens of ``x`` [..., n].
 
-        Products are summed in float32, as in the authors' code of GPTQ and SparseGPT. In four strips, which leaves
-        out most of the lower triangle: 5/8 of the full product.
+        Products are summed in float32, as in the authors' code of GPTQ and SparseGPT.
         """
-        x = x.reshape(-1, x.shape[-1]).float()
+        x = x.reshape(-1, x.shape[-1]).float().contiguous()
         if self.moment is not None:
-            for strip in _strips(len(self.moment)):
-                self.moment[strip, strip.start :].addmm_(x[:, strip].T, x[:, strip.start :])
-        low, high = x.amin(0), x.amax(0)
-        self.square += x.square().sum(0)
-        self.absolute += x.abs().sum(0)
-        self.largest = torch.maximum(self.largest, torch.maximum(-low, high))
-        self.low, self.high = min(self.low, low.min().item()), max(self.high, high.max().item())
+            _add_square(self.moment, x)
+        low, high = x.aminmax()
+        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        # What these few tokens leave behind on the way stays in the cache.
+        for part in x.split(FEW):
+            size = part.abs()
+            self.absolute += size.sum(0)
+            self.largest = torch.maximum(self.largest, size.amax(0))
+            self.square += size.square_().sum(0)
         self.tokens += len(x)
 
     def second_moment(self) -> Tensor:
@@ -291,6 +294,12 @@ def _batch(samples: int, length: int) -> int:
     return max(size for size in range(1, min(fitting, samples) + 1) if samples % size == 0)
 
 
-def _strips(width: int) -> Iterator[slice]:
-    step = -(-width // 4)
-    return (slice(start, min(start + step, width)) for start in range(0, width, step))
+def _add_square(upper: Tensor, x: Tensor) -> None:
+    """Add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n]."""
+    if upper.is_cuda:
+        upper.addmm_(x.T, x)
+        return
+    from scipy.linalg.blas import ssyrk
+
+    # torch has no product that knows its result to be symmetric. In BLAS's column order both matrices are transposed.
+    ssyrk(1, x.numpy().T, beta=1, c=upper.numpy().T, lower=1, overwrite_c=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.artifact import verify
-from hemorrhage.models.stream import return_freed
+from hemorrhage.models.stream import keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def load(
     streamed = streamed and size(folder) is not None
     if (streamed or dtype == "stored") and (size(folder) or 0) > LARGE:
         return_freed()
+    else:
+        keep_freed()
     if "form" in bench:
         model = importlib.import_module(f"hemorrhage.models.{bench['form']}").build(
             folder, config, dtype, as_stored, base

@@ -178,9 +178,24 @@ def return_freed() -> None:
     Left alone, glibc keeps tensors of up to 32 MiB on its heap once it has freed a greater one. There they lie between
     small objects that stay, and memory grows with each block.
     """
-    threshold_of_mappings = -3
+    _allocate(mapped=2**20, kept=2**17)
+
+
+def keep_freed() -> None:
+    """Let the C library keep what freed tensors of up to 32 MiB took, up to a GiB, from now on, where it is glibc.
+
+    Left alone, glibc gives it back to the kernel at each chance, which hands it out again page by page, each zeroed:
+    a tenth of the time that a small model computes.
+    """
+    _allocate(mapped=2**25, kept=2**30)
+
+
+def _allocate(mapped: int, kept: int) -> None:
+    """``mapped``: bytes from which on an allocation is a mapping of its own; ``kept``: free bytes at the heap's end."""
+    trim_threshold, mmap_threshold = -1, -3
     if hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(threshold_of_mappings, 2**20)
+        library.mallopt(trim_threshold, kept)
+        library.mallopt(mmap_threshold, mapped)
 
 
 class Aside:
