@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gptq", description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder of the model")
     parser.add_argument("--blocks", type=int, help="only so many of its first blocks")
-    parser.add_argument("--samples", type=int, default=16, help="calibration windows")
+    parser.add_argument("--samples", type=int, default=64, help="calibration windows; the default study's number")
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     parser.add_argument("--peer", type=int, default=1, help="variants that llmcompressor is measured on")
     parser.add_argument("--peer-all", action="store_true", help="measure it on all variants")

@@ -32,7 +32,7 @@ from hemorrhage.analyze import (
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.curves import sweeps
 from hemorrhage.analyze.spec import Spec
-from tests import screenshot, synthetic
+from tests import browser, screenshot, synthetic
 
 SPEC = Spec(resamples=200, confidence=0.95, seed=0, budget=synthetic.BUDGET)
 TAG = "w64-s64-b0-jnn-n1008-f32"
@@ -412,3 +412,55 @@ def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme:
     numbers = [float(text) for text in probe["sorted"] if text]
     assert numbers == sorted(numbers)
     assert probe["sorted"][-1] == ""
+
+
+FOCUSED = """(() => {
+  const node = document.activeElement;
+  if (node === document.body) return "";
+  return node.type === "radio" ? node.name : [...document.querySelectorAll("*")].indexOf(node);
+})()"""
+
+REACHABLE = """(() => {
+  const every = [...document.querySelectorAll("*")];
+  const wanted = "a[href], button, select, input:not([type=hidden]), summary, [tabindex='0']";
+  const seen = [...document.querySelectorAll(wanted)].filter((node) => node.checkVisibility());
+  return [...new Set(seen.map((node) => node.type === "radio" ? node.name : every.indexOf(node)))];
+})()"""
+
+
+@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
+def test_the_page_by_keyboard_alone(reports: Path) -> None:
+    with browser.opened(reports / "index.html") as page:
+        reached = []
+        for _ in range(1000):
+            page.press("Tab")
+            reached.append(page.run(FOCUSED))
+            if reached[-1] == "" or reached[-1] in reached[:-1]:
+                break
+        wanted = page.run(REACHABLE)
+        # plotly's own links and buttons, which only do what the pointer does, are no part of this.
+        assert set(wanted) <= set(reached), [
+            page.run(f"document.querySelectorAll('*')[{one}].outerHTML.slice(0, 200)")
+            for one in set(wanted) - set(reached)
+        ]
+
+        page.run("document.querySelector('input[data-choice=scale]:checked').focus()")
+        page.press("ArrowRight")
+        assert page.run("document.querySelector('input[data-choice=scale]:checked').value") == "kl"
+        page.run("document.querySelector('#variants thead button').focus()")
+        page.press("Enter")
+        assert page.run("document.querySelector('#variants thead th').getAttribute('aria-sort')") == "ascending"
+        page.run("document.getElementById('theme').focus()")
+        page.press(" ")
+        assert page.run("document.documentElement.dataset.theme") == "dark"
+
+        first = page.run("document.querySelector('pre[data-when-card]:not([hidden])').textContent")
+        page.run("document.querySelector('select[data-choice=card]').focus()")
+        page.press("End")
+        shown = page.run(
+            "[...document.querySelectorAll('pre[data-when-card]')].filter((one) => !one.hidden)"
+            ".map((one) => one.textContent)"
+        )
+        assert len(shown) == 1
+        assert shown[0] != first
+        assert shown[0].startswith("---\nlibrary_name: transformers")

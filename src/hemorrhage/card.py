@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,44 @@ RELATIONS = {"quantize": "quantized", "activations": "quantized", "recover": "fi
 """Family -> what the hub calls the relation to the base model; others have no word there."""
 
 
+@dataclass(frozen=True)
+class Study:
+    """What a study says of its variants: its rows, its provenance.json and its recommendation.json."""
+
+    rows: pd.DataFrame
+    provenance: dict[str, Any]
+    recommendation: dict[str, Any]
+
+
+NO_STUDY = Study(pd.DataFrame(), {}, {})
+
+
 def card(folder: Path, reports: Path, name: str) -> str:
-    """README.md of an exported variant, called ``name``: YAML metadata, then text.
+    """README.md of an exported variant, called ``name``.
 
     ``folder`` is its checkpoint. ``reports`` holds the study; its numbers stand in the card when the study measured
     exactly this checkpoint, and where it did not, the card says so.
     """
+    provenance = _json(reports / "provenance.json")
+    measured = _identity(folder) in provenance.get("inputs", {}).get("checkpoints", [])
+    file = reports / "hemorrhage.parquet"
+    study = NO_STUDY
+    if measured and file.is_file():
+        study = Study(pd.read_parquet(file), provenance, _json(reports / "recommendation.json"))
+    return written(name, _json(folder / MANIFEST), _identity(folder), _base(folder, provenance), study)
+
+
+def written(name: str, manifest: dict[str, Any], identity: str, base: dict[str, Any], study: Study) -> str:
+    """The card of a variant that is called ``name``: YAML metadata, then text.
+
+    ``manifest`` and ``identity`` (``<variant>/<address>``) are its checkpoint's, ``base`` is the ``model`` of
+    params.yaml.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
-    manifest = _json(folder / MANIFEST)
-    provenance = _json(reports / "provenance.json")
     variant = manifest.get("variant", name)
-    rows = _rows(folder, reports, provenance, variant)
-    percent = 100 * provenance.get("spec", {}).get("confidence", 0.95)
-    base = _base(folder, provenance)
+    rows = _rows(study.rows, variant)
+    percent = 100 * study.provenance.get("spec", {}).get("confidence", 0.95)
     results = [
         EvalResult(
             task_type="text-generation",
@@ -65,8 +90,8 @@ def card(folder: Path, reports: Path, name: str) -> str:
         eval_results=results or None,
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {name}", *_made(manifest, base)]
-    parts += _damage(rows, percent, _json(reports / "recommendation.json").get("variants", {}).get(variant))
-    parts += _provenance(folder, manifest, provenance if rows else {})
+    parts += _damage(rows, percent, study.recommendation.get("variants", {}).get(variant))
+    parts += _provenance(identity, manifest, study.provenance if rows else {})
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,12 +104,10 @@ def _identity(folder: Path) -> str:
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _rows(folder: Path, reports: Path, provenance: dict[str, Any], variant: str) -> list[dict[str, Any]]:
-    """The rows that measure this very checkpoint, in the order of SHOWN."""
-    file = reports / "hemorrhage.parquet"
-    if not file.is_file() or _identity(folder) not in provenance.get("inputs", {}).get("checkpoints", []):
+def _rows(rows: pd.DataFrame, variant: str) -> list[dict[str, Any]]:
+    """The rows that measure a variant, in the order of SHOWN."""
+    if rows.empty:
         return []
-    rows = pd.read_parquet(file)
     mine = rows[(rows["variant"] == variant) & (rows["status"] == "ok") & (rows["family"] != "decode")]
     chosen = mine[mine["metric"].map(untagged).isin(SHOWN)]
     order = list(SHOWN)
@@ -110,10 +133,12 @@ def _made(manifest: dict[str, Any], base: dict[str, Any]) -> list[str]:
         about.append(f"On top of {manifest['on']}.")
     if manifest.get("theoretical"):
         about.append(f"Theoretical ({manifest['theoretical']}).")
+    texts = manifest.get("calibration")
     facts = {
         "Method": manifest.get("method"),
         "Settings": json.dumps(manifest.get("settings", {}), sort_keys=True),
         "Calibration statistics": manifest.get("statistics") or "none",
+        "Calibrated on": f"{', '.join(texts['corpora'])}, {texts['tokens']} tokens" if texts else None,
         "Size": f"{manifest['disk_bytes'] / 1e6:.1f} MB as the study stored it" if "disk_bytes" in manifest else None,
         "Stored bits per parameter": _rounded(manifest.get("effective_bits")),
         "Share of zeros": _rounded(manifest.get("sparsity")),
@@ -147,9 +172,9 @@ def _damage(rows: list[dict[str, Any]], percent: float, verdict: dict[str, Any] 
     return found
 
 
-def _provenance(folder: Path, manifest: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+def _provenance(identity: str, manifest: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
     facts = {
-        "Checkpoint": _identity(folder) if manifest else None,
+        "Checkpoint": identity if manifest else None,
         "Report": provenance.get("address"),
         "Machine and libraries": json.dumps(manifest.get("environment", {}), sort_keys=True) if manifest else None,
     }

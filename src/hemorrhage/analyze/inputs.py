@@ -64,11 +64,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; ``configs`` are
-    their checkpoints' config.json."""
-
     """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; the relative,
-    which is no variant, is not among them."""
+    which is no variant, is not among them. ``configs`` are the checkpoints' config.json."""
 
     base: dict[str, Any]
     variants: dict[str, Variant]

@@ -27,6 +27,7 @@ from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.tables import Estimate, Numbers
 from hemorrhage.analyze.tasks import ALL_TASKS
 from hemorrhage.analyze.thresholds import DESCRIBED
+from hemorrhage.card import Study, written
 
 PAGE = Path(__file__).parent / "page"
 """The page: report.html.j2 holds it together, each section is a file."""
@@ -130,6 +131,7 @@ def render(
             detectable=findings.detectable(inputs, numbers, corpora),
             tasks=findings.tasks(results.rows, results.suites),
             costs=findings.costs(inputs, numbers),
+            cards=_cards(inputs, Study(results.rows, provenance, recommended)),
             mitigation={
                 "rows": {
                     corpus: mitigation_report.rows(results.trials, inputs, thresholds, spec, corpus)
@@ -223,6 +225,16 @@ def _interval(found: Estimate, digits: int) -> str:
 def _scales(numbers: Numbers) -> dict[str, str]:
     names = {"factor": "Perplexity", "kl": "KL", "top1": "Top-1 agreement", "accuracy": "Task accuracy"}
     return {scale: name for scale, name in names.items() if numbers.datasets(figures.METRICS[scale])}
+
+
+def _cards(inputs: Inputs, study: Study) -> dict[str, str]:
+    """Model card of each variant that was made: first the recommended one, or the one that comes nearest."""
+    overall = study.recommendation["overall"]
+    names = [name for name, variant in inputs.variants.items() if name != BASE and not variant.failure]
+    names.sort(key=lambda name: name != (overall["variant"] or overall["nearest"]))
+    identities = {Path(identity).parent.name: identity for identity in inputs.directories["checkpoints"]}
+    base = dict(inputs.base.get("model") or {})
+    return {name: written(name, inputs.variants[name].manifest, identities[name], base, study) for name in names}
 
 
 def _charts(inputs: Inputs) -> list[dict[str, Any]]:
