@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.screenshot import chromium
+from tests.screenshot import headless
 
-KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40, "ArrowRight": 39, "End": 35}
+KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39, "End": 35}
 
 
 class Page:
@@ -71,11 +71,9 @@ class Page:
 
 
 @contextlib.contextmanager
-def opened(html: Path, width: int = 1280, height: int = 900) -> Iterator[Page]:
+def opened(html: Path) -> Iterator[Page]:
     """A page that has loaded, in a fresh profile."""
-    command = chromium()
-    if command is None:
-        raise FileNotFoundError("no chromium found; set CHROMIUM to its path")
+    command = headless()
     theirs, to = os.pipe()
     back, ours = os.pipe()
 
@@ -87,13 +85,12 @@ def opened(html: Path, width: int = 1280, height: int = 900) -> Iterator[Page]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [
-                command, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-                "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={profile}",
-                f"--window-size={width},{height}", "about:blank",
-            ],
-            preexec_fn=descriptors, close_fds=False, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*command, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=descriptors,
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         os.close(theirs)
         os.close(ours)
         try:

@@ -20,23 +20,22 @@ def chromium() -> str | None:
     return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def browse(html: Path, width: int, height: int, theme: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open a page in a fresh profile, with ``options`` such as ``--dump-dom``; its output and errors."""
+def headless() -> list[str]:
+    """The command of a browser without a window that asks nobody and calls nobody. Raises FileNotFoundError."""
     command = chromium()
     if command is None:
         raise FileNotFoundError("no chromium found; set CHROMIUM to its path")
+    options = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
+    return [command, "--headless", *(f"--{each}" for each in options), "--disable-component-update", "--disable-sync"]
+
+
+def browse(html: Path, width: int, height: int, theme: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Open a page in a fresh profile, with ``options`` such as ``--dump-dom``; its output and errors."""
+    command = headless()
     with tempfile.TemporaryDirectory() as profile:
         return subprocess.run(
             [
-                command,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
+                *command,
                 "--hide-scrollbars",
                 "--virtual-time-budget=20000",
                 f"--user-data-dir={profile}",

@@ -438,7 +438,6 @@ def test_the_page_by_keyboard_alone(reports: Path) -> None:
             if reached[-1] == "" or reached[-1] in reached[:-1]:
                 break
         wanted = page.run(REACHABLE)
-        # plotly's own links and buttons, which only do what the pointer does, are no part of this.
         assert set(wanted) <= set(reached), [
             page.run(f"document.querySelectorAll('*')[{one}].outerHTML.slice(0, 200)")
             for one in set(wanted) - set(reached)
