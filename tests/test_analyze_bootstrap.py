@@ -90,3 +90,11 @@ def test_newcombe_turns_with_the_order_and_covers() -> None:
         low, high = bootstrap.newcombe([[both, first], [second, neither]], 0.95)
         hits += low <= shares[1] - shares[2] <= high
     assert 0.92 <= hits / 400 <= 0.985
+
+
+def test_the_interval_of_a_ratio_is_unknown_where_resamples_often_leave_it_undefined() -> None:
+    replicates = np.random.default_rng(0).normal(1, 0.1, 1000)
+    replicates[:25] = np.nan
+    assert bootstrap.interval_of_ratio(replicates, 0.95, 30) == bootstrap.interval(replicates[25:], 0.95, 30)
+    replicates[25] = np.inf
+    assert all(map(math.isnan, bootstrap.interval_of_ratio(replicates, 0.95, 30)))

@@ -225,8 +225,10 @@ def test_rules_hold_fail_or_are_not_told_apart() -> None:
     assert [verdict.verdict for verdict in signatures._repetition(texts, SPEC)] == [signatures.HOLDS] * 3
     assert [verdict.verdict for verdict in signatures._incoherence(texts, None, SPEC)] == [signatures.HOLDS]
     even = sweep_of(right, SETTINGS)
-    assert [verdict.verdict for verdict in signatures._incoherence(even, None, SPEC)] == [signatures.FAILS]
-    assert signatures._fsd(even, SPEC).verdict == signatures.FAILS
+    assert [verdict.verdict for verdict in signatures._incoherence(even, None, SPEC)] == [signatures.OPEN]
+    assert signatures._fsd(even, SPEC).verdict == signatures.OPEN
+    reverse = sweep_of(right, SETTINGS, base_nll={"cold": 4.0, "hot": 1.0})
+    assert [verdict.verdict for verdict in signatures._incoherence(reverse, None, SPEC)] == [signatures.FAILS]
     one = {name: settings for name, settings in SETTINGS.items() if name != "hot"}
     lacking = sweep_of({name: right[name] for name in one}, one)
     assert next(signatures._incoherence(lacking, None, SPEC)).verdict == signatures.UNTESTED
@@ -243,6 +245,17 @@ def test_the_spread_must_beat_chance_too() -> None:
     assert signatures._spread(few, SPEC).verdict == signatures.OPEN
     alike = sweep_of({name: [True] * 19 + [False] for name in SETTINGS}, SETTINGS)
     assert signatures._spread(alike, SPEC).verdict == signatures.FAILS
+
+
+def test_a_spread_over_a_single_right_answer_has_no_interval() -> None:
+    lucky = {name: [name == "greedy"] + [False] * 5 for name in SETTINGS}
+    verdict = signatures._spread(sweep_of(lucky, SETTINGS), SPEC)
+    assert verdict.verdict == signatures.OPEN
+    assert "100 % (too few right answers for an interval)" in verdict.evidence
+    nothing = np.zeros((6, 4))
+    right = np.array(list(lucky.values()), dtype=float).T
+    assert stability.compare(nothing, right, "recall", SPEC) is None
+    assert stability.compare(right, right, "recall", SPEC) is None
 
 
 def test_every_rule_is_judged_on_every_decoded_variant(found: inputs.Inputs) -> None:

@@ -48,6 +48,18 @@ def interval(replicates: Floats, confidence: float, blocks: int) -> tuple[float,
     return float(low), float(high)
 
 
+def interval_of_ratio(replicates: Floats, confidence: float, blocks: int) -> tuple[float, float]:
+    """``interval`` of what some resamples leave undefined, such as a ratio to an accuracy that may be nought.
+
+    Unknown, (NaN, NaN), where more of them do than a tail of the interval holds: the rest would tell of the resamples
+    that happened to have right answers, not of the model.
+    """
+    defined = replicates[np.isfinite(replicates)]
+    if len(replicates) - len(defined) > (1 - confidence) / 2 * len(replicates):
+        return math.nan, math.nan
+    return interval(defined, confidence, blocks)
+
+
 @functools.cache
 def _tail(confidence: float, blocks: int) -> float:
     return float(stats.norm.sf(_students(confidence, blocks - 1) * math.sqrt(blocks / (blocks - 1))))

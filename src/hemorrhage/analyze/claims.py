@@ -451,7 +451,7 @@ def _steady(evidence: Evidence) -> Finding:
         if both[0] is not None and both[1] is not None:
             found.append((both[0], both[1]))
     if not found:
-        return Finding(NOT_MEASURED, "no task on which both models get something right")
+        return Finding(NOT_MEASURED, "no task on which both models get enough right")
     values = np.array([aligned_one.value - plain.value for aligned_one, plain in found])
     apart = [(one.high < other.low, one.low > other.high) for one, other in found]
     steadier, wilder = sum(first for first, _ in apart), sum(second for _, second in apart)
@@ -476,7 +476,7 @@ def _wild(evidence: Evidence) -> Finding:
         and math.isfinite(found.low)
     ]
     if not spreads:
-        return Finding(NOT_MEASURED, "no task with right answers was decoded by several strategies")
+        return Finding(NOT_MEASURED, "no task with enough right answers was decoded by several strategies")
     above, below = [one for one in spreads if one.low > 0.15], [one for one in spreads if one.high < 0.15]
     right, wrong = (below, above) if aligned else (above, below)
     verdict = NOT_DECIDED

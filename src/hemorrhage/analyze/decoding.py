@@ -279,8 +279,7 @@ def _spread(generated: pd.DataFrame, spec: Spec) -> dict[str, dict[str, Any]]:
             reason = "the worst strategy gets nothing right"
             fields[metric] = {"status": "undefined", "reason": reason, "n": items}
             continue
-        usable = resampled[metric][np.isfinite(resampled[metric])]
-        low, high = bootstrap.interval(usable, spec.confidence, items)
+        low, high = bootstrap.interval_of_ratio(resampled[metric], spec.confidence, items)
         fields[metric] = {"estimate": float(value), "low": low, "high": high, "n": items}
     chance = spread_by_chance(right, spec)
     fields["spread_by_chance"] = {"estimate": chance, "n": items}

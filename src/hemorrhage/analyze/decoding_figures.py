@@ -144,21 +144,17 @@ def survival(curves: Mapping[str, Survival]) -> Figure:
         )
         known = [place for place, value in enumerate(low) if value is not None]
         if known:
-            band = [x[place] for place in known]
-            edges = [high[place] for place in known] + [low[place] for place in reversed(known)]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "x": band + band[::-1],
-                    "y": edges,
-                    "fill": "toself",
-                    "fillcolor": f"{colour}/0.12",
-                    "line": {"width": 0},
-                    "mode": "lines",
-                    "hoverinfo": "skip",
-                    "showlegend": False,
-                }
-            )
+            band = {
+                "type": "scatter",
+                "x": [x[place] for place in known],
+                "mode": "lines",
+                "line": {"width": 0, "shape": "hv"},
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+            traces.append({**band, "y": [low[place] for place in known]})
+            fill = {"fill": "tonexty", "fillcolor": f"{colour}/0.12"}
+            traces.append({**band, "y": [high[place] for place in known], **fill})
         traces.append(
             {
                 "type": "scatter",
@@ -170,6 +166,9 @@ def survival(curves: Mapping[str, Survival]) -> Figure:
                 "hovertemplate": f"<b>{variant}</b><br>%{{y:.0f}} % agree after %{{x}} tokens<extra></extra>",
             }
         )
-    x_axis = {"title": {"text": "tokens generated"}, "zeroline": False, "rangemode": "tozero"}
+    last = max((int(curve.at[-1]) for curve in curves.values()), default=0)
+    # Tokens are whole: on a short axis, plotly would mark halves.
+    whole = {"dtick": 1} if last <= 10 else {}
+    x_axis = {"title": {"text": "tokens generated"}, "zeroline": False, "rangemode": "tozero", **whole}
     y_axis = {"title": {"text": "texts that are the base's (%)"}, "range": [-2, 102], "zeroline": False}
     return {"data": traces, "layout": frame(x_axis, y_axis)}

@@ -282,6 +282,8 @@ def spread_rows(numbers: Numbers) -> list[dict[str, str]]:
             }
             for metric in ("spread_over_max", "spread_over_min", "spread_cv", "spread_by_chance"):
                 row[metric] = _percent(numbers.get(variant, metric, dataset, ALL_STRATEGIES))
+                if metric != "spread_by_chance" and row[metric].endswith("%"):
+                    row[metric] += " (too few right answers for an interval)"
             change = numbers.get(variant, SPREAD_CHANGE, dataset, ALL_STRATEGIES)
             row["change"] = "–" if change is None else _points(change)
             spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)

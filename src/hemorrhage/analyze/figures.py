@@ -16,6 +16,7 @@ from hemorrhage.analyze.curves import FEWER_IS_WORSE, Sweep, position, undamaged
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.tables import Estimate, Numbers
 from hemorrhage.analyze.tasks import ALL_TASKS
+from hemorrhage.analyze.thresholds import TOO_FEW
 
 Figure = dict[str, Any]
 
@@ -86,7 +87,31 @@ FACTOR_TICKS = (
     3,
     1.2,
 )
-KL_TICKS = (0, 0.001, 0.01, 0.1, 1, 10, 0.003, 0.03, 0.3, 3, 30)
+KL_TICKS = (
+    0,
+    0.001,
+    0.01,
+    0.1,
+    1,
+    10,
+    0.003,
+    0.03,
+    0.3,
+    3,
+    30,
+    0.5,
+    0.7,
+    2,
+    1.5,
+    1.2,
+    0.4,
+    0.2,
+    5,
+    0.05,
+    0.02,
+    0.005,
+    0.002,
+)
 """Places for ticks, the ones wanted most first: those too close to others are left out."""
 
 
@@ -266,12 +291,12 @@ def _thresholds(entry: dict[str, Any], scale: str, shares: bool, colour: str) ->
     """
     traces = []
     fit = entry["fits"].get(FITS.get(scale, "")) if entry["on"] == BASE else None
-    if fit:
+    kind = "knee" if scale == "factor" else "kl_knee"
+    if fit and entry[kind]["answer"] != TOO_FEW:
         x, y = [_percent(value, shares) for value in fit["x"]], [place(scale, value) for value in fit["y"]]
         line = {"color": colour, "width": 1.4, "dash": "dot"}
         about = {"hoverinfo": "skip", "showlegend": False, "legendgroup": entry["name"]}
         traces.append({"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, **about})
-        kind = "knee" if scale == "factor" else "kl_knee"
         if entry[kind]["answer"] == "found":
             at = _percent(entry[kind]["estimate"], shares)
             traces.append(_mark(entry, kind, "knee", at, _height(x, y, at), shares, colour))
@@ -556,7 +581,7 @@ def tradeoff(
         }
     )
     x_axis = {"title": {"text": "bytes on disk (% of the base's)"}, "zeroline": False}
-    heights = [place("kl", found.value) for _, _, found in points] or [0.0, 1.0]
+    heights = [place("kl", end) for _, _, found in points for end in found[:3] if math.isfinite(end)] or [0.0, 1.0]
     layout = frame(x_axis, _value_axis("kl", heights, ticks=12))
     layout["yaxis"]["range"][0] -= 0.25
     return {"data": traces, "layout": layout}
@@ -574,6 +599,10 @@ def _family_order(family: str) -> int:
     return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
 
 
+WIDE_COLUMNS = 8
+"""The most columns of a heat map whose cells have room for a number."""
+
+
 def heat(
     cells: dict[str, dict[str, Estimate | None]],
     columns: Sequence[str],
@@ -584,12 +613,14 @@ def heat(
 ) -> Figure:
     """Variants (rows) by ``columns``; white where nothing was measured.
 
-    ``cells``: variant -> column -> estimate; ``placed`` puts a value on the colour's scale, ``shown_as`` writes it.
+    ``cells``: variant -> column -> estimate; ``placed`` puts a value on the colour's scale, ``shown_as`` writes it, the
+    value before its interval, which stands in the cell too where columns are wide enough for it.
     Colours go from the page's ground up, and where ``signed`` from one colour over it to another.
     """
     known = {row: values for row, values in cells.items() if any(values.get(column) for column in columns)}
     z: list[list[float | None]] = []
     texts: list[list[str]] = []
+    labels: list[list[str]] = []
     for row, values in known.items():
         found = [values.get(column) for column in columns]
         z.append([float(f"{placed(one.value):.4g}") if one else None for one in found])
@@ -599,6 +630,7 @@ def heat(
                 for column, one in zip(columns, found, strict=True)
             ]
         )
+        labels.append([shown_as(one).partition(" (")[0] if one else "" for one in found])
     heights = [value for line in z for value in line if value is not None] or [0.0]
     most = max(abs(value) for value in heights) or 1.0
     limits = {"zmin": -most, "zmax": most} if signed else {"zmin": min(0.0, *heights), "zmax": max(heights)}
@@ -614,9 +646,11 @@ def heat(
         "xgap": 1,
         "ygap": 1,
         "hoverongaps": False,
-        "text": texts,
-        "hovertemplate": "%{text}<extra></extra>",
+        "hovertext": texts,
+        "hovertemplate": "%{hovertext}<extra></extra>",
     }
+    if len(columns) <= WIDE_COLUMNS:
+        trace |= {"text": labels, "texttemplate": "%{text}"}
     y_axis = {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""}
     x_axis = {"type": "category", "title": {"text": title}, "showgrid": False, "ticks": "", "side": "top"}
     return {"data": [trace], "layout": frame(x_axis, y_axis)}

@@ -163,7 +163,7 @@ def _compared(rule: str, variant: str, dataset: str, test: str, differences: Flo
     counts = bootstrap.draws(dataset, len(known), spec.resamples, spec.seed)
     low, high = bootstrap.interval(counts @ known / len(known), spec.confidence, len(known))
     mean, p = float(known.mean()), significance.sign_flip(known, spec.seed)
-    verdict = HOLDS if low > 0 and p <= 1 - spec.confidence else FAILS if high <= 0 else OPEN
+    verdict = HOLDS if low > 0 and p <= 1 - spec.confidence else FAILS if high < 0 else OPEN
     evidence = f"{mean:+.3g} {unit} ({low:+.3g} to {high:+.3g}), p {p:.2g}, {len(known)} texts"
     return Verdict(rule, variant, dataset, test, verdict, evidence, mean, low, high, p)
 
@@ -178,13 +178,14 @@ def _spread(texts: Texts, spec: Spec) -> Verdict:
         return Verdict(*about, UNTESTED, "fewer than two strategies, or none gets anything right")
     counts = bootstrap.draws(texts.dataset, items, spec.resamples, spec.seed)
     resampled = spreads(counts @ right / items)["spread_over_max"]
-    low, high = bootstrap.interval(resampled[np.isfinite(resampled)], spec.confidence, items)
+    low, high = bootstrap.interval_of_ratio(resampled, spec.confidence, items)
     chance = spread_by_chance(right, spec)
-    verdict = FAILS if value <= LIMIT else OPEN
+    verdict = FAILS if high <= LIMIT else OPEN
     if value > max(LIMIT, chance) and low > LIMIT:
         verdict = HOLDS
+    interval = f"{100 * low:.0f} to {100 * high:.0f}" if math.isfinite(low) else "too few right answers for an interval"
     evidence = (
-        f"{100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f}); equally good strategies reach "
+        f"{100 * value:.0f} % ({interval}); equally good strategies reach "
         f"{100 * chance:.0f} % by chance on {items} items"
     )
     return Verdict(*about, verdict, evidence, value, low, high)

@@ -52,7 +52,7 @@ def variation(accuracies: Floats) -> Floats:
 def compare(first: Floats, second: Floats, dataset: str, spec: Spec) -> Stability | None:
     """Of outcomes 0 or 1 ``[items, strategies]`` of two models on the same items and strategies.
 
-    None where there are fewer than 2 items or strategies, or a model gets nothing right.
+    None where there are fewer than 2 items or strategies, or a model gets too little right for an interval.
     """
     items, strategies = first.shape
     found = [float(variation(right.mean(axis=0))) for right in (first, second)]
@@ -60,10 +60,11 @@ def compare(first: Floats, second: Floats, dataset: str, spec: Spec) -> Stabilit
         return None
     counts = bootstrap.draws(dataset, items, spec.resamples, spec.seed)
     replicates = variation(counts @ second / items) - variation(counts @ first / items)
-    replicates = replicates[np.isfinite(replicates)]
     # Resampling adds noise to both spreads, more to that of the model that is right less often.
-    replicates = replicates - replicates.mean() + (found[1] - found[0])
-    low, high = bootstrap.interval(replicates, spec.confidence, items)
+    replicates = replicates - np.nanmean(replicates) + (found[1] - found[0])
+    low, high = bootstrap.interval_of_ratio(replicates, spec.confidence, items)
+    if math.isnan(low):
+        return None
     generator = np.random.default_rng([spec.seed, 3])
     shuffled = [
         np.nanmean([variation(generator.permuted(right, axis=1).mean(axis=0)) for _ in range(200)])
