@@ -120,6 +120,25 @@ def test_a_network_that_comes_back_is_waited_for_and_a_wrong_name_is_not(pauses:
     assert network.lost(httpx.HTTPStatusError("", request=response.request, response=httpx.Response(503)))
 
 
+def test_data_sets_of_the_hub_are_asked_for_again(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(repository: str, config: str | None = None, **options: Any) -> str:
+        asked.append((repository, config, options))
+        if len(asked) == 1:
+            raise httpx.ConnectError("no route to host")
+        return "table"
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert network.dataset("org/set", "main", "test", "0" * 40) == "table"
+    assert pauses == [network.PAUSES[0]]
+    assert asked == [("org/set", "main", {"split": "test", "revision": "0" * 40})] * 2
+    network.dataset("org/set", None, "train", "1" * 40, files="en/part-0.parquet")
+    files = {"data_files": {"train": "en/part-0.parquet"}}
+    assert asked[-1] == ("org/set", None, {"split": "train", "revision": "1" * 40, **files})
+
+
 # A GPU without memory
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 T = TypeVar("T")
 
@@ -37,6 +41,21 @@ def fetched(what: str, fetch: Callable[[], T]) -> T:
             raise
         again = "run again when the network is back; nothing half fetched is kept"
         raise ConnectionError(f"{what} could not be fetched ({_line(error)}); {again}") from error
+
+
+def dataset(repository: str, config: str | None, split: str, revision: str, files: str | None = None) -> Dataset:
+    """A split of a data set of the hub at a commit; ``files``, a pattern, stands for a configuration. Raises as
+    ``fetched``."""
+    # The steps forbid network access; this one is asked for. The library reads the variable when imported.
+    os.environ["HF_HUB_OFFLINE"] = "0"
+    from datasets import load_dataset
+
+    def fetch() -> Dataset:
+        if files:
+            return load_dataset(repository, data_files={split: files}, split=split, revision=revision)
+        return load_dataset(repository, config, split=split, revision=revision)
+
+    return fetched(repository, fetch)
 
 
 def lost(error: Exception) -> bool:

@@ -15,12 +15,12 @@ import collections
 import hashlib
 import importlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.artifact import write_manifest, writing
+from hemorrhage.network import dataset
 from hemorrhage.step import start
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ def _table(task: str, benchmark: Benchmark, place: Place, split: str, data: dict
     from pyarrow import compute, parquet
 
     if data["source"] == "hub":
-        table = _download(place, split, data["revisions"][place.repository])
+        revision = data["revisions"][place.repository]
+        table = dataset(place.repository, place.config, split, revision).with_format("arrow")[:]
     else:
         table = pyarrow.concat_tables(map(parquet.read_table, mirror_files(place, Path(data["path"]), split)))
     # Labels may be booleans where lm-eval's own repository has 0 and 1.
@@ -230,14 +231,6 @@ def _table(task: str, benchmark: Benchmark, place: Place, split: str, data: dict
     if not len(table):
         raise ValueError(f"task {task}: {place.repository} {split} has no rows")
     return pyarrow.table(columns)
-
-
-def _download(place: Place, split: str, revision: str) -> pyarrow.Table:
-    # The steps forbid network access; this one is asked for. The library reads the variable when imported.
-    os.environ["HF_HUB_OFFLINE"] = "0"
-    from datasets import load_dataset
-
-    return load_dataset(place.repository, place.config, split=split, revision=revision).with_format("arrow")[:]
 
 
 def _members(task: str, benchmark: Benchmark, table: pyarrow.Table) -> dict[str, pyarrow.Table]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from hemorrhage.data.entry import Entry, arrange, columns
-from hemorrhage.network import fetched
+from hemorrhage.network import dataset
 
 
 def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
@@ -25,16 +24,7 @@ def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list
 
 
 def _rows(entry: Entry, split: str, revision: str) -> list[dict[str, str]]:
-    # The steps forbid network access; this one is asked for. The library reads the variable when imported.
-    os.environ["HF_HUB_OFFLINE"] = "0"
-    from datasets import load_dataset
-
-    def fetch() -> Any:
-        if entry.hub_files:
-            return load_dataset(entry.repository, data_files={split: entry.hub_files}, split=split, revision=revision)
-        return load_dataset(entry.repository, entry.config, split=split, revision=revision)
-
-    table = fetched(entry.repository, fetch)
+    table = dataset(entry.repository, entry.config, split, revision, entry.hub_files)
     if entry.hub_rows:
         table = table.select(range(min(entry.hub_rows, len(table))))
     return table.select_columns(columns(entry)).to_list()

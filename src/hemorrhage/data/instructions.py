@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hemorrhage.artifact import write_manifest, writing
+from hemorrhage.network import dataset
 from hemorrhage.step import start
 
 
@@ -82,12 +82,7 @@ def read(task: str, data: dict[str, Any]) -> list[dict[str, Any]]:
 
         files = mirror_files(task, data)
         return [row for file in files for row in parquet.read_table(file, columns=list(source.columns)).to_pylist()]
-    # The steps forbid network access; this one is asked for. The library reads the variable when imported.
-    os.environ["HF_HUB_OFFLINE"] = "0"
-    from datasets import load_dataset
-
-    revision = data["revisions"][source.repository]
-    table = load_dataset(source.repository, source.config, split=source.split, revision=revision)
+    table = dataset(source.repository, source.config, source.split, data["revisions"][source.repository])
     return table.select_columns(list(source.columns)).to_list()
 
 

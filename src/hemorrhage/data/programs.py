@@ -16,12 +16,12 @@ import gzip
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hemorrhage.artifact import write_manifest, writing
+from hemorrhage.network import dataset
 from hemorrhage.step import start
 
 Problem = dict[str, Any]
@@ -193,11 +193,7 @@ def _rows(data: dict[str, Any], split: str) -> list[dict[str, Any]]:
         return [
             row for file in mirror_files(data, split) for row in parquet.read_table(file, columns=columns).to_pylist()
         ]
-    # The steps forbid network access; this one is asked for. The library reads the variable when imported.
-    os.environ["HF_HUB_OFFLINE"] = "0"
-    from datasets import load_dataset
-
-    table = load_dataset(REPOSITORY, CONFIG, split=split, revision=data["revisions"][REPOSITORY])
+    table = dataset(REPOSITORY, CONFIG, split, data["revisions"][REPOSITORY])
     return table.select_columns(columns).to_list()
 
 
