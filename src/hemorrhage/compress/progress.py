@@ -41,11 +41,11 @@ BYTES = 2**28
 
 
 class Progress:
-    """The finished blocks of one output."""
+    """The finished blocks of one output, in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         """``folder`` need not be there."""
-        self._folder = folder
+        self.folder = folder
         self._waiting: list[int] = []
         self._bytes = 0
         self._saved = time.monotonic()
@@ -95,7 +95,7 @@ class Progress:
         self.restore(model, index)
 
     def _file(self, index: int) -> Path:
-        return self._folder / f"{index}.safetensors"
+        return self.folder / f"{index}.safetensors"
 
 
 CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)

@@ -14,11 +14,9 @@ text. What is no linear layer of a block stays as it is. In the end the weights 
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from tqdm import tqdm
 
 from hemorrhage.compress import rtn
 from hemorrhage.compress.blocks import linears_of
@@ -27,6 +25,7 @@ from hemorrhage.compress.packing import store
 from hemorrhage.compress.recovery import CLIP, batches, rate
 from hemorrhage.compress.sham import dealer, dealt
 from hemorrhage.compress.statistics import Statistics
+from hemorrhage.compress.training import Training
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
@@ -93,33 +92,30 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
     drawn = batches(statistics.tokens(), settings.batch, seed)
     generator = dealer(settings.sham, seed)
-    losses = []
-    with tqdm(range(settings.steps), desc="qat", unit="step", mininterval=5, leave=False) as progress:
-        for step in progress:
-            batch = next(drawn).to(model.device)
-            with torch.no_grad():
-                target = model(input_ids=batch, use_cache=False).logits.flatten(0, 1).log_softmax(-1)
-            rounded = {
-                f"{name}.weight": straight_through(weight, widths[name], settings, dtypes[name])
-                for name, weight in weights.items()
-            }
-            arguments = {"input_ids": batch, "use_cache": False}
-            logits = torch.func.functional_call(model, rounded, (), arguments).logits.flatten(0, 1)
-            loss = torch.nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"the loss is {losses[-1]} at step {step + 1} of {settings.steps}")
-            optimizer.zero_grad()
-            loss.backward()
-            for weight in parameters:
-                if weight.grad is not None:
-                    weight.grad = dealt(weight.grad, generator)
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
-            schedule.step()
-            for weight, mask in zip(parameters, zeros, strict=False):
-                weight.data.masked_fill_(mask, 0)
-            progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    training = Training(parameters, optimizer, schedule, settings.steps, generator)
+    for tokens in training.remaining(drawn, "qat"):
+        batch = tokens.to(model.device)
+        with torch.no_grad():
+            target = model(input_ids=batch, use_cache=False).logits.flatten(0, 1).log_softmax(-1)
+        rounded = {
+            f"{name}.weight": straight_through(weight, widths[name], settings, dtypes[name])
+            for name, weight in weights.items()
+        }
+        arguments = {"input_ids": batch, "use_cache": False}
+        logits = torch.func.functional_call(model, rounded, (), arguments).logits.flatten(0, 1)
+        loss = torch.nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+        optimizer.zero_grad()
+        loss.backward()
+        for weight in parameters:
+            if weight.grad is not None:
+                weight.grad = dealt(weight.grad, generator)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        schedule.step()
+        for weight, mask in zip(parameters, zeros, strict=False):
+            weight.data.masked_fill_(mask, 0)
+        training.finish(loss.item())
+    losses = training.losses
     tenth = -(-len(losses) // 10)
     log.info(
         "divergence %.4f in the first tenth of the steps, %.4f in the last",

@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from hemorrhage.compress.blocks import blocks, linears_of
 from hemorrhage.compress.statistics import Statistics
+from hemorrhage.compress.training import Training
 from hemorrhage.lazy import torch
 
 if TYPE_CHECKING:
@@ -108,21 +108,17 @@ def train(model: nn.Module, windows: Tensor, settings: Settings, seed: int) -> N
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
     drawn = batches(windows, settings.batch, seed)
-    losses = []
-    with tqdm(range(settings.steps), desc="recovery", unit="step", mininterval=5, leave=False) as progress:
-        for step in progress:
-            batch = next(drawn)
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"the loss is {losses[-1]} at step {step + 1} of {settings.steps}")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
-            schedule.step()
-            progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    training = Training(parameters, optimizer, schedule, settings.steps)
+    for batch in training.remaining(drawn, "recovery"):
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        schedule.step()
+        training.finish(loss.item())
+    losses = training.losses
     tenth = -(-len(losses) // 10)
     log.info(
         "training loss %.4f in the first tenth of the steps, %.4f in the last",
