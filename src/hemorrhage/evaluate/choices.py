@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states, output_embedding
+from hemorrhage.evaluate.trie import Trie, readable
 from hemorrhage.models.stream import rows_at_once
 
 if TYPE_CHECKING:
@@ -52,19 +54,10 @@ def log_likelihoods(
     """
     head = output_embedding(model)
     scores: dict[int, list[float]] = {}
-    for batch in tqdm(_batches(rows, tokens_per_batch), desc="items", mininterval=5):
-        longest = max(len(tokens) for _, tokens, _ in batch)
-        padded = torch.tensor([tokens + [pad] * (longest - len(tokens)) for _, tokens, _ in batch])
-        # Causal attention: what is padded on the right of a row cannot reach it.
-        hidden = hidden_states(model, padded.to(model.device))
+    for batch, read in tqdm(_passes(model, rows, pad, tokens_per_batch), desc="items", mininterval=5):
         # Choices of a row are of one length, since they are several only where each is one token.
         lengths = [len(endings[0]) for _, _, endings in batch]
-        states = torch.cat(
-            [
-                each[len(tokens) - length : len(tokens)]
-                for each, (_, tokens, _), length in zip(hidden, batch, lengths, strict=True)
-            ]
-        )
+        states = torch.cat([each[len(each) - length :] for each, length in zip(read, lengths, strict=True)])
         wanted = [list(targets) for _, _, endings in batch for targets in zip(*endings, strict=True)]
         picked = iter(_log_p(states, head, wanted))
         for (item, _, endings), length in zip(batch, lengths, strict=True):
@@ -88,6 +81,45 @@ def _log_p(states: torch.Tensor, head: torch.Tensor, wanted: list[list[int]]) ->
         values = iter(log_p[row, token].tolist())
         found += [[next(values) for _ in tokens] for tokens in asked]
     return found
+
+
+def _passes(
+    model: PreTrainedModel, rows: list[Row], pad: int, tokens_per_batch: int
+) -> Iterator[tuple[list[Row], list[torch.Tensor]]]:
+    """Rows in the order given, some at a time, with the final hidden states of the tokens of each [its length, hidden].
+
+    A pass reads at most ``tokens_per_batch``, padding included, or half of it where attention goes over all of them,
+    but always a row.
+    """
+    if readable(model):
+        for batch, trie in _tries(rows, tokens_per_batch // 2):
+            hidden = hidden_states(
+                model,
+                torch.tensor([trie.tokens], device=model.device),
+                attention_mask=trie.mask()[None, None].to(model.device),
+                position_ids=torch.tensor([trie.depths], device=model.device),
+            )[0]
+            yield batch, [hidden[path] for path in trie.paths]
+        return
+    for batch in _batches(rows, tokens_per_batch):
+        longest = max(len(tokens) for _, tokens, _ in batch)
+        padded = torch.tensor([tokens + [pad] * (longest - len(tokens)) for _, tokens, _ in batch])
+        # Causal attention: what is padded on the right of a row cannot reach it.
+        states = hidden_states(model, padded.to(model.device))
+        yield batch, [each[: len(tokens)] for each, (_, tokens, _) in zip(states, batch, strict=True)]
+
+
+def _tries(rows: list[Row], most: int) -> Iterator[tuple[list[Row], Trie]]:
+    """Rows in the order given, together until what they don't share would pass ``most`` tokens."""
+    batch: list[Row] = []
+    trie = Trie()
+    for row in rows:
+        if batch and len(trie.tokens) + trie.would_add(row[1]) > most:
+            yield batch, trie
+            batch, trie = [], Trie()
+        batch.append(row)
+        trie.add(row[1])
+    yield batch, trie
 
 
 def _batches(rows: list[Row], tokens_per_batch: int) -> list[list[Row]]:

@@ -71,10 +71,13 @@ def output_embedding(model: PreTrainedModel) -> Tensor:
     return head.weight.detach().float()
 
 
-def hidden_states(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``."""
+def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> Tensor:
+    """Final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``.
+
+    ``places``: the decoder's ``attention_mask`` and ``position_ids``, where they are not those of a text.
+    """
     with torch.inference_mode():
-        return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.float()
+        return model.get_decoder()(input_ids=tokens, use_cache=False, **places).last_hidden_state.float()
 
 
 def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Iterator[tuple[slice, Tensor, Tensor]]:
