@@ -71,7 +71,7 @@ class Input:
         """
         x = x.reshape(-1, x.shape[-1]).float().contiguous()
         if self.moment is not None:
-            _add_square(self.moment, x)
+            triangle.add_square(self.moment, x)
         low, high = x.aminmax()
         self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         # What these few tokens leave behind on the way stays in the cache.
@@ -292,14 +292,3 @@ def _batch(samples: int, length: int) -> int:
     """Windows per batch: a divisor of ``samples``, so that all batches have one shape and one mask."""
     fitting = max(1, BATCH_TOKENS // length)
     return max(size for size in range(1, min(fitting, samples) + 1) if samples % size == 0)
-
-
-def _add_square(upper: Tensor, x: Tensor) -> None:
-    """Add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n]."""
-    if upper.is_cuda:
-        upper.addmm_(x.T, x)
-        return
-    from scipy.linalg.blas import ssyrk
-
-    # torch has no product that knows its result to be symmetric. In BLAS's column order both matrices are transposed.
-    ssyrk(1, x.numpy().T, beta=1, c=upper.numpy().T, lower=1, overwrite_c=1)

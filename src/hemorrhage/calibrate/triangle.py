@@ -52,6 +52,21 @@ def mirror(matrix: Tensor) -> None:
         matrix[start:stop, start:stop] = mirrored(corner)
 
 
+def add_square(upper: Tensor, x: Tensor) -> None:
+    """Add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n].
+
+    Both are float32 or both float64, and contiguous.
+    """
+    if upper.is_cuda:
+        upper.addmm_(x.T, x)
+        return
+    from scipy.linalg import blas
+
+    # torch has no product that knows its result to be symmetric. In BLAS's column order both matrices are transposed.
+    product = blas.dsyrk if x.dtype == torch.float64 else blas.ssyrk
+    product(1, x.numpy().T, beta=1, c=upper.numpy().T, lower=1, overwrite_c=1)
+
+
 def diagonal(vector: Tensor) -> Tensor:
     """The diagonal [n] of the matrix whose upper triangle is ``vector``."""
     width = _width(vector)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import model_validator
 from tqdm import tqdm
 
+from hemorrhage.calibrate import triangle
 from hemorrhage.compress import rtn
 from hemorrhage.compress.blocks import linears_of
 from hemorrhage.compress.grid import Grid, GridSettings, fit, group_width
@@ -161,15 +162,19 @@ def best_scale(
     mean of its absolute values; ``width`` columns share a grid, whose scales are stored in ``dtype``.
     """
     best, least = torch.ones_like(magnitude), math.inf
+    # Σ dw H dwᵀ over the rows is the sum of the products of dwᵀ dw and H, both symmetric: a triangle of them is enough.
+    across = torch.triu(2 * moment, 1).add_(torch.diag(moment.diagonal()))
+    changes = torch.zeros_like(across)
     for step in range(ALPHAS):
         scale = magnitude.pow(step / ALPHAS).clamp(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
-        error = 0.0
+        changes.zero_()
         for weight in weights:
             weight = weight.float()
             rounded = _rounded((weight * scale).unflatten(1, (-1, width)), settings, dtype)
             change = rounded.flatten(1).div_(scale).sub_(weight)
-            error += (change @ moment).mul_(change).sum().item()
+            triangle.add_square(changes, change)
+        error = changes.mul_(across).sum().item()
         if error < least:
             best, least = scale, error
     return best

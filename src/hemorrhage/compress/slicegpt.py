@@ -26,7 +26,7 @@ Without the paper's recovery fine-tuning.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -34,6 +34,7 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
+from hemorrhage.calibrate import triangle
 from hemorrhage.calibrate.statistics import Walk
 from hemorrhage.compress.blocks import blocks
 from hemorrhage.compress.hadamard import orthogonal
@@ -151,11 +152,15 @@ def principal(moment: Tensor) -> Tensor:
     return torch.linalg.eigh(moment).eigenvectors.flip(1)
 
 
-def second_moment(states: Iterable[Tensor]) -> Tensor:
+def second_moment(states: Sequence[Tensor]) -> Tensor:
     """Sum of x xᵀ over the tokens of ``states`` [..., n]: float64 [n, n]."""
     # Not in float32: a few tokens have 10⁵ times the energy of the others, whose directions would be lost.
-    flat = (state.flatten(0, -2).double() for state in states)
-    return sum((x.T @ x for x in flat), start=torch.zeros((), dtype=torch.float64))
+    width = states[0].shape[-1]
+    found = states[0].new_zeros((width, width), dtype=torch.float64)
+    for state in states:
+        triangle.add_square(found, state.flatten(0, -2).double())
+    triangle.mirror(found)
+    return found
 
 
 def reads(weight: Tensor, gain: Tensor, turn: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def encode(name: str, value: Tensor, base: Weights, known: Mapping[str, str]) ->
         masked = torch.where(kept, _bits(base.tensor(name)), 0)
         if torch.equal(masked, bits):
             return Encoded({"base": name, "digest": base.digest(name), KEPT: True}, {KEPT: _packed(kept)})
-    if int(kept.count_nonzero()) < (1 - SPARSE) * kept.numel():
+    if int(kept.sum()) < (1 - SPARSE) * kept.numel():
         return Encoded({"shape": list(value.shape), KEPT: True}, {KEPT: _packed(kept), VALUES: value[kept]})
     return Encoded(None, {"": value})
 

@@ -77,8 +77,9 @@ MAY_DIFFER = {
     *("TMPDIR", "TMP", "TEMP", "TEMPDIR"),
     *("HEMORRHAGE_DEVICE", "CUDA_VISIBLE_DEVICES"),
     *("SHLVL", "PWD", "OLDPWD", "_"),
+    *("OPENBLAS_THREAD_TIMEOUT", "GOMP_SPINCOUNT"),
 }
-"""Environment variables that are read after a job has begun, or set once more there."""
+"""Environment variables that are read after a job has begun, or set once more there, or by this package itself."""
 
 TO_ASK = 10
 """Seconds that a client has for its request."""
