@@ -22,6 +22,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,11 +95,22 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def nucleus(logits: Tensor, p: float) -> Tensor:
-    """``logits`` [n, vocabulary] with -inf outside the fewest likeliest tokens that have a mass of ``p`` together."""
-    values, order = logits.sort(-1, descending=True)
+    """``logits`` [n, vocabulary] with -inf outside the fewest likeliest tokens that have a mass of ``p`` together.
+
+    What is as likely as the last of them stays, too.
+    """
+    values = descending(logits)
     mass = values.softmax(-1)
-    outside = mass.cumsum(-1) - mass >= p
-    return logits.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf)
+    inside = (mass.cumsum(-1) - mass < p).sum(-1, keepdim=True)
+    return logits.masked_fill(logits < values.gather(1, inside - 1), -torch.inf)
+
+
+def descending(values: Tensor) -> Tensor:
+    """Float32 ``values``, sorted along the last dimension."""
+    if values.is_cuda:
+        return values.sort(-1, descending=True).values
+    # On a processor torch's sort, which keeps the places, takes several times as long.
+    return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1)).flip(-1)
 
 
 @dataclass(frozen=True)
@@ -303,7 +315,7 @@ def _crossing(curve: Tensor, target: Tensor, places: Tensor) -> float:
 
 def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
     """Entropy (nats) of each nucleus of the distributions of ``logits`` [n, vocabulary]: float32 [n, candidates]."""
-    log = logits.log_softmax(-1).sort(-1, descending=True).values
+    log = descending(logits.log_softmax(-1))
     mass = log.exp()
     cumulated = mass.cumsum(-1)
     last = torch.searchsorted(cumulated, candidates.expand(len(log), -1).contiguous())
