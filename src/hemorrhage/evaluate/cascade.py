@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 
 from hemorrhage.models import walk
 
+ROWS = 256
+"""States whose logits are made at once by the logit lens."""
+
 EXACT = 20 * math.log10(2**24)
 """SQNR in dB at which all that is left is the rounding of float32; no error at all is reported as this."""
 
@@ -66,11 +69,14 @@ def lens(model: PreTrainedModel, tokens: Tensor, states: list[Tensor], log_p: Te
     """
     (normed,) = walk.leave(model, (tokens,), [torch.cat(states, dim=1)])
     p = log_p.exp()
-    found = []
-    for hidden in normed.split(log_p.shape[1], dim=1):
-        # One product of all windows' positions: a batch of small ones takes three times as long.
-        log_q = log_probabilities(model, hidden.reshape(-1, hidden.shape[-1])).view_as(log_p)
-        found.append(log_q.neg_().add_(log_p).mul_(p).sum(-1).double().mean(-1))
+    found: list[Tensor] = []
+    layers = normed.split(log_p.shape[1], dim=1)
+    # One product of all windows' positions in several layers: small ones take several times as long.
+    at_once = max(1, ROWS // log_p[..., 0].numel())
+    for start in range(0, len(layers), at_once):
+        some = torch.stack(layers[start : start + at_once])
+        log_q = log_probabilities(model, some.flatten(0, 2)).view(-1, *log_p.shape)
+        found += log_q.neg_().add_(log_p).mul_(p).sum(-1).double().mean(-1).unbind()
     return found
 
 

@@ -27,24 +27,42 @@ class PackedLinear(DequantizedLinear):
 
     def dense(self) -> Tensor:
         """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
-        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
         bits = self.scheme["weights"]["num_bits"]
         words, scale = self.tensors["weight_packed"].data, self.tensors["weight_scale"].data.float()
         zero = None
         if "weight_zero_point" in self.tensors:
-            zero = unpack_from_int32(self.tensors["weight_zero_point"].data, bits, scale.shape, packed_dim=0).float()
+            zero = unpacked(self.tensors["weight_zero_point"].data.T, bits, len(scale)).T.float()
         values = torch.empty(self.out_features, self.in_features, device=words.device)
         step = rows_at_once(self.in_features)
         for start in range(0, self.out_features, step):
             rows = slice(start, start + step)
-            shape = torch.Size((len(words[rows]), self.in_features))
             groups = values[rows].unflatten(1, (scale.shape[1], -1))
-            groups.copy_(unpack_from_int32(words[rows], bits, shape).unflatten(1, (scale.shape[1], -1)))
+            groups.copy_(unpacked(words[rows], bits, self.in_features).unflatten(1, (scale.shape[1], -1)))
             if zero is not None:
                 groups.sub_(zero[rows].unsqueeze(2))
             groups.mul_(scale[rows].unsqueeze(2))
         return values
+
+
+def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
+    """The codes in ``words`` int32 [rows, ceil(columns · bits / 32)], 1 to 8 ``bits`` each: int8 [rows, columns].
+
+    In memory the words are a row of octets, of which every ``bits`` hold eight codes.
+    """
+    octets = words.contiguous().view(torch.uint8)
+    eights = -(-columns // 8)
+    octets = torch.nn.functional.pad(octets, (0, max(0, eights * bits - octets.shape[1])))
+    octets = octets[:, : eights * bits].unflatten(1, (eights, bits))
+    codes = octets.new_empty(len(words), eights, 8)
+    for place in range(8):
+        first, shift = divmod(place * bits, 8)
+        code = octets[..., first] >> shift
+        if shift + bits > 8:
+            code |= octets[..., first + 1] << (8 - shift)
+        codes[..., place] = code
+    # What is below zero wraps around, and is negative once it is read as signed.
+    codes.bitwise_and_(2**bits - 1).sub_(2 ** (bits - 1))
+    return codes.flatten(1)[:, :columns].view(torch.int8)
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> PackedLinear:
