@@ -103,11 +103,16 @@ def quantiles(values: Floats, blocks: Integers, counts: Integers, levels: Sequen
 
 def t_interval(values: Floats, confidence: float) -> tuple[float, float]:
     """Student's interval of a mean; unknown with fewer than 3 values."""
-    n = len(values)
+    spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return t_interval_of(float(values.mean()), spread, len(values), confidence)
+
+
+def t_interval_of(mean: float, spread: float, n: int, confidence: float) -> tuple[float, float]:
+    """The same of ``n`` values with that ``mean`` and standard deviation ``spread`` (of n - 1)."""
     if n < 3:
         return math.nan, math.nan
-    half = _students(confidence, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-    return float(values.mean()) - half, float(values.mean()) + half
+    half = _students(confidence, n - 1) * spread / math.sqrt(n)
+    return mean - half, mean + half
 
 
 def effective_size(values: Floats, groups: Integers, confidence: float) -> float:

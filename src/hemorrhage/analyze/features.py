@@ -183,15 +183,18 @@ def rounding(bits: float, group: int, symmetric: bool) -> float:
 
     The range is that of the expected extremes of a group (Blom 1958); an error has a twelfth of a step's square.
     """
-    among = 2 * group if symmetric else group
-    spread = 2 * norm.ppf((among - 0.375) / (among + 0.25))
-    return float((spread / (2**bits - 1)) ** 2 / 12)
+    return (extent(2 * group if symmetric else group) / (2**bits - 1)) ** 2 / 12
+
+
+@cache
+def extent(group: int) -> float:
+    """Expected range of so many normal values."""
+    return float(2 * norm.ppf((group - 0.375) / (group + 0.25)))
 
 
 def equivalent_bits(noise: float) -> float:
     """Bits whose rounding makes as much noise, at least 1."""
-    spread = 2 * norm.ppf((OF_LAW - 0.375) / (OF_LAW + 0.25))
-    return max(1.0, math.log2(1 + spread / math.sqrt(12 * noise)))
+    return max(1.0, math.log2(1 + extent(OF_LAW) / math.sqrt(12 * noise)))
 
 
 @cache

@@ -44,8 +44,13 @@ def inside_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[s
         "data": facts.get("sha256", ""),
         "environment": made_in(output.manifest),
     }
-    for (metric, layer, head), part in table.groupby(["metric", "layer", "head"], sort=True):
-        yield row(variant, _name(metric, layer, head), **_mean(part["value"].to_numpy(np.float64), spec), **about)
+    # All at once: a study has tens of thousands.
+    windows = table.groupby(["metric", "layer", "head"], sort=True)["value"]
+    means = windows.agg(["mean", "std", "count"])
+    for (metric, layer, head), mean, spread, count in means.itertuples(name=None):
+        low, high = bootstrap.t_interval_of(mean, spread, count, spec.confidence)
+        name = _name(metric, layer, head)
+        yield row(variant, name, estimate=mean, low=low, high=high, n=count, **about)
     layers = table[(table["layer"] >= 0) & (table["head"] < 0)]
     for metric, part in layers.groupby("metric", sort=True):
         # What is not defined in a window has no row there; a layer without all windows would bias the mean.

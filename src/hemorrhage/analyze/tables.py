@@ -40,9 +40,15 @@ class Numbers:
         self._found: dict[tuple[str, str, str, str], Estimate] = {}
         keys = ["variant", "dataset", "family", "method"]
         numbers = ["estimate", "low", "high", "n", "p", "q", "mde", "metric", "protocol"]
-        for variant, dataset, family, method, *found in ok[keys + numbers].itertuples(index=False, name=None):
+        # Column by column: strings of Arrow are slow one by one.
+        columns = [ok[name].to_numpy(object).tolist() for name in keys + numbers]
+        for variant, dataset, family, method, *found in zip(*columns, strict=True):
             strategy, estimate = method if family == DECODE else "", Estimate(*found)
             self._found[variant, untagged(estimate.metric), dataset, strategy] = estimate
+        self._places: dict[str, dict[tuple[str, str], None]] = {}
+        """By metric, the data sets and strategies it was measured on, in their order."""
+        for _, metric, *place in self._found:
+            self._places.setdefault(metric, {})[place[0], place[1]] = None
 
     def get(self, variant: str, metric: str, dataset: str = "", strategy: str = "") -> Estimate | None:
         """The estimate, or None where there is none."""
@@ -50,13 +56,13 @@ class Numbers:
 
     def datasets(self, metric: str, strategy: bool = False) -> list[str]:
         """Data sets that a metric was measured on, in their order."""
-        found = [key[2] for key in self._found if key[1] == metric and bool(key[3]) == strategy]
-        return list(dict.fromkeys(found))
+        places = self._places.get(metric, {})
+        return list(dict.fromkeys(dataset for dataset, name in places if bool(name) == strategy))
 
     def strategies(self, metric: str) -> list[str]:
         """Decoding strategies that a metric was measured for, in their order."""
-        found = [key[3] for key in self._found if key[1] == metric and key[3] not in ("", ALL_STRATEGIES)]
-        return list(dict.fromkeys(found))
+        places = self._places.get(metric, {})
+        return list(dict.fromkeys(name for _, name in places if name not in ("", ALL_STRATEGIES)))
 
     def decoded(self) -> list[str]:
         """Variants with decoding results, in their order."""
