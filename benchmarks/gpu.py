@@ -4,7 +4,7 @@
 
 Prints tokens per second of prefill and of decoding in bfloat16 on the device that HEMORRHAGE_DEVICE or torch names;
 then for --layers of its blocks the seconds a linear layer of GPTQ, and the peak of memory: ours as the bench runs it,
-statistics on that device and the solver on the processor, llmcompressor's oneshot on the device. Random weights and
+statistics and solver on that device from files in between, llmcompressor's oneshot on the device. Random weights and
 random tokens: speeds are those of the shape, and nothing is said about quality.
 """
 
@@ -62,21 +62,8 @@ def peak(where: str) -> str:
     return f"device {held:.2f} GiB, {host}"
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--intermediate", type=int, default=11008)
-    parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--layers", type=int, default=2, help="blocks that GPTQ is measured on")
-    parser.add_argument("--samples", type=int, default=16, help="calibration windows")
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a window")
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
-    chosen = parser.parse_args()
-    where = device()
-    name = torch.cuda.get_device_name() if where == "cuda" else f"{torch.get_num_threads()} thread(s) of the processor"
+def speed(chosen: argparse.Namespace, where: str, name: str) -> None:
+    """Print tokens per second of prefill and of decoding on the device called ``name``."""
     model = build(chosen, chosen.blocks, where)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters in bfloat16, {chosen.blocks} blocks, {name}")
@@ -94,24 +81,23 @@ def main() -> None:
             f"decoding {chosen.batch * chosen.new_tokens / took:10.0f} tokens/s   batch {chosen.batch}, {peak(where)}",
             flush=True,
         )
-    del model
-    # The last peak was reset while this model was still there: it would count as GPTQ's.
-    peak(where)
 
-    settings = gptq.Settings(bits=4, group_size=min(128, chosen.hidden), symmetric=False)
-    calibration = torch.randint(chosen.vocabulary, (chosen.samples, chosen.length))
+
+def ours(
+    chosen: argparse.Namespace, where: str, calibration: torch.Tensor, settings: gptq.Settings
+) -> tuple[float, float]:
+    """Seconds a linear layer of collecting statistics, and of quantizing."""
     model = build(chosen, chosen.layers, where)
     linears = len(linears_of(model))
     with tempfile.TemporaryDirectory() as folder:
         collecting = seconds(lambda: collect(model, calibration, Path(folder)))
         model = model.cpu()
         solving = seconds(lambda: gptq.alter(model, settings, Statistics(Path(folder)), 0))
-    print(
-        f"ours           {(collecting + solving) / linears:8.2f} s a layer ({collecting / linears:.2f} statistics,"
-        f" {solving / linears:.2f} solver on {torch.get_num_threads()} thread(s)), {peak(where)}",
-        flush=True,
-    )
-    del model
+    return collecting / linears, solving / linears
+
+
+def theirs(chosen: argparse.Namespace, where: str, calibration: torch.Tensor, settings: gptq.Settings) -> float:
+    """Seconds a linear layer of llmcompressor's oneshot."""
     with tempfile.TemporaryDirectory() as folder:
         # It reads a model's folder again, and wants a tokenizer there.
         build(chosen, chosen.layers, "cpu").save_pretrained(folder)
@@ -120,8 +106,43 @@ def main() -> None:
         # Faster with float32 on a processor; on a GPU it takes what the checkpoint has.
         dtype = torch.float32 if where == "cpu" else torch.bfloat16
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(where)
-        took = seconds(lambda: oneshot(model, calibration, settings))
-    print(f"llmcompressor  {took / linears:8.2f} s a layer, {peak(where)}")
+        return seconds(lambda: oneshot(model, calibration, settings)) / len(linears_of(model))
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--intermediate", type=int, default=11008)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--layers", type=int, default=2, help="blocks that GPTQ is measured on")
+    parser.add_argument("--samples", type=int, default=16, help="calibration windows")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a window")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    chosen = parser.parse_args()
+    where = device()
+    name = torch.cuda.get_device_name() if where == "cuda" else f"{torch.get_num_threads()} thread(s) of the processor"
+    speed(chosen, where, name)
+    # The last peak was reset while that model was still there: it would count as GPTQ's.
+    peak(where)
+
+    settings = gptq.Settings(bits=4, group_size=128, symmetric=False)
+    calibration = torch.randint(chosen.vocabulary, (chosen.samples, chosen.length))
+    small = argparse.Namespace(**vars(chosen) | {"hidden": 256, "intermediate": 512, "layers": 1})
+    # The first run of each loads kernels and libraries.
+    ours(small, where, calibration, settings)
+    peak(where)
+    collecting, solving = ours(chosen, where, calibration, settings)
+    print(
+        f"ours           {collecting + solving:8.2f} s a layer ({collecting:.2f} statistics, {solving:.2f} solver),"
+        f" {peak(where)}",
+        flush=True,
+    )
+    theirs(small, where, calibration, settings)
+    peak(where)
+    print(f"llmcompressor  {theirs(chosen, where, calibration, settings):8.2f} s a layer, {peak(where)}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ rule compress:
         "data/checkpoints/{name}/{key}/manifest.json",
     log:
         "logs/checkpoints/{name}-{key}.log",
+    wildcard_constraints:
+        name=asked.named("checkpoints", on_gpu=False),
     threads: threads_of("checkpoints")
     resources:
         mem_mb=memory_of("checkpoints"),
         runtime=minutes_of("checkpoints"),
+        gpu=0,
     params:
         usage="logs/benchmarks/checkpoints/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
@@ -34,8 +37,18 @@ rule compress:
         ),
         spec=lambda wildcards: json.dumps(plan.alteration(wildcards.name)),
     shell:
-        "step {params.usage} hemorrhage.compress {params.out} --variant {wildcards.name} --base {params.base}"
+        "step --gpu={resources.gpu} {params.usage} hemorrhage.compress {params.out} --variant {wildcards.name} --base {params.base}"
         " {params.parent} {params.calibration} {params.gradients} --spec {params.spec:q} > {log} 2>&1"
+
+
+# A rule of its own: a cluster gives all jobs of a rule the same.
+use rule compress as compress_on_gpu with:
+    wildcard_constraints:
+        name=asked.named("checkpoints", on_gpu=True),
+    resources:
+        mem_mb=memory_of("checkpoints"),
+        runtime=minutes_of("checkpoints"),
+        gpu=asked.gpus,
 
 
 rule compressed:

@@ -16,11 +16,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
-from hemorrhage.artifact import write_manifest
+from hemorrhage.artifact import failure, write_manifest
+from hemorrhage.compress.blocks import linears_of
+from hemorrhage.compress.statistics import Statistics
 from hemorrhage.data import embedded
 from hemorrhage.data.probes import prepare
-from hemorrhage.models.checkpoint import load_tokenizer
+from hemorrhage.models.checkpoint import load, load_tokenizer
 from tests.conftest import ROOT
 
 TOLERANCES = {"nll": 1e-4, "kl": 1e-3, "entropy": 1e-3}
@@ -28,6 +31,9 @@ TOLERANCES = {"nll": 1e-4, "kl": 1e-3, "entropy": 1e-3}
 
 MOMENTS = 1e-3
 """Of second moments: Frobenius norm of the difference, relative."""
+
+SOLVED = 0.02
+"""Of what all linear layers together lose in their outputs, relative: a rounding that falls otherwise moves others."""
 
 ANSWERS = 0.02
 """Share of task items that may be answered otherwise."""
@@ -42,9 +48,9 @@ def step(device: str, module: str, *words: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
-    """Base, text and tasks, then calibration, a variant, reference and evaluation on ``device``."""
-    base, text, task = folder / "base", folder / "texts/prose/x", folder / "tasks/agreement/x"
+def sources(device: str, tiny: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """Base model, text, and the calibration of it on ``device``."""
+    base, text, calibration = folder / "base", folder / "texts/prose/x", folder / "calibration"
     step(device, "hemorrhage.models", base, "--spec", json.dumps({"source": "path", "path": str(tiny)}))
     text.mkdir(parents=True)
     prose = embedded.JOIN.join(embedded.documents("prose")["calibration"])[:40_000]
@@ -52,20 +58,25 @@ def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
     tokens = torch.tensor(ids, dtype=torch.int32)
     save_file({"calibration": tokens, "evaluation": tokens.clone()}, text / "tokens.safetensors")
     write_manifest(text, corpus="prose", sha256="0", join="\n\n")
+    sampling = json.dumps({"samples": 8, "length": 128, "seed": 0, "hessian_gb": 1})
+    step(device, "hemorrhage.calibrate", calibration, "--base", base, "--texts", text, "--spec", sampling)
+    return base, text, calibration
+
+
+def other_device() -> str:
+    """The GPU. HEMORRHAGE_OTHER_DEVICE=cpu tries these tests themselves where there is none."""
+    other = os.environ.get("HEMORRHAGE_OTHER_DEVICE", "cuda")
+    if other == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return other
+
+
+def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
+    """Base, texts and tasks, calibration, a variant, reference and evaluation on ``device``."""
+    base, text, _ = sources(device, tiny, folder)
+    task = folder / "tasks/agreement/x"
     prepare("agreement", 100, 0, task)
     out = {name: folder / name for name in ("calibration", "reference", "variant", "evaluation")}
-    sampling = {"samples": 8, "length": 128, "seed": 0, "hessian_gb": 1}
-    step(
-        device,
-        "hemorrhage.calibrate",
-        out["calibration"],
-        "--base",
-        base,
-        "--texts",
-        text,
-        "--spec",
-        json.dumps(sampling),
-    )
     altering = {
         "sweep": "rtn", "family": "quantize", "method": "rtn", "seed": 0, "on": None,
         "settings": {"bits": 4, "group_size": "channel", "symmetric": False},
@@ -96,10 +107,7 @@ def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_metrics_are_those_of_the_processor(tiny: Path, tmp_path: Path, dtype: str) -> None:
-    # HEMORRHAGE_OTHER_DEVICE=cpu tries this test itself where there is no GPU.
-    other = os.environ.get("HEMORRHAGE_OTHER_DEVICE", "cuda")
-    if other == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
+    other = other_device()
     here, there = run("cpu", dtype, tiny, tmp_path / "cpu"), run(other, dtype, tiny, tmp_path / "other")
     moments = [load_file(out["calibration"] / "hessian.safetensors") for out in (here, there)]
     for name, moment in moments[0].items():
@@ -110,3 +118,49 @@ def test_metrics_are_those_of_the_processor(tiny: Path, tmp_path: Path, dtype: s
         assert tokens[1][metric].mean() == pytest.approx(tokens[0][metric].mean(), rel=tolerance), metric
     items = [pd.read_parquet(out["evaluation"] / "items.parquet") for out in (here, there)]
     assert (items[0].choice != items[1].choice).mean() <= ANSWERS
+
+
+GRID = {"bits": 3, "group_size": 4, "symmetric": False}
+
+SOLVERS = [
+    ("quantize", "gptq", GRID),
+    ("quantize", "gptq", {**GRID, "act_order": True}),
+    ("quantize", "gptq", {**GRID, "sequential": True}),
+    ("prune", "sparsegpt", {"sparsity": 0.5}),
+    ("prune", "sparsegpt", {"sparsity": "2:4", "sequential": True}),
+]
+
+
+@pytest.mark.gpu
+def test_solvers_lose_what_they_lose_on_the_processor(tiny: Path, tmp_path: Path) -> None:
+    other = other_device()
+    base, _, calibration = sources("cpu", tiny, tmp_path)
+    moments = Statistics(calibration)
+    of_base = load(base)
+    for number, (family, method, settings) in enumerate(SOLVERS):
+        spec = {
+            "sweep": method, "family": family, "method": method, "seed": 0, "on": None, "settings": settings,
+        }  # fmt: skip
+        losses = []
+        for device in ("cpu", other):
+            out = tmp_path / f"{number}-{device}"
+            step(
+                device, "hemorrhage.compress", out, "--variant", method, "--base", base, "--calibration", calibration,
+                "--spec", json.dumps(spec),
+            )  # fmt: skip
+            assert failure(out) is None
+            losses.append(lost(of_base, load(out, base=base), moments))
+        assert losses[1] == pytest.approx(losses[0], rel=SOLVED), (method, settings)
+
+
+def lost(base: PreTrainedModel, variant: PreTrainedModel, moments: Statistics) -> float:
+    """Sum over linear layers of tr(dW H dWᵀ) / tr(W H Wᵀ)."""
+    total = 0.0
+    after = linears_of(variant)
+    for first, names in moments.shared().items():
+        H = moments.second_moment(first).double()
+        for name in names:
+            W = linears_of(base)[name].weight.detach().double().cpu()
+            error = after[name].weight.detach().double().cpu() - W
+            total += float((error @ H * error).sum() / (W @ H * W).sum())
+    return total

@@ -169,17 +169,26 @@ class Walk:
     """The windows' hidden states on their way through the blocks, batch by batch."""
 
     def __init__(
-        self, model: PreTrainedModel, tokens: Tensor, shared: dict[str, list[str]], folder: Path | None = None
+        self,
+        model: PreTrainedModel,
+        tokens: Tensor,
+        shared: dict[str, list[str]],
+        folder: Path | None = None,
+        where: torch.device | None = None,
     ) -> None:
         """``tokens`` int [samples, length]; ``shared`` is that of ``shared_inputs``; ``folder``: on the disk on which
-        states lie between two blocks that are too many for memory, where that is wanted."""
-        from hemorrhage.models.walk import enter
+        states lie between two blocks that are too many for memory, where that is wanted; ``where``: the device that
+        blocks compute on, one at a time, if it is not the model's."""
+        from hemorrhage.models.walk import enter, moved
 
         self.model = model
         self.shared = shared
         self.folder = folder
+        self.where = where or model.device
         self.batches = tokens.long().to(model.device).split(_batch(*tokens.shape))
-        self.states, self.arguments = enter(model, self.batches)
+        states, arguments = enter(model, self.batches)
+        self.states: list[Tensor] = moved(states, self.where)
+        self.arguments: list[dict[str, Any]] = moved(arguments, self.where)
         self.block = -1
 
     def advance(self, moments: bool) -> Seen:
@@ -187,19 +196,22 @@ class Walk:
 
         ``moments``: whether the second moments of inputs are wanted.
         """
+        from hemorrhage.models.walk import in_float32
+
         self.block += 1
         block = blocks(self.model)[self.block]
         inside = set(block.modules())
         linears = {name: linear for name, linear in linears_of(self.model).items() if linear in inside}
         firsts = [first for first in self.shared if first in linears]
-        return observe(block, self.states, self.arguments[self.block], linears, firsts, moments, self.folder)
+        with in_float32(block, self.where):
+            return observe(block, self.states, self.arguments[self.block], linears, firsts, moments, self.folder)
 
     def leave(self) -> None:
         """Let the states through the block as it is now."""
         from hemorrhage.models.walk import in_float32, step
 
         block, aside = blocks(self.model)[self.block], Aside(self.folder)
-        with in_float32(block):
+        with in_float32(block, self.where):
             for index, before in enumerate(self.states):
                 self.states[index] = aside.put(step(block, before, self.arguments[self.block]))
 
@@ -219,10 +231,11 @@ def observe(
 ) -> Seen:
     """Run ``block`` over all batches of ``states`` and look at the inputs ``firsts`` and outputs of ``linears``.
 
-    What leaves it is put aside in ``folder`` (hemorrhage.models.stream).
+    The block is in float32, on the device of the states. What leaves it is put aside in ``folder``
+    (hemorrhage.models.stream).
     """
     from hemorrhage.models.experts import every_token
-    from hemorrhage.models.walk import in_float32, step
+    from hemorrhage.models.walk import step
 
     inputs = {first: Input.empty(linears[first].in_features, states[0].device, moments) for first in firsts}
     outputs = dict.fromkeys(linears, (0.0, 0.0))
@@ -241,7 +254,7 @@ def observe(
     similarity, after = 0.0, []
     aside = Aside(folder)
     try:
-        with in_float32(block), every_token(block):
+        with every_token(block):
             for before in states:
                 leaving = step(block, before, arguments)
                 similarity += torch.cosine_similarity(before, leaving, dim=-1).double().sum().item()

@@ -168,6 +168,8 @@ def _statistics(
 ) -> tuple[Any, str]:
     """What the method may read, and what the report says of it; ``aside``: a folder for states between blocks."""
     from hemorrhage.compress.statistics import Statistics, Streamed
+    from hemorrhage.lazy import torch
+    from hemorrhage.models.checkpoint import device
 
     if not settings.statistics:
         return None, ""
@@ -179,7 +181,8 @@ def _statistics(
     absent = "hessian" in of_inputs and not read_manifest(calibration)["hessian_stored"]
     if propagated or (of_inputs and (parent is not None or absent)):
         kind = "errors propagated" if propagated else "of the unaltered model, not stored"
-        return Streamed(calibration, parts, model, propagated, "hessian" in of_inputs, aside), kind
+        where = torch.device(device()) if getattr(settings, "on_gpu", False) else None
+        return Streamed(calibration, parts, model, propagated, "hessian" in of_inputs, aside, where), kind
     return Statistics(calibration, parts), "of the base model"
 
 

@@ -11,7 +11,8 @@ The factor U of the papers, ``H⁻¹ = Uᵀ U``, has ``U_jj = 1 / R_jj``.
 
 Layers of one shape are swept together, weights as [inputs, columns, rows] so that a column's rows lie side
 by side: a column costs the same few calls for all of them. The columns are halved again and again, and what
-the left half leaves behind is brought to the right half by one matrix product.
+the left half leaves behind is brought to the right half by one matrix product. That is done on the device of the
+job (hemorrhage.models.checkpoint.device), wherever the model lies.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ class Layers:
 
         Raises ValueError where the damped moment is not positive definite.
         """
-        order = torch.arange(len(moment))
+        from hemorrhage.models.checkpoint import device
+
+        moment = moment.to(device())
+        order = torch.arange(len(moment), device=moment.device)
         if falling:
             order = moment.diagonal().argsort(descending=True, stable=True)
         try:
@@ -81,21 +85,30 @@ def factor(moment: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     bounds the condition number by n / damp. Raises ValueError where the damped matrix is not positive
     definite.
     """
-    from scipy.linalg.lapack import spotrf
-
     # R is a Cholesky factor of the matrix with rows and columns reversed.
     H = moment.flip(0, 1)
     diagonal = H.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damp * diagonal.mean()
+    upper = _transposed_factor(H)
+    if upper is None:
+        raise ValueError("the second moment of the inputs is not positive definite; raise damp")
+    reach = _turned(upper)
+    diagonal = reach.diagonal().clone()
+    return reach.div_(diagonal.unsqueeze(1)), diagonal
+
+
+def _transposed_factor(H: Tensor) -> Tensor | None:
+    """Lᵀ with L lower triangular and ``L Lᵀ = H``, which is overwritten; None where H is not positive definite."""
+    if H.is_cuda:
+        upper, failed = torch.linalg.cholesky_ex(H, upper=True)
+        return None if failed else upper.contiguous()
+    from scipy.linalg.lapack import spotrf
+
     # scipy's takes half the time of torch's on an AMD processor. In LAPACK's column order the lower triangle is
     # the upper triangle of the transpose.
     lower, failed = spotrf(H.numpy().T, lower=1, overwrite_a=1)
-    if failed:
-        raise ValueError("the second moment of the inputs is not positive definite; raise damp")
-    reach = _turned(torch.from_numpy(lower.T))
-    diagonal = reach.diagonal().clone()
-    return reach.div_(diagonal.unsqueeze(1)), diagonal
+    return None if failed else torch.from_numpy(lower.T)
 
 
 def _turned(matrix: Tensor) -> Tensor:
@@ -144,7 +157,7 @@ def stacked(batch: list[Layers]) -> Tensor:
     Rows never mix, so all layers that share an input lie side by side.
     """
     columns, rows = len(batch[0].order), sum(batch[0].heights)
-    W = torch.empty(len(batch), columns, rows)
+    W = torch.empty(len(batch), columns, rows, device=batch[0].reach.device)
     for out, layers in zip(W, batch, strict=True):
         for part, weight in zip(out.split(layers.heights, dim=1), layers.weights, strict=True):
             part.copy_(weight.T)
@@ -192,7 +205,7 @@ def sweep(
             return own
         before = E[:, start:stop]
         inverse = torch.linalg.solve_triangular(
-            reach[:, start:stop, start:stop], torch.eye(stop - start), upper=False, unitriangular=True
+            reach[:, start:stop, start:stop], torch.eye(stop - start, device=W.device), upper=False, unitriangular=True
         )
         return torch.baddbmm(before, inverse, own - before)
 

@@ -16,7 +16,7 @@ on: the joint form of SparseGPT (arXiv 2301.00774, section 3.5).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from tqdm import tqdm
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 class Settings(GridSettings):
     """Settings of GPTQ; the defaults are the paper's, but for ``sequential``."""
+
+    on_gpu: ClassVar[bool] = True
 
     damp: Annotated[float, Field(gt=0, le=1)] = 0.01
     act_order: bool = False
@@ -115,7 +117,7 @@ def _quantize(batch: list[Layers], width: int, settings: Settings, dtype: torch.
         for group in W.split(width, dim=1):
             place(group)
         fitted = [torch.stack(part) for part in zip(*grids, strict=True)]
-        each = torch.arange(len(batch))
+        each = torch.arange(len(batch), device=W.device)
         groups = [place // width for place in torch.stack([layers.order for layers in batch]).unbind(1)]
         W = torch.stack([w[layers.order] for w, layers in zip(W, batch, strict=True)])
 
@@ -156,7 +158,7 @@ def _parts(
     codes = steps.unflatten(0, (zero.shape[1], -1)).add_(zero.T.unsqueeze(1)).flatten(0, 1)
     whole = code_dtype(settings.bits)
     return [
-        Quantized(c.contiguous(), s.contiguous(), None if settings.symmetric else z.contiguous())
+        Quantized(c.contiguous().cpu(), s.contiguous().cpu(), None if settings.symmetric else z.contiguous().cpu())
         for c, s, z in zip(
             codes.to(whole).T.contiguous().split(layers.heights),
             scale.to(dtype).split(layers.heights),

@@ -10,7 +10,7 @@ already, as in the paper; all layers of a block still see the same pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from tqdm import tqdm
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 class Settings(CalibratedSettings):
     """Settings of SparseGPT; the defaults are the paper's, but for ``sequential``."""
+
+    on_gpu: ClassVar[bool] = True
 
     damp: Annotated[float, Field(gt=0, le=1)] = 0.01
     block_size: Annotated[int, Field(ge=1, strict=True)] = 128

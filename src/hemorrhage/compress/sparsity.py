@@ -114,8 +114,12 @@ def lowest(scores: Tensor, share: float) -> Tensor:
     count = round(share * scores.numel())
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)
-    # A partition needs one copy of the scores; the indices of topk would take twice as much again.
-    border = float(np.partition(scores.detach().flatten().numpy(), count - 1)[count - 1])
+    values = scores.detach().flatten()
+    if values.is_cuda:
+        border = float(values.kthvalue(count).values)
+    else:
+        # A partition needs one copy of the scores; the indices of topk would take twice as much again.
+        border = float(np.partition(values.numpy(), count - 1)[count - 1])
     mask = scores < border
     ties = (scores == border).flatten().nonzero()[: count - int(mask.sum()), 0]
     mask.view(-1)[ties] = True

@@ -129,11 +129,13 @@ class Streamed(Statistics):
         propagated: bool,
         moments: bool = True,
         aside: Path | None = None,
+        where: torch.device | None = None,
     ) -> None:
         """``model`` is the one that is being altered; ``moments``: whether second moments will be asked for;
-        ``aside``: where the windows' states lie if they are too many for memory."""
+        ``aside``: where the windows' states lie if they are too many for memory; ``where``: the device that blocks
+        compute on, and that second moments are on, if it is not the model's."""
         super().__init__(folder, gradients)
-        self._aside = aside
+        self._aside, self._where = aside, where
         self._model = model
         self._moments = moments
         self._propagated = propagated
@@ -149,7 +151,7 @@ class Streamed(Statistics):
     def _begin(self) -> None:
         self._seen: Any = None
         with torch.inference_mode():
-            self._walk = Walk(self._model, self.tokens(), self._shared, self._aside)
+            self._walk = Walk(self._model, self.tokens(), self._shared, self._aside, self._where)
 
     collected = True
 

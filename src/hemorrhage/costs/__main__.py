@@ -26,7 +26,7 @@ from hemorrhage.costs import products
 from hemorrhage.costs.model import COEFFICIENTS, Cost, Costs, Observation, fit, newest, observed
 from hemorrhage.costs.requests import Requests
 from hemorrhage.costs.schedule import Key, critical_path, makespan
-from hemorrhage.costs.work import KINDS, ON_GPU, Job, Workload
+from hemorrhage.costs.work import KINDS, Job, Workload
 from hemorrhage.plan import Plan
 
 SAFETY = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
@@ -82,7 +82,7 @@ def _missing(missing: dict[Key, Job], costs: Costs, resources: Requests, cores: 
     lines += [
         f"on {cores} cores about {makespan(seconds, needs, threads, cores) / 60:.1f} min; on any number at least"
         f" {sum(seconds[key] for key in path) / 60:.1f} min: {chain}",
-        _gpu_hours(predicted, resources.gpus),
+        _gpu_hours(predicted, resources),
         f"free disk: {shutil.disk_usage(Path.cwd()).free / 1e6:.0f} MB"
         + (" -- NOT ENOUGH" if disk * 1e6 > shutil.disk_usage(Path.cwd()).free else ""),
     ]
@@ -97,9 +97,9 @@ def _missing(missing: dict[Key, Job], costs: Costs, resources: Requests, cores: 
     return lines
 
 
-def _gpu_hours(predicted: dict[Key, Cost], gpus: int) -> str:
-    jobs = [key for key in predicted if key[0] in ON_GPU]
-    if not gpus:
+def _gpu_hours(predicted: dict[Key, Cost], resources: Requests) -> str:
+    jobs = [key for key in predicted if resources.workload.on_gpu(*key)]
+    if not resources.gpus:
         return f"GPU hours: 0; with a GPU {len(jobs)} of these jobs use it"
     hours = sum(predicted[key].cpu_s for key in jobs) / 3600
     return f"GPU hours: {len(jobs)} jobs, at most the {hours:.2f} h a core takes for them: no run on a GPU was fitted"

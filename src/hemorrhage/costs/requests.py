@@ -7,9 +7,10 @@ asked for asks for more the next time (``attempt``, with Snakemake's ``retries``
 from __future__ import annotations
 
 import math
+import re
 
 from hemorrhage.costs.model import Costs
-from hemorrhage.costs.work import ON_GPU, Workload
+from hemorrhage.costs.work import Workload
 
 WAITED_FOR = ("base", "calibrations", "gradients", "references")
 """Kinds that most of the run waits for: threads shorten the run, where others would only take each other's cores."""
@@ -58,6 +59,11 @@ class Requests:
         asked = max(self.safety["time"] * wall / 60, self.safety["least_minutes"])
         return math.ceil(asked) * 3 ** (attempt - 1)
 
-    def gpu(self, kind: str) -> int:
-        """GPUs: none for steps that stay on the processor."""
-        return self.gpus if kind in ON_GPU else 0
+    def gpu(self, kind: str, name: str = "") -> int:
+        """GPUs: none for steps, and for methods of the compress step, that stay on the processor."""
+        return self.gpus if self.workload.on_gpu(kind, name) else 0
+
+    def named(self, kind: str, on_gpu: bool) -> str:
+        """Regular expression of the names of a kind's jobs that ask for a GPU, or that ask for none."""
+        names = [name for name in self.workload.plan.names(kind) if bool(self.gpu(kind, name)) == on_gpu]
+        return "|".join(map(re.escape, names)) or "(?!)"

@@ -24,7 +24,8 @@ ITEM_TOKENS = {"tasks": 40, "harness": 500, "programs": 400}
 """Tokens that an item of a task costs, about: prompt and choices. Their price is what is fitted."""
 
 ON_GPU = ("calibrations", "gradients", "references", "evaluations", "harness", "programs", "decodes", "corrections")
-"""Kinds whose jobs run the model where HEMORRHAGE_DEVICE says; the others stay on the processor."""
+"""Kinds whose jobs run the model where HEMORRHAGE_DEVICE says; the others stay on the processor. Of the compress step
+the methods with ``on_gpu`` do."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ class Workload:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.shape = shape(plan)
+
+    def on_gpu(self, kind: str, name: str) -> bool:
+        """Whether a job has use for a GPU."""
+        if kind == "checkpoints":
+            return getattr(self.plan.variants[name].settings, "on_gpu", False)
+        return kind in ON_GPU
 
     @cached_property
     def jobs(self) -> dict[tuple[str, str], Job]:

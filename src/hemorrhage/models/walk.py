@@ -29,8 +29,10 @@ STREAMS = "_hemorrhage_streams"
 
 
 @contextlib.contextmanager
-def in_float32(module: nn.Module) -> Iterator[None]:
+def in_float32(module: nn.Module, where: torch.device | None = None) -> Iterator[None]:
     """Every floating-point parameter and buffer of ``module`` is float32 inside the block, as it was after.
+
+    With ``where`` all of its parameters and buffers are on that device inside.
 
     Weights that are dequantized when they compute are dequantized once. Nothing may be altered inside: the original
     tensors come back.
@@ -38,18 +40,36 @@ def in_float32(module: nn.Module) -> Iterator[None]:
     forms = [each for each in module.modules() if isinstance(each, DequantizedLinear) and "dense" not in vars(each)]
     inside = {id(tensor) for form in forms for tensor in form.tensors.values()}
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in inside]
-    kept = [(tensor, tensor.data) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32]
+
+    def elsewhere(tensor: Tensor) -> bool:
+        return where is not None and where.type != tensor.device.type
+
+    kept = [
+        (tensor, tensor.data)
+        for tensor in tensors
+        if elsewhere(tensor) or (tensor.is_floating_point() and tensor.dtype != torch.float32)
+    ]
     try:
         for form in forms:
-            vars(form)["dense"] = functools.partial(_given, form.dense())
+            vars(form)["dense"] = functools.partial(_given, moved(form.dense(), where))
         for tensor, data in kept:
-            tensor.data = data.float()
+            there = moved(data, where)
+            tensor.data = there.float() if data.is_floating_point() else there
         yield
     finally:
         for tensor, data in kept:
             tensor.data = data
         for form in forms:
             vars(form).pop("dense", None)
+
+
+def moved(value: Any, where: torch.device | None) -> Any:
+    """``value`` with all tensors in it, at whatever depth of lists, tuples and dicts, on the device ``where``."""
+    if isinstance(value, Tensor):
+        return value if where is None else value.to(where)
+    if isinstance(value, dict):
+        return {key: moved(each, where) for key, each in value.items()}
+    return type(value)(moved(each, where) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def _given(value: Tensor) -> Tensor:

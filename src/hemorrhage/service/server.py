@@ -81,6 +81,8 @@ MAY_DIFFER = {
 }
 """Environment variables that are read after a job has begun, or set once more there, or by this package itself."""
 
+UNIFIED = "/dev/nvidia-uvm"
+
 TO_ASK = 10
 """Seconds that a client has for its request."""
 
@@ -141,12 +143,19 @@ def preload() -> None:
         if over():
             break
         importlib.import_module(name)
-    # A child can't use a GPU that its parent has initialised.
-    if "libcuda.so" in Path("/proc/self/maps").read_text(encoding="utf-8"):
+    if cuda_initialised():
         raise RuntimeError("importing the libraries initialised CUDA")
     # Pages that the collector does not write to stay shared.
     gc.collect()
     gc.freeze()
+
+
+def cuda_initialised() -> bool:
+    """Whether this process has initialised CUDA, after which its children can't use a GPU.
+
+    That opens the driver's file of unified memory, which asking NVML for devices does not.
+    """
+    return any(file.is_symlink() and UNIFIED in str(file.readlink()) for file in Path("/proc/self/fd").iterdir())
 
 
 def listen(path: Path) -> socket.socket:
