@@ -132,25 +132,22 @@ SOLVERS = [
 
 
 @pytest.mark.gpu
-def test_solvers_lose_what_they_lose_on_the_processor(tiny: Path, tmp_path: Path) -> None:
-    other = other_device()
+@pytest.mark.parametrize(("family", "method", "settings"), SOLVERS)
+def test_a_solver_loses_what_it_loses_on_the_processor(
+    tiny: Path, tmp_path: Path, family: str, method: str, settings: dict[str, object]
+) -> None:
     base, _, calibration = sources("cpu", tiny, tmp_path)
-    moments = Statistics(calibration)
-    of_base = load(base)
-    for number, (family, method, settings) in enumerate(SOLVERS):
-        spec = {
-            "sweep": method, "family": family, "method": method, "seed": 0, "on": None, "settings": settings,
-        }  # fmt: skip
-        losses = []
-        for device in ("cpu", other):
-            out = tmp_path / f"{number}-{device}"
-            step(
-                device, "hemorrhage.compress", out, "--variant", method, "--base", base, "--calibration", calibration,
-                "--spec", json.dumps(spec),
-            )  # fmt: skip
-            assert failure(out) is None
-            losses.append(lost(of_base, load(out, base=base), moments))
-        assert losses[1] == pytest.approx(losses[0], rel=SOLVED), (method, settings)
+    spec = {"sweep": method, "family": family, "method": method, "seed": 0, "on": None, "settings": settings}
+    losses = []
+    for number, device in enumerate(("cpu", other_device())):
+        out = tmp_path / f"variant-{number}"
+        step(
+            device, "hemorrhage.compress", out, "--variant", method, "--base", base, "--calibration", calibration,
+            "--spec", json.dumps(spec),
+        )  # fmt: skip
+        assert failure(out) is None
+        losses.append(lost(load(base), load(out, base=base), Statistics(calibration)))
+    assert losses[1] == pytest.approx(losses[0], rel=SOLVED)
 
 
 def lost(base: PreTrainedModel, variant: PreTrainedModel, moments: Statistics) -> float:
