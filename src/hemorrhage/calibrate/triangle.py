@@ -25,13 +25,13 @@ def length(width: int) -> int:
     return width * (width + 1) // 2
 
 
-def square(vector: Tensor) -> Tensor:
-    """The symmetric matrix [n, n] whose upper triangle is ``vector`` float32 [n (n + 1) / 2]."""
+def square(vector: Tensor, where: str = "cpu") -> Tensor:
+    """The symmetric matrix [n, n] on a device whose upper triangle is ``vector`` float32 [n (n + 1) / 2]."""
     from scipy.linalg.lapack import stpttr
 
     # LAPACK's packed lower triangle, column by column, is the upper one row by row.
     unpacked, _ = stpttr(_width(vector), vector.numpy(), uplo="L")
-    return mirrored(torch.from_numpy(unpacked.T))
+    return mirrored(torch.from_numpy(unpacked.T).to(where))
 
 
 def mirrored(matrix: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class Settings(GridSettings):
 
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
+    from hemorrhage.models.checkpoint import device
+
     linears = linears_of(model)
     alone = settings.sequential or statistics.collected or wide(each.in_features for each in linears.values())
     groups = statistics.shared()
@@ -67,7 +69,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
         Layers.of(
             names,
             [linears[name].weight for name in names],
-            statistics.second_moment(first),
+            statistics.second_moment(first, device()),
             settings.damp,
             settings.act_order,
         )

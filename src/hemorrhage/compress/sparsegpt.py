@@ -40,6 +40,8 @@ class Settings(CalibratedSettings):
 
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
+    from hemorrhage.models.checkpoint import device
+
     linears = linears_of(model)
     before = zero_share(linears)
     alone = settings.sequential or statistics.collected or wide(each.in_features for each in linears.values())
@@ -48,7 +50,9 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     items = remaining(model, groups, statistics) if alone else iter(groups.items())
     shared = tqdm(items, total=len(groups), desc="sparsegpt", unit="input", mininterval=5, leave=False)
     layers = (
-        Layers.of(names, [linears[name].weight for name in names], statistics.second_moment(first), settings.damp)
+        Layers.of(
+            names, [linears[name].weight for name in names], statistics.second_moment(first, device()), settings.damp
+        )
         for first, names in shared
     )
     with torch.no_grad():

@@ -36,9 +36,9 @@ class Statistics:
         with safe_open(self._folder / "hessian.safetensors", framework="pt") as file:
             return json.loads(file.metadata()["shared"])
 
-    def second_moment(self, first: str) -> Tensor:
-        """Mean of x xᵀ over the calibration tokens for the input of linear ``first``: float32 [n, n]."""
-        return triangle.square(_tensor(self._folder / "hessian.safetensors", first))
+    def second_moment(self, first: str, where: str = "cpu") -> Tensor:
+        """Mean of x xᵀ over the calibration tokens for the input of linear ``first``: float32 [n, n], on a device."""
+        return triangle.square(_tensor(self._folder / "hessian.safetensors", first), where)
 
     def norms(self, first: str) -> Tensor:
         """Root mean square of every input feature of linear ``first``: float32 [n].
@@ -164,9 +164,9 @@ class Streamed(Statistics):
         order = sorted(self._shared, key=lambda first: self._block[first])
         return {first: self._shared[first] for first in order}
 
-    def second_moment(self, first: str) -> Tensor:
-        """Mean of x xᵀ over the calibration tokens for the input of linear ``first``: float32 [n, n]."""
-        return self._input(first).second_moment()
+    def second_moment(self, first: str, where: str = "cpu") -> Tensor:
+        """Mean of x xᵀ over the calibration tokens for the input of linear ``first``: float32 [n, n], on a device."""
+        return self._input(first).second_moment().to(where)
 
     def _activation(self, name: str) -> Tensor:
         layer, _, what = name.rpartition(".")
