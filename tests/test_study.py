@@ -40,7 +40,6 @@ def test_nothing_failed() -> None:
     ("better", "worse"),
     [
         ("gptq-3", "rtn-3"),
-        ("gptq_sequential-3", "gptq-3"),
         ("awq-3", "rtn-3"),
         ("sparsegpt-0.5", "wanda-0.5"),
         ("wanda-0.5", "magnitude-0.5"),
