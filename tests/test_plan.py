@@ -53,7 +53,7 @@ def test_decoding_follows_its_variants_and_its_settings() -> None:
     content["compress"]["wanda_gptq"]["damp"] = 0.05
     names = [*(f"gptq-{bits}" for bits in (8, 4, 3, 2)), "wanda_gptq-wanda-0.5-4"]
     swept = {f"{kind}/{name}" for kind in ("checkpoints", "evaluations") for name in names}
-    assert moved(content) == swept | {"decodes/gptq-4", "decodes/gptq-3", "corrections/gptq-3", "report"}
+    assert moved(content) == swept | {"decodes/gptq-3", "corrections/gptq-3", "report"}
 
 
 def test_corrections_follow_their_variants_and_their_settings() -> None:

@@ -20,8 +20,9 @@ USAGE = Path("logs/benchmarks")
 
 KINDS = tuple(kind for kinds in STAGES.values() for kind in kinds)
 
-ITEM_TOKENS = {"tasks": 40, "harness": 500, "programs": 400}
-"""Tokens that an item of a task costs, about: prompt and choices. Their price is what is fitted."""
+ITEM_TOKENS = {"tasks": 6, "harness": 500, "programs": 400}
+"""Tokens that an item of a task costs, about: of a probe few, since items share what they begin with. Their price is
+what is fitted."""
 
 ON_GPU = ("calibrations", "gradients", "references", "evaluations", "harness", "programs", "decodes", "corrections")
 """Kinds whose jobs run the model where HEMORRHAGE_DEVICE says; the others stay on the processor. Of the compress step
