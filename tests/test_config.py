@@ -169,3 +169,21 @@ def test_a_study_is_whole(tmp_path: Path, profile: str) -> None:
         merge(content, patch)
     found = config.variants(parse(tmp_path, content))
     assert 3 <= len(found) <= 12, "nothing of the default study is left"
+
+
+def test_a_relative_path_is_the_projects_in_a_temporary_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path() -> str:
+        return config.PathModel(source="path", path="../models/own").path
+
+    experiment = tmp_path / "project/.dvc/tmp/exps/tmp1"
+    experiment.mkdir(parents=True)
+    (tmp_path / "models/own").mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    assert Path(path()).samefile(tmp_path / "models/own")
+    monkeypatch.chdir(tmp_path)
+    assert path() == "../models/own"
+    (experiment.parent / "models/own").mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    assert path() == "../models/own", "what the experiment has is its own"

@@ -294,7 +294,7 @@ def test_experiments_reuse_what_was_computed(project: Project) -> None:
     assert ran == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
     project.run("dvc", "exp", "run", "--queue", "--name", "six", "-S", "compress.rtn.bits=[8,6,4]")
     project.run("dvc", "exp", "run", "--queue", "--name", "resampled", "-S", "analyze.resamples=300")
-    assert project.jobs("dvc", "exp", "run", "--run-all") == {"compress": 1, "evaluate": 1, "analyze": 2}
+    assert project.jobs("dvc", "exp", "run", "--run-all", "--jobs", "2") == {"compress": 1, "evaluate": 1, "analyze": 2}
     shown = project.run("dvc", "exp", "show", "--csv").stdout
     for name in ("damped", "six", "resampled"):
         assert name in shown

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from hemorrhage.data import benchmarks, instructions, programs
@@ -32,6 +32,7 @@ from hemorrhage.registry import (
     TASKS,
     WORKED_TASKS,
 )
+from hemorrhage.service import store
 
 
 class ConfigError(ValueError):
@@ -44,6 +45,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def found(path: str) -> str:
+    """``path``, as seen from the project where a temporary experiment does not hold it: DVC copies what git tracks."""
+    project = store.project()
+    return path if project is None or Path(path).exists() else str(project / path)
+
+
+Folder = Annotated[str, AfterValidator(found)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -67,7 +75,7 @@ class PathModel(Section):
     """A Hugging Face folder on this machine."""
 
     source: Literal["path"]
-    path: str
+    path: Folder
 
 
 class Texts(Section):
@@ -82,7 +90,7 @@ class MirrorTexts(Section):
     """Data sets in a folder laid out like the hub."""
 
     source: Literal["mirror"]
-    path: str
+    path: Folder
     items: Positive
     seed: Seed
 

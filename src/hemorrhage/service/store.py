@@ -29,8 +29,14 @@ def folder() -> Path | None:
     named = os.environ.get("HEMORRHAGE_STORE")
     if named:
         return Path(named)
-    project, found, _ = str(Path.cwd()).partition(EXPERIMENTS)
-    return Path(project, ".snakemake", "shared") if found else None
+    of = project()
+    return of and of / ".snakemake" / "shared"
+
+
+def project() -> Path | None:
+    """The project that the working directory is a temporary experiment of, if it is one."""
+    of, found, _ = str(Path.cwd()).partition(EXPERIMENTS)
+    return Path(of) if found else None
 
 
 @contextlib.contextmanager
