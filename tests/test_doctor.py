@@ -158,6 +158,18 @@ def test_models_and_methods_that_are_left_out_are_foretold_and_covered() -> None
         assert {one["law"] for one in predictor.scores(left)} == {"together"}
 
 
+def test_a_new_model_gets_the_median_of_the_learners() -> None:
+    known = made_up()
+    x, y = known[list(COLUMNS)].to_numpy(float), np.log(known["kl_mean"].to_numpy(float))
+    each = [
+        np.clip(fit(x, y)(x[:5]), math.log(laws.FLOOR), math.log(laws.CAP))
+        for fit in (predictor.ridge, predictor.isotonic, predictor.boosting, predictor.anchored)
+    ]
+    assert predictor.learned("middle", x, y)(x[:5]) == pytest.approx(np.median(each, axis=0))
+    assert predictor.learners_for(known, "new") == ("middle",)
+    assert "middle" not in predictor.learners_for(known, "m1")
+
+
 def test_the_runs_that_come_with_the_bench_are_whole() -> None:
     known = predictor.experience()
     assert list(known.columns) == [*predictor.IDENTITY, *predictor.OF_LAWS, *COLUMNS, *predictor.TARGETS, "retention"]

@@ -46,8 +46,8 @@ def predict(plan: Plan, corpus: str, confidence: float) -> str:
     count = f"{len(waiting)} of {len(plan.variants)} variants are not evaluated"
     lines = [f"{count}; foretold on {corpus}, {100 * confidence:g} % intervals"]
     if len(asked):
-        groups = predictor.groups_for(known, name)
-        fitted = {target: predictor.fit(known, target, groups) for target in TARGETS}
+        groups, learners = predictor.groups_for(known, name), predictor.learners_for(known, name)
+        fitted = {target: predictor.fit(known, target, groups, learners) for target in TARGETS}
         found = {target: one.predict(asked, confidence) for target, one in fitted.items()}
         lines += table(plan, asked, found)
         lines += quality(known, fitted, name)

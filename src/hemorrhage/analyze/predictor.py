@@ -1,11 +1,11 @@
 """Damage of a variant before it is evaluated: learned from earlier runs, with intervals, against scaling laws.
 
-Damage is learned as ln of nats between FLOOR and CAP. Three learners: ridge regression, isotonic regression on the best
-known noise alone, and boosted trees that never fall as noise or the removed share grow. The one that does best when
-groups of the training rows are left out is taken; its interval is the CV+ of those groups (Barber et al. 2021, arXiv
-1905.02928): the quantiles of each left-out model's prediction, less and plus the error it made on its own group.
-Groups are whole models where the asked model is new, and methods of a model otherwise, so that errors are those of a
-new model, or a new method.
+Damage is learned as ln of nats between FLOOR and CAP. Four learners: ridge regression, isotonic regression on the best
+known noise alone, boosted trees that never fall as noise or the removed share grow, and such trees on top of a scaling
+law. For a new model it is their median; for a model of the training rows that one of the first three which does best
+when groups of them are left out. The interval is the CV+ of those groups (Barber et al. 2021, arXiv 1905.02928): the
+quantiles of each left-out model's prediction, less and plus the error it made on its own group. Groups are whole models
+where the asked model is new, and methods of a model otherwise: errors are those of a new model, or of a new method.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def boosting(x: Floats, y: Floats) -> Learner:
 
     rises = ("noise", "noise_best", "removed", "influence")
     fitted = HistGradientBoostingRegressor(
-        learning_rate=0.1,
-        max_iter=60,
+        learning_rate=0.2,
+        max_iter=30,
         max_leaf_nodes=8,
         min_samples_leaf=6,
         l2_regularization=1.0,
@@ -119,12 +120,35 @@ def anchored(x: Floats, y: Floats) -> Learner:
     return lambda rows: fitted(np.where(of_alteration, rows, 0.0)) + anchor(rows)
 
 
+def middle(x: Floats, y: Floats) -> Learner:
+    """Median of the other learners: each of them is wrong in a way of its own about a model unlike all others, and too
+    few models are known to tell which."""
+    fitted = [learned(name, x, y) for name in LEARNERS if name != "middle"]
+    return lambda rows: np.median([np.clip(one(rows), math.log(FLOOR), math.log(CAP)) for one in fitted], axis=0)
+
+
 LEARNERS: dict[str, Callable[[Floats, Floats], Learner]] = {
     "ridge": ridge,
     "isotonic": isotonic,
     "boosting": boosting,
     "anchored": anchored,
+    "middle": middle,
 }
+OF_NEW, OF_KNOWN = ("middle",), ("ridge", "isotonic", "boosting")
+"""Learners for a model that no training row is of, and for one with rows: no law has to say what its size does."""
+
+
+def learned(name: str, x: Floats, y: Floats) -> Learner:
+    """The learner of that name, fitted; what was fitted on these very rows before is not fitted again.
+
+    A table where every model is left out in turn, and every other model inside of that, asks for each pair twice.
+    """
+    return _learned(name, x.shape[1], np.ascontiguousarray(x).tobytes(), y.tobytes())
+
+
+@lru_cache(maxsize=512)
+def _learned(name: str, columns: int, x: bytes, y: bytes) -> Learner:
+    return LEARNERS[name](np.frombuffer(x).reshape(-1, columns), np.frombuffer(y))
 
 
 @dataclass(frozen=True)
@@ -171,6 +195,11 @@ def damage_of(ln: Floats) -> Floats:
     return np.clip(np.exp(np.clip(ln, -20, 20)), FLOOR, CAP)
 
 
+def learners_for(rows: pd.DataFrame, model: str) -> tuple[str, ...]:
+    """Names of the learners that ``fit`` chooses from for a variant of ``model``."""
+    return OF_KNOWN if model in set(rows["model"]) else OF_NEW
+
+
 def groups_for(rows: pd.DataFrame, model: str) -> np.ndarray:
     """Group of each training row: its model where ``model`` is none of theirs, else a deal of the models' methods."""
     if model not in set(rows["model"]) and rows["model"].nunique() > 2:
@@ -180,7 +209,7 @@ def groups_for(rows: pd.DataFrame, model: str) -> np.ndarray:
     return np.array([str(order[pair] % FOLDS) for pair in pairs])
 
 
-def fit(rows: pd.DataFrame, target: str, groups: np.ndarray, names: Sequence[str] = tuple(LEARNERS)) -> Fitted:
+def fit(rows: pd.DataFrame, target: str, groups: np.ndarray, names: Sequence[str]) -> Fitted:
     """The learner of ``names`` with the smallest error on groups left out. Raises ValueError for one group."""
     x, y = rows[list(COLUMNS)].to_numpy(float), ln_of(rows[target].to_numpy(float))
     labels, part_of = np.unique(groups, return_inverse=True)
@@ -189,14 +218,14 @@ def fit(rows: pd.DataFrame, target: str, groups: np.ndarray, names: Sequence[str
     parts: dict[str, list[Learner]] = {}
     errors: dict[str, Floats] = {}
     for name in names:
-        parts[name] = [LEARNERS[name](x[part_of != part], y[part_of != part]) for part in range(len(labels))]
+        parts[name] = [learned(name, x[part_of != part], y[part_of != part]) for part in range(len(labels))]
         errors[name] = np.empty(len(y))
         for part, learner in enumerate(parts[name]):
             here = part_of == part
             errors[name][here] = np.abs(learner(x[here]) - y[here])
     means = {name: float(errors[name].mean()) for name in names}
     best = min(means, key=lambda name: means[name])
-    return Fitted(best, LEARNERS[best](x, y), parts[best], part_of, errors[best], means)
+    return Fitted(best, learned(best, x, y), parts[best], part_of, errors[best], means)
 
 
 @dataclass(frozen=True)
@@ -218,8 +247,7 @@ def leave_out(rows: pd.DataFrame, target: str, by: str, confidence: float, of: s
             continue
         new = by == "model"
         groups = groups_for(known, str(asked["model"].iloc[0])) if new or of is not None else _by_method(known)
-        # Where the model is known, no law has to say what its size does.
-        fitted = fit(known, target, groups, tuple(LEARNERS) if new else ("ridge", "isotonic", "boosting"))
+        fitted = fit(known, target, groups, OF_NEW if new else OF_KNOWN)
         found = fitted.predict(asked, confidence)
         damage = known[target].to_numpy(float)
         part = asked[list(IDENTITY)].assign(
