@@ -47,7 +47,6 @@ gguf: $(READY)
 report: $(READY)
 	snakemake
 	@echo "open reports/index.html"
-	@python -m hemorrhage.plan failed
 
 plan: $(READY)
 	@python -m hemorrhage.costs $(if $(CORES),--cores $(CORES))

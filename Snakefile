@@ -25,9 +25,16 @@ localrules:
     evaluated,
     decoded,
     mitigated,
+    analyzed,
+    failures,
 
 
 rule all:
     default_target: True
+    input:
+        SOUND,
+
+
+rule analyzed:
     input:
         CURRENT,

@@ -8,10 +8,15 @@ out: reports
 # Reports keep their names so that commits can be compared; which plan they answer is read from inside them.
 CURRENT = f".snakemake/current/{plan.report}"
 Path(".snakemake/current").mkdir(parents=True, exist_ok=True)
+SOUND = f"{CURRENT}.sound"
 if plan.report_is_current():
     Path(CURRENT).touch()
 else:
     Path(CURRENT).unlink(missing_ok=True)
+if Path(CURRENT).exists() and not failed(plan):
+    Path(SOUND).touch()
+else:
+    Path(SOUND).unlink(missing_ok=True)
 
 
 rule analyze:
@@ -60,3 +65,15 @@ rule analyze:
         " {params.relative}"
         " {params.tokens}"
         " --spec {params.spec:q} --address {params.address} > {log} 2>&1"
+
+
+rule failures:
+    """A run in which a variant failed has its report, names the variant, and ends with an error."""
+    input:
+        CURRENT,
+    output:
+        sound=touch(SOUND),
+    log:
+        f"logs/failures/{plan.report}.log",
+    shell:
+        f"{quote(sys.executable)} -m hemorrhage.plan failed > {{log}} 2>&1"

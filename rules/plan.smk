@@ -88,9 +88,3 @@ onstart:
             "another run is at work in this folder; wait for it to end, or stop it"
         )
     start_service()
-
-
-onsuccess:
-    # `python -m hemorrhage.plan failed` says the same and ends with 1; a run that has its report is no failed run.
-    for variant, reason in failed(plan).items():
-        print(f"{variant} failed: {reason}", file=sys.stderr)

@@ -520,7 +520,11 @@ def main() -> None:
             reasons = failed(plan)
             for variant, reason in reasons.items():
                 print(f"{variant} failed: {reason}", file=sys.stderr)
-            sys.exit(bool(reasons))
+            if reasons:
+                advice = f"the next run makes them again after: python -m hemorrhage.plan forget {' '.join(reasons)}"
+                sys.exit(
+                    f"{len(reasons)} of {len(plan.variants) + 1} models failed, reports/ holds the others; {advice}"
+                )
         else:
             removed = (
                 settle(plan, arguments.kinds) if arguments.command == "settle" else forget(plan, arguments.variants)
