@@ -73,14 +73,14 @@ check: $(READY)
 	mypy
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 pytest tests -n auto
+	OMP_NUM_THREADS=1 pytest tests -n auto --dist loadfile
 
 test-slurm: $(READY)
 	command -v slurmctld munged > /dev/null || apt-get install --yes --no-install-recommends slurm-wlm munge
 	pytest tests -m slurm
 
 end-to-end: $(READY)
-	pytest tests -m end_to_end
+	pytest tests -m end_to_end -n 2 --dist loadfile
 
 lock: $(READY)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

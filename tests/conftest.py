@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,3 +33,20 @@ def trained(tiny: Path) -> Path:
     if tiny != STORIES:
         pytest.skip("an order among methods needs a model that has learned something: stories260K is not there")
     return tiny
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Project:
+    """A project of its own for a module of end-to-end tests; nothing has run in it."""
+    from tests.project import make
+
+    return make(tmp_path_factory.mktemp("study") / "project", tiny)
+
+
+@pytest.fixture
+def left_as_found(project: Project) -> Iterator[None]:
+    """A test that changed a file gives the next one the committed state, also when it failed."""
+    yield
+    if (project.root / "dvc.lock").is_file() and project.run("git", "status", "--porcelain").stdout:
+        project.run("git", "checkout", "--quiet", "--force", "main")
+        project.run("dvc", "checkout", "--force", "--quiet")

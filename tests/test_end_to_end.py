@@ -1,129 +1,23 @@
 """The invalidation contract through the real Snakemake and DVC, on the quick profile, counting jobs that ran.
 
 One story in order, in one project: each test leaves the project as it found it, computed and committed.
-A job is counted when its shell line starts: a ``bash`` in front of the real one writes its step down. The rule that
-tells of failed variants makes nothing and isn't counted.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT
+from tests.project import Project
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("left_as_found")]
 
 VARIANTS = ("rtn-8", "rtn-4", "gptq-3", "awq-4", "awq_sham-4", "wanda-0.5", "shortgpt-0.2", "llama_pro-0.2")
-
-
-class Project:
-    """A copy of the working tree with the quick profile, a git repository of its own, and a job counter."""
-
-    def __init__(self, root: Path, journal: Path, tools: Path) -> None:
-        self.root = root
-        self.journal = journal
-        path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.environment = {
-            **os.environ,
-            "PATH": path,
-            "JOURNAL": str(journal),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        self.environment.pop("PYTHONPATH", None)
-
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project; its output is shown when it fails."""
-        done = subprocess.run(command, cwd=self.root, env=self.environment, text=True, capture_output=True, check=False)
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
-
-    def jobs(self, *command: str, check: bool = True) -> Counter[str]:
-        """Run a command and count the jobs it ran, by step."""
-        self.journal.write_text("")
-        self.run(*command, check=check)
-        return self.counted()
-
-    def counted(self) -> Counter[str]:
-        """Jobs since the journal was last emptied."""
-        return Counter(line.removeprefix("hemorrhage.") for line in self.journal.read_text().split())
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        """Replace a text that stands exactly once in a file."""
-        path = self.root / file
-        content = path.read_text()
-        assert content.count(old) == 1, f"{old!r} in {file}"
-        path.write_text(content.replace(old, new))
-
-    def commit(self, message: str) -> None:
-        """Commit everything git does not ignore."""
-        self.run("git", "add", "--all")
-        self.run("git", "commit", "--quiet", "--allow-empty", "--message", message)
-
-    def restore(self) -> None:
-        """Back to the last commit, outputs included."""
-        self.run("git", "checkout", "--quiet", ".")
-        self.run("dvc", "checkout", "--force", "--quiet")
-
-    def metrics(self) -> dict:
-        """reports/metrics.json."""
-        return json.loads((self.root / "reports/metrics.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Project:
-    root = tmp_path_factory.mktemp("study") / "project"
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, files.split("\0")):
-        # What the repository holds of another study stays behind.
-        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
-    tools = root.parent / "tools"
-    tools.mkdir()
-    counter = tools / "bash"
-    counter.write_text(
-        f"""#!/bin/sh
-case "$*" in
-*"hemorrhage.plan failed"*) ;;
-*"step() "*) printf '%s' "$*" | grep -o ' hemorrhage[.][a-z_.]*' | head -n 1 >> "$JOURNAL" ;;
-esac
-exec {shutil.which("bash")} "$@"
-"""
-    )
-    counter.chmod(0o755)
-    made = Project(root, root.parent / "journal", tools)
-    made.run("git", "init", "--quiet", "--initial-branch", "main")
-    made.run("git", "config", "user.name", "test")
-    made.run("git", "config", "user.email", "test@example.org")
-    made.edit("params/quick.yaml", "../shared/models/stories260K", str(tiny))
-    made.run(sys.executable, "-m", "hemorrhage.overlay", "params/quick.yaml")
-    made.commit("quick profile")
-    return made
-
-
-@pytest.fixture(autouse=True)
-def left_as_found(project: Project) -> Iterator[None]:
-    """A test that changed a file gives the next one the committed state, also when it failed."""
-    yield
-    if (project.root / "dvc.lock").is_file() and project.run("git", "status", "--porcelain").stdout:
-        project.run("git", "checkout", "--quiet", "--force", "main")
-        project.run("dvc", "checkout", "--force", "--quiet")
 
 
 def test_cold_run_makes_everything(project: Project) -> None:
@@ -252,58 +146,6 @@ def test_of_two_runs_at_once_one_stops_with_a_clear_message(project: Project) ->
     assert "another run is at work in this folder" in second.stdout + second.stderr
     assert first.wait() == 0
     assert project.counted() == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
-
-
-def test_the_cache_adds_no_second_copy_of_a_checkpoint(project: Project) -> None:
-    weights = list((project.root / "data/checkpoints").rglob("*.safetensors"))
-    assert weights
-    assert all(file.stat().st_nlink >= 2 for file in weights)
-
-
-def test_a_fresh_clone_pulls_and_has_nothing_to_do(project: Project) -> None:
-    remote = project.root.parent / "remote"
-    project.run("dvc", "remote", "add", "--default", "--force", "local", str(remote))
-    project.commit("remote")
-    project.run("dvc", "push", "--quiet")
-    clone = Project(project.root.parent / "clone", project.journal, project.root.parent / "tools")
-    project.run("git", "clone", "--quiet", str(project.root), str(clone.root))
-    clone.run("dvc", "pull", "--quiet")
-    assert not clone.jobs("snakemake")
-    assert not clone.jobs("dvc", "repro")
-    assert (clone.root / "reports/index.html").read_bytes() == (project.root / "reports/index.html").read_bytes()
-    clone.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.3,")
-    assert clone.jobs("dvc", "repro") == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
-
-
-def test_an_older_commit_and_back_has_nothing_to_do(project: Project) -> None:
-    project.run("git", "checkout", "--quiet", "-b", "newer")
-    project.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.4,")
-    project.jobs("dvc", "repro")
-    project.commit("another damping")
-    difference = json.loads(project.run("dvc", "metrics", "diff", "--json", "main").stdout)
-    changed = difference["reports/metrics.json"]
-    assert changed
-    assert all("gptq-3" in key for key in changed), "only the changed variant's metrics differ"
-    for revision in ("main", "newer", "main"):
-        project.run("git", "checkout", "--quiet", revision)
-        project.run("dvc", "checkout", "--force", "--quiet")
-        assert not project.jobs("snakemake")
-        assert not project.jobs("dvc", "repro")
-
-
-def test_experiments_reuse_what_was_computed(project: Project) -> None:
-    ran = project.jobs("dvc", "exp", "run", "--temp", "--name", "damped", "-S", "++compress.gptq.damp=0.5")
-    assert ran == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
-    project.run("dvc", "exp", "run", "--queue", "--name", "six", "-S", "compress.rtn.bits=[8,6,4]")
-    project.run("dvc", "exp", "run", "--queue", "--name", "resampled", "-S", "analyze.resamples=300")
-    assert project.jobs("dvc", "exp", "run", "--run-all", "--jobs", "2") == {"compress": 1, "evaluate": 1, "analyze": 2}
-    shown = project.run("dvc", "exp", "show", "--csv").stdout
-    for name in ("damped", "six", "resampled"):
-        assert name in shown
-    changed = json.loads(project.run("dvc", "exp", "diff", "HEAD", "damped", "--json").stdout)
-    assert changed["params"]["params.yaml"]["compress.gptq.damp"]["new"] == 0.5
-    assert any("gptq-3" in key for key in changed["metrics"]["reports/metrics.json"])
-    assert not project.jobs("snakemake"), "the workspace is as it was"
 
 
 def test_a_failing_variant_is_a_row_with_its_reason_and_the_rest_finishes(project: Project) -> None:
