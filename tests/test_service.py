@@ -61,6 +61,14 @@ def start_light(env: dict[str, str]) -> subprocess.Popen:
         )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """In the background of a shell processes are started with SIGINT ignored, and pass that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run, with two modules in it."""
