@@ -10,14 +10,12 @@ out: reports
 CURRENT = f".snakemake/current/{plan.report}"
 Path(".snakemake/current").mkdir(parents=True, exist_ok=True)
 SOUND = f"{CURRENT}.sound"
-if plan.report_is_current():
-    Path(CURRENT).touch()
-else:
-    Path(CURRENT).unlink(missing_ok=True)
-if Path(CURRENT).exists() and not failed(plan):
-    Path(SOUND).touch()
-else:
-    Path(SOUND).unlink(missing_ok=True)
+made = plan.report_is_current()
+for marker, holds in ((CURRENT, made), (SOUND, made and not failed(plan))):
+    if holds:
+        Path(marker).touch()
+    else:
+        Path(marker).unlink(missing_ok=True)
 
 
 rule analyze:

@@ -50,11 +50,8 @@ class Project:
         return Counter(line.removeprefix("hemorrhage.") for line in self.journal.read_text().split())
 
     def edit(self, file: str, old: str, new: str) -> None:
-        """Replace a text that stands exactly once in a file."""
-        path = self.root / file
-        content = path.read_text()
-        assert content.count(old) == 1, f"{old!r} in {file}"
-        path.write_text(content.replace(old, new))
+        """Replace a text that stands exactly once in a file of the project."""
+        replace(self.root / file, old, new)
 
     def commit(self, message: str) -> None:
         """Commit everything git does not ignore."""
@@ -71,17 +68,29 @@ class Project:
         return json.loads((self.root / "reports/metrics.json").read_text())
 
 
-def make(root: Path, tiny: Path) -> Project:
-    """The working tree with the quick profile and the tiny model, committed in a repository of its own at ``root``."""
+def copy(root: Path, tiny: Path) -> None:
+    """The working tree at ``root``, without what it holds of another study; its quick profile names the tiny model."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in filter(None, files.split("\0")):
-        # What the repository holds of another study stays behind.
         if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+    replace(root / "params/quick.yaml", "../shared/models/stories260K", str(tiny))
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace a text that stands exactly once in a file."""
+    content = path.read_text()
+    assert content.count(old) == 1, f"{old!r} in {path}"
+    path.write_text(content.replace(old, new))
+
+
+def make(root: Path, tiny: Path) -> Project:
+    """The working tree with the quick profile and the tiny model, committed in a repository of its own at ``root``."""
+    copy(root, tiny)
     tools = root.parent / "tools"
     tools.mkdir()
     counter = tools / "bash"
@@ -99,7 +108,6 @@ exec {shutil.which("bash")} "$@"
     made.run("git", "init", "--quiet", "--initial-branch", "main")
     made.run("git", "config", "user.name", "test")
     made.run("git", "config", "user.email", "test@example.org")
-    made.edit("params/quick.yaml", "../shared/models/stories260K", str(tiny))
     made.run(sys.executable, "-m", "hemorrhage.overlay", "params/quick.yaml")
     made.commit("quick profile")
     return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests import slurm_cluster
-from tests.conftest import ROOT
+from tests.project import copy
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3000)]
 
@@ -41,16 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def project(tmp_path: Path, tiny: Path, cluster: None) -> Path:
     """A copy of the tree with five variants of the tiny model, whose jobs may take one minute at first."""
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, files.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
-    quick = tmp_path / "params/quick.yaml"
-    quick.write_text(quick.read_text().replace("../shared/models/stories260K", str(tiny)))
+    copy(tmp_path, tiny)
     run(tmp_path, sys.executable, "-m", "hemorrhage.overlay", "params/quick.yaml")
     small = tmp_path / "params/small.yaml"
     small.write_text(
@@ -61,21 +51,20 @@ def project(tmp_path: Path, tiny: Path, cluster: None) -> Path:
     return tmp_path
 
 
-def run(project: Path, *command: str) -> str:
-    """Output of a command in the project; it has to succeed."""
+def run(project: Path, *command: str) -> None:
+    """Run a command in the project; it has to succeed."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(project / "src")}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
-    return done.stdout + done.stderr
 
 
 def submitted() -> pd.DataFrame:
     """All jobs that SLURM knows of: what they asked for, and how they ended."""
-    columns = {"jobarrayid": "id", "state": "state", "timelimit": "limit", "minmemory": "memory",
+    columns = {"jobid": "id", "state": "state", "timelimit": "limit", "minmemory": "memory",
                "tres-per-job": "gpus", "comment": "comment"}  # fmt: skip
     text = subprocess.run(
-        ["squeue", "--noheader", "--array", "--states=all", "--Format", ",".join(f"{name}:|" for name in columns)],
+        ["squeue", "--noheader", "--states=all", "--Format", ",".join(f"{name}:|" for name in columns)],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     rows = [[value.strip() for value in line.split("|")][: len(columns)] for line in text.splitlines()]
