@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.artifact import verify
 from hemorrhage.models.stream import keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares
+from hemorrhage.runtime.artifact import verify
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +29,9 @@ def load(
     (hemorrhage.models.weights). Files are compared with the checksums of their manifests before.
     Its weights are cast to ``dtype``, a torch name, or stay in the dtype they lie in (``stored``). Reads safetensors of
     this machine only and never runs code that a checkpoint brings along. Weights in another form than a plain tensor
-    (hemorrhage.models.forms) become dense ones here, computed in float32; with ``as_stored`` the forms stay
+    (hemorrhage.models.formats.forms) become dense ones here, computed in float32; with ``as_stored`` the forms stay
     and dequantize when they compute. Quantized activations and caches are emulated
-    (hemorrhage.models.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
+    (models.emulation.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
     a file is damaged or ``base`` is missing or another one.
 
     With ``streamed`` the model computes in float32 with the weights of one block in memory at a time, read from the
@@ -52,7 +52,7 @@ def load(
     else:
         keep_freed()
     if "form" in bench:
-        model = importlib.import_module(f"hemorrhage.models.{bench['form']}").build(
+        model = importlib.import_module(f"hemorrhage.models.formats.{bench['form']}").build(
             folder, config, dtype, as_stored, base
         )
     elif streamed or dtype == "stored" or quantization or bench or shares(folder):
@@ -148,8 +148,9 @@ def _rebuild(
     """
     import torch
 
-    from hemorrhage.models import activations, forms
-    from hemorrhage.models.masked import MaskedLinear
+    from hemorrhage.models.emulation.install import install
+    from hemorrhage.models.formats import forms
+    from hemorrhage.models.formats.masked import MaskedLinear
 
     masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
@@ -184,7 +185,7 @@ def _rebuild(
         setattr(module, kind, torch.nn.Parameter(value.to(wanted), requires_grad=False))
         if kind == "weight":
             module.out_features, module.in_features = value.shape
-    activations.install(model, quantization or {}, tensors)
+    install(model, quantization or {}, tensors)
     return model
 
 
