@@ -58,13 +58,13 @@ class Progress:
         """Make a block of ``model`` what it was when it was finished."""
         from safetensors import safe_open
 
-        from hemorrhage.models.formats import forms
+        from hemorrhage.models.formats import forms, reader
 
         with safe_open(self._file(index), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             schemes = json.loads(file.metadata()["schemes"])
         groups = {name: {**scheme, "targets": [name]} for name, scheme in schemes.items()}
-        plain, found = forms.read(tensors, {"config_groups": groups})
+        plain, found = reader.read(tensors, {"config_groups": groups})
         for name, form in found.items():
             if name in schemes:
                 form.scheme = schemes[name]

@@ -149,20 +149,20 @@ def _rebuild(
     import torch
 
     from hemorrhage.models.emulation.install import install
-    from hemorrhage.models.formats import forms
+    from hemorrhage.models.formats import forms, reader
     from hemorrhage.models.formats.masked import MaskedLinear
 
     masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()
-    state, found = forms.read(tensors, quantization)
+    state, found = reader.read(tensors, quantization)
     for name in masked - set(bench.get("narrow", ())):
         form = MaskedLinear(weights, name, state.get(f"{name.removesuffix('.weight')}.bias"))
         found[name.removesuffix(".weight")] = form
     stored = config.dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
-    kept = {name: form for name, form in found.items() if as_stored or forms.keeps(form)}
+    kept = {name: form for name, form in found.items() if as_stored or reader.keeps(form)}
     for name, form in found.items():
         shape = (form.out_features, form.in_features)
         # A form that stays has no dense weight; transformers wants to see one, which costs no memory.

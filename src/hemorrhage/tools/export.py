@@ -215,10 +215,10 @@ def _from_gguf(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:
 
 
 def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, Supply]:
-    from hemorrhage.models.formats import forms
+    from hemorrhage.models.formats import reader
 
     names = weights.names()
-    layers = {name.removesuffix(f".{suffix}") for suffix in forms.FORMS for name in names if _ends(name, suffix)}
+    layers = {name.removesuffix(f".{suffix}") for suffix in reader.FORMS for name in names if _ends(name, suffix)}
     plain: list[str] = []
     own: dict[str, list[str]] = {}
     for name in names:
@@ -230,7 +230,7 @@ def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, S
 
     def form(layer: str) -> Any:
         stored = {name: weights.tensor(name) for name in own[layer]}
-        return forms.read(stored, settings.get("quantization_config"))[1][layer]
+        return reader.read(stored, settings.get("quantization_config"))[1][layer]
 
     found = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
     for layer in own:
