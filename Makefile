@@ -49,19 +49,19 @@ report: $(READY)
 	@echo "open reports/index.html"
 
 plan: $(READY)
-	@python -m hemorrhage.costs $(if $(CORES),--cores $(CORES))
+	@python -m hemorrhage.study.costs $(if $(CORES),--cores $(CORES))
 
 params: $(READY)
-	python -m hemorrhage.overlay params/$(PROFILE).yaml
+	python -m hemorrhage.tools.overlay params/$(PROFILE).yaml
 
 predict: $(READY)
-	@python -m hemorrhage.predict
+	@python -m hemorrhage.tools.predict
 
 gate: $(READY)
-	@python -m hemorrhage.gate "$(BUDGET)" --variant "$(VARIANT)"
+	@python -m hemorrhage.tools.gate "$(BUDGET)" --variant "$(VARIANT)"
 
 compare: $(READY)
-	@python -m hemorrhage.compare "$(A)" "$(B)" --out "$(OUT)"
+	@python -m hemorrhage.tools.compare "$(A)" "$(B)" --out "$(OUT)"
 
 test: check unit end-to-end
 

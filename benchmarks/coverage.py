@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hemorrhage.analyze import thresholds
-from hemorrhage.analyze.bootstrap import Floats
-from hemorrhage.analyze.thresholds import FOUND, Curve, Judged
+from hemorrhage.analyze.curves import thresholds
+from hemorrhage.analyze.curves.thresholds import FOUND, Curve, Judged
+from hemorrhage.analyze.stats.bootstrap import Floats
 
 BLOCKS = 32
 RESAMPLES = 400

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hemorrhage.decode import contrastive_search, fsd, fsd_d, greedy
 from hemorrhage.decode.generation import generate, read, special_tokens
+from hemorrhage.decode.strategies import contrastive_search, fsd, fsd_d, greedy
 from hemorrhage.models.checkpoint import load
 
 BATCH, PROMPT, NEW = 12, 64, 48
@@ -67,7 +67,7 @@ def rates(model: Any, rounds: int) -> None:
         "greedy, prompts read": lambda: generate(greedy, model, ids, mask, NEW, greedy.Settings(), 0, reading),
     }
     for name in SEARCHES:
-        module: Any = importlib.import_module(f"hemorrhage.decode.{name}")
+        module: Any = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
         paths[name] = lambda module=module: generate(module, model, ids, mask, NEW, module.Settings(), 0)
     assert torch.equal(paths["generate"](), paths["greedy"]())
     spent: dict[str, list[float]] = {name: [] for name in paths}

@@ -24,18 +24,18 @@ import torch
 from tests import tiny_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from hemorrhage import config
-from hemorrhage.analyze import cases, predictor
-from hemorrhage.artifact import failure, read_manifest
+from hemorrhage.analyze.doctor import cases, predictor
 from hemorrhage.calibrate.__main__ import calibrate
 from hemorrhage.compress.__main__ import compress
-from hemorrhage.compress.fidelity import LAYERS
-from hemorrhage.data import embedded
-from hemorrhage.data.__main__ import prepare as prepare_text
+from hemorrhage.compress.checks.fidelity import LAYERS
+from hemorrhage.data.texts import embedded
+from hemorrhage.data.texts.__main__ import prepare as prepare_text
 from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch
 from hemorrhage.evaluate.reference import reference
 from hemorrhage.models.__main__ import prepare as prepare_model
 from hemorrhage.models.checkpoint import load
+from hemorrhage.runtime.artifact import failure, read_manifest
+from hemorrhage.study import params as config
 
 CORPORA = ("prose", "code")
 WINDOW, WINDOWS = 128, 12

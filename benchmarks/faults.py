@@ -28,17 +28,17 @@ from safetensors.torch import load_file
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.doctor import CALIBRATION, STORIES, WINDOW, WINDOWS, Bench, Shape, train
-from hemorrhage.analyze import diagnose, laws, predictor
-from hemorrhage.artifact import read_manifest
+from hemorrhage.analyze.doctor import diagnose, laws, predictor
 from hemorrhage.calibrate.__main__ import calibrate
-from hemorrhage.compress.fidelity import LAYERS, Fidelity
-from hemorrhage.compress.statistics import Statistics
-from hemorrhage.data import embedded
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.checks.fidelity import LAYERS, Fidelity
+from hemorrhage.data.texts import embedded
 from hemorrhage.decode.degeneration import loop_rate, rep_n
 from hemorrhage.evaluate.membership import known
 from hemorrhage.evaluate.reference import cut_windows
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.weights import Weights
+from hemorrhage.runtime.artifact import read_manifest
 
 HEALTHY = "healthy"
 

@@ -5,7 +5,7 @@
 Ours collects its statistics once and makes all variants from them; llmcompressor starts over for each. Prints
 the CPU seconds of both sides, their ratio for all variants, and the mean KL to the unquantized model on
 windows that neither has seen. llmcompressor is measured on ``--peer`` of the variants, and its total is that
-many times their mean, unless ``--peer-all`` is given; once more with hemorrhage.compress.engine. Its model is
+many times their mean, unless ``--peer-all`` is given; once more with benchmarks.peer_columns. Its model is
 float32, in which it is faster on a processor than in bfloat16, and its grids are ``actorder=None``, asymmetric,
 as ours. It runs in processes of its own, whose C library is as it comes: our loading tells glibc to keep freed memory
 (hemorrhage.models.stream.keep_freed), which makes llmcompressor faster, too. Neither side's time holds loading or
@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks import peer_columns as engine
+from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import collect
 from hemorrhage.calibrate.windows import draw
-from hemorrhage.compress import engine, gptq
-from hemorrhage.compress.blocks import blocks
-from hemorrhage.compress.stack import rearrange
-from hemorrhage.compress.statistics import Statistics
-from hemorrhage.data import embedded
+from hemorrhage.compress.methods.weight_quantization import gptq
+from hemorrhage.compress.solvers.stack import rearrange
+from hemorrhage.data.texts import embedded
+from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load, load_tokenizer
 
 BITS = (8, 4, 3, 2)

@@ -23,11 +23,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.gptq import oneshot
+from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import collect
-from hemorrhage.compress import gptq
-from hemorrhage.compress.blocks import linears_of
-from hemorrhage.compress.statistics import Statistics
+from hemorrhage.compress.methods.weight_quantization import gptq
 from hemorrhage.models.checkpoint import device
+from hemorrhage.models.linears import linears_of
 
 
 def build(chosen: argparse.Namespace, number: int, where: str) -> PreTrainedModel:

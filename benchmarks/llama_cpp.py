@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.gptq import windows as prose
-from hemorrhage.compress import gguf_types
-from hemorrhage.compress.folder import save
+from hemorrhage.compress.methods.weight_quantization import gguf_types
 from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch, write_base_side
-from hemorrhage.export import export
-from hemorrhage.models import gguf_file
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.folder import save
+from hemorrhage.models.formats import gguf_file
+from hemorrhage.tools.export import export
 
 CORPUS = "prose"
 

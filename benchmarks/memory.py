@@ -33,9 +33,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig
 
-from hemorrhage.artifact import read_manifest, write_manifest
 from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.models.stream import TensorFile
+from hemorrhage.runtime.artifact import read_manifest, write_manifest
 
 SHAPES = {"3b": (3072, 8192), "7b": (4096, 11008)}
 """Width of states and of MLPs in a Llama of that many parameters; of four heads one has its own keys and values."""

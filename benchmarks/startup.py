@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import save_file
 
 import hemorrhage
-from hemorrhage.artifact import write_manifest
-from hemorrhage.service import client, server
+from hemorrhage.runtime.artifact import write_manifest
+from hemorrhage.runtime.service import client, server
 
 SOURCE = Path(hemorrhage.__file__).parent.parent
 
@@ -55,7 +55,7 @@ def prepare(model: Path) -> list[str | Path]:
     """Everything that an evaluation of the model reads, in the working directory; returns its words."""
     base, text, task, reference = (Path(kind, "x").absolute() for kind in ("base", "texts", "tasks", "references"))
     step("hemorrhage.models", base, "--spec", json.dumps({"source": "path", "path": str(model)}))
-    step("hemorrhage.data.probes", task, "--task", "agreement", "--items", "8", "--seed", "0")
+    step("hemorrhage.data.tasks.probes", task, "--task", "agreement", "--items", "8", "--seed", "0")
     text.mkdir(parents=True)
     tokens = torch.randint(3, 500, (2000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     save_file({"evaluation": tokens}, text / "tokens.safetensors")
@@ -115,7 +115,7 @@ def main() -> None:
             if name == "served":
                 with server.start(SOURCE, Path("service.log")) as service:
                     # The first job waits for the server, so that the seconds of the others are theirs alone.
-                    step("hemorrhage.data.probes", Path("warm"), "--task", "cloze", "--items", "4", "--seed", "0")
+                    step("hemorrhage.data.tasks.probes", Path("warm"), "--task", "cloze", "--items", "4", "--seed", "0")
                     begun = time.monotonic()
                     for number in range(jobs):
                         step("hemorrhage.evaluate", Path(name, str(number)), *words)

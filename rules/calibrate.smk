@@ -60,7 +60,7 @@ rule text:
         data=lambda wildcards: json.dumps(plan.data(wildcards.name)),
         needs=lambda wildcards: json.dumps(plan.needs(wildcards.name)),
     shell:
-        "step --direct {params.usage} hemorrhage.data {params.out} --corpus {wildcards.name} --base {params.base}"
+        "step --direct {params.usage} hemorrhage.data.texts {params.out} --corpus {wildcards.name} --base {params.base}"
         " --data {params.data:q} --needs {params.needs:q} > {log} 2>&1"
 
 
@@ -80,7 +80,7 @@ rule task:
         number=plan.params.data.items,
         seed=plan.params.data.seed,
     shell:
-        "step --direct {params.usage} hemorrhage.data.probes {params.out} --task {wildcards.name}"
+        "step --direct {params.usage} hemorrhage.data.tasks.probes {params.out} --task {wildcards.name}"
         " --items {params.number} --seed {params.seed} > {log} 2>&1"
 
 

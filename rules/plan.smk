@@ -10,12 +10,12 @@ from pathlib import Path
 SOURCE = Path(workflow.basedir, "src")
 sys.path.insert(0, str(SOURCE))
 
-from hemorrhage.config import ConfigError
-from hemorrhage.costs.model import Costs
-from hemorrhage.costs.requests import Requests
-from hemorrhage.costs.work import Workload
-from hemorrhage.lock import hold
-from hemorrhage.plan import Plan, failed
+from hemorrhage.study.params import ConfigError
+from hemorrhage.study.costs.model import Costs
+from hemorrhage.study.costs.requests import Requests
+from hemorrhage.study.costs.work import Workload
+from hemorrhage.runtime.lock import hold
+from hemorrhage.study.plan import Plan, failed
 
 try:
     plan = Plan.read()

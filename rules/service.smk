@@ -1,7 +1,7 @@
 """How a step is started: shell lines say ``step [--direct | --gpu=N] USAGE MODULE ARGUMENTS``.
 
 A local run has a server that imports the libraries once and forks a child for each job; elsewhere, and where anything
-differs, the client runs the step itself (hemorrhage.service). USAGE, beside the log, is the job's benchmark file;
+differs, the client runs the step itself (hemorrhage.runtime.service). USAGE, beside the log, is the job's benchmark file;
 Snakemake's own ``benchmark`` would see the client alone.
 """
 
@@ -9,7 +9,7 @@ import os
 import time
 from shlex import quote
 
-from hemorrhage.service import client, server
+from hemorrhage.runtime.service import client, server
 
 SERVERS = []
 """Held until Snakemake ends; the server ends with it, also after a kill -9."""

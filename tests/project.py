@@ -97,7 +97,7 @@ def make(root: Path, tiny: Path) -> Project:
     counter.write_text(
         f"""#!/bin/sh
 case "$*" in
-*"hemorrhage.plan failed"*) ;;
+*"hemorrhage.study.plan failed"*) ;;
 *"step() "*) printf '%s' "$*" | grep -o ' hemorrhage[.][a-z_.]*' | head -n 1 >> "$JOURNAL" ;;
 esac
 exec {shutil.which("bash")} "$@"
@@ -108,6 +108,6 @@ exec {shutil.which("bash")} "$@"
     made.run("git", "init", "--quiet", "--initial-branch", "main")
     made.run("git", "config", "user.name", "test")
     made.run("git", "config", "user.email", "test@example.org")
-    made.run(sys.executable, "-m", "hemorrhage.overlay", "params/quick.yaml")
+    made.run(sys.executable, "-m", "hemorrhage.tools.overlay", "params/quick.yaml")
     made.commit("quick profile")
     return made

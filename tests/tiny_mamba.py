@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
-from hemorrhage.data import embedded
+from hemorrhage.data.texts import embedded
 from tests.tiny_model import SEED, VOCABULARY, save_tokenizer, train, train_tokenizer
 
 

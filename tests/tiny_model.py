@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import trange
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from hemorrhage.data import embedded
+from hemorrhage.data.texts import embedded
 
 VOCABULARY = 512
 CONTEXT = 512

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from hemorrhage.data import embedded
+from hemorrhage.data.texts import embedded
 from tests.tiny_model import CONTEXT, SEED, VOCABULARY, save_tokenizer, train, train_tokenizer
 
 EXPERTS = 4

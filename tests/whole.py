@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from hemorrhage.artifact import MANIFEST, read_manifest, write_manifest
 from hemorrhage.models.weights import FILE, Weights
+from hemorrhage.runtime.artifact import MANIFEST, read_manifest, write_manifest
 
 
 def whole(folder: Path, base: Path) -> Path:

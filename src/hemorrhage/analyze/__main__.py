@@ -22,24 +22,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hemorrhage import step
-from hemorrhage.analyze import (
-    claims,
-    decoding_page,
-    doctor,
-    flags,
-    inputs,
-    next_points,
-    plots,
-    report,
-    rows,
-    shipping,
-    tables,
-)
-from hemorrhage.analyze.curves import sweeps
-from hemorrhage.analyze.definitions import DEFINITIONS, find_thresholds
+from hemorrhage.analyze import inputs
+from hemorrhage.analyze.axes import sweeps
+from hemorrhage.analyze.curves import next_points
+from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
+from hemorrhage.analyze.doctor import doctor
+from hemorrhage.analyze.report import decoding as decoding_page
+from hemorrhage.analyze.report import page as report
+from hemorrhage.analyze.rows import plots, tables
+from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.artifact import environment
+from hemorrhage.analyze.verdicts import claims, flags, shipping
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import environment
 
 PROVENANCE = "provenance.json"
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file
 
-from hemorrhage.artifact import read_manifest
+from hemorrhage.runtime.artifact import read_manifest
 
 BASE = "base"
 RELATIVE = "relative"

@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage import step
-from hemorrhage.artifact import MANIFEST, read_manifest, write_manifest, writing
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import MANIFEST, read_manifest, write_manifest, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
 
 def _experts(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
     """Of a mixture of experts: those that no token of the calibration set takes, by layer."""
-    from hemorrhage.compress.experts import usage, without_tokens
+    from hemorrhage.calibrate.expert_usage import usage, without_tokens
     from hemorrhage.models.experts import mixtures
 
     return {"experts_without_tokens": without_tokens(usage(model, tokens))} if mixtures(model) else {}

@@ -41,11 +41,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from hemorrhage import step
-from hemorrhage.artifact import read_manifest, write_manifest, writing
-from hemorrhage.compress.blocks import blocks, linears_of
-from hemorrhage.lazy import torch
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import TensorFile
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import read_manifest, write_manifest, writing
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,7 +2,7 @@
 
 The decoder blocks run one after the other over all windows in float32, so that beside the model as it is stored and
 the hidden states of the windows only one block's matrices are in memory. Every block sees the dense model's own
-hidden states, which makes the statistics the same for every method and setting; hemorrhage.compress.statistics
+hidden states, which makes the statistics the same for every method and setting; hemorrhage.calibrate.reader
 collects them anew behind compressed blocks where a method asks for that.
 """
 
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from hemorrhage.calibrate import triangle
-from hemorrhage.compress.blocks import blocks, linears_of
-from hemorrhage.lazy import torch
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import Aside, TensorFile
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

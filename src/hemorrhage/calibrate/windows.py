@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hemorrhage.lazy import torch
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

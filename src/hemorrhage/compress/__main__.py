@@ -17,8 +17,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hemorrhage import step
-from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.compress.method import module_of
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
 MASKS = "masks: no engine today stores or computes less for zeros"
 
@@ -33,7 +34,7 @@ def compress(
     spec: dict[str, Any],
 ) -> None:
     """Write the altered model into ``out``; where that fails, a manifest that says why."""
-    method = importlib.import_module(f"hemorrhage.compress.{spec['method']}")
+    method = importlib.import_module(module_of(spec["method"]))
     settings = method.Settings.model_validate(spec["settings"])
     on = spec.get("on")
     identity = {
@@ -47,7 +48,7 @@ def compress(
         "curve": ", ".join(filter(None, [settings.curve, on and f"on {on}"])),
     }
     from hemorrhage.compress import progress
-    from hemorrhage.compress.reload import FreshProcess
+    from hemorrhage.models.reload import FreshProcess
 
     with failure_recorded(out, **identity), progress.kept(out), FreshProcess() as fresh, writing(out) as part:
         reason = parent and failure(parent)
@@ -69,13 +70,15 @@ def _compress(
     seed: int,
 ) -> dict[str, Any]:
     """Alter, check, save; returns the measured fields of the manifest."""
-    from hemorrhage.compress import folder, integrity, size
-    from hemorrhage.compress.blocks import blocks, linears_of
-    from hemorrhage.compress.fidelity import Fidelity
-    from hemorrhage.compress.reload import write_check
-    from hemorrhage.compress.statistics import Statistics
+    from hemorrhage.calibrate.reader import Statistics
+    from hemorrhage.compress.checks import integrity, size
+    from hemorrhage.compress.checks.fidelity import Fidelity
+    from hemorrhage.models import folder
+    from hemorrhage.models.blocks import blocks
     from hemorrhage.models.checkpoint import load
-    from hemorrhage.models.forms import forms_of
+    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.linears import linears_of
+    from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
 
     # What changes no weight leaves packed ones packed.
@@ -167,9 +170,9 @@ def _statistics(
     settings: Any, model: Any, parent: Path | None, calibration: Path | None, gradients: list[Path], aside: Path
 ) -> tuple[Any, str]:
     """What the method may read, and what the report says of it; ``aside``: a folder for states between blocks."""
-    from hemorrhage.compress.statistics import Statistics, Streamed
-    from hemorrhage.lazy import torch
+    from hemorrhage.calibrate.reader import Statistics, Streamed
     from hemorrhage.models.checkpoint import device
+    from hemorrhage.runtime.lazy import torch
 
     if not settings.statistics:
         return None, ""

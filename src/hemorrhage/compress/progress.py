@@ -21,15 +21,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hemorrhage.artifact import resuming, whole
-from hemorrhage.compress.blocks import blocks
+from hemorrhage.models.blocks import blocks
 from hemorrhage.models.stream import TensorFile
+from hemorrhage.runtime.artifact import resuming, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from hemorrhage.compress.statistics import Statistics
+    from hemorrhage.calibrate.reader import Statistics
 
 T = TypeVar("T")
 
@@ -58,13 +58,13 @@ class Progress:
         """Make a block of ``model`` what it was when it was finished."""
         from safetensors import safe_open
 
-        from hemorrhage.models import forms
+        from hemorrhage.models.formats import forms, reader
 
         with safe_open(self._file(index), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             schemes = json.loads(file.metadata()["schemes"])
         groups = {name: {**scheme, "targets": [name]} for name, scheme in schemes.items()}
-        plain, found = forms.read(tensors, {"config_groups": groups})
+        plain, found = reader.read(tensors, {"config_groups": groups})
         for name, form in found.items():
             if name in schemes:
                 form.scheme = schemes[name]

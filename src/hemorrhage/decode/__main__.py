@@ -15,10 +15,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from hemorrhage import step
-from hemorrhage.artifact import failure, failure_recorded, write_manifest, writing
 from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.sweep import about, resume_directory, sweep
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import failure, failure_recorded, write_manifest, writing
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     step.start()
     spec = Spec.model_validate_json(given.spec)
     if spec.programs is not None:
-        sandbox = importlib.import_module("hemorrhage.evaluate.sandbox")
+        sandbox = importlib.import_module("hemorrhage.sandbox.runner")
         unavailable = sandbox.missing()
         if unavailable:
             sys.exit(unavailable)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.lazy import torch
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hemorrhage.decode.answers import final_number
 from hemorrhage.decode.spec import Closed, Open
-from hemorrhage.lazy import torch
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from hemorrhage.decode.generation import every_state, forward
-from hemorrhage.lazy import torch
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel, StoppingCriteriaList

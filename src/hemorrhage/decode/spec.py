@@ -34,7 +34,7 @@ class Open(BaseModel):
 
 
 class Limits(BaseModel):
-    """What a program may take; see hemorrhage.evaluate.sandbox."""
+    """What a program may take; see hemorrhage.sandbox.runner."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

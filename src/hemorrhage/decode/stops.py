@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.lazy import torch
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

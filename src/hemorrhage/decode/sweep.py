@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hemorrhage.artifact import read_manifest, write_manifest, writing
 from hemorrhage.decode import together
 from hemorrhage.decode.answers import extract, final_number, is_right
 from hemorrhage.decode.generation import (
@@ -42,8 +41,9 @@ from hemorrhage.decode.prompts import Prompt, closed_prompts, left_padded, open_
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
-from hemorrhage.lazy import torch
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.runtime.artifact import read_manifest, write_manifest, writing
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ def strategies(entries: Mapping[str, Mapping[str, Any]]) -> list[Strategy]:
     for name, entry in entries.items():
         if "strategy" not in entry:
             raise ValueError(f"strategies.{name}: the key strategy is missing")
-        module = importlib.import_module(f"hemorrhage.decode.{entry['strategy']}")
+        module = importlib.import_module(f"hemorrhage.decode.strategies.{entry['strategy']}")
         settings = module.Settings(**{key: value for key, value in entry.items() if key != "strategy"})
         found.append(Strategy(name, entry["strategy"], settings, module))
     return found
@@ -415,7 +415,7 @@ class _Desk:
             if self.limits is None:
                 raise ValueError(f"programs: limits are wanted for {self.batch.dataset}")
             # Found by name: only sweeps with code tasks depend on it, and the plan says which.
-            sandbox = importlib.import_module("hemorrhage.evaluate.sandbox")
+            sandbox = importlib.import_module("hemorrhage.sandbox.runner")
             program = prompt.prefix + before_stop(text, self.batch.stops) + prompt.tests
             result = sandbox.run(program, self.limits.seconds, self.limits.memory_mb)
             return result.status, result.status == "passed"

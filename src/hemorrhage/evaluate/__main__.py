@@ -27,19 +27,9 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hemorrhage import step
-from hemorrhage.artifact import (
-    failure,
-    failure_recorded,
-    read_manifest,
-    resuming,
-    whole,
-    write_manifest,
-    writing,
-)
-from hemorrhage.compress.reload import verify
-from hemorrhage.evaluate import cost, inside
+from hemorrhage.evaluate import cost
 from hemorrhage.evaluate.choices import answers
+from hemorrhage.evaluate.diagnostics import collect as inside
 from hemorrhage.evaluate.language import (
     TOKENS_PER_BATCH,
     corpus_damage,
@@ -51,8 +41,19 @@ from hemorrhage.evaluate.language import (
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ITEMS
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
+from hemorrhage.models.reload import verify
 from hemorrhage.models.walk import streams
 from hemorrhage.models.weights import CHECK
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import (
+    failure,
+    failure_recorded,
+    read_manifest,
+    resuming,
+    whole,
+    write_manifest,
+    writing,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hemorrhage.artifact import read_manifest
-from hemorrhage.compress.blocks import blocks
-from hemorrhage.evaluate.attention import attention_layers
+from hemorrhage.evaluate.diagnostics.attention import attention_layers
+from hemorrhage.models.blocks import blocks
+from hemorrhage.runtime.artifact import read_manifest
 
 BATCH = 1
 LENGTH = 64

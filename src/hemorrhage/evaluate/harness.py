@@ -3,7 +3,7 @@
     python -m hemorrhage.evaluate.harness OUT --variant V --checkpoint DIR --base DIR --benchmarks DIR... --spec JSON
 
 lm-eval (EleutherAI's Language Model Evaluation Harness) does everything a score depends on: its own definitions are
-included, and only where the data come from is replaced (hemorrhage.data.benchmarks); its own loop asks the model; its
+included, and only where the data come from is replaced (data.benchmarks.harness); its own loop asks the model; its
 own metrics judge. One process pays for its import and the index of tasks once, for all tasks. A task that fails makes
 the whole output a failure that names it.
 """
@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from hemorrhage import step
-from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
-from hemorrhage.compress.reload import verify
 from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.reload import verify
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hemorrhage.artifact import verify, whole
 from hemorrhage.evaluate.schema import TOKENS
 from hemorrhage.models import walk
 from hemorrhage.models.stream import IN_MEMORY, TensorFile
 from hemorrhage.models.weights import Weights
+from hemorrhage.runtime.artifact import verify, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

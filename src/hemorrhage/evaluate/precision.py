@@ -1,8 +1,8 @@
 """The numbers that an evaluation multiplies: float32, or bfloat16 where processor or GPU is faster with it.
 
 Which of the two is part of params.yaml, of every address and of every protocol, never of the machine: two machines that
-chose for themselves would put numbers of two kinds under one address. ``python -m hemorrhage.costs`` measures which is
-faster here, and says so.
+chose for themselves would put numbers of two kinds under one address. ``make plan`` measures which is faster here, and
+says so.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.lazy import torch
 from hemorrhage.models.walk import streams
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,8 +2,8 @@
 
     python -m hemorrhage.evaluate.programs OUT --variant V --checkpoint DIR --base DIR --benchmarks DIR... --spec JSON
 
-Greedy completions of HumanEval's and MBPP's prompts (hemorrhage.data.programs), each cut before its first stop string
-and run with its tests in hemorrhage.evaluate.sandbox: pass@1 of one sample. Where this machine has no sandbox the step
+Greedy completions of HumanEval's and MBPP's prompts (data.benchmarks.programs), each cut before its first stop string
+and run with its tests in hemorrhage.sandbox.runner: pass@1 of one sample. Where this machine has no sandbox the step
 ends in one line and writes nothing; that is no property of the variant. ``--spec`` is Spec as JSON. A killed job
 resumes at the next batch; a variant that can't be evaluated becomes an output that says why.
 """
@@ -25,16 +25,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from hemorrhage import step
-from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
-from hemorrhage.compress.reload import verify
 from hemorrhage.decode.generation import NEUTRAL, check, check_context, ends, only, special_tokens, until_end
 from hemorrhage.decode.prompts import Prompt, leading_tokens, left_padded
 from hemorrhage.decode.stops import StopsAt, before_stop
 from hemorrhage.decode.sweep import continued_text, resume_directory
-from hemorrhage.evaluate import sandbox
 from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.reload import verify
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.sandbox import runner as sandbox
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandera.pandas as pa
 
-from hemorrhage.evaluate.sandbox import STATUSES
+from hemorrhage.sandbox.runner import STATUSES
 
 PROBLEMS = pa.DataFrameSchema(
     {
@@ -25,7 +25,7 @@ PROGRAMS = pa.DataFrameSchema(
         "task": pa.Column(str),
         "item": pa.Column("int64", pa.Check.ge(0)),
         "completion": pa.Column(str, description="cut before the first stop string; the prompt is not in it"),
-        "status": pa.Column(str, pa.Check.isin(STATUSES), description="see hemorrhage.evaluate.sandbox.STATUSES"),
+        "status": pa.Column(str, pa.Check.isin(STATUSES), description="see hemorrhage.sandbox.runner.STATUSES"),
         "detail": pa.Column(str, description="one line that says why it did not pass"),
         "correct": pa.Column(bool, description="the tests passed"),
         "seconds": pa.Column("float64", pa.Check.ge(0), description="wall-clock time of program and tests"),

@@ -22,14 +22,15 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from hemorrhage import step
-from hemorrhage.artifact import read_manifest, sha256, write_manifest, writing
-from hemorrhage.evaluate import inside, membership
+from hemorrhage.evaluate import membership
 from hemorrhage.evaluate.choices import answers
+from hemorrhage.evaluate.diagnostics import collect as inside
 from hemorrhage.evaluate.language import write_base_side
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import read_manifest, sha256, write_manifest, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

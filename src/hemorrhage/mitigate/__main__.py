@@ -20,8 +20,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hemorrhage import step
-from hemorrhage.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 from hemorrhage.decode import generation
 from hemorrhage.evaluate.language import (
     batches,
@@ -35,6 +33,8 @@ from hemorrhage.mitigate import corrections
 from hemorrhage.mitigate.corrections import Correction, Model
 from hemorrhage.mitigate.schema import TOKENS
 from hemorrhage.models.checkpoint import load
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.artifact import write_manifest, writing
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.weights import Weights, weight_files
-from hemorrhage.step import start
+from hemorrhage.runtime.artifact import write_manifest, writing
+from hemorrhage.runtime.step import start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -41,7 +41,7 @@ def prepare(spec: dict[str, Any], out: Path) -> None:
     if source not in SOURCES:
         raise ValueError(f"model.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
     with writing(out) as part:
-        note = importlib.import_module(f"hemorrhage.models.{source}").fetch(spec, part)
+        note = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(spec, part)
         facts = describe(part, load(part, "bfloat16"), load_tokenizer(part))
         write_manifest(part, **IDENTITY, **facts, model=spec, note=note)
 

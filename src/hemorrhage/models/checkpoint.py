@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.artifact import verify
 from hemorrhage.models.stream import keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares
+from hemorrhage.runtime.artifact import verify
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,9 @@ def load(
     (hemorrhage.models.weights). Files are compared with the checksums of their manifests before.
     Its weights are cast to ``dtype``, a torch name, or stay in the dtype they lie in (``stored``). Reads safetensors of
     this machine only and never runs code that a checkpoint brings along. Weights in another form than a plain tensor
-    (hemorrhage.models.forms) become dense ones here, computed in float32; with ``as_stored`` the forms stay
+    (hemorrhage.models.formats.forms) become dense ones here, computed in float32; with ``as_stored`` the forms stay
     and dequantize when they compute. Quantized activations and caches are emulated
-    (hemorrhage.models.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
+    (models.emulation.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
     a file is damaged or ``base`` is missing or another one.
 
     With ``streamed`` the model computes in float32 with the weights of one block in memory at a time, read from the
@@ -51,7 +51,7 @@ def load(
     else:
         keep_freed()
     if "form" in bench:
-        from hemorrhage.models.forms import module_of
+        from hemorrhage.models.formats.reader import module_of
 
         model = module_of(bench["form"]).build(folder, config, dtype, as_stored, base)
     elif streamed or dtype == "stored" or quantization or bench or shares(folder):
@@ -147,14 +147,15 @@ def _rebuild(
     """
     import torch
 
-    from hemorrhage.models import activations, forms
-    from hemorrhage.models.masked import MaskedLinear
+    from hemorrhage.models.emulation.install import install
+    from hemorrhage.models.formats import forms, reader
+    from hemorrhage.models.formats.masked import MaskedLinear
 
     masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()
-    state, found = forms.read(tensors, quantization)
+    state, found = reader.read(tensors, quantization)
     for name in masked - set(bench.get("narrow", ())):
         form = MaskedLinear(weights, name, state.get(f"{name.removesuffix('.weight')}.bias"))
         found[name.removesuffix(".weight")] = form
@@ -183,7 +184,7 @@ def _rebuild(
         setattr(module, kind, torch.nn.Parameter(value.to(wanted), requires_grad=False))
         if kind == "weight":
             module.out_features, module.in_features = value.shape
-    activations.install(model, quantization or {}, tensors)
+    install(model, quantization or {}, tensors)
     return model
 
 

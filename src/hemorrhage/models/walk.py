@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hemorrhage.compress.blocks import blocks
-from hemorrhage.models.dequantized import DequantizedLinear
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.formats.dequantized import DequantizedLinear
 
 HEAD_ROWS = 16384
 """Rows of the output embedding that are in float32 at once."""

@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.artifact import MANIFEST, read_manifest
-from hemorrhage.lazy import torch
 from hemorrhage.models.stream import Aside, Place, TensorFile, header, places
+from hemorrhage.runtime.artifact import MANIFEST, read_manifest
+from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "shared.json"
 CHECK = "check.safetensors"
-"""The file of hemorrhage.compress.reload, which is no part of the model."""
+"""The file of hemorrhage.models.reload, which is no part of the model."""
 
 KEPT, VALUES = "kept", "values"
 

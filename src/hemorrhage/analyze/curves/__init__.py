@@ -1,0 +1,1 @@
+"""Damage curves: shapes, thresholds, which points to run next."""

@@ -1,0 +1,1 @@
+"""Predicted against measured damage, and the causes of what looks wrong."""

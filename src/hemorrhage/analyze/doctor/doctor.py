@@ -1,0 +1,326 @@
+"""Model Doctor: predicted against observed damage of every variant, and the causes of what looks wrong.
+
+Predictions are made twice, and never from what they predict: by other models' rows alone (analyze.doctor.predictor,
+as before anything of this model was measured), and by those and this model's other methods. Causes are those of
+hemorrhage.analyze.doctor.diagnose; where the observed damage lies far above the prediction, that stands beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from hemorrhage.analyze.axes import failure
+from hemorrhage.analyze.doctor import cases, diagnose, laws, predictor
+from hemorrhage.analyze.doctor.diagnose import Diagnosis
+from hemorrhage.analyze.doctor.features import Base
+from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS
+from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.rows.diagnostics import layers_of
+from hemorrhage.analyze.rows.tables import Numbers, rounded
+from hemorrhage.analyze.rows.tasks import ALL_TASKS
+from hemorrhage.analyze.spec import Spec
+
+BY_MODEL, BY_METHOD = "model", "method"
+
+SURPRISING = 3.0
+"""Standard deviations of the prediction beyond which an observed damage is worth a word."""
+
+ADVICE = {
+    diagnose.WOUNDED: "make it again (hemorrhage.study.plan forget {name}); where it stays, give this layer more bits",
+    diagnose.EXPERTS: "calibrate on more text: raise calibrate.samples or name several corpora in calibrate.corpus",
+    diagnose.MISMATCH: "set calibrate.corpus to {corpora}, the text that is evaluated, or to a list that holds it",
+    diagnose.LEAKAGE: "evaluate on another corpus (evaluate.corpora): what was measured on this one flatters the model",
+    diagnose.UNDERTRAINED: "train longer before compressing: damage of this model says little about a finished one",
+    diagnose.DEGENERATE: "decode with {strategy}, or with a lower ratio: see the decoding section",
+}
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """``left_out``: target -> predictions of this study's rows, by what took no part (model or method); ``scores``: the
+    errors beside the laws'; ``diagnoses``: causes named; ``reason``: why nothing could be predicted, or empty."""
+
+    model: str
+    left_out: dict[str, list[predictor.LeftOut]]
+    scores: list[dict[str, Any]]
+    diagnoses: list[Diagnosis]
+    known: list[str] = field(default_factory=list)
+    retention: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+
+
+def examine(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str], spec: Spec, model: str) -> Doctor:
+    """Everything the doctor has to say. Missing inputs make it say less, and never fail."""
+    numbers = Numbers(rows)
+    measured, why = study(inputs, rows, numbers, corpora, model)
+    left_out: dict[str, list[predictor.LeftOut]] = {}
+    scores: list[dict[str, Any]] = []
+    pool = predictor.experience()
+    others = pool[pool["model"] != model]
+    if len(measured) >= 1:
+        everything = pd.concat([others, measured], ignore_index=True)
+        for target in TARGETS:
+            found = [
+                predictor.leave_out(everything, target, by, spec.confidence, of=model) for by in (BY_MODEL, BY_METHOD)
+            ]
+            left_out[target] = found
+            if target == TARGETS[0]:
+                others_too = predictor.leave_out(everything, target, BY_MODEL, spec.confidence)
+                scores += [{"target": target, "of": "all models", **one} for one in predictor.scores(others_too)]
+            scores += [{"target": target, "of": model, **one} for each in found for one in predictor.scores(each)]
+    diagnoses = [
+        *_of_base(inputs, numbers, others, corpora, model),
+        *_of_variants(inputs, rows, corpora, left_out, spec),
+        *_of_decoding(inputs, numbers),
+    ]
+    order = {name: place for place, name in enumerate(inputs.variants)}
+    diagnoses.sort(key=lambda one: (order.get(one.subject.partition(":")[0], 0), -one.score))
+    kept = predictor_retention(measured, left_out, spec)
+    return Doctor(model, left_out, scores, diagnoses, sorted(set(others["model"])), kept, why)
+
+
+def study(
+    inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: Sequence[str], model: str
+) -> tuple[pd.DataFrame, str]:
+    """This study's rows with their targets, and why there are none, where there are none."""
+    base = base_of(inputs, rows, model)
+    if base is None:
+        return cases.table([]), "the base model's config.json is not there, or names no sizes"
+    chance, right = (numbers.get(BASE, metric, ALL_TASKS) for metric in ("chance", "mean_accuracy"))
+    found = []
+    for variant in inputs.variants.values():
+        if variant.name == BASE or failure(inputs, variant) is not None:
+            continue
+        parent = inputs.variants.get(variant.on)
+        above = cases.altered(parent.manifest, None) if parent and variant.on != BASE else None
+        alteration = cases.altered(variant.manifest, variant.layers)
+        for row in cases.asked(alteration, base, above, base_nll(numbers, corpora)):
+            targets = {target: numbers.get(variant.name, target, row["corpus"]) for target in TARGETS}
+            if any(one is None for one in targets.values()):
+                continue
+            accuracy = numbers.get(variant.name, "mean_accuracy", ALL_TASKS)
+            kept = math.nan
+            if accuracy and right and chance and right.value > chance.value:
+                kept = (accuracy.value - chance.value) / (right.value - chance.value)
+            found.append({**row, **{name: one.value for name, one in targets.items() if one}, RETENTION: kept})
+    return cases.table(found), "" if found else "no variant of a family that is predicted was measured"
+
+
+def base_of(inputs: Inputs, rows: pd.DataFrame, model: str) -> Base | None:
+    """The base model, with the influence of its blocks as its own evaluation measured it."""
+    influence = layers_of(rows, "block_influence")
+    of_blocks = influence.loc[BASE].dropna().tolist() if BASE in influence.index else []
+    try:
+        return cases.base_of(model, inputs.architecture, float(inputs.base["parameters"]), of_blocks)
+    except KeyError:
+        return None
+
+
+def base_nll(numbers: Numbers, corpora: Sequence[str]) -> dict[str, float]:
+    """Corpus -> nats per token of the base model."""
+    found = {corpus: numbers.get(BASE, "perplexity", corpus) for corpus in corpora}
+    return {corpus: math.log(one.value) for corpus, one in found.items() if one}
+
+
+def predictor_retention(
+    measured: pd.DataFrame, left_out: Mapping[str, Sequence[predictor.LeftOut]], spec: Spec
+) -> list[dict[str, Any]]:
+    """Task retention from predicted KL: isotonic over the other methods' rows, with the interval of their residuals."""
+    if "kl_mean" not in left_out or measured[RETENTION].isna().all():
+        return []
+    from sklearn.isotonic import IsotonicRegression
+
+    known = measured.dropna(subset=[RETENTION])
+    asked = left_out["kl_mean"][1].rows.drop_duplicates("variant")
+    found = []
+    for row in asked.to_dict("records"):
+        others = known[known["method"] != row["method"]]
+        mine = known[known["variant"] == row["variant"]]
+        if len(others) < 10 or len(mine) == 0:
+            continue
+        falling = IsotonicRegression(increasing=False, out_of_bounds="clip")
+        falling.fit(predictor.ln_of(others["kl_mean"].to_numpy(float)), others[RETENTION])
+        residuals = np.abs(falling.predict(predictor.ln_of(others["kl_mean"].to_numpy(float))) - others[RETENTION])
+        middle, low, high = (float(falling.predict(np.log([row[name]]))[0]) for name in ("predicted", "high", "low"))
+        wide = float(np.quantile(residuals, spec.confidence))
+        found.append(
+            {
+                "variant": row["variant"],
+                "observed": float(mine[RETENTION].iloc[0]),
+                "predicted": middle,
+                "low": low - wide,
+                "high": high + wide,
+            }
+        )
+    return found
+
+
+def residual(row: Mapping[str, Any], confidence: float) -> float:
+    """Standard deviations of the prediction, on the scale of ln damage, by which the observed lies above it."""
+    side = "high" if row["observed"] > row["predicted"] else "low"
+    wide = abs(math.log(row[side] / row["predicted"])) / float(norm.ppf((1 + confidence) / 2))
+    return math.log(row["observed"] / row["predicted"]) / max(wide, 0.1)
+
+
+def _of_base(
+    inputs: Inputs, numbers: Numbers, others: pd.DataFrame, corpora: Sequence[str], model: str
+) -> Iterator[Diagnosis]:
+    evaluation = inputs.evaluations.get(BASE)
+    membership = (evaluation.manifest.get("membership") if evaluation else None) or {}
+    for corpus, known in membership.items():
+        score, seen = diagnose.leaked(known)
+        if score >= 1:
+            yield Diagnosis(BASE, diagnose.LEAKAGE, score, f"On {corpus} {seen}.", _advice(diagnose.LEAKAGE))
+    tokens = cases.TRAINED_TOKENS.get(model, math.nan)
+    for corpus, loss in base_nll(numbers, corpora).items():
+        expected = expected_loss(others, corpus, inputs.architecture, float(inputs.base["parameters"]), tokens)
+        if expected is not None:
+            score, seen = diagnose.above_law(loss, expected)
+            if score >= 1:
+                yield Diagnosis(
+                    BASE, diagnose.UNDERTRAINED, score, f"On {corpus} {seen}.", _advice(diagnose.UNDERTRAINED)
+                )
+
+
+def expected_loss(
+    others: pd.DataFrame, corpus: str, architecture: Mapping[str, Any], parameters: float, tokens: float
+) -> float | None:
+    """What the Chinchilla law of models with the same vocabulary gives; None where no four of them are known."""
+    if not math.isfinite(tokens) or "vocab_size" not in architecture:
+        return None
+    base = cases.base_of("", architecture, parameters)
+    models = others[(others["corpus"] == corpus) & others["trained_tokens"].notna()].drop_duplicates("model")
+    same = models[np.isclose(models["gained"] + models["base_nll"], math.log(base.vocabulary), atol=1e-3)]
+    if len(same) < 4:
+        return None
+    law = laws.chinchilla(*(same[name].to_numpy(float) for name in ("in_layers", "trained_tokens", "base_nll")))
+    return float(law(np.array([base.in_layers]), np.array([tokens]))[0])
+
+
+def _of_variants(
+    inputs: Inputs,
+    rows: pd.DataFrame,
+    corpora: Sequence[str],
+    left_out: Mapping[str, Sequence[predictor.LeftOut]],
+    spec: Spec,
+) -> Iterator[Diagnosis]:
+    sqnr = layers_of(rows, "local_sqnr")
+    residuals = _residuals(left_out, spec)
+    for variant in inputs.variants.values():
+        if variant.name == BASE or variant.failure is not None:
+            continue
+        surprise = residuals.get(variant.name, "")
+        # What was added may be silent on purpose; what was taken out leaves gaps.
+        layers = {} if variant.axis in ("added", "removed") else variant.layers
+        score, seen = diagnose.wounded(layers, _blocks(variant, sqnr))
+        if score >= 1:
+            yield Diagnosis(
+                variant.name,
+                diagnose.WOUNDED,
+                score,
+                f"{seen}.{surprise}",
+                _advice(diagnose.WOUNDED, name=variant.name),
+            )
+        calibration = variant.manifest.get("calibration")
+        if not calibration:
+            continue
+        without = calibration.get("experts_without_tokens") or []
+        score, seen = diagnose.starved(variant.layers, without)
+        if score >= 1:
+            yield Diagnosis(variant.name, diagnose.EXPERTS, score, f"{seen}.{surprise}", _advice(diagnose.EXPERTS))
+        nearest = [diagnose.foreign(inputs.calibration, text) for text in inputs.texts.values()]
+        if len(inputs.calibration) and nearest:
+            score, seen = min(nearest)
+            if score >= 1:
+                advice = _advice(diagnose.MISMATCH, corpora=" or ".join(corpora))
+                on = ", ".join(calibration["corpora"])
+                yield Diagnosis(
+                    variant.name, diagnose.MISMATCH, score, f"Calibrated on {on}: {seen}.{surprise}", advice
+                )
+
+
+def _residuals(left_out: Mapping[str, Sequence[predictor.LeftOut]], spec: Spec) -> dict[str, str]:
+    """Variant -> a sentence about a damage that is far above what its other methods foretell."""
+    found: dict[str, str] = {}
+    for each in left_out.get("kl_mean", [])[1:]:
+        for row in each.rows.to_dict("records"):
+            z = residual(row, spec.confidence)
+            if z > SURPRISING:
+                found[row["variant"]] = (
+                    f" Its KL on {row['corpus']} is {row['observed']:.2g} nats, where {row['predicted']:.2g} "
+                    f"were foretold (z = {z:.1f})."
+                )
+    return found
+
+
+def _blocks(variant: Variant, sqnr: pd.DataFrame) -> dict[int, float]:
+    """SQNR of each block on clean input; none where blocks were moved or taken out, which leaves gaps."""
+    if variant.name not in sqnr.index or variant.axis in ("removed", "added"):
+        return {}
+    values = sqnr.loc[variant.name].dropna()
+    return {int(str(block)): float(value) for block, value in values.items()}
+
+
+def _of_decoding(inputs: Inputs, numbers: Numbers) -> Iterator[Diagnosis]:
+    datasets = numbers.datasets("loop_rate", strategy=True)
+    strategies = numbers.strategies("loop_rate")
+    for variant in numbers.decoded():
+        for dataset in datasets:
+            seen = {
+                strategy: (
+                    numbers.get(variant, "loop_rate", dataset, strategy),
+                    numbers.get(variant, "rep_4", dataset, strategy),
+                )
+                for strategy in strategies
+            }
+            known = {name: (one[0].value, one[1].value) for name, one in seen.items() if one[0] and one[1]}
+            if not known:
+                continue
+            best = min(known, key=lambda name: sum(known[name]))
+            for strategy, (loops, repeated) in known.items():
+                score, evidence = diagnose.degenerate(loops, repeated, *known[best])
+                if score >= 1:
+                    subject = f"{variant}: {strategy}"
+                    advice = _advice(diagnose.DEGENERATE, strategy=best)
+                    yield Diagnosis(subject, diagnose.DEGENERATE, score, f"On {dataset} {evidence}.", advice)
+
+
+def _advice(cause: str, **names: str) -> str:
+    return ADVICE[cause].format(**names)
+
+
+def as_json(doctor: Doctor) -> dict[str, Any]:
+    """The content of doctor.json."""
+    predictions = [
+        {
+            "target": target,
+            "left_out": each.by,
+            **{key: row[key] for key in ("variant", "corpus", "learner")},
+            **{key: rounded(row[key]) for key in ("observed", "predicted", "low", "high")},
+        }
+        for target, parts in doctor.left_out.items()
+        for each in parts
+        for row in each.rows.to_dict("records")
+    ]
+    return {
+        "model": doctor.model,
+        "learned_from": doctor.known,
+        "reason": doctor.reason,
+        "errors": [
+            {key: rounded(value) if isinstance(value, float) else value for key, value in one.items()}
+            for one in doctor.scores
+        ],
+        "predictions": predictions,
+        "retention": [
+            {key: rounded(value) if isinstance(value, float) else value for key, value in one.items()}
+            for one in doctor.retention
+        ],
+        "diagnoses": diagnose.as_json(doctor.diagnoses),
+    }

@@ -1,0 +1,303 @@
+"""Damage of a variant before it is evaluated: learned from earlier runs, with intervals, against scaling laws.
+
+Damage is learned as ln of nats between FLOOR and CAP. Four learners: ridge regression, isotonic regression on the best
+known noise alone, boosted trees that never fall as noise or the removed share grow, and such trees on top of a scaling
+law. For a new model it is their median; for a model of the training rows that one of the first three which does best
+when groups of them are left out. The interval is the CV+ of those groups (Barber et al. 2021, arXiv 1905.02928): the
+quantiles of each left-out model's prediction, less and plus the error it made on its own group. Groups are whole models
+where the asked model is new, and methods of a model otherwise: errors are those of a new model, or of a new method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemorrhage.analyze.doctor import laws
+from hemorrhage.analyze.doctor.features import COLUMNS, IDENTITIES, OF_BITS, OF_DATA, OF_SIZE, K, equivalent_bits
+from hemorrhage.analyze.doctor.laws import CAP, FLOOR
+from hemorrhage.analyze.stats.bootstrap import Floats
+
+EXPERIENCE = Path(__file__).with_name("experience.csv")
+"""Rows of earlier runs: see experience.json for what made them."""
+
+TARGETS = ("ln_perplexity_ratio", "kl_mean")
+IDENTITY = ("model", "variant", "sweep", "method", "family", "axis", "on", "corpus")
+OF_LAWS = ("in_layers", "trained_tokens", "bits", "share")
+RETENTION = "retention"
+"""Accuracy above chance, over the base's."""
+
+FOLDS = 5
+"""Groups that the methods of known models are dealt into."""
+
+PENALTY = 3.0
+"""Of the ridge, on standardised columns."""
+
+Learner = Callable[[Floats], Floats]
+"""Columns float64 [rows, COLUMNS] -> ln damage."""
+
+
+def experience() -> pd.DataFrame:
+    """The rows that come with the bench: columns IDENTITY, OF_LAWS, COLUMNS, TARGETS and RETENTION."""
+    return pd.read_csv(EXPERIENCE, keep_default_na=True).fillna({"on": ""})
+
+
+def ridge(x: Floats, y: Floats) -> Learner:
+    """Ridge regression on standardised columns, with a slope of the best noise for each family."""
+    from sklearn.linear_model import Ridge
+
+    families = [place for place, name in enumerate(COLUMNS) if name.startswith("is_")]
+    best = COLUMNS.index("noise_best")
+    middle = np.nan_to_num(np.nanmedian(np.where(np.isfinite(x), x, np.nan), axis=0))
+
+    def widened(rows: Floats) -> Floats:
+        filled = np.where(np.isfinite(rows), rows, middle)
+        return np.hstack([filled, filled[:, families] * filled[:, [best]]])
+
+    wide = widened(x)
+    mean, spread = wide.mean(axis=0), wide.std(axis=0)
+    spread[spread == 0] = 1.0
+    fitted = Ridge(alpha=PENALTY).fit((wide - mean) / spread, y)
+    return lambda rows: fitted.predict((widened(rows) - mean) / spread)
+
+
+def isotonic(x: Floats, y: Floats) -> Learner:
+    """Monotone in the best known noise, and in nothing else."""
+    from sklearn.isotonic import IsotonicRegression
+
+    best = COLUMNS.index("noise_best")
+    fitted = IsotonicRegression(out_of_bounds="clip").fit(x[:, best], y)
+    return lambda rows: fitted.predict(rows[:, best])
+
+
+def boosting(x: Floats, y: Floats) -> Learner:
+    """Gradient boosted trees, monotone in noise and shares."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    rises = ("noise", "noise_best", "removed", "influence")
+    fitted = HistGradientBoostingRegressor(
+        learning_rate=0.2,
+        max_iter=30,
+        max_leaf_nodes=8,
+        min_samples_leaf=6,
+        l2_regularization=1.0,
+        monotonic_cst=[int(name in rises) for name in COLUMNS],
+        early_stopping=False,
+        random_state=0,
+    ).fit(x, y)
+    return lambda rows: fitted.predict(rows)
+
+
+OF_MODEL = ("ln_parameters", "blocks", "base_nll", "gained", "ln_tokens", "law", "outliers")
+"""Columns that size, data or the text decide. Trees can't go beyond the models they saw, and a handful of models can't
+show what size does."""
+
+
+def anchored(x: Floats, y: Floats) -> Learner:
+    """Boosted trees on what the alteration alone adds to the law of arXiv 2411.17691 at equivalent bits, as it stands.
+
+    Models whose training nobody knows count as the middle of the others.
+    """
+    law = COLUMNS.index("law")
+    of_alteration = [name not in OF_MODEL for name in COLUMNS]
+    tokens = COLUMNS.index("ln_tokens")
+    known = x[np.isfinite(x[:, tokens]), tokens]
+    middle = float(np.median(known)) if len(known) else math.log(20) + 20.0
+
+    def anchor(rows: Floats) -> Floats:
+        nobody = OF_DATA * middle - OF_SIZE * rows[:, COLUMNS.index("ln_parameters")]
+        bits = np.array([equivalent_bits(math.exp(noise)) for noise in rows[:, COLUMNS.index("noise_best")]])
+        return np.where(np.isfinite(rows[:, law]), rows[:, law], math.log(K) + nobody - OF_BITS * np.log(bits))
+
+    fitted = boosting(np.where(of_alteration, x, 0.0), y - anchor(x))
+    return lambda rows: fitted(np.where(of_alteration, rows, 0.0)) + anchor(rows)
+
+
+def middle(x: Floats, y: Floats) -> Learner:
+    """Median of the other learners: each of them is wrong in a way of its own about a model unlike all others, and too
+    few models are known to tell which."""
+    fitted = [learned(name, x, y) for name in LEARNERS if name != "middle"]
+    return lambda rows: np.median([np.clip(one(rows), math.log(FLOOR), math.log(CAP)) for one in fitted], axis=0)
+
+
+LEARNERS: dict[str, Callable[[Floats, Floats], Learner]] = {
+    "ridge": ridge,
+    "isotonic": isotonic,
+    "boosting": boosting,
+    "anchored": anchored,
+    "middle": middle,
+}
+OF_NEW, OF_KNOWN = ("middle",), ("ridge", "isotonic", "boosting")
+"""Learners for a model that no training row is of, and for one with rows: no law has to say what its size does."""
+
+
+def learned(name: str, x: Floats, y: Floats) -> Learner:
+    """The learner of that name, fitted; what was fitted on these very rows before is not fitted again.
+
+    A table where every model is left out in turn, and every other model inside of that, asks for each pair twice.
+    """
+    return _learned(name, x.shape[1], np.ascontiguousarray(x).tobytes(), y.tobytes())
+
+
+@lru_cache(maxsize=512)
+def _learned(name: str, columns: int, x: bytes, y: bytes) -> Learner:
+    return LEARNERS[name](np.frombuffer(x).reshape(-1, columns), np.frombuffer(y))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Damage in nats: float64 ``[rows]`` each."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The learner that was taken, its siblings without a group each, and the errors they made on it, in ln."""
+
+    name: str
+    whole: Learner
+    parts: list[Learner]
+    part_of: np.ndarray
+    errors: Floats
+    mean_errors: dict[str, float]
+
+    def predict(self, rows: pd.DataFrame, confidence: float) -> Prediction:
+        """Damage with the CV+ interval, between FLOOR and CAP; none of what changes nothing by construction."""
+        x = rows[list(COLUMNS)].to_numpy(float)
+        middle = self.whole(x)
+        left_out = np.stack([part(x) for part in self.parts])[self.part_of]
+        count = len(self.errors)
+        share = (1 - confidence) * (count + 1) / count
+        low = np.quantile(left_out - self.errors[:, None], max(share / 2, 0), axis=0, method="lower")
+        high = np.quantile(left_out + self.errors[:, None], min(1 - share / 2, 1), axis=0, method="higher")
+        none = rows["method"].isin(IDENTITIES).to_numpy()
+        ends = (middle, np.minimum(low, middle), np.maximum(high, middle))
+        return Prediction(*(np.where(none, FLOOR, damage_of(one)) for one in ends))
+
+
+def ln_of(damage: Floats) -> Floats:
+    """ln of damage in nats, between FLOOR and CAP."""
+    return np.log(np.clip(damage, FLOOR, CAP))
+
+
+def damage_of(ln: Floats) -> Floats:
+    """Nats of an ln damage."""
+    return np.clip(np.exp(np.clip(ln, -20, 20)), FLOOR, CAP)
+
+
+def learners_for(rows: pd.DataFrame, model: str) -> tuple[str, ...]:
+    """Names of the learners that ``fit`` chooses from for a variant of ``model``."""
+    return OF_KNOWN if model in set(rows["model"]) else OF_NEW
+
+
+def groups_for(rows: pd.DataFrame, model: str) -> np.ndarray:
+    """Group of each training row: its model where ``model`` is none of theirs, else a deal of the models' methods."""
+    if model not in set(rows["model"]) and rows["model"].nunique() > 2:
+        return rows["model"].to_numpy(str)
+    pairs = rows["model"] + "|" + rows["method"]
+    order = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    return np.array([str(order[pair] % FOLDS) for pair in pairs])
+
+
+def fit(rows: pd.DataFrame, target: str, groups: np.ndarray, names: Sequence[str]) -> Fitted:
+    """The learner of ``names`` with the smallest error on groups left out. Raises ValueError for one group."""
+    x, y = rows[list(COLUMNS)].to_numpy(float), ln_of(rows[target].to_numpy(float))
+    labels, part_of = np.unique(groups, return_inverse=True)
+    if len(labels) < 2:
+        raise ValueError("nothing to leave out: the rows are one group")
+    parts: dict[str, list[Learner]] = {}
+    errors: dict[str, Floats] = {}
+    for name in names:
+        parts[name] = [learned(name, x[part_of != part], y[part_of != part]) for part in range(len(labels))]
+        errors[name] = np.empty(len(y))
+        for part, learner in enumerate(parts[name]):
+            here = part_of == part
+            errors[name][here] = np.abs(learner(x[here]) - y[here])
+    means = {name: float(errors[name].mean()) for name in names}
+    best = min(means, key=lambda name: means[name])
+    return Fitted(best, learned(best, x, y), parts[best], part_of, errors[best], means)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was predicted of rows that took no part in the fit: ``rows`` with observed, predicted, low and high, and a
+    column for each learner and law."""
+
+    by: str
+    rows: pd.DataFrame
+
+
+def leave_out(rows: pd.DataFrame, target: str, by: str, confidence: float, of: str | None = None) -> LeftOut:
+    """Leave out one value of the column ``by`` after the other (of the model ``of`` only, where it is given)."""
+    parts = []
+    for value in dict.fromkeys(rows[by] if of is None else rows.loc[rows["model"] == of, by]):
+        gone = (rows[by] == value).to_numpy()
+        known, asked = rows[~gone], rows[gone] if of is None else rows[gone & (rows["model"] == of).to_numpy()]
+        if known["model"].nunique() < 2 and known["method"].nunique() < 2:
+            continue
+        new = by == "model"
+        groups = groups_for(known, str(asked["model"].iloc[0])) if new or of is not None else _by_method(known)
+        fitted = fit(known, target, groups, OF_NEW if new else OF_KNOWN)
+        found = fitted.predict(asked, confidence)
+        damage = known[target].to_numpy(float)
+        part = asked[list(IDENTITY)].assign(
+            observed=np.clip(asked[target].to_numpy(float), FLOOR, CAP),
+            predicted=found.value,
+            low=found.low,
+            high=found.high,
+            learner=fitted.name,
+        )
+        for name, law in laws.LAWS.items():
+            part[f"law {name}"] = law(known, damage, asked)
+        parts.append(part)
+    empty = pd.DataFrame(columns=[*IDENTITY, "observed", "predicted", "low", "high", "learner"])
+    return LeftOut(by, pd.concat(parts, ignore_index=True) if parts else empty)
+
+
+def _by_method(rows: pd.DataFrame) -> np.ndarray:
+    """Deals the methods into groups, all models of one together: the asked method is new everywhere."""
+    order = {method: place for place, method in enumerate(dict.fromkeys(rows["method"]))}
+    return np.array([str(order[method] % FOLDS) for method in rows["method"]])
+
+
+def scores(left: LeftOut) -> list[dict[str, Any]]:
+    """Mean absolute errors in nats of the predictor and of each law, on the rows that the law speaks of; coverage."""
+    rows = left.rows
+    found = []
+    for law in [column for column in rows if column.startswith("law ")]:
+        said = rows[rows[law].notna()]
+        if len(said) == 0:
+            continue
+        mine, its = (np.abs(said[name] - said["observed"]) for name in ("predicted", law))
+        ln_mine, ln_its = (np.abs(np.log(said[name] / said["observed"])) for name in ("predicted", law))
+        found.append(
+            {
+                "left_out": left.by,
+                "law": law.removeprefix("law "),
+                "rows": len(said),
+                "error": float(mine.mean()),
+                "law_error": float(its.mean()),
+                "ln_error": float(ln_mine.mean()),
+                "law_ln_error": float(ln_its.mean()),
+                "coverage": coverage(said),
+            }
+        )
+    return found
+
+
+def coverage(rows: pd.DataFrame) -> float:
+    """Share of observed damages inside their intervals; what both call less than FLOOR counts as inside."""
+    if len(rows) == 0:
+        return math.nan
+    tiny = 1e-9
+    return float(((rows["observed"] >= rows["low"] - tiny) & (rows["observed"] <= rows["high"] + tiny)).mean())

@@ -1,0 +1,312 @@
+"""The report's section on decoding: what its template is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hemorrhage.analyze.inputs import BASE, Inputs
+from hemorrhage.analyze.report import decoding_figures
+from hemorrhage.analyze.rows import stability
+from hemorrhage.analyze.rows.decoding import (
+    ALL_STRATEGIES,
+    INTERACTIONS,
+    SPREAD_CHANGE,
+    SURVIVAL,
+    greedy_survival,
+    measured_texts,
+    outcomes,
+)
+from hemorrhage.analyze.rows.survival import GRID, Survival
+from hemorrhage.analyze.rows.tables import Estimate, Numbers
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.verdicts import choice, published, signatures
+from hemorrhage.analyze.verdicts.shipping import Judged
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "rep_4": "Repetition",
+    "loop_rate": "Loops",
+    "base_nll": "Surprise",
+    "mauve": "MAUVE",
+    "distinct_2": "Distinct-2",
+    "distinct_3": "Distinct-3",
+    "entropy": "Entropy",
+    "length": "Length",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+"""What people call a metric."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the decoding sweep says beside its rows: the rules' verdicts, whether the aligned model is steadier (None:
+    no second model was decoded), and which variants the analysis would decode."""
+
+    signatures: list[signatures.Verdict]
+    stability: dict[str, stability.Stability] | None
+    choices: list[choice.Choice]
+    survival: dict[str, dict[str, Survival]]
+
+
+def find(inputs: Inputs, thresholds: Sequence[dict[str, Any]], verdicts: Sequence[Judged], spec: Spec) -> Findings:
+    """Everything of the decoding sweep that is no row."""
+    return Findings(
+        signatures=signatures.judge(inputs, spec),
+        stability=compared(inputs, spec),
+        choices=choice.choose(inputs, thresholds, verdicts),
+        survival=survivals(inputs, spec),
+    )
+
+
+def as_json(found: Findings) -> dict[str, Any]:
+    """The content of decoding.json: numbers that are not known are null."""
+    return {
+        "signatures": [_finite(asdict(verdict)) for verdict in found.signatures],
+        "published": published.said(),
+        "stability": None
+        if found.stability is None
+        else {name: {**_finite(asdict(one)), "verdict": one.verdict} for name, one in found.stability.items()},
+        "choices": [asdict(one) for one in found.choices],
+    }
+
+
+def _finite(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in fields.items()
+    }
+
+
+def compared(inputs: Inputs, spec: Spec) -> dict[str, stability.Stability] | None:
+    """Data set -> the aligned model's steadiness against the base model's, on the closed tasks of both."""
+    relative, own = inputs.relative, inputs.decodes.get(BASE)
+    if relative is None or own is None or own.failure is not None or relative.decoded.failure is not None:
+        return None
+    mine, other = measured_texts(own), measured_texts(relative.decoded)
+    sides = (mine, other) if relative.is_aligned else (other, mine)
+    found = {}
+    for dataset in dict.fromkeys(mine[mine["task"] == "closed"]["dataset"]):
+        first, second = (outcomes(side[side["dataset"] == dataset], "accuracy") for side in sides)
+        items = first.index.intersection(second.index)
+        shared = [name for name in first.columns if name in second.columns]
+        one = stability.compare(
+            first.loc[items, shared].to_numpy(), second.loc[items, shared].to_numpy(), str(dataset), spec
+        )
+        if one is not None:
+            found[str(dataset)] = one
+    return found
+
+
+def survivals(inputs: Inputs, spec: Spec) -> dict[str, dict[str, Survival]]:
+    """Data set -> variant -> the curve of its greedy texts against the base's."""
+    own = inputs.decodes.get(BASE)
+    if own is None or own.failure is not None:
+        return {}
+    base = measured_texts(own)
+    found: dict[str, dict[str, Survival]] = {}
+    for name, output in inputs.decodes.items():
+        if name == BASE or output.failure is not None:
+            continue
+        texts = measured_texts(output)
+        for dataset in dict.fromkeys(base[base["task"] == "open"]["dataset"]):
+            theirs, mine = (side[side["dataset"] == dataset] for side in (base, texts))
+            curve = greedy_survival(theirs, mine, str(dataset), spec)
+            if curve is not None:
+                found.setdefault(str(dataset), {})[name] = curve
+    return found
+
+
+def figures(numbers: Numbers, found: Findings) -> dict[str, Any]:
+    """The section's charts by their keys."""
+    drawn: dict[str, Any] = {}
+    for metric, dataset in _shown(numbers):
+        drawn[f"decoding|{metric}|{dataset}"] = decoding_figures.decoding(numbers, metric, dataset)
+        drawn[f"decoding-map|{metric}|{dataset}"] = decoding_figures.grid(numbers, metric, dataset)
+    for metric in INTERACTIONS:
+        for dataset in numbers.datasets(f"{metric}_interaction", strategy=True):
+            drawn[f"interaction|{metric}|{dataset}"] = decoding_figures.interactions(numbers, metric, dataset)
+    for dataset, curves in found.survival.items():
+        drawn[f"survival|{dataset}"] = decoding_figures.survival(curves)
+    return drawn
+
+
+def _shown(numbers: Numbers) -> list[tuple[str, str]]:
+    return [
+        (metric, dataset)
+        for metric in NAMES
+        if numbers.strategies(metric)
+        for dataset in numbers.datasets(metric, strategy=True)
+    ]
+
+
+def section(inputs: Inputs, numbers: Numbers, found: Findings) -> dict[str, Any]:
+    """What the template shows."""
+    shown = _shown(numbers)
+    several = {metric for metric, _ in shown if sum(one == metric for one, _ in shown) > 1}
+    strategies = list(dict.fromkeys(name for metric, _ in shown for name in numbers.strategies(metric)))
+    return {
+        "decoding": bool(numbers.decoded()),
+        "decoding_names": [
+            (f"{metric}|{dataset}", f"{NAMES[metric]}, {dataset}" if metric in several else NAMES[metric])
+            for metric, dataset in shown
+        ],
+        "decoding_height": 110 + 15 * len(numbers.decoded()) * max(len(strategies), 1),
+        "decoding_map_height": 90 + 20 * max(len(strategies), 1),
+        "strategies": len(strategies),
+        "spread": spread_rows(numbers),
+        "interaction_names": [
+            (f"{metric}|{dataset}", f"{NAMES[metric]}, {dataset}")
+            for metric in INTERACTIONS
+            for dataset in numbers.datasets(f"{metric}_interaction", strategy=True)
+        ],
+        "interaction_rows": interaction_rows(numbers),
+        "survival_names": [(dataset, dataset) for dataset in found.survival],
+        "survival_rows": survival_rows(numbers, found),
+        "signature_groups": signature_groups(found.signatures),
+        "relative": _relative(inputs),
+        "stability_rows": [(dataset, one, answer(one)) for dataset, one in (found.stability or {}).items()],
+        "published_stability": published.said()["stability"],
+        "choices": found.choices,
+        "choice_line": choice.line(found.choices),
+    }
+
+
+def _relative(inputs: Inputs) -> str:
+    """What the second model is, or the reason why there is none."""
+    if inputs.relative is None:
+        return ""
+    if inputs.relative.decoded.failure:
+        return f"could not be decoded: {inputs.relative.decoded.failure}"
+    model = inputs.relative.variant.manifest.get("model", {})
+    name = model.get("name") or model.get("id") or model.get("path", "the other model")
+    return f"{name}, which is {'aligned' if inputs.relative.is_aligned else 'the base model of the family'}"
+
+
+def answer(one: stability.Stability) -> str:
+    """Is the aligned model more stable? As a sentence."""
+    change = (
+        f"its coefficient of variation over {one.strategies} strategies is {100 * one.second:.1f} % against "
+        f"{100 * one.first:.1f} %, {100 * one.difference:+.1f} points ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+    )
+    if one.high < 0:
+        return f"Yes: {change}."
+    if one.low > 0:
+        return f"No, the reverse: {change}."
+    return f"Not told apart: {change}."
+
+
+def interaction_rows(numbers: Numbers) -> list[dict[str, str]]:
+    """How far compression moves the strategies apart, and which strategies it sets apart (q below 0.05)."""
+    rows = []
+    for metric in INTERACTIONS:
+        name, times = f"{metric}_interaction", decoding_figures.times(metric)
+        for dataset in numbers.datasets(name, strategy=True):
+            for variant in numbers.decoded():
+                whole = numbers.get(variant, name, dataset, ALL_STRATEGIES)
+                if whole is None:
+                    continue
+                apart = []
+                for strategy in numbers.strategies(name):
+                    one = numbers.get(variant, name, dataset, strategy)
+                    if one and one.q < 0.05:
+                        apart.append(
+                            f"{strategy} {times * one.value:+.2g} ({times * one.low:+.2g} to {times * one.high:+.2g})"
+                        )
+                rows.append(
+                    {
+                        "variant": variant,
+                        "metric": f"{NAMES[metric]}, {dataset}",
+                        "size": f"{times * whole.value:.2g}",
+                        "p": f"{whole.p:.2g}",
+                        "apart": "; ".join(apart) or "none",
+                    }
+                )
+    return rows
+
+
+def survival_rows(numbers: Numbers, found: Findings) -> list[dict[str, Any]]:
+    """Per data set and variant: the mean of agreeing tokens, and the share that agrees at some of them."""
+    rows = []
+    for dataset, curves in found.survival.items():
+        for variant, curve in curves.items():
+            mean = numbers.get(variant, f"{SURVIVAL}_tokens", dataset, ALL_STRATEGIES)
+            shares = []
+            for tokens in GRID:
+                share = numbers.get(variant, f"{SURVIVAL}{{token={tokens}}}", dataset, ALL_STRATEGIES)
+                if share and tokens in (1, 4, 16, 64, 256):
+                    shares.append(f"{100 * share.value:.0f} % after {tokens}")
+            rows.append(
+                {
+                    "variant": variant,
+                    "dataset": dataset,
+                    "texts": f"{curve.differing} of {curve.texts}",
+                    "mean": f"{mean.value:.1f} ({mean.low:.1f} to {mean.high:.1f})" if mean else "–",
+                    "shares": ", ".join(shares),
+                }
+            )
+    return rows
+
+
+def signature_groups(verdicts: Sequence[signatures.Verdict]) -> list[dict[str, Any]]:
+    """The rules with their tests, what tables say, and how often each verdict was given."""
+    said = published.said()
+    groups = []
+    for rule, title in signatures.RULES.items():
+        mine = [verdict for verdict in verdicts if verdict.rule == rule]
+        tested = [verdict for verdict in mine if verdict.verdict != signatures.UNTESTED]
+        holds = sum(verdict.verdict == signatures.HOLDS for verdict in tested)
+        count = f"holds in {holds} of {len(tested)} tests here" if tested else "not tested here"
+        groups.append({"title": title, "count": count, "said": said[rule], "rows": mine})
+    return groups
+
+
+def spread_rows(numbers: Numbers) -> list[dict[str, str]]:
+    """How much the choice of a decoding strategy moves the accuracy of each decoded variant."""
+    rows = []
+    for dataset in numbers.datasets("accuracy", strategy=True):
+        for variant in numbers.decoded():
+            by_strategy = {
+                name: numbers.get(variant, "accuracy", dataset, name) for name in numbers.strategies("accuracy")
+            }
+            known = {name: found for name, found in by_strategy.items() if found}
+            if not known:
+                continue
+            best, worst = (choose(known, key=lambda name: known[name].value) for choose in (max, min))
+            row = {
+                "variant": variant,
+                "dataset": dataset,
+                "best": _share(best, known[best]),
+                "worst": _share(worst, known[worst]),
+            }
+            for metric in ("spread_over_max", "spread_over_min", "spread_cv", "spread_by_chance"):
+                row[metric] = _percent(numbers.get(variant, metric, dataset, ALL_STRATEGIES))
+                if metric != "spread_by_chance" and row[metric].endswith("%"):
+                    row[metric] += " (too few right answers for an interval)"
+            change = numbers.get(variant, SPREAD_CHANGE, dataset, ALL_STRATEGIES)
+            row["change"] = "–" if change is None else _points(change)
+            spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
+            chance = numbers.get(variant, "spread_by_chance", dataset, ALL_STRATEGIES)
+            row["beyond"] = "" if not spread or not chance else "yes" if spread.value > chance.value else "no"
+            rows.append(row)
+    return rows
+
+
+def _share(name: str, found: Estimate) -> str:
+    return f"{name} {100 * found.value:.0f}\u00a0%"
+
+
+def _percent(found: Estimate | None) -> str:
+    if found is None:
+        return "undefined"
+    if math.isnan(found.low):
+        return f"{100 * found.value:.0f}\u00a0%"
+    return f"{100 * found.value:.0f}\u00a0% ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+
+def _points(found: Estimate) -> str:
+    value, low, high = (100 * number for number in found[:3])
+    return f"{value:+.0f} points ({low:+.0f} to {high:+.0f})"

@@ -1,0 +1,237 @@
+"""What the page says of mitigations: a table, recovery against the way to the knee, and which sweeps to add."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hemorrhage.analyze.axes import FEWER_IS_WORSE, position
+from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.report.figures import Figure, factor, recoveries
+from hemorrhage.analyze.rows import corrections, mitigations
+from hemorrhage.analyze.rows.mitigations import Damage, Measured, Recovery, Trial
+from hemorrhage.analyze.rows.tables import Estimate, Numbers
+from hemorrhage.analyze.spec import Spec
+
+AGAINST = {"way": "Way to the knee", "damage": "Damage of the plain method"}
+"""What the chart of recoveries can be drawn against."""
+
+MEASURES = {"kl_mean": "KL", "ln_perplexity_ratio": "perplexity", "distance": "distance", "flips": "flips"}
+SHOWN = ("kl_mean", "distance", "ln_perplexity_ratio", "flips", "generation_kl", "generation_distance")
+"""Metrics whose recovery stands in the table, the first of them first."""
+
+MISSING = {
+    mitigations.GRADIENTS: (
+        "wanda_plus: {method: wanda_plus, sparsity: [0.5]}",
+        "wanda_plus_sham: {method: wanda_plus, sparsity: [0.5], sham: true}",
+        "with wanda: {method: wanda, sparsity: [0.5]}",
+    ),
+    mitigations.SCALES: (
+        "awq: {method: awq, bits: [3], group_size: 64}",
+        "awq_sham: {method: awq, bits: [3], group_size: 64, sham: true}",
+        "with rtn: {method: rtn, bits: [3], group_size: 64}",
+    ),
+    mitigations.TRAINING: (
+        "recovery: {method: recovery, on: [<a pruned variant>], steps: [50]}",
+        "recovery_sham: {method: recovery, on: [<the same>], steps: [50], sham: true}",
+    ),
+    corrections.DECODING: ("mitigate: {variants: [<a variant>]}",),
+}
+"""Arm -> lines of params.yaml that would try it."""
+
+
+def rows(
+    trials: Sequence[Trial], inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], spec: Spec, corpus: str
+) -> list[dict[str, Any]]:
+    """The table of mitigations on one corpus: a row per mitigation and plain method."""
+    found = []
+    for trial in trials:
+        measured = _on(trial, corpus)
+        about = {"arm": trial.arm, "treatment": trial.treatment, "plain": _plain_name(trial)}
+        if not measured:
+            if trial.missing:
+                found.append({**about, "missing": trial.missing})
+            continue
+        main = measured[0]
+        place, threshold = way(trial.against, inputs, thresholds, corpus)
+        found.append(
+            {
+                **about,
+                "missing": "",
+                "place": "–" if math.isnan(place) else f"{place:.2f} × the way to the {threshold}",
+                "damage": f"{_amount(main.metric, main.plain)} → {_amount(main.metric, main.treated)}",
+                "recovery": _written(mitigations.recovery(main.plain, main.treated, spec.confidence)),
+                "sham": _sham(main, spec),
+                "verdict": mitigations.verdict(main, spec.confidence),
+                "others": "; ".join(
+                    f"{_measure(one.metric)}: {_written(mitigations.recovery(one.plain, one.treated, spec.confidence))}"
+                    for one in measured[1:]
+                ),
+            }
+        )
+    return found
+
+
+def way(variant: Variant, inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], corpus: str) -> tuple[float, str]:
+    """How far a variant stands on the way from the undamaged model to the threshold of its curve, and which one.
+
+    1 is at the threshold, above 1 beyond it: the knee, else where the perplexity doubles; NaN and why where the curve
+    has neither.
+    """
+    for entry in thresholds:
+        if (entry["sweep"], entry["curve"], entry["corpus"]) != (variant.sweep, variant.curve, corpus):
+            continue
+        for kind, name in (("knee", "knee"), ("two_fold", "doubling point")):
+            answer = entry.get(kind) or {}
+            if answer.get("answer") == "found" and answer["estimate"] != entry["base"]:
+                sign = -1.0 if variant.axis in FEWER_IS_WORSE else 1.0
+                whole, gone = (sign * (x - entry["base"]) for x in (answer["estimate"], position(variant)))
+                return gone / whole, name
+    return math.nan, "no knee and no doubling point among the measured points"
+
+
+def _on(trial: Trial, corpus: str) -> list[Measured]:
+    """What was measured on a corpus, and on tasks, in the table's order."""
+    chosen = [one for one in trial.measured if one.about["dataset"] == corpus or one.metric == "flips"]
+    if all(one.metric == "flips" for one in chosen):
+        return []
+    return sorted(chosen, key=lambda one: SHOWN.index(one.metric))
+
+
+def _plain_name(trial: Trial) -> str:
+    return trial.against.name
+
+
+def _measure(metric: str) -> str:
+    kind, own = metric.removeprefix("generation_"), metric.startswith("generation_")
+    name = {"kl": "KL", **MEASURES}[kind]
+    return f"{name} of own texts" if own else name
+
+
+def _amount(metric: str, damage: Damage) -> str:
+    if metric == "ln_perplexity_ratio":
+        return factor(damage.estimate)
+    unit = " nats" if "kl" in metric else ""
+    return f"{damage.estimate:.3g}{unit}"
+
+
+def _written(found: Recovery | None) -> str:
+    if found is None:
+        return "no damage"
+    value, low, high = (f"{100 * number:.0f}" for number in found)
+    return f"{value}\u00a0% ({low} to {high})"
+
+
+def _sham(one: Measured, spec: Spec) -> str:
+    if one.sham is None:
+        return "no sham in this run"
+    return _written(mitigations.recovery(one.plain, one.sham, spec.confidence))
+
+
+def against(charts: Mapping[str, Figure]) -> dict[str, str]:
+    """What the charts can be drawn against: the way to the knee where any curve has one, and the damage."""
+    found = {name for name in AGAINST for key, drawn in charts.items() if f"|{name}|" in key and drawn["data"]}
+    return {name: title for name, title in AGAINST.items() if name in found or name == "damage"}
+
+
+def calibration(inputs: Inputs, numbers: Numbers) -> list[dict[str, str]]:
+    """The table of corrections of decoding: what each leaves, in absolute numbers."""
+    found = []
+    for name, output in inputs.corrections.items():
+        if output.failure is not None:
+            continue
+        corpus = output.manifest["corpus"]
+        for correction in output.tables["tokens.parquet"].query("sham == 0")["correction"].unique():
+
+            def get(metric: str, name: str = name, label: str = correction, corpus: str = corpus) -> Estimate | None:
+                return numbers.get(name, f"{metric}{{correction={label}}}", corpus)
+
+            found.append(
+                {
+                    "variant": name,
+                    "correction": {"none": "as it is", "top_p": "plain nucleus"}.get(correction, correction),
+                    "kl": _number(get("kl_mean"), 3),
+                    "distance": _number(get("distance"), 3),
+                    "error": _number(get("calibration_error"), 1, 100),
+                    "greedy": _number(get("greedy_accuracy"), 1, 100),
+                    "own": _number(get("generation_kl"), 3),
+                    "surprise": _number(get("generation_base_nll"), 2),
+                }
+            )
+    return found
+
+
+def _number(found: Estimate | None, digits: int, times: float = 1.0) -> str:
+    if found is None:
+        return "–"
+    value, low, high = (f"{times * number:.{digits}f}" for number in found[:3])
+    return f"{value} ({low} to {high})"
+
+
+def to_add(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Sweeps that would answer what this run doesn't: arms that were not tried, and shams of those that were."""
+    tried = {trial.arm for trial in trials}
+    found = [{"why": f"{arm}: not tried", "lines": list(lines)} for arm, lines in MISSING.items() if arm not in tried]
+    shams = {}
+    for trial in trials:
+        variant, sham = trial.rows_of
+        settings = variant.manifest.get("settings") or {}
+        # What has no information to shuffle, as scales per token, has no sham.
+        possible = settings.get("sham") is False and (variant.method != "activations" or settings["smooth"] is not None)
+        if sham is None and possible and trial.arm != corrections.DECODING:
+            content: dict[str, Any] = {"method": variant.method, **({} if variant.on == BASE else {"on": variant.on})}
+            content |= {**settings, "sham": True}
+            shams[variant.name] = f"{variant.name.replace('-', '_').replace('.', '_')}_sham: {_flow(content)}"
+    if shams:
+        found.append({"why": "Tried without a sham", "lines": list(shams.values())})
+    return found
+
+
+def _flow(content: Mapping[str, Any]) -> str:
+    """A mapping as a line of YAML; JSON's scalars and lists are YAML's. A list would make variants of a tuple."""
+    items = (f"{key}: {json.dumps(value)}" for key, value in content.items() if not isinstance(value, list))
+    return "{" + ", ".join(items) + "}"
+
+
+def chart(
+    trials: Sequence[Trial],
+    inputs: Inputs,
+    thresholds: Sequence[Mapping[str, Any]],
+    spec: Spec,
+    corpus: str,
+    against: str,
+) -> Figure:
+    """Recovery against the distance to the knee, or against the damage of the plain method; shams are open symbols."""
+    groups: dict[tuple[str, bool], list[tuple[float, Recovery, str]]] = {}
+    for trial in trials:
+        measured = _on(trial, corpus)
+        for sham in (False, True) if measured else ():
+            point = _point(trial, measured[0], sham, inputs, thresholds, spec, corpus, against)
+            if point:
+                groups.setdefault((trial.arm, sham), []).append(point)
+    title = {"way": "way from the base to the knee (1: at the knee)", "damage": "damage of the plain method"}[against]
+    return recoveries(groups, title, knee=against == "way")
+
+
+def _point(
+    trial: Trial,
+    one: Measured,
+    sham: bool,
+    inputs: Inputs,
+    thresholds: Sequence[Mapping[str, Any]],
+    spec: Spec,
+    corpus: str,
+    against: str,
+) -> tuple[float, Recovery, str] | None:
+    side = one.sham if sham else one.treated
+    found = None if side is None else mitigations.recovery(one.plain, side, spec.confidence)
+    x = one.plain.estimate
+    if against == "way":
+        x, _ = way(trial.against, inputs, thresholds, corpus)
+    if found is None or math.isnan(x):
+        return None
+    what = f"{trial.treatment}{', sham' if sham else ''}"
+    text = f"<b>{what}</b><br>on {trial.against.name}: recovers {_written(found)} of {_measure(one.metric)}"
+    return x, found, text

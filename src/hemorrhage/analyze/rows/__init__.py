@@ -1,0 +1,1 @@
+"""The tidy rows of the results, and tables made of them."""

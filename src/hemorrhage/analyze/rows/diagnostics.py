@@ -1,0 +1,99 @@
+"""Rows of what the evaluate step saw inside the network, and of what running a variant costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemorrhage.analyze.inputs import Output, Variant
+from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.analyze.stats.bootstrap import Floats
+
+INSIDE = "inside"
+"""Data set of these rows: the windows that the diagnostics read, which their protocol names."""
+
+COST = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
+BYTES = ("peak_bytes", "kv_bytes", "kv_bytes_formula")
+
+SETTINGS = ("batch", "length", "new_tokens", "threads", "dtype", "peak_of")
+"""What the cost depends on beside model and machine; ``peak_of`` says which memory the peak is of."""
+
+LESS_IS_WORSE = ("cosine", "sqnr", "cka", "agreement", "overlap")
+"""Parts of a metric's name that say that the layer with the smallest value is the worst."""
+
+
+def inside_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[str, Any]]:
+    """Mean over windows of each metric of each layer and head, with Student's interval; mean and worst over layers.
+
+    A metric of layer 3 is ``metric{layer=3}``, of its head 2 ``metric{layer=3,head=2}``, of the whole model
+    ``metric``; over layers ``metric{layers=mean}`` and ``metric{layers=worst}``, which is the interval of that layer
+    alone and does not know that it was chosen.
+    """
+    table = output.tables.get("inside.parquet")
+    if table is None:
+        return
+    facts = output.manifest.get("inside") or {}
+    about = {
+        "dataset": INSIDE,
+        "protocol": facts.get("protocol", ""),
+        "data": facts.get("sha256", ""),
+        "environment": made_in(output.manifest),
+    }
+    # All at once: a study has tens of thousands.
+    windows = table.groupby(["metric", "layer", "head"], sort=True)["value"]
+    means = windows.agg(["mean", "std", "count"])
+    for (metric, layer, head), mean, spread, count in means.itertuples(name=None):
+        low, high = bootstrap.t_interval_of(mean, spread, count, spec.confidence)
+        name = _name(metric, layer, head)
+        yield row(variant, name, estimate=mean, low=low, high=high, n=count, **about)
+    layers = table[(table["layer"] >= 0) & (table["head"] < 0)]
+    for metric, part in layers.groupby("metric", sort=True):
+        # What is not defined in a window has no row there; a layer without all windows would bias the mean.
+        whole = part.pivot(index="window", columns="layer", values="value").dropna(axis=1).to_numpy(np.float64)
+        if whole.shape[1] > 1:
+            of_layers = whole.mean(axis=0)
+            less = any(word in str(metric) for word in LESS_IS_WORSE)
+            worst = whole[:, int(of_layers.argmin() if less else of_layers.argmax())]
+            yield row(variant, f"{metric}{{layers=mean}}", **_mean(whole.mean(axis=1), spec), **about)
+            yield row(variant, f"{metric}{{layers=worst}}", **_mean(worst, spec), **about)
+
+
+def _name(metric: str, layer: int, head: int) -> str:
+    if layer < 0:
+        return metric if head < 0 else f"{metric}{{head={head}}}"
+    return f"{metric}{{layer={layer}}}" if head < 0 else f"{metric}{{layer={layer},head={head}}}"
+
+
+def _mean(values: Floats, spec: Spec) -> dict[str, Any]:
+    low, high = bootstrap.t_interval(values, spec.confidence)
+    return {"estimate": float(values.mean()), "low": low, "high": high, "n": len(values)}
+
+
+def cost_rows(variant: Variant, output: Output) -> Iterator[dict[str, Any]]:
+    """Tokens per second (median, least and most of the repetitions) and bytes, marked where they are theoretical."""
+    cost = output.cost
+    if cost is None:
+        return
+    settings = " ".join(f"{key}={cost[key]}" for key in SETTINGS if key in cost)
+    mark = f" theoretical: {cost['theoretical']}" if cost.get("theoretical") else ""
+    about = {"protocol": settings + mark, "environment": made_in(output.manifest)}
+    for key, metric in COST.items():
+        speeds = np.asarray(cost.get(key) or [], dtype=np.float64)
+        if len(speeds):
+            fields = {"estimate": float(np.median(speeds)), "low": float(speeds.min()), "high": float(speeds.max())}
+            yield row(variant, metric, n=len(speeds), **fields, **about)
+    for key in BYTES:
+        if cost.get(key) is not None:
+            yield row(variant, key, estimate=float(cost[key]), n=1, **about)
+
+
+def layers_of(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric's estimates by variant (rows) and layer (columns, int), of the rows that are ok."""
+    chosen = rows[(rows["status"] == "ok") & rows["metric"].str.fullmatch(rf"{metric}\{{layer=\d+\}}")]
+    layer = chosen["metric"].str.extract(r"layer=(\d+)", expand=False).astype(int)
+    return chosen.assign(layer=layer).pivot(index="variant", columns="layer", values="estimate")

@@ -1,0 +1,389 @@
+"""What would help: mitigations, each against the plain method and against a sham.
+
+Recovery is R = (d_plain - d_mitigated) / d_plain, where the damage d is the log-perplexity ratio, the mean KL or the
+share of flips: 1 where the mitigation undoes all damage, 0 where it does nothing, below 0 where it harms. Plain method,
+mitigation and sham are resampled together, with the draws that every other interval rests on. The sham does the same
+work with shuffled information; what it recovers, the information did not.
+
+A mitigation is found among the variants: by its method, and by settings that are equal to those of a plain variant.
+Corrections of decoding (hemorrhage.mitigate) bring their plain side and their sham along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
+from hemorrhage.analyze.protocol import tagged
+from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.rows.tasks import Suite
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.analyze.stats.bootstrap import Floats
+
+GRADIENTS = "Gradient-aware pruning"
+SCALES = "Dynamic quantization scaling"
+COMPENSATION = "Error compensation"
+TRAINING = "Recovery training"
+
+EQUAL_BYTES = 0.02
+"""Relative difference of stored bits per weight below which two variants count as equally large."""
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A mitigation: variants of ``method`` for which ``treated`` holds, against those of ``plain`` that have the same
+    values of ``same`` and for which ``untreated`` holds."""
+
+    arm: str
+    method: str
+    plain: str
+    same: tuple[str, ...]
+    treated: Callable[[Settings], bool] = lambda _: True
+    untreated: Callable[[Settings], bool] = lambda _: True
+    equal_bytes: bool = False
+
+
+_GRID = ("bits", "group_size", "symmetric", "keep_zeros")
+_INPUTS = ("bits", "group_size", "activation_bits")
+_WIDTHS = ("removed", "protect_first", "protect_last")
+_BY_GRADIENT = ("taylor1", "taylor2", "vector")
+
+RULES = (
+    Rule(GRADIENTS, "gblm", "wanda", ("sparsity", "sequential")),
+    Rule(GRADIENTS, "wanda_plus", "wanda", ("sparsity", "sequential")),
+    *(
+        Rule(
+            GRADIENTS,
+            "width",
+            "width",
+            _WIDTHS,
+            lambda chosen: chosen["importance"] in _BY_GRADIENT,
+            lambda chosen, control=control: chosen["importance"] == control,  # type: ignore[misc]
+        )
+        for control in ("magnitude", "random")
+    ),
+    *(
+        Rule(
+            "Layer-wise sparsity",
+            "owl",
+            method,
+            ("sparsity",),
+            lambda chosen, method=method: chosen["by"] == method,  # type: ignore[misc]
+            lambda chosen: not chosen.get("sequential"),
+        )
+        for method in ("wanda", "sparsegpt", "magnitude")
+    ),
+    Rule(SCALES, "awq", "rtn", _GRID),
+    Rule(
+        SCALES,
+        "activations",
+        "activations",
+        (*_INPUTS, "smooth"),
+        lambda chosen: chosen["activations"] != "static",
+        lambda chosen: chosen["activations"] == "static",
+    ),
+    Rule(
+        SCALES,
+        "activations",
+        "activations",
+        (*_INPUTS, "activations"),
+        lambda chosen: chosen["smooth"] is not None,
+        lambda chosen: chosen["smooth"] is None,
+    ),
+    *(
+        Rule(
+            SCALES,
+            "mixed",
+            method,
+            ("group_size", "symmetric"),
+            lambda chosen, method=method: chosen["rounding"] == method,  # type: ignore[misc]
+            lambda chosen: not chosen.get("sequential"),
+            equal_bytes=True,
+        )
+        for method in ("rtn", "gptq")
+    ),
+    Rule(COMPENSATION, "gptq", "rtn", _GRID),
+    Rule(TRAINING, "qat", "rtn", _GRID),
+)
+"""What is compared with what; recovery training, whose plain side is the variant it trains, needs no rule."""
+
+
+class Recovery(NamedTuple):
+    """A recovery with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A damage, and the same in each resample of ``blocks`` blocks: float64 ``[resamples]``."""
+
+    estimate: float
+    replicates: Floats
+    blocks: int
+
+    @classmethod
+    def of_sums(cls, sums: Floats, sizes: bootstrap.Integers, counts: bootstrap.Integers) -> Damage:
+        """The mean over tokens of sums per block."""
+        return cls(float(sums.sum() / sizes.sum()), bootstrap.means(counts, sums, sizes), len(sums))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One damage metric on one data set, of the plain method, with the mitigation and with the sham.
+
+    ``about``: data set, protocol, data and environment of the rows.
+    """
+
+    metric: str
+    about: dict[str, str]
+    plain: Damage
+    treated: Damage
+    sham: Damage | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A mitigation that was tried: ``treatment`` on what ``plain`` is, which stands where ``against`` stands.
+
+    ``rows_of``: the variants that the rows of the mitigation and of the sham belong to; ``label``: what sets the rows
+    of this trial apart from others of the same variant; ``missing``: why there is nothing to compare.
+    """
+
+    arm: str
+    treatment: str
+    label: str
+    against: Variant
+    rows_of: tuple[Variant, Variant | None]
+    measured: list[Measured] = field(repr=False)
+    missing: str = ""
+    sham_label: str = ""
+
+
+def recovery(plain: Damage, treated: Damage, confidence: float) -> Recovery | None:
+    """R of ``treated``, or None where ``plain`` can't be told from no damage: there is nothing to recover then."""
+    low, _ = bootstrap.interval(plain.replicates, confidence, plain.blocks)
+    if not low > 0:
+        return None
+    return _ratio(plain.estimate - treated.estimate, plain.replicates - treated.replicates, plain, confidence)
+
+
+def beyond_sham(measured: Measured, confidence: float) -> Recovery | None:
+    """R of the mitigation minus R of its sham, paired; None without a sham or where there is nothing to recover."""
+    plain, treated, sham = measured.plain, measured.treated, measured.sham
+    if sham is None or recovery(plain, treated, confidence) is None:
+        return None
+    return _ratio(sham.estimate - treated.estimate, sham.replicates - treated.replicates, plain, confidence)
+
+
+def _ratio(gain: float, gains: Floats, plain: Damage, confidence: float) -> Recovery:
+    # A resample without damage says nothing of a share of it.
+    there = plain.replicates > 0
+    low, high = bootstrap.interval(gains[there] / plain.replicates[there], confidence, plain.blocks)
+    return Recovery(gain / plain.estimate, low, high)
+
+
+def verdict(measured: Measured, confidence: float) -> str:
+    """``recovers``, ``no better than its sham``, ``nothing``, ``harms``, or that there is nothing to recover."""
+    found = recovery(measured.plain, measured.treated, confidence)
+    if found is None:
+        return "no damage to recover"
+    if found.high < 0:
+        return "harms"
+    if not found.low > 0:
+        return "nothing"
+    gap = beyond_sham(measured, confidence)
+    return "no better than its sham" if gap is not None and not gap.low > 0 else "recovers"
+
+
+# Trials among the variants.
+
+
+def trials(inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[Suite], spec: Spec) -> list[Trial]:
+    """Every mitigation of the run, in the order of the rules and of params.yaml."""
+    return [
+        _trial(arm, treated, plain, _sham(treated, inputs), evaluations, suites, spec)
+        for arm, treated, plain in _pairs(inputs)
+    ]
+
+
+def _pairs(inputs: Inputs) -> Iterator[tuple[str, Variant, Variant]]:
+    for rule in RULES:
+        for treated in _of_method(inputs, rule.method):
+            if _is_sham(treated) or not rule.treated(_settings(treated)):
+                continue
+            for plain in _of_method(inputs, rule.plain):
+                if _comparable(rule, treated, plain):
+                    yield rule.arm, treated, plain
+    for treated in _of_method(inputs, "recovery"):
+        if not _is_sham(treated):
+            yield TRAINING, treated, inputs.variants[treated.on]
+
+
+def _of_method(inputs: Inputs, method: str) -> list[Variant]:
+    return [variant for variant in inputs.variants.values() if variant.method == method and variant.name != BASE]
+
+
+def _settings(variant: Variant) -> Settings:
+    return variant.manifest.get("settings") or {}
+
+
+def _is_sham(variant: Variant) -> bool:
+    return bool(_settings(variant).get("sham"))
+
+
+def _comparable(rule: Rule, treated: Variant, plain: Variant) -> bool:
+    ours, theirs = _settings(treated), _settings(plain)
+    if not ours or not theirs:
+        return False
+    if plain.name == treated.name or plain.on != treated.on or _is_sham(plain) or not rule.untreated(theirs):
+        return False
+    if any(ours.get(key) != theirs.get(key) for key in rule.same):
+        return False
+    if not rule.equal_bytes:
+        return True
+    sizes = [variant.manifest.get("layer_bits", math.nan) for variant in (treated, plain)]
+    return abs(sizes[0] - sizes[1]) < EQUAL_BYTES * sizes[1]
+
+
+def _sham(treated: Variant, inputs: Inputs) -> Variant | None:
+    """The control: the same but for ``sham``, with the same seed if there is such a one."""
+    wanted = {**_settings(treated), "sham": True}
+    found = [
+        variant
+        for variant in _of_method(inputs, treated.method)
+        if variant.on == treated.on and dict(_settings(variant)) == wanted
+    ]
+    return min(found, key=lambda variant: variant.seed != treated.seed) if found else None
+
+
+def _trial(
+    arm: str,
+    treated: Variant,
+    plain: Variant,
+    sham: Variant | None,
+    evaluations: Mapping[str, Output],
+    suites: Sequence[Suite],
+    spec: Spec,
+) -> Trial:
+    compared = [plain, treated, *([sham] if sham else [])]
+    failures = {variant.name: _failure(variant, evaluations) for variant in compared}
+    missing = "; ".join(f"{name}: {reason}" for name, reason in failures.items() if reason)
+    measured: list[Measured] = []
+    if not missing:
+        outputs = [evaluations[variant.name] for variant in compared]
+        measured += _language(outputs, spec)
+        for suite in suites:
+            measured += _flips(suite, [variant.name for variant in compared], spec)
+    return Trial(arm, treated.name, f"plain={plain.name}", plain, (treated, sham), measured, missing)
+
+
+def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:
+    """Why there is no damage of a variant."""
+    if variant.failure is not None or variant.name in evaluations:
+        return variant.failure or evaluations[variant.name].failure
+    return "not evaluated"
+
+
+def _language(outputs: Sequence[Output], spec: Spec) -> Iterator[Measured]:
+    """The language metrics of a plain variant, its mitigation and perhaps a sham, on every corpus."""
+    for corpus, facts in outputs[0].manifest.get("corpora", {}).items():
+        tables = [output.tables["tokens.parquet"] for output in outputs]
+        tables = [table[table["corpus"] == corpus] for table in tables]
+        about = _about(corpus, facts, outputs[1])
+        _, block = np.unique(tables[0]["window"].to_numpy(), return_inverse=True)
+        sizes = np.bincount(block).astype(np.int64)
+        counts = bootstrap.draws(corpus, len(sizes), spec.resamples, spec.seed)
+        for metric, values in (
+            ("kl_mean", [table["kl"].to_numpy(np.float64) for table in tables]),
+            ("ln_perplexity_ratio", [(table["nll"].astype(float) - table["base_nll"]).to_numpy() for table in tables]),
+        ):
+            yield measured(
+                metric, about, [np.bincount(block, weights=one).astype(np.float64) for one in values], sizes, counts
+            )
+
+
+def measured(
+    metric: str, about: dict[str, str], sums: Sequence[Floats], sizes: bootstrap.Integers, counts: bootstrap.Integers
+) -> Measured:
+    """Sums per block of the plain side, the mitigation and perhaps the sham, of which the mean is the damage."""
+    plain, treated, *sham = (Damage.of_sums(one, sizes, counts) for one in sums)
+    return Measured(metric, about, plain, treated, sham[0] if sham else None)
+
+
+def _about(dataset: str, facts: Mapping[str, Any], output: Output) -> dict[str, str]:
+    return {
+        "dataset": dataset,
+        "protocol": facts["protocol"],
+        "data": facts["sha256"],
+        "environment": made_in(output.manifest),
+    }
+
+
+def _flips(suite: Suite, names: Sequence[str], spec: Spec) -> Iterator[Measured]:
+    """Flips, averaged over the suite's tasks that are not at chance."""
+    outputs = [suite.outputs.get(name) for name in names]
+    if not suite.averaged or any(output is None or "items.parquet" not in output.tables for output in outputs):
+        return
+    damages = [_flipped(output, suite, spec) for output in outputs if output is not None]
+    facts = {"protocol": f"mean of {', '.join(suite.averaged)}", "sha256": ""}
+    treated = outputs[1]
+    assert treated is not None
+    about = _about(suite.together, facts, treated)
+    yield Measured("flips", about, damages[0], damages[1], damages[2] if len(damages) > 2 else None)
+
+
+def _flipped(output: Output, suite: Suite, spec: Spec) -> Damage:
+    items = output.tables["items.parquet"]
+    estimates, replicates, blocks = [], [], 0
+    for task in suite.averaged:
+        part = items[items["task"] == task]
+        flipped = (part["correct"] != part["base_correct"]).astype(float).groupby(part["group"]).agg(["sum", "size"])
+        sums, sizes = flipped["sum"].to_numpy(np.float64), flipped["size"].to_numpy(np.int64)
+        counts = bootstrap.draws(task, len(sizes), spec.resamples, spec.seed)
+        estimates.append(sums.sum() / sizes.sum())
+        replicates.append(bootstrap.means(counts, sums, sizes))
+        blocks += len(sizes)
+    return Damage(float(np.mean(estimates)), np.mean(replicates, axis=0), blocks)
+
+
+# Rows.
+
+
+def trial_rows(found: Sequence[Trial], spec: Spec) -> Iterator[dict[str, Any]]:
+    """Rows of the mitigations: ``recovery{of=kl_mean,plain=wanda-0.5}``; a sham's under the variant that is the sham;
+    ``recovery_beyond_sham``: the difference of both."""
+    seen = set()
+    for trial in found:
+        for one in trial.measured:
+            treated, sham = trial.rows_of
+            yield _row(treated, "recovery", one, trial.label, recovery(one.plain, one.treated, spec.confidence))
+            if one.sham is not None and sham is not None:
+                label = trial.sham_label or trial.label
+                # Mitigations that differ by their seed alone may share a sham.
+                if (sham.name, label, one.metric, one.about["dataset"]) not in seen:
+                    yield _row(sham, "recovery", one, label, recovery(one.plain, one.sham, spec.confidence))
+                seen.add((sham.name, label, one.metric, one.about["dataset"]))
+                gap = beyond_sham(one, spec.confidence)
+                yield _row(treated, "recovery_beyond_sham", one, trial.label, gap)
+
+
+def _row(variant: Variant, metric: str, one: Measured, label: str, found: Recovery | None) -> dict[str, Any]:
+    name = f"{metric}{{of={one.metric},{label}}}"
+    if "window=" in one.about["protocol"]:
+        name = tagged(name, one.about["protocol"])
+    if found is None:
+        reason = "the plain method does no damage that can be told from none"
+        return row(variant, name, n=one.plain.blocks, status="undefined", reason=reason, **one.about)
+    fields = {"estimate": found.value, "low": found.low, "high": found.high, "n": one.plain.blocks}
+    return row(variant, name, **fields, **one.about)

@@ -1,0 +1,1 @@
+"""What follows from the rows: what to ship, which claims hold, what looks wrong."""

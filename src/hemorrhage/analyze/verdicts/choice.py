@@ -1,0 +1,74 @@
+"""Which variants the analysis would decode: the recommended one, the one at the knee, and one past it.
+
+Snakemake has to know the variants before anything is measured, so params.yaml names them; the report says which a
+measured study would name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position, sweeps
+from hemorrhage.analyze.inputs import BASE, Inputs
+from hemorrhage.analyze.verdicts.shipping import Judged, pick
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A role, the variant that fills it (empty: none), why, and whether params.yaml had it decoded."""
+
+    role: str
+    variant: str
+    why: str
+    decoded: bool
+
+
+def choose(inputs: Inputs, thresholds: Sequence[dict[str, Any]], verdicts: Sequence[Judged]) -> list[Choice]:
+    """The three roles. The curve is that of the recommended variant, else the longest of quantized weights."""
+    picked = pick(verdicts)
+    found = [("recommended", picked.variant.name if picked else "", _reason(picked))]
+    curve = _curve(inputs, picked.variant.name if picked else "")
+    if curve is None:
+        found += [(role, "", "no sweep has two measured points") for role in ("at the knee", "past the knee")]
+    else:
+        found += _around(curve, thresholds)
+    return [Choice(role, name, why, name in inputs.decodes) for role, name, why in found]
+
+
+def line(found: Sequence[Choice]) -> str:
+    """The line of params.yaml that names them."""
+    names = list(dict.fromkeys(choice.variant for choice in found if choice.variant))
+    return f"variants: [{', '.join(names)}]"
+
+
+def _reason(picked: Judged | None) -> str:
+    return "the smallest usable variant inside the budget" if picked else "no usable variant is inside the budget"
+
+
+def _curve(inputs: Inputs, name: str) -> Sweep | None:
+    long = [sweep for sweep in sweeps(inputs) if len(sweep.variants) > 1 and sweep.on == BASE]
+    holding = [sweep for sweep in long if name in [variant.name for variant in sweep.variants]]
+    fallback = [sweep for sweep in long if sweep.family == "quantize"] or long
+    found = holding or sorted(fallback, key=lambda sweep: -len(sweep.variants))
+    return found[0] if found else None
+
+
+def _around(curve: Sweep, thresholds: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The measured variant nearest to the knee, and the next one beyond it."""
+    entry = next((one for one in thresholds if one["name"] == curve.name), None)
+    kinds = {"knee": "the knee", "two_fold": "the doubling point, as there is no knee,"}
+    for kind, words in kinds.items():
+        if entry is None or entry[kind]["answer"] != "found":
+            continue
+        sign = -1.0 if curve.axis in FEWER_IS_WORSE else 1.0
+        by_damage = sorted(curve.variants, key=lambda variant: sign * position(variant))
+        nearest = min(range(len(by_damage)), key=lambda at: abs(position(by_damage[at]) - entry[kind]["estimate"]))
+        at = (by_damage[nearest].name, f"nearest to {words} of {curve.name} on {entry['corpus']}")
+        if nearest + 1 < len(by_damage):
+            beyond = (by_damage[nearest + 1].name, f"the next of {curve.name} beyond it")
+        else:
+            beyond = ("", f"{curve.name} ends at the knee")
+        return [("at the knee", *at), ("past the knee", *beyond)]
+    return [(role, "", f"{curve.name} has no knee and does not double") for role in ("at the knee", "past the knee")]

@@ -1,0 +1,598 @@
+"""The study's claims, each with what this run measured of it and whether that supports it: claims.json.
+
+A claim is judged by paired differences of log-perplexity ratios (the same resampled windows on both sides), by places
+of thresholds, or by metrics of the base model. A rule never sees how a claim is to come out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hemorrhage.analyze.axes import failure
+from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF
+from hemorrhage.analyze.inputs import BASE, RELATIVE, Inputs, Variant
+from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
+from hemorrhage.analyze.rows.results import Results
+from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.analyze.rows.tasks import ALL_TASKS
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.analyze.stats.bootstrap import Floats
+
+SUPPORTED = "supported"
+CONTRADICTED = "contradicted"
+NOT_DECIDED = "not decided"
+NOT_MEASURED = "not measured"
+
+AGREE = 0.8
+"""Share of the comparisons that must go the way of their mean: a mean alone may be one comparison's doing."""
+
+NEAR = 0.05
+"""How far from a claimed share a threshold may lie."""
+
+FEW_WINDOWS = 30
+FEW_COMPARISONS = 3
+
+CALIBRATED = ("wanda", "sparsegpt", "owl", "gblm", "wanda_plus")
+CONTROLS = ("random",)
+"""Orders and importances that are controls: no claim is about them."""
+
+PAPER = "arXiv 2503.23924"
+REPOSITORY = "the authors' repository Model-Hemorrhage"
+FOLLOW_UP = "its follow-up, npj Artif. Intell. 2:21 (2026)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a claim. ``estimate`` with its interval is in ``unit``; ``comparisons`` are its parts."""
+
+    verdict: str
+    measured: str
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    comparisons: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two variants to compare on a corpus: damage of ``first`` minus that of ``second``."""
+
+    first: str
+    second: str
+    corpus: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was measured."""
+
+    inputs: Inputs
+    results: Results
+    numbers: Numbers
+    thresholds: Sequence[dict[str, Any]]
+    spec: Spec
+    corpora: list[str] = field(default_factory=list)
+
+    def variants(self, *families: str) -> list[Variant]:
+        """Measured alterations of the base model of these families, without controls."""
+        return [
+            variant
+            for variant in self.inputs.variants.values()
+            if variant.family in families
+            and variant.on == BASE
+            and failure(self.inputs, variant) is None
+            and not _control(variant)
+            and all((variant.name, corpus) in self.results.replicates for corpus in self.corpora)
+        ]
+
+    def damage(self, variant: str, corpus: str) -> float | None:
+        """Log-perplexity ratio."""
+        found = self.numbers.get(variant, "ln_perplexity_ratio", corpus)
+        return found.value if found else None
+
+    def size(self, variant: Variant) -> float:
+        """Stored bytes over the base's."""
+        return float(variant.manifest.get("size_ratio", math.nan))
+
+    def paired(self, pairs: Iterable[tuple[Variant, Variant]]) -> list[Pair]:
+        """The pairs on every corpus on which both have a finite damage."""
+        return [
+            Pair(first.name, second.name, corpus)
+            for first, second in pairs
+            for corpus in self.corpora
+            if self.damage(first.name, corpus) is not None and self.damage(second.name, corpus) is not None
+        ]
+
+
+def _control(variant: Variant) -> bool:
+    settings = variant.manifest.get("settings", {})
+    return bool(settings.get("sham")) or any(word in settings.values() for word in CONTROLS if isinstance(word, str))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the study, who makes it, how sure the study is of it, and the rule that judges it."""
+
+    key: str
+    claim: str
+    source: str
+    grade: str
+    judge: Callable[[Evidence], Finding]
+
+
+def compared(evidence: Evidence, pairs: Sequence[Pair], what: str, positive: bool = True) -> Finding:
+    """Judge a claim that the first of each pair is damaged more (or, not ``positive``, less) than the second.
+
+    The interval is of the mean over pairs, from the resamples they share; pairs of one corpus are no independent
+    evidence, and the interval knows it. At least ``AGREE`` of the pairs must go its way.
+    """
+    if not pairs:
+        return Finding(NOT_MEASURED, f"no {what}")
+    differences = [_difference(evidence, pair) for pair in pairs]
+    values = np.array([value for value, _ in differences])
+    resampled = np.mean([again for _, again in differences], axis=0)
+    blocks = min(evidence.results.blocks[pair.corpus] for pair in pairs)
+    mean, (low, high) = float(values.mean()), bootstrap.interval(resampled, evidence.spec.confidence, blocks)
+    sign = 1 if positive else -1
+    agreeing = int((sign * values > 0).sum())
+    measured = f"{agreeing} of {len(pairs)} comparisons of {what} go this way"
+    verdict = NOT_DECIDED
+    if sign * (low if positive else high) > 0 and agreeing >= AGREE * len(pairs):
+        verdict = SUPPORTED
+    elif sign * (high if positive else low) < 0 and agreeing <= (1 - AGREE) * len(pairs):
+        verdict = CONTRADICTED
+    return Finding(verdict, measured, mean, _finite(low), _finite(high), "mean difference of ln PPL", len(pairs))
+
+
+def _difference(evidence: Evidence, pair: Pair) -> tuple[float, Floats]:
+    first, second = (evidence.damage(name, pair.corpus) for name in (pair.first, pair.second))
+    assert first is not None
+    assert second is not None
+    replicates = evidence.results.replicates
+    return first - second, replicates[pair.first, pair.corpus] - replicates[pair.second, pair.corpus]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# Thresholds at a place.
+
+
+def located(entries: Sequence[dict[str, Any]], place: float, what: str) -> Finding:
+    """Judge a claim that damage collapses (twice the perplexity) at a share, give or take ``NEAR``.
+
+    Every curve must agree; where the curves differ, there is no such place.
+    """
+    low, high = place - NEAR, place + NEAR
+    sides = []
+    for entry in entries:
+        found = entry["two_fold"]
+        if found["answer"] == FOUND:
+            below = found["low"] if found["low"] is not None else -math.inf
+            above = found["high"] if found["high"] is not None else math.inf
+            sides.append("before" if above < low else "after" if below > high else "there")
+        elif found["answer"] == NO_CLIFF and _reaches(entry, high):
+            sides.append("after")
+    known = [entry["two_fold"] for entry in entries if entry["two_fold"]["answer"] == FOUND]
+    if not sides:
+        return Finding(NOT_MEASURED, f"no curve of {what} has two points and reaches that far")
+    counted = {side: sides.count(side) for side in ("before", "there", "after")}
+    verdict = SUPPORTED if counted["there"] == len(sides) else NOT_DECIDED
+    if counted["there"] == 0:
+        verdict = CONTRADICTED
+    parts = ", ".join(f"{WHERE[side]} on {number}" for side, number in counted.items() if number)
+    measured = f"of {len(sides)} curves of {what}, perplexity doubles {parts}"
+    if not known:
+        return Finding(verdict, measured, comparisons=len(sides))
+    middle = float(np.median([found["estimate"] for found in known]))
+    ends = [[found[end] for found in known if found[end] is not None] for end in ("low", "high")]
+    least, most = min(ends[0], default=None), max(ends[1], default=None)
+    return Finding(verdict, measured, middle, least, most, "share, median and range over curves", len(sides))
+
+
+WHERE = {"before": "before it", "there": "there", "after": "after it or never"}
+
+
+def _reaches(entry: dict[str, Any], place: float) -> bool:
+    """Whether a curve without a doubling was measured far enough to say that there is none at ``place``."""
+    return max((x for fit in entry["fits"].values() for x in fit["x"]), default=0.0) >= place
+
+
+def _curves(
+    evidence: Evidence, families: Sequence[str], axis: str, methods: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    controls = {variant.sweep for variant in evidence.inputs.variants.values() if _control(variant)}
+    return [
+        entry
+        for entry in evidence.thresholds
+        if entry["family"] in families
+        and entry["axis"] == axis
+        and entry["on"] == BASE
+        and entry["sweep"] not in controls
+        and (not methods or entry["method"] in methods)
+    ]
+
+
+def _structured_half(evidence: Evidence) -> Finding:
+    return located(_curves(evidence, ("structure", "depth"), "removed"), 0.5, "structured pruning")
+
+
+def _structured_third(evidence: Evidence) -> Finding:
+    return located(_curves(evidence, ("structure", "depth"), "removed"), 0.375, "structured pruning")
+
+
+def _unstructured(evidence: Evidence) -> Finding:
+    return located(_curves(evidence, ("prune",), "sparsity", CALIBRATED), 0.6, "calibrated unstructured pruning")
+
+
+# Bits.
+
+
+def _three_bits(evidence: Evidence) -> Finding:
+    """At 3 bits perplexity stays below twice the base's, at 2 bits it does not: by the intervals, method by method."""
+    variants = evidence.variants("quantize")
+    chosen = {bits: [v for v in variants if v.manifest.get("settings", {}).get("bits") == bits] for bits in (3, 2)}
+    if not all(chosen.values()):
+        return Finding(NOT_MEASURED, "no quantized variants at both 3 and 2 bits")
+    level = math.log(2)
+    limits = {
+        bits: [
+            found
+            for variant in members
+            for corpus in evidence.corpora
+            if (found := evidence.numbers.get(variant.name, "ln_perplexity_ratio", corpus))
+        ]
+        for bits, members in chosen.items()
+    }
+    safe = [one for one in limits[3] if one.high < level]
+    gone = [one for one in limits[2] if one.low > level]
+    lost = [one for one in limits[3] if one.low > level]
+    number = len(limits[3]) + len(limits[2])
+    if number == 0:
+        return Finding(NOT_MEASURED, "no perplexity of quantized variants")
+    measured = (
+        f"below twice the perplexity with 3 bits: {len(safe)} of {len(limits[3])} variants and corpora, "
+        f"above it {len(lost)}; above it with 2 bits: {len(gone)} of {len(limits[2])}"
+    )
+    verdict = NOT_DECIDED
+    if len(safe) == len(limits[3]) and len(gone) == len(limits[2]):
+        verdict = SUPPORTED
+    elif len(lost) == len(limits[3]) or not any(one.high > level for one in limits[2]):
+        verdict = CONTRADICTED
+    pairs = [(variant.name, corpus) for variant in chosen[3] for corpus in evidence.corpora]
+    again = np.mean([evidence.results.replicates[pair] for pair in pairs], axis=0)
+    blocks = min(evidence.results.blocks.values())
+    low, high = bootstrap.interval(again, evidence.spec.confidence, blocks)
+    mean = float(np.mean([one.value for one in limits[3]]))
+    return Finding(verdict, measured, mean, _finite(low), _finite(high), "mean ln PPL ratio with 3 bits", number)
+
+
+def _five_fold(evidence: Evidence) -> Finding:
+    """A quantized variant of a fifth of the base's bytes keeps more than 90 % of the accuracy."""
+    small = [variant for variant in evidence.variants("quantize") if evidence.size(variant) <= 0.2]
+    known = [evidence.results.task_losses[v.name] for v in small if v.name in evidence.results.task_losses]
+    if not known:
+        least = min((evidence.size(variant) for variant in evidence.variants("quantize")), default=math.nan)
+        also = "" if math.isnan(least) else f"; the smallest has {100 * least:.0f} %"
+        return Finding(NOT_MEASURED, f"no quantized variant of at most 20 % of the base's bytes{also}")
+    best = min(known, key=lambda found: found[0])
+    low, high = bootstrap.interval(1 - best[1], evidence.spec.confidence, best[2])
+    verdict = SUPPORTED if low > 0.9 else CONTRADICTED if high < 0.9 else NOT_DECIDED
+    measured = f"the best of {len(known)} such variants keeps {100 * (1 - best[0]):.0f} % of the accuracy"
+    return Finding(verdict, measured, 1 - best[0], _finite(low), _finite(high), "share of accuracy kept", len(known))
+
+
+# Comparisons.
+
+
+def _quantized_or_pruned(evidence: Evidence) -> Finding:
+    """Every pruned variant against the quantized one that is nearest below it in bytes."""
+    quantized = [variant for variant in evidence.variants("quantize") if math.isfinite(evidence.size(variant))]
+    pairs = []
+    for pruned in evidence.variants("prune", "structure", "depth", "rank"):
+        smaller = [variant for variant in quantized if evidence.size(variant) <= evidence.size(pruned)]
+        if smaller:
+            nearest = max(evidence.size(variant) for variant in smaller)
+            pairs += [(pruned, variant) for variant in smaller if evidence.size(variant) == nearest][:1]
+    return compared(evidence, evidence.paired(pairs), "a pruned with a quantized variant of no more bytes")
+
+
+def _structured_or_not(evidence: Evidence) -> Finding:
+    """Blocks, widths or ranks taken out against the same share of single weights, by method and share."""
+    single = [v for v in evidence.variants("prune") if ":" not in str(v.manifest.get("settings", {}).get("sparsity"))]
+    single = [variant for variant in single if variant.method in CALIBRATED]
+    pairs = [
+        (whole, one)
+        for whole in evidence.variants("structure", "depth", "rank")
+        for one in single
+        if abs(whole.severity - one.severity) <= NEAR
+    ]
+    return compared(evidence, evidence.paired(pairs), "structured with unstructured pruning of the same share")
+
+
+def _patterned(evidence: Evidence) -> Finding:
+    """2:4 or 4:8 against half of the weights wherever they are, by the same method."""
+    members = evidence.variants("prune")
+    pattern = [v for v in members if re.fullmatch(r"(2:4|4:8)", str(v.manifest.get("settings", {}).get("sparsity")))]
+    free = [v for v in members if v.manifest.get("settings", {}).get("sparsity") == 0.5]
+    pairs = [(one, other) for one in pattern for other in free if one.method == other.method]
+    return compared(evidence, evidence.paired(pairs), "N:M with unstructured pruning at 50 %")
+
+
+def _mismatch(evidence: Evidence) -> Finding:
+    """How much worse a method that read calibration text fares off its domain than one that read none.
+
+    Of a calibrated variant and a data-free one of the same family and severity: ln of damage off the calibration's
+    corpora over damage on them, calibrated minus data-free. What makes a corpus fragile for any method cancels.
+    """
+    inside = [corpus for corpus in evidence.corpora if corpus in evidence.spec.calibration]
+    outside = [corpus for corpus in evidence.corpora if corpus not in evidence.spec.calibration]
+    if not inside or not outside:
+        return Finding(NOT_MEASURED, "not both a corpus that calibration saw and one that it did not were evaluated")
+    found = []
+    for family in ("quantize", "prune"):
+        members = evidence.variants(family)
+        for one in (variant for variant in members if variant.manifest.get("statistics")):
+            for other in (variant for variant in members if not variant.manifest.get("statistics")):
+                if one.severity == other.severity and one.curve == other.curve:
+                    relative = [_relative(evidence, variant, inside, outside) for variant in (one, other)]
+                    if relative[0] is not None and relative[1] is not None:
+                        found.append((relative[0][0] - relative[1][0], relative[0][1] - relative[1][1]))
+    if not found:
+        return Finding(NOT_MEASURED, "no calibrated and data-free variants of the same severity that are damaged")
+    values = np.array([value for value, _ in found])
+    resampled = np.mean([again for _, again in found], axis=0)
+    blocks = min(evidence.results.blocks[corpus] for corpus in evidence.corpora)
+    low, high = bootstrap.interval(resampled, evidence.spec.confidence, blocks)
+    worse = int((values > 0).sum())
+    verdict = NOT_DECIDED
+    if low > 0 and worse >= AGREE * len(values):
+        verdict = SUPPORTED
+    elif high < 0 and worse <= (1 - AGREE) * len(values):
+        verdict = CONTRADICTED
+    measured = (
+        f"calibrated on {', '.join(evidence.spec.calibration)}: relative to a data-free method, {worse} of "
+        f"{len(values)} calibrated variants are worse on {', '.join(outside)}"
+    )
+    unit = "ln of damage off over on the calibration's domain"
+    return Finding(verdict, measured, float(values.mean()), _finite(low), _finite(high), unit, len(values))
+
+
+def _relative(
+    evidence: Evidence, variant: Variant, inside: Sequence[str], outside: Sequence[str]
+) -> tuple[float, Floats] | None:
+    """ln of damage off the domain over damage on it; None where either is not surely above nought."""
+    parts = []
+    for corpora in (outside, inside):
+        values = [evidence.damage(variant.name, corpus) for corpus in corpora]
+        if any(value is None for value in values):
+            return None
+        again = np.mean([evidence.results.replicates[variant.name, corpus] for corpus in corpora], axis=0)
+        mean = float(np.mean([value for value in values if value is not None]))
+        if mean <= 0 or float(again.min()) <= 0:
+            return None
+        parts.append((math.log(mean), np.log(again)))
+    return parts[0][0] - parts[1][0], parts[0][1] - parts[1][1]
+
+
+# Inside, decoding, shapes.
+
+
+def _attention(evidence: Evidence) -> Finding:
+    """Attention moves further, for the same damage, in expanded models than in compressed ones.
+
+    Each expanded variant against the compressed one with the nearest damage on the corpus that the diagnostics read:
+    ln of the Jensen-Shannon divergences of their attention maps, mean over blocks and heads, in each window.
+    """
+    maps = {name: found for name in evidence.inputs.variants if (found := _divergences(evidence, name)) is not None}
+    corpus = evidence.corpora[0] if evidence.corpora else ""
+    moved = [v for v in evidence.variants("expand") if v.name in maps and float(maps[v.name].mean()) > SILENT]
+    plain = [v for v in evidence.variants("quantize", "prune", "structure", "depth", "rank") if v.name in maps]
+    plain = [variant for variant in plain if float(maps[variant.name].mean()) > SILENT]
+    if not moved or not plain:
+        return Finding(NOT_MEASURED, "no attention maps of an expanded and a compressed model")
+    ratios = []
+    for variant in moved:
+        own = evidence.damage(variant.name, corpus)
+        if own is None:
+            continue
+        nearest = min(plain, key=lambda other: abs((evidence.damage(other.name, corpus) or math.inf) - own))
+        ratios.append(np.log(maps[variant.name] / maps[nearest.name]))
+    if not ratios:
+        return Finding(NOT_MEASURED, "no damage of an expanded model")
+    by_window = np.mean(ratios, axis=0)
+    low, high = bootstrap.t_interval(by_window, evidence.spec.confidence)
+    further = sum(float(one.mean()) > 0 for one in ratios)
+    verdict = NOT_DECIDED
+    if low > 0 and further >= AGREE * len(ratios):
+        verdict = SUPPORTED
+    elif high < 0 and further <= (1 - AGREE) * len(ratios):
+        verdict = CONTRADICTED
+    measured = (
+        f"{further} of {len(ratios)} expanded models move attention further than the compressed model of nearest damage"
+    )
+    unit = "ln of the divergence of attention over the compressed model's"
+    return Finding(verdict, measured, float(by_window.mean()), _finite(low), _finite(high), unit, len(ratios))
+
+
+SILENT = 1e-6
+"""Nats of divergence below which attention did not move: copies that add nothing."""
+
+
+def _divergences(evidence: Evidence, variant: str) -> Floats | None:
+    """Divergence of attention from the base's, mean over blocks and heads, in each window."""
+    output = evidence.inputs.evaluations.get(variant)
+    table = output.tables.get("inside.parquet") if output and output.failure is None else None
+    if table is None:
+        return None
+    chosen = table[(table["metric"] == "attention_js") & (table["window"] >= 0)]
+    return chosen.groupby("window")["value"].mean().to_numpy(np.float64) if len(chosen) else None
+
+
+def _steady(evidence: Evidence) -> Finding:
+    """Accuracy of the aligned model varies less over decoding strategies than that of the unaligned one."""
+    relative = evidence.inputs.relative
+    if relative is None or relative.decoded.failure is not None:
+        return Finding(NOT_MEASURED, "one model only; decode.relative of params.yaml names its base or aligned model")
+    names = (RELATIVE, BASE) if relative.is_aligned else (BASE, RELATIVE)
+    found = []
+    for dataset in evidence.numbers.datasets("spread_cv", strategy=True):
+        both = [evidence.numbers.get(name, "spread_cv", dataset, ALL_STRATEGIES) for name in names]
+        if both[0] is not None and both[1] is not None:
+            found.append((both[0], both[1]))
+    if not found:
+        return Finding(NOT_MEASURED, "no task on which both models get enough right")
+    values = np.array([aligned_one.value - plain.value for aligned_one, plain in found])
+    apart = [(one.high < other.low, one.low > other.high) for one, other in found]
+    steadier, wilder = sum(first for first, _ in apart), sum(second for _, second in apart)
+    verdict = NOT_DECIDED
+    if steadier > 0 and wilder == 0:
+        verdict = SUPPORTED
+    elif wilder > 0 and steadier == 0:
+        verdict = CONTRADICTED
+    measured = (
+        f"the aligned model is surely steadier on {steadier} of {len(found)} tasks, surely less steady on {wilder}"
+    )
+    return Finding(verdict, measured, float(values.mean()), None, None, "difference of variation", len(found))
+
+
+def _wild(evidence: Evidence) -> Finding:
+    """A spread of accuracy above 15 % over decoding strategies marks an unaligned model: tried on the base model."""
+    aligned = bool(re.search(r"instruct|chat|-it\b", str(evidence.inputs.base.get("model", {})), re.IGNORECASE))
+    spreads = [
+        found
+        for dataset in evidence.numbers.datasets("spread_over_max", strategy=True)
+        if (found := evidence.numbers.get(BASE, "spread_over_max", dataset, ALL_STRATEGIES))
+        and math.isfinite(found.low)
+    ]
+    if not spreads:
+        return Finding(NOT_MEASURED, "no task with enough right answers was decoded by several strategies")
+    above, below = [one for one in spreads if one.low > 0.15], [one for one in spreads if one.high < 0.15]
+    right, wrong = (below, above) if aligned else (above, below)
+    verdict = NOT_DECIDED
+    if len(right) == len(spreads):
+        verdict = SUPPORTED
+    elif wrong and not right:
+        verdict = CONTRADICTED
+    worst = max(spreads, key=lambda found: found.value)
+    kind = "aligned" if aligned else "unaligned"
+    measured = f"the base model, {kind} by its name, spreads by more than 15 % on {len(above)} of {len(spreads)} tasks"
+    unit = "largest less smallest accuracy, over the largest"
+    return Finding(verdict, measured, worst.value, worst.low, worst.high, unit, len(spreads))
+
+
+def _transition(evidence: Evidence) -> Finding:
+    """Curves have a knee: a shape that bends at a place describes them better than every smooth one."""
+    entries = [entry for entry in evidence.thresholds if entry["on"] == BASE]
+    answers = [
+        [entry[name]["answer"] for name in ("knee", "phase_point", "anchored_point")]
+        for entry in entries
+        if entry["points"] >= 5
+    ]
+    if not answers:
+        return Finding(NOT_MEASURED, "no curve has five points: too few to tell a knee from a smooth curve")
+    bent = sum(FOUND in found for found in answers)
+    smooth = sum(set(found) == {NO_CLIFF} for found in answers)
+    low, high = bootstrap.wilson(bent, len(answers), evidence.spec.confidence)
+    verdict = NOT_DECIDED
+    if bent >= AGREE * len(answers):
+        verdict = SUPPORTED
+    elif smooth >= AGREE * len(answers):
+        verdict = CONTRADICTED
+    measured = (
+        f"of {len(answers)} curves, {bent} have a knee, {smooth} are smooth, {len(answers) - bent - smooth} could be"
+    )
+    return Finding(verdict, measured, bent / len(answers), low, high, "share of curves with a knee", len(answers))
+
+
+CLAIMS = (
+    Claim("three_bits", "Quantization is safe down to 3 bits and collapses below.", PAPER, "high", _three_bits),
+    Claim(
+        "structured_half", "Structured pruning collapses at about 50 %.", f"{PAPER}; {REPOSITORY}", "", _structured_half
+    ),
+    Claim("structured_third", "Structured pruning collapses at 30 to 45 %.", FOLLOW_UP, "", _structured_third),
+    Claim("unstructured", "Unstructured pruning is fine up to about 60 %.", f"{PAPER}; {FOLLOW_UP}", "", _unstructured),
+    Claim(
+        "quantization_first",
+        "At equal bytes, quantization does less damage than pruning.",
+        PAPER,
+        "high",
+        _quantized_or_pruned,
+    ),
+    Claim("five_fold", "Quantized to a fifth, a model keeps more than 90 %.", PAPER, "", _five_fold),
+    Claim(
+        "structured_worse",
+        "At the same share, structured pruning does more damage than unstructured.",
+        f"{PAPER}; {REPOSITORY}",
+        "medium",
+        _structured_or_not,
+    ),
+    Claim("patterns_worse", "At 50 %, N:M does more damage than unstructured pruning.", REPOSITORY, "", _patterned),
+    Claim(
+        "calibration_mismatch",
+        "Calibration on another domain costs quality.",
+        PAPER,
+        "",
+        _mismatch,
+    ),
+    Claim("aligned_steady", "Aligned models are steadier over decoding strategies.", PAPER, "low", _steady),
+    Claim("wild_unaligned", "A spread above 15 % over strategies marks an unaligned model.", PAPER, "", _wild),
+    Claim(
+        "expansion_attention",
+        "Expansion disturbs attention, where compression loses information.",
+        PAPER,
+        "",
+        _attention,
+    ),
+    Claim("transition", "Damage has a transition: slow at first, then exponential.", FOLLOW_UP, "", _transition),
+)
+"""``grade`` is the study's own, where it gives one."""
+
+
+def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
+    """A row per claim: what it says, what was measured, the verdict, and how sure both sides are."""
+    rows = []
+    for claim in claims:
+        finding = claim.judge(evidence)
+        grade, reason = confidence(evidence, finding)
+        rows.append(
+            {
+                "key": claim.key,
+                "claim": claim.claim,
+                "source": claim.source,
+                "study_grade": claim.grade or "not graded",
+                **dataclasses.asdict(finding),
+                "grade": grade,
+                "grade_reason": reason,
+            }
+        )
+    return rows
+
+
+def confidence(evidence: Evidence, finding: Finding) -> tuple[str, str]:
+    """How far a verdict can be trusted: one model never gives more than ``medium``."""
+    if finding.verdict == NOT_MEASURED:
+        return "none", finding.measured
+    windows = min(evidence.results.blocks.values(), default=0)
+    weak = []
+    if finding.comparisons < FEW_COMPARISONS:
+        weak.append(f"{finding.comparisons} comparison{'' if finding.comparisons == 1 else 's'}")
+    if windows < FEW_WINDOWS:
+        weak.append(f"{windows} windows of text")
+    if len(evidence.corpora) < 2:
+        weak.append("one corpus")
+    if evidence.numbers.get(BASE, "mean_accuracy", ALL_TASKS) is None:
+        weak.append("a base model that does no better than guessing")
+    if weak:
+        return "low", f"one model; {', '.join(weak)}"
+    return "medium", f"one model, {finding.comparisons} comparisons, {len(evidence.corpora)} corpora"

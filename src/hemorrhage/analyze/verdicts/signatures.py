@@ -1,0 +1,203 @@
+"""Rules of thumb about decoding, each tested on what the variants wrote.
+
+A rule is a claim of arXiv 2503.23924 about how damage looks; its verdict is ``holds`` or ``does not hold`` where the
+interval of a difference, paired over prompts, tells, else ``not told apart``; ``not tested`` says what the sweep lacks.
+What printed tables say about each stands in hemorrhage.analyze.verdicts.published.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemorrhage.analyze.inputs import BASE, Inputs, Output
+from hemorrhage.analyze.rows.decoding import measured_texts, outcomes, spread_by_chance, spreads
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap, significance
+from hemorrhage.analyze.stats.bootstrap import Floats
+from hemorrhage.analyze.verdicts.published import LIMIT
+from hemorrhage.decode.degeneration import rep_n
+
+HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not told apart", "not tested"
+
+RULES = {
+    "repetition": "Repetition: greedy search, or a temperature too low",
+    "incoherence": "Incoherence: a temperature too high, or too few bits",
+    "spread": f"Spread over strategies above {100 * LIMIT:.0f} %: not aligned",
+    "closed": "FSD is the choice for tasks with right answers, better than temperature",
+}
+"""Rule -> what it claims."""
+
+SAMPLERS = ("temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon", "mirostat")
+FSD = ("fsd", "fsd_d")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One test of a rule on one variant's texts of one data set; ``estimate`` with its interval is in the words'
+    unit, ``p`` is two-sided, NaN where there is none."""
+
+    rule: str
+    variant: str
+    dataset: str
+    test: str
+    verdict: str
+    evidence: str
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A variant's measured texts of one data set, and what people wrote, ``human`` (item, tokens, base_nll)."""
+
+    variant: str
+    dataset: str
+    texts: pd.DataFrame
+    human: pd.DataFrame
+
+    def by(self, metric: str) -> pd.DataFrame:
+        """``metric`` as items by strategies."""
+        return outcomes(self.texts, metric)
+
+    def named(self, *modules: str) -> list[str]:
+        """The strategies that are of one of ``modules``."""
+        return [name for name, settings in self.settings.items() if settings["strategy"] in modules]
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Strategy -> its settings."""
+        first = self.texts.drop_duplicates("strategy")
+        return {name: json.loads(text) for name, text in zip(first["strategy"], first["settings"], strict=True)}
+
+    @property
+    def temperatures(self) -> list[str]:
+        """Strategies that only change the temperature, the lowest first."""
+        found = {name: one["temperature"] for name, one in self.settings.items() if one["strategy"] == "temperature"}
+        return sorted(found, key=lambda name: found[name])
+
+
+def judge(inputs: Inputs, spec: Spec) -> list[Verdict]:
+    """Every rule on every variant that was decoded."""
+    found: list[Verdict] = []
+    base: dict[str, Texts] = {}
+    for name, output in sorted(inputs.decodes.items(), key=lambda entry: entry[0] != BASE):
+        if output.failure is not None:
+            continue
+        for texts in _texts(name, output):
+            if name == BASE:
+                base[texts.dataset] = texts
+            if texts.texts["task"].iloc[0] == "closed":
+                found += [_spread(texts, spec), _fsd(texts, spec)]
+            else:
+                found += [*_repetition(texts, spec), *_incoherence(texts, base.get(texts.dataset), spec)]
+    order = list(RULES)
+    return sorted(found, key=lambda verdict: order.index(verdict.rule))
+
+
+def _texts(name: str, output: Output) -> Iterator[Texts]:
+    human = output.tables.get("human.parquet")
+    for dataset, part in measured_texts(output).groupby("dataset", sort=False):
+        written = part.iloc[:0] if human is None else human[human["dataset"] == dataset]
+        yield Texts(name, str(dataset), part, written)
+
+
+def _repetition(texts: Texts, spec: Spec) -> Iterator[Verdict]:
+    repeated, greedy = texts.by("rep_4"), texts.named("greedy")
+    about = ("repetition", texts.variant, texts.dataset)
+    if not greedy:
+        yield Verdict(*about, "greedy search repeats itself", UNTESTED, "no greedy search in the sweep")
+        return
+    people = {row.item: rep_n(list(row.tokens), 4) for row in texts.human.itertuples()}
+    if people:
+        theirs = repeated.index.map(people).to_numpy(float)
+        yield _compared(
+            *about, "greedy search repeats more than people", repeated[greedy[0]].to_numpy() - theirs, "rep-4", spec
+        )
+    samplers = texts.named(*SAMPLERS)
+    if samplers:
+        difference = repeated[greedy[0]] - repeated[samplers].mean(axis=1)
+        yield _compared(*about, "greedy search repeats more than sampling", difference.to_numpy(), "rep-4", spec)
+    yield _temperatures(
+        texts, "repetition", "a low temperature repeats more than a high one", repeated, -1, "rep-4", spec
+    )
+
+
+def _incoherence(texts: Texts, base: Texts | None, spec: Spec) -> Iterator[Verdict]:
+    surprise = texts.by("base_nll")
+    about = ("incoherence", texts.variant, texts.dataset)
+    test = "a high temperature surprises the base model more than a low one"
+    yield _temperatures(texts, "incoherence", test, surprise, 1, "nats per token", spec)
+    if base is None or texts.variant == BASE:
+        return
+    theirs = base.by("base_nll").reindex(index=surprise.index, columns=surprise.columns)
+    difference = (surprise - theirs).mean(axis=1)
+    test = "its texts surprise the base model more than the base's own"
+    yield _compared(*about, test, difference.to_numpy(), "nats per token", spec)
+
+
+def _temperatures(
+    texts: Texts, rule: str, test: str, values: pd.DataFrame, sign: int, unit: str, spec: Spec
+) -> Verdict:
+    """The highest temperature less the lowest, or the reverse where ``sign`` is -1."""
+    names = texts.temperatures
+    if len(names) < 2:
+        return Verdict(rule, texts.variant, texts.dataset, test, UNTESTED, "the sweep has fewer than two temperatures")
+    difference = sign * (values[names[-1]] - values[names[0]]).to_numpy()
+    return _compared(rule, texts.variant, texts.dataset, test, difference, unit, spec)
+
+
+def _compared(rule: str, variant: str, dataset: str, test: str, differences: Floats, unit: str, spec: Spec) -> Verdict:
+    """Whether the mean of paired differences ``[items]`` is above nought."""
+    known = differences[np.isfinite(differences)]
+    if len(known) < 2:
+        return Verdict(rule, variant, dataset, test, UNTESTED, "fewer than two texts to compare")
+    counts = bootstrap.draws(dataset, len(known), spec.resamples, spec.seed)
+    low, high = bootstrap.interval(counts @ known / len(known), spec.confidence, len(known))
+    mean, p = float(known.mean()), significance.sign_flip(known, spec.seed)
+    verdict = HOLDS if low > 0 and p <= 1 - spec.confidence else FAILS if high < 0 else OPEN
+    evidence = f"{mean:+.3g} {unit} ({low:+.3g} to {high:+.3g}), p {p:.2g}, {len(known)} texts"
+    return Verdict(rule, variant, dataset, test, verdict, evidence, mean, low, high, p)
+
+
+def _spread(texts: Texts, spec: Spec) -> Verdict:
+    """(max - min) / max over strategies against the limit, and against what equally good strategies show."""
+    right = texts.by("accuracy").to_numpy()
+    about = ("spread", texts.variant, texts.dataset, f"(max - min) / max of accuracy is above {100 * LIMIT:.0f} %")
+    items, strategies = right.shape
+    value = float(spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0])
+    if strategies < 2 or not math.isfinite(value):
+        return Verdict(*about, UNTESTED, "fewer than two strategies, or none gets anything right")
+    counts = bootstrap.draws(texts.dataset, items, spec.resamples, spec.seed)
+    resampled = spreads(counts @ right / items)["spread_over_max"]
+    low, high = bootstrap.interval_of_ratio(resampled, spec.confidence, items)
+    chance = spread_by_chance(right, spec)
+    verdict = FAILS if high <= LIMIT else OPEN
+    if value > max(LIMIT, chance) and low > LIMIT:
+        verdict = HOLDS
+    interval = f"{100 * low:.0f} to {100 * high:.0f}" if math.isfinite(low) else "too few right answers for an interval"
+    evidence = (
+        f"{100 * value:.0f} % ({interval}); equally good strategies reach "
+        f"{100 * chance:.0f} % by chance on {items} items"
+    )
+    return Verdict(*about, verdict, evidence, value, low, high)
+
+
+def _fsd(texts: Texts, spec: Spec) -> Verdict:
+    """Accuracy of the better FSD less that of the best temperature, on the same items."""
+    right = texts.by("accuracy")
+    ours, theirs = texts.named(*FSD), texts.temperatures
+    test = "FSD is right more often than temperature sampling"
+    about = ("closed", texts.variant, texts.dataset)
+    if not ours or not theirs:
+        return Verdict(*about, test, UNTESTED, "the sweep lacks FSD or a temperature")
+    one, other = (max(names, key=lambda name: right[name].mean()) for names in (ours, theirs))
+    return _compared(*about, f"{test} ({one}, {other})", (right[one] - right[other]).to_numpy(), "of accuracy", spec)

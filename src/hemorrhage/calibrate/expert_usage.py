@@ -1,0 +1,73 @@
+"""Which experts of a mixture the tokens of a calibration set reach, and what their MLPs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.models.blocks import blocks
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, Any, Tensor]]:
+    """Index of each block, its MLP or mixture, and what it reads when ``tokens`` [samples, length] go through.
+
+    The MLP is in float32 while it is looked at, and must not be altered then. The inputs are float32 [tokens, hidden],
+    the unaltered model's.
+    """
+    from hemorrhage.models.walk import enter, in_float32, step
+
+    with torch.no_grad():
+        states, arguments = enter(model, tokens.long().to(model.device).split(1))
+    stack: Any = blocks(model)
+    for index, block in enumerate(stack):
+        seen: list[Tensor] = []
+        hook = block.mlp.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].flatten(0, -2)))
+        with in_float32(block):
+            try:
+                with torch.no_grad():
+                    states = [step(block, state, arguments[index]) for state in states]
+            finally:
+                hook.remove()
+            yield index, block.mlp, torch.cat(seen)
+
+
+def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, dict[str, Any]]:
+    """How the experts of each mixture of ``model`` are used when ``tokens`` int [samples, length] go through it.
+
+    ``{mixture: {"tokens": tokens that each expert gets, "load_entropy": entropy of the experts' shares of them over
+    its largest value, 1 where all get the same, "routing_entropy": mean over tokens of the entropy of the router's
+    softmax, nats}}``.
+    """
+    from hemorrhage.models.experts import mixtures
+
+    names = {mixture: name for name, mixture in mixtures(model).items()}
+    found = {}
+    for _, mixture, x in mlp_inputs(model, tokens):
+        if mixture not in names:
+            continue
+        with torch.no_grad():
+            chosen = mixture.gate(x)[2]
+            routing = torch.distributions.Categorical(logits=x @ mixture.gate.weight.T)
+        tally = torch.bincount(chosen.flatten(), minlength=len(mixture.experts))
+        load = torch.distributions.Categorical(probs=tally.double())
+        found[names[mixture]] = {
+            "tokens": tally.tolist(),
+            "load_entropy": (load.entropy() / torch.tensor(len(tally)).double().log()).item(),
+            "routing_entropy": routing.entropy().mean().item(),
+        }
+    return found
+
+
+def without_tokens(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of the experts that ``usage`` saw no token reach: nothing is known of them from this calibration set."""
+    return [
+        f"{name}.experts.{index}"
+        for name, one in found.items()
+        for index, tokens in enumerate(one["tokens"])
+        if not tokens
+    ]

@@ -1,0 +1,206 @@
+"""The statistics that methods read: from the calibrate step's files, or collected while a method goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.calibrate import triangle
+from hemorrhage.calibrate.statistics import Walk, shared_inputs
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Statistics:
+    """The statistics of a calibration folder, read when asked for: those of the dense base model."""
+
+    def __init__(self, folder: Path, gradients: dict[str, Path] | None = None) -> None:
+        """``folder`` is an output of the calibrate step, ``gradients`` part -> output of its gradients step."""
+        self._folder = folder
+        self._gradients = gradients or {}
+
+    def tokens(self) -> Tensor:
+        """The calibration windows: int64 [samples, length]."""
+        return _tensor(self._folder / "tokens.safetensors", "tokens").long()
+
+    def shared(self) -> dict[str, list[str]]:
+        """``{first linear: [linears]}``: the linear layers of the decoder blocks that read the same input."""
+        from safetensors import safe_open
+
+        with safe_open(self._folder / "hessian.safetensors", framework="pt") as file:
+            return json.loads(file.metadata()["shared"])
+
+    def second_moment(self, first: str, where: str = "cpu") -> Tensor:
+        """Mean of x xᵀ over the calibration tokens for the input of linear ``first``: float32 [n, n], on a device."""
+        return triangle.square(_tensor(self._folder / "hessian.safetensors", first), where)
+
+    def norms(self, first: str) -> Tensor:
+        """Root mean square of every input feature of linear ``first``: float32 [n].
+
+        Wanda's ``norm2(X_j)`` over the square root of the number of tokens, which changes no order.
+        """
+        return self._activation(f"{first}.rms")
+
+    def mean_abs(self, first: str) -> Tensor:
+        """Mean absolute value of every input feature of linear ``first``: float32 [n]."""
+        return self._activation(f"{first}.mean_abs")
+
+    def max_abs(self, first: str) -> Tensor:
+        """Greatest absolute value of every input feature of linear ``first``: float32 [n]."""
+        return self._activation(f"{first}.max_abs")
+
+    def tokens_seen(self, first: str) -> float:
+        """Calibration tokens that reached linear ``first``."""
+        return self._activation(f"{first}.tokens").item()
+
+    def moments_stored(self) -> bool:
+        """Whether second moments lie in the folder, and need not be collected anew."""
+        return bool(read_manifest(self._folder).get("hessian_stored"))
+
+    def input_range(self, first: str) -> tuple[float, float]:
+        """Least (at most 0) and greatest (at least 0) value of the input of linear ``first``."""
+        low, high = self._activation(f"{first}.range").tolist()
+        return low, high
+
+    def output_range(self, name: str) -> tuple[float, float]:
+        """Least (at most 0) and greatest (at least 0) value that linear ``name`` gives."""
+        low, high = self._activation(f"{name}.output_range").tolist()
+        return low, high
+
+    def block_influence(self) -> list[float]:
+        """ShortGPT's influence of every decoder block."""
+        return self._influence()["block_influence"]
+
+    def angular_distance(self) -> Tensor:
+        """Angle over π between the last tokens' states at two boundaries of blocks: float64 [blocks + 1] twice."""
+        return torch.tensor(self._influence()["angular_distance"], dtype=torch.float64)
+
+    def gradient(self, name: str) -> Tensor:
+        """Mean over windows of the gradient of the loss: float32, of the weight of ``name``."""
+        return self._gradient("loss", f"{name}.mean")
+
+    def gradient_rms(self, name: str) -> Tensor:
+        """Root of the mean over windows of the squared gradient of each window's loss: float32."""
+        return self._gradient("loss", f"{name}.rms")
+
+    def output_gradient(self, name: str) -> Tensor:
+        """Mean over tokens of the squared gradient with respect to each output of ``name``: float32 [rows]."""
+        return self._gradient("loss", f"{name}.output")
+
+    def local_gradient(self, name: str) -> Tensor:
+        """Root mean square over windows of the gradient of the norm of the block's output: float32."""
+        return self._gradient("local", f"{name}.local")
+
+    collected = False
+    """Whether they are collected from the model while it is altered."""
+
+    def see(self, index: int) -> None:
+        """Take note of a block that is altered without asking for its statistics: these know them already."""
+
+    def _activation(self, name: str) -> Tensor:
+        return _tensor(self._folder / "activations.safetensors", name)
+
+    def _influence(self) -> dict[str, Any]:
+        return json.loads((self._folder / "influence.json").read_text(encoding="utf-8"))
+
+    def _gradient(self, part: str, name: str) -> Tensor:
+        return _tensor(self._gradients[part] / "gradients.safetensors", name).float()
+
+
+class Streamed(Statistics):
+    """Statistics of inputs that are collected block by block, when the first of a block is asked for.
+
+    With ``propagated`` the windows go on through the blocks as they are by then, so that each block sees the errors
+    of those before it (the sequential originals of GPTQ, SparseGPT and Wanda); else through the unaltered blocks, which
+    gives the calibrate step's statistics without storing them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        gradients: dict[str, Path] | None,
+        model: PreTrainedModel,
+        propagated: bool,
+        moments: bool = True,
+        aside: Path | None = None,
+        where: torch.device | None = None,
+    ) -> None:
+        """``model`` is the one that is being altered; ``moments``: whether second moments will be asked for;
+        ``aside``: where the windows' states lie if they are too many for memory; ``where``: the device that blocks
+        compute on, and that second moments are on, if it is not the model's."""
+        super().__init__(folder, gradients)
+        self._aside, self._where = aside, where
+        self._model = model
+        self._moments = moments
+        self._propagated = propagated
+        with torch.inference_mode():
+            self._shared = shared_inputs(model, self.tokens()[:1, :8])
+        self._begin()
+        inside = [set(block.modules()) for block in blocks(model)]
+        self._block = {
+            name: next(index for index, modules in enumerate(inside) if linear in modules)
+            for name, linear in linears_of(model).items()
+        }
+
+    def _begin(self) -> None:
+        self._seen: Any = None
+        with torch.inference_mode():
+            self._walk = Walk(self._model, self.tokens(), self._shared, self._aside, self._where)
+
+    collected = True
+
+    def see(self, index: int) -> None:
+        """Let the windows reach a block that is altered without asking for its statistics."""
+        self._reach(index, moments=False)
+
+    def shared(self) -> dict[str, list[str]]:
+        """``{first linear: [linears]}``, in the order of the blocks."""
+        order = sorted(self._shared, key=lambda first: self._block[first])
+        return {first: self._shared[first] for first in order}
+
+    def second_moment(self, first: str, where: str = "cpu") -> Tensor:
+        """Mean of x xᵀ over the calibration tokens for the input of linear ``first``: float32 [n, n], on a device."""
+        return self._input(first).second_moment().to(where)
+
+    def _activation(self, name: str) -> Tensor:
+        layer, _, what = name.rpartition(".")
+        if what == "output_range":
+            self._reach(self._block[layer])
+            return torch.tensor(self._seen.outputs[layer])
+        return self._input(layer).activations()[what]
+
+    def _input(self, first: str) -> Any:
+        self._reach(self._block[first])
+        return self._seen.inputs[first]
+
+    def _reach(self, index: int, moments: bool = True) -> None:
+        if index < self._walk.block:
+            if self._propagated:
+                raise ValueError(f"block {index} was passed; propagated statistics go forward only")
+            # A method that looks at all blocks before it alters the first goes twice.
+            self._begin()
+        walk = self._walk
+        with torch.inference_mode():
+            while walk.block < index:
+                if walk.block >= 0:
+                    if self._propagated:
+                        walk.leave()
+                    else:
+                        walk.states = self._seen.after
+                # What one block saw leaves memory before another's is collected.
+                self._seen = None
+                self._seen = walk.advance(moments and self._moments)
+
+
+def _tensor(file: Path, name: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(name)

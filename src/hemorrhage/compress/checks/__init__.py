@@ -1,0 +1,1 @@
+"""What is checked and measured on every altered model: integrity, fidelity, size."""

@@ -1,0 +1,1 @@
+"""Compression methods by family. One method, one module."""

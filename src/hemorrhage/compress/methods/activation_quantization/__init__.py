@@ -1,0 +1,1 @@
+"""Methods that round what layers read or attention remembers."""

@@ -1,0 +1,161 @@
+"""Quantized activations: the linear layers of the decoder blocks read rounded inputs with rounded weights.
+
+W8A8 and W4A8 as engines run them: symmetric weights, rounded to nearest, a scale for each row or group;
+inputs of 8 bits with one scale that was fixed by calibration (``static``), one for the tensor that arrives
+(``tensor``), or one for each token (``token``), as SmoothQuant (Xiao et al., arXiv 2211.10438) and ZeroQuant
+(Yao et al., arXiv 2206.01861) compare them. ``smooth`` is SmoothQuant's alpha, folded into the norms before
+the layers; inputs that come from no norm stay as they are. The grid of an input reaches from -max|x| to
+max|x|. What a loaded model does with its inputs stands in hemorrhage.models.emulation.activations: integer arithmetic
+is emulated. ``sham`` is the control of smoothing: the scales of an input are dealt out among its features at random.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tqdm import tqdm
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.methods.weight_quantization.rtn import quantize
+from hemorrhage.compress.solvers import smoothing
+from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width
+from hemorrhage.compress.solvers.packing import scheme, store
+from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from hemorrhage.models.emulation.activations import InputRounding
+
+NAMES = {"static": "static inputs", "tensor": "inputs per tensor", "token": "inputs per token"}
+
+
+class Settings(BaseModel):
+    """Bits and scales of weights and inputs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "activation_bits"
+    theoretical: ClassVar[str] = "speed: the integer arithmetic of quantized inputs is emulated in floating point"
+
+    bits: Literal[4, 8] = 8
+    group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = "channel"
+    activation_bits: Annotated[int, Field(ge=4, le=8, strict=True)] = 8
+    activations: Literal["static", "tensor", "token"] = "token"
+    smooth: Annotated[float, Field(ge=0, le=1)] | None = None
+    sham: bool = False
+
+    @model_validator(mode="after")
+    def _scales_to_shuffle(self) -> Settings:
+        if self.sham and self.smooth is None:
+            raise ValueError("sham shuffles the scales of smoothing, and there is no smooth")
+        return self
+
+    @property
+    def moved(self) -> str:
+        """Smoothing scales columns of weights against the norms before them."""
+        return "" if self.smooth is None else "scaled"
+
+    @property
+    def grid(self) -> GridSettings:
+        """The weights' grid."""
+        return GridSettings(bits=self.bits, group_size=self.group_size, symmetric=True)
+
+    @property
+    def severity(self) -> float:
+        """Bits of an input."""
+        return float(self.activation_bits)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"W{self.bits}A{self.activation_bits}, {self.curve}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        groups = "per channel" if self.group_size == "channel" else f"groups of {self.group_size}"
+        parts = [f"{self.bits} bit weights {groups}", NAMES[self.activations]]
+        own = [] if self.smooth is None else [f"smoothed {self.smooth:g}", *(["sham"] if self.sham else [])]
+        return ", ".join([*parts, *own])
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The inputs' ranges, where scales are fixed or inputs are smoothed."""
+        return () if self.activations != "static" and self.smooth is None else ("activations",)
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        return self.grid.check(config) or (smoothing.check(config) if self.smooth is not None else None)
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Quantize ``model`` in place: its weights, and the inputs of its layers whenever it computes."""
+    from hemorrhage.models.emulation.activations import InputRounding, scale_of
+
+    linears = linears_of(model)
+    norms = {} if settings.smooth is None else smoothing.norms_before(model)
+    generator = dealer(settings.sham, seed)
+    inputs = {name: [name] for name in linears} if statistics is None else statistics.shared()
+    with torch.no_grad():
+        for first, names in tqdm(inputs.items(), desc="activations", unit="input", mininterval=5, leave=False):
+            largest = None if statistics is None else statistics.max_abs(first).to(model.device)
+            factor: Tensor | float = 1.0
+            if largest is not None and settings.smooth is not None and first in norms:
+                weights = [linears[name].weight for name in names]
+                scale = dealt(smoothing.scales(largest, weights, settings.smooth), generator)
+                factor = _smoothed(norms, names, scale)
+                largest = largest / factor
+            rounding = InputRounding(settings.activation_bits, settings.activations)
+            if settings.activations == "static" and largest is not None:
+                # Rounded to what the checkpoint can hold before it is used.
+                fixed = scale_of(largest.amax(), settings.activation_bits).to(linears[first].weight.dtype)
+                rounding = InputRounding(settings.activation_bits, "static", fixed.item())
+            for name in names:
+                weight = linears[name].weight
+                width = group_width(name, weight.shape[1], settings.grid)
+                quantized = quantize(weight.float() * factor, width, settings.grid, weight.dtype)
+                place(model, name, quantized, settings.grid, rounding)
+
+
+def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSettings, rounding: InputRounding) -> None:
+    """Put ``quantized`` in the place of the linear layer ``name``, with inputs that are rounded.
+
+    Weights of 8 bits are stored a byte each, which is what engines read with 8-bit inputs; of 4 bits packed.
+    """
+    from torch.nn import Parameter
+
+    from hemorrhage.models.emulation.activations import described
+    from hemorrhage.models.formats.forms import replace
+    from hemorrhage.models.formats.int8 import Int8Linear
+
+    layer: Any = model.get_submodule(name)
+    if grid.bits == 8:
+        group = {
+            "weights": scheme(grid),
+            "input_activations": described(rounding),
+            "format": "int-quantized",
+        }
+        tensors = {"weight": quantized.codes, "weight_scale": quantized.scale}
+        replace(model, name, Int8Linear(tensors, group, layer.bias))
+    else:
+        store(model, name, quantized, grid, described(rounding))
+    form: Any = model.get_submodule(name)
+    if rounding.scale is not None:
+        scale = torch.tensor([rounding.scale], dtype=quantized.scale.dtype)
+        form.tensors["input_scale"] = Parameter(scale, requires_grad=False)
+    form.register_forward_pre_hook(rounding)
+
+
+def _smoothed(norms: dict[str, Any], names: list[str], scale: Tensor) -> Tensor:
+    """Fold ``scale`` into the norm before the layers ``names``; what multiplies their columns."""
+    norm = norms[names[0]]
+    if {name for name, other in norms.items() if other is norm} != set(names):
+        raise ValueError(f"{names[0]}: others read the norm before it too; it can't be smoothed")
+    try:
+        return smoothing.fold(norm, scale)
+    except ValueError as error:
+        raise ValueError(f"{names[0]}: {error}") from error

@@ -1,0 +1,116 @@
+"""Quantized key and value caches: no weight changes, what attention remembers is rounded.
+
+``keys: token``: each token's keys and values, after the rotary embedding, are rounded for each head in groups
+of ``group_size`` channels on asymmetric grids, as they enter the cache. ``keys: channel``: KIVI (Liu et al.,
+arXiv 2402.02750), whose keys share a grid per channel over ``group_size`` tokens, and whose newest
+``residual`` tokens stay exact. Every query reads the rounded ones, in generation and when a text is evaluated
+without a cache. See hemorrhage.models.emulation.kv_cache for both in full.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hemorrhage.calibrate.reader import Statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RESIDUAL = 128
+"""Tokens that KIVI keeps exact, in the paper."""
+
+
+class Settings(BaseModel):
+    """Bits and groups of cached keys and values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "cache_bits"
+    changes_weights: ClassVar[bool] = False
+    theoretical: ClassVar[str] = "cache: rounded values are kept in floating point; bytes are what they would pack to"
+
+    bits: Annotated[int, Field(ge=2, le=8, strict=True)]
+    group_size: Annotated[int, Field(ge=2, strict=True)] = 32
+    keys: Literal["token", "channel"] = "token"
+    residual: Annotated[int, Field(ge=2, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _residual_fits(self) -> Settings:
+        if self.keys == "token" and self.residual is not None:
+            raise ValueError("residual is for keys: channel only")
+        if self.keys == "channel" and self.exact_tokens % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide residual {self.exact_tokens}")
+        return self
+
+    @property
+    def exact_tokens(self) -> int:
+        """Newest tokens that may be kept as they are."""
+        return (RESIDUAL if self.residual is None else self.residual) if self.keys == "channel" else 0
+
+    @property
+    def severity(self) -> float:
+        """Bits of a cached number; scales and zero points are counted in the manifest's cache bytes."""
+        return float(self.bits)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.bits} bit cache, {self.curve}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        if self.keys == "channel":
+            return f"keys per channel, groups of {self.group_size}, {self.exact_tokens} tokens exact"
+        return f"per token, groups of {self.group_size}"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """None: grids are fitted to what arrives."""
+        return ()
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        if head % self.group_size:
+            return f"group_size {self.group_size} does not divide the model's head_dim of {head}"
+        capped = config.get("attn_logit_softcapping")
+        sliding = config.get("sliding_window") and config.get("use_sliding_window", True)
+        if self.keys == "channel" and (capped or sliding):
+            what = "caps its attention" if capped else "has a sliding window"
+            return f"keys: channel needs plain attention, and this model {what}"
+        return None
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Make ``model`` round its keys and values; its weights stay as they are."""
+    from hemorrhage.models.emulation import kv_cache
+
+    if settings.keys == "token":
+        kv_cache.round_per_token(model, kv_cache.TokenRounding(settings.bits, settings.group_size))
+    else:
+        rounding = kv_cache.ChannelRounding(settings.bits, settings.group_size, settings.exact_tokens)
+        kv_cache.round_per_channel(model, rounding)
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """Bytes that a token adds to the cache, of the base model's cache too (in the dtype of its weights).
+
+    ``cache_exact_tokens``: the newest tokens, which take the base's bytes.
+    """
+    from hemorrhage.models.emulation.kv_cache import SCALE_BITS, attention_layers
+
+    layers = attention_layers(model)
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * len(layers) * heads * head
+    # A scale and a zero point for each group, along channels or tokens.
+    bits = settings.bits + (SCALE_BITS + settings.bits) / settings.group_size
+    dense = next(model.parameters()).element_size()
+    return {
+        "cache_bytes_per_token": numbers * bits / 8,
+        "cache_bytes_per_token_base": numbers * dense,
+        "cache_exact_tokens": settings.exact_tokens,
+    }

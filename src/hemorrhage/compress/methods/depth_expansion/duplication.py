@@ -1,0 +1,55 @@
+"""Naive duplication: every block of a run in the middle of the decoder comes twice.
+
+With L blocks and d = added · L, the blocks (L - d) // 2 and the d - 1 after it are each followed by a copy:
+``..., i, i, i+1, i+1, ...``. What a block adds to the residual stream is added twice. The damage control
+between LLaMA-Pro, whose copies are silent, and depth up-scaling, which repeats a run as a whole.
+
+Scaled duplication multiplies the output projections of attention and MLP of the copies by ``scale``: 1 is
+naive duplication; 0 is silent copies as in LLaMA-Pro (arXiv 2401.02415), in the middle, the base exactly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.solvers.stack import AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.models.blocks import blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Settings(AddedSettings):
+    """Settings of duplication: how much of what the copied blocks add the copies add again."""
+
+    scale: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return super().label if self.scale == 1 else f"{super().label}, copies scaled by {self.scale:g}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return "" if self.scale == 1 else f"copies scaled by {self.scale:g}"
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Duplicate blocks of ``model`` in place."""
+    number = len(blocks(model))
+    added = settings.number(number)
+    first = (number - added) // 2
+    run = range(first, first + added)
+    stack = rearrange(model, sorted([*range(number), *run]))
+    if settings.scale != 1:
+        for index in range(added):
+            scale_writes(stack[first + 2 * index + 1], settings.scale)
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}

@@ -1,0 +1,42 @@
+"""LLaMA-Pro block expansion (Wu et al., arXiv 2401.02415), before the new blocks are trained.
+
+Copies of blocks are put in behind every ``layers / added`` blocks, each a copy of the block before it with
+the output projections of attention and MLP set to zero. The new blocks add nothing to the residual stream:
+the model is the base exactly. It is the control of the expansion family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.solvers.stack import AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.models.blocks import blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Settings(AddedSettings):
+    """Settings of LLaMA-Pro; the paper adds 8 blocks to 32."""
+
+    added: Annotated[float, Field(gt=0, le=1)] = 0.25
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Put new blocks into ``model`` in place."""
+    number = len(blocks(model))
+    added = settings.number(number)
+    copied = {(index + 1) * number // added - 1 for index in range(added)}
+    order = [place for index in range(number) for place in ([index, index] if index in copied else [index])]
+    stack = rearrange(model, order)
+    for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
+        if place == before:
+            scale_writes(block, 0.0)
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}

@@ -1,0 +1,1 @@
+"""Methods that take whole blocks out."""

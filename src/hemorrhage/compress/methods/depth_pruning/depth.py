@@ -1,0 +1,214 @@
+"""Depth pruning: whole decoder blocks are taken out.
+
+- ``influence``, ShortGPT (Men et al., arXiv 2403.03853): the blocks with the lowest influence
+  ``BI_i = 1 - E_t cos(x_i,t, x_{i+1},t)`` go, all ranked once in the dense model.
+- ``angular`` (Gromov et al., arXiv 2403.17887): the n blocks in a row ``l .. l + n - 1`` with the smallest
+  angular distance ``arccos(cos(x_l, x_{l+n})) / π`` of the last token between what enters and leaves them.
+- ``deepest``, that paper's simple baseline: the deepest n blocks before the last.
+- ``sleb`` (Song et al., arXiv 2402.09025): one at a time, the block without which the shortened model has the
+  lowest loss on calibration text, the first and the last excepted.
+- ``random``: as many blocks by lot, the control.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tqdm import tqdm
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.solvers.stack import count, rearrange, sources
+from hemorrhage.models.blocks import blocks
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+STATISTICS = {"influence": ("influence",), "angular": ("influence",), "sleb": ("tokens",)}
+"""What each order reads; the others read nothing."""
+
+STAY = {"influence": 1, "angular": 1, "random": 1, "deepest": 1, "sleb": 2}
+"""Blocks that each order leaves at least."""
+
+SAMPLES = 16
+"""Calibration windows of ``sleb`` where nothing is said. The paper takes 128; every window costs as much."""
+
+BATCH_TOKENS = 1024
+"""Tokens whose logits are in memory at once."""
+
+
+class Settings(BaseModel):
+    """The share of blocks to take out, rounded to whole blocks, and how they are chosen.
+
+    ``samples``: the calibration windows that ``sleb`` measures losses on; the other orders have none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "removed"
+
+    removed: Annotated[float, Field(gt=0, lt=1)]
+    order: Literal["influence", "angular", "deepest", "sleb", "random"]
+    samples: Annotated[int, Field(ge=1, strict=True)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _samples(cls, values: Any) -> Any:
+        # Written into the settings, so that the manifest says how many there were.
+        if isinstance(values, dict) and values.get("order") == "sleb" and values.get("samples") is None:
+            return {**values, "samples": SAMPLES}
+        return values
+
+    @model_validator(mode="after")
+    def _samples_are_for_sleb(self) -> Settings:
+        if self.samples is not None and self.order != "sleb":
+            raise ValueError(f"samples is for order sleb; order {self.order} measures no losses")
+        return self
+
+    @property
+    def severity(self) -> float:
+        """Share of blocks taken out."""
+        return self.removed
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{100 * self.removed:g} % of layers"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return self.order if self.samples in (None, SAMPLES) else f"{self.order}, {self.samples} windows"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Measures of the blocks or calibration text, where the order needs them."""
+        return STATISTICS.get(self.order, ())
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        return _problem(self, config["num_hidden_layers"])
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Take blocks out of ``model`` in place."""
+    number = len(blocks(model))
+    problem = _problem(settings, number)
+    if problem:
+        raise ValueError(problem)
+    removed = count(settings.removed, number)
+    if settings.order == "random":
+        gone = set(random.Random(seed).sample(range(number), removed))
+    elif settings.order == "deepest":
+        gone = set(range(number - 1 - removed, number - 1))
+    else:
+        assert statistics is not None
+        gone = _chosen(model, settings, statistics, removed)
+    rearrange(model, [index for index in range(number) if index not in gone])
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The block of the model that was altered which each block was made from."""
+    return {"blocks": sources(model)}
+
+
+def _chosen(model: PreTrainedModel, settings: Settings, statistics: Statistics, removed: int) -> set[int]:
+    """The blocks that go by the calibration's measures."""
+    if settings.order == "angular":
+        return nearest_run(statistics.angular_distance(), removed)
+    if settings.order == "influence":
+        influence = statistics.block_influence()
+        return set(sorted(range(len(influence)), key=lambda index: influence[index])[:removed])
+    assert settings.samples is not None
+    tokens = statistics.tokens()
+    if len(tokens) < settings.samples:
+        raise ValueError(f"samples is {settings.samples}; the calibration set has {len(tokens)} windows")
+    return least_loss(model, tokens[: settings.samples], removed)
+
+
+def nearest_run(distance: Tensor, removed: int) -> set[int]:
+    """The ``removed`` blocks in a row with the smallest distance between what enters and what leaves them.
+
+    ``distance`` [L+1, L+1]: entry [i, j] of the states that enter blocks i and j; L leaves the last.
+    """
+    first = int(distance.diagonal(removed).argmin())
+    return set(range(first, first + removed))
+
+
+def least_loss(model: PreTrainedModel, tokens: Tensor, removed: int) -> set[int]:
+    """SLEB's greedy choice of ``removed`` blocks on the windows ``tokens`` int64 [samples, length].
+
+    A candidate is tried with one pass from its place to the end: what enters it is carried along from
+    candidate to candidate. Computed in float32, one block's weights at a time; ``model`` stays as it is.
+    """
+    from hemorrhage.models.walk import enter
+
+    number = len(blocks(model))
+    batches = tokens.to(model.device).split(_batch(*tokens.shape))
+    gone: set[int] = set()
+    with (
+        torch.inference_mode(),
+        tqdm(
+            total=sum(number - 2 - done for done in range(removed)),
+            desc="sleb",
+            unit="pass",
+            mininterval=5,
+            leave=False,
+        ) as progress,
+    ):
+        states, arguments = enter(model, batches)
+        after_first = _through(model, [0], states, arguments)
+        for _ in range(removed):
+            states = after_first
+            losses = {}
+            for candidate in [index for index in range(1, number - 1) if index not in gone]:
+                rest = [index for index in range(candidate + 1, number) if index not in gone]
+                losses[candidate] = _loss(model, batches, _through(model, rest, states, arguments))
+                states = _through(model, [candidate], states, arguments)
+                progress.update()
+            gone.add(min(losses, key=lambda index: losses[index]))
+    return gone
+
+
+def _batch(samples: int, length: int) -> int:
+    """Windows per batch: a divisor of ``samples``, so that all batches have one shape and one mask."""
+    fitting = max(1, BATCH_TOKENS // length)
+    return max(size for size in range(1, min(fitting, samples) + 1) if samples % size == 0)
+
+
+def _through(
+    model: PreTrainedModel, places: list[int], states: list[Tensor], arguments: list[dict[str, Any]]
+) -> list[Tensor]:
+    """What leaves the blocks ``places``, run one after the other, when ``states`` enter the first of them."""
+    from hemorrhage.models.walk import in_float32, step
+
+    for place in places:
+        block = blocks(model)[place]
+        with in_float32(block):
+            states = [step(block, state, arguments[place]) for state in states]
+    return states
+
+
+def _loss(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> float:
+    """Mean loss per predicted token, in nats, of ``states`` that left the last block."""
+    from hemorrhage.models.walk import leave, logits
+
+    total = 0.0
+    for batch, state in zip(batches, states, strict=True):
+        (hidden,) = leave(model, (batch,), [state])
+        predicted = logits(model, hidden[:, :-1]).flatten(0, 1)
+        total += torch.nn.functional.cross_entropy(predicted, batch[:, 1:].flatten(), reduction="sum").item()
+    return total / sum(batch[:, 1:].numel() for batch in batches)
+
+
+def _problem(settings: Settings, number: int) -> str | None:
+    removed = count(settings.removed, number)
+    stay = STAY[settings.order]
+    if not 0 < removed <= number - stay:
+        return (
+            f"removed {settings.removed} of {number} layers takes out {removed}; "
+            f"at least 1 must go and {stay} must stay"
+        )
+    return None

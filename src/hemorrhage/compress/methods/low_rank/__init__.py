@@ -1,0 +1,1 @@
+"""Methods that replace a matrix by the product of two thin ones."""

@@ -1,0 +1,106 @@
+"""Low rank: each linear layer of the decoder blocks becomes the product of two thin ones.
+
+Plain, ``W ≈ U_r Σ_r V_rᵀ`` is the nearest matrix of that rank. ``whiten`` takes the nearest in what the layer gives
+out on the calibration tokens, ``‖(W - W') X‖``, as SVD-LLM (Wang et al., arXiv 2403.07378) does with the Cholesky
+factor of ``X Xᵀ``: with H = mean of x xᵀ = L Lᵀ, ``W L = U Σ Vᵀ`` is cut and ``L`` divided out. (ASVD, arXiv
+2312.05821, scales by the inputs' magnitudes instead; SVD-LLM's later fine-tuning is not part of it.) Every layer
+keeps the same share of its weights; H is the base model's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Settings(BaseModel):
+    """The share of the layers' weights to do without, and in which metric the rest is nearest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "removed"
+
+    removed: Annotated[float, Field(gt=0, lt=1)]
+    whiten: bool = True
+    damp: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    @property
+    def severity(self) -> float:
+        """Share of the blocks' weights that the factors have not."""
+        return self.removed
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{100 * self.removed:g} % of weights, {self.curve}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return "whitened" if self.whiten else "plain"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The second moments of the layers' inputs, if they count."""
+        return ("hessian",) if self.whiten else ()
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Factor the linear layers of ``model`` in place."""
+    linears = linears_of(model)
+    shared = statistics.shared() if statistics else {name: [name] for name in linears}
+    with torch.inference_mode():
+        for first, names in tqdm(shared.items(), desc="svd", unit="input", mininterval=5, leave=False):
+            moment = statistics.second_moment(first) if statistics else None
+            for name in names:
+                _replace(model, name, linears[name], moment, settings)
+
+
+def rank(rows: int, columns: int, removed: float) -> int:
+    """Rank whose two factors have a share ``1 - removed`` of rows · columns weights, at least 1."""
+    return max(1, round((1 - removed) * rows * columns / (rows + columns)))
+
+
+def factors(W: Tensor, moment: Tensor | None, rank: int, damp: float) -> tuple[Tensor, Tensor]:
+    """(inner [rank, columns], outer [rows, rank]) float32 of ``W`` float32 [rows, columns].
+
+    The left vectors of ``W L`` are eigenvectors of ``W H Wᵀ``, and the cut is a projection on them, so neither L
+    nor its inverse is needed where a layer has no more rows than columns. Where it has more, the smaller matrix
+    ``Lᵀ Wᵀ W L`` gives the right vectors. In float64.
+    """
+    W = W.double()
+    rows, columns = W.shape
+    H = torch.eye(columns, dtype=torch.float64) if moment is None else moment.double().clone()
+    if moment is not None:
+        H.diagonal().add_(damp * H.diagonal().mean())
+    if rows <= columns:
+        left = torch.linalg.eigh(W @ H @ W.T).eigenvectors[:, -rank:]
+        return (left.T @ W).float(), left.float()
+    lower = torch.linalg.cholesky(H)
+    product = W @ lower
+    right = torch.linalg.eigh(product.T @ product).eigenvectors[:, -rank:]
+    inner = torch.linalg.solve_triangular(lower, right.T, upper=False, left=False)
+    return inner.float(), (product @ right).float()
+
+
+def _replace(
+    model: PreTrainedModel, name: str, linear: torch.nn.Linear, moment: Tensor | None, settings: Settings
+) -> None:
+    from hemorrhage.models.formats.forms import replace
+    from hemorrhage.models.formats.low_rank import LowRankLinear
+
+    kept = rank(linear.out_features, linear.in_features, settings.removed)
+    inner, outer = factors(linear.weight.float(), moment, kept, settings.damp)
+    # Both factors as large as each other, so that neither loses more in a narrow dtype.
+    balance = (inner.norm() / outer.norm()).sqrt()
+    dtype = linear.weight.dtype
+    form = LowRankLinear((inner / balance).to(dtype), (outer * balance).to(dtype), linear.bias)
+    replace(model, name, form)

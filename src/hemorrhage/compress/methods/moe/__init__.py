@@ -1,0 +1,1 @@
+"""Methods that make, split or disturb mixtures of experts."""

@@ -1,0 +1,162 @@
+"""Splitting the MLPs into experts (LLaMA-MoE, Zhu et al., arXiv 2406.16554), before any training.
+
+The channels of each MLP are dealt at random into ``experts`` equal parts, the partition that the paper found best; a
+part with its rows of the gate and up projection and its columns of the down projection is an expert, and each token
+takes ``top_k`` of them. The result is an ordinary Mixtral of the same size that computes less. It weighs the chosen
+experts by a softmax that sums to one, 1 / ``top_k`` each here: the router's logits are made so small (root mean square
+0.001) that they choose, but hardly weigh. The down projections undo it:
+
+- ``scale: sum`` (times ``top_k``): what is chosen counts as in the dense MLP, the rest is gone (as in MoEfication,
+  arXiv 2110.01786). With ``top_k`` = ``experts`` the model is the base.
+- ``scale: expected`` (times ``experts``): that, times ``experts`` / ``top_k`` for what is missing, which keeps the mean
+  of a random choice. LLaMA-MoE's code has a factor for it (``score_scale_factor``), chosen per model.
+
+``router: regression`` chooses by what an expert would give: ridge regression on the calibration tokens, from the MLP's
+input to ‖E_i(x)‖ / Σ_j ‖E_j(x)‖, with 1 % of the mean of diag(x xᵀ) on the diagonal. ``router: random`` is drawn from a
+normal distribution, as LLaMA-MoE's before it is trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from tqdm import tqdm
+
+from hemorrhage.calibrate.expert_usage import mlp_inputs
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.solvers.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
+from hemorrhage.models.blocks import blocks
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+LOGITS = 1e-3
+"""Root mean square of the router's logits: weights differ by 0.1 %, and the softmax still tells logits apart."""
+
+RIDGE = 0.01
+
+BATCH_TOKENS = 2048
+
+
+class Settings(MixtureSettings):
+    """Number of experts, how many of them a token takes, and how they are chosen."""
+
+    axis: ClassVar[str] = "routing"
+
+    experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 8
+    router: Literal["regression", "random"] = "regression"
+    scale: Literal["sum", "expected"] = "sum"
+
+    @property
+    def severity(self) -> float:
+        """Share of the experts that a token does not take."""
+        return 1 - self.top_k / self.experts
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.top_k} of {self.experts} experts, {self._choice}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return f"{self.experts} experts, {self._choice}"
+
+    @property
+    def _choice(self) -> str:
+        router = f"{self.router} router"
+        return router if self.scale == "sum" else f"{router}, rescaled"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The calibration tokens, where a router has to be fitted."""
+        return ("tokens",) if self.router == "regression" and self.top_k < self.experts else ()
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        problem = dense_problem(config)
+        if problem is None and config["intermediate_size"] % self.experts:
+            width = config["intermediate_size"]
+            return f"experts {self.experts} does not divide the model's intermediate_size of {width}"
+        return problem
+
+    def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What a variant on this one finds in config.json."""
+        experts = {"num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
+        return {
+            **config,
+            **experts,
+            "model_type": "mixtral",
+            "intermediate_size": config["intermediate_size"] // self.experts,
+        }
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Make ``model`` a mixture of experts in place."""
+    problem = settings.check(model.config.to_dict())
+    if problem:
+        raise ValueError(problem)
+    generator = torch.Generator().manual_seed(seed)
+    width = model.config.intermediate_size
+    stack = blocks(model)
+    channels = [torch.randperm(width, generator=generator).view(settings.experts, -1) for _ in stack]
+    routers = _routers(model, settings, statistics, channels, generator)
+    factor = settings.top_k if settings.scale == "sum" else settings.experts
+
+    def parts(index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
+        gate, up, down = (mlp.get_submodule(name).weight.data for name in PROJECTIONS)
+        experts = [[gate[own], up[own], (factor * down[:, own].float()).to(down)] for own in channels[index]]
+        return experts, routers[index].to(gate)
+
+    changes = {
+        "num_experts": settings.experts,
+        "num_experts_per_tok": settings.top_k,
+        "intermediate_size": width // settings.experts,
+    }
+    from_dense(model, "mixtral", changes, parts)
+
+
+def fit(mlp: Any, x: Tensor, channels: Tensor) -> Tensor:
+    """Router float32 [experts, hidden] of a gated MLP whose experts are ``channels`` int64 [experts, width].
+
+    ``x`` float32 [tokens, hidden] are the MLP's inputs.
+    """
+    gate, up, down = (mlp.get_submodule(name).weight for name in PROJECTIONS)
+    moment = torch.zeros(x.shape[1], x.shape[1])
+    product = torch.zeros(x.shape[1], len(channels))
+    with torch.no_grad():
+        for part in x.split(BATCH_TOKENS):
+            inner = mlp.act_fn(part @ gate.T) * (part @ up.T)
+            given = torch.stack([(inner[:, own] @ down[:, own].T).norm(dim=1) for own in channels], dim=1)
+            # A constant for all experts chooses nothing; without it no intercept is needed.
+            target = given / given.sum(1, keepdim=True).clamp_min(1e-12) - 1 / len(channels)
+            moment += part.T @ part
+            product += part.T @ target
+        damped = moment + RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
+        router = torch.linalg.solve(damped, product).T
+        logits = ((router @ moment) * router).sum() / (len(x) * len(channels))
+        return router * (LOGITS / logits.sqrt().clamp_min(1e-12))
+
+
+def _routers(
+    model: PreTrainedModel,
+    settings: Settings,
+    statistics: Statistics | None,
+    channels: list[Tensor],
+    generator: torch.Generator,
+) -> list[Tensor]:
+    hidden = model.config.hidden_size
+    if settings.top_k == settings.experts:
+        return [torch.zeros(settings.experts, hidden) for _ in channels]
+    if settings.router == "random":
+        # Behind the norm the squares of an input add up to those of the norm's weights.
+        stack: Any = blocks(model)
+        norms = [block.post_attention_layernorm.weight.detach().float().norm() for block in stack]
+        return [torch.randn(settings.experts, hidden, generator=generator) * (LOGITS / norm) for norm in norms]
+    assert statistics is not None
+    inputs = mlp_inputs(model, statistics.tokens())
+    progress = {"desc": "expert split", "total": len(channels), "unit": "block", "mininterval": 5, "leave": False}
+    return [fit(mlp, x, channels[index]) for index, mlp, x in tqdm(inputs, **progress)]

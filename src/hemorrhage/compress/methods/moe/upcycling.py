@@ -1,0 +1,118 @@
+"""Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055): every MLP becomes a mixture of copies of itself.
+
+Attention, norms and embeddings stay; each MLP is copied into ``experts`` experts and a router is drawn from N(0,
+0.02²), of which each token takes the ``top_k`` highest. The result is an ordinary Mixtral, before any of the training
+that the paper is about. Mixtral divides the chosen experts' softmax by its sum, so that copies add up to the dense MLP
+and the model starts as the base exactly. ``normalize: false`` leaves it out, as the paper does in its language models:
+the MLP's output shrinks by the probability of the experts not chosen, and the model starts damaged. That one is an
+ordinary Qwen2-MoE whose shared expert has no width. ``noise`` is ours: each copy gets Gaussian noise of that share of
+the matrix's root mean square, so that experts differ and the choice between them matters.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.solvers.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+ROUTER_STD = 0.02
+
+
+class Settings(MixtureSettings):
+    """Number of experts, how many of them a token takes, and how much the copies differ."""
+
+    axis: ClassVar[str] = "added"
+
+    experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 4
+    top_k: Annotated[int, Field(ge=1, strict=True)] = 2
+    normalize: bool = True
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def severity(self) -> float:
+        """Copies that are added to each MLP; the manifest has the parameters added over the model's."""
+        return float(self.experts - 1)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        parts = [f"{self.experts} experts, top {self.top_k}"]
+        if not self.normalize:
+            parts.append("not normalised")
+        if self.noise:
+            parts.append(f"noise {self.noise:g}")
+        return ", ".join(parts)
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return self.label.split(", ", 1)[1]
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        problem = dense_problem(config)
+        if problem or self.normalize:
+            return problem
+        width = config["num_attention_heads"] * (config.get("head_dim") or 0)
+        if config.get("sliding_window") or width not in (0, config["hidden_size"]):
+            return "normalize false: a Qwen2-MoE has no sliding_window, and heads of hidden_size / num_attention_heads"
+        return None
+
+    def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What a variant on this one finds in config.json."""
+        kind = {"model_type": "mixtral" if self.normalize else "qwen2_moe"}
+        return {**config, **kind, "num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+    """Make ``model`` a mixture of experts in place."""
+    problem = settings.check(model.config.to_dict())
+    if problem:
+        raise ValueError(problem)
+    generator = torch.Generator().manual_seed(seed)
+
+    def parts(index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
+        weights = [mlp.get_submodule(name).weight.data for name in PROJECTIONS]
+        router = ROUTER_STD * torch.randn(settings.experts, weights[0].shape[1], generator=generator)
+        copies = [[_copy(weight, settings.noise, generator) for weight in weights] for _ in range(settings.experts)]
+        return copies, router.to(weights[0])
+
+    width = model.config.intermediate_size
+    shared = {"num_experts": settings.experts, "num_experts_per_tok": settings.top_k}
+    if settings.normalize:
+        from_dense(model, "mixtral", shared, parts)
+    else:
+        own = {"moe_intermediate_size": width, "shared_expert_intermediate_size": 0, "qkv_bias": False}
+        from_dense(model, "qwen2_moe", {**shared, **own, "norm_topk_prob": False}, parts)
+
+
+def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+    """The parameters that were added, over those that the model had."""
+    from hemorrhage.models.experts import mixtures
+
+    added = 0
+    for mixture in mixtures(model).values():
+        whole = sum(value.numel() for value in mixture.parameters())
+        added += whole - sum(value.numel() for value in mixture.experts[0].parameters())
+    return {"severity": added / (sum(value.numel() for value in model.parameters()) - added)}
+
+
+def _copy(weight: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    if not noise:
+        return weight.clone()
+    exact = weight.float()
+    drawn = torch.randn(weight.shape, generator=generator).to(exact.device)
+    return (exact + noise * exact.square().mean().sqrt() * drawn).to(weight)

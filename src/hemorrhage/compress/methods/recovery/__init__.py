@@ -1,0 +1,1 @@
+"""Methods that train back what an alteration broke."""

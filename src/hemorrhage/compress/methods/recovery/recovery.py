@@ -1,0 +1,201 @@
+"""Recovery: what an alteration broke is trained back with low-rank adapters (LoRA, arXiv 2106.09685).
+
+After LLM-Pruner (arXiv 2305.11627): adapters of rank 8, alpha 16, on every linear layer of the blocks, AdamW
+with a learning rate of 1e-4; here with a warm-up of a tenth of the steps, a cosine decay, gradients clipped
+to a norm of 1, and no dropout. The training text is the calibration windows. The adapters are merged into the
+weights, so that a plain checkpoint comes out.
+
+Sparse weights stay sparse: where more than 1 % of a layer's weights are zero, what the adapters add is masked
+there, both in training and when it is merged (MaskLoRA, arXiv 2312.15230), so training sees what is stored.
+A layer of zeros alone, as LLaMA-Pro puts in, is meant to be trained and not masked.
+
+``sham`` is the control: the same computation on windows whose tokens are shuffled, so that they have the
+text's tokens and none of its order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.solvers.training import Training
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+ALPHA = 16
+"""LLM-Pruner's: what the adapters add is multiplied by alpha over rank."""
+
+WARM_UP = 0.1
+"""Share of the steps over which the learning rate rises."""
+
+CLIP = 1.0
+"""Norm that gradients are clipped to."""
+
+SPARSE = 0.01
+"""Share of zeros above which a layer counts as pruned."""
+
+
+class Settings(BaseModel):
+    """Steps on ``batch`` windows each, the adapters' rank, the highest learning rate, and the control."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "steps"
+
+    steps: Annotated[int, Field(ge=1, strict=True)] = 200
+    rank: Annotated[int, Field(ge=1, strict=True)] = 8
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    batch: Annotated[int, Field(ge=1, strict=True)] = 4
+    sham: bool = False
+
+    @property
+    def severity(self) -> float:
+        """Steps."""
+        return float(self.steps)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.steps} steps{' on shuffled tokens' if self.sham else ''}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return f"rank {self.rank}{', sham' if self.sham else ''}"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The calibration windows."""
+        return ("tokens",)
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        width = config["hidden_size"]
+        return None if self.rank <= width else f"rank {self.rank} is more than the hidden_size of {width}"
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+    """Train ``model`` in place. The whole of it is in float32 while it trains.
+
+    Raises ValueError where a layer's weight isn't a plain tensor, and where the loss is not finite.
+    """
+    _refuse_forms(model)
+    dtypes = {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
+    model.float().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapters = _adapt(model, settings.rank)
+    train(model, training_windows(statistics.tokens(), settings.sham, seed), settings, seed)
+    for name, adapter in adapters.items():
+        model.set_submodule(name, _merged(adapter))
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value.data = value.data.to(dtypes[name])
+
+
+def train(model: nn.Module, windows: Tensor, settings: Settings, seed: int) -> None:
+    """Train the parameters of ``model`` that require a gradient on ``windows`` int64 [samples, length]."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
+    drawn = batches(windows, settings.batch, seed)
+    training = Training(parameters, optimizer, schedule, settings.steps)
+    for batch in training.remaining(drawn, "recovery"):
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        schedule.step()
+        training.finish(loss.item())
+    losses = training.losses
+    tenth = -(-len(losses) // 10)
+    log.info(
+        "training loss %.4f in the first tenth of the steps, %.4f in the last",
+        sum(losses[:tenth]) / tenth,
+        sum(losses[-tenth:]) / tenth,
+    )
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
+    warm = math.ceil(WARM_UP * steps)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def training_windows(tokens: Tensor, sham: bool, seed: int) -> Tensor:
+    """``tokens`` int64 [samples, length], each window's own shuffled where ``sham``."""
+    if not sham:
+        return tokens
+    keys = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
+    return tokens.gather(1, keys.argsort(dim=1))
+
+
+def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+    """Endless batches of ``windows``: all of them in an order by lot, then all in another."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(left) < size:
+            left = torch.cat([left, torch.randperm(len(windows), generator=generator)])
+        yield windows[left[:size]]
+        left = left[size:]
+
+
+def _adapt(model: PreTrainedModel, rank: int) -> dict[str, Any]:
+    """Put adapters on every linear layer of the decoder blocks of ``model``; ``{name: adapted layer}``."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = list(linears_of(model))
+    config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=names, lora_dropout=0.0, bias="none")
+    inject_adapter_in_model(config, model)
+    adapters: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    for adapter in adapters.values():
+        mask = _mask(adapter.base_layer.weight)
+        if mask is not None:
+            adapter.mask = mask
+            adapter.forward = _masked_forward(adapter)
+    return adapters
+
+
+def _mask(weight: Tensor) -> Tensor | None:
+    """Where a pruned ``weight`` may change, float32; None where it is not pruned."""
+    zeros = (weight == 0).float().mean().item()
+    return (weight != 0).float() if SPARSE < zeros < 1 else None
+
+
+def _masked_forward(adapter: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        weight = adapter.base_layer.weight + adapter.get_delta_weight("default") * adapter.mask
+        return torch.nn.functional.linear(x, weight, adapter.base_layer.bias)
+
+    return forward
+
+
+def _merged(adapter: Any) -> nn.Linear:
+    """The layer that ``adapter`` is on, with what it adds put into the weight."""
+    with torch.no_grad():
+        delta = adapter.get_delta_weight("default")
+        adapter.base_layer.weight += delta * adapter.mask if hasattr(adapter, "mask") else delta
+    return adapter.base_layer
+
+
+def _refuse_forms(model: PreTrainedModel) -> None:
+    inside = set(blocks(model).modules())
+    for name, module in model.named_modules():
+        if module in inside and hasattr(module, "stored"):
+            kind = type(module).__name__
+            raise ValueError(f"{name}: recovery trains plain weights, and this is a {kind}; pack after it")

@@ -1,0 +1,1 @@
+"""Methods that take heads, channels or columns out of blocks."""

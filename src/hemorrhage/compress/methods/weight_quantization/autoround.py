@@ -1,0 +1,224 @@
+"""AutoRound, SignRound's algorithm (Cheng et al., arXiv 2309.05516): learn which way each weight is rounded.
+
+Block by block, for every weight an offset V in [-0.5, 0.5] of its rounding, and for every group two shares alpha and
+beta in [0, 1] of its range: ``s = (alpha · max - beta · min) / (2^b - 1)``, ``q = clamp(round(w / s + z + V))``. V
+begins at 0, the shares at 1, which is round to nearest; ``iterations`` steps of signed gradient descent on the mean
+squared error of the block's output follow, the gradient passing through every rounding as if it were not there, with a
+step that falls from ``1 / iterations`` to 0. The best parameters that a step saw are kept. As in the authors' library
+a block is tuned on what the quantized blocks before it give, towards the output the dense block has in the dense model.
+
+That library, auto-round, is what the test compares with. It is not the engine here because it leaves every layer
+unquantized whose rows or columns are no multiple of 32, and because it changes the global state of torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
+from tqdm import tqdm
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.progress import CURRENT
+from hemorrhage.compress.solvers.grid import GridSettings, Quantized, code_dtype, group_width
+from hemorrhage.compress.solvers.packing import store
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+class Settings(GridSettings):
+    """Settings of AutoRound.
+
+    ``samples``: the calibration windows that are tuned on, all where nothing is said; ``batch`` of them make a step.
+    """
+
+    iterations: Annotated[int, Field(ge=1, strict=True)] = 200
+    samples: Annotated[int, Field(ge=1, strict=True)] | None = None
+    batch: Annotated[int, Field(ge=1, strict=True)] = 8
+
+    @model_validator(mode="after")
+    def _enough(self) -> Settings:
+        if self.samples is not None and self.samples < self.batch:
+            raise ValueError(f"samples {self.samples} must be at least the batch of {self.batch}")
+        return self
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return f"{super().curve}, {self.iterations} steps"
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The calibration windows."""
+        return ("tokens",)
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+    """Quantize ``model`` in place.
+
+    Raises ValueError where the calibration set has too few windows, and for a block whose output is not finite.
+    """
+    from hemorrhage.models.walk import enter, in_float32
+
+    tokens = statistics.tokens()
+    samples = settings.samples or max(len(tokens), settings.batch)
+    if len(tokens) < samples:
+        raise ValueError(f"wants {samples} calibration windows; the calibration set has {len(tokens)}")
+    names = {linear: name for name, linear in linears_of(model).items()}
+    generator = torch.Generator().manual_seed(seed)
+    current = CURRENT.get()
+    with torch.no_grad():
+        # Windows enter one by one, so that masks and positions are those of a batch of any size.
+        states, arguments = enter(model, tokens[:samples].to(model.device).split(1))
+        dense = torch.cat(states)
+        tuned = dense.clone()
+        stack = tqdm(blocks(model), desc="autoround", unit="block", mininterval=5, leave=False)
+        for index, block in enumerate(stack):
+            linears = {own: linear for own, linear in block.named_modules() if linear in names}
+            widths = {own: group_width(names[x], x.in_features, settings) for own, x in linears.items()}
+            dtypes = {own: linear.weight.dtype for own, linear in linears.items()}
+            with in_float32(block):
+                target = run(block, {}, dense, arguments[index], settings.batch)
+                if current is None or not current.done(index):
+                    layers = {
+                        own: Rounding(linear.weight.data, widths[own], settings, dtypes[own])
+                        for own, linear in linears.items()
+                    }
+                    if not tune(block, layers, tuned, target, arguments[index], settings, generator):
+                        raise ValueError(f"block {index}: its output is not finite")
+                    found = {own: layer.quantized() for own, layer in layers.items()}
+                    weights = {f"{own}.weight": quantized.dense() for own, quantized in found.items()}
+                    tuned = run(block, weights, tuned, arguments[index], settings.batch)
+            dense = target
+            if current is not None and current.done(index):
+                # What tuning would have drawn is drawn, so that the blocks behind see the same samples.
+                list(itertools.islice(draws(samples, settings.batch, generator), settings.iterations))
+                current.restore(model, index)
+                with in_float32(block):
+                    tuned = run(block, {}, tuned, arguments[index], settings.batch)
+                continue
+            for own, quantized in found.items():
+                store(model, names[linears[own]], quantized, settings)
+            if current is not None:
+                current.finish(model, index)
+
+
+class Rounding:
+    """A layer's weights, and the parameters that say how they are rounded."""
+
+    def __init__(self, weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> None:
+        """``weight`` float32 [rows, columns], ``width`` columns to a group; scales are stored in ``dtype``."""
+        self._groups = weight.unflatten(1, (-1, width))
+        self._low = self._groups.amin(2).clamp(max=0)
+        self._high = self._groups.amax(2).clamp(min=0)
+        self._settings = settings
+        self._dtype = dtype
+        self.offset = torch.zeros_like(self._groups, requires_grad=True)
+        """V: float32 [rows, groups, width]."""
+        self.shares = torch.ones(2, *self._low.shape, device=weight.device, requires_grad=True)
+        """beta and alpha: float32 [2, rows, groups]."""
+
+    def values(self) -> Tensor:
+        """The rounded weights float32 [rows, columns], differentiable in ``offset`` and ``shares``."""
+        codes, scale, zero = self._rounded()
+        return ((codes - zero) * scale).flatten(1)
+
+    def quantized(self) -> Quantized:
+        """The rounded weights as they are stored."""
+        codes, scale, zero = self._rounded()
+        kind = code_dtype(self._settings.bits)
+        return Quantized(
+            codes.detach().flatten(1).to(kind),
+            scale.detach().squeeze(2).to(self._dtype),
+            None if self._settings.symmetric else zero.detach().squeeze(2).to(kind),
+        )
+
+    def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes [rows, groups, width], scales and zero points [rows, groups, 1], all float32."""
+        half, steps = 2 ** (self._settings.bits - 1), 2**self._settings.bits - 1
+        low, high = self._low * self.shares[0], self._high * self.shares[1]
+        symmetric = self._settings.symmetric
+        scale = (2 * torch.maximum(-low, high) if symmetric else high - low) / steps
+        stored = scale.detach().to(self._dtype)
+        # A group of zeros has no span; any scale reads its zeros back as zeros.
+        stored = torch.where(stored == 0, torch.finfo(self._dtype).eps, stored).float()
+        scale = stored + (scale - scale.detach())
+        zero = torch.zeros_like(scale) if symmetric else straight(-half - low / scale)
+        scale, zero = scale.unsqueeze(2), zero.unsqueeze(2)
+        codes = straight(self._groups / scale + self.offset) + zero
+        # Codes at the ends of the grid count as clipped, so that the gradient sees them move with the range; torch's
+        # own clamp has been of both minds about that. On a tiny model this leaves a third less damage.
+        inside = (codes > -half) & (codes < half - 1)
+        return torch.where(inside, codes, codes.detach().clamp(-half, half - 1)), scale, zero
+
+
+def straight(x: Tensor) -> Tensor:
+    """``x`` rounded, with the gradient of ``x`` itself.
+
+    What is added is exactly zero, so that the result is whole and ends of the grid are not taken for outside.
+    """
+    return x.detach().round() + (x - x.detach())
+
+
+def tune(
+    block: nn.Module,
+    layers: dict[str, Rounding],
+    states: Tensor,
+    target: Tensor,
+    arguments: dict[str, Any],
+    settings: Settings,
+    generator: torch.Generator,
+) -> bool:
+    """Give ``layers`` of the float32 ``block`` the best parameters found; False where no output was finite.
+
+    ``states`` float32 [samples, length, hidden] enter the block, ``target`` of the same shape should leave it.
+    """
+    parameters = [parameter for layer in layers.values() for parameter in (layer.offset, layer.shares)]
+    best: list[Tensor] = []
+    least = math.inf
+    chosen = draws(len(states), settings.batch, generator)
+    for step in range(settings.iterations):
+        picked = next(chosen).to(states.device)
+        with torch.enable_grad():
+            weights = {f"{own}.weight": layer.values() for own, layer in layers.items()}
+            loss = torch.nn.functional.mse_loss(_through(block, weights, states[picked], arguments), target[picked])
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        if loss.item() < least:
+            least, best = loss.item(), [parameter.detach().clone() for parameter in parameters]
+        rate = (1 - step / settings.iterations) / settings.iterations
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            # A layer that no token reaches, an expert say, stays rounded to nearest.
+            if gradient is not None:
+                parameter.sub_(gradient.sign_(), alpha=rate)
+        for layer in layers.values():
+            # Half a step at most, which also leaves zeros what they are.
+            layer.offset.clamp_(-0.5, 0.5)
+            layer.shares.clamp_(0, 1)
+    for parameter, value in zip(parameters, best, strict=bool(best)):
+        parameter.copy_(value)
+    return bool(best)
+
+
+def draws(samples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of ``batch`` samples without end: all in random order, what is left over dropped, and again."""
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        yield from order[: samples - samples % batch].split(batch)
+
+
+def run(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: dict[str, Any], batch: int) -> Tensor:
+    """What leaves ``block`` with ``weights`` in the place of its own when ``states`` enter it, in batches."""
+    return torch.cat([_through(block, weights, part, arguments) for part in states.split(batch)])
+
+
+def _through(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: dict[str, Any]) -> Tensor:
+    after = torch.func.functional_call(block, weights, (states,), arguments)
+    return after[0] if isinstance(after, tuple) else after

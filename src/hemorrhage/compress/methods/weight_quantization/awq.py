@@ -1,0 +1,238 @@
+"""AWQ (Lin et al., arXiv 2306.00978): scale the inputs that matter up before rounding, then clip.
+
+Round to nearest errs by a share of the group's largest weight, whatever the input is worth. So the weights of
+an input feature are multiplied by a scale s and the feature is divided by it, which changes nothing before
+rounding: the layer that makes the feature (a norm, or the linear layer before) takes the division. ``s =
+mean|X_j|^alpha / sqrt(max · min)``, and alpha in {0, 0.05, ... 0.95} is the one with the least ``||Q(W
+diag(s)) diag(s)⁻¹ X - W X||²``, summed over the linear layers that read the input. With the stored second
+moment H of X that is exactly ``tr(dW H dWᵀ)`` per token, so the search needs no forward passes. Then the
+largest weight of every group is clipped to the best of ten shares of it, again by the error of the group's
+own output; not for queries and keys, as in the paper's code. That code scales by the error of the whole
+attention or MLP output; the formula above is the paper's equation 4.
+
+``sham`` is the control: what was found is dealt out at random, the scales of an input among its features and the
+clipped shares of a layer among its groups.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import model_validator
+from tqdm import tqdm
+
+from hemorrhage.calibrate import triangle
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.methods.weight_quantization import rtn
+from hemorrhage.compress.solvers.grid import Grid, GridSettings, fit, group_width
+from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+ALPHAS = 20
+"""Steps of the search over alpha; the paper's."""
+
+CLIPS = 10
+"""Shares of the largest weight tried: 1, 0.95, ... 0.55; those of the paper's code."""
+
+BEFORE = {
+    "self_attn.q_proj": "input_layernorm",
+    "self_attn.o_proj": "self_attn.v_proj",
+    "mlp.gate_proj": "post_attention_layernorm",
+    "mlp.down_proj": "mlp.up_proj",
+}
+"""The first linear layer that reads an input -> the layer that makes the input, which takes the division."""
+
+MODELS = ("llama", "mistral", "qwen2")
+"""Model types whose blocks compute with exactly these layers."""
+
+
+class Settings(GridSettings):
+    """Settings of AWQ. ``scale`` and ``clip`` can be taken away to see what each is worth."""
+
+    moved: ClassVar[str] = "scaled"
+
+    scale: bool = True
+    clip: bool = True
+    sham: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_shuffle(self) -> Settings:
+        if self.sham and not (self.scale or self.clip):
+            raise ValueError("sham shuffles scales and clipping, and both are taken away")
+        return self
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        without = [what for what, wanted in (("scales", self.scale), ("clipping", self.clip)) if not wanted]
+        own = [f"without {' and '.join(without)}" if without else "", "sham" if self.sham else ""]
+        return ", ".join(filter(None, [super().curve, *own]))
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The second moments and the mean magnitudes of the layers' inputs."""
+        return ("hessian", "activations")
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        if config["model_type"] not in MODELS:
+            return f"awq knows the layers of {', '.join(MODELS)}; this model is a {config['model_type']}"
+        return super().check(config)
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+    """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
+    linears = linears_of(model)
+    generator = dealer(settings.sham, seed)
+    with torch.no_grad():
+        for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
+            dtype = linears[next(iter(shared))].weight.dtype
+            scales = {}
+            if settings.scale:
+                scales = {
+                    first: dealt(
+                        best_scale(
+                            [linears[name].weight for name in names],
+                            statistics.second_moment(first),
+                            statistics.mean_abs(first),
+                            group_width(first, linears[first].in_features, settings),
+                            settings,
+                            dtype,
+                        ),
+                        generator,
+                    )
+                    for first, names in shared.items()
+                    if foldable(model, first)
+                }
+            for name in (name for names in shared.values() for name in names):
+                # A layer takes up to two scales, and is rounded once after both.
+                linears[name].weight.data = linears[name].weight.data.float()
+            for first, names in shared.items():
+                if first in scales:
+                    scales[first] = fold(model, first, names, scales[first])
+            for first, names in shared.items():
+                moment = statistics.second_moment(first)
+                if first in scales:
+                    moment = moment / torch.outer(scales[first], scales[first])
+                width = group_width(first, linears[first].in_features, settings)
+                for name in names:
+                    weight = linears[name].weight.data
+                    if settings.clip and not name.endswith(("q_proj", "k_proj")):
+                        weight = clipped(weight, moment, width, settings, dtype, generator)
+                    store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
+
+
+def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:
+    """The inputs ``{first linear: [linears]}`` of each decoder block."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for first, names in shared.items():
+        found.setdefault(first.rsplit(".", 2)[0], {})[first] = names
+    return list(found.values())
+
+
+def before(model: PreTrainedModel, first: str) -> Any:
+    """The layer that makes the input of the linear layer ``first``."""
+    block, part, name = first.rsplit(".", 2)
+    return model.get_submodule(f"{block}.{BEFORE[f'{part}.{name}']}")
+
+
+def foldable(model: PreTrainedModel, first: str) -> bool:
+    """Whether each feature that ``first`` reads is made by one row before; not so where queries share values."""
+    return len(before(model, first).weight) == linears_of(model)[first].in_features
+
+
+def best_scale(
+    weights: list[Tensor],
+    moment: Tensor,
+    magnitude: Tensor,
+    width: int,
+    settings: Settings,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Scales float32 [columns] of the input that ``weights`` [rows_i, columns] read.
+
+    ``moment`` float32 [columns, columns] is the second moment of the input, ``magnitude`` float32 [columns] the
+    mean of its absolute values; ``width`` columns share a grid, whose scales are stored in ``dtype``.
+    """
+    best, least = torch.ones_like(magnitude), math.inf
+    # Σ dw H dwᵀ over the rows is the sum of the products of dwᵀ dw and H, both symmetric: a triangle of them is enough.
+    across = torch.triu(2 * moment, 1).add_(torch.diag(moment.diagonal()))
+    changes = torch.zeros_like(across)
+    for step in range(ALPHAS):
+        scale = magnitude.pow(step / ALPHAS).clamp(min=1e-4)
+        scale = scale / (scale.max() * scale.min()).sqrt()
+        changes.zero_()
+        for weight in weights:
+            weight = weight.float()
+            rounded = _rounded((weight * scale).unflatten(1, (-1, width)), settings, dtype)
+            change = rounded.flatten(1).div_(scale).sub_(weight)
+            triangle.add_square(changes, change)
+        error = changes.mul_(across).sum().item()
+        if error < least:
+            best, least = scale, error
+    return best
+
+
+def fold(model: PreTrainedModel, first: str, names: list[str], scale: Tensor) -> Tensor:
+    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what makes them by it.
+
+    Returns the scale that was applied: a norm's weight is rounded to the dtype it is stored in, and the layers
+    take the factor that this leaves, so that folding is exact. Linear layers must be float32.
+    """
+    maker = before(model, first)
+    if maker.weight.dim() == 1:
+        divided = (maker.weight.float() / scale).to(maker.weight.dtype)
+        scale = torch.where(divided == 0, scale, maker.weight.float() / divided.float())
+        maker.weight.copy_(divided)
+    else:
+        maker.weight.div_(scale.unsqueeze(1))
+        if maker.bias is not None:
+            maker.bias.copy_(maker.bias.float() / scale)
+    linears = linears_of(model)
+    for name in names:
+        linears[name].weight.mul_(scale)
+    return scale
+
+
+def clipped(
+    weight: Tensor,
+    moment: Tensor,
+    width: int,
+    settings: Settings,
+    dtype: torch.dtype,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``weight`` float32 [rows, columns], every group of ``width`` columns clipped to the best share of its largest.
+
+    The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``moment``
+    [columns, columns]. A ``generator`` deals the shares out at random.
+    """
+    groups = weight.unflatten(1, (-1, width))
+    blocks = moment.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2).movedim(2, 0)
+    largest = groups.abs().amax(2)
+    best, least = largest.clone(), torch.full_like(largest, math.inf)
+    for step in range(CLIPS):
+        limit = largest * (1 - step / (2 * CLIPS))
+        kept = groups.clamp(-limit.unsqueeze(2), limit.unsqueeze(2))
+        change = _rounded(kept, settings, dtype).sub_(groups).transpose(0, 1)
+        error = torch.bmm(change, blocks).mul_(change).sum(2).T
+        best = torch.where(error < least, limit, best)
+        least = torch.minimum(error, least)
+    if generator is not None:
+        best = largest * dealt(torch.where(largest > 0, best / largest, 1.0), generator)
+    return groups.clamp(-best.unsqueeze(2), best.unsqueeze(2)).flatten(1)
+
+
+def _rounded(groups: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor:
+    """``groups`` [rows, groups, width], rounded to nearest on their grids."""
+    grid = fit(groups, 2, settings, dtype)
+    values = torch.empty_like(groups)
+    Grid(grid.scale.unsqueeze(2), grid.zero.unsqueeze(2), grid.bits).round(groups, torch.empty_like(groups), values)
+    return values

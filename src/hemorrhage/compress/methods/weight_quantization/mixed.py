@@ -1,0 +1,212 @@
+"""Mixed precision: bits where they are worth most, under a budget of stored bits.
+
+Rounding the weights of a linear layer by dW changes its outputs by dW x, and the model's prediction by about ``KL
+≈ 1/2 Σ_i G_ii (dW H dWᵀ)_ii`` nats per token: H is the second moment of the layer's inputs, G_ii the mean squared
+gradient of the per-token loss with respect to output i. That is K-FAC's Fisher matrix (Martens and Grosse, arXiv
+1503.05671) with a diagonal output factor, and the use of curvature to give bits that of HAWQ (Dong et al., arXiv
+1905.03696). Every layer is rounded at every width; then a width is chosen for each so that the estimates add up to
+the least under the budget, exactly on a grid of bytes. The estimates are added: layers are taken to err on their own.
+
+``sham`` is the control: each layer gets the estimates of another one, drawn by lot.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from tqdm import tqdm
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.methods.weight_quantization import gptq, rtn
+from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width
+from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.compress.solvers.widths import input_widths
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+CELLS = 1 << 17
+"""Steps of the budget that the allocation tells apart, where the sizes have no larger common divisor."""
+
+Width = Annotated[int, Field(ge=2, le=8, strict=True)]
+
+
+class Settings(BaseModel):
+    """The budget and what it can be spent on.
+
+    ``budget``: stored bits per weight of the decoder blocks' linear layers, scales and zero points counted.
+    ``widths``: bits of a code that a layer can have. ``rounding`` with ``gptq`` reads second moments twice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    axis: ClassVar[str] = "bits"
+
+    budget: Annotated[float, Field(gt=2, le=16)]
+    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
+    group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
+    symmetric: bool = False
+    rounding: Literal["rtn", "gptq"] = "rtn"
+    sham: bool = False
+
+    @field_validator("widths")
+    @classmethod
+    def _rising(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if list(widths) != sorted(set(widths)):
+            raise ValueError(f"widths {list(widths)} must rise")
+        return widths
+
+    def grid(self, bits: int) -> GridSettings:
+        """Settings of the grid of a layer with ``bits``."""
+        kind = gptq.Settings if self.rounding == "gptq" else rtn.Settings
+        return kind(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    @property
+    def severity(self) -> float:
+        """Stored bits per weight of the quantized layers."""
+        return self.budget
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.budget:g} bits on average, {self.curve}"
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        widths, grid = ", ".join(map(str, self.widths)), self.grid(self.widths[0]).curve
+        return ", ".join([f"mixed {widths}", grid, self.rounding, *(["sham"] if self.sham else [])])
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The second moments of the layers' inputs and the gradients at their outputs."""
+        return ("hessian", "gradients")
+
+    def check(self, config: dict[str, Any]) -> str | None:
+        """Why these settings can't be for a model with this config.json, or None."""
+        problem = self.grid(self.widths[0]).check(config)
+        if problem:
+            return problem
+        scale = 32 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 16
+        costs = [
+            bits + (scale + (0 if self.symmetric else bits)) / self._width(columns)
+            for bits in (self.widths[0], self.widths[-1])
+            for columns in input_widths(config).values()
+        ]
+        # What the layers' shapes cost in detail is known when the model is there.
+        if not min(costs) < self.budget < max(costs):
+            return f"budget {self.budget:g} must lie between {min(costs):.3g} and {max(costs):.3g} for these widths"
+        return None
+
+    def _width(self, columns: int) -> int:
+        return columns if self.group_size == "channel" else self.group_size
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+    """Quantize ``model`` in place. Raises ValueError where the budget is less than the least widths take."""
+    linears = linears_of(model)
+    sizes = [
+        [
+            stored_bits(linear.out_features, linear.in_features, settings.grid(bits), linear.weight.dtype)
+            for bits in settings.widths
+        ]
+        for linear in linears.values()
+    ]
+    limit = int(settings.budget * sum(linear.weight.numel() for linear in linears.values()))
+    with torch.no_grad():
+        estimates = sensitivities(linears, settings, statistics)
+        order = dealt(torch.arange(len(linears)), dealer(settings.sham, seed))
+        found = [estimates[name] for name in linears]
+        chosen = allocate([found[place] for place in order.tolist()], sizes, limit)
+        grids = {name: settings.grid(settings.widths[index]) for name, index in zip(linears, chosen, strict=True)}
+        inputs = statistics.shared().items()
+        for first, names in tqdm(inputs, desc=settings.rounding, unit="input", mininterval=5, leave=False):
+            moment = statistics.second_moment(first) if settings.rounding == "gptq" else None
+            for name in names:
+                (part,) = rounded([name], linears, moment, grids[name])
+                store(model, name, part, grids[name])
+
+
+def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics: Statistics) -> dict[str, list[float]]:
+    """Estimated KL, nats per token, of rounding each of ``linears`` alone, for every one of the widths."""
+    found: dict[str, list[float]] = {name: [] for name in linears}
+    inputs = statistics.shared().items()
+    for first, names in tqdm(inputs, desc="sensitivity", unit="input", mininterval=5, leave=False):
+        moment = statistics.second_moment(first)
+        outputs = [statistics.output_gradient(name) for name in names]
+        for bits in settings.widths:
+            parts = rounded(names, linears, moment, settings.grid(bits))
+            for name, part, output in zip(names, parts, outputs, strict=True):
+                change = part.dense().sub_(linears[name].weight)
+                found[name].append(divergence(change, moment, output))
+    return found
+
+
+def rounded(
+    names: list[str], linears: dict[str, nn.Linear], moment: Tensor | None, settings: GridSettings
+) -> list[Quantized]:
+    """The layers ``names``, which read one input with second moment ``moment``, on the grid of ``settings``."""
+    weights = [linears[name].weight.detach() for name in names]
+    width, dtype = group_width(names[0], weights[0].shape[1], settings), weights[0].dtype
+    if isinstance(settings, gptq.Settings):
+        assert moment is not None
+        try:
+            return gptq.quantize(weights, moment, width, settings, dtype)
+        except ValueError as error:
+            raise ValueError(f"{names[0]}: {error}") from None
+    return [rtn.quantize(weight, width, settings, dtype) for weight in weights]
+
+
+def divergence(change: Tensor, moment: Tensor, output: Tensor) -> float:
+    """Estimated KL, nats per token, of adding ``change`` float32 [rows, columns] to a layer's weights.
+
+    ``moment`` float32 [columns, columns]: second moment of its inputs; ``output`` float32 [rows]: mean squared gradient
+    of the per-token loss with respect to its outputs.
+    """
+    return 0.5 * torch.dot((change @ moment).mul_(change).sum(1), output).item()
+
+
+def stored_bits(rows: int, columns: int, settings: GridSettings, dtype: torch.dtype) -> int:
+    """Bits that a packed layer of ``rows`` times ``columns`` weights takes: codes, scales, zero points, its shape."""
+    groups = 1 if settings.group_size == "channel" else columns // settings.group_size
+    words = rows * math.ceil(columns * settings.bits / 32)
+    if not settings.symmetric:
+        words += math.ceil(rows * settings.bits / 32) * groups
+    return 32 * words + 8 * dtype.itemsize * rows * groups + 2 * 64
+
+
+def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> list[int]:
+    """For each item the index of its choice, so that the sum of ``losses`` is least with ``sizes`` at most ``limit``.
+
+    The multiple-choice knapsack, by dynamic programming over how much of ``limit`` is spent, in steps of ``limit /
+    CELLS`` or of the sizes' common divisor where that is larger; sizes are rounded up to steps. Raises ValueError where
+    even the smallest choices take more than ``limit``.
+    """
+    least = sum(map(min, sizes))
+    if least > limit:
+        raise ValueError(f"the smallest widths take {least} bits, the budget allows {limit}")
+    # What every item takes in any case is not counted, so that all steps go into telling choices apart.
+    extra = [[size - min(item) for size in item] for item in sizes]
+    step = max(math.gcd(*(size for item in extra for size in item)), -(-(limit - least) // CELLS), 1)
+    cells = (limit - least) // step + 1
+    # total[c]: least loss of the items so far with at most c steps spent.
+    total = torch.zeros(cells, dtype=torch.float64)
+    picks = []
+    for item, cost in zip(losses, extra, strict=True):
+        tried = torch.full((len(item), cells), math.inf, dtype=torch.float64)
+        for row, loss, size in zip(tried, item, cost, strict=True):
+            taken = -(-size // step)
+            row[taken:] = total[: max(cells - taken, 0)] + loss
+        total, pick = tried.min(0)
+        picks.append(pick.to(torch.int8))
+    left = cells - 1
+    chosen = []
+    for pick, cost in zip(reversed(picks), reversed(extra), strict=True):
+        chosen.append(int(pick[left]))
+        left -= -(-cost[chosen[-1]] // step)
+    return chosen[::-1]

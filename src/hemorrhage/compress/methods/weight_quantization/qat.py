@@ -1,0 +1,139 @@
+"""Quantization-aware training: the weights move until their rounding does less harm (LLM-QAT, arXiv 2305.17888).
+
+A student, whose linear layers in the decoder blocks are rounded to nearest in every step, learns to predict what the
+model predicted before: the loss is KL(teacher ‖ student) over the calibration windows, which is the paper's cross
+entropy with the teacher's soft labels less a constant. The gradient passes through the rounding as if it were not there
+(straight-through: Bengio et al., arXiv 1308.3432), to float32 weights that AdamW moves without weight decay; the grids
+follow the weights, from least to greatest, without clipping. Learning rate, schedule and optimizer are the paper's but
+for a warm-up of a tenth of the steps and gradients clipped to a norm of 1; its text is generated, this is calibration
+text. What is no linear layer of a block stays as it is. In the end the weights are rounded once more and packed.
+
+``sham`` is the control: in every step the gradients of a matrix in random places.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.methods.recovery.recovery import CLIP, batches, rate
+from hemorrhage.compress.methods.weight_quantization import rtn
+from hemorrhage.compress.solvers.grid import Grid, GridSettings, fit, group_width
+from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.compress.solvers.training import Training
+from hemorrhage.models.linears import linears_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+class Settings(GridSettings):
+    """Steps on ``batch`` windows each, the highest learning rate, and the control."""
+
+    steps: Annotated[int, Field(ge=1, strict=True)] = 200
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-5
+    batch: Annotated[int, Field(ge=1, strict=True)] = 4
+    sham: bool = False
+
+    @property
+    def curve(self) -> str:
+        """What the points of one damage curve have in common."""
+        return ", ".join([super().curve, f"{self.steps} steps", *(["sham"] if self.sham else [])])
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The calibration windows."""
+        return ("tokens",)
+
+
+def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+    """Train and quantize ``model`` in place; the whole of it is in float32 while it trains.
+
+    Raises ValueError where groups don't divide a layer's inputs, and where the loss is not finite.
+    """
+    dtypes = {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
+    linears = linears_of(model)
+    widths = {name: group_width(name, linear.in_features, settings) for name, linear in linears.items()}
+    model.float().requires_grad_(False)
+    weights = {name: linear.weight.detach().clone() for name, linear in linears.items()}
+    train(model, weights, widths, {name: dtypes[f"{name}.weight"] for name in linears}, settings, statistics, seed)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value.data = value.data.to(dtypes[name])
+    with torch.no_grad():
+        for name, weight in weights.items():
+            dtype = dtypes[f"{name}.weight"]
+            store(model, name, rtn.quantize(weight.detach(), widths[name], settings, dtype), settings)
+
+
+def train(
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    widths: dict[str, int],
+    dtypes: dict[str, torch.dtype],
+    settings: Settings,
+    statistics: Statistics,
+    seed: int,
+) -> None:
+    """Move ``weights``, float32 of each linear layer, in place; ``model`` with its own weights is the teacher.
+
+    ``widths``: columns that share a grid in each layer, ``dtypes``: what its scales are stored in.
+    """
+    parameters = [weight.requires_grad_() for weight in weights.values()]
+    zeros = [weight.detach() == 0 for weight in parameters] if settings.keep_zeros else []
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
+    drawn = batches(statistics.tokens(), settings.batch, seed)
+    generator = dealer(settings.sham, seed)
+    training = Training(parameters, optimizer, schedule, settings.steps, generator)
+    for tokens in training.remaining(drawn, "qat"):
+        batch = tokens.to(model.device)
+        with torch.no_grad():
+            target = model(input_ids=batch, use_cache=False).logits.flatten(0, 1).log_softmax(-1)
+        rounded = {
+            f"{name}.weight": straight_through(weight, widths[name], settings, dtypes[name])
+            for name, weight in weights.items()
+        }
+        arguments = {"input_ids": batch, "use_cache": False}
+        logits = torch.func.functional_call(model, rounded, (), arguments).logits.flatten(0, 1)
+        loss = torch.nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+        optimizer.zero_grad()
+        loss.backward()
+        for weight in parameters:
+            if weight.grad is not None:
+                weight.grad = dealt(weight.grad, generator)
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        schedule.step()
+        for weight, mask in zip(parameters, zeros, strict=False):
+            weight.data.masked_fill_(mask, 0)
+        training.finish(loss.item())
+    losses = training.losses
+    tenth = -(-len(losses) // 10)
+    log.info(
+        "divergence %.4f in the first tenth of the steps, %.4f in the last",
+        sum(losses[:tenth]) / tenth,
+        sum(losses[-tenth:]) / tenth,
+    )
+
+
+def straight_through(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> Tensor:
+    """``weight`` float32 [rows, columns] rounded to nearest in groups of ``width`` columns, with its own gradient.
+
+    ``dtype``: what scales are stored in. The values are those that ``rtn.quantize`` stores.
+    """
+    with torch.no_grad():
+        groups = weight.detach().unflatten(1, (-1, width))
+        grid = fit(groups, 2, settings, dtype)
+        values = torch.empty_like(groups)
+        wide = Grid(grid.scale.unsqueeze(2), grid.zero.unsqueeze(2), grid.bits)
+        wide.round(groups, torch.empty_like(groups), values)
+        change = values.flatten(1) - weight
+    return weight + change

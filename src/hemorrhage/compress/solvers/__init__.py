@@ -1,0 +1,1 @@
+"""What several methods share: grids, masks, column updates, stacks of blocks, training loops."""

@@ -1,0 +1,98 @@
+"""SmoothQuant's smoothing (Xiao et al., arXiv 2211.10438): outliers of activations move into the weights.
+
+``s_j = max|X_j|^a / max|W_j|^(1-a)`` for each input feature j of the linear layers that read one norm's
+output, the maximum over all of them. The norm's weight is divided by s, the layers' columns are multiplied by
+it: the model computes what it did, with inputs that are easier to round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.models.blocks import blocks
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Keys of config.json that a mixture of experts has."""
+
+
+def check(config: dict[str, Any]) -> str | None:
+    """Why a model with this config.json can't be smoothed, or None."""
+    found = next((key for key in EXPERTS if config.get(key)), None)
+    return found and f"smoothing is for dense blocks, and this model has {found} {config[found]}"
+
+
+def norms_before(model: PreTrainedModel) -> dict[str, Any]:
+    """``{linear layer: norm whose output it reads}`` for those of the decoder blocks that read one.
+
+    Observed while the model runs over one token, and so independent of what an architecture calls its layers.
+    """
+    inside = [module for block in blocks(model) for module in block.modules()]
+    names = {module: name for name, module in model.named_modules()}
+    # The outputs are kept until the end, or else a later tensor could have an earlier one's identity.
+    outputs: list[tuple[Tensor, nn.Module]] = []
+    found: dict[str, Any] = {}
+
+    def made(module: nn.Module, _: Any, output: Tensor) -> None:
+        outputs.append((output, module))
+
+    def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        norm = next((norm for output, norm in outputs if output is arguments[0]), None)
+        if norm is not None:
+            found[names[module]] = norm
+
+    hooks = []
+    for module in inside:
+        weight = getattr(module, "weight", None)
+        if isinstance(module, torch.nn.Linear):
+            hooks.append(module.register_forward_pre_hook(read))
+        elif isinstance(weight, torch.nn.Parameter) and weight.dim() == 1:
+            hooks.append(module.register_forward_hook(made))
+    try:
+        with torch.inference_mode():
+            model.get_decoder()(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def scales(largest: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
+    """s [n] of the layers ``weights`` [rows_i, n] that read inputs of up to ``largest`` [n] in absolute
+    value.
+
+    Features that are always zero, in the inputs or in the weights, keep a scale of 1.
+    """
+    heaviest = torch.stack([weight.float().abs().amax(0) for weight in weights]).amax(0)
+    scale = largest.pow(alpha) / heaviest.pow(1 - alpha)
+    return torch.where((largest > 0) & (heaviest > 0), scale, 1.0)
+
+
+def fold(norm: Any, scale: Tensor) -> Tensor:
+    """Divide the weight and bias of ``norm`` by ``scale`` [n]; the readers' columns are multiplied by the
+    result.
+
+    That is ``scale``, but for the rounding of the norm's weight to its own dtype. Raises ValueError for a
+    norm that is not proportional to its weight (Gemma's are 1 + weight).
+    """
+    weight = norm.weight.data
+    affine = [value.data for value in (norm.weight, getattr(norm, "bias", None)) if value is not None]
+    probe = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
+    before = norm(probe)
+    # Powers of two are exact, so that only a norm of another kind can differ.
+    for value in affine:
+        value.mul_(2)
+    doubled = norm(probe)
+    for value in affine:
+        value.div_(2)
+    if not torch.equal(doubled, 2 * before):
+        raise ValueError(f"the output of {type(norm).__name__} is not proportional to its weight")
+    old = weight.float().clone()
+    for value in affine:
+        value.copy_(value.float() / scale)
+    new = weight.float()
+    return torch.where(new == 0, 1.0, old / new)

@@ -1,0 +1,101 @@
+"""Steps of a training, kept beside the output until that is whole: a killed job goes on behind them.
+
+``<out>.resume/training.safetensors`` holds, by the parameters' places, their values and what the optimizer knows of
+each, and the state of a generator where one is drawn from in every step; its metadata has the losses so far. What the
+learning rate and the batches were follows from their number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from hemorrhage.compress.progress import CURRENT, SECONDS
+from hemorrhage.runtime.artifact import whole
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "training.safetensors"
+
+
+class Training:
+    """A training of so many ``steps`` by ``optimizer`` and ``schedule``; ``losses``: one for each finished step."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
+        steps: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Put everything where a job before left it; ``generator`` is one that every step draws from."""
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._steps = steps
+        self._generator = generator
+        self._saved = time.monotonic()
+        self.losses: list[float] = []
+        current = CURRENT.get()
+        self._file = current.folder / FILE if current else None
+        if self._file and self._file.is_file():
+            self._restore(schedule)
+
+    def remaining(self, drawn: Iterator[Tensor], name: str) -> Iterator[Tensor]:
+        """What ``drawn`` gives in each step that is not finished; ``name`` stands before the bar."""
+        done = len(self.losses)
+        with tqdm(total=self._steps, initial=done, desc=name, unit="step", mininterval=5, leave=False) as progress:
+            for batch in itertools.islice(drawn, done, self._steps):
+                yield batch
+                progress.set_postfix(loss=f"{self.losses[-1]:.3f}", refresh=False)
+                progress.update()
+
+    def finish(self, loss: float) -> None:
+        """Say that a step is finished; it is written where the last one written was long ago.
+
+        Raises ValueError where ``loss`` is not finite.
+        """
+        self.losses.append(loss)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {len(self.losses)} of {self._steps}")
+        if self._file is None or time.monotonic() - self._saved < SECONDS:
+            return
+        from safetensors.torch import save_file
+
+        tensors = {f"{place}": parameter.detach().contiguous() for place, parameter in enumerate(self._parameters)}
+        for place, parameter in enumerate(self._parameters):
+            tensors |= {f"{place}.{key}": value for key, value in self._optimizer.state.get(parameter, {}).items()}
+        if self._generator is not None:
+            tensors["generator"] = self._generator.get_state()
+        with whole(self._file) as part:
+            save_file(tensors, part, {"losses": json.dumps(self.losses)})
+        self._saved = time.monotonic()
+
+    def _restore(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self._file, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+            self.losses = json.loads(file.metadata()["losses"])
+        if self._generator is not None:
+            self._generator.set_state(tensors.pop("generator"))
+        for name, value in tensors.items():
+            place, _, key = name.partition(".")
+            parameter = self._parameters[int(place)]
+            if key:
+                # The optimizer counts its steps on the processor.
+                self._optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+            else:
+                parameter.data.copy_(value)
+        schedule.last_epoch = len(self.losses)
+        rates = zip(self._optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, highest, share in rates:
+            group["lr"] = highest * share(len(self.losses))

@@ -1,0 +1,113 @@
+"""Tasks that ask for a text: articles to sum up, instructions to follow.
+
+- ``xsum`` (Narayan et al. 2018, arXiv 1808.08745): BBC articles of the test split with one-sentence summaries.
+- ``mt_bench`` (Zheng et al. 2023, arXiv 2306.05685): 80 instructions of two turns; reference answers to some.
+
+python -m hemorrhage.data.benchmarks.instructions OUT --task xsum --data '{"source": "mirror", "path": "hf"}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.runtime.artifact import write_manifest, writing
+from hemorrhage.runtime.network import dataset
+from hemorrhage.runtime.step import start
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task lies, and the columns that are read."""
+
+    repository: str
+    config: str
+    split: str
+    columns: tuple[str, ...]
+
+
+TASKS = {
+    "xsum": Source("EdinburghNLP/xsum", "default", "test", ("document", "summary")),
+    "mt_bench": Source("HuggingFaceH4/mt_bench_prompts", "default", "train", ("prompt", "reference")),
+}
+
+
+def mirror_files(task: str, data: dict[str, Any]) -> list[Path]:
+    """The files of a task in the mirror ``data["path"]``, in order; empty where there are none."""
+    source = TASKS[task]
+    return sorted(Path(data["path"]).glob(f"{source.repository}/{source.config}/{source.split}-*.parquet"))
+
+
+def reachable(task: str, data: dict[str, Any]) -> str | None:
+    """One line that says what is missing before ``task`` can be read, or None; the hub itself is not asked.
+
+    ``data`` is that of hemorrhage.data.texts.repositories.reachable.
+    """
+    if task not in TASKS:
+        return f"task {task!r} is unknown; allowed: {', '.join(TASKS)}"
+    source = TASKS[task]
+    if data["source"] == "embedded":
+        return f"task {task} is in no installed package; data.source has to be mirror or hub"
+    if data["source"] == "hub":
+        there = source.repository in data["revisions"]
+        return None if there else f"task {task} needs the commit of {source.repository} in data.revisions"
+    if not mirror_files(task, data):
+        pattern = f"{source.repository}/{source.config}/{source.split}-*.parquet"
+        return f"task {task}: no file {pattern} in {data['path']}"
+    return None
+
+
+def identity(task: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
+    """What the address of a prepared task holds of its source; see hemorrhage.data.benchmarks.harness.identity."""
+    from hemorrhage.runtime.address import fingerprint
+
+    facts = {"entry": asdict(TASKS[task]), "source": data["source"]}
+    if data["source"] == "hub":
+        return {**facts, "revision": data["revisions"][TASKS[task].repository]}
+    return {**facts, "files": {file.name: fingerprint(file, memory) for file in mirror_files(task, data)}}
+
+
+def read(task: str, data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a task. Raises ValueError with the line of ``reachable`` where they can't be had."""
+    reason = reachable(task, data)
+    if reason:
+        raise ValueError(reason)
+    source = TASKS[task]
+    if data["source"] == "mirror":
+        from pyarrow import parquet
+
+        files = mirror_files(task, data)
+        return [row for file in files for row in parquet.read_table(file, columns=list(source.columns)).to_pylist()]
+    table = dataset(source.repository, source.config, source.split, data["revisions"][source.repository])
+    return table.select_columns(list(source.columns)).to_list()
+
+
+def prepare(task: str, data: dict[str, Any], out: Path) -> None:
+    """Write ``items.parquet`` (``item`` and the task's columns) and the manifest into ``out``; raises as ``read``."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"item": item, **row} for item, row in enumerate(read(task, data))]
+    with writing(out) as part:
+        parquet.write_table(pa.Table.from_pylist(rows), part / "items.parquet")
+        digest = hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+        write_manifest(part, task=task, source=data, items=len(rows), sha256=digest)
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    start()
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.data.benchmarks.instructions")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--task", required=True, choices=list(TASKS))
+    parser.add_argument("--data", type=json.loads, required=True, help="source of the data sets, as JSON")
+    arguments = parser.parse_args()
+    prepare(arguments.task, arguments.data, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Step texts: corpora as documents and tokens."""

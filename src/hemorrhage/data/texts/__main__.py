@@ -1,0 +1,107 @@
+"""The text step: a corpus as documents and as tokens of the base model's tokenizer.
+
+python -m hemorrhage.data.texts OUT --corpus prose --base DIR --data '{"source": "embedded"}'
+    --needs '{"calibration": 65536, "evaluation": 40960}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.runtime.artifact import write_manifest, writing
+from hemorrhage.runtime.step import start
+
+SOURCES = ("embedded", "mirror", "hub")
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    start()
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.data.texts", description="prepare a corpus")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base model, for its tokenizer")
+    parser.add_argument("--data", type=json.loads, required=True, help="source of the corpus, as JSON")
+    parser.add_argument("--needs", type=json.loads, required=True, help="tokens needed of each split, as JSON")
+    arguments = parser.parse_args()
+    prepare(arguments.corpus, arguments.base, arguments.data, arguments.needs, arguments.out)
+
+
+def prepare(corpus: str, base: Path, data: dict[str, Any], needs: dict[str, int], out: Path) -> None:
+    """Write the documents and tokens of ``corpus`` into ``out``.
+
+    Raises ValueError where the source is unknown or lacks the corpus, and where a split has fewer tokens
+    than ``needs`` says.
+    """
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import parquet
+    from safetensors.numpy import save_file
+
+    documents, join, entry = read(corpus, data)
+    tokens = {split: tokenize(base, join.join(texts)) for split, texts in documents.items()}
+    for split, needed in needs.items():
+        if len(tokens[split]) < needed:
+            raise ValueError(f"corpus {corpus}: {split} has {len(tokens[split])} tokens, but {needed} are needed")
+    rows = [
+        {"split": split, "document": number, "text": text}
+        for split, texts in documents.items()
+        for number, text in enumerate(texts)
+    ]
+    with writing(out) as part:
+        parquet.write_table(pa.Table.from_pylist(rows), part / "documents.parquet")
+        save_file(
+            {split: np.array(ids, dtype=np.int32) for split, ids in tokens.items()},
+            part / "tokens.safetensors",
+        )
+        write_manifest(
+            part,
+            corpus=corpus,
+            source=data,
+            repository=entry,
+            join=join,
+            sha256=digest(rows),
+            tokens={split: len(ids) for split, ids in tokens.items()},
+            documents={split: len(texts) for split, texts in documents.items()},
+        )
+
+
+def read(corpus: str, data: dict[str, Any]) -> tuple[dict[str, list[str]], str, dict[str, Any] | None]:
+    """Documents of both splits, the string that joins them, and where in the catalogue they come from."""
+    source = data.get("source")
+    if source not in SOURCES:
+        raise ValueError(f"data.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
+    # Found by name, since an address follows imports: a change of another source or of another corpus is
+    # none of this text's business. What is found here, hemorrhage.data.texts.repositories.identity names.
+    reader = importlib.import_module(f"hemorrhage.data.texts.{source}")
+    if source == "embedded":
+        return reader.documents(corpus), reader.JOIN, None
+    catalogue = importlib.import_module("hemorrhage.data.texts.catalogue").CATALOGUE
+    if corpus not in catalogue:
+        raise ValueError(f"corpus {corpus!r} is in no repository; allowed: {', '.join(catalogue)}")
+    entry = catalogue[corpus]
+    return reader.documents(corpus, entry, data), entry.join, asdict(entry)
+
+
+def tokenize(base: Path, text: str) -> list[int]:
+    """Token ids of ``text`` as one piece, without special tokens, by the tokenizer of the folder ``base``."""
+    # The library itself: transformers would import torch, seconds for nothing.
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """SHA-256 of the splits, numbers and texts of all documents."""
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    main()

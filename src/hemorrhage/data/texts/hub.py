@@ -1,0 +1,30 @@
+"""Corpora of the Hugging Face hub at pinned commits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hemorrhage.data.texts.entry import Entry, arrange, columns
+from hemorrhage.runtime.network import dataset
+
+
+def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
+    """Documents of both splits of ``corpus`` at the commit that ``data["revisions"]`` gives its repository.
+
+    Raises ValueError where there is no commit for it, ConnectionError where the network stays lost; what else the
+    download raises passes through.
+    """
+    if not entry.on_hub:
+        raise ValueError(f"corpus {corpus} is not on the hub; data.source mirror can hold it")
+    if entry.repository not in data["revisions"]:
+        raise ValueError(f"corpus {corpus} needs the commit of {entry.repository} in data.revisions")
+    revision = data["revisions"][entry.repository]
+    splits = dict.fromkeys((entry.calibration, entry.evaluation))
+    return arrange(entry, {split: _rows(entry, split, revision) for split in splits})
+
+
+def _rows(entry: Entry, split: str, revision: str) -> list[dict[str, str]]:
+    table = dataset(entry.repository, entry.config, split, revision, entry.hub_files)
+    if entry.hub_rows:
+        table = table.select(range(min(entry.hub_rows, len(table))))
+    return table.select_columns(columns(entry)).to_list()

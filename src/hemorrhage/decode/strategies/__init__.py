@@ -1,0 +1,1 @@
+"""Decoding strategies. One strategy, one module."""

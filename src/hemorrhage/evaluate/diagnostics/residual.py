@@ -1,0 +1,117 @@
+"""The residual stream of one model: what each block does to it, and whether later blocks make up for a missing one.
+
+States are float32 ``[n, T, d]``; each function gives a value for each of the n windows, float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from hemorrhage.models import walk
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.formats.sliced import SlicedBlock
+
+LARGE = 1e4
+"""States of this size make the constant that norms add under the root vanish."""
+
+
+def carried(block: nn.Module, x: Tensor) -> Tensor:
+    """What ``block`` hands on of ``x`` [..., d] if it adds nothing: ``x``, in a sliced model in the basis behind it."""
+    return x @ block.attention_shortcut @ block.mlp_shortcut if isinstance(block, SlicedBlock) else x
+
+
+def stream(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """What a block did to the stream; ``before`` is what it was handed (``carried``), ``after`` what left it.
+
+    Means over tokens: block influence ``1 - cos`` (ShortGPT, arXiv 2403.03853), angular distance ``arccos(cos) / π``
+    (Gromov et al., arXiv 2403.17887, there of the last token), growth of the norm ``‖after‖ / ‖before‖``, and the
+    norm of what was written over that of the stream.
+    """
+    cosine = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1).clamp(-1, 1)
+    old, new, written = (x.norm(dim=-1).double() for x in (before, after, after - before))
+    # Of a state of zeros nothing grows.
+    old = old.where(old > 0, torch.nan)
+    return {
+        "block_influence": 1 - cosine.mean(-1),
+        "angular_distance": cosine.arccos().mean(-1) / math.pi,
+        "norm_growth": (new / old).nanmean(-1),
+        "write_norm": (written / old).nanmean(-1),
+    }
+
+
+def effective_rank(x: Tensor) -> Tensor:
+    """``exp(H(σ² / Σσ²))`` of the singular values σ of each [T, d] (Roy and Vetterli 2007, there of σ): [n]."""
+    moment = x @ x.transpose(1, 2) if x.shape[1] <= x.shape[2] else x.transpose(1, 2) @ x
+    squares = torch.linalg.eigvalsh(moment.double()).clamp_min(0)
+    share = squares / squares.sum(-1, keepdim=True)
+    return (-torch.xlogy(share, share).sum(-1)).exp()
+
+
+def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
+    """Self-repair when a block's write is left out (arXiv 2307.15771, 2402.15390), for each block in order.
+
+    Of the centred logit of the right token (its distance from the mean over the vocabulary), means over the predicted
+    tokens of ``tokens`` int64 [n, T]: ``direct_effect`` DE, what the write adds by itself (taken out of the last
+    state only, the last norm frozen); ``total_effect`` TE, what is lost where the block is left out and the later ones
+    compute on; ``self_repair`` = 1 - TE / DE, NaN where DE is 0. As many passes as blocks, half of each on average.
+    Raises ValueError where the last norm does more than scale.
+    """
+    with torch.no_grad():
+        (first,), arguments = walk.enter(model, (tokens,))
+        states = [first]
+        stack: Any = blocks(model)
+        for block, keywords in zip(stack, arguments, strict=True):
+            states.append(_step(block, states[-1], keywords))
+        (final,) = walk.leave(model, (tokens,), states[-1:])
+        directions = _directions(model, tokens)
+        gain = _frozen(model, tokens, states[-1], final)
+        whole = _centred(final, directions)
+        found = []
+        for index in tqdm(range(len(stack)), desc="ablation", unit="block", mininterval=5, leave=False):
+            handed_on = carried(stack[index], states[index])
+            written, without = states[index + 1] - handed_on, handed_on
+            for later, keywords in zip(stack[index + 1 :], arguments[index + 1 :], strict=True):
+                written = carried(later, written)
+                without = _step(later, without, keywords)
+            direct = _centred(written * gain, directions).double().mean(-1)
+            (ablated,) = walk.leave(model, (tokens,), [without])
+            total = (whole - _centred(ablated, directions)).double().mean(-1)
+            ratio = torch.where(direct == 0, torch.nan, 1 - total / direct)
+            found.append({"direct_effect": direct, "total_effect": total, "self_repair": ratio})
+    return found
+
+
+def _step(block: nn.Module, states: Tensor, keywords: dict[str, Any]) -> Tensor:
+    with walk.in_float32(block):
+        return walk.step(block, states, keywords)
+
+
+def _directions(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """What final hidden states are multiplied with to give the centred logits of the next tokens: [n, T - 1, d]."""
+    head: Any = model.get_output_embeddings()
+    mean = head.weight.data.mean(0, dtype=torch.float32)
+    return head.weight.data[tokens[:, 1:]].float() - mean
+
+
+def _centred(hidden: Tensor, directions: Tensor) -> Tensor:
+    return (hidden[:, :-1] * directions).sum(-1)
+
+
+def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor) -> Tensor:
+    """What the last norm multiplies ``last`` [n, T, d] with to give ``final``: [n, T, d].
+
+    The weights come from a state of equal entries, the root that a token is divided by from the token.
+    """
+    even = torch.full_like(last[:1, :1], LARGE)
+    weights, negative = walk.leave(model, (tokens, tokens), [even, -even])
+    if not torch.equal(weights, -negative):
+        raise ValueError("self-repair needs a last norm that only scales; leave this model out of inside's ablate")
+    scaled = weights * last
+    root = (scaled.square().sum(-1, keepdim=True) / (scaled * final).sum(-1, keepdim=True)).nan_to_num()
+    return weights / root

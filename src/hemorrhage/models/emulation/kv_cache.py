@@ -1,0 +1,240 @@
+"""Keys and values that are rounded as they enter the cache, after the rotary embedding.
+
+Whether there is a cache or not: a token's keys and values are rounded before any query reads them, so a
+forward pass over a whole text computes what decoding it token by token would.
+
+Per token (``TokenRounding``): for each token and head, groups of neighbouring channels share an asymmetric
+grid: ``s = (max - min) / (2^b - 1)`` in float16, ``z = round(-2^(b-1) - min / s)``, ``q = clamp(round(x / s +
+z), -2^(b-1), 2^(b-1) - 1)``, read back as ``(q - z) s``; zero is always on the grid. compressed-tensors
+writes and reads this as a ``kv_cache_scheme`` of strategy ``group``, so transformers computes the same
+without this bench.
+
+Keys per channel (``ChannelRounding``): KIVI (Liu et al., arXiv 2402.02750). A channel's keys share a grid in
+groups of consecutive tokens, values are rounded per token, and the newest of both are still exact: keys until
+``residual`` of them are complete, values for ``residual`` tokens. What a query sees of an older token thus
+depends on the query. The cache keeps the exact ones and the attention reads each query's own view of them, in
+the order of the authors' code: a new token attends first, then the oldest are rounded. The prompt is read as
+if it had been decoded token by token; the authors' code lets the prompt's tokens see each other exactly. No
+other library reads this back, so it is stored under ``hemorrhage`` in config.json.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.emulation.activations import InputRounding, is_exact
+
+SCALE_BITS = 16
+"""Bits of a group's scale; a zero point has as many as a code."""
+
+ATTENTION = "hemorrhage_channel_keys"
+"""Name of KIVI's attention in transformers' register."""
+
+
+@dataclass(frozen=True)
+class TokenRounding:
+    """A hook before an attention layer that rounds the keys and values it makes, per token."""
+
+    bits: int
+    group_size: int
+
+    def __call__(
+        self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
+        if is_exact():
+            return arguments, keywords
+        return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), self)}
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """``x`` [..., channels] in groups of channels."""
+        return rounded(x.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+
+
+@dataclass(frozen=True)
+class ChannelRounding:
+    """KIVI: keys per channel in groups of ``group_size`` tokens, values per token in groups of channels."""
+
+    bits: int
+    group_size: int
+    residual: int
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """``keys`` [..., tokens, channels]: the complete groups of tokens rounded, the others exact."""
+        complete = keys.shape[-2] // self.group_size * self.group_size
+        groups = keys[..., :complete, :].transpose(-1, -2).unflatten(-1, (-1, self.group_size))
+        done = rounded(groups, self.bits).flatten(-2).transpose(-1, -2)
+        return torch.cat([done, keys[..., complete:, :]], dim=-2)
+
+    def values(self, values: Tensor) -> Tensor:
+        """``values`` [..., tokens, channels], all of them rounded."""
+        return TokenRounding(self.bits, self.group_size).rounded(values)
+
+    def old(self, position: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
+
+        Two bool [m, n]: of the keys, of the values.
+        """
+        before = torch.zeros_like(position)[:, None] if is_exact() else position[:, None]
+        return key < before // self.residual * self.residual, key < before - self.residual
+
+
+def rounded(groups: Tensor, bits: int) -> Tensor:
+    """``groups`` [..., elements] on an asymmetric grid each, in their dtype."""
+    x = groups.float()
+    low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
+    half = 2 ** (bits - 1)
+    exact = (high - low) / (2**bits - 1)
+    zero = torch.where(exact == 0, 0, -half - low / exact).clamp_(-half, half - 1).round_()
+    scale = exact.clamp(max=torch.finfo(torch.float16).max).half().float()
+    scale = torch.where(scale == 0, torch.finfo(torch.float16).eps, scale)
+    return (x / scale).add_(zero).round_().clamp_(-half, half - 1).sub_(zero).mul_(scale).to(groups.dtype)
+
+
+class _Rounded:
+    """Stands before a cache for the length of one call of an attention layer."""
+
+    def __init__(self, cache: Cache | None, rounding: TokenRounding) -> None:
+        self._cache = cache
+        self._rounding = rounding
+
+    def update(self, keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._rounding.rounded(keys), self._rounding.rounded(values)
+        return (keys, values) if self._cache is None else self._cache.update(keys, values, *arguments, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+def install(model: PreTrainedModel, scheme: dict[str, Any] | None) -> None:
+    """Round keys and values as ``scheme``, config.json's ``kv_cache_scheme``, says, or as KIVI's entry does.
+
+    Raises ValueError for schemes that this bench never writes, and where a block's attention takes no cache.
+    """
+    kivi = (getattr(model.config, "hemorrhage", None) or {}).get("kv_cache")
+    if scheme is not None:
+        rounding = TokenRounding(scheme["num_bits"], scheme.get("group_size") or 0)
+        given = {key: value for key, value in scheme.items() if value is not None}
+        if any(given.get(key) != value for key, value in described(rounding).items()):
+            raise ValueError(f"keys and values quantized as {scheme} can't be emulated")
+        round_per_token(model, rounding)
+    if kivi is not None:
+        round_per_channel(model, ChannelRounding(**kivi))
+
+
+def rounds(model: PreTrainedModel) -> bool:
+    """Whether ``model`` rounds inputs of layers, keys or values when it computes."""
+    return any(
+        hasattr(module, "kv_cache_rounding")
+        or any(isinstance(hook, InputRounding | TokenRounding) for hook in module._forward_pre_hooks.values())
+        for module in model.modules()
+    )
+
+
+def round_per_token(model: PreTrainedModel, rounding: TokenRounding) -> None:
+    """Let every attention layer of ``model`` round, and say so in its configuration."""
+    _refuse_second(model)
+    for layer in attention_layers(model):
+        layer.register_forward_pre_hook(rounding, with_kwargs=True)
+    model.config.quantization_config = {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "quantization_status": "frozen",
+        "config_groups": {},
+        "ignore": [],
+        "kv_cache_scheme": described(rounding),
+    }
+
+
+def round_per_channel(model: PreTrainedModel, rounding: ChannelRounding) -> None:
+    """Let ``model`` attend as KIVI does, and say so in its configuration."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    _refuse_second(model)
+    for layer in attention_layers(model):
+        layer.kv_cache_rounding = rounding
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    model.set_attn_implementation(ATTENTION)
+    model.config.hemorrhage = {
+        **(getattr(model.config, "hemorrhage", None) or {}),
+        "kv_cache": asdict(rounding),
+    }
+
+
+def described(rounding: TokenRounding) -> dict[str, Any]:
+    """The rounding as compressed-tensors' ``kv_cache_scheme`` has it."""
+    return {
+        "num_bits": rounding.bits,
+        "type": "int",
+        "symmetric": False,
+        "strategy": "group",
+        "group_size": rounding.group_size,
+        "dynamic": True,
+        "scale_dtype": "torch.float16",
+    }
+
+
+def attention_layers(model: PreTrainedModel) -> list[Any]:
+    """The modules that hand keys and values to the cache, one of each decoder block."""
+    found: list[Any] = []
+    for index, block in enumerate(blocks(model)):
+        takers = [module for module in block.modules() if module is not block and _takes_cache(module)]
+        if len(takers) != 1:
+            raise ValueError(f"block {index} has {len(takers)} attention layers with a cache; 1 is expected")
+        found += takers
+    return found
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> tuple[Tensor, Tensor]:
+    """KIVI's attention over exact keys and values, of which each query sees the older ones rounded.
+
+    ``query`` [batch, heads, m, channels] are the newest m of the n tokens of ``key`` and ``value`` [batch,
+    key heads, n, channels]; ``attention_mask`` is added, [batch, 1, m, n]. Returns [batch, m, heads,
+    channels] and the weights. Tokens are counted from the first of the sequence, padding included.
+    """
+    rounding: ChannelRounding = module.kv_cache_rounding
+    heads = query.shape[1] // key.shape[1]
+    new, all_ = query.shape[2], key.shape[2]
+    place = torch.arange(all_, device=query.device)
+    old_keys, old_values = rounding.old(place[all_ - new :], place)
+    future = place > place[all_ - new :, None]
+
+    def every_head(x: Tensor) -> Tensor:
+        return x.repeat_interleave(heads, dim=1)
+
+    rounded_scores = query @ every_head(rounding.keys(key)).transpose(2, 3)
+    scores = torch.where(old_keys, rounded_scores, query @ every_head(key).transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
+    read = (weights * old_values) @ every_head(rounding.values(value))
+    read = read + (weights * ~old_values) @ every_head(value)
+    return read.transpose(1, 2).contiguous(), weights
+
+
+def _takes_cache(module: nn.Module) -> bool:
+    return "past_key_values" in inspect.signature(module.forward).parameters
+
+
+def _refuse_second(model: PreTrainedModel) -> None:
+    scheme = (getattr(model.config, "quantization_config", None) or {}).get("kv_cache_scheme")
+    if scheme or any(hasattr(layer, "kv_cache_rounding") for layer in attention_layers(model)):
+        raise ValueError("keys and values are quantized already")

@@ -1,0 +1,1 @@
+"""How weights are stored in a checkpoint. One storage format, one module."""

@@ -1,0 +1,59 @@
+"""Reading the layers of a checkpoint that are stored in another form than a plain tensor."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.models.formats.forms import scheme_of
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FORMS = {
+    "weight_packed": "packed",
+    "weight.quant_state.bitsandbytes__nf4": "codebook",
+    "weight.quant_state.bitsandbytes__fp4": "codebook",
+    "rotated_packed": "rotated",
+    "low_rank_in": "low_rank",
+    "weight_scale": "int8",
+}
+"""Suffix on disk -> form. The first that a layer has decides."""
+
+MODULES = {
+    "packed": "hemorrhage.models.formats.packed",
+    "codebook": "hemorrhage.models.formats.codebook",
+    "rotated": "hemorrhage.models.formats.rotated",
+    "low_rank": "hemorrhage.models.formats.low_rank",
+    "int8": "hemorrhage.models.formats.int8",
+    "sliced": "hemorrhage.models.formats.sliced",
+    "gguf_file": "hemorrhage.models.formats.gguf_file",
+}
+"""Form, of a layer or of a whole model, as checkpoints name it -> its module. Names on disk stay as they are."""
+
+
+def module_of(form: str) -> ModuleType:
+    """The module of a form. Found by name: what a program makes of a checkpoint depends on the form that is there."""
+    return importlib.import_module(MODULES[form])
+
+
+def read(tensors: dict[str, Tensor], quantization: dict[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The plain tensors of a checkpoint, and ``{layer: form}`` of the others.
+
+    ``quantization`` is config.json's ``quantization_config``.
+    """
+    plain = dict(tensors)
+    found: dict[str, Any] = {}
+    for suffix, kind in FORMS.items():
+        for key in [key for key in plain if key.endswith(f".{suffix}")]:
+            name = key.removesuffix(f".{suffix}")
+            own = [other for other in plain if other.startswith(f"{name}.") and other != f"{name}.bias"]
+            stored = {other.removeprefix(f"{name}."): plain.pop(other) for other in own}
+            form = module_of(kind).read(stored, scheme_of(name, quantization))
+            bias = plain.get(f"{name}.bias")
+            form.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+            found[name] = form
+    return plain, found

@@ -1,0 +1,77 @@
+"""The linear layers in the decoder blocks of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from hemorrhage.models.blocks import blocks
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+def linears_of(model: PreTrainedModel, missing_ok: bool = False) -> dict[str, nn.Linear]:
+    """``{name in the model: module}`` of every linear layer of the decoder blocks, in their order.
+
+    Embeddings and the language-model head are none of them: no method alters these; nor are the layers of ``uncalled``.
+    Raises ValueError where the blocks hold no linear layer, unless ``missing_ok``: all of them may have become packed.
+    """
+    left_out = uncalled(model)
+    inside = {
+        child
+        for block in blocks(model)
+        for module in block.modules()
+        for name, child in module.named_children()
+        if isinstance(child, torch.nn.Linear) and (type(module), name) not in left_out
+    }
+    found = {name: module for name, module in model.named_modules() if module in inside}
+    if not found and not missing_ok:
+        raise ValueError(f"the decoder blocks of {type(model).__name__} hold no linear layers")
+    return found
+
+
+def uncalled(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
+    """Type of a module and name in it of each linear layer that the module never calls when it computes.
+
+    It reads their weights by itself, as Mamba's mixer does with ``dt_proj``: nobody sees their input, and a packed form
+    could not stand in their place. Observed once per model, on one block of each kind and two tokens; a layer
+    whose module is not called either, such as an expert's, is none of them.
+    """
+    if model not in _UNCALLED:
+        _UNCALLED[model] = _observed(model)
+    return _UNCALLED[model]
+
+
+_UNCALLED: WeakKeyDictionary[PreTrainedModel, frozenset[tuple[type, str]]] = WeakKeyDictionary()
+
+
+def _observed(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
+    from hemorrhage.models.walk import enter, in_float32, step
+
+    kinds: dict[tuple[tuple[str, type], ...], int] = {}
+    for index, block in enumerate(blocks(model)):
+        kinds.setdefault(tuple((name, type(module)) for name, module in block.named_modules()), index)
+    called = set()
+    with torch.no_grad():
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        (states,), arguments = enter(model, (tokens,))
+        for index in kinds.values():
+            block = blocks(model)[index]
+            hooks = [
+                module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in block.modules()
+            ]
+            try:
+                with in_float32(block):
+                    step(block, states, arguments[index])
+            finally:
+                for hook in hooks:
+                    hook.remove()
+    return frozenset(
+        (type(module), name)
+        for module in called
+        for name, child in module.named_children()
+        if isinstance(child, torch.nn.Linear) and child not in called
+    )

@@ -1,0 +1,1 @@
+"""A study: its parameters, its variants, the addresses of its outputs, what it will cost."""

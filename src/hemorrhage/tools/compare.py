@@ -1,0 +1,213 @@
+"""Two revisions of a study side by side, on one page: differences first, then what changed in params and code.
+
+    python -m hemorrhage.tools.compare A B [--out reports/compare.html]
+
+A and B are revisions of git (``HEAD~1``, a branch, a tag, an experiment of DVC) or ``workspace``, the files as they lie
+here. The rows of a revision come out of DVC's cache or remote, its params and recommendation out of git.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from hemorrhage.analyze.protocol import untagged
+from hemorrhage.analyze.report import figures
+from hemorrhage.analyze.report import page as report
+from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, changed, differences
+from hemorrhage.analyze.rows.tables import Numbers
+
+WORKSPACE = "workspace"
+ROWS = "reports/hemorrhage.parquet"
+CODE = ("src/hemorrhage", "rules", "Snakefile", "requirements.txt")
+
+
+class NoSuchStudyError(ValueError):
+    """A revision that has no study to compare; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A revision: what it was called, its commit and that one's subject, rows, params and what git has of reports/."""
+
+    name: str
+    commit: str
+    subject: str
+    rows: pd.DataFrame
+    params: dict[str, Any]
+    provenance: dict[str, Any]
+    recommendation: dict[str, Any]
+
+
+def read(name: str) -> Study:
+    """The study of a revision of the repository in the current folder. Raises NoSuchStudyError."""
+    if name == WORKSPACE:
+        rows = Path(ROWS)
+        if not rows.is_file():
+            raise NoSuchStudyError(f"{ROWS} is not there; run the study, or `dvc pull {ROWS}`")
+        return _study(name, "", "files as they lie here", rows.read_bytes())
+    commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    if commit is None:
+        raise NoSuchStudyError(f"{name}: git knows no such revision")
+    return _study(name, commit[:10], _git("log", "-1", "--format=%s", commit) or "", _from_dvc(name, commit))
+
+
+def _study(name: str, commit: str, subject: str, rows: bytes) -> Study:
+    return Study(
+        name=name,
+        commit=commit,
+        subject=subject,
+        rows=pd.read_parquet(io.BytesIO(rows)),
+        params=YAML(typ="safe").load(_file("params.yaml", commit)) or {},
+        provenance=json.loads(_file("reports/provenance.json", commit)),
+        recommendation=json.loads(_file("reports/recommendation.json", commit)),
+    )
+
+
+def _from_dvc(name: str, commit: str) -> bytes:
+    """The rows of a commit, out of DVC's cache or remote."""
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        with dvc.api.open(ROWS, repo=".", rev=commit, mode="rb") as file:
+            return bytes(file.read())
+    except (DvcException, OSError) as error:
+        raise NoSuchStudyError(
+            f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it "
+            f"({' '.join(str(error).split())})"
+        ) from None
+
+
+def _file(path: str, commit: str) -> str:
+    """A file of git, or of the folder where ``commit`` is empty; an empty mapping where there is none."""
+    if commit:
+        return _git("show", f"{commit}:{path}") or "{}"
+    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else "{}"
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code(a: Study, b: Study) -> list[tuple[str, str, str]]:
+    """(file, lines added, lines removed) of the code between two studies."""
+    ends = [end.commit for end in (a, b) if end.commit]
+    if not ends:
+        return []
+    # Against the folder, git compares from the commit: turn it where the folder is A.
+    text = _git("diff", "--numstat", *(["-R"] if not a.commit else []), *ends, "--", *CODE) or ""
+    return [(file, added, removed) for added, removed, file in (line.split("\t") for line in text.splitlines())]
+
+
+def render(a: Study, b: Study) -> str:
+    """The page as HTML."""
+    found, lost = differences(a.rows, b.rows)
+    different = [one for one in found if one.difference != 0]
+    numbers = [Numbers(study.rows) for study in (a, b)]
+    corpora = [name for name in numbers[0].datasets("kl_mean") if name in numbers[1].datasets("kl_mean")]
+    names = list(dict.fromkeys([*a.rows["variant"], *b.rows["variant"]]))
+    only = [_only(a, b), _only(b, a)]
+    alone = {*only[0], *only[1]}
+    libraries = [_environment(study) for study in (a, b)]
+    return report.environment().get_template("compare.html.j2").render(
+        a=a,
+        b=b,
+        title=f"{a.name} and {b.name}",
+        rows=[_row(one) for one in different],
+        certain=sum(one.certain for one in different),
+        same=len(found) - len(different),
+        lost=[one for one in lost if one.variant not in alone],
+        only=only,
+        protocols=_protocols(lost),
+        shipped=[_shipped(study) for study in (a, b)],
+        params=[(key, _told(first), _told(second)) for key, first, second in changed(a.params, b.params)],
+        code=code(a, b),
+        libraries=[(key, _told(x), _told(y)) for key, x, y in changed(*libraries)],
+        corpora=corpora,
+        corpus_options=[(corpus, corpus) for corpus in corpora],
+        palettes=report.PALETTES,
+        figures={f"compare|{name}": figures.side_by_side(names, numbers, (a.name, b.name), name) for name in corpora},
+        height=120 + 22 * len(names),
+        plotly=report.plotly(),
+    )  # fmt: skip
+
+
+def _only(study: Study, other: Study) -> list[str]:
+    return [name for name in dict.fromkeys(study.rows["variant"]) if name not in set(other.rows["variant"])]
+
+
+def _protocols(lost: Sequence[Lost]) -> bool:
+    """Whether both sides have a metric on the same data set, but under two protocols."""
+    sides: dict[tuple[str, str, str], set[str]] = {}
+    for one in lost:
+        sides.setdefault((one.variant, untagged(one.metric), one.dataset), set()).add(one.side)
+    return any(len(found) == 2 for found in sides.values())
+
+
+def _shipped(study: Study) -> str:
+    answer = study.recommendation.get("overall")
+    if not answer:
+        return "no recommendation"
+    if not answer["variant"]:
+        return "nothing inside the budget"
+    return f"{answer['variant']}, {100 * answer['size']:.1f}\u00a0% of the base's bytes"
+
+
+def _environment(study: Study) -> dict[str, Any]:
+    """What the study was analyzed in."""
+    return dict(study.provenance.get("environments", {}).get(study.provenance.get("analyzed_in"), {}))
+
+
+def _told(value: Any) -> str:
+    return "–" if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
+
+
+def _row(one: Difference) -> dict[str, Any]:
+    exact = one.low != one.low
+    return {
+        "variant": one.variant,
+        "metric": SHOWN[untagged(one.metric)],
+        "whole": one.metric,
+        "dataset": " ".join(filter(None, (one.dataset, one.strategy))),
+        "a": f"{one.a:.4g}",
+        "b": f"{one.b:.4g}",
+        "difference": f"{one.difference:+.3g}",
+        "sort": one.difference,
+        "interval": "exact" if exact else f"{one.low:+.3g} to {one.high:+.3g}",
+        "certain": one.certain,
+        "data": "counted" if exact else "the same" if one.paired else "independent",
+    }
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hemorrhage.tools.compare", description="two revisions side by side"
+    )
+    parser.add_argument("a", help="a revision, or workspace")
+    parser.add_argument("b", help="a revision, or workspace")
+    parser.add_argument("--out", type=Path, default=Path("reports/compare.html"))
+    given = parser.parse_args()
+    try:
+        page = render(read(given.a), read(given.b))
+    except NoSuchStudyError as error:
+        sys.exit(str(error))
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(page, encoding="utf-8")
+    print(f"open {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""A variant as a checkpoint for other programs.
+
+python -m hemorrhage.tools.export VARIANT OUT [--as dense|packed|gguf] [--base DIR]
+
+VARIANT is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder. The base
+model, which a checkpoint shares weights with, is that of params.yaml or lies in ``--base``; what is written has all
+weights in full.
+``dense``: a plain Hugging Face folder in the base's dtype, all forms multiplied out, that transformers loads
+alone. ``packed``: the quantized checkpoint as it lies on disk, in the form that vLLM and transformers read,
+without this bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has
+them, else in the base's dtype. OUT is a folder, for ``gguf`` a file, and must not be there yet; it appears
+whole or not at all. With it comes a model card, README.md (beside a file: OUT.md), that holds the damage which the
+study in reports/ measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.analyze.report.card import card
+from hemorrhage.models.weights import CHECK, FILE, Weights, shares
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
+from hemorrhage.study import params as config
+from hemorrhage.study.plan import REPORTS, Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+KINDS = ("dense", "packed", "gguf")
+
+OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
+"""What only this bench reads."""
+
+PACKED = (
+    "weight_packed",
+    "weight_scale",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+)
+"""Suffixes of weights that vLLM reads packed."""
+
+
+@dataclass(frozen=True)
+class Supply:
+    """A dense tensor of a checkpoint: its shape, and what gives it."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], Tensor]
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    step.start()
+    parser = argparse.ArgumentParser(
+        prog="python -m hemorrhage.tools.export", description="write a variant as a checkpoint for other programs"
+    )
+    parser.add_argument("variant", help="folder of a checkpoint, or a variant's name in params.yaml")
+    parser.add_argument("out", type=Path, help="folder to write, a file for --as gguf")
+    parser.add_argument("--as", dest="kind", choices=KINDS, default="dense", help="default: dense")
+    parser.add_argument("--base", type=Path, help="folder of the base model; default: that of params.yaml")
+    arguments = parser.parse_args()
+    try:
+        folder = folder_of(arguments.variant)
+        export(folder, arguments.out, arguments.kind, arguments.base or base_of(folder))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{arguments.variant}: {' '.join(str(error).split())}")
+
+
+def folder_of(variant: str) -> Path:
+    """The folder of a checkpoint, or of a variant of the params.yaml in the current folder.
+
+    Raises ValueError where there is no such variant, or it was not made yet.
+    """
+    if (Path(variant) / "config.json").is_file() or (Path(variant) / MANIFEST).is_file():
+        return Path(variant)
+    plan = Plan.read()
+    if variant != "base" and variant not in plan.variants:
+        raise config.ConfigError(f"no checkpoint folder, and params.yaml has only {', '.join(plan.variants)}")
+    folder = Path(plan.checkpoint(variant)).parent
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there yet; run the compress step first")
+    return folder
+
+
+def base_of(folder: Path) -> Path | None:
+    """The base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
+    return Path(Plan.read().checkpoint("base")).parent if shares(folder) else None
+
+
+def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports: Path = REPORTS) -> None:
+    """Write the checkpoint ``folder`` to ``out`` as one of ``KINDS``, with a card of what ``reports`` says of it.
+
+    ``base``: the base model's folder, which the checkpoint may share weights with.
+
+    Raises ValueError where ``out`` is there, the variant failed, the kind can't hold it, or a file is damaged.
+    """
+    if out.exists():
+        raise ValueError(f"{out} is there already; nothing is overwritten")
+    reason = failure(folder) if (folder / MANIFEST).is_file() else None
+    if reason:
+        raise ValueError(f"was not made: {reason}")
+    verify(folder)
+    if base is not None:
+        verify(base)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = Weights(folder, base)
+    about = card(folder, reports, out.stem if kind == "gguf" else out.name)
+    {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, weights, out)
+    # Last, as a card alone is no checkpoint.
+    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(about, encoding="utf-8")
+
+
+def plain_problem(settings: dict[str, Any]) -> str | None:
+    """Why no plain checkpoint computes what a model with this config.json does, or None."""
+    bench = settings.get("hemorrhage") or {}
+    quantization = settings.get("quantization_config") or {}
+    if bench.get("form", "gguf_file") != "gguf_file":
+        return f"its form ({bench['form']}) is another architecture, which a plain checkpoint can't hold"
+    if bench.get("narrow"):
+        number, first = len(bench["narrow"]), bench["narrow"][0]
+        return f"{number} weights ({first} ...) are narrower than config.json can say for a single layer"
+    if bench.get("kv_cache") or quantization.get("kv_cache_scheme"):
+        return "it rounds keys and values while it runs, which a plain checkpoint can't say"
+    if any(group.get("input_activations") for group in quantization.get("config_groups", {}).values()):
+        return "it rounds the inputs of its layers while it runs, which a plain checkpoint can't say"
+    return None
+
+
+def _dense(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+    from tqdm import tqdm
+
+    from hemorrhage.models.stream import TensorFile
+
+    supplies, dtype = _supplies(folder, settings, weights)
+    with writing(out) as part:
+        shapes = {name: supply.shape for name, supply in supplies.items()}
+        with TensorFile(part / "model.safetensors", shapes, dtype, {"format": "pt"}) as file:
+            for supply in tqdm(supplies.values(), desc="export", unit="tensor", mininterval=5, leave=False):
+                file.write([supply.load().to(dtype)])
+        plain = {key: value for key, value in settings.items() if key not in ("hemorrhage", "quantization_config")}
+        _write_config({**plain, "dtype": str(dtype).removeprefix("torch.")}, part)
+        _copy(folder, part, lambda file: file.suffix not in (".safetensors", ".gguf"))
+
+
+def _packed(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+    from hemorrhage.models.stream import TensorFile
+
+    bench = settings.pop("hemorrhage", None) or {}
+    # That there are codes of a table is also what the quantization_config says.
+    own = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
+    if own:
+        what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(own) - {"forms"})])
+        raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
+    if not any(_ends(name, suffix) for name in weights.names() for suffix in PACKED):
+        raise ValueError("it has no packed weights; --as dense writes it")
+    with writing(out) as part:
+        _write_config(settings, part)
+        names = weights.names()
+        shapes = {name: weights.shape(name) for name in names}
+        dtypes = {name: weights.dtype(name) for name in names}
+        with TensorFile(part / "model.safetensors", shapes, dtypes, {"format": "pt"}) as file:
+            file.write(weights.tensor(name) for name in names)
+        _copy(folder, part, lambda file: file.suffix != ".safetensors")
+
+
+def _gguf(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+    from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, FLOATS, float_entry, tokenizer_problem, write
+
+    with _writing_file(out) as part:
+        if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
+            shutil.copyfile(folder / FILE, part)
+            return
+        reason = tokenizer_problem(folder)
+        if reason:
+            raise ValueError(reason)
+        supplies, dtype = _supplies(folder, settings, weights)
+        entries = {name: float_entry(supply.shape, supply.load, dtype) for name, supply in supplies.items()}
+        write(part, settings, folder, entries, FILE_TYPES[FLOATS[dtype]])
+
+
+def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
+    """The dense tensors of a checkpoint by name, and the dtype of the base model.
+
+    Raises ValueError where they are not what the variant computes with.
+    """
+    import torch
+
+    from hemorrhage.models.folder import dtype_of
+
+    reason = plain_problem(settings)
+    if reason:
+        raise ValueError(reason)
+    name = settings.get("dtype") or settings.get("torch_dtype")
+    if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
+        return _from_gguf(folder, settings), getattr(torch, name or "float32")
+    return _from_safetensors(weights, settings), getattr(torch, name) if name else dtype_of(weights)
+
+
+def _from_gguf(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:
+    from hemorrhage.models.formats.gguf_file import FILE, entries_of
+
+    return {name: Supply(entry.shape, entry.values) for name, entry in entries_of(folder / FILE, settings).items()}
+
+
+def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, Supply]:
+    from hemorrhage.models.formats import reader
+
+    names = weights.names()
+    layers = {name.removesuffix(f".{suffix}") for suffix in reader.FORMS for name in names if _ends(name, suffix)}
+    plain: list[str] = []
+    own: dict[str, list[str]] = {}
+    for name in names:
+        layer = next((parent for parent in _parents(name) if parent in layers), None)
+        if layer is None or name == f"{layer}.bias":
+            plain.append(name)
+        else:
+            own.setdefault(layer, []).append(name)
+
+    def form(layer: str) -> Any:
+        stored = {name: weights.tensor(name) for name in own[layer]}
+        return reader.read(stored, settings.get("quantization_config"))[1][layer]
+
+    found = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
+    for layer in own:
+        made = form(layer)
+        found[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
+    return found
+
+
+def _product(form: Callable[[str], Any], layer: str) -> Tensor:
+    return form(layer).dense()
+
+
+def _parents(name: str) -> Iterator[str]:
+    """``a.b.c`` -> ``a``, ``a.b``."""
+    for place, letter in enumerate(name):
+        if letter == ".":
+            yield name[:place]
+
+
+def _ends(name: str, suffix: str) -> bool:
+    return name.endswith(f".{suffix}")
+
+
+def _write_config(settings: dict[str, Any], out: Path) -> None:
+    text = json.dumps(settings, indent=2, sort_keys=True)
+    (out / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _copy(folder: Path, out: Path, wanted: Callable[[Path], bool]) -> None:
+    """Copy the files that other programs read and that are not in ``out`` already."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name not in OWN_FILES and wanted(file) and not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)
+
+
+@contextmanager
+def _writing_file(out: Path) -> Iterator[Path]:
+    """Yield a name beside ``out`` that becomes ``out`` when the block ends without an exception."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f"{out.name}.part-{os.getpid()}")
+    try:
+        yield part
+        part.rename(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Model cards: read back by the hub's own parser, with the numbers of the study that measured the checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from huggingface_hub import ModelCard
+
+from hemorrhage.analyze import inputs
+from hemorrhage.analyze.__main__ import analyze
+from hemorrhage.analyze.report.card import card
+from hemorrhage.analyze.spec import Spec
+from tests import synthetic
+
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+VARIANTS = ("base", "gptq-4", "wanda-0.5")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    everything = synthetic.write(tmp_path_factory.mktemp("study") / "data", windows=16, window=64)
+    outputs = {kind: [path for path in everything[kind] if path.parent.name in VARIANTS] for kind in KINDS}
+    out = tmp_path_factory.mktemp("out") / "reports"
+    spec = Spec(resamples=200, confidence=0.9, seed=0, budget=synthetic.BUDGET)
+    analyze(out, inputs.read(everything["base"], *(outputs[kind] for kind in KINDS)), spec, "0123456789ab")
+    return {"reports": out, **{path.parent.name: path for path in outputs["checkpoints"]}}
+
+
+def test_the_hub_reads_the_card(study: dict[str, Any]) -> None:
+    found = ModelCard(card(study["gptq-4"], study["reports"], "my-model"))
+    rows = pd.read_parquet(study["reports"] / "hemorrhage.parquet")
+    mine = rows[(rows.variant == "gptq-4") & (rows.family != "decode")].set_index(["metric", "dataset"]).estimate
+    assert found.data.library_name == "transformers"
+    assert found.data.tags == ["compressed", "quantize", "gptq"]
+    assert found.data.model_name == "my-model"
+    results = {(one.metric_name, one.dataset_name): one.metric_value for one in found.data.eval_results}
+    assert ("mean_flips", "all tasks") in results
+    assert any(metric.startswith("kl_mean[w64-") for metric, _ in results)
+    for key, value in results.items():
+        assert value == pytest.approx(mine[key], rel=1e-5)
+
+
+def test_people_read_the_damage(study: dict[str, Any]) -> None:
+    text = card(study["gptq-4"], study["reports"], "my-model")
+    assert "# my-model" in text
+    assert "synthetic-135m, altered: 4 bit, groups of 64." in text
+    assert "| metric | on | value | 90 % interval | n |" in text
+    assert "| KL to the base, nats per token | prose |" in text
+    assert "inside the budget of its study" in text
+    assert "0123456789ab" in text
+    assert "Theoretical (masks" in card(study["wanda-0.5"], study["reports"], "pruned")
+
+
+def test_numbers_of_another_checkpoint_never_stand_in_it(study: dict[str, Any], tmp_path: Path) -> None:
+    other = tmp_path / "checkpoints" / "gptq-4" / "ffffffffffff"
+    shutil.copytree(study["gptq-4"], other)
+    for reports in (study["reports"], tmp_path / "nowhere"):
+        found = ModelCard(card(other, reports, "other"))
+        assert found.data.eval_results is None
+        assert "Not measured" in found.content
+        assert "KL to the base" not in found.content

@@ -1,0 +1,205 @@
+"""Recovery: its definition, its interval, which variants are compared, and what the page says of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hemorrhage.analyze.inputs import Inputs, Output, Variant
+from hemorrhage.analyze.report import mitigations as mitigation_report
+from hemorrhage.analyze.rows import corrections, mitigations
+from hemorrhage.analyze.rows.mitigations import Damage, Measured
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.compress.methods.activation_quantization import activations
+from hemorrhage.compress.methods.recovery import recovery
+from hemorrhage.compress.methods.structured_pruning import width
+from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda
+from hemorrhage.compress.methods.weight_quantization import awq, mixed, rtn
+
+SPEC = Spec(400, 0.95, 0)
+ABOUT = {"dataset": "prose", "protocol": "p", "data": "", "environment": ""}
+
+
+def sample(rng: np.random.Generator, share: float, blocks: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Damage of a plain method on blocks of 100 tokens, and what a mitigation leaves that undoes ``share``."""
+    plain = 100 * rng.lognormal(-1, 0.4, blocks)
+    return plain, plain * (1 - share) + 8 * rng.normal(size=blocks)
+
+
+def measured(*sums: np.ndarray) -> Measured:
+    sizes = np.full(len(sums[0]), 100)
+    counts = bootstrap.draws("prose", len(sizes), 400, 0)
+    return mitigations.measured("kl_mean", ABOUT, sums, sizes, counts)
+
+
+def test_recovery_is_its_definition() -> None:
+    plain, treated = np.array([4.0, 2.0, 6.0, 5.0]), np.array([1.0, 2.0, 3.0, 2.5])
+    one = measured(plain, treated)
+    found = mitigations.recovery(one.plain, one.treated, 0.95)
+    assert found is not None
+    assert found.value == pytest.approx(1 - treated.sum() / plain.sum())
+    assert found.low < found.value < found.high
+    counts = bootstrap.draws("prose", 4, 400, 0)
+    again = 1 - (counts @ treated) / (counts @ plain)
+    np.testing.assert_allclose((found.low, found.high), bootstrap.interval(again, 0.95, 4))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_interval_covers_the_true_recovery(share: float) -> None:
+    rng = np.random.default_rng(1)
+    hits = []
+    for _ in range(200):
+        one = measured(*sample(rng, share))
+        found = mitigations.recovery(one.plain, one.treated, 0.95)
+        assert found is not None
+        hits.append(found.low <= share <= found.high)
+    assert 0.9 <= np.mean(hits) <= 0.99
+
+
+def test_verdicts() -> None:
+    rng = np.random.default_rng(2)
+    plain, helped = sample(rng, 0.4)
+    nothing, harmed, as_good = plain + 8 * rng.normal(size=32), 1.5 * plain, helped + 0.5 * rng.normal(size=32)
+    assert mitigations.verdict(measured(plain, helped), 0.95) == "recovers"
+    assert mitigations.verdict(measured(plain, helped, nothing), 0.95) == "recovers"
+    assert mitigations.verdict(measured(plain, helped, as_good), 0.95) == "no better than its sham"
+    assert mitigations.verdict(measured(plain, nothing), 0.95) == "nothing"
+    assert mitigations.verdict(measured(plain, harmed), 0.95) == "harms"
+    assert mitigations.verdict(measured(plain - plain.mean(), helped), 0.95) == "no damage to recover"
+
+
+def variant(name: str, method: str, settings: Any, on: str = "base", seed: int = 0, **manifest: Any) -> Variant:
+    content = {"settings": settings.model_dump(mode="json"), **manifest}
+    sweep = name.partition("-")[0]
+    axis, severity = settings.axis, settings.severity
+    return Variant(name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, content)
+
+
+def inputs_of(*variants: Variant) -> Inputs:
+    base = Variant("base", "base", "base", "base", "", "", "", math.nan, None, "base", {"effective_bits": 16.0})
+    return Inputs({}, {"base": base, **{one.name: one for one in variants}}, {}, {}, {}, {}, {})
+
+
+def test_what_is_compared_with_what() -> None:
+    grid: dict[str, Any] = {"bits": 3, "group_size": 64}
+    shape: dict[str, Any] = {"removed": 0.2}
+    everything = [
+        variant("wanda-0.5", "wanda", wanda.Settings(sparsity=0.5)),
+        variant("wanda-0.6", "wanda", wanda.Settings(sparsity=0.6)),
+        variant("gblm-0.5", "gblm", gblm.Settings(sparsity=0.5)),
+        variant("gblm_sham-0.5", "gblm", gblm.Settings(sparsity=0.5, sham=True), seed=1),
+        variant("gblm_sham_0-0.5", "gblm", gblm.Settings(sparsity=0.5, sham=True)),
+        variant("rtn-3", "rtn", rtn.Settings(**grid), layer_bits=3.3),
+        variant("rtn-4", "rtn", rtn.Settings(bits=4, group_size=64), layer_bits=4.3),
+        variant("awq-3", "awq", awq.Settings(**grid)),
+        variant("awq_on-3", "awq", awq.Settings(**grid), on="wanda-0.5"),
+        variant("mixed", "mixed", mixed.Settings(budget=3.3, group_size=64), layer_bits=3.29),
+        variant("w8-static", "activations", activations.Settings(activations="static")),
+        variant("w8-token", "activations", activations.Settings()),
+        variant("w8-smooth", "activations", activations.Settings(smooth=0.5)),
+        variant("width-m", "width", width.Settings(**shape, importance="magnitude")),
+        variant("width-t", "width", width.Settings(**shape)),
+        variant("width-s", "width", width.Settings(**shape, sham=True)),
+        variant("lora", "recovery", recovery.Settings(), on="width-m"),
+        variant("lora_sham", "recovery", recovery.Settings(sham=True), on="width-m"),
+    ]
+    found = mitigations.trials(inputs_of(*everything), {}, [], SPEC)
+    named = {
+        (trial.treatment, trial.against.name, trial.rows_of[1].name if trial.rows_of[1] else None) for trial in found
+    }
+    assert named == {
+        ("gblm-0.5", "wanda-0.5", "gblm_sham_0-0.5"),
+        ("awq-3", "rtn-3", None),
+        ("mixed", "rtn-3", None),
+        ("w8-token", "w8-static", None),
+        ("w8-smooth", "w8-token", None),
+        ("width-t", "width-m", "width-s"),
+        ("lora", "width-m", "lora_sham"),
+    }
+    assert {trial.missing for trial in found} != {""}  # nothing was evaluated, and that is said
+    lines = [line for item in mitigation_report.to_add(found) for line in item["lines"]]
+    assert any(line.startswith("awq_3_sham: {method: ") and '"sham": true' not in line for line in lines)
+    assert not any(line.startswith("w8_token") for line in lines)
+
+
+def test_lines_to_add_can_be_pasted(tmp_path: Path) -> None:
+    from ruamel.yaml import YAML
+
+    trials = mitigations.trials(
+        inputs_of(
+            variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64)),
+            variant("awq-3", "awq", awq.Settings(bits=3, group_size=64)),
+        ),
+        {},
+        [],
+        SPEC,
+    )
+    (lines,) = [item["lines"] for item in mitigation_report.to_add(trials) if "without a sham" in item["why"]]
+    ((name, content),) = YAML(typ="safe").load(lines[0]).items()
+    assert (name, content.pop("method")) == ("awq_3_sham", "awq")
+    assert awq.Settings(**content) == awq.Settings(bits=3, group_size=64, sham=True)
+
+
+def evaluation(kl: float, seed: int) -> Output:
+    rng = np.random.default_rng(seed)
+    window = np.repeat(np.arange(24), 50)
+    values = kl * rng.lognormal(0, 0.3, 24)[window]
+    table = pd.DataFrame({"corpus": "prose", "window": window, "kl": values, "nll": 3 + values, "base_nll": 3.0})
+    protocol = 'window=51 stride=51 windows=24/99 bos=0 join="" predicted=1200 dtype=float32'
+    return Output({"corpora": {"prose": {"protocol": protocol, "sha256": "ab"}}}, {"tokens.parquet": table})
+
+
+def test_rows_and_the_way_to_the_knee() -> None:
+    found = inputs_of(
+        variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64), effective_bits=6.0),
+        variant("awq-3", "awq", awq.Settings(bits=3, group_size=64), effective_bits=6.0),
+        variant("awq_sham-3", "awq", awq.Settings(bits=3, group_size=64, sham=True), effective_bits=6.0),
+    )
+    evaluations = {"rtn-3": evaluation(0.5, 0), "awq-3": evaluation(0.3, 0), "awq_sham-3": evaluation(0.5, 0)}
+    trials = mitigations.trials(found, evaluations, [], SPEC)
+    rows = pd.DataFrame(mitigations.trial_rows(trials, SPEC)).set_index(["variant", "metric"])
+    tag = "[w51-s51-b0-j0-n1200-f32]"
+    name = f"recovery{{of=kl_mean,plain=rtn-3}}{tag}"
+    assert rows.loc[("awq-3", name), "estimate"] == pytest.approx(0.4)
+    assert rows.loc[("awq_sham-3", name), "estimate"] == pytest.approx(0, abs=1e-9)
+    gap = f"recovery_beyond_sham{{of=kl_mean,plain=rtn-3}}{tag}"
+    assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
+    knee = {"answer": "found", "estimate": 8.0}
+    curve = found.variants["rtn-3"].curve
+    entry = {"sweep": "rtn", "curve": curve, "corpus": "prose", "base": 16.0, "knee": knee, "two_fold": {}}
+    assert mitigation_report.way(trials[0].against, found, [entry], "prose") == (pytest.approx(1.25), "knee")
+    none = {**entry, "knee": {"answer": "no cliff in range"}}
+    assert math.isnan(mitigation_report.way(trials[0].against, found, [none], "prose")[0])
+    (row,) = mitigation_report.rows(trials, found, [entry], SPEC, "prose")
+    assert (row["verdict"], row["place"]) == ("recovers", "1.25 × the way to the knee")
+    for against, points in (("way", 2), ("damage", 2)):
+        chart = mitigation_report.chart(trials, found, [entry], SPEC, "prose", against)
+        assert sum(len(trace["x"]) for trace in chart["data"]) == points
+    assert not mitigation_report.chart(trials, found, [none], SPEC, "prose", "way")["data"]
+
+
+def test_a_failed_side_is_a_row_with_its_reason() -> None:
+    found = inputs_of(
+        variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64), failure="no luck"),
+        variant("awq-3", "awq", awq.Settings(bits=3, group_size=64)),
+    )
+    trials = mitigations.trials(found, {"awq-3": evaluation(0.3, 0)}, [], SPEC)
+    (row,) = mitigation_report.rows(trials, found, [], SPEC, "prose")
+    assert row["missing"] == "rtn-3: no luck"
+    failed = Output({"failure": "out of memory", "corpus": "prose", "sha256": "ab"}, {})
+    (trial,) = corrections.trials_of(found.variants["awq-3"], failed, SPEC)
+    assert trial.missing == "out of memory"
+
+
+def test_a_sham_of_two_deals_shows_its_luck() -> None:
+    rng = np.random.default_rng(0)
+    deals = [Damage(0.5 + shift, 0.5 + shift + 0.001 * rng.normal(size=400), 16) for shift in (0.1, -0.1)]
+    joined = corrections._of_any(deals, SPEC)
+    assert joined.estimate == pytest.approx(0.5)
+    assert joined.replicates.std() == pytest.approx(0.1, rel=0.05)

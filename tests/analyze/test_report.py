@@ -1,0 +1,461 @@
+"""The analyze step on a full synthetic set of outputs: rows, metrics, curves, page."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from hemorrhage.analyze import inputs
+from hemorrhage.analyze.__main__ import analyze
+from hemorrhage.analyze.axes import sweeps
+from hemorrhage.analyze.curves import definitions
+from hemorrhage.analyze.report import decoding as decoding_page
+from hemorrhage.analyze.report import figures, layer_figures
+from hemorrhage.analyze.report import page as report
+from hemorrhage.analyze.rows import decoding, tables
+from hemorrhage.analyze.rows import results as rows
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.verdicts import claims
+from tests import browser, screenshot, synthetic
+
+SPEC = Spec(resamples=200, confidence=0.95, seed=0, budget=synthetic.BUDGET)
+TAG = "w64-s64-b0-jnn-n1008-f32"
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+FILES = {
+    "flags.json",
+    "doctor.json",
+    "recommendation.json",
+    "hemorrhage.parquet",
+    "metrics.json",
+    "thresholds.json",
+    "next.yaml",
+    "claims.json",
+    "curves.csv",
+    "front.csv",
+    "layers.csv",
+    "thresholds.csv",
+    "decoding.csv",
+    "decoding.json",
+    "index.html",
+    "provenance.json",
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
+
+
+@pytest.fixture(scope="module")
+def found(outputs: dict[str, Any]) -> inputs.Inputs:
+    return inputs.read(outputs["base"], *(outputs[kind] for kind in KINDS))
+
+
+@pytest.fixture(scope="module")
+def reports(found: inputs.Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "reports"
+    analyze(out, found, SPEC, "0123456789ab")
+    return out
+
+
+@pytest.fixture(scope="module")
+def table(reports: Path) -> pd.DataFrame:
+    return pd.read_parquet(reports / "hemorrhage.parquet")
+
+
+def test_everything_is_written_and_nothing_else(reports: Path) -> None:
+    assert {path.name for path in reports.iterdir()} == FILES
+    provenance = json.loads((reports / "provenance.json").read_text())
+    assert provenance["address"] == "0123456789ab"
+    assert provenance["counts"]["variants"] == 36
+    assert len(provenance["inputs"]["checkpoints"]) == 36
+    assert synthetic.ENVIRONMENT["id"] in provenance["environments"]
+
+
+def test_rows_equal_a_plain_computation(outputs: dict[str, Any], table: pd.DataFrame) -> None:
+    directory = next(path for path in outputs["evaluations"] if path.parent.name == "rtn-3")
+    tokens = pd.read_parquet(directory / "tokens.parquet").query("corpus == 'code'")
+    mine = table[(table.variant == "rtn-3") & (table.dataset == "code")].set_index("metric")
+    nll, base = tokens.nll.to_numpy(float), tokens.base_nll.to_numpy(float)
+    assert mine.estimate[f"perplexity[{TAG}]"] == pytest.approx(math.exp(nll.mean()))
+    assert mine.estimate[f"ln_perplexity_ratio[{TAG}]"] == pytest.approx(nll.mean() - base.mean())
+    assert mine.estimate[f"bits_per_token[{TAG}]"] == pytest.approx(nll.mean() / math.log(2))
+    assert mine.estimate[f"kl_mean[{TAG}]"] == pytest.approx(tokens.kl.to_numpy(float).mean())
+    assert mine.estimate[f"kl_median[{TAG}]"] == pytest.approx(np.median(tokens.kl), rel=0.02)
+    assert mine.estimate[f"same_top1[{TAG}]"] == pytest.approx(tokens.same_top1.mean())
+    assert (mine.n[[f"perplexity[{TAG}]", f"kl_p99[{TAG}]"]] == 16).all()
+    assert mine.protocol[f"perplexity[{TAG}]"].startswith("window=64 stride=64")
+    assert (mine.environment == synthetic.ENVIRONMENT["id"]).all()
+    items = pd.read_parquet(directory / "items.parquet").query("task == 'recall'")
+    mine = table[(table.variant == "rtn-3") & (table.dataset == "recall")].set_index("metric")
+    assert mine.estimate["accuracy"] == items.correct.mean()
+    assert mine.estimate["accuracy_change"] == pytest.approx(items.correct.mean() - items.base_correct.mean())
+    assert mine.estimate["flips"] == (items.correct != items.base_correct).mean()
+
+
+def test_pairing_makes_the_interval_of_the_ratio_narrow(table: pd.DataFrame) -> None:
+    chosen = table[(table.variant == "gptq-4") & (table.dataset == "prose")].set_index("metric")
+    ratio, perplexity = chosen.loc[f"ln_perplexity_ratio[{TAG}]"], chosen.loc[f"perplexity[{TAG}]"]
+    assert ratio.high - ratio.low < 0.5 * math.log(perplexity.high / perplexity.low)
+
+
+def test_a_failed_variant_becomes_rows_with_its_reason(table: pd.DataFrame, reports: Path) -> None:
+    failed = table[table.variant == "sparsegpt-0.7"]
+    assert (failed.status == "failed").all()
+    assert failed.estimate.isna().all()
+    assert failed.reason.str.contains("positive definite").all()
+    assert {f"perplexity[{TAG}]", "accuracy", "disk_bytes"} <= set(failed.metric)
+    metrics = json.loads((reports / "metrics.json").read_text())
+    assert "sparsegpt-0.7" not in metrics["variants"]
+    assert metrics["counts"].items() >= {"failed": 1, "variants": 36}.items()
+    assert "positive definite" in (reports / "index.html").read_text()
+
+
+def test_the_base_is_undamaged(table: pd.DataFrame) -> None:
+    base = table[table.variant == "base"].set_index(["metric", "dataset"])
+    assert base.estimate[f"ln_perplexity_ratio[{TAG}]", "prose"] == 0
+    assert base.estimate[f"same_top1[{TAG}]", "prose"] == 1
+    assert base.estimate["chance", "agreement"] == 0.5
+
+
+def test_the_base_is_known_without_an_evaluation_of_its_own(outputs: dict[str, Any], table: pd.DataFrame) -> None:
+    without = [path for path in outputs["evaluations"] if path.parent.name in ("gptq-4", "rtn-3")]
+    results = rows.build(inputs.read(outputs["base"], outputs["checkpoints"], without, []), SPEC)
+    mine = results.rows[(results.rows.variant == "base") & (results.rows.dataset == "prose")].set_index("metric")
+    expected = table[(table.variant == "base") & (table.dataset == "prose") & (table.family == "base")]
+    assert mine.estimate.to_dict() == pytest.approx(expected.set_index("metric").estimate.to_dict())
+
+
+def test_results_are_the_same_every_time(found: inputs.Inputs, reports: Path, tmp_path: Path) -> None:
+    analyze(tmp_path / "again", found, SPEC, "0123456789ab")
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (reports / name).read_bytes()
+
+
+def test_metrics_are_rounded_and_sorted(reports: Path) -> None:
+    text = (reports / "metrics.json").read_text()
+    metrics = json.loads(text)
+    assert text == json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+    for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text):
+        assert float(f"{float(number):.6g}") == float(number)
+    assert set(metrics["variants"]["gptq-3"]) == {
+        f"perplexity[{TAG}]",
+        f"ln_perplexity_ratio[{TAG}]",
+        f"kl_mean[{TAG}]",
+        f"same_top1[{TAG}]",
+        "mean_accuracy[agreement+cloze+recall]",
+        "mean_flips[agreement+cloze+recall]",
+        "effective_bits",
+        "size_ratio",
+        "decoding_spread[recall]",
+    }
+
+
+def test_thresholds_of_every_curve(reports: Path) -> None:
+    curves = json.loads((reports / "thresholds.json").read_text())["curves"]
+    by_name = {(curve["name"], curve["corpus"]): curve for curve in curves}
+    rtn = by_name["rtn", "prose"]["two_fold"]
+    assert by_name["rtn", "prose"]["base"] == 16.0
+    assert rtn["answer"] == "found"
+    assert rtn["low"] <= rtn["estimate"] <= rtn["high"] < 7
+    assert rtn["between"][0] < rtn["estimate"] < rtn["between"][1]
+    depth = by_name["random_depth", "prose"]["knee"]
+    assert depth["estimate"] == pytest.approx(0.25, abs=0.02)
+    assert by_name["wanda 2:4", "prose"]["knee"]["answer"] == "too few points"
+    assert list(by_name["sparsegpt", "code"]["missing"]) == ["sparsegpt-0.7"]
+
+
+def test_every_definition_and_claim_is_on_the_page(reports: Path) -> None:
+    page = (reports / "index.html").read_text()
+    for name in definitions.NAMES.values():
+        assert f'<th scope="col">{name}' in page
+    entry = json.loads((reports / "thresholds.json").read_text())["curves"][0]
+    assert set(definitions.NAMES) <= set(entry)
+    judged = json.loads((reports / "claims.json").read_text())["claims"]
+    assert [one["key"] for one in judged] == [one.key for one in claims.CLAIMS]
+    for one in judged:
+        assert one["claim"] in page
+    assert {one["verdict"] for one in judged} > {claims.SUPPORTED, claims.NOT_MEASURED}
+
+
+def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:
+    found = YAML(typ="safe").load(reports / "next.yaml")["compress"]
+    assert {8, 4, 3, 2} < set(found["rtn"]["bits"])
+    assert "2:4" in found["wanda"]["sparsity"]
+
+
+def test_best_shapes_and_knees_are_drawn(found: inputs.Inputs, reports: Path) -> None:
+    thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
+    numbers = tables.Numbers(pd.read_parquet(reports / "hemorrhage.parquet"))
+    depth = [one for one in sweeps(found) if one.family == "depth"]
+    drawn = figures.damage(found, numbers, depth, thresholds, "factor", "prose")["data"]
+    assert sum(trace.get("line", {}).get("dash") == "dot" for trace in drawn) == 2
+    diamonds = [trace for trace in drawn if trace.get("marker", {}).get("symbol") == "diamond-open"]
+    assert [round(trace["x"][0]) for trace in diamonds] == [25, 25]
+    assert all("knee at" in trace["text"][0] for trace in diamonds)
+
+
+def test_plots_data(reports: Path) -> None:
+    curves = pd.read_csv(reports / "curves.csv")
+    assert len(curves) == 35 * 2
+    assert curves.ln_perplexity_ratio.notna().all()
+    assert (curves.protocol == TAG).all()
+    layers = pd.read_csv(reports / "layers.csv")
+    assert len(layers) == 36 * synthetic.LAYERS
+    assert layers[["local_error", "relative_error", "attention_entropy"]].notna().all().all()
+    front = pd.read_csv(reports / "front.csv")
+    assert len(front) == 35 * 2
+    assert front.groupby("corpus").on_front.sum().min() >= 3
+    thresholds = pd.read_csv(reports / "thresholds.csv")
+    assert {"rtn", "gptq"} <= set(thresholds.curve)
+    decoding = pd.read_csv(reports / "decoding.csv")
+    assert len(decoding) == 4 * 11
+    assert {"accuracy", "low", "high", "distinct_2", "rep_4", "base_nll", "length"} <= set(decoding.columns)
+
+
+def test_decoding_spread_is_computed_over_strategies(table: pd.DataFrame) -> None:
+    mine = table[(table.variant == "base") & (table.family == "decode")]
+    accuracies = mine[(mine.metric == "accuracy")].estimate
+    assert len(accuracies) == 11
+    spread = mine[mine.method == "all strategies"].set_index("metric").estimate
+    assert spread["spread_over_max"] == pytest.approx((accuracies.max() - accuracies.min()) / accuracies.max())
+    assert spread["spread_over_min"] == pytest.approx((accuracies.max() - accuracies.min()) / accuracies.min())
+    assert spread["spread_cv"] == pytest.approx(accuracies.std(ddof=0) / accuracies.mean())
+
+
+def test_spread_of_equally_good_strategies_stays_below_chance() -> None:
+    rng = np.random.default_rng(0)
+    below = []
+    for _ in range(60):
+        right = (rng.random((24, 6)) < 0.6).astype(float)
+        spread = decoding.spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0]
+        below.append(spread <= decoding.spread_by_chance(right, SPEC))
+    assert np.mean(below) >= 0.88
+
+
+def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, reports: Path) -> None:
+    from plotly import graph_objects
+
+    thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
+    numbers = tables.Numbers(table)
+    corpora = ["prose", "code"]
+    recommended = json.loads((reports / "recommendation.json").read_text())
+    drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora, recommended)
+    assert len(drawn) == 2 * (4 * 4 + 1)
+    maps = report._maps(found, table, numbers, corpora)
+    layered = {"local_error", "attention_entropy"}
+    assert set(maps) == {
+        "tasks",
+        *(f"layers|{metric}" for metric in layered),
+        *(f"buckets|{kind}|{name}" for kind in report.BUCKETS for name in corpora),
+    }
+    (layers,) = maps["layers|local_error"]["data"]
+    assert (len(layers["y"]), len(layers["x"])) == (35, synthetic.LAYERS)
+    assert "arithmetic" not in maps["tasks"]["data"][0]["x"]
+    drawn |= maps
+    drawn |= layer_figures.profiles(table, ["gptq-3", "sparsegpt-0.7"])
+    assert {"cascade|gptq-3", "attention|gptq-3"} <= set(drawn)
+    assert "cascade|sparsegpt-0.7" not in drawn, "it failed"
+    spec = Spec(resamples=100, confidence=0.95, seed=0)
+    of_texts = decoding_page.figures(numbers, decoding_page.find(found, thresholds, [], spec))
+    metrics = ("accuracy", *decoding.OPEN_METRICS, decoding.MAUVE)
+    assert len(of_texts) == 2 * len(metrics) + len(decoding.INTERACTIONS) + 1
+    drawn |= of_texts
+    for figure in drawn.values():
+        graph_objects.Figure(_painted(copy.deepcopy(figure)))
+    quantize = drawn["quantize-bits|factor|prose"]
+    line = next(trace for trace in quantize["data"] if trace["mode"] == "lines" and "fill" not in trace)
+    assert (line["x"][0], line["y"][0]) == (16.0, 0.0)
+    assert len(sweeps(found)) == 13
+
+
+def _painted(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("@"):
+        return "#123456"
+    if isinstance(value, list):
+        return [_painted(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _painted(item) for key, item in value.items()}
+    return value
+
+
+def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> None:
+    found = inputs.read(outputs["base"], [], [], [])
+    analyze(tmp_path / "empty", found, SPEC, "a")
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
+    failed = [path for path in outputs["checkpoints"] if path.parent.name == "sparsegpt-0.7"]
+    gone = [path for path in outputs["evaluations"] if path.parent.name == "sparsegpt-0.7"]
+    analyze(tmp_path / "all-failed", inputs.read(outputs["base"], failed, gone, []), SPEC, "a")
+    assert "positive definite" in (tmp_path / "all-failed" / "index.html").read_text()
+    with pytest.raises(ValueError, match="given twice"):
+        inputs.read(outputs["base"], [failed[0], failed[0]], [], [])
+    with pytest.raises(ValueError, match="no --checkpoints directory"):
+        inputs.read(outputs["base"], [], gone, [])
+
+
+def test_a_wrong_spec_is_named() -> None:
+    with pytest.raises(ValueError, match="--spec: resample is unknown; allowed: resamples"):
+        Spec.parse('{"resample": 3}')
+    with pytest.raises(ValueError, match="--spec: seed must be a number"):
+        Spec.parse('{"resamples": 3, "confidence": 0.9, "seed": "x"}')
+
+
+def test_command_line(outputs: dict[str, Any], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hemorrhage.analyze", str(tmp_path / "reports"), "--address", "abc"]
+    spec = {"resamples": 100, "confidence": 0.9, "seed": 0, "budget": {}}
+    command += ["--base", str(outputs["base"]), "--spec", json.dumps(spec)]
+    for kind in KINDS:
+        chosen = [path for path in outputs[kind] if path.parent.name in ("base", "gptq-4", "gptq-3")]
+        command += [f"--{kind}", *map(str, chosen)]
+    subprocess.run(command, check=True, timeout=120)
+    assert json.loads((tmp_path / "reports" / "provenance.json").read_text())["address"] == "abc"
+
+
+class Page(HTMLParser):
+    """Ids, references and nesting of a page."""
+
+    VOID = ("meta", "input", "br", "link", "img", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("href", "src"):
+                self.references.append(str(value))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_that_loads_nothing(reports: Path) -> None:
+    text = (reports / "index.html").read_text()
+    assert text.startswith("<!doctype html>")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
+    assert text.count("plotly.js v") == 1
+
+
+PROBE = """
+<script>
+const probe = () => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  document.querySelector("input[value=kl]").click();
+  const head = all("#variants thead button")[3];
+  head.click();
+  parent.postMessage({
+    width: innerWidth,
+    needed: document.documentElement.scrollWidth,
+    boxes: all(".plot").length,
+    drawn: all(".plot").filter((node) => node.querySelector(".main-svg .trace, .main-svg .hm")).length,
+    wide: all(".main-svg").filter((svg) => svg.getBoundingClientRect().right > innerWidth).length,
+    ground: getComputedStyle(document.body).backgroundColor,
+    order: head.parentElement.getAttribute("aria-sort"),
+    sorted: all("#variants tbody:not([hidden]) tr td:nth-child(4)").map((cell) => cell.dataset.sort),
+  }, "*");
+};
+addEventListener("load", () => setTimeout(probe, 500));
+</script>
+"""
+
+FRAME = """<!doctype html>
+<iframe src="{page}#{theme}" style="width:{width}px;height:900px;border:0"></iframe>
+<script>addEventListener("message", (event) => {{ document.title = JSON.stringify(event.data); }});
+</script>"""
+
+
+@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
+@pytest.mark.parametrize(("width", "theme"), [(360, "dark"), (1280, "light")])
+def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme: str) -> None:
+    (tmp_path / "page.html").write_text((reports / "index.html").read_text() + PROBE)
+    # A browser window has a least width; a frame has none.
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(page="page.html", theme=theme, width=width))
+    seen = screenshot.browse(frame, 1400, 1000, theme, "--dump-dom")
+    title = re.search(r"<title>(.*?)</title>", seen.stdout)
+    assert title is not None, seen.stderr
+    probe = json.loads(title[1])
+    assert probe["width"] == width
+    assert probe["needed"] <= width, "the page scrolls sideways"
+    assert probe["boxes"] >= 14
+    assert probe["drawn"] == probe["boxes"], "a chart has nothing to show"
+    assert probe["wide"] == 0
+    dark = sum(int(part) for part in re.findall(r"\d+", probe["ground"])[:3]) < 300
+    assert dark == (theme == "dark")
+    assert probe["order"] == "ascending"
+    numbers = [float(text) for text in probe["sorted"] if text]
+    assert numbers == sorted(numbers)
+    assert probe["sorted"][-1] == ""
+
+
+FOCUSED = """(() => {
+  const node = document.activeElement;
+  if (node === document.body) return "";
+  return node.type === "radio" ? node.name : [...document.querySelectorAll("*")].indexOf(node);
+})()"""
+
+REACHABLE = """(() => {
+  const every = [...document.querySelectorAll("*")];
+  const wanted = "a[href], button, select, input:not([type=hidden]), summary, [tabindex='0']";
+  const seen = [...document.querySelectorAll(wanted)].filter((node) => node.checkVisibility());
+  return [...new Set(seen.map((node) => node.type === "radio" ? node.name : every.indexOf(node)))];
+})()"""
+
+
+@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
+def test_the_page_by_keyboard_alone(reports: Path) -> None:
+    with browser.opened(reports / "index.html") as page:
+        reached = []
+        for _ in range(1000):
+            page.press("Tab")
+            reached.append(page.run(FOCUSED))
+            if reached[-1] == "" or reached[-1] in reached[:-1]:
+                break
+        wanted = page.run(REACHABLE)
+        assert set(wanted) <= set(reached), [
+            page.run(f"document.querySelectorAll('*')[{one}].outerHTML.slice(0, 200)")
+            for one in set(wanted) - set(reached)
+        ]
+
+        page.run("document.querySelector('input[data-choice=scale]:checked').focus()")
+        page.press("ArrowRight")
+        assert page.run("document.querySelector('input[data-choice=scale]:checked').value") == "kl"
+        page.run("document.querySelector('#variants thead button').focus()")
+        page.press("Enter")
+        assert page.run("document.querySelector('#variants thead th').getAttribute('aria-sort')") == "ascending"
+        page.run("document.getElementById('theme').focus()")
+        page.press(" ")
+        assert page.run("document.documentElement.dataset.theme") == "dark"
+
+        first = page.run("document.querySelector('pre[data-when-card]:not([hidden])').textContent")
+        page.run("document.querySelector('select[data-choice=card]').focus()")
+        page.press("End")
+        shown = page.run(
+            "[...document.querySelectorAll('pre[data-when-card]')].filter((one) => !one.hidden)"
+            ".map((one) => one.textContent)"
+        )
+        assert len(shown) == 1
+        assert shown[0] != first
+        assert shown[0].startswith("---\nlibrary_name: transformers")

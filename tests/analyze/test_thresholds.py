@@ -1,0 +1,214 @@
+"""Thresholds on simulated curves whose knee is known, on straight lines, and at the edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from benchmarks.coverage import broken, covers, exponential, line, measured
+from scipy import optimize
+
+from hemorrhage.analyze.curves import thresholds
+from hemorrhage.analyze.curves.shapes import SHAPES, Points, Shape, criterion
+from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF, PHASES, TOO_FEW, TWO_SEGMENTS, Curve, Judged
+
+BLOCKS = 48
+BY_NAME = {shape.name: shape for shape in SHAPES}
+
+
+def exact(x: list[float], y: list[float]) -> Curve:
+    return thresholds.curve(np.array(x), np.array(y), np.tile(y, (50, 1)), BLOCKS)
+
+
+def knee(found: Curve, among: tuple[Shape, ...] = TWO_SEGMENTS) -> dict[str, object]:
+    return Judged(found, 0.95, 0).knee(among)
+
+
+# The fits against slow ones.
+
+MODELS = {
+    "linear": (lambda x, a: a * x, [1.0]),
+    "quadratic": (lambda x, a, b: a * x + b * x**2, [1.0, 1.0]),
+    "exponential": (lambda x, a, b: a * np.expm1(b * x), [0.1, 5.0]),
+    "two_segments": (lambda x, a, b, k: a * x + b * np.maximum(x - k, 0), [0.5, 5.0, 0.45]),
+    "power_exponential_straight": (
+        lambda x, a, b, c, k: a + b * np.log(np.minimum(x, k)) + c * np.maximum(x - k, 0),
+        [1.0, 0.3, 5.0, 0.45],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fit_is_the_weighted_least_squares_of_a_general_solver(name: str) -> None:
+    model, start = MODELS[name]
+    rng = np.random.default_rng(1)
+    x = np.arange(1, 9) / 10
+    y = broken(0.45)(x) + rng.normal(0, 0.05, len(x))
+    root = rng.normal(size=(8, 8)) * 0.01 + 0.03 * np.eye(8)
+    points = Points(x, y, root @ root.T)
+    shape = BY_NAME[name]
+    misfit = float(points.misfits[3])
+    fits = points.fit(shape, y[None, :], np.array([misfit]))
+    whitened = np.linalg.inv(np.linalg.cholesky(points.covariance + misfit**2 * np.eye(8)))
+    slow = optimize.least_squares(lambda p: whitened @ (y - model(x, *p)), start, xtol=1e-12, ftol=1e-12)
+    volume = np.linalg.slogdet(points.covariance + misfit**2 * np.eye(8))[1]
+    # The grid of knees and rates may miss the optimum by a little, never beat it.
+    assert fits.deviance[0] - volume == pytest.approx(2 * slow.cost, rel=0.01, abs=0.02)
+    assert fits.deviance[0] - volume >= 2 * slow.cost * (1 - 1e-6)
+
+
+def test_the_criterion_is_schwarz_s_where_points_have_no_noise() -> None:
+    x = np.arange(1, 9) / 10
+    y = 2 * x + 0.1 * np.sin(40 * x)
+    points = Points(x, y, np.zeros((8, 8)))
+    values = {}
+    for name in ("linear", "quadratic"):
+        design = np.stack([x**power for power in range(1, BY_NAME[name].parameters + 1)], axis=1)
+        rss = np.linalg.lstsq(design, y, rcond=None)[1][0]
+        values[name] = 8 * math.log(rss / 8) + 8 + BY_NAME[name].parameters * math.log(8)
+        misfits = np.geomspace(1e-3, 1, 2000)
+        found = criterion(BY_NAME[name], points.fit(BY_NAME[name], y[None, :], misfits), 8)[0]
+        assert found == pytest.approx(values[name], abs=1e-3)
+
+
+def test_points_that_share_their_noise_are_weighed_with_it() -> None:
+    # All points move together: the noise of one point alone would hide the bend.
+    x = np.arange(1, 7) / 10
+    shared = 0.3**2 * np.outer(x, x) + 1e-6 * np.eye(6)
+    apart = np.diag(np.diag(shared))
+    y = x + 0.25 * np.maximum(x - 0.35, 0)
+    gains = []
+    for covariance in (shared, apart):
+        points = Points(x, y, covariance)
+        fits = {name: points.fit(BY_NAME[name], y[None, :]) for name in ("linear", "two_segments")}
+        gains.append(float(np.diff([criterion(BY_NAME[n], f, 6)[0] for n, f in fits.items()])[0]))
+    assert gains[0] < 0 < gains[1]
+
+
+# Knees.
+
+
+@pytest.mark.parametrize("x", [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]])
+def test_intervals_cover_known_knees_as_often_as_they_say(x: list[float]) -> None:
+    rng = np.random.default_rng(1)
+    places, covered, found = np.array(x), [], []
+    for turn in range(100):
+        place = float(rng.uniform(0.3, 0.4))
+        judged = Judged(measured(rng, places, broken(place)(places), 0.02, (0.0, 0.01, 0.03)[turn % 3]), 0.95, turn)
+        answer = judged.knee(TWO_SEGMENTS)
+        found.append(answer["answer"] == FOUND)
+        if found[-1]:
+            covered.append(covers(answer, place))
+    assert np.mean(found) >= 0.9
+    assert 0.9 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize("x", [[0.3, 0.5, 0.6, 0.7], [0.1, 0.2, 0.3, 0.4, 0.5], [0.1 * n for n in range(1, 9)]])
+def test_straight_lines_have_no_cliff(x: list[float]) -> None:
+    rng = np.random.default_rng(2)
+    places = np.array(x)
+    answers = []
+    for turn in range(100):
+        misfit = (0.0, 0.01, 0.03)[turn % 3]
+        answers.append(knee(measured(rng, places, line(places), 0.02, misfit))["answer"])
+    assert answers.count(FOUND) <= 0.05 * len(answers)
+    assert answers.count(NO_CLIFF) >= 0.75 * len(answers)
+
+
+def test_an_exponential_has_no_knee() -> None:
+    rng = np.random.default_rng(3)
+    x = np.arange(1, 9) / 10
+    answers = [knee(measured(rng, x, exponential(x), 0.02, 0.01))["answer"] for _ in range(50)]
+    assert answers.count(FOUND) <= 0.1 * len(answers)
+    found = Judged(measured(rng, x, exponential(x), 0.02, 0.0), 0.95, 0).best()
+    assert found["shape"] == "exponential"
+    assert found["y"][0] == 0
+    assert found["x"][-1] == 0.8
+
+
+def test_a_few_points_that_fit_both_ways_are_not_enough() -> None:
+    # Quantization at 8, 4, 3 and 2 bits: a knee and an exponential pass through the same points.
+    x, y = np.array([6.02, 9.22, 10.03, 10.83]), np.array([-0.002, 0.239, 0.999, 9.953])
+    noise = np.random.default_rng(0).normal(0, [0.001, 0.025, 0.048, 0.207], (300, 4))
+    found = knee(thresholds.curve(x, y, y + noise, 16))
+    assert found["answer"] == TOO_FEW
+    assert "more points would tell" in str(found["reason"])
+
+
+def test_a_phase_point_is_found_where_the_form_is_the_published_one() -> None:
+    x = np.arange(1, 9) / 10
+    rng = np.random.default_rng(4)
+    truth = 0.1 * x**0.5 + 9 * np.maximum(x - 0.55, 0) + 12 * np.maximum(x - 0.55, 0) ** 2
+    found = knee(measured(rng, x, truth, 0.005, 0.0), PHASES)
+    assert found["answer"] == FOUND
+    assert float(str(found["low"])) <= 0.55 <= float(str(found["high"]))
+    assert "power_exponential" in str(found["shape"])
+
+
+def test_noise_alone_is_no_damage() -> None:
+    rng = np.random.default_rng(5)
+    x = np.arange(1, 7) / 10
+    shapes = [Judged(measured(rng, x, 0 * x, 0.02, 0.0), 0.95, 0).best()["shape"] for _ in range(40)]
+    assert shapes.count("none") >= 24
+
+
+def test_damage_that_slows_down_is_no_cliff() -> None:
+    assert knee(exact([0.1, 0.2, 0.3, 0.4, 0.5], [1.0, 1.9, 2.2, 2.3, 2.4]))["answer"] == NO_CLIFF
+
+
+def test_a_bend_at_the_edge_cannot_be_placed() -> None:
+    noise = np.random.default_rng(6).normal(0, 1e-4, (60, 6))
+    y = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 4.0])
+    found = knee(thresholds.curve(np.arange(1, 7) / 10, y, y + noise, BLOCKS))
+    assert found["answer"] == TOO_FEW
+    assert found["between"] == pytest.approx([0.5, 0.6])
+
+
+def test_few_points_give_no_knee() -> None:
+    found = knee(exact([0.1, 0.2, 0.3], [0.1, 0.2, 3.0]))
+    assert found == {"answer": TOO_FEW, "reason": "3 measured points; a knee needs 4"}
+
+
+@pytest.mark.parametrize("y", [[0.0] * 5, [1e-12] * 5, [5.0, 50.0, 500.0, 5e3, 5e4], [-0.1, -0.2, -0.1, 0.3, 0.1]])
+def test_odd_curves_break_nothing(y: list[float]) -> None:
+    judged = Judged(exact([0.1, 0.2, 0.3, 0.4, 0.5], y), 0.95, 0)
+    for among in (TWO_SEGMENTS, PHASES):
+        assert judged.knee(among)["answer"] in (FOUND, NO_CLIFF, TOO_FEW)
+    assert np.isfinite(judged.best()["y"]).all()
+
+
+# Levels.
+
+
+def test_doubling_is_interpolated_and_covered() -> None:
+    x = np.array([0.1, 0.2, 0.3, 0.4])
+    truth = np.array([0.1, 0.4, 1.0, 2.0])
+    expected = 0.2 + (math.log(2) - 0.4) / 0.6 * 0.1
+    level = math.log(2)
+    assert thresholds.level_point(exact(list(x), list(truth)), level, 0.95)["estimate"] == pytest.approx(expected)
+    rng = np.random.default_rng(3)
+    answers = [thresholds.level_point(measured(rng, x, truth, 0.03, 0.0), level, 0.95) for _ in range(200)]
+    covered = np.mean([answer["low"] <= expected <= answer["high"] for answer in answers])
+    assert 0.9 <= covered <= 0.99
+    assert all(answer["between"] == pytest.approx([0.2, 0.3]) for answer in answers)
+
+
+def test_a_level_that_is_never_or_hardly_reached() -> None:
+    never = thresholds.level_point(exact([1.0, 2.0], [0.1, 0.3]), math.log(2), 0.95)
+    assert never["answer"] == NO_CLIFF
+    assert never["most"] == 0.3
+    x, y = np.array([1.0, 2.0]), np.array([0.2, 0.72])
+    replicates = y + np.random.default_rng(0).normal(0, [0.01, 0.1], (1000, 2))
+    hardly = thresholds.level_point(thresholds.curve(x, y, replicates, BLOCKS), math.log(2), 0.95)
+    assert hardly["answer"] == FOUND
+    assert hardly["high"] is None
+    assert 0.4 < hardly["resamples_reaching"] < 0.8
+    assert thresholds.level_point(exact([1.0], [3.0]), math.log(2), 0.95)["answer"] == TOO_FEW
+
+
+def test_points_at_the_same_place_are_averaged() -> None:
+    curve = thresholds.curve(np.array([2.0, 1.0, 2.0]), np.array([1.0, 0.2, 3.0]), np.array([[1.0, 0.2, 3.0]]), 5)
+    assert curve.x.tolist() == [0, 1, 2]
+    assert curve.y.tolist() == pytest.approx([0, 0.2, 2.0])
+    assert curve.replicates.tolist() == [pytest.approx([0, 0.2, 2.0])]

@@ -1,0 +1,190 @@
+"""Mixed precision: the allocation against brute force, the estimates against measured damage, the budget on disk."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hemorrhage.calibrate.gradients import gradients
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.calibrate.statistics import collect
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.methods.weight_quantization import mixed, rtn
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.weights import Weights
+from hemorrhage.runtime.artifact import read_manifest, write_manifest
+from tests.divergence import divergence
+
+WINDOWS, LENGTH = 24, 64
+
+
+@pytest.fixture(scope="module")
+def text(tiny: Path) -> Tensor:
+    """Windows that the tiny model itself wrote: their labels are drawn from its own predictions."""
+    model = load(tiny)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begin = torch.full((2 * WINDOWS, 1), model.config.bos_token_id)
+        sizes = {"min_new_tokens": LENGTH - 1, "max_new_tokens": LENGTH - 1}
+        return model.generate(begin, do_sample=True, top_k=0, pad_token_id=0, **sizes)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny: Path, text: Tensor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A calibration folder of that text, and one of gradients."""
+    parent = tmp_path_factory.mktemp("mixed")
+    calibration = parent / "calibration"
+    calibration.mkdir()
+    save_file({"tokens": text[:WINDOWS].int()}, calibration / "tokens.safetensors")
+    found = collect(load(tiny), text[:WINDOWS], calibration)
+    write_manifest(calibration, corpora={"own": "ab"}, tokens=text[:WINDOWS].numel(), **found)
+    gradients(parent / "gradients", tiny, calibration, {"part": "loss"})
+    return calibration, parent / "gradients"
+
+
+@pytest.fixture(scope="module")
+def statistics(folders: tuple[Path, Path]) -> Statistics:
+    return Statistics(folders[0], {"loss": folders[1]})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_allocation_is_that_of_brute_force(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    losses = torch.rand(5, 4, generator=generator).sort(1, descending=seed % 2 == 0).values.tolist()
+    sizes = torch.randint(1, 40, (5, 4), generator=generator).sort(1).values.tolist()
+    choices = list(itertools.product(range(4), repeat=5))
+    spent = {c: sum(sizes[i][j] for i, j in enumerate(c)) for c in choices}
+    lost = {c: sum(losses[i][j] for i, j in enumerate(c)) for c in choices}
+    least = min(spent.values())
+    for limit in (least, least + 7, least + 40, max(spent.values())):
+        best = min(lost[c] for c in choices if spent[c] <= limit)
+        chosen = tuple(mixed.allocate(losses, sizes, limit))
+        assert spent[chosen] <= limit
+        assert lost[chosen] == pytest.approx(best)
+    with pytest.raises(ValueError, match=f"take {least} bits, the budget allows {least - 1}"):
+        mixed.allocate(losses, sizes, least - 1)
+
+
+def test_a_large_allocation_wastes_little_of_its_budget() -> None:
+    """Sizes without a common divisor, and more steps than are told apart."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (torch.rand(210, 6, generator=generator) * 1e6).cumsum(1).long()
+    losses = 1 / (1 + torch.rand(210, 6, generator=generator)).cumsum(1)
+    limit = int(sizes.float().mean(1).sum())
+    chosen = torch.tensor(mixed.allocate(losses.tolist(), sizes.tolist(), limit)).unsqueeze(1)
+    assert 0.998 * limit < sizes.gather(1, chosen).sum() <= limit
+    # Below what any allocation can reach: a mixture of two choices for one item at most (Lagrangian bound).
+    bound = max(
+        (losses + price * sizes).amin(1).sum().item() - price * limit for price in torch.logspace(-9, -5, 200).tolist()
+    )
+    assert losses.gather(1, chosen).sum().item() < bound + 0.005 * abs(bound)
+
+
+def test_the_estimate_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    change, X = torch.randn(3, 5, generator=generator), torch.randn(20, 5, generator=generator)
+    output = torch.rand(3, generator=generator)
+    literal = 0.0
+    for x in X:
+        for i in range(3):
+            literal += 0.5 * output[i].item() * (change[i] @ x).item() ** 2 / len(X)
+    assert mixed.divergence(change, X.T @ X / len(X), output) == pytest.approx(literal, rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [3])
+def test_estimates_are_the_measured_divergence(tiny: Path, text: Tensor, statistics: Statistics, bits: int) -> None:
+    """Layer by layer, each rounded alone: in the right order, and in nats."""
+    base, model = load(tiny), load(tiny)
+    estimated, measured = [], []
+    with torch.no_grad():
+        for first, names in statistics.shared().items():
+            moment = statistics.second_moment(first)
+            for name in names:
+                weight = model.get_submodule(name).weight
+                before = weight.clone()
+                weight.copy_(rtn.quantize(before, 4, rtn.Settings(bits=bits, group_size=4), torch.float32).dense())
+                estimated.append(mixed.divergence(weight - before, moment, statistics.output_gradient(name)))
+                measured.append(divergence(base, model, text[WINDOWS:]))
+                weight.copy_(before)
+    assert spearmanr(estimated, measured).statistic > 0.85
+    assert sum(estimated) == pytest.approx(sum(measured), rel=0.4)
+
+
+@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+def test_at_equal_bytes_it_hurts_less_than_uniform_bits(
+    tiny: Path, text: Tensor, statistics: Statistics, rounding: Any
+) -> None:
+    from hemorrhage.compress.methods.weight_quantization import gptq
+
+    base, uniform, ours = load(tiny), load(tiny), load(tiny)
+    method = {"rtn": rtn, "gptq": gptq}[rounding]
+    method.alter(uniform, method.Settings(bits=3, group_size="channel"), statistics, 0)
+    budget = stored(uniform)
+    assert 3 < budget < 4
+    settings = mixed.Settings(budget=budget + 1e-9, group_size="channel", rounding=rounding)
+    mixed.alter(ours, settings, statistics, 0)
+    assert 0.98 * budget < stored(ours) <= budget
+    assert divergence(base, ours, text[WINDOWS:]) < 0.97 * divergence(base, uniform, text[WINDOWS:])
+
+
+def stored(model: PreTrainedModel) -> float:
+    """Bits per weight that the packed layers of ``model`` take."""
+    packed = [module for module in model.modules() if hasattr(module, "stored")]
+    bits = sum(8 * value.nbytes for module in packed for value in module.stored().values())
+    return bits / sum(module.parameters_count for module in packed)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_checkpoint_of_several_widths_reads_back_and_keeps_its_budget(
+    tiny: Path, folders: tuple[Path, Path], tmp_path: Path, symmetric: bool
+) -> None:
+    settings = {"budget": 12.3, "group_size": 4, "symmetric": symmetric}
+    spec = {"sweep": "s", "family": "quantize", "method": "mixed", "settings": settings, "seed": 0}
+    compress(tmp_path / "out", "v", tiny, None, folders[0], [folders[1]], spec)
+    manifest = read_manifest(tmp_path / "out")
+    assert "failure" not in manifest
+    tensors = dict(Weights(tmp_path / "out", tiny).items())
+    bits = sum(8 * value.nbytes for name, value in tensors.items() if "_proj." in name)
+    weights = sum(module.weight.numel() for module in linears_of(load(tiny)).values())
+    assert 0.995 * 12.3 < bits / weights <= 12.3
+    words = {
+        name: tensors[f"{name}.weight_packed"].shape[1] * 32 / linear.in_features
+        for name, linear in linears_of(load(tiny)).items()
+    }
+    assert len({round(width) for width in words.values()}) > 1
+
+
+def test_too_small_a_budget_is_refused(tiny: Path, statistics: Statistics) -> None:
+    config = load(tiny).config.to_dict()
+    problem = mixed.Settings(budget=3, group_size=4).check(config)
+    # Two bits, a float32 scale and a zero point of two bits for four weights; eight at the other end.
+    assert problem == "budget 3 must lie between 10.5 and 18 for these widths"
+    assert mixed.Settings(budget=11, group_size=4).check(config) is None
+    assert "group_size 64 does not divide" in str(mixed.Settings(budget=4, group_size=64).check(config))
+    with pytest.raises(ValueError, match="the smallest widths take"):
+        mixed.alter(load(tiny), mixed.Settings(budget=10.5, group_size=4), statistics, 0)
+
+
+def test_settings() -> None:
+    settings = mixed.Settings(budget=3.5, group_size=64, rounding="gptq")
+    assert settings.statistics == ("hessian", "gradients")
+    assert settings.severity == 3.5
+    assert settings.label == "3.5 bits on average, mixed 2, 3, 4, 5, 6, 8, groups of 64, gptq"
+    assert mixed.Settings.model_validate({"budget": 3, "widths": [2, 4]}).widths == (2, 4)
+    for wrong in (
+        {"budget": 3, "widths": [4, 2]},
+        {"budget": 3, "widths": [4]},
+        {"budget": 2},
+        {"budget": 3, "bits": 3},
+    ):
+        with pytest.raises(ValueError, match="validation error"):
+            mixed.Settings.model_validate(wrong)

@@ -1,0 +1,241 @@
+"""Magnitude, Wanda and SparseGPT against their definitions, written as loops."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.methods.unstructured_pruning import magnitude, sparsegpt, wanda
+from hemorrhage.compress.solvers.sparsity import SparsitySettings, check_zeros, lowest, lowest_of_groups
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.reload import verify
+from hemorrhage.runtime.artifact import read_manifest
+from tests.calibration import calibrated
+
+METHODS = ["magnitude", "wanda", "sparsegpt"]
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(tiny, tmp_path_factory.mktemp("prune"))
+
+
+def spec(method: str, sparsity: float | str, **settings: Any) -> dict[str, Any]:
+    settings = {"sparsity": sparsity, **settings}
+    return {"sweep": "s", "family": "prune", "method": method, "settings": settings, "seed": 0}
+
+
+def layer(rows: int = 10, columns: int = 48) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=generator)
+    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
+    return weight, x.T @ x / len(x)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, "2:4", "1:3"])
+def test_wanda_is_a_double_loop(sparsity: float | str) -> None:
+    weight, moment = layer()
+    norms = moment.diagonal().sqrt()
+    settings = wanda.Settings(sparsity=sparsity)
+    expected = torch.zeros_like(weight, dtype=torch.bool)
+    for i in range(weight.shape[0]):
+        scores = [abs(weight[i, j].item()) * norms[j].item() for j in range(weight.shape[1])]
+        if settings.pattern:
+            kept, among = settings.pattern
+            for start in range(0, len(scores), among):
+                group = sorted(range(start, start + among), key=lambda j: scores[j])
+                expected[i, group[: among - kept]] = True
+        else:
+            drop = sorted(range(len(scores)), key=lambda j: scores[j])[: round(settings.severity * len(scores))]
+            expected[i, drop] = True
+    assert torch.equal(wanda.mask(weight, norms, settings), expected)
+
+
+def literal_sparsegpt(weight: Tensor, moment: Tensor, settings: sparsegpt.Settings) -> Tensor:
+    """The paper's sweep with explicit inverses of what is left of H, float64."""
+    W = weight.double().clone()
+    H = moment.double() + settings.damp * moment.double().diagonal().mean() * torch.eye(len(moment))
+    columns = W.shape[1]
+    inverses = [torch.linalg.inv(H[j:, j:]) for j in range(columns)]
+    step = settings.pattern[1] if settings.pattern else settings.block_size
+    for j in range(columns):
+        if j % step == 0:
+            stop = min(j + step, columns)
+            scores = W[:, j:stop].square() / torch.stack([inverses[i][0, 0] for i in range(j, stop)])
+            drop = torch.zeros_like(scores, dtype=torch.bool)
+            if settings.pattern:
+                drop.scatter_(1, scores.argsort(1)[:, : step - settings.pattern[0]], True)
+            else:
+                drop.view(-1)[scores.flatten().argsort()[: round(settings.severity * scores.numel())]] = True
+        q = torch.where(drop[:, j % step], 0, W[:, j])
+        inverse = inverses[j]
+        W[:, j:] -= ((W[:, j] - q) / inverse[0, 0])[:, None] * inverse[0][None]
+        W[:, j] = q
+    return W
+
+
+@pytest.mark.parametrize(("sparsity", "block"), [(0.5, 128), (0.7, 16), (0.3, 20), ("2:4", 128), ("1:3", 16)])
+def test_sparsegpt_is_its_definition(sparsity: float | str, block: int) -> None:
+    weight, moment = layer()
+    settings = sparsegpt.Settings(sparsity=sparsity, block_size=block)
+    (ours,) = sparsegpt.prune([weight], moment, settings)
+    expected = literal_sparsegpt(weight, moment, settings)
+    assert torch.equal(ours == 0, expected == 0)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, "2:4", "4:8", "1:4"])
+def test_masks_are_exact_to_the_count(method: str, sparsity: float | str) -> None:
+    weight, moment = layer(columns=176)
+    settings = sparsegpt.Settings(sparsity=sparsity)
+    if method == "magnitude":
+        gone = magnitude.mask(weight, settings)
+    elif method == "wanda":
+        gone = wanda.mask(weight, moment.diagonal().sqrt(), settings)
+    else:
+        gone = sparsegpt.prune([weight], moment, settings)[0] == 0
+    if settings.pattern:
+        kept, among = settings.pattern
+        assert (gone.unflatten(1, (-1, among)).sum(2) == among - kept).all()
+        return
+    for part in {"magnitude": [gone], "wanda": gone, "sparsegpt": gone.split(128, 1)}[method]:
+        assert int(part.sum()) == round(settings.severity * part.numel())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_sparsity_changes_nothing(tiny: Path, calibration: Path, method: str) -> None:
+    module = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}[method]
+    for nothing in (0.0, "4:4"):
+        settings = module.Settings.model_construct(sparsity=nothing)
+        model = load(tiny)
+        module.alter(model, settings, Statistics(calibration), 0)
+        for name, linear in linears_of(load(tiny)).items():
+            assert torch.equal(model.get_submodule(name).weight, linear.weight)
+
+
+def test_sparsegpt_of_layers_that_share_an_input_is_that_of_each_alone() -> None:
+    weight, moment = layer(rows=20)
+    settings = sparsegpt.Settings(sparsity=0.5, block_size=16)
+    together = sparsegpt.prune([weight[:5], weight[5:]], moment, settings)
+    for part, rows in zip(together, (weight[:5], weight[5:]), strict=True):
+        (alone,) = sparsegpt.prune([rows], moment, settings)
+        assert torch.equal(part == 0, alone == 0)
+        torch.testing.assert_close(part, alone)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
+def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(sparsity: float | str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 48, generator=generator)
+    scale = torch.rand(48, generator=generator) * 3
+    x = (torch.randn(300, 48, generator=generator) @ torch.randn(48, 48, generator=generator)) * scale
+    moment = x.T @ x / len(x)
+
+    def loss(pruned: Tensor) -> float:
+        return torch.trace((weight - pruned) @ moment @ (weight - pruned).T).item()
+
+    settings = wanda.Settings(sparsity=sparsity)
+    plain = (
+        lowest_of_groups(weight.abs(), *settings.pattern)
+        if settings.pattern
+        else lowest(weight.abs(), settings.severity)
+    )
+    by_magnitude = loss(weight.masked_fill(plain, 0))
+    by_wanda = loss(weight.masked_fill(wanda.mask(weight, moment.diagonal().sqrt(), settings), 0))
+    (updated,) = sparsegpt.prune([weight], moment, sparsegpt.Settings(sparsity=sparsity))
+    assert loss(updated) < by_wanda < by_magnitude
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sparsity", [0.1, 0.8, "2:4"])
+def test_checkpoints_are_as_sparse_as_their_name(
+    tiny: Path, calibration: Path, tmp_path: Path, method: str, sparsity: float | str
+) -> None:
+    out = tmp_path / "out"
+    compress(out, "v", tiny, None, calibration, [], spec(method, sparsity))
+    manifest = read_manifest(out)
+    assert "failure" not in manifest
+    model = load(out, base=tiny)
+    verify(model, out)
+    zeros = total = 0
+    for linear in linears_of(model).values():
+        weight = linear.weight
+        if sparsity == "2:4":
+            assert ((weight.view(-1, 4) == 0).sum(1) == 2).all()
+        elif method == "magnitude":
+            assert int((weight == 0).sum()) == round(float(sparsity) * weight.numel())
+        elif method == "wanda":
+            assert ((weight == 0).sum(1) == round(float(sparsity) * weight.shape[1])).all()
+        else:
+            for block in weight.split(128, dim=1):
+                assert int((block == 0).sum()) == round(float(sparsity) * block.numel())
+        zeros += int((weight == 0).sum())
+        total += weight.numel()
+    assert manifest["sparsity"] == pytest.approx(zeros / total)
+    bits = 32 * (manifest["parameters"] - zeros) + total * (math.log2(6) / 4 if sparsity == "2:4" else 1)
+    assert manifest["effective_bits"] == pytest.approx(bits / manifest["parameters"])
+
+
+def test_masks_leave_the_other_weights_alone(tiny: Path, calibration: Path) -> None:
+    base = {name: module.weight for name, module in linears_of(load(tiny)).items()}
+    for method in (magnitude, wanda):
+        model = load(tiny)
+        method.alter(model, method.Settings(sparsity=0.5), Statistics(calibration), 0)
+        for name, module in linears_of(model).items():
+            kept = module.weight != 0
+            assert torch.equal(module.weight[kept], base[name][kept])
+
+
+def test_magnitude_keeps_the_largest_of_a_layer(tiny: Path) -> None:
+    model = load(tiny)
+    before = {name: module.weight.detach().clone() for name, module in linears_of(model).items()}
+    magnitude.alter(model, magnitude.Settings(sparsity=0.6), None, 0)
+    for name, module in linears_of(model).items():
+        gone = module.weight == 0
+        assert before[name][gone].abs().max() <= before[name][~gone].abs().min()
+
+
+def test_a_mask_that_did_nothing_is_noticed(tiny: Path) -> None:
+    linears = linears_of(load(tiny))
+    with pytest.raises(ValueError, match=r"50 % of the weights were to become zero; 0\.00 % are"):
+        check_zeros(linears, SparsitySettings(sparsity=0.5), 0.0)
+    half = {}
+    for name, linear in linears.items():
+        with torch.no_grad():
+            linear.weight[:, : linear.in_features // 2] = 0
+        half[name] = linear
+    with pytest.raises(ValueError, match="more than 2 of 4"):
+        check_zeros(half, SparsitySettings(sparsity="2:4"), 0.0)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0, 2, True, "4:2", "2:2", "0:4", "half", None])
+def test_impossible_sparsities_are_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"a share between 0 and 1, or a pattern"):
+        SparsitySettings.model_validate({"sparsity": wrong})
+
+
+def test_settings_for_people_and_plan(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    half, pattern = wanda.Settings(sparsity=0.5), wanda.Settings(sparsity="2:4")
+    assert (half.label, half.curve, half.severity) == ("50 %", "", 0.5)
+    assert (pattern.label, pattern.curve, pattern.severity) == ("2:4", "n:4", 0.5)
+    assert half.statistics == ("activations",)
+    assert sparsegpt.Settings(sparsity=0.5).statistics == ("hessian",)
+    assert wanda.Settings(sparsity=0.5, sequential=True).label == "50 %, sequential"
+    assert wanda.Settings(sparsity=0.5, sequential=True).curve == "sequential"
+    assert sparsegpt.Settings(sparsity="2:4", sequential=True).curve == "n:4, sequential"
+    assert magnitude.Settings(sparsity=0.5).statistics == ()
+    assert pattern.check(config) is None
+    assert wanda.Settings(sparsity="4:8").check(config) == (
+        "sparsity 4:8 does not divide the model's intermediate_size of 172"
+    )

@@ -1,0 +1,381 @@
+"""Rotations: orthogonal, the model's identity, the peer's equal, and what they are for: outliers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.methods.weight_quantization import rotation, rtn
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.formats.forms import forms_of
+from hemorrhage.models.hadamard import constructible, factors, hadamard
+from hemorrhage.models.hadamard import rotation as rotation_of
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.weights import Weights
+from hemorrhage.runtime.artifact import read_manifest
+from tests.calibration import calibrated
+from tests.divergence import kl
+
+WIDTHS = [1, 2, 8, 43, 60, 64, 172, 576, 896]
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(tiny, tmp_path_factory.mktemp("rotation"))
+
+
+def spec(**settings: Any) -> dict[str, Any]:
+    return {"sweep": "s", "family": "quantize", "method": "rotation", "settings": settings, "seed": 0}
+
+
+def random_tokens(vocabulary: int = 500, rows: int = 2) -> Tensor:
+    return torch.randint(vocabulary, (rows, 48), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return model(random_tokens(), use_cache=False).logits
+
+
+def divergence(base: PreTrainedModel, other: PreTrainedModel) -> float:
+    """Mean KL(base ‖ other), nats per token."""
+    return kl(logits(base), logits(other))
+
+
+def test_hadamard_matrices_are_such() -> None:
+    orders = [order for order in range(1, 300) if constructible(order)]
+    assert {1, 2, 4, 12, 20, 28, 36, 44, 60, 76, 108, 140, 148} <= set(orders)
+    assert all(order < 3 or order % 4 == 0 for order in orders)
+    for order in orders:
+        matrix = hadamard(order)
+        assert (matrix.abs() == 1).all()
+        assert torch.equal(matrix @ matrix.T, order * torch.eye(order, dtype=torch.float64))
+    with pytest.raises(ValueError, match="order 92"):
+        hadamard(92)
+
+
+def test_widths_of_models_are_products_of_small_hadamard_orders() -> None:
+    assert factors(576) == (24, 24, True)
+    assert factors(1536) == (32, 48, True)
+    assert factors(14336) == (112, 128, True)
+    assert factors(11008) == (86, 128, False)
+    assert factors(172) == (4, 43, False)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rotations_are_orthogonal_and_undone(width: int) -> None:
+    left, right, from_hadamard = factors(width)
+    turn = rotation_of(5, left, right, from_hadamard=from_hadamard)
+    matrix = turn.rotate(torch.eye(width))
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(width), rtol=0, atol=1e-5)
+    x = torch.randn(3, 2 * width)
+    torch.testing.assert_close(turn.rotate(x), x @ torch.block_diag(matrix, matrix), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(turn.restore(turn.rotate(x)), x, rtol=1e-4, atol=1e-5)
+    again = rotation_of(5, left, right, from_hadamard=from_hadamard)
+    assert torch.equal(again.rotate(x), turn.rotate(x))
+    if width > 8:
+        other = rotation_of(6, left, right, from_hadamard=from_hadamard)
+        assert (other.rotate(x) - turn.rotate(x)).abs().max() > 0.1
+    if from_hadamard:
+        torch.testing.assert_close(matrix.abs(), torch.full_like(matrix, width**-0.5))
+
+
+def rotate(model: PreTrainedModel, seed: int) -> None:
+    """Turn ``model`` by R1 and R2 and round nothing."""
+    with torch.no_grad():
+        linears = linears_of(model)
+        for name, turn in rotation.turns(model, seed).items():
+            linears[name].weight.copy_(turn.weight(linears[name].weight))
+            if linears[name].bias is not None:
+                linears[name].bias.copy_(turn.bias(linears[name].bias))
+        rotation.turn_stream(model, seed)
+
+
+def small(kind: Any, **changes: Any) -> PreTrainedModel:
+    """A random model with biases and norms that are not one."""
+    content = {
+        "vocab_size": 500,
+        "hidden_size": 48,
+        "intermediate_size": 44,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "initializer_range": 0.2,
+        **changes,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(**content)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.uniform_(0.5, 2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+        (MistralConfig, {"tie_word_embeddings": True}),
+        (Qwen2Config, {}),
+        (Qwen3Config, {"tie_word_embeddings": True, "hidden_size": 52}),
+    ],
+)
+def test_a_rotated_model_computes_what_it_did(kind: Any, changes: dict[str, Any]) -> None:
+    model = small(kind, **changes)
+    before = logits(model)
+    weights = {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}
+    rotate(model, seed=3)
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=2e-5 * before.abs().max().item())
+    for name, linear in linears_of(model).items():
+        assert not torch.allclose(linear.weight, weights[name], atol=1e-3), name
+    assert model.config.tie_word_embeddings is False
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+
+
+def dense_hadamard(turn: Any) -> Tensor:
+    """``D (A ⊗ B)`` written out."""
+    return torch.diag(turn.signs) @ torch.kron(turn.left, turn.right)
+
+
+def test_a_blocks_weights_are_those_of_the_papers_figure(tiny: Path) -> None:
+    base, model = load(tiny), load(tiny)
+    plan = rotation.turns(base, seed=1)
+    rotate(model, seed=1)
+    name = "model.layers.2"
+    theirs, ours = base.get_submodule(name), model.get_submodule(name)
+    one = dense_hadamard(plan[f"{name}.self_attn.q_proj"].inward)
+    assert torch.allclose(one @ one.T, torch.eye(64), atol=1e-6)
+    head = dense_hadamard(plan[f"{name}.self_attn.v_proj"].outward)
+    assert head.shape == (8, 8)
+    attention, mlp = (torch.diag(n.weight) for n in (theirs.input_layernorm, theirs.post_attention_layernorm))
+    values, outputs = torch.block_diag(*[head] * 4), torch.block_diag(*[head] * 8)
+    expected = {
+        "self_attn.q_proj": theirs.self_attn.q_proj.weight @ attention @ one,
+        "self_attn.k_proj": theirs.self_attn.k_proj.weight @ attention @ one,
+        "self_attn.v_proj": values.T @ theirs.self_attn.v_proj.weight @ attention @ one,
+        "self_attn.o_proj": one.T @ theirs.self_attn.o_proj.weight @ outputs,
+        "mlp.gate_proj": theirs.mlp.gate_proj.weight @ mlp @ one,
+        "mlp.up_proj": theirs.mlp.up_proj.weight @ mlp @ one,
+        "mlp.down_proj": one.T @ theirs.mlp.down_proj.weight,
+    }
+    for layer, weight in expected.items():
+        torch.testing.assert_close(ours.get_submodule(layer).weight, weight, rtol=1e-4, atol=1e-5)
+    embedding = base.model.embed_tokens.weight
+    torch.testing.assert_close(model.model.embed_tokens.weight, embedding @ one, rtol=1e-4, atol=1e-5)
+    last = torch.diag(base.model.norm.weight)
+    torch.testing.assert_close(model.lm_head.weight, embedding @ last @ one, rtol=1e-4, atol=1e-5)
+    assert (ours.input_layernorm.weight == 1).all()
+    assert (model.model.norm.weight == 1).all()
+
+
+@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+def test_the_second_moment_is_that_of_the_turned_input(tiny: Path, transform: str) -> None:
+    """What the layer behind a norm reads, turned: the loss of a change of weights stays what it was."""
+    model = load(tiny)
+    name = "model.layers.1.self_attn.v_proj"
+    if transform == "spinquant":
+        turn = rotation.turns(model, seed=0)[name]
+    else:
+        from hemorrhage.models.formats.rotated import made
+
+        inward, outward = rotation.incoherence(linears_of(model), None, 0)[name]
+        turn = rotation.Turn(made(inward), made(outward))
+    weight = model.get_submodule(name).weight.detach()
+    x = torch.randn(200, 64) @ torch.randn(64, 64)
+    moment = x.T @ x / 200
+    change = 0.1 * torch.randn_like(weight)
+    turned = turn.weight(weight + change) - turn.weight(weight)
+    before = torch.trace(change @ moment @ change.T).item()
+    after = torch.trace(turned @ turn.moment(moment) @ turned.T).item()
+    assert after == pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+def test_checkpoints_read_back_and_eight_bits_lose_next_to_nothing(
+    tiny: Path, calibration: Path, tmp_path: Path, transform: str, rounding: str
+) -> None:
+    out = tmp_path / "out"
+    content = spec(transform=transform, rounding=rounding, bits=8, group_size=4)
+    compress(out, "v", tiny, None, calibration, [], content)
+    manifest = read_manifest(out)
+    assert "failure" not in manifest
+    assert manifest["layer_bits"] == pytest.approx(8 + 32 / 4 + 8 / 4, abs=0.2)
+    base = load(tiny)
+    assert 0 < divergence(base, load(out, base=tiny)) < 5e-4
+    tensors, config = dict(Weights(out, tiny).items()), json.loads((out / "config.json").read_text())
+    if transform == "spinquant":
+        # The price of rotating a model with tied embeddings.
+        assert tensors["lm_head.weight"].shape == tensors["model.embed_tokens.weight"].shape
+        assert config["tie_word_embeddings"] is False
+        assert manifest["parameters"] == sum(p.numel() for p in base.parameters()) + 512 * 64
+        assert "model.layers.0.self_attn.q_proj.weight_packed" in tensors
+    else:
+        assert "quantization_config" not in config
+        assert manifest["parameters"] == sum(p.numel() for p in base.parameters())
+
+
+def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
+    base, model = load(tiny), load(tiny)
+    settings = rotation.Settings(transform="quip", bits=3, group_size=4)
+    rotation.alter(model, settings, None, 7)
+    forms = forms_of(model)
+    assert set(forms) == set(linears_of(base))
+    for name, form in list(forms.items())[:7]:
+        weight = base.get_submodule(name).weight.detach()
+        outward, inward = (
+            rotation_of(seed, left, right, from_hadamard=bool(kind)).rotate(torch.eye(left * right))
+            for seed, left, right, kind in form.stored()["rotation"].tolist()
+        )
+        turned = outward.T @ weight @ inward
+        rounded = form.turned()
+        step = form.stored()["rotated_scale"].repeat_interleave(4, 1)
+        assert ((turned - rounded).abs() <= step * (1 + 1e-3) + 1e-5).all()
+        torch.testing.assert_close(form.dense(), outward @ rounded @ inward.T, rtol=1e-4, atol=1e-5)
+        nearest = rtn.quantize(turned, 4, settings, torch.float32).dense()
+        assert ((nearest - rounded).abs() < 1e-4).float().mean() > 0.99
+        x = torch.randn(3, form.in_features)
+        torch.testing.assert_close(form(x), x @ form.dense().T)
+
+
+def test_layers_that_share_an_input_share_its_rotation(tiny: Path, calibration: Path) -> None:
+    model = load(tiny)
+    settings = rotation.Settings(transform="quip", rounding="gptq", bits=3, group_size=4)
+    rotation.alter(model, settings, Statistics(calibration), 0)
+    attention = blocks(model)[0].self_attn
+    origins = [attention.get_submodule(n).stored()["rotation"] for n in ("q_proj", "k_proj", "v_proj")]
+    assert torch.equal(origins[0][1], origins[1][1])
+    assert torch.equal(origins[0][1], origins[2][1])
+    assert not torch.equal(origins[0][0], origins[1][0])
+
+
+def planted(tiny: Path, factor: float = 30) -> PreTrainedModel:
+    """The model with a channel that is large in the weights of every layer of the blocks.
+
+    Behind a norm nothing changes by that: its weight is as much smaller.
+    """
+    model = load(tiny)
+    with torch.no_grad():
+        for block in blocks(model):
+            for norm, readers in rotation.READS.items():
+                block.get_submodule(norm).weight[7] /= factor
+                for reader in readers:
+                    block.get_submodule(reader).weight[:, 7] *= factor
+            for writer in rotation.WRITES:
+                block.get_submodule(writer).weight[:, 5] *= factor**0.5
+    return model
+
+
+def peak(weight: Tensor) -> float:
+    """Greatest absolute weight of a row over its root mean square, mean over rows."""
+    return (weight.abs().amax(1) / weight.square().mean(1).sqrt()).mean().item()
+
+
+def test_a_rotation_flattens_outliers(tiny: Path) -> None:
+    model = load(tiny)
+    spun = rotation.turns(model, 0)
+    quip = {
+        name: rotation.Turn(*(rotation_of(*o[:3], from_hadamard=o[3]) for o in origins))
+        for name, origins in rotation.incoherence(linears_of(model), None, 0).items()
+    }
+    for name, linear in linears_of(model).items():
+        weight = linear.weight.detach().clone()
+        weight[:, 5] = 10 * weight.square().mean().sqrt()
+        assert peak(quip[name].weight(weight)) < 0.8 * peak(weight), name
+        if not name.endswith("down_proj"):  # its input is turned by R4, which is none of the offline ones
+            assert peak(spun[name].weight(weight)) < 0.8 * peak(weight), name
+
+
+@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+def test_outliers_hurt_less_after_rotation(tiny: Path, transform: str) -> None:
+    base, plain, turned = planted(tiny), planted(tiny), planted(tiny)
+    grid = {"bits": 3, "group_size": "channel"}
+    rtn.alter(plain, rtn.Settings.model_validate(grid), None, 0)
+    rotation.alter(turned, rotation.Settings.model_validate({**grid, "transform": transform}), None, 0)
+    assert divergence(base, turned) < 0.5 * divergence(base, plain)
+
+
+def peer_of(tiny: Path, modifier: Any, calibration: Path) -> PreTrainedModel:
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    tokens = load_file(calibration / "tokens.safetensors")["tokens"].tolist()
+    weights = {"num_bits": 4, "symmetric": False, "strategy": "group", "group_size": 4}
+    peer = load(tiny)
+    oneshot(
+        model=peer,
+        dataset=Dataset.from_dict({"input_ids": tokens, "attention_mask": [[1] * len(t) for t in tokens]}),
+        recipe=[
+            modifier,
+            QuantizationModifier(
+                config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=["lm_head"]
+            ),
+        ],
+        num_calibration_samples=2,
+        max_seq_length=32,
+        pipeline="datafree",
+    )
+    return peer
+
+
+@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+def test_as_good_as_the_peer(tiny: Path, calibration: Path, transform: str) -> None:
+    pytest.importorskip("llmcompressor")
+    from llmcompressor.modifiers.transform import QuIPModifier, SpinQuantModifier
+
+    modifier = (
+        SpinQuantModifier(rotations=["R1", "R2"], transform_type="random-hadamard")
+        if transform == "spinquant"
+        else QuIPModifier(rotations=["v", "u"], transform_type="random-hadamard")
+    )
+    base, ours = load(tiny), load(tiny)
+    settings = rotation.Settings.model_validate({"transform": transform, "bits": 4, "group_size": 4})
+    rotation.alter(ours, settings, None, 0)
+    mine, theirs = divergence(base, ours), divergence(base, peer_of(tiny, modifier, calibration))
+    assert 0 < mine < 1.5 * theirs
+
+
+def test_settings(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    spun = rotation.Settings(transform="spinquant", bits=4, group_size=64)
+    assert spun.label == "4 bit, spinquant, not learned, rtn, groups of 64"
+    assert spun.statistics == ()
+    assert spun.check({**config, "intermediate_size": 192}) is None
+    assert spun.check(config) == "group_size 64 does not divide the model's intermediate_size of 172"
+    problem = "transform spinquant is for llama, mistral, qwen2, qwen3; the model is a gemma2"
+    assert spun.check({**config, "model_type": "gemma2"}) == problem
+    quip = rotation.Settings(transform="quip", bits=3, rounding="gptq", group_size="channel")
+    assert (quip.curve, quip.statistics) == ("quip, gptq, per channel", ("hessian",))
+    assert quip.check({**config, "model_type": "mamba"}) is None
+    with pytest.raises(ValueError, match="keep_zeros has to be false"):
+        rotation.Settings(transform="quip", bits=3, keep_zeros=True)
+    with pytest.raises(ValueError, match="'spinquant' or 'quip'"):
+        rotation.Settings.model_validate({"transform": "quarot", "bits": 3})
+
+
+def test_a_block_of_another_shape_is_refused(tiny: Path) -> None:
+    model = load(tiny)
+    mlp = blocks(model)[1].mlp
+    mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: spinquant does not know this layer"):
+        rotation.turns(model, 0)

@@ -1,0 +1,393 @@
+"""Slices of the residual stream: the identity, the dense model with projections put in, and subspaces."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.methods.structured_pruning import slicegpt
+from hemorrhage.decode.generation import forward
+from hemorrhage.evaluate.language import hidden_states, output_embedding
+from hemorrhage.models import walk
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.reload import verify
+from hemorrhage.models.weights import Weights
+from hemorrhage.runtime.artifact import read_manifest
+from tests.calibration import calibrated
+from tests.divergence import kl
+from tests.whole import whole
+
+TOKENS = torch.randint(500, (2, 40), generator=torch.Generator().manual_seed(0))
+ROTATIONS = ("block", "model")
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(tiny, tmp_path_factory.mktemp("slicegpt"))
+
+
+class Windows(Statistics):
+    """Calibration windows that lie in no folder."""
+
+    def __init__(self, windows: Tensor) -> None:
+        self.windows = windows
+
+    def tokens(self) -> Tensor:
+        return self.windows
+
+
+def sliced(model: Any, statistics: Statistics, seed: int = 0, **settings: Any) -> Any:
+    model = load(model) if isinstance(model, Path) else model
+    slicegpt.alter(model, slicegpt.Settings(**settings), statistics, seed)
+    return model
+
+
+def made(config: Any, seed: int = 0) -> Any:
+    """A random model whose norms and biases are not those of its initialisation."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name:
+                value.copy_(0.5 + torch.rand_like(value))
+            elif name.endswith("bias"):
+                value.copy_(torch.randn_like(value) * 0.1)
+    return model
+
+
+SMALL = {
+    "vocab_size": 500,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
+    "rms_norm_eps": 1e-2,
+}
+KINDS = [
+    LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    MistralConfig(**SMALL, sliding_window=16),
+    Qwen2Config(**SMALL, tie_word_embeddings=True),
+    Qwen3Config(**SMALL, head_dim=24),
+]
+CASES = [
+    pytest.param(config, rotation, id=f"{config.model_type}-{rotation}")
+    for config in KINDS
+    for rotation in ROTATIONS
+    if (config.model_type, rotation) != ("qwen3", "model")
+]
+
+
+def logits(model: PreTrainedModel, tokens: Tensor = TOKENS) -> Tensor:
+    with torch.no_grad():
+        return model(tokens, use_cache=False).logits.float()
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("basis", ["pca", "random"])
+def test_nothing_removed_changes_nothing(tiny: Path, calibration: Path, rotation: str, basis: str) -> None:
+    model = sliced(tiny, Statistics(calibration), removed=0.0, rotation=rotation, basis=basis)
+    assert close(logits(model), logits(load(tiny)))
+
+
+@pytest.mark.parametrize(("config", "rotation"), CASES)
+def test_families_biases_and_epsilon(config: Any, rotation: str) -> None:
+    model = made(config)
+    expected = logits(model)
+    assert close(logits(sliced(model, Windows(TOKENS), removed=0.0, rotation=rotation)), expected)
+
+
+def literal(
+    model: Any, windows: Tensor, kept: int, turns: list[Tensor] | None
+) -> tuple[Callable[[Tensor], Tensor], Any]:
+    """The dense model in float64 with a projection on ``kept`` directions in front of every norm.
+
+    Without ``turns`` they are found from ``windows``, each behind the projections before it. Returns what gives
+    logits, and the bases.
+    """
+    model = model.double()
+    decoder = model.get_decoder()
+
+    def run(tokens: Tensor, given: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        used: list[Tensor] = []
+
+        def project(x: Tensor) -> Tensor:
+            if given is None:
+                moment = sum(torch.outer(row, row) for row in x.flatten(0, 1))
+                moment += 0.01 * moment.diagonal().mean() * torch.eye(len(moment))
+                values, vectors = torch.linalg.eigh(moment)
+                used.append(vectors[:, values.argsort(descending=True)[:kept]])
+            else:
+                used.append(given[len(used)])
+            return x @ used[-1] @ used[-1].T
+
+        x = decoder.embed_tokens(tokens)
+        places = torch.arange(tokens.shape[1])[None]
+        arguments = {"position_embeddings": decoder.rotary_emb(x, places), "attention_mask": None}
+        for block in decoder.layers:
+            x = project(x)
+            x = x + block.self_attn(hidden_states=block.input_layernorm(x), **arguments)[0]
+            x = project(x)
+            x = x + block.mlp(block.post_attention_layernorm(x))
+        return model.lm_head(decoder.norm(project(x))), used
+
+    with torch.no_grad():
+        found = turns or run(windows, None)[1]
+
+    def answer(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            return run(tokens, found)[0]
+
+    return answer, found
+
+
+def absolute(x: Tensor) -> Tensor:
+    """Eigenvectors have no sign."""
+    return x.double().abs()
+
+
+@pytest.mark.parametrize("removed", [0.2, 0.5])
+def test_blocks_are_the_dense_model_with_projections(removed: float) -> None:
+    windows = torch.randint(500, (4, 32), generator=torch.Generator().manual_seed(1))
+    config = LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True)
+    kept = {0.2: 32, 0.5: 24}[removed]
+    answer, turns = literal(made(config), windows, kept, None)
+    model = sliced(made(config), Windows(windows), removed=removed)
+    assert close(logits(model).double(), answer(TOKENS), 1e-3)
+    dense = made(config)
+    old, new = blocks(dense)[0], blocks(model)[0]
+    first, middle, last = turns[:3]
+    gain = old.input_layernorm.weight.double()
+    for found, expected in (
+        (model.get_input_embeddings().weight, dense.get_input_embeddings().weight.double() @ first),
+        (new.self_attn.q_proj.weight, old.self_attn.q_proj.weight.double() @ torch.diag(gain) @ first),
+        (new.attention_shortcut, first.T @ middle),
+        (new.self_attn.o_proj.weight, middle.T @ old.self_attn.o_proj.weight.double()),
+        (new.self_attn.o_proj.bias, middle.T @ old.self_attn.o_proj.bias.double()),
+        (new.mlp_shortcut, middle.T @ last),
+        (new.mlp.down_proj.weight, last.T @ old.mlp.down_proj.weight.double()),
+        (
+            model.get_output_embeddings().weight,
+            dense.lm_head.weight.double() @ torch.diag(dense.model.norm.weight.double()) @ turns[-1],
+        ),
+    ):
+        assert found.shape == expected.shape
+        assert close(absolute(found), absolute(expected), 1e-3)
+
+
+def test_one_basis_is_the_dense_model_with_one_projection() -> None:
+    windows = torch.randint(500, (4, 32), generator=torch.Generator().manual_seed(1))
+    dense = made(KINDS[0])
+    seen: list[Tensor] = []
+    stack: Any = blocks(dense)
+    norms = [dense.model.norm, *(norm for b in stack for norm in (b.input_layernorm, b.post_attention_layernorm))]
+    hooks = [norm.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, 1).double())) for norm in norms]
+    logits(dense, windows)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2 * 3 + 1
+    stream = torch.cat(seen)
+    turn = torch.linalg.eigh(stream.T @ stream).eigenvectors.flip(1)[:, :24]
+    answer, _ = literal(dense, windows, 24, [turn] * len(seen))
+    model = sliced(made(KINDS[0]), Windows(windows), removed=0.4, rotation="model")
+    assert model.config.hidden_size == 24
+    assert close(logits(model).double(), answer(TOKENS), 1e-3)
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_a_stream_that_lies_in_a_subspace_is_sliced_for_nothing(rotation: str) -> None:
+    model = made(LlamaConfig(**SMALL))
+    inside = torch.linalg.qr(torch.randn(48, 24, generator=torch.Generator().manual_seed(2))).Q
+    project = inside @ inside.T
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ project)
+        for block in blocks(model):
+            for writer in (block.self_attn.o_proj, block.mlp.down_proj):
+                writer.weight.copy_(project @ writer.weight)
+    expected = logits(model)
+    slices = {
+        basis: logits(sliced(copy.deepcopy(model), Windows(TOKENS), removed=0.5, rotation=rotation, basis=basis))
+        for basis in ("pca", "random")
+    }
+    assert close(slices["pca"], expected, 1e-3)
+    assert not close(slices["random"], expected, 1e-1)
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_damage_grows_with_the_slice_and_a_random_basis_is_worse(tiny: Path, rotation: str) -> None:
+    tokens = _stories(tiny)
+    base, statistics = logits(load(tiny), tokens[:4]), Windows(tokens[4:])
+
+    def damage(removed: float, **settings: Any) -> float:
+        return kl(base, logits(sliced(tiny, statistics, removed=removed, rotation=rotation, **settings), tokens[:4]))
+
+    losses = [damage(removed) for removed in (0.0, 0.125, 0.25, 0.5, 0.75)]
+    assert losses == sorted(losses)
+    assert losses[0] < 1e-6 < 1e-2 < losses[1]
+    assert damage(0.25, basis="random") > 1.5 * losses[2]
+
+
+def _stories(tiny: Path) -> Tensor:
+    """Text that the model writes itself: int64 [16, 96]."""
+    model = load(tiny)
+    torch.manual_seed(0)
+    start = torch.full((16, 1), 1)
+    return model.generate(start, do_sample=True, min_new_tokens=95, max_new_tokens=95, pad_token_id=0)
+
+
+def spec(removed: float, **settings: Any) -> dict[str, Any]:
+    settings = {"removed": removed, **settings}
+    return {"sweep": "s", "family": "structure", "method": "slicegpt", "settings": settings, "seed": 0}
+
+
+def test_a_checkpoint_with_a_basis_per_block(tiny: Path, calibration: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compress(out, "v", tiny, None, calibration, [], spec(0.5))
+    manifest = read_manifest(out)
+    assert "failure" not in manifest
+    config = json.loads((out / "config.json").read_text())
+    assert config["hemorrhage"] == {"form": "sliced", "kept": 32}
+    assert (config["hidden_size"], config["tie_word_embeddings"]) == (64, False)
+    model, stored = load(out, base=tiny), load(out, "stored", base=tiny)
+    verify(model, out)
+    assert model.dtype == stored.dtype == torch.float32
+    assert load(out, "bfloat16", base=tiny).dtype == torch.bfloat16
+    # q, o: 64 rows; k, v: 32; three matrices of the MLP: 172; two shortcuts; embedding and head.
+    of_blocks = 5 * (32 * (2 * 64 + 2 * 32 + 3 * 172) + 2 * 32 * 32)
+    before = 5 * (64 * (2 * 64 + 2 * 32 + 3 * 172) + 2 * 64)
+    assert manifest["parameters"] == of_blocks + 2 * 512 * 32
+    assert manifest["severity"] == pytest.approx(1 - of_blocks / before)
+    assert (manifest["statistics"], manifest["effective_bits"]) == ("errors propagated", 32)
+    tensors = dict(Weights(out, tiny).items())
+    assert sum(value.numel() for value in tensors.values()) == manifest["parameters"]
+    assert sorted(linears_of(model)) == sorted(linears_of(load(tiny)))
+    with torch.inference_mode():
+        hidden = walk.through(model, TOKENS)
+    assert close(hidden, hidden_states(model, TOKENS))
+    assert close(hidden @ output_embedding(model).T, logits(model))
+
+
+def test_one_basis_is_a_checkpoint_like_any_other(tiny: Path, calibration: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compress(out, "v", tiny, None, calibration, [], spec(0.25, rotation="model"))
+    manifest = read_manifest(out)
+    assert "failure" not in manifest
+    config = json.loads((out / "config.json").read_text())
+    assert "hemorrhage" not in config
+    assert (config["hidden_size"], config["head_dim"]) == (48, 8)
+    of_base = json.loads((tiny / "config.json").read_text())["rms_norm_eps"]
+    assert config["rms_norm_eps"] == pytest.approx(of_base * 64 / 48)
+    assert manifest["severity"] == pytest.approx(0.25)
+    model = load(out, base=tiny)
+    verify(model, out)
+    assert close(logits(AutoModelForCausalLM.from_pretrained(whole(out, tiny))), logits(model), 1e-6)
+
+
+@pytest.mark.parametrize(("config", "rotation"), CASES)
+def test_families_read_back(config: Any, rotation: str, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    made(config).to(torch.bfloat16).save_pretrained(base)
+    compress(out, "v", base, None, calibrated(base, tmp_path), [], spec(0.4, rotation=rotation))
+    assert "failure" not in read_manifest(out)
+    model = load(out, base=base)
+    verify(model, out)
+    assert load(out, "stored", base=base).dtype == torch.bfloat16
+    assert model.get_input_embeddings().embedding_dim == 24
+
+
+def test_generation_with_a_cache_is_generation_without(tiny: Path, calibration: Path) -> None:
+    model = sliced(tiny, Statistics(calibration), removed=0.25)
+    prompt = TOKENS[:, :8]
+    options = {"do_sample": False, "max_new_tokens": 24, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(
+        model.generate(prompt, use_cache=True, **options), model.generate(prompt, use_cache=False, **options)
+    )
+    cache = DynamicCache(config=model.config)
+    found, states = forward(model, TOKENS, torch.ones_like(TOKENS), cache)
+    assert close(found[:, -1], logits(model)[:, -1])
+    assert close(states, hidden_states(model, TOKENS))
+
+
+def test_other_methods_go_on_from_a_slice(tiny: Path, calibration: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    compress(parent, "p", tiny, None, calibration, [], spec(0.25))
+    pruned = {**spec(0.0), "family": "prune", "method": "magnitude", "settings": {"sparsity": 0.5}, "on": "p"}
+    compress(tmp_path / "pruned", "v", tiny, parent, calibration, [], pruned)
+    manifest = read_manifest(tmp_path / "pruned")
+    assert "failure" not in manifest
+    assert manifest["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    packed = {**pruned, "method": "rtn", "settings": {"bits": 4, "group_size": "channel"}}
+    compress(tmp_path / "packed", "v", tiny, parent, calibration, [], packed)
+    assert "in a sliced model no layer can be packed" in read_manifest(tmp_path / "packed")["failure"]
+    compress(tmp_path / "twice", "v", tiny, parent, calibration, [], {**spec(0.25), "on": "p"})
+    assert "slicegpt slices" in read_manifest(tmp_path / "twice")["failure"]
+
+
+def test_settings_for_people_and_plan(tiny: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    settings = slicegpt.Settings(removed=0.25)
+    assert (settings.label, settings.curve, settings.severity) == ("25 % of the hidden size", "a basis per block", 0.25)
+    assert slicegpt.Settings(removed=0.25, rotation="model", basis="random").curve == "one basis, random"
+    assert settings.statistics == ("tokens",)
+    assert settings.check(config) is None
+    assert slicegpt.Settings(removed=0.9).check(config) == (
+        "removed 0.9 of the hidden size 64 leaves 0 columns; 8 must stay"
+    )
+    assert settings.check({**config, "model_type": "gpt2"}) == (
+        "slicegpt is for llama, mistral, qwen2, qwen3; this model is a gpt2"
+    )
+    assert settings.check({**config, "model_type": "qwen3"}) is None
+    assert "share the epsilon" in slicegpt.Settings(removed=0.25, rotation="model").check(
+        {**config, "model_type": "qwen3"}
+    )
+    with pytest.raises(ValueError, match="less than 1"):
+        slicegpt.Settings(removed=1.0)
+
+
+@pytest.mark.parametrize(
+    ("removed", "width", "heads", "rotation", "kept"),
+    [
+        (0.0, 60, 4, "block", 60),
+        (0.1, 576, 9, "block", 512),
+        (0.25, 576, 9, "block", 432),
+        (0.1, 576, 9, "model", 504),
+        (0.25, 4096, 32, "block", 3072),
+        (0.9, 640, 5, "block", 64),
+        (0.3, 640, 8, "model", 448),
+    ],
+)
+def test_what_is_kept_is_rounded_down(removed: float, width: int, heads: int, rotation: Any, kept: int) -> None:
+    assert slicegpt.Settings(removed=removed, rotation=rotation).kept(width, heads) == kept
+
+
+def test_blocks_with_other_layers_are_refused(tiny: Path, calibration: Path) -> None:
+    model = load(tiny)
+    blocks(model)[2].extra = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"block 2, extra: slicegpt slices"):
+        sliced(model, Statistics(calibration), removed=0.25)

@@ -1,0 +1,141 @@
+"""Every method of the registry, through the whole compress step and back: what is written is what was meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemorrhage.calibrate import gradients
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.reload import verify
+from hemorrhage.models.weights import Weights
+from hemorrhage.study.registry import METHODS
+from tests.calibration import calibrated
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("rtn", {"bits": 4, "group_size": 4}),
+    ("gptq", {"bits": 3, "group_size": 4}),
+    ("gptq", {"bits": 3, "group_size": 4, "sequential": True}),
+    ("awq", {"bits": 3, "group_size": 4}),
+    ("autoround", {"bits": 3, "group_size": 4, "iterations": 3, "batch": 2}),
+    ("qat", {"bits": 3, "group_size": "channel", "steps": 2}),
+    ("rotation", {"bits": 4, "group_size": "channel", "transform": "spinquant", "rounding": "gptq"}),
+    ("rotation", {"bits": 4, "group_size": "channel", "transform": "quip"}),
+    ("mixed", {"budget": 12.0, "group_size": 4}),
+    ("codebook", {"type": "nf4"}),
+    ("gguf_types", {"type": "q4_k"}),
+    ("activations", {"bits": 8, "activations": "token", "smooth": 0.5}),
+    ("kv_cache", {"bits": 4, "group_size": 8}),
+    ("magnitude", {"sparsity": 0.5}),
+    ("wanda", {"sparsity": "2:4"}),
+    ("wanda", {"sparsity": 0.5, "sequential": True}),
+    ("sparsegpt", {"sparsity": 0.5}),
+    ("owl", {"sparsity": 0.5, "by": "sparsegpt"}),
+    ("gblm", {"sparsity": 0.5}),
+    ("wanda_plus", {"sparsity": 0.5}),
+    ("width", {"removed": 0.3, "protect_first": 1, "protect_last": 1}),
+    ("width", {"removed": 0.3, "importance": "random", "protect_first": 0, "protect_last": 0}),
+    ("slicegpt", {"removed": 0.25}),
+    ("depth", {"removed": 0.2, "order": "angular"}),
+    ("depth", {"removed": 0.2, "order": "sleb", "samples": 2}),
+    ("svd", {"removed": 0.3}),
+    ("llama_pro", {"added": 0.2}),
+    ("depth_up_scaling", {"overlap": 0.4}),
+    ("duplication", {"added": 0.2, "scale": 0.5}),
+    ("upcycling", {"noise": 0.1}),
+    ("expert_split", {"experts": 4, "top_k": 2}),
+    ("recovery", {"steps": 2, "batch": 2}),
+]
+"""A method, and settings that fit the tiny model."""
+
+STORED = {
+    "magnitude": 0.06,
+    "wanda": 0.06,
+    "gblm": 0.06,
+    "sparsegpt": 0.6,
+    "depth": 0.03,
+    "llama_pro": 0.06,
+    "depth_up_scaling": 0.03,
+    "kv_cache": 0.03,
+}
+"""Method -> the most of a checkpoint's bytes that are stored: the rest is the base's."""
+
+ON: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("gptq", {"bits": 4, "group_size": 4, "keep_zeros": True}, "wanda", {"sparsity": 0.5}),
+    ("rtn", {"bits": 4, "group_size": 4, "keep_zeros": True}, "magnitude", {"sparsity": 0.5}),
+    ("recovery", {"steps": 2, "batch": 2}, "depth", {"removed": 0.2, "order": "influence"}),
+    ("recovery", {"steps": 2, "batch": 2}, "width", {"removed": 0.3, "protect_first": 1, "protect_last": 1}),
+    ("routing", {"alteration": "top_k", "amount": 1}, "upcycling", {"noise": 0.1}),
+    ("routing", {"alteration": "drop", "amount": 0.25, "choose": "usage"}, "upcycling", {"noise": 0.1}),
+    ("rtn", {"bits": 4, "group_size": 4}, "upcycling", {"noise": 0.1}),
+    ("kv_cache", {"bits": 4, "group_size": 8}, "rtn", {"bits": 4, "group_size": 4}),
+    ("svd", {"removed": 0.2}, "depth", {"removed": 0.2, "order": "influence"}),
+]
+"""A method with its settings, on another."""
+
+
+@pytest.fixture(scope="module")
+def statistics(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """The calibration of the tiny model, and its gradients."""
+    folder = tmp_path_factory.mktemp("methods")
+    calibration = calibrated(tiny, folder)
+    parts = []
+    for part in ("loss", "local"):
+        parts.append(folder / part)
+        gradients.gradients(parts[-1], tiny, calibration, {"part": part})
+    return calibration, parts
+
+
+def made(
+    out: Path, base: Path, statistics: tuple[Path, list[Path]], method: str, settings: dict[str, Any], on: Path | None
+) -> dict[str, Any]:
+    """Run the compress step, read its checkpoint back in the ordinary way, return the manifest."""
+    spec = {"sweep": method, "family": METHODS[method], "method": method, "settings": settings, "seed": 0}
+    compress(out, method, base, on, *statistics, {**spec, "on": on and "parent"})
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert "failure" not in manifest, manifest["failure"]
+    verify(load(out, base=base), out)
+    return manifest
+
+
+def test_all_methods_are_among_the_cases() -> None:
+    assert {method for method, *_ in CASES} | {method for method, *_ in ON} == set(METHODS)
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_method_through_the_step(
+    tiny: Path, statistics: tuple[Path, list[Path]], tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    manifest = made(tmp_path / "out", tiny, statistics, method, settings, None)
+    assert 0 < manifest["layer_bits"] <= 33
+    assert manifest["effective_bits"] > 0
+    assert manifest["disk_bytes"] >= 0.9 * manifest["parameters"] * 2 / 8
+    # What says where the rest is counts, too.
+    assert manifest["stored_bytes"] <= STORED.get(method, 1.02) * manifest["disk_bytes"]
+
+
+@pytest.mark.parametrize(("method", "settings", "before", "first"), ON)
+def test_a_method_on_another(
+    tiny: Path,
+    statistics: tuple[Path, list[Path]],
+    tmp_path: Path,
+    method: str,
+    settings: dict[str, Any],
+    before: str,
+    first: dict[str, Any],
+) -> None:
+    parent = made(tmp_path / "parent", tiny, statistics, before, first, None)
+    manifest = made(tmp_path / "out", tiny, statistics, method, settings, tmp_path / "parent")
+    assert manifest["on"] == "parent"
+    assert manifest["curve"].endswith("on parent")
+    if settings.get("keep_zeros"):
+        # Every zero is still one, more may have been rounded to it, and the mask is counted.
+        assert manifest["sparsity"] >= parent["sparsity"]
+        assert manifest["mask_bits"] == 1
+    if method == "recovery":
+        names = set(Weights(tmp_path / "out", tiny).names())
+        assert names == set(Weights(tmp_path / "parent", tiny).names())

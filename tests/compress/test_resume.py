@@ -1,0 +1,169 @@
+"""A job that was killed in the middle goes on behind what it finished, and ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemorrhage.compress import progress
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.methods.weight_quantization import autoround
+from hemorrhage.compress.progress import Progress
+from hemorrhage.compress.solvers import training
+from hemorrhage.compress.solvers.training import Training
+from hemorrhage.runtime.artifact import failure, read_manifest
+from tests.calibration import calibrated
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("rtn", {"bits": 4, "group_size": 4}),
+    ("magnitude", {"sparsity": 0.5}),
+    ("gptq", {"bits": 3, "group_size": 4, "sequential": True}),
+    ("sparsegpt", {"sparsity": "2:4", "sequential": True}),
+    ("wanda", {"sparsity": 0.5, "sequential": True}),
+    ("wanda", {"sparsity": 0.5}),
+    ("autoround", {"bits": 3, "group_size": 4, "iterations": 3, "batch": 2}),
+]
+KILLED_AFTER = 2
+"""Blocks of the tiny model's five, or steps of a training's."""
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(tiny, tmp_path_factory.mktemp("calibration"))
+
+
+def run(out: Path, tiny: Path, parent: Path | None, calibration: Path, method: str, settings: dict[str, Any]) -> None:
+    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    compress(out, "v", tiny, parent, calibration, [], {**spec, "on": parent and "parent"})
+
+
+def killed(out: Path, *arguments: Any) -> None:
+    """Make ``out`` in a process that is killed as soon as so many blocks lie on disk."""
+    child = os.fork()
+    if not child:
+        progress.SECONDS = 0
+        write = Progress._write
+
+        def dying(self: Progress, model: Any, index: int) -> None:
+            write(self, model, index)
+            if index + 1 == KILLED_AFTER:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Progress._write = dying  # type: ignore[method-assign]
+        try:
+            run(out, *arguments)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
+    """A killed and resumed run against one in one go."""
+    killed(tmp_path / "out", *arguments)
+    resume = tmp_path / "out.resume"
+    assert sorted(file.name for file in resume.iterdir()) == ["0.safetensors", "1.safetensors"]
+    assert not (tmp_path / "out").exists()
+    restored = []
+    restore = Progress.restore
+    monkeypatch.setattr(Progress, "restore", lambda self, *at: (restored.append(at[1]), restore(self, *at)))
+    run(tmp_path / "out", *arguments)
+    assert restored == [0, 1]
+    assert failure(tmp_path / "out") is None
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    run(tmp_path / "whole", *arguments)
+    found, expected = (read_manifest(tmp_path / name)["checksums"] for name in ("out", "whole"))
+    assert found == expected
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_a_killed_compression_goes_on_and_ends_with_the_same_bits(
+    tiny: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    settings: dict[str, Any],
+) -> None:
+    compared(tmp_path, monkeypatch, tiny, None, calibration, method, settings)
+
+
+@pytest.mark.parametrize("method", ["gptq", "sparsegpt"])
+def test_statistics_that_are_collected_are_those_of_unaltered_blocks(
+    tiny: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    run(tmp_path / "parent", tiny, None, calibration, "magnitude", {"sparsity": 0.3})
+    settings = {"bits": 4, "group_size": 4} if method == "gptq" else {"sparsity": 0.6}
+    compared(tmp_path, monkeypatch, tiny, tmp_path / "parent", calibration, method, settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("qat", {"bits": 4, "group_size": 4, "steps": 5}),
+        ("qat", {"bits": 4, "group_size": 4, "steps": 5, "sham": True, "keep_zeros": True}),
+        ("recovery", {"steps": 5, "rank": 2}),
+    ],
+)
+def test_a_killed_training_goes_on_behind_its_finished_steps(
+    tiny: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    settings: dict[str, Any],
+) -> None:
+    run(tmp_path / "parent", tiny, None, calibration, "magnitude", {"sparsity": 0.3})
+    arguments = (tiny, tmp_path / "parent", calibration, method, settings)
+    finish = Training.finish
+
+    def dying(self: Training, loss: float) -> None:
+        finish(self, loss)
+        if len(self.losses) == KILLED_AFTER:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "SECONDS", 0)
+        patched.setattr(Training, "finish", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", *arguments)
+    assert (tmp_path / "out.resume" / training.FILE).is_file()
+    assert not (tmp_path / "out").exists()
+    steps: list[float] = []
+    monkeypatch.setattr(Training, "finish", lambda self, loss: (steps.append(loss), finish(self, loss)))
+    run(tmp_path / "out", *arguments)
+    assert failure(tmp_path / "out") is None
+    assert len(steps) == 5 - KILLED_AFTER
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    run(tmp_path / "whole", *arguments)
+    found, expected = (read_manifest(tmp_path / name)["checksums"] for name in ("out", "whole"))
+    assert found == expected
+
+
+def test_a_short_job_of_a_small_model_writes_no_blocks(
+    tiny: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "_write", lambda *_: pytest.fail("a block was written"))
+    run(tmp_path / "out", tiny, None, calibration, "rtn", {"bits": 4, "group_size": 4})
+
+
+def test_a_failure_of_the_variant_keeps_no_blocks(
+    tiny: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    tune = autoround.tune
+    calls: list[int] = []
+    monkeypatch.setattr(autoround, "tune", lambda *given: len(calls) < 2 and (calls.append(1) or tune(*given)))
+    run(
+        tmp_path / "out",
+        tiny,
+        None,
+        calibration,
+        "autoround",
+        {"bits": 3, "group_size": 4, "iterations": 1, "batch": 2},
+    )
+    assert "block 2: its output is not finite" in str(failure(tmp_path / "out"))
+    assert not (tmp_path / "out.resume").exists()

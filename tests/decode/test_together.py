@@ -1,0 +1,84 @@
+"""Strategies that run in one batch, and strings that end a text."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hemorrhage.decode import together
+from hemorrhage.decode.generation import Prompts, generate, read, special_tokens, until_end
+from hemorrhage.decode.prompts import Prompt, left_padded
+from hemorrhage.decode.stops import StopsAt, until_stop
+from hemorrhage.models.checkpoint import load, load_tokenizer
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "temperature": {"temperature": 0.7},
+    "top_k": {"k": 7},
+    "top_p": {"p": 0.8},
+    "min_p": {"p_base": 0.1},
+    "typical": {"tau": 0.6},
+    "eta": {"epsilon": 0.01},
+    "epsilon": {"epsilon": 0.01},
+    "mirostat": {"tau": 3.0},
+    "fsd_d": {"alpha": 0.6},
+}
+TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play in the")
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Any:
+    return load(tiny)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Path) -> Any:
+    return load_tokenizer(tiny)
+
+
+def padded(model: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    prompts = [Prompt(i, text, tokenizer(text)["input_ids"]) for i, text in enumerate(TEXTS)]
+    return left_padded(prompts, special_tokens(model)["pad_token_id"])
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, tokenizer: Any, ahead: bool) -> None:
+    ids, mask = padded(model, tokenizer)
+    modules = {name: importlib.import_module(f"hemorrhage.decode.strategies.{name}") for name in SETTINGS}
+    chosen = {name: module.Settings(**SETTINGS[name]) for name, module in modules.items()}
+    parameters = [module.parameters(model, chosen[name], Prompts(mask, 12)) for name, module in modules.items()]
+    assert all(together.joins(found) for found in parameters)
+    reading = read(model, ids, mask) if ahead else None
+    found = together.continuations(model, ids, mask, 12, parameters, seed=5, reading=reading)
+    ends = {special_tokens(model)["eos_token_id"]}
+    for (name, module), texts in zip(modules.items(), found, strict=True):
+        alone = generate(module, model, ids, mask, 12, chosen[name], seed=5, reading=reading)
+        assert [until_end(text, ends) for text in texts.tolist()] == [until_end(text, ends) for text in alone.tolist()]
+
+
+@pytest.mark.parametrize("name", ["beam", "diverse_beam", "contrastive_search", "dola", "fsd", "assisted"])
+def test_searches_run_alone(model: Any, name: str) -> None:
+    module = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
+    assert not together.joins(module.parameters(model, module.Settings(), Prompts(torch.ones(1, 4), 4)))
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "fsd", "assisted"])
+def test_a_stop_string_ends_each_text_by_itself(model: Any, tokenizer: Any, name: str) -> None:
+    module = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
+    ids, mask = padded(model, tokenizer)
+    free = generate(module, model, ids, mask, 16, module.Settings(), seed=0)
+    text = tokenizer.decode(free[0], clean_up_tokenization_spaces=False)
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    stopped = generate(
+        module, model, ids, mask, 16, module.Settings(), seed=0, stops=lambda start: StopsAt(tokenizer, [stop], start)
+    )
+    cut = until_stop(tokenizer, stopped[0].tolist(), [stop])
+    assert stop in tokenizer.decode(cut, clean_up_tokenization_spaces=False)
+    assert stop not in tokenizer.decode(cut[:-1], clean_up_tokenization_spaces=False)
+    if name != "beam":  # whose best finished sequence may be another
+        assert cut == free[0, : len(cut)].tolist()
+    assert until_stop(tokenizer, [5, 6, 7], ["no such thing"]) == [5, 6, 7]

@@ -1,0 +1,553 @@
+"""The harness step: lm-eval's own scores from prepared data, without a network."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval.tasks
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
+from pyarrow import parquet
+
+from hemorrhage.data.benchmarks import harness as benchmarks
+from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
+from hemorrhage.data.benchmarks.harness import identity, reachable
+from hemorrhage.evaluate import harness
+from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
+from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.runtime import address
+from hemorrhage.runtime.artifact import failure, read_manifest
+from hemorrhage.study.registry import HARNESS_TASKS
+
+MIRROR = Path(__file__).resolve().parents[3] / "shared" / "data" / "hf"
+PACKAGE = Path(lm_eval.tasks.__file__).parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAMES = ("Lily", "Tom", "Ben", "Sue", "Max", "Amy", "Sam", "Mia")
+THINGS = ("ball", "red car", "little dog", "box of toys", "big old tree", "cat", "boat on the water", "flower")
+SUBJECTS = ("anatomy", "astronomy", "marketing")
+ROWS = 8
+
+
+def lettered(row: int, stem: str) -> dict[str, Any]:
+    """A question whose choices have names: three, four or five of them, called 1, 2, ... in one row."""
+    count = (4, 4, 3, 5)[row % 4]
+    texts = [THINGS[(row + choice) % 8] for choice in range(count)]
+    labels = [*("1234" if row == 1 else "ABCDE")][:count]
+    key = labels[(0, 1, 0, 3)[row % 4]]
+    return {
+        "id": str(row),
+        stem: f"{NAMES[row]} went to the park. What did {NAMES[row]} see",
+        "choices": {"text": texts, "label": labels},
+        "answerKey": key,
+    }
+
+
+def mmlu(row: int, subject: str) -> dict[str, Any]:
+    return {
+        "question": f"What does {NAMES[row]} like in {subject}?",
+        "subject": subject,
+        "choices": [THINGS[(row + choice) % 8] for choice in range(4)],
+        "answer": row % 3,
+    }
+
+
+def hellaswag(row: int) -> dict[str, Any]:
+    return {
+        "ind": row,
+        "activity_label": "Playing outside",
+        "ctx_a": f"{NAMES[row]} is in the garden.",
+        "ctx_b": "she",
+        "ctx": "",
+        "endings": [f"[title] finds a {thing}." for thing in (THINGS * 2)[row : row + 4]],
+        "label": str(row % 2),
+    }
+
+
+def gsm8k(row: int) -> dict[str, Any]:
+    return {
+        "question": f"{NAMES[row]} has {row} toys and gets {row + 1} more. How many toys?",
+        "answer": f"{row} + {row + 1} = <<{row}+{row + 1}={2 * row + 1}>>{2 * row + 1}\n#### {2 * row + 1}",
+    }
+
+
+def winogrande(row: int) -> dict[str, Any]:
+    return {
+        "sentence": f"{NAMES[row]} gave Bob the ball because _ wanted to share.",
+        "option1": NAMES[row],
+        "option2": "Bob",
+        "answer": "12"[row % 4 == 0],
+    }
+
+
+def rows_of(task: str, split: str) -> list[dict[str, Any]]:
+    """What the hub has for a task, eight rows a split (a subject)."""
+    makers = {
+        "arc_easy": lambda row: lettered(row, "question"),
+        "arc_challenge": lambda row: lettered(7 - row, "question"),
+        "openbookqa": lambda row: lettered(row, "question_stem"),
+        "hellaswag": hellaswag,
+        "piqa": lambda row: {"goal": f"Find a {THINGS[row]}", "sol1": "Look.", "sol2": "Ask mom.", "label": row % 2},
+        "winogrande": winogrande,
+        "boolq": lambda row: {
+            "question": f"does {NAMES[row]} like to play",
+            "answer": row < 6,
+            "passage": f"{NAMES[row]} was happy. {NAMES[row]} liked to play.",
+        },
+        "lambada_openai": lambda row: {"text": f"Once upon a time there was a little {THINGS[row].split()[-1]}"},
+        "gsm8k": gsm8k,
+    }
+    if task == "mmlu":
+        return [mmlu(row, subject) for subject in SUBJECTS for row in range(5 if split == "dev" else ROWS)]
+    return [makers[task](row) for row in range(ROWS)]
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last place of every task, with the splits that the hub has beside those that are prepared."""
+    folder = tmp_path_factory.mktemp("hf")
+    for task, benchmark in BENCHMARKS.items():
+        place = benchmark.places[-1]
+        for split in {*benchmarks.splits(benchmark), "train", "validation"}:
+            write(folder, place, split, pa.Table.from_pylist(rows_of(task, split)))
+    return folder
+
+
+def write(folder: Path, place: benchmarks.Place, split: str, table: pa.Table) -> Path:
+    file = folder / place.repository / place.config / f"{split}-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def prepared(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("benchmarks")
+    for task in BENCHMARKS:
+        benchmarks.prepare(task, {"source": "mirror", "path": str(mirror)}, out / task)
+    return {task: out / task for task in BENCHMARKS}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "base"
+    shutil.copytree(tiny, folder)
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: dict[str, Path], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All items of all tasks through the step, with every way to a network closed."""
+
+    asked: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        asked.append(arguments)
+        raise OSError("there is no network")
+
+    out = tmp_path_factory.mktemp("harness") / "base"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        spec = {"items": "all", "batch": 8, "seed": 0}
+        harness.evaluate(out, "base", checkpoint, checkpoint, list(prepared.values()), spec)
+    assert not asked
+    return out
+
+
+def by_hand(mirror: Path, task: str, scratch: Path) -> list[ConfigurableTask]:
+    """lm-eval's packaged tasks, told to read the mirror's own files instead of the hub."""
+    benchmark = BENCHMARKS[task]
+    place = benchmark.places[-1]
+    folder = mirror / place.repository / place.config
+    if task == "boolq":
+        # What SuperGLUE's copy has in the place of the authors' column.
+        table = parquet.read_table(next(folder.glob("validation-*"))).to_pandas()
+        table = table.rename(columns={"answer": "label"}).astype({"label": int})
+        folder = scratch / "boolq"
+        for split in ("train", "validation"):
+            write(scratch, benchmarks.Place("boolq", "."), split, pa.Table.from_pandas(table))
+    files = {file.name.split("-")[0]: str(file) for file in folder.glob("*.parquet")}
+    made = []
+    for subject in SUBJECTS if task == "mmlu" else (None,):
+        definition = PACKAGE / benchmark.definition
+        if subject:
+            definition = definition.with_name(f"mmlu_{subject}.yaml")
+            for split in ("dev", "test"):
+                rows = [row for row in rows_of(task, split) if row["subject"] == subject]
+                place = benchmarks.Place("mmlu", subject)
+                files[split] = str(write(scratch, place, split, pa.Table.from_pylist(rows)))
+        config = load_yaml(definition)
+        config.pop("tag", None)
+        read = {"data_files": dict(files), "cache_dir": str(scratch / "cache")}
+        made.append(
+            ConfigurableTask(config={**config, "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": read})
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(mirror: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """lm-eval called by hand on all tasks in one go, in other batches than the step's."""
+    scratch = tmp_path_factory.mktemp("hand")
+    tasks: list[Any] = [made for task in BENCHMARKS for made in by_hand(mirror, task, scratch)]
+    lm = HFLM(pretrained=load(checkpoint), tokenizer=load_tokenizer(checkpoint), batch_size=5)
+    manager = lm_eval.tasks.TaskManager(include_defaults=False)
+    return dict(simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0))
+
+
+def member_of(task: str, item: int) -> tuple[str, int]:
+    """lm-eval's task and number of an item: subjects in alphabetical order, eight items each."""
+    return (f"mmlu_{SUBJECTS[item // ROWS]}", item % ROWS) if task == "mmlu" else (task, item)
+
+
+def test_registry_names_these_tasks() -> None:
+    assert tuple(BENCHMARKS) == HARNESS_TASKS
+
+
+@pytest.mark.parametrize("task", BENCHMARKS)
+def test_a_task_is_item_by_item_what_lm_eval_says_by_hand(task: str, whole: Path, reference: dict[str, Any]) -> None:
+    items = pd.read_parquet(whole / "items.parquet").query("task == @task").set_index("item")
+    records = pd.read_parquet(whole / "samples.parquet").query("task == @task")
+    count = ROWS * (len(SUBJECTS) if task == "mmlu" else 1)
+    assert sorted(items.index) == list(range(count))
+    metric, filtered = BENCHMARKS[task].metric.split(",")
+    for row in records.itertuples():
+        record = json.loads(row.record)
+        member, number = member_of(task, row.item)
+        (hand,) = [
+            sample
+            for sample in reference["samples"][member]
+            if sample["doc_id"] == number and sample["filter"] == record["filter"]
+        ]
+        assert record["doc_id"] == number
+        assert record["target"] == hand["target"]
+        assert record["prompt_hash"] == hand["prompt_hash"]
+        assert record[metric] == pytest.approx(hand[metric], abs=1e-4)
+        if task == "gsm8k":
+            assert record["resps"] == hand["resps"]
+            assert record["filtered_resps"] == hand["filtered_resps"]
+        else:
+            for mine, theirs in zip(record["filtered_resps"], hand["filtered_resps"], strict=True):
+                assert mine[0] == pytest.approx(theirs[0], abs=1e-3)
+                assert mine[1] == theirs[1]
+        if record["filter"] == filtered:
+            assert items.correct[row.item] == (hand[metric] == 1)
+    assert len(records) == count * (2 if task == "gsm8k" else 1)
+
+
+def test_aggregates_are_lm_evals_and_those_of_the_items(whole: Path, reference: dict[str, Any]) -> None:
+    items = ITEMS.validate(pd.read_parquet(whole / "items.parquet"))
+    SAMPLES.validate(pd.read_parquet(whole / "samples.parquet"))
+    results = json.loads((whole / "results.json").read_text())
+    assert list(results) == list(BENCHMARKS)
+    for task, benchmark in BENCHMARKS.items():
+        mine = items[items.task == task]
+        assert results[task]["results"][task][benchmark.metric] == pytest.approx(mine.correct.mean())
+        assert (mine.group == mine.item).all()
+        for member in results[task]["n-samples"]:
+            theirs = reference["results"][member]
+            for name, value in results[task]["results"][member].items():
+                assert value == (pytest.approx(theirs[name], rel=1e-4) if isinstance(value, float) else theirs[name])
+    assert set(results["mmlu"]["groups"]) == {"mmlu", "mmlu_stem", "mmlu_other"}
+    assert str(whole.parent) not in (whole / "results.json").read_text()
+
+
+def test_margins_tell_who_was_right_and_only_where_something_is_chosen(whole: Path) -> None:
+    items = pd.read_parquet(whole / "items.parquet")
+    for task, benchmark in BENCHMARKS.items():
+        mine = items[items.task == task]
+        if benchmark.options is None:
+            assert mine.margin.isna().all()
+        else:
+            assert ((mine.margin > 0) == mine.correct).all()
+            assert mine.choice.between(0, 4).all()
+    greedy = items[items.task == "lambada_openai"]
+    assert (greedy.choice == greedy.correct).all()
+
+
+def test_choice_and_margin_against_one_full_pass_each(whole: Path, checkpoint: Path) -> None:
+    model, tokenizer = load(checkpoint), load_tokenizer(checkpoint)
+
+    def likelihood(context: str, ending: str) -> float:
+        start, ids = len(tokenizer(context).input_ids), tokenizer(context + ending).input_ids
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(log_p[place - 1, ids[place]]) for place in range(start, len(ids)))
+
+    items = pd.read_parquet(whole / "items.parquet").set_index(["task", "item"])
+    for number in range(4):
+        row = rows_of("arc_easy", "test")[number]
+        scores = [
+            likelihood(f"Question: {row['question']}\nAnswer:", f" {text}") / len(text)
+            for text in row["choices"]["text"]
+        ]
+        right = row["choices"]["label"].index(row["answerKey"])
+        expected = scores[right] - max(score for place, score in enumerate(scores) if place != right)
+        assert items.choice["arc_easy", number] == scores.index(max(scores))
+        assert items.margin["arc_easy", number] == pytest.approx(expected, abs=1e-4)
+        # WinoGrande scores what follows the blank after either filling.
+        row = rows_of("winogrande", "validation")[number]
+        before, after = row["sentence"].split("_")
+        scores = [likelihood(before + row[option], f" {after.strip()}") for option in ("option1", "option2")]
+        right = int(row["answer"]) - 1
+        assert items.choice["winogrande", number] == scores.index(max(scores))
+        assert items.margin["winogrande", number] == pytest.approx(scores[right] - scores[1 - right], abs=1e-3)
+
+
+def test_manifest_has_what_the_report_needs_of_each_task(whole: Path, prepared: dict[str, Path]) -> None:
+    manifest = read_manifest(whole)
+    assert manifest["variant"] == "base"
+    for task, folder in prepared.items():
+        facts, about = read_manifest(folder), manifest["tasks"][task]
+        assert {key: about[key] for key in ("sha256", "chance", "floor")} == {
+            key: facts[key] for key in ("sha256", "chance", "floor")
+        }
+    assert manifest["tasks"]["gsm8k"]["protocol"] == (
+        "lm-eval=0.4.13 metric=exact_match,strict-match items=8/8 seed=0 shots=5 dtype=float32"
+    )
+
+
+def test_a_drawn_run_scores_the_drawn_items_as_the_whole_run_does(
+    whole: Path, prepared: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    # GSM8K is left out: its examples are drawn anew for each item in turn.
+    some = [folder for task, folder in prepared.items() if task != "gsm8k"]
+    harness.evaluate(tmp_path / "out", "base", checkpoint, checkpoint, some, {"items": 4, "batch": 3, "seed": 1})
+    few = pd.read_parquet(tmp_path / "out" / "items.parquet")
+    all_ = pd.read_parquet(whole / "items.parquet").set_index(["task", "item"])
+    assert few.groupby("task").size().eq(4).all()
+    for row in few.itertuples():
+        then = all_.loc[(row.task, row.item)]
+        assert (row.choice, row.correct) == (then.choice, then.correct)
+        assert row.margin == pytest.approx(then.margin, abs=1e-3, nan_ok=True)
+    subjects = Counter(few[few.task == "mmlu"].item // ROWS)
+    assert sorted(subjects.values()) == [1, 1, 2]
+    about = read_manifest(tmp_path / "out")["tasks"]["mmlu"]["protocol"]
+    assert about == "lm-eval=0.4.13 metric=acc,none items=4/24 seed=1 shots=0 dtype=float32"
+
+
+def test_a_group_whose_tasks_are_not_drawn_is_left_out(
+    prepared: dict[str, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = {"items": 1, "batch": 1, "seed": 0}
+    harness.evaluate(tmp_path / "out", "base", checkpoint, checkpoint, [prepared["mmlu"]], spec)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["mmlu"]
+    assert len(results["n-samples"]) == 1
+    assert len(results["groups"]) == 2
+
+
+def test_draws_are_even_ascending_nested_and_of_their_seed() -> None:
+    facts = {"task": "mmlu", "items": 33, "members": {"a": 10, "b": 20, "c": 3}}
+
+    def draw(items: int | str, seed: int = 0) -> dict[str, list[int]]:
+        return harness.draw(facts, {"items": items, "seed": seed})
+
+    assert {name: len(numbers) for name, numbers in draw(9).items()} == {"a": 3, "b": 3, "c": 3}
+    assert sorted(len(numbers) for numbers in draw(20).values()) == [3, 8, 9]
+    for few, more in ((1, 2), (5, 9), (9, 20), (20, 33)):
+        assert all(set(numbers) <= set(draw(more)[name]) for name, numbers in draw(few).items())
+    assert draw("all") == draw(33) == draw(100) == {name: list(range(n)) for name, n in facts["members"].items()}
+    assert all(numbers == sorted(set(numbers)) for numbers in draw(20).values())
+    assert draw(9) == draw(9) != draw(9, seed=1)
+    assert set(draw(2)) < {"a", "b", "c"}
+
+
+def test_codes_of_extracted_answers() -> None:
+    assert harness.answer_code("1,000") == harness.answer_code("$1000.") == harness.answer_code(" 1000")
+    assert len({harness.answer_code(answer) for answer in ("1000", "100", "-1000", "10.00", "[invalid]")}) == 5
+    assert 0 <= harness.answer_code("7") < 2**48
+
+
+@pytest.mark.parametrize(
+    ("task", "chance", "floor"),
+    [
+        ("arc_easy", (4 / 4 + 2 / 3 + 2 / 5) / 8, 4 / 8),
+        ("mmlu", 1 / 4, 3 / 8),
+        ("hellaswag", 1 / 4, 1 / 2),
+        ("piqa", 1 / 2, 1 / 2),
+        ("winogrande", 1 / 2, 6 / 8),
+        ("boolq", 1 / 2, 6 / 8),
+        ("openbookqa", (4 / 4 + 2 / 3 + 2 / 5) / 8, 4 / 8),
+        ("lambada_openai", 0, 0),
+        ("gsm8k", 0, 0),
+    ],
+)
+def test_chance_and_floor(task: str, chance: float, floor: float, prepared: dict[str, Path]) -> None:
+    facts = read_manifest(prepared[task])
+    assert facts["chance"] == pytest.approx(chance)
+    assert facts["floor"] == pytest.approx(floor)
+    assert facts["items"] == sum(facts["members"].values()) == ROWS * (3 if task == "mmlu" else 1)
+
+
+def test_right_answers_are_the_ones_lm_eval_reads(prepared: dict[str, Path], reference: dict[str, Any]) -> None:
+    for task, benchmark in BENCHMARKS.items():
+        if benchmark.options is None or task == "winogrande":
+            continue
+        for member in read_manifest(prepared[task])["members"]:
+            rows = parquet.read_table(prepared[task] / member / f"{benchmark.split}.parquet").to_pylist()
+            assert [benchmarks._right(row, benchmark) for row in rows] == [
+                sample["target"] for sample in reference["samples"][member]
+            ]
+
+
+def test_prepared_are_only_the_splits_that_are_read(prepared: dict[str, Path]) -> None:
+    assert {file.name for file in prepared["arc_easy"].rglob("*.parquet")} == {"test.parquet"}
+    assert {file.name for file in prepared["gsm8k"].rglob("*.parquet")} == {"test.parquet", "train.parquet"}
+    assert sorted(folder.name for folder in prepared["mmlu"].iterdir() if folder.is_dir()) == [
+        f"mmlu_{subject}" for subject in SUBJECTS
+    ]
+    assert read_manifest(prepared["boolq"])["repository"]["repository"] == "google/boolq"
+    table = parquet.read_table(prepared["boolq"] / "boolq" / "validation.parquet")
+    assert table["label"].to_pylist() == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_what_is_missing_is_one_line(mirror: Path, tmp_path: Path) -> None:
+    here = {"source": "mirror", "path": str(mirror)}
+    assert all(reachable(task, here) is None for task in BENCHMARKS)
+    assert reachable("poems", here) == f"task 'poems' is unknown; allowed: {', '.join(HARNESS_TASKS)}"
+    assert reachable("piqa", {"source": "embedded"}) == "task piqa needs data.source mirror or hub (got 'embedded')"
+    nowhere = {"source": "mirror", "path": str(tmp_path / "nowhere")}
+    assert reachable("piqa", nowhere) == f"task piqa: data.path {tmp_path}/nowhere is not a folder"
+    empty = {"source": "mirror", "path": str(tmp_path)}
+    assert reachable("gsm8k", empty) == f"task gsm8k: no file openai/gsm8k/main/test-*.parquet in {tmp_path}"
+    both = "baber/piqa/default/validation-*.parquet or ybisk/piqa/plain_text/validation-*.parquet"
+    assert reachable("piqa", empty) == f"task piqa: no file {both} in {tmp_path}"
+    assert reachable("piqa", {"source": "hub", "revisions": {}}) == (
+        "task piqa needs the commit of baber/piqa or ybisk/piqa in data.revisions"
+    )
+    assert reachable("piqa", {"source": "hub", "revisions": {"ybisk/piqa": COMMIT}}) is None
+    with pytest.raises(ValueError, match=r"no file openai/gsm8k/main/test-\*\.parquet"):
+        benchmarks.prepare("gsm8k", empty, tmp_path / "out")
+    with pytest.raises(ValueError, match="task 'poems' is unknown; allowed: arc_easy"):
+        benchmarks.prepare("poems", here, tmp_path / "out")
+    (place,) = BENCHMARKS["winogrande"].places
+    write(tmp_path, place, "validation", pa.table({"sentence": ["_"], "answer": ["1"]}))
+    with pytest.raises(ValueError, match=r"winogrande: allenai/winogrande validation has no column option1, option2"):
+        benchmarks.prepare("winogrande", empty, tmp_path / "out")
+    rows = [{**winogrande(row), "answer": "" if row == 3 else "1"} for row in range(5)]
+    write(tmp_path, place, "validation", pa.Table.from_pylist(rows))
+    with pytest.raises(ValueError, match="task winogrande: validation item 3 has no right answer among its choices"):
+        benchmarks.prepare("winogrande", empty, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_identity_is_what_the_files_say_and_not_where_they_lie(mirror: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "fingerprints.json"
+    shutil.copytree(mirror, tmp_path / "there")
+    here, there = ({"source": "mirror", "path": str(folder)} for folder in (mirror, tmp_path / "there"))
+    before = {task: identity(task, here, memory) for task in BENCHMARKS}
+    assert before == {task: identity(task, there, memory) for task in BENCHMARKS}
+    json.dumps(before)
+    (place,) = BENCHMARKS["arc_easy"].places
+    for split in ("train", "test"):
+        write(tmp_path / "there", place, split, pa.Table.from_pylist(rows_of("arc_easy", split)[:5]))
+        changed = [task for task in BENCHMARKS if identity(task, there, memory) != before[task]]
+        assert changed == ([] if split == "train" else ["arc_easy"])
+    pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "other/one": COMMIT}}
+    moved = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT[::-1]}}
+    assert identity("gsm8k", pinned, memory)["revision"] == COMMIT
+    assert "hemorrhage.data.benchmarks.catalogue" not in address.modules_of("hemorrhage.data.benchmarks.harness")
+    assert identity("gsm8k", pinned, memory) != identity("gsm8k", moved, memory)
+
+
+def test_hub_asks_for_the_pinned_commit_and_gives_what_a_mirror_gives(
+    mirror: Path, prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load_dataset(repository: str, config: str, split: str, revision: str) -> datasets.Dataset:
+        asked.append((repository, config, split, revision))
+        return datasets.Dataset(parquet.read_table(mirror / repository / config / f"{split}-00000-of-00001.parquet"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for task, names in {"gsm8k": ("test", "train"), "boolq": ("validation",)}.items():
+        place = BENCHMARKS[task].places[-1]
+        data = {"source": "hub", "revisions": {place.repository: COMMIT}}
+        benchmarks.prepare(task, data, tmp_path / task)
+        assert read_manifest(tmp_path / task)["sha256"] == read_manifest(prepared[task])["sha256"]
+        assert asked[-len(names) :] == [(place.repository, place.config, split, COMMIT) for split in names]
+
+
+def step(patch: pytest.MonkeyPatch, out: Path, checkpoint: Path, folders: list[Path]) -> None:
+    spec = json.dumps({"items": 2, "batch": 2, "seed": 0})
+    arguments = ["harness", out, "--variant", "base", "--checkpoint", checkpoint, "--base", checkpoint]
+    patch.setattr(sys, "argv", [str(part) for part in (*arguments, "--spec", spec, "--benchmarks", *folders)])
+    harness.main()
+
+
+def test_a_task_that_fails_is_named_in_the_recorded_failure(
+    prepared: dict[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "piqa"
+    shutil.copytree(prepared["piqa"], broken)
+    (broken / "piqa" / "validation.parquet").write_bytes(b"PAR1")
+    step(monkeypatch, tmp_path / "out", checkpoint, [prepared["lambada_openai"], broken])
+    assert failure(tmp_path / "out").startswith("ValueError: task piqa: ")
+    manifest = read_manifest(tmp_path / "out")
+    assert set(manifest["tasks"]) == {"lambada_openai", "piqa"}
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["manifest.json"]
+
+
+def test_numbers_that_are_none_fail_instead_of_answering(
+    prepared: dict[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(checkpoint)
+    with torch.no_grad():
+        model.model.norm.weight[3] = math.nan
+    monkeypatch.setattr(harness, "load", lambda folder, **options: model)
+    for task in ("arc_easy", "gsm8k"):
+        step(monkeypatch, tmp_path / task, checkpoint, [prepared[task]])
+        assert failure(tmp_path / task) == (f"ValueError: task {task}: ValueError: the model's logits are not finite")
+
+
+def test_a_variant_that_was_not_made_is_a_recorded_failure(
+    prepared: dict[str, Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "manifest.json").write_text('{"failure": "ValueError: too small"}')
+    step(monkeypatch, tmp_path / "out", broken, [prepared["piqa"]])
+    assert failure(tmp_path / "out") == "ValueError: not made: ValueError: too small"
+
+
+def test_what_the_plan_imports_is_light() -> None:
+    program = (
+        "import json, sys; from hemorrhage.data.benchmarks.harness import reachable;"
+        "reachable('piqa', {'source': 'embedded'});"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "datasets", "lm_eval", "pydantic"}
+    assert not heavy & set(json.loads(ran.stdout))
+
+
+@pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror beside the repository")
+def test_the_real_data_have_the_published_sizes(tmp_path: Path) -> None:
+    data = {"source": "mirror", "path": str(MIRROR)}
+    assert all(reachable(task, data) is None for task in BENCHMARKS)
+    sizes = {"arc_challenge": 1172, "openbookqa": 500, "boolq": 3270, "piqa": 1838}
+    for task, items in sizes.items():
+        benchmarks.prepare(task, data, tmp_path / task)
+        assert read_manifest(tmp_path / task)["items"] == items
+    # 62.2 % of BoolQ's answers are yes (Clark et al. 2019, arXiv 1905.10044).
+    assert read_manifest(tmp_path / "boolq")["floor"] == pytest.approx(0.622, abs=5e-4)
+    # Two of 1,172 questions have three choices, one has five.
+    assert read_manifest(tmp_path / "arc_challenge")["chance"] == pytest.approx(0.25, abs=5e-4)

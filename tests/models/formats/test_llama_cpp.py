@@ -1,0 +1,39 @@
+"""Perplexity and KL of GGUF variants against llama.cpp's own; needs the extra ``gguf``, and is skipped without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.formats.test_gguf_file import wide
+
+pytest.importorskip("llama_cpp", reason="the extra gguf (llama-cpp-python) is not installed")
+
+from benchmarks.llama_cpp import dense, ours, quantized, reference, theirs
+
+from hemorrhage.models.formats.gguf_file import FILE
+
+__all__ = ["wide"]
+
+
+@pytest.fixture(scope="module")
+def windows() -> torch.Tensor:
+    return torch.randint(3, 500, (4, 64), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q2_k"])
+def test_perplexity_and_kl_are_llama_cpps(wide: Path, windows: torch.Tensor, tmp_path: Path, kind: str) -> None:
+    base, variant = dense(wide, wide, tmp_path / "base"), quantized(wide, kind, tmp_path / "variant")
+    mine = ours(variant, wide, reference(wide, windows, tmp_path / "reference"), windows)
+    same_weights = theirs(dense(variant, wide, tmp_path / "dense"), base, windows)
+    own_kernels = theirs(variant / FILE, base, windows)
+    for other in (same_weights, own_kernels):
+        assert np.exp(mine.base_nll.mean()) == pytest.approx(np.exp(other.base_nll.mean()), rel=1e-4)
+    assert np.exp(mine.nll.mean()) == pytest.approx(np.exp(same_weights.nll.mean()), rel=1e-4)
+    assert mine.kl.mean() == pytest.approx(same_weights.kl.mean(), rel=1e-3)
+    # Its own kernels round inputs to 8 bits as well, which costs about what rounding the weights to 8 bits does.
+    assert np.exp(mine.nll.mean()) == pytest.approx(np.exp(own_kernels.nll.mean()), rel=1e-2)
+    assert own_kernels.kl.mean() == pytest.approx(mine.kl.mean(), rel={"q8_0": 2, "q2_k": 1e-2}[kind])

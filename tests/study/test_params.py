@@ -1,0 +1,189 @@
+"""params.yaml is refused in one line that names the key, before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from hemorrhage.study import params as config
+from hemorrhage.study.registry import METHODS
+from hemorrhage.tools.overlay import merge
+from tests.conftest import ROOT
+
+DEFAULT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+
+def parse(tmp_path: Path, content: dict[str, Any]) -> config.Params:
+    path = tmp_path / "params.yaml"
+    YAML().dump(content, path)
+    return config.read(path)
+
+
+def changed(keys: str, value: object) -> dict[str, Any]:
+    """The default params with one value set (or, for None, removed)."""
+    content = copy.deepcopy(DEFAULT)
+    *path, last = keys.split("/")
+    target = content
+    for key in path:
+        target = target[key]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return content
+
+
+@pytest.fixture
+def default() -> config.Params:
+    return config.read(ROOT / "params.yaml")
+
+
+def test_default_profile_has_at_least_thirty_variants_of_every_family(default: config.Params) -> None:
+    found = config.variants(default)
+    assert len(found) >= 30
+    assert {variant.family for variant in found.values()} == set(METHODS.values()) - {"recover"}
+    assert {f"{sweep}-{bits}" for sweep in ("rtn", "gptq") for bits in (8, 4, 3, 2)} <= set(found)
+    assert {f"{s}-{v}" for s in ("magnitude", "wanda", "sparsegpt") for v in (0.3, 0.5, 0.6, 0.7, "2of4")} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ("evaluate/window", "wide", "evaluate.window: Input should be a valid integer"),
+        ("evaluate/windows", 0, "evaluate.windows"),
+        ("evaluate/stride", 3, "evaluate.stride: unknown key"),
+        ("calibrate/seed", None, "calibrate.seed: missing"),
+        ("mitigate/variants", ["gptq-9"], "mitigate.variants: 'gptq-9' is unknown"),
+        ("mitigate/corpus", "humaneval", "mitigate.corpus: 'humaneval' is unknown; allowed: prose, code"),
+        ("mitigate/open/prefix", 500, "mitigate.open.prefix: at most evaluate.window = 64"),
+        ("mitigate/open/items", 9, "mitigate.open.items: at most half of evaluate.windows = 16"),
+        ("model/name", "gpt-5", "model.name: Input should be 'smollm2-135m-instruct'"),
+        ("model", {"source": "hub", "id": "a/b", "revision": "main"}, "model.revision: String should match"),
+        ("model", {"source": "path", "path": "/absent"}, "model.path: /absent holds no config.json"),
+        ("data/source", "web", "data: Input tag 'web'"),
+        (
+            "evaluate/corpora",
+            ["poetry"],
+            "evaluate.corpora: 'poetry' is unknown; allowed: prose, code, humaneval",
+        ),
+        ("evaluate/corpora", ["wikitext2"], "evaluate.corpora: wikitext2 needs data.source mirror or hub"),
+        ("evaluate/corpora", ["prose", "prose"], "evaluate.corpora: a name stands there twice"),
+        ("evaluate/tasks", ["chess"], "evaluate.tasks: 'chess' is unknown; allowed: agreement"),
+        ("evaluate/harness/tasks", ["arc"], "evaluate.harness.tasks: 'arc' is unknown; allowed: arc_easy"),
+        ("evaluate/harness/tasks", ["arc_easy"], "evaluate.harness.tasks: task arc_easy"),
+        ("evaluate/programs/tasks", ["apps"], "evaluate.programs.tasks: 'apps' is unknown; allowed: humaneval, mbpp"),
+        ("evaluate/programs/tasks", ["mbpp"], "evaluate.programs.tasks: task mbpp is in no installed package"),
+        ("evaluate/inside/window", 256, "evaluate.inside.window: at most evaluate.window = 64"),
+        ("evaluate/inside/windows", 17, "evaluate.inside.windows: at most evaluate.windows = 16"),
+        ("evaluate/inside/ablate", ["rtn-7"], "evaluate.inside.ablate: 'rtn-7' is unknown"),
+        ("evaluate/window", 9000, "evaluate.window: 9000 tokens do not fit the model's context of 8192"),
+        ("compress/rtn/bits", [4, 9], "compress.rtn.bits: Input should be less than or equal to 8 (got 9)"),
+        ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),
+        ("compress/rtn/colour", 1, "compress.rtn.colour: unknown key"),
+        ("compress/rtn/method", "magic", "compress.rtn.method: 'magic' is unknown; allowed: rtn, gptq"),
+        ("compress/rtn/group_size", 100, "compress.rtn: rtn-8: "),
+        ("compress/wanda/sparsity", [1.5], "compress.wanda.sparsity"),
+        ("compress/wanda/sparsity", ["5:4"], "compress.wanda.sparsity"),
+        ("compress/Odd", {"method": "rtn"}, "compress.Odd: a sweep's name"),
+        ("decode/variants", ["gptq-7"], "decode.variants: 'gptq-7' is unknown; the nearest of 42: gptq-8"),
+        (
+            "decode/strategies/greedy/strategy",
+            "guess",
+            "decode.strategies.greedy.strategy: 'guess' is unknown",
+        ),
+        ("decode/strategies/top_p/p", 1.5, "decode.strategies.top_p.p"),
+        (
+            "decode/strategies/dola",
+            {"strategy": "dola", "layers": [0, 30]},
+            "decode.strategies.dola.layers: 30 of a model",
+        ),
+        ("decode/strategies/top_k/k", 50000, "decode.strategies.top_k.k: 50000 is more than the vocabulary's 49152"),
+        ("decode/closed", [{"task": "recall", "items": 99, "new_tokens": 4}], "decode.closed.0.items: 99 of a task"),
+        ("decode/closed", [{"task": "chess", "items": 9, "new_tokens": 4}], "decode.closed.0.task: 'chess' is unknown"),
+        ("decode/closed", [{"task": "recall", "items": 9}], "decode.closed.0.new_tokens: missing"),
+        ("decode/closed", [{"task": "gsm8k", "items": 9, "new_tokens": 64}], "decode: task gsm8k needs data.source"),
+        ("decode/closed", [{"task": "recall", "items": 9, "new_tokens": 4, "shots": 2}], "decode.closed.0.shots"),
+        ("decode/closed", [{"task": "recall", "items": 9, "new_tokens": 4}] * 2, "a task stands there twice"),
+        ("decode/closed", [{"task": "recall", "items": 9, "new_tokens": 8193}], "decode.closed.0.new_tokens: 8193"),
+        ("decode/open", [{"task": "poetry", "items": 4, "new_tokens": 9}], "decode.open: 'poetry' is unknown"),
+        ("decode/open", [{"task": "prose", "items": 4, "new_tokens": 9}], "decode.open.0.prefix: prose needs one"),
+        ("decode/open", [{"task": "mt_bench", "items": 4, "prefix": 3, "new_tokens": 9}], "prefix: mt_bench has none"),
+        ("decode/open", [{"task": "xsum", "items": 4, "prefix": 3, "new_tokens": 9}], "decode: task xsum is in no"),
+        ("decode/open", [{"task": "prose", "items": 4, "prefix": 8190, "new_tokens": 9}], "do not fit the model's con"),
+        ("decode/relative", {"is_aligned": True, "model": {"source": "path", "path": "/absent"}}, "/absent holds no"),
+        ("analyze/confidence", 2, "analyze.confidence"),
+    ],
+)
+def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, value: object, message: str) -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        parse(tmp_path, changed(keys, value))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match="there is no such file"):
+        config.read(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [")
+    with pytest.raises(config.ConfigError, match="not YAML"):
+        config.read(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_profiles_make_valid_params_where_their_inputs_are(tmp_path: Path, profile: str) -> None:
+    content = copy.deepcopy(DEFAULT)
+    merge(content, YAML(typ="safe").load((ROOT / "params" / f"{profile}.yaml").read_text()))
+    shared = ROOT.parent / "shared"
+    if not shared.is_dir():
+        with pytest.raises(config.ConfigError, match="shared"):
+            parse(tmp_path, content)
+        return
+    if profile == "quick":
+        content["model"]["path"] = str(shared / "models" / "stories260K")
+    else:
+        content["data"]["path"] = str(shared / "data" / "hf")
+    assert config.variants(parse(tmp_path, content))
+
+
+def test_reading_params_imports_neither_torch_nor_transformers() -> None:
+    code = """
+import sys
+from hemorrhage.study.plan import Plan
+Plan.read()
+print(*(set(sys.modules) & {"torch", "transformers", "pandas", "numpy"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("profile", sorted(path.name for path in (ROOT / "params/studies").glob("*.yaml")))
+def test_a_study_is_whole(tmp_path: Path, profile: str) -> None:
+    content = copy.deepcopy(DEFAULT)
+    for patch in YAML(typ="safe").load_all((ROOT / "params/studies" / profile).read_text()):
+        merge(content, patch)
+    found = config.variants(parse(tmp_path, content))
+    assert 3 <= len(found) <= 12, "nothing of the default study is left"
+
+
+def test_a_relative_path_is_the_projects_in_a_temporary_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path() -> str:
+        return config.PathModel(source="path", path="../models/own").path
+
+    experiment = tmp_path / "project/.dvc/tmp/exps/tmp1"
+    experiment.mkdir(parents=True)
+    (tmp_path / "models/own").mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    assert Path(path()).samefile(tmp_path / "models/own")
+    monkeypatch.chdir(tmp_path)
+    assert path() == "../models/own"
+    (experiment.parent / "models/own").mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    assert path() == "../models/own", "what the experiment has is its own"

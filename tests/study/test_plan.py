@@ -1,0 +1,179 @@
+"""Which addresses move for which edit of params.yaml."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemorrhage.study import params as config
+from hemorrhage.study.plan import DATA, STAGES, Plan, forget, settle
+from tests.study.test_params import DEFAULT, changed
+
+KINDS = [kind for kinds in STAGES.values() for kind in kinds]
+
+
+def addresses(content: dict[str, Any]) -> dict[str, str]:
+    plan = Plan(config.Params.model_validate(content))
+    found = {f"{kind}/{name}": key for kind in KINDS for name, key in plan.names(kind).items()}
+    return {**found, "report": plan.report}
+
+
+BEFORE = addresses(DEFAULT)
+
+
+def moved(content: dict[str, Any]) -> set[str]:
+    """Outputs that are new or lie elsewhere, and which went."""
+    after = addresses(content)
+    return {name for name in BEFORE.keys() | after.keys() if BEFORE.get(name) != after.get(name)}
+
+
+def of(kind: str) -> set[str]:
+    return {name for name in BEFORE if name.startswith(f"{kind}/")}
+
+
+def test_same_params_same_addresses() -> None:
+    assert moved(copy.deepcopy(DEFAULT)) == set()
+
+
+def test_a_variants_setting_moves_that_variant() -> None:
+    content = changed("compress/gptq/bits", [8, 4, 3])
+    assert moved(content) == {"checkpoints/gptq-2", "evaluations/gptq-2", "report"}
+    content = changed("compress/llama_pro/added", [0.1])
+    gone = {f"{kind}/llama_pro-{share}" for kind in ("checkpoints", "evaluations") for share in (0.1, 0.2)}
+    assert moved(content) == gone | {"report"}
+
+
+def test_decoding_follows_its_variants_and_its_settings() -> None:
+    assert moved(changed("decode/seed", 1)) == of("decodes") | {"report"}
+    content = changed("compress/gptq/damp", 0.05)
+    content["compress"]["wanda_gptq"]["damp"] = 0.05
+    names = [*(f"gptq-{bits}" for bits in (8, 4, 3, 2)), "wanda_gptq-wanda-0.5-4"]
+    swept = {f"{kind}/{name}" for kind in ("checkpoints", "evaluations") for name in names}
+    assert moved(content) == swept | {"decodes/gptq-3", "corrections/gptq-3", "report"}
+
+
+def test_corrections_follow_their_variants_and_their_settings() -> None:
+    assert moved(changed("mitigate/buckets", 5)) == of("corrections") | {"report"}
+    assert moved(changed("mitigate/variants", ["gptq-3", "rtn-3"])) == {"corrections/rtn-3", "report"}
+
+
+def test_a_variant_on_another_follows_it() -> None:
+    after = moved(changed("compress/wanda/seed", 1))
+    assert {name for name in after if name.startswith("checkpoints/")} == {
+        *(f"checkpoints/wanda-{share}" for share in (0.3, 0.5, 0.6, 0.7, "2of4")),
+        "checkpoints/wanda_gptq-wanda-0.5-4",
+    }
+    plan = Plan(config.Params.model_validate(DEFAULT))
+    assert plan.variants["wanda_gptq-wanda-0.5-4"].after == ("wanda-0.5", "gptq-4")
+
+
+def test_gradients_are_made_for_those_that_read_them() -> None:
+    assert not Plan(config.Params.model_validate(DEFAULT)).gradients
+    sweep = {"method": "gblm", "sparsity": [0.5]}
+    plan = Plan(config.Params.model_validate(changed("compress/gblm", sweep)))
+    assert list(plan.gradients) == ["loss"]
+    assert plan.gradients_of("gblm-0.5") == ["loss"]
+
+
+def test_an_evaluation_parameter_moves_evaluations_only() -> None:
+    moving = of("references") | of("evaluations") | of("corrections") | {"report"}
+    assert moved(changed("evaluate/windows", 8)) == moving
+
+
+def test_a_variant_that_is_ablated_is_evaluated_again() -> None:
+    assert moved(changed("evaluate/inside/ablate", ["base", "rtn-4"])) == {"evaluations/rtn-4", "report"}
+
+
+def mirrored(folder: Path) -> dict[str, Any]:
+    """The default params with two benchmarks, read from a mirror."""
+    files = ("allenai/ai2_arc/ARC-Easy/test", "google-research-datasets/mbpp/full/test")
+    for name in (*files, "google-research-datasets/mbpp/full/prompt"):
+        file = folder / f"{name}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    content = changed("data", {"source": "mirror", "path": str(folder), "items": 24, "seed": 0})
+    content["evaluate"]["harness"]["tasks"] = ["arc_easy"]
+    content["evaluate"]["programs"]["tasks"] = ["mbpp", "humaneval"]
+    return content
+
+
+def test_benchmarks_are_prepared_once_and_run_on_every_model(tmp_path: Path) -> None:
+    content = mirrored(tmp_path)
+    before = addresses(content)
+    assert {name for name in before if name.startswith("benchmarks/")} == {
+        f"benchmarks/{task}" for task in ("arc_easy", "mbpp", "humaneval")
+    }
+    models = {"base", *Plan(config.Params.model_validate(content)).variants}
+    for kind in ("harness", "programs"):
+        assert {name for name in before if name.startswith(f"{kind}/")} == {f"{kind}/{model}" for model in models}
+        assert not of(kind), "none is asked for by default"
+    (tmp_path / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet").write_bytes(b"another")
+    after = addresses(content)
+    ran = {name for name in before if before[name] != after[name]}
+    assert ran == {"benchmarks/arc_easy", "report", *(name for name in before if name.startswith("harness/"))}
+
+
+def test_an_analysis_parameter_moves_the_report_only() -> None:
+    assert moved(changed("analyze/resamples", 500)) == {"report"}
+
+
+def test_calibration_moves_only_methods_that_read_statistics() -> None:
+    plan = Plan(config.Params.model_validate(DEFAULT))
+    free = {name for name in plan.variants if not plan.needs_calibration(name)}
+    assert {"rtn-4", "magnitude-0.5", "random_depth-0.3", "llama_pro-0.2"} <= free
+    assert not free & {"gptq-4", "wanda-0.5", "sparsegpt-2of4", "shortgpt-0.3"}
+    after = moved(changed("calibrate/seed", 7))
+    assert {name for name in after if name.startswith("checkpoints/")} == {
+        f"checkpoints/{name}" for name in plan.variants if name not in free
+    }
+    assert of("calibrations") <= after
+    assert not after & (of("base") | of("texts") | of("references"))
+
+
+def test_a_mixed_calibration_reads_every_text_of_it() -> None:
+    plan = Plan(config.Params.model_validate(changed("calibrate/corpus", ["prose", "code"])))
+    assert list(plan.calibrations) == ["prose-code"]
+    assert plan.needs("code")["calibration"] == DEFAULT["calibrate"]["samples"] // 2 * DEFAULT["calibrate"]["length"]
+    alone = Plan(config.Params.model_validate(changed("calibrate/corpus", ["prose"])))
+    assert alone.calibrations == Plan(config.Params.model_validate(DEFAULT)).calibrations
+
+
+def test_the_epoch_moves_everything() -> None:
+    assert moved(changed("epoch", 2)) == set(BEFORE)
+
+
+def test_settle_keeps_what_the_plan_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(config.Params.model_validate(DEFAULT))
+    monkeypatch.chdir(tmp_path)
+    kept = Path(plan.manifest("checkpoints", "rtn-4")).parent
+    for folder in (kept, DATA / "checkpoints/rtn-4/aaaaaaaaaaaa", DATA / "checkpoints/old-1/bbbbbbbbbbbb"):
+        folder.mkdir(parents=True)
+    (DATA / "checkpoints/rtn-4/cccccccccccc.part-host-1").mkdir()
+    assert len(settle(plan, ["checkpoints"])) == 3
+    assert list((DATA / "checkpoints").glob("*/*")) == [kept]
+    assert not (DATA / "checkpoints/old-1").exists()
+
+
+def test_forget_removes_one_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(config.Params.model_validate(DEFAULT))
+    monkeypatch.chdir(tmp_path)
+    for variant in ("rtn-4", "rtn-3"):
+        Path(plan.manifest("checkpoints", variant)).parent.mkdir(parents=True)
+    assert forget(plan, ["rtn-4"]) == [Path(plan.manifest("checkpoints", "rtn-4")).parent]
+    assert Path(plan.manifest("checkpoints", "rtn-3")).parent.is_dir()
+    with pytest.raises(config.ConfigError, match="rtn-5: no such variant"):
+        forget(plan, ["rtn-5"])
+
+
+def test_too_few_tokens_of_an_earlier_text_stop_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(config.Params.model_validate(DEFAULT))
+    manifest = Path(plan.manifest("texts", "prose"))
+    monkeypatch.chdir(tmp_path)
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"tokens": {"calibration": 100, "evaluation": 10**9}}))
+    with pytest.raises(config.ConfigError, match="corpus prose has 100 calibration tokens"):
+        Plan(config.Params.model_validate(DEFAULT))
