@@ -10,21 +10,12 @@ container: "docker://python:3.11"
 
 include: "rules/plan.smk"
 include: "rules/service.smk"
-include: "rules/calibrate.smk"
-include: "rules/compress.smk"
-include: "rules/evaluate.smk"
-include: "rules/decode.smk"
-include: "rules/mitigate.smk"
+include: "rules/outputs.smk"
 include: "rules/analyze.smk"
 
 
 localrules:
     all,
-    calibrated,
-    compressed,
-    evaluated,
-    decoded,
-    mitigated,
     analyzed,
     failures,
 
