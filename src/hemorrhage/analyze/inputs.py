@@ -140,9 +140,8 @@ def read(given: Folders, is_aligned: bool = False) -> Inputs:
         programs=measured["programs"],
         corrections=measured["corrections"],
         directories={
-            kind: [_identity(path) for path in paths]
-            for kind, paths in given.items()
-            if kind not in ("calibrations", "references")
+            kind: [_identity(path) for path in given.get(kind, [])]
+            for kind in ("base", "checkpoints", *TABLES, *others, *(["relatives"] if given.get("relatives") else []))
         },
         configs=_configs(checkpoints),
         relative=_relative(given.get("relatives", []), its_texts, is_aligned),

@@ -33,6 +33,10 @@ DATA = Path("data")
 REPORTS = Path("reports")
 PROVENANCE = REPORTS / "provenance.json"
 
+EXPERIENCE = SOURCE / "analyze" / "doctor" / "experience.csv"
+TEMPLATES = SOURCE / "analyze" / "report" / "templates"
+"""What the report is made with that is no Python: the runs that damage is predicted from, and the page's templates."""
+
 
 class Plan:
     """Addresses of all outputs of one params.yaml. Raises config.ConfigError where it can't be run."""
@@ -74,15 +78,13 @@ class Plan:
         """Everything with numbers in reports/."""
         inputs = {kind.name: self.names(kind.name) for kind in kinds.analyzed()}
         settings = {**kinds.analysis(self.design), "aligned": kinds.is_aligned(self.design)}
-        # The runs that damage is predicted from are no Python.
-        experience = _content([SOURCE / "analyze" / "doctor" / "experience.csv"])
-        code = [program("hemorrhage.analyze.__main__"), experience]
+        code = [program("hemorrhage.analyze.__main__"), _content([EXPERIENCE])]
         return address("rows", self.params.epoch, settings, inputs, code)
 
     @cached_property
     def page(self) -> str:
         """The page, which is drawn from them."""
-        templates = _content(sorted((SOURCE / "analyze" / "report" / "templates").glob("*.j2")))
+        templates = _content(sorted(TEMPLATES.glob("*.j2")))
         return address("page", self.rows, program("hemorrhage.analyze.report.__main__"), templates)
 
     # Paths.
