@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-container: "docker://python:3.11"
+report: "rules/report/workflow.rst"
 
 
 include: "rules/plan.smk"
@@ -18,12 +18,14 @@ localrules:
     all,
     analyzed,
     failures,
+    reported,
 
 
 rule all:
     default_target: True
     input:
         SOUND,
+        rules.reported.output,
 
 
 rule analyzed:

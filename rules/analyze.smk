@@ -70,3 +70,63 @@ rule failures:
         f"logs/failures/{plan.page}.log",
     shell:
         f"{quote(sys.executable)} -m hemorrhage.study.plan failed > {{log}} 2>&1 && touch {{output}}"
+
+
+# Apart from the rules that make them, whose jobs Snakemake would take for cut short, or out of date, by these files' ages.
+rule reported:
+    """What `snakemake --report` shows of reports/: it runs where one of these files was missing, and alters none."""
+    input:
+        ancient(CURRENT),
+    output:
+        report(
+            update("reports/index.html"),
+            category="The report",
+            caption="report/page.rst",
+            labels={"what": "every figure and table on one page"},
+        ),
+        report(
+            update("reports/metrics.json"),
+            category="Numbers",
+            caption="report/metrics.rst",
+            labels={"what": "headline metrics of every variant"},
+        ),
+        report(
+            update("reports/curves.csv"),
+            category="Numbers",
+            caption="report/curves.rst",
+            labels={"what": "damage curves"},
+        ),
+        report(
+            update("reports/thresholds.csv"),
+            category="Numbers",
+            caption="report/thresholds.rst",
+            labels={"what": "thresholds of the damage curves"},
+        ),
+        report(
+            update("reports/decoding.csv"),
+            category="Numbers",
+            caption="report/decoding.rst",
+            labels={"what": "accuracy by decoding strategy"},
+        ),
+        report(
+            update("reports/front.csv"),
+            category="What to ship",
+            caption="report/front.rst",
+            labels={"what": "size against damage"},
+        ),
+        report(
+            update("reports/recommendation.json"),
+            category="What to ship",
+            caption="report/recommendation.rst",
+            labels={"what": "the most compressed variant inside the budget"},
+        ),
+        report(
+            update("reports/claims.json"),
+            category="What to ship",
+            caption="report/claims.rst",
+            labels={"what": "published claims, checked"},
+        ),
+    log:
+        f"logs/reported/{plan.page}.log",
+    shell:
+        "sha256sum {output} > {log} 2>&1"
