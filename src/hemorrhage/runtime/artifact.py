@@ -216,7 +216,7 @@ def _verify(directory: Path, _written: int) -> None:
         file = directory / name
         if not file.is_file() or checksum(file) != expected:
             what = "is missing" if not file.is_file() else "is damaged: its checksum is not the manifest's"
-            again = f"python -m hemorrhage.study.plan forget {manifest.get('variant', directory.parent.name)}"
+            again = f"hemorrhage forget {manifest.get('variant', directory.parent.name)}"
             raise ValueError(f"{file} {what}; `{again}` and the next run makes it again")
 
 

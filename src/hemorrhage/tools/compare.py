@@ -1,6 +1,4 @@
-"""Two revisions of a study side by side, on one page: differences first, then what changed in params and code.
-
-    python -m hemorrhage.tools.compare A B [--out reports/compare.html]
+"""Two revisions of a study next to each other, differences first: ``hemorrhage compare``.
 
 A and B are revisions of git (``HEAD~1``, a branch, a tag, an experiment of DVC) or ``workspace``, the files as they lie
 here. The rows of a revision come out of DVC's cache or remote, its params and recommendation out of git.
@@ -8,11 +6,10 @@ here. The rows of a revision come out of DVC's cache or remote, its params and r
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
+import math
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +23,13 @@ from hemorrhage.analyze.report import figures
 from hemorrhage.analyze.report import page as report
 from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, changed, differences
 from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser
+from hemorrhage.runtime.command import parser as command_parser
 
 WORKSPACE = "workspace"
 ROWS = "reports/hemorrhage.parquet"
+PAGE = Path("reports/compare.html")
 CODE = ("src/hemorrhage", "rules", "Snakefile", "requirements.txt")
-
-
-class NoSuchStudyError(ValueError):
-    """A revision that has no study to compare; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +46,15 @@ class Study:
 
 
 def read(name: str) -> Study:
-    """The study of a revision of the repository in the current folder. Raises NoSuchStudyError."""
+    """The study of a revision of the repository in the current folder. Raises CommandError."""
     if name == WORKSPACE:
         rows = Path(ROWS)
         if not rows.is_file():
-            raise NoSuchStudyError(f"{ROWS} is not there; run the study, or `dvc pull {ROWS}`")
+            raise CommandError(f"{ROWS} does not exist; run the study, or `dvc pull {ROWS}`", NOT_MEASURED)
         return _study(name, "", "files as they lie here", rows.read_bytes())
     commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if commit is None:
-        raise NoSuchStudyError(f"{name}: git knows no such revision")
+        raise CommandError(f"{name} is not a revision that git knows")
     return _study(name, commit[:10], _git("log", "-1", "--format=%s", commit) or "", _from_dvc(name, commit))
 
 
@@ -83,10 +79,10 @@ def _from_dvc(name: str, commit: str) -> bytes:
         with dvc.api.open(ROWS, repo=".", rev=commit, mode="rb") as file:
             return bytes(file.read())
     except (DvcException, OSError) as error:
-        raise NoSuchStudyError(
-            f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it "
-            f"({' '.join(str(error).split())})"
-        ) from None
+        what = (
+            f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it"
+        )
+        raise CommandError(f"{what} ({error})", NOT_MEASURED) from None
 
 
 def _file(path: str, commit: str) -> str:
@@ -191,23 +187,49 @@ def _row(one: Difference) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.tools.compare", description="two revisions side by side"
+def as_json(a: Study, b: Study) -> dict[str, Any]:
+    """The comparison as plain content: every difference with its interval, rows that one side lacks, what changed."""
+    compared, lost = differences(a.rows, b.rows)
+    return {
+        "a": {"name": a.name, "commit": a.commit},
+        "b": {"name": b.name, "commit": b.commit},
+        "differences": [_plain(difference) for difference in compared],
+        "lost": [row._asdict() for row in lost],
+        "params": [{"key": key, "a": first, "b": second} for key, first, second in changed(a.params, b.params)],
+        "code": [{"file": file, "added": added, "removed": removed} for file, added, removed in code(a, b)],
+    }
+
+
+def _plain(difference: Difference) -> dict[str, Any]:
+    """A difference without what JSON can't say: an exact one has no interval."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in difference._asdict().items()
+    }
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "compare",
+        "Compare two revisions of a study: differences with intervals first, then what changed in params and code.",
+        ["hemorrhage compare HEAD~1 workspace", "hemorrhage compare main my-branch --out reports/compare.html --json"],
+        {NOT_MEASURED: "a revision has no rows here"},
     )
-    parser.add_argument("a", help="a revision, or workspace")
-    parser.add_argument("b", help="a revision, or workspace")
-    parser.add_argument("--out", type=Path, default=Path("reports/compare.html"))
-    given = parser.parse_args()
-    try:
-        page = render(read(given.a), read(given.b))
-    except NoSuchStudyError as error:
-        sys.exit(str(error))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page, encoding="utf-8")
-    print(f"open {given.out}")
+    revision = "a revision of git, or workspace: the files in this folder"
+    made.add_argument("a", metavar="A", help=revision)
+    made.add_argument("b", metavar="B", help=revision)
+    made.add_argument("--out", type=Path, default=PAGE, metavar="FILE", help=f"the page; default: {PAGE}")
+    made.add_argument("--json", action="store_true", help="print the comparison as JSON instead of the page's path")
+    return made
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page."""
+    arguments = parser().parse_args(argv)
+    a, b = read(arguments.a), read(arguments.b)
+    page = render(a, b)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(page, encoding="utf-8")
+    print(json.dumps(as_json(a, b), indent=1) if arguments.json else f"open {arguments.out}")
+    return YES

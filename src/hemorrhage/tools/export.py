@@ -1,26 +1,20 @@
-"""A variant as a checkpoint for other programs.
+"""A variant as a checkpoint for other programs: ``hemorrhage export``.
 
-python -m hemorrhage.tools.export VARIANT OUT [--as dense|packed|gguf] [--base DIR]
-
-VARIANT is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder. The base
-model, which a checkpoint shares weights with, is that of params.yaml or lies in ``--base``; what is written has all
-weights in full.
-``dense``: a plain Hugging Face folder in the base's dtype, all forms multiplied out, that transformers loads
-alone. ``packed``: the quantized checkpoint as it lies on disk, in the form that vLLM and transformers read,
-without this bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has
-them, else in the base's dtype. OUT is a folder, for ``gguf`` a file, and must not be there yet; it appears
-whole or not at all. With it comes a model card, README.md (beside a file: OUT.md), that holds the damage which the
-study in reports/ measured.
+A variant is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder. The base
+model, which a checkpoint shares weights with, is that of params.yaml or ``--base``; what is written has all weights in
+full. ``dense``: a plain Hugging Face folder in the base's dtype, all storage formats multiplied out, that transformers
+loads alone. ``packed``: the quantized checkpoint as it is stored, which vLLM and transformers read, without this
+bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has them, else in the base's
+dtype. The output must not exist yet; it appears whole or not at all. With it comes a model card, README.md (next to a
+file: OUT.md), that holds the damage which the study in reports/ measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +25,8 @@ from hemorrhage.analyze.report.card import card
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
+from hemorrhage.runtime.command import NO, NOT_MEASURED, YES, CommandError, Parser
+from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import REPORTS, Plan
 
@@ -60,37 +56,61 @@ class Supply:
     load: Callable[[], Tensor]
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    step.start()
-    parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.tools.export", description="write a variant as a checkpoint for other programs"
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "export",
+        "Write a variant as a checkpoint for other programs, with a model card that holds its measured damage.",
+        [
+            "hemorrhage export gptq-4 out/gptq-4",
+            "hemorrhage export gptq-4 out/gptq-4-packed --as packed",
+            "hemorrhage export gptq-4 out/gptq-4.gguf --as gguf",
+        ],
+        {NO: "the variant can't be written in this format", NOT_MEASURED: "the variant was not made yet, or failed"},
     )
-    parser.add_argument("variant", help="folder of a checkpoint, or a variant's name in params.yaml")
-    parser.add_argument("out", type=Path, help="folder to write, a file for --as gguf")
-    parser.add_argument("--as", dest="kind", choices=KINDS, default="dense", help="default: dense")
-    parser.add_argument("--base", type=Path, help="folder of the base model; default: that of params.yaml")
-    arguments = parser.parse_args()
+    made.add_argument("variant", metavar="VARIANT", help="a variant of params.yaml, or the folder of a checkpoint")
+    made.add_argument("out", type=Path, metavar="OUT", help="folder to write, a file for --as gguf")
+    made.add_argument(
+        "--as",
+        dest="kind",
+        choices=KINDS,
+        default="dense",
+        help="dense: plain weights for any Hugging Face program (default); packed: compressed-tensors integers, which"
+        " vLLM reads; gguf: one file for llama.cpp",
+    )
+    made.add_argument("--base", type=Path, metavar="DIR", help="folder of the base model; default: that of params.yaml")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the checkpoint."""
+    step.start()
+    arguments = parser().parse_args(argv)
+    folder = folder_of(arguments.variant)
     try:
-        folder = folder_of(arguments.variant)
         export(folder, arguments.out, arguments.kind, arguments.base or base_of(folder))
+    except (CommandError, config.ConfigError):
+        raise
     except (ValueError, OSError) as error:
-        sys.exit(f"{arguments.variant}: {' '.join(str(error).split())}")
+        raise CommandError(f"{arguments.variant}: {error}", NO) from error
+    return YES
 
 
 def folder_of(variant: str) -> Path:
     """The folder of a checkpoint, or of a variant of the params.yaml in the current folder.
 
-    Raises ValueError where there is no such variant, or it was not made yet.
+    Raises CommandError where there is no such variant, or it was not made yet.
     """
     if (Path(variant) / "config.json").is_file() or (Path(variant) / MANIFEST).is_file():
         return Path(variant)
     plan = Plan.read()
     if variant != "base" and variant not in plan.variants:
-        raise config.ConfigError(f"no checkpoint folder, and params.yaml has only {', '.join(plan.variants)}")
+        raise CommandError(
+            f"{variant} is neither a checkpoint's folder nor a variant; params.yaml has {', '.join(plan.variants)}"
+        )
     folder = Path(plan.checkpoint(variant)).parent
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there yet; run the compress step first")
+        raise CommandError(f"{folder} does not exist yet; run the compress step first", NOT_MEASURED)
     return folder
 
 
@@ -104,13 +124,14 @@ def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports
 
     ``base``: the base model's folder, which the checkpoint may share weights with.
 
-    Raises ValueError where ``out`` is there, the variant failed, the kind can't hold it, or a file is damaged.
+    Raises CommandError where ``out`` exists or the variant failed, ValueError where the kind can't hold it or a file is
+    damaged.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; nothing is overwritten")
+        raise CommandError(f"{out} exists already; nothing is overwritten")
     reason = failure(folder) if (folder / MANIFEST).is_file() else None
     if reason:
-        raise ValueError(f"was not made: {reason}")
+        raise CommandError(f"the variant failed: {reason}", NOT_MEASURED)
     verify(folder)
     if base is not None:
         verify(base)
@@ -276,7 +297,3 @@ def _writing_file(out: Path) -> Iterator[Path]:
         part.rename(out)
     finally:
         part.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    main()
