@@ -504,7 +504,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.study.plan")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("settle").add_argument("kinds", nargs="+")
+    kinds = [kind for of_stage in STAGES.values() for kind in of_stage]
+    commands.add_parser("settle").add_argument("kinds", nargs="+", choices=kinds)
     commands.add_parser("failed")
     arguments = parser.parse_args(argv)
     try:
