@@ -16,6 +16,7 @@ import pytest
 from hemorrhage import cli
 from hemorrhage.runtime.command import CANNOT_TELL, USAGE, YES, CommandError
 from hemorrhage.study.params import ConfigError
+from tests.conftest import ROOT
 
 NEEDS_ARGUMENTS = {
     "compare": ["a", "b"],
@@ -113,6 +114,21 @@ def test_a_fault_of_the_bench_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module("plan"), "main", main)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["plan"])
+
+
+def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m hemorrhage.cli plan | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stderr == ""
+
+
+def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module("plan"), "main", main)
+    assert cli.main(["plan"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == ""
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

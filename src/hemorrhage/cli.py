@@ -9,6 +9,7 @@ It is imported when it is called: the help must not wait for pandas.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from hemorrhage.runtime.command import USAGE, CommandError
 
 PARAMS_ERROR = ("hemorrhage.study.params", "ConfigError")
 """What a params.yaml raises that can't be run; named, since importing it would make every start slower."""
+
+PIPE_CLOSED, INTERRUPTED = 141, 130
+"""Exit codes as shells give them for SIGPIPE and SIGINT."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{name!r} is not a command" if name else "a command is missing"
         return _stop(f"hemorrhage: {what}; one of {', '.join(COMMANDS)}; see hemorrhage --help", USAGE)
     try:
-        return int(importlib.import_module(COMMANDS[name].module).main(arguments))
+        status = int(importlib.import_module(COMMANDS[name].module).main(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`| head`). Python would complain when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except CommandError as error:
         return _stop(f"hemorrhage {name}: {error}", error.status)
     except ValueError as error:

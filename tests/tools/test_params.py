@@ -42,7 +42,7 @@ def test_what_cannot_be_run_changes_nothing(folder: Path, capsys: pytest.Capture
     for name in ("studies/wrong", "list.yaml", "broken.yaml", "nowhere"):
         assert cli.main(["params", name]) == USAGE
     wrong, listed, broken, nowhere = capsys.readouterr().err.splitlines()
-    assert "compress.rtn" in wrong
+    assert wrong.startswith("hemorrhage params: params.yaml with params/studies/wrong.yaml: compress.rtn")
     assert "list.yaml is not a mapping" in listed
     assert "not YAML" in broken
     assert nowhere.endswith("nowhere is neither a file nor a profile; profiles are few, studies/wrong")

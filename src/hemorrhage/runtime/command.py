@@ -8,8 +8,10 @@ for an answer.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 YES = 0
 NO = 1
@@ -49,3 +51,16 @@ def parser(name: str, description: str, examples: Sequence[str], statuses: Mappi
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def json_text(content: Any) -> str:
+    """Write plain content as JSON; a number that is not finite, which JSON can't say, is null."""
+    return json.dumps(_finite(content), indent=1)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from hemorrhage.analyze.report import figures
 from hemorrhage.analyze.report import page as report
 from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, changed, differences
 from hemorrhage.analyze.rows.tables import Numbers
-from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser
+from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 
 WORKSPACE = "workspace"
@@ -193,18 +192,10 @@ def as_json(a: Study, b: Study) -> dict[str, Any]:
     return {
         "a": {"name": a.name, "commit": a.commit},
         "b": {"name": b.name, "commit": b.commit},
-        "differences": [_plain(difference) for difference in compared],
+        "differences": [difference._asdict() for difference in compared],
         "lost": [row._asdict() for row in lost],
         "params": [{"key": key, "a": first, "b": second} for key, first, second in changed(a.params, b.params)],
         "code": [{"file": file, "added": added, "removed": removed} for file, added, removed in code(a, b)],
-    }
-
-
-def _plain(difference: Difference) -> dict[str, Any]:
-    """A difference without what JSON can't say: an exact one has no interval."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in difference._asdict().items()
     }
 
 
@@ -231,5 +222,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = render(a, b)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(page, encoding="utf-8")
-    print(json.dumps(as_json(a, b), indent=1) if arguments.json else f"open {arguments.out}")
+    print(json_text(as_json(a, b)) if arguments.json else f"open {arguments.out}")
     return YES

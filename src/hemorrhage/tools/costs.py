@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.runtime.artifact import environment
-from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser
+from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.costs import products
 from hemorrhage.study.costs.model import COEFFICIENTS, Cost, Costs, Observation, fit, newest, observed
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return YES
     plan = Plan.read()
     if arguments.json:
-        print(json.dumps(as_json(plan, arguments.cores, arguments.gpu), indent=1))
+        print(json_text(as_json(plan, arguments.cores, arguments.gpu)))
     else:
         print(show(plan, arguments.cores, arguments.gpu))
     return YES

@@ -7,7 +7,6 @@ one for one name, all of them without a name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNMEASURED, Check, judge, judged
 from hemorrhage.analyze.inputs import BASE
-from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser
+from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.params import Budget, first_error
 
@@ -203,5 +202,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     budget = parse(arguments.budget)
     verdict = answer(read(arguments.rows), budget, arguments.variant)
-    print(json.dumps(verdict.as_json(budget), indent=1) if arguments.json else "\n".join(verdict.lines))
+    print(json_text(verdict.as_json(budget)) if arguments.json else "\n".join(verdict.lines))
     return verdict.status

@@ -65,7 +65,7 @@ def profile(name: str) -> Path:
 
 
 def apply(file: Path) -> None:
-    """Write a profile into params.yaml. Raises CommandError or config.ConfigError, and then changes nothing."""
+    """Write a profile into params.yaml. Raises CommandError, and then changes nothing."""
     yaml = YAML()
     yaml.width = 120
     try:
@@ -85,5 +85,7 @@ def apply(file: Path) -> None:
             yaml.dump(content, stream)
         config.read(part)
         part.replace(PARAMS)
+    except config.ConfigError as error:
+        raise CommandError(f"params.yaml with {file}: {str(error).removeprefix(f'{part}: ')}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.runtime.command import YES, Parser
+from hemorrhage.runtime.command import YES, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.plan import STAGES, Plan
 
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan."""
     arguments = parser().parse_args(argv)
     plan = Plan.read()
-    print(json.dumps(as_json(plan), indent=1) if arguments.json else as_text(plan))
+    print(json_text(as_json(plan)) if arguments.json else as_text(plan))
     return YES
 
 

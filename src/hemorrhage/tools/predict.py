@@ -22,7 +22,7 @@ from hemorrhage.analyze.doctor.laws import CAP, FLOOR
 from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.runtime.artifact import read_manifest
-from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser
+from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import REPORTS, Plan
@@ -272,5 +272,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if corpus not in corpora:
         raise CommandError(f"--corpus: {corpus!r} is not evaluated; allowed: {', '.join(corpora)}")
     predicted = predict(plan, corpus, plan.params.analyze.confidence)
-    print(json.dumps(as_json(predicted), indent=1) if arguments.json else "\n".join(as_text(predicted)))
+    print(json_text(as_json(predicted)) if arguments.json else "\n".join(as_text(predicted)))
     return YES
