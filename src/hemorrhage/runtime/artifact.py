@@ -125,7 +125,7 @@ def failure_recorded(out: Path, **fields: Any) -> Iterator[None]:
     """Turn an exception of the block into an output whose manifest says ``failure``: one line, the reason.
 
     One broken variant must not stop the other thirty. Interrupts, kills and a full disk are no failures of the variant
-    and pass through; the traceback goes to the job's log. ``forget`` of hemorrhage.study.plan lets it run again.
+    and pass through; the traceback goes to the job's log. ``hemorrhage forget`` lets it run again.
     """
     try:
         yield
