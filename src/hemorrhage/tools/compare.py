@@ -33,7 +33,7 @@ CODE = ("src/hemorrhage", "rules", "Snakefile", "requirements.txt")
 
 @dataclass(frozen=True)
 class Study:
-    """A revision: what it was called, its commit and that one's subject, rows, params and what git has of reports/."""
+    """A revision: its name, its commit with the subject, rows, params and what git has of reports/."""
 
     name: str
     commit: str
@@ -45,7 +45,7 @@ class Study:
 
 
 def read(name: str) -> Study:
-    """The study of a revision of the repository in the current folder. Raises CommandError."""
+    """Read the study of a revision of the repository in the current folder. Raises CommandError."""
     if name == WORKSPACE:
         rows = Path(ROWS)
         if not rows.is_file():
@@ -70,7 +70,7 @@ def _study(name: str, commit: str, subject: str, rows: bytes) -> Study:
 
 
 def _from_dvc(name: str, commit: str) -> bytes:
-    """The rows of a commit, out of DVC's cache or remote."""
+    """Read the rows of a commit out of DVC's cache or remote."""
     import dvc.api
     from dvc.exceptions import DvcException
 
@@ -85,7 +85,7 @@ def _from_dvc(name: str, commit: str) -> bytes:
 
 
 def _file(path: str, commit: str) -> str:
-    """A file of git, or of the folder where ``commit`` is empty; an empty mapping where there is none."""
+    """Read a file of git, or of the folder where ``commit`` is empty; an empty mapping where it does not exist."""
     if commit:
         return _git("show", f"{commit}:{path}") or "{}"
     return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else "{}"
@@ -97,7 +97,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def code(a: Study, b: Study) -> list[tuple[str, str, str]]:
-    """(file, lines added, lines removed) of the code between two studies."""
+    """List (file, lines added, lines removed) of the code between two studies."""
     ends = [end.commit for end in (a, b) if end.commit]
     if not ends:
         return []
@@ -107,9 +107,9 @@ def code(a: Study, b: Study) -> list[tuple[str, str, str]]:
 
 
 def render(a: Study, b: Study) -> str:
-    """The page as HTML."""
-    found, lost = differences(a.rows, b.rows)
-    different = [one for one in found if one.difference != 0]
+    """Render the page as HTML."""
+    compared, lost = differences(a.rows, b.rows)
+    different = [row for row in compared if row.difference != 0]
     numbers = [Numbers(study.rows) for study in (a, b)]
     corpora = [name for name in numbers[0].datasets("kl_mean") if name in numbers[1].datasets("kl_mean")]
     names = list(dict.fromkeys([*a.rows["variant"], *b.rows["variant"]]))
@@ -120,16 +120,16 @@ def render(a: Study, b: Study) -> str:
         a=a,
         b=b,
         title=f"{a.name} and {b.name}",
-        rows=[_row(one) for one in different],
-        certain=sum(one.certain for one in different),
-        same=len(found) - len(different),
-        lost=[one for one in lost if one.variant not in alone],
+        rows=[_row(row) for row in different],
+        certain=sum(row.certain for row in different),
+        same=len(compared) - len(different),
+        lost=[row for row in lost if row.variant not in alone],
         only=only,
         protocols=_protocols(lost),
         shipped=[_shipped(study) for study in (a, b)],
-        params=[(key, _told(first), _told(second)) for key, first, second in changed(a.params, b.params)],
+        params=[(key, _shown(first), _shown(second)) for key, first, second in changed(a.params, b.params)],
         code=code(a, b),
-        libraries=[(key, _told(x), _told(y)) for key, x, y in changed(*libraries)],
+        libraries=[(key, _shown(x), _shown(y)) for key, x, y in changed(*libraries)],
         corpora=corpora,
         corpus_options=[(corpus, corpus) for corpus in corpora],
         palettes=report.PALETTES,
@@ -144,11 +144,11 @@ def _only(study: Study, other: Study) -> list[str]:
 
 
 def _protocols(lost: Sequence[Lost]) -> bool:
-    """Whether both sides have a metric on the same data set, but under two protocols."""
+    """Tell whether both sides have a metric on the same data set, but under two protocols."""
     sides: dict[tuple[str, str, str], set[str]] = {}
-    for one in lost:
-        sides.setdefault((one.variant, untagged(one.metric), one.dataset), set()).add(one.side)
-    return any(len(found) == 2 for found in sides.values())
+    for row in lost:
+        sides.setdefault((row.variant, untagged(row.metric), row.dataset), set()).add(row.side)
+    return any(len(names) == 2 for names in sides.values())
 
 
 def _shipped(study: Study) -> str:
@@ -161,33 +161,33 @@ def _shipped(study: Study) -> str:
 
 
 def _environment(study: Study) -> dict[str, Any]:
-    """What the study was analyzed in."""
+    """Versions and machine that the study was analyzed with."""
     return dict(study.provenance.get("environments", {}).get(study.provenance.get("analyzed_in"), {}))
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "–" if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
 
 
-def _row(one: Difference) -> dict[str, Any]:
-    exact = one.low != one.low
+def _row(row: Difference) -> dict[str, Any]:
+    exact = row.low != row.low
     return {
-        "variant": one.variant,
-        "metric": SHOWN[untagged(one.metric)],
-        "whole": one.metric,
-        "dataset": " ".join(filter(None, (one.dataset, one.strategy))),
-        "a": f"{one.a:.4g}",
-        "b": f"{one.b:.4g}",
-        "difference": f"{one.difference:+.3g}",
-        "sort": one.difference,
-        "interval": "exact" if exact else f"{one.low:+.3g} to {one.high:+.3g}",
-        "certain": one.certain,
-        "data": "counted" if exact else "the same" if one.paired else "independent",
+        "variant": row.variant,
+        "metric": SHOWN[untagged(row.metric)],
+        "whole": row.metric,
+        "dataset": " ".join(filter(None, (row.dataset, row.strategy))),
+        "a": f"{row.a:.4g}",
+        "b": f"{row.b:.4g}",
+        "difference": f"{row.difference:+.3g}",
+        "sort": row.difference,
+        "interval": "exact" if exact else f"{row.low:+.3g} to {row.high:+.3g}",
+        "certain": row.certain,
+        "data": "counted" if exact else "the same" if row.paired else "independent",
     }
 
 
 def as_json(a: Study, b: Study) -> dict[str, Any]:
-    """The comparison as plain content: every difference with its interval, rows that one side lacks, what changed."""
+    """Return the comparison as plain content: differences with intervals, rows that one side lacks, what changed."""
     compared, lost = differences(a.rows, b.rows)
     return {
         "a": {"name": a.name, "commit": a.commit},

@@ -131,7 +131,7 @@ def show(plan: Plan, cores: int, gpu: bool) -> str:
 
 
 def as_json(plan: Plan, cores: int, gpu: bool) -> dict[str, Any]:
-    """The same as plain content: ``missing`` (null where nothing is) and ``ran``. Raises CommandError."""
+    """Return the same as plain content: ``missing`` (null where nothing is) and ``ran``. Raises CommandError."""
     workload = _workload(plan)
     seen = observed(workload.jobs.values())
     predicted = forecast(workload, seen, cores, gpu)
@@ -225,7 +225,7 @@ def _gpu_line(forecast: Forecast) -> str:
 
 
 def compared(seen: Sequence[Observation], costs: Costs) -> dict[str, Comparison]:
-    """Kind by kind, and for all together, what jobs used next to what ``costs`` predicts."""
+    """Compare, kind by kind and for all together, what jobs used with what ``costs`` predicts."""
     groups = [(kind, [each for each in seen if each.job.kind == kind]) for kind in (*KINDS, "report")]
     return {kind: _comparison(group, costs) for kind, group in (*groups, ("all", seen)) if group}
 
@@ -267,7 +267,7 @@ def fitted_on(folders: Iterable[Path]) -> dict[str, object]:
         with chdir(folder):
             workload = Workload(Plan.read())
             if workload.shape is None:
-                raise CommandError(f"{folder}: its model is not there")
+                raise CommandError(f"{folder}: its model is not on this machine")
             seen += observed(map(newest, workload.jobs.values()))
             sizes.add(f"{workload.shape.parameters:,}")
     if not seen:

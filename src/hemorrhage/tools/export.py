@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 KINDS = ("dense", "packed", "gguf")
 
 OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
-"""What only this bench reads."""
+"""Files that only this bench reads."""
 
 PACKED = (
     "weight_packed",
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def folder_of(variant: str) -> Path:
-    """The folder of a checkpoint, or of a variant of the params.yaml in the current folder.
+    """Find the folder of a checkpoint, or of a variant of the params.yaml in the current folder.
 
     Raises CommandError where there is no such variant, or it was not made yet.
     """
@@ -115,7 +115,7 @@ def folder_of(variant: str) -> Path:
 
 
 def base_of(folder: Path) -> Path | None:
-    """The base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
+    """Find the base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
     return Path(Plan.read().checkpoint("base")).parent if shares(folder) else None
 
 
@@ -137,14 +137,14 @@ def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports
         verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = Weights(folder, base)
-    about = card(folder, reports, out.stem if kind == "gguf" else out.name)
+    text = card(folder, reports, out.stem if kind == "gguf" else out.name)
     {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, weights, out)
     # Last, as a card alone is no checkpoint.
-    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(about, encoding="utf-8")
+    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(text, encoding="utf-8")
 
 
 def plain_problem(settings: dict[str, Any]) -> str | None:
-    """Why no plain checkpoint computes what a model with this config.json does, or None."""
+    """Say why no plain checkpoint computes what a model with this config.json does, or return None."""
     bench = settings.get("hemorrhage") or {}
     quantization = settings.get("quantization_config") or {}
     if bench.get("form", "gguf_file") != "gguf_file":
@@ -180,9 +180,9 @@ def _packed(folder: Path, settings: dict[str, Any], weights: Weights, out: Path)
 
     bench = settings.pop("hemorrhage", None) or {}
     # That there are codes of a table is also what the quantization_config says.
-    own = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
-    if own:
-        what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(own) - {"forms"})])
+    formats = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
+    if formats:
+        what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(formats) - {"forms"})])
         raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
     if not any(_ends(name, suffix) for name in weights.names() for suffix in PACKED):
         raise ValueError("it has no packed weights; --as dense writes it")
@@ -212,7 +212,7 @@ def _gguf(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -
 
 
 def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
-    """The dense tensors of a checkpoint by name, and the dtype of the base model.
+    """Collect the dense tensors of a checkpoint by name, and the dtype of the base model.
 
     Raises ValueError where they are not what the variant computes with.
     """
@@ -241,23 +241,23 @@ def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, S
     names = weights.names()
     layers = {name.removesuffix(f".{suffix}") for suffix in forms.FORMS for name in names if _ends(name, suffix)}
     plain: list[str] = []
-    own: dict[str, list[str]] = {}
+    of_layer: dict[str, list[str]] = {}
     for name in names:
         layer = next((parent for parent in _parents(name) if parent in layers), None)
         if layer is None or name == f"{layer}.bias":
             plain.append(name)
         else:
-            own.setdefault(layer, []).append(name)
+            of_layer.setdefault(layer, []).append(name)
 
     def form(layer: str) -> Any:
-        stored = {name: weights.tensor(name) for name in own[layer]}
+        stored = {name: weights.tensor(name) for name in of_layer[layer]}
         return forms.read(stored, settings.get("quantization_config"))[1][layer]
 
-    found = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
-    for layer in own:
+    supplies = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
+    for layer in of_layer:
         made = form(layer)
-        found[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
-    return found
+        supplies[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
+    return supplies
 
 
 def _product(form: Callable[[str], Any], layer: str) -> Tensor:
@@ -265,10 +265,10 @@ def _product(form: Callable[[str], Any], layer: str) -> Tensor:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """``a.b.c`` -> ``a``, ``a.b``."""
-    for place, letter in enumerate(name):
+    """Yield ``a`` and ``a.b`` of ``a.b.c``."""
+    for index, letter in enumerate(name):
         if letter == ".":
-            yield name[:place]
+            yield name[:index]
 
 
 def _ends(name: str, suffix: str) -> bool:

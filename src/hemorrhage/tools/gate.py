@@ -43,7 +43,7 @@ class Verdict:
     smallest: str | None = None
 
     def as_json(self, budget: Mapping[str, float]) -> dict[str, Any]:
-        """The answer as plain content."""
+        """Return the answer as plain content."""
         return {
             "answer": ANSWERS[self.status],
             "budget": dict(budget),
@@ -57,13 +57,13 @@ class Verdict:
 
 def parse(text: str) -> dict[str, float]:
     """Read the budget of a command line or of a YAML file. Raises CommandError."""
-    found = _of_file(Path(text)) if "=" not in text else dict(_pair(part) for part in text.split(",") if part.strip())
+    content = _of_file(Path(text)) if "=" not in text else dict(_pair(part) for part in text.split(",") if part.strip())
     allowed = f"allowed: {', '.join(KINDS)}"
-    for key in found:
+    for key in content:
         if key not in KINDS:
             raise CommandError(f"BUDGET: {key} is unknown; {allowed}")
     try:
-        limits = Budget.model_validate(found).model_dump(exclude_none=True)
+        limits = Budget.model_validate(content).model_dump(exclude_none=True)
     except ValidationError as error:
         raise CommandError(f"BUDGET: {first_error(error)}") from None
     if not limits:
@@ -125,7 +125,7 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdi
 
 
 def _shippable(rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]]) -> Verdict:
-    """Whether a variant that is smaller than the base is inside."""
+    """Answer whether a variant that is smaller than the base is inside."""
     sizes = rows[(rows["metric"] == "disk_bytes") & (rows["status"] == "ok")].set_index("variant")["estimate"]
     base = sizes.get(BASE, float("inf"))
     smaller = [name for name in checks if sizes.get(name, float("inf")) < base]
@@ -145,7 +145,7 @@ def _shippable(rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]]) -> Ver
 
 
 def _status(checks: Sequence[Check]) -> int:
-    """Exit code for one variant: a limit that is broken decides, whatever else is not known."""
+    """Return the exit code for a variant: a limit that is broken decides, whatever else is not known."""
     answers = {check.answer for check in checks}
     if OUTSIDE in answers:
         return NO
@@ -155,7 +155,7 @@ def _status(checks: Sequence[Check]) -> int:
 
 
 def _lines(name: str, checks: Sequence[Check]) -> list[str]:
-    """A line for each limit that does not hold, or one for the limit that is nearest."""
+    """Write a line for each limit that does not hold, or for the limit that is nearest."""
     failing = [check for check in checks if check.answer != INSIDE]
     if failing:
         return [f"{name}: {check}" for check in failing]

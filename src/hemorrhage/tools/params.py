@@ -60,8 +60,8 @@ def profile(name: str) -> Path:
     for file in (Path(name), PROFILES / f"{name}.yaml"):
         if file.is_file():
             return file
-    there = sorted(file.relative_to(PROFILES).with_suffix("").as_posix() for file in PROFILES.rglob("*.yaml"))
-    raise CommandError(f"{name} is neither a file nor a profile; profiles are {', '.join(there) or 'none'}")
+    profiles = sorted(file.relative_to(PROFILES).with_suffix("").as_posix() for file in PROFILES.rglob("*.yaml"))
+    raise CommandError(f"{name} is neither a file nor a profile; profiles are {', '.join(profiles) or 'none'}")
 
 
 def apply(file: Path) -> None:

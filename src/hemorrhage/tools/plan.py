@@ -31,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def outputs(plan: Plan) -> dict[str, dict[str, Path]]:
-    """Kind -> name -> the manifest of an output, in the order in which kinds are made."""
+    """Map kind -> name -> the manifest of an output, in the order in which kinds are made."""
     kinds = [kind for of_stage in STAGES.values() for kind in of_stage]
     return {kind: {name: Path(plan.manifest(kind, name)) for name in plan.names(kind)} for kind in kinds}
 
 
 def as_text(plan: Plan) -> str:
-    """A line for each kind of output, and one for the report."""
+    """Write a line for each kind of output, and one for the report."""
     lines = [
         f"{kind:13s} {sum(manifest.is_file() for manifest in named.values()):4d}/{len(named)} done"
         for kind, named in outputs(plan).items()
@@ -46,7 +46,7 @@ def as_text(plan: Plan) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain content: ``outputs``, a list for each kind, and whether the report is current."""
+    """Return the plan as plain content: ``outputs``, a list for each kind, and whether the report is current."""
     return {
         "outputs": {
             kind: [

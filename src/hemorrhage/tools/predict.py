@@ -135,7 +135,7 @@ def quality(known: pd.DataFrame, fitted: Mapping[str, predictor.Fitted], name: s
 
 
 def as_text(predictions: Predictions) -> Iterator[str]:
-    """A line for each variant, and what to think of them."""
+    """Write a line for each variant, and how good the predictions are."""
     count = f"{len(predictions.waiting)} of {predictions.planned} variants are not evaluated"
     yield f"{count}; predicted on {predictions.corpus}, {100 * predictions.confidence:g} % intervals"
     if predictions.variants:
@@ -152,12 +152,12 @@ def as_text(predictions: Predictions) -> Iterator[str]:
 
 
 def as_json(predictions: Predictions) -> dict[str, Any]:
-    """The predictions as plain content."""
+    """Return the predictions as plain content."""
     return asdict(predictions)
 
 
 def base_of(plan: Plan) -> Base:
-    """The base model, from what is known before anything runs. Raises CommandError."""
+    """Describe the base model by what is known before anything runs. Raises CommandError."""
     manifest = Path(plan.manifest("base", "base"))
     architecture = config.architecture(plan.params)
     if manifest.is_file():
@@ -171,7 +171,7 @@ def base_of(plan: Plan) -> Base:
 
 
 def parameters_of(architecture: Mapping[str, Any]) -> int:
-    """Parameters of a Llama with this config.json, without its norms."""
+    """Count the parameters of a Llama with this config.json, without its norms."""
     width, between = architecture["hidden_size"], architecture["intermediate_size"]
     heads = architecture["num_attention_heads"]
     shared = architecture.get("num_key_value_heads", heads) * (width // heads)
@@ -181,7 +181,7 @@ def parameters_of(architecture: Mapping[str, Any]) -> int:
 
 
 def influence_of(plan: Plan) -> list[float]:
-    """The calibration's block influence, where it was calibrated."""
+    """Read the calibration's block influence; empty where nothing was calibrated."""
     for manifest in plan.manifests("calibrations"):
         file = Path(manifest).with_name("influence.json")
         if file.is_file():
@@ -190,13 +190,13 @@ def influence_of(plan: Plan) -> list[float]:
 
 
 def model_name(plan: Plan) -> str:
-    """What reports call the base model."""
+    """Return what reports call the base model."""
     model = plan.model
     return str(model.get("name") or model.get("id") or Path(model.get("path", "base model")).name)
 
 
 def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
-    """Rows of the last report, where it is of this base model."""
+    """Read the rows of the last report, where it is of this base model."""
     try:
         made_from = json.loads((REPORTS / "provenance.json").read_text(encoding="utf-8"))["inputs"]["base"]
         rows = pd.read_parquet(REPORTS / "hemorrhage.parquet")
@@ -206,7 +206,7 @@ def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
 
 
 def base_nll(rows: pd.DataFrame | None, plan: Plan, name: str) -> dict[str, float]:
-    """Corpus -> nats per token of the base model, from earlier runs; empty where there are none."""
+    """Map corpus -> nats per token of the base model, from earlier runs; empty where there are none."""
     pool = predictor.experience()
     known = pool[pool["model"] == name].drop_duplicates("corpus").set_index("corpus")["base_nll"].to_dict()
     if rows is not None:
@@ -219,7 +219,7 @@ def base_nll(rows: pd.DataFrame | None, plan: Plan, name: str) -> dict[str, floa
 
 
 def own_rows(plan: Plan, base: Base, rows: pd.DataFrame, nll: Mapping[str, float]) -> pd.DataFrame:
-    """Rows of variants of this plan that were measured."""
+    """Make rows of the variants of this plan that were measured."""
     numbers = Numbers(rows)
     measured = []
     for variant in plan.variants:
@@ -232,7 +232,7 @@ def own_rows(plan: Plan, base: Base, rows: pd.DataFrame, nll: Mapping[str, float
 
 
 def asked_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A variant's rows, by its checkpoint where that was made, else by params.yaml."""
+    """Make a variant's rows, by its checkpoint where that was made, else by params.yaml."""
     chosen = plan.variants[variant]
     corpora = plan.params.calibrate.corpora
     parent = None if chosen.on is None else cases.planned(plan.variants[chosen.on], corpora)
@@ -245,7 +245,7 @@ def asked_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> 
 
 
 def evaluated(plan: Plan, variant: str) -> bool:
-    """Whether a variant's evaluation is done."""
+    """Tell whether a variant's evaluation is done."""
     return Path(plan.manifest("evaluations", variant)).is_file()
 
 
