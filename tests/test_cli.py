@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -141,12 +141,11 @@ def test_the_help_imports_no_library_and_is_there_at_once() -> None:
         "import sys; from hemorrhage import cli; cli.main(['--help']);"
         "assert not {'pandas', 'numpy', 'pydantic', 'torch', 'yaml', 'ruamel'} & set(sys.modules)"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor: a busy machine makes everything wait.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
 def test_it_runs_as_a_module_and_ends_with_the_exit_code() -> None:
