@@ -22,11 +22,13 @@ help:
 	@echo "make test-slurm      as root on Debian: a SLURM cluster of one node, and a pipeline through it"
 	@echo "make unit            unit tests only"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
-	@echo "make predict         foretell the damage of variants that are not evaluated yet"
-	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name"
+	@echo "make predict         predict the damage of variants that are not evaluated yet"
+	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name;"
+	@echo "                     make ends with its own 2 whatever the answer: scripts and CI call hemorrhage gate (0 yes, 1 no)"
 	@echo "make compare A=HEAD~1 B=workspace   two studies side by side in reports/compare.html, or in OUT"
 	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
 	@echo "make gguf            the extra gguf: llama.cpp, to compare with"
+	@echo "hemorrhage --help    the same and more as a command, after: . .venv/bin/activate"
 	@echo "make lock            compile pyproject.toml into requirements.txt"
 
 setup: $(READY)
@@ -49,19 +51,19 @@ report: $(READY)
 	@echo "open reports/index.html"
 
 plan: $(READY)
-	@python -m hemorrhage.study.costs $(if $(CORES),--cores $(CORES))
+	@hemorrhage costs $(if $(CORES),--cores $(CORES))
 
 params: $(READY)
-	python -m hemorrhage.tools.overlay params/$(PROFILE).yaml
+	hemorrhage params params/$(PROFILE).yaml
 
 predict: $(READY)
-	@python -m hemorrhage.tools.predict
+	@hemorrhage predict
 
 gate: $(READY)
-	@python -m hemorrhage.tools.gate "$(BUDGET)" --variant "$(VARIANT)"
+	@hemorrhage gate "$(BUDGET)" --variant "$(VARIANT)"
 
 compare: $(READY)
-	@python -m hemorrhage.tools.compare "$(A)" "$(B)" --out "$(OUT)"
+	@hemorrhage compare "$(A)" "$(B)" --out "$(OUT)"
 
 test: check unit end-to-end
 

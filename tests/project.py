@@ -115,6 +115,6 @@ exec {shutil.which("bash")} "$@"
     made.run("git", "init", "--quiet", "--initial-branch", "main")
     made.run("git", "config", "user.name", "test")
     made.run("git", "config", "user.email", "test@example.org")
-    made.run(sys.executable, "-m", "hemorrhage.tools.overlay", "params/quick.yaml")
+    made.run(sys.executable, "-m", "hemorrhage.cli", "params", "quick")
     made.commit("quick profile")
     return made

@@ -16,7 +16,7 @@ from hemorrhage.analyze.curves.definitions import NAMES
 from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF, TOO_FEW
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
 from hemorrhage.study import params as config
-from hemorrhage.tools import overlay
+from hemorrhage.tools.params import merge
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = 30
@@ -88,7 +88,7 @@ def test_params_yaml_accepts_what_is_proposed(tmp_path: Path, profile: str | Non
     yaml = YAML()
     content = yaml.load((ROOT / "params.yaml").read_text())
     if profile:
-        overlay.merge(content, yaml.load((ROOT / profile).read_text()))
+        merge(content, yaml.load((ROOT / profile).read_text()))
         # The mirror is not on every machine; sweeps do not depend on it.
         for section in ("data", "calibrate", "evaluate", "decode", "mitigate"):
             content[section] = yaml.load((ROOT / "params.yaml").read_text())[section]
@@ -97,7 +97,7 @@ def test_params_yaml_accepts_what_is_proposed(tmp_path: Path, profile: str | Non
     params = config.read(target)
     before, found = config.variants(params), study(params)
     text = next_points.as_yaml(proposed(found, **answers), sweeps(found))
-    overlay.merge(content, yaml.load(text))
+    merge(content, yaml.load(text))
     yaml.dump(content, target)
     after = config.variants(config.read(target))
     assert set(before) < set(after)
@@ -157,5 +157,5 @@ def test_nothing_is_proposed_that_no_setting_could_take(sweep: Sweep, why: str) 
 def test_an_empty_proposal_is_a_patch_that_changes_nothing() -> None:
     text = next_points.as_yaml([], [])
     content: dict[str, Any] = {"compress": {"rtn": {"bits": [4]}}}
-    overlay.merge(content, YAML(typ="safe").load(text))
+    merge(content, YAML(typ="safe").load(text))
     assert json.dumps(content) == '{"compress": {"rtn": {"bits": [4]}}}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,18 +170,17 @@ def test_a_run_with_failed_variants_says_so(
 ) -> None:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["plan", "failed"])
-    plan.main()
+    assert plan.main(["failed"]) == 0
     assert not capsys.readouterr().err
     for kind, reason in (("checkpoints", "OutOfMemoryError: CUDA"), ("evaluations", "ValueError: not made")):
         manifest = Path(plan.Plan.read().manifest(kind, "rtn-4"))
         manifest.parent.mkdir(parents=True)
         manifest.write_text(json.dumps({"failure": reason}))
-    with pytest.raises(SystemExit, match=r"1 of \d+ models failed.* forget rtn-4$"):
-        plan.main()
-    assert capsys.readouterr().err == "rtn-4 failed: OutOfMemoryError: CUDA\n"
-    monkeypatch.setattr(sys, "argv", ["plan", "forget", "rtn-4"])
-    plan.main()
+    assert plan.main(["failed"]) == 1
+    reason, advice = capsys.readouterr().err.splitlines()
+    assert reason == "rtn-4 failed: OutOfMemoryError: CUDA"
+    assert re.search(r"1 of \d+ models failed.* hemorrhage forget rtn-4$", advice)
+    plan.forget(plan.Plan.read(), ["rtn-4"])
     assert plan.failed(plan.Plan.read()) == {}
 
 

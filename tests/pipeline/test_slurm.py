@@ -41,13 +41,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def project(tmp_path: Path, tiny: Path, cluster: None) -> Path:
     """A copy of the tree with five variants of the tiny model, whose jobs may take one minute at first."""
     copy(tmp_path, tiny)
-    run(tmp_path, sys.executable, "-m", "hemorrhage.tools.overlay", "params/quick.yaml")
+    run(tmp_path, sys.executable, "-m", "hemorrhage.cli", "params", "quick")
     small = tmp_path / "params/small.yaml"
     small.write_text(
         "compress: {gptq: null, shortgpt: null, llama_pro: null}\ndecode: {variants: []}\nmitigate: {variants: []}\n",
         encoding="utf-8",
     )
-    run(tmp_path, sys.executable, "-m", "hemorrhage.tools.overlay", str(small))
+    run(tmp_path, sys.executable, "-m", "hemorrhage.cli", "params", str(small))
     return tmp_path
 
 

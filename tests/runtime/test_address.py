@@ -15,7 +15,8 @@ from hemorrhage.data.texts import repositories
 from hemorrhage.runtime import address
 from hemorrhage.runtime.digest import Sources
 from hemorrhage.study import plan
-from hemorrhage.study.plan import STAGES, Plan
+from hemorrhage.study.kinds import KINDS
+from hemorrhage.study.plan import Plan
 from hemorrhage.study.registry import METHODS
 from tests.conftest import ROOT
 from tests.project import replace
@@ -45,9 +46,8 @@ def moved(tree: Path, here: Sources, monkeypatch: pytest.MonkeyPatch) -> Callabl
         for module in (plan, repositories):
             monkeypatch.setattr(module, "program", sources.program)
         study = Plan.read(ROOT / "params.yaml")
-        kinds = [kind for kinds in STAGES.values() for kind in kinds]
-        found = {f"{kind}/{name}": key for kind in kinds for name, key in study.names(kind).items()}
-        return {**found, "report": study.report}
+        found = {f"{kind}/{name}": key for kind in KINDS for name, key in study.names(kind).items()}
+        return {**found, "rows": study.rows, "page": study.page}
 
     before = addresses(here)
 

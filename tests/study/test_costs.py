@@ -14,10 +14,9 @@ import torch
 
 from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.study import params as config
-from hemorrhage.study.costs import __main__ as costs_main
 from hemorrhage.study.costs import products
 from hemorrhage.study.costs.jobs import PAGE, ROWS, Job, Workload, shape
-from hemorrhage.study.costs.model import QUANTITIES, Costs, Observation, fit, newest, observed
+from hemorrhage.study.costs.model import QUANTITIES, Costs, Observation, fit
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
 from hemorrhage.study.kinds import KINDS
@@ -166,7 +165,6 @@ def test_a_model_that_is_not_there_yet_gets_what_is_enough() -> None:
     requests = Requests(Workload(plan), Costs.read())
     assert requests.mem_mb("evaluations", "gptq-4") == 16000
     assert requests.minutes("evaluations", "gptq-4", 2) == 360
-    assert "size is not known" in costs_main.show(plan, 2, False)
 
 
 def by_hand(seconds: dict, needs: dict, threads: dict, cores: int) -> float:
@@ -208,28 +206,3 @@ def test_speedup_is_measured_once_for_a_machine(tmp_path: Path, monkeypatch: pyt
     assert products.speedup() == measured
     (tmp_path / "products.json").write_text(json.dumps({"another machine": 5.0}))
     assert products.speedup() == 99.0
-
-
-def test_plan_shows_what_is_missing_and_what_ran_beside_its_prediction(
-    workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(products, "speedup", lambda: 2.1)
-    shown = costs_main.show(workload.plan, 2, False)
-    assert "to be made" in shown
-    assert "multiplies bfloat16 2.1 times as fast" in shown
-    models = len(workload.plan.variants) + 1
-    assert f"evaluations       {models}" in shown
-    assert "what ran" not in shown
-    done = workload.jobs["evaluations", "rtn-4"]
-    done.output.parent.mkdir(parents=True)
-    done.output.write_text("{}")
-    done.usage.parent.mkdir(parents=True)
-    done.usage.write_text("s\tmax_rss\tcpu_time\tstart_up\n9.0\t1000.0\t10.0\t1.0\n")
-    shown = costs_main.show(workload.plan, 2, False)
-    assert f"evaluations       {models - 1}" in shown
-    assert "what ran" in shown
-    assert " 10%" in shown, "start-up's share"
-    moved = newest(Workload(Plan(config.Params.model_validate(changed("epoch", 2)))).jobs["evaluations", "rtn-4"])
-    assert [seen.cpu_s for seen in observed([moved])] == [10.0], "at another address, after an edit of the code"
-    done.output.write_text(json.dumps({"failure": "out of memory"}))
-    assert not observed([done])

@@ -101,7 +101,7 @@ def main() -> None:
 def test_a_new_kind_is_a_row_and_its_step(tmp_path: Path, tiny: Path) -> None:
     """Planned, ruled, costed, settled, forgotten, and given to the analysis: no other file is touched."""
     copy(tmp_path, tiny)
-    run(tmp_path, sys.executable, "-m", "hemorrhage.tools.overlay", "params/quick.yaml")
+    run(tmp_path, sys.executable, "-m", "hemorrhage.cli", "params", "quick")
     row = '        Kind(\n            "decodes",\n'
     replace(tmp_path / "src/hemorrhage/study/kinds.py", row, ROW.removeprefix("\n") + row)
     (tmp_path / "src/hemorrhage/evaluate/heads.py").write_text(STEP)
@@ -114,18 +114,18 @@ def test_a_new_kind_is_a_row_and_its_step(tmp_path: Path, tiny: Path) -> None:
     assert "step --gpu=0 logs/benchmarks/heads/rtn-4-" in command
     assert "--checkpoint data/checkpoints/rtn-4/" in command
     assert "--spec '{\"windows\": 12}' > logs/heads/rtn-4-" in command
-    assert re.search(r"^heads +9 ", run(tmp_path, sys.executable, "-m", "hemorrhage.study.costs"), re.M)
+    assert re.search(r"^heads +9 ", run(tmp_path, sys.executable, "-m", "hemorrhage.cli", "costs"), re.M)
     assert re.search(r"^heads +9$", run(tmp_path, "snakemake", "--dry-run", "--", "evaluated"), re.M)
 
-    of_plan = (sys.executable, "-m", "hemorrhage.study.plan")
+    command_line = (sys.executable, "-m", "hemorrhage.cli")
     made = command.split("hemorrhage.evaluate.heads ")[1].split()[0]
     for folder in (made, "data/heads/gone-2/aaaaaaaaaaaa"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "manifest.json").write_text(json.dumps({"failure": "no luck"}))
-    assert "heads            1 of    9 there" in run(tmp_path, *of_plan, "show")
-    assert "removed data/heads/gone-2/aaaaaaaaaaaa" in run(tmp_path, *of_plan, "settle", "heads")
-    assert "rtn-4 failed: no luck" in run(tmp_path, *of_plan, "failed", status=1)
-    assert f"removed {made}" in run(tmp_path, *of_plan, "forget", "rtn-4")
+    assert re.search(r"^heads +1/9 done", run(tmp_path, *command_line, "plan"), re.M)
+    assert "removed data/heads/gone-2/aaaaaaaaaaaa" in run(tmp_path, *command_line, "settle", "heads")
+    assert "rtn-4 failed: no luck" in run(tmp_path, *command_line, "failed", status=1)
+    assert f"removed {made}" in run(tmp_path, *command_line, "forget", "rtn-4")
 
 
 def run(project: Path, *command: str, status: int = 0) -> str:

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from hemorrhage.study import params as config
 from hemorrhage.study.registry import METHODS
-from hemorrhage.tools.overlay import merge
+from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
 DEFAULT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())

@@ -13,7 +13,8 @@ import pytest
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
 from hemorrhage.study.kinds import KINDS
-from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, forget, settle, show
+from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, forget, settle
+from hemorrhage.tools.plan import as_text
 from tests.study.test_params import DEFAULT, changed
 
 
@@ -220,7 +221,7 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
         report(plan, page)
         states.append((plan.rows_are_current(), plan.report_is_current()))
     assert states == [(True, False), (True, False), (True, True)]
-    assert "page          current" in show(plan)
+    assert "page          current" in as_text(plan)
     (REPORTS / "index.html").unlink()
     assert (plan.rows_are_current(), plan.report_is_current()) == (True, False)
     report(plan, plan.page)

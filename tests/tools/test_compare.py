@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hemorrhage import cli
 from hemorrhage.analyze.rows import differences
+from hemorrhage.runtime.command import NOT_MEASURED, USAGE, YES, CommandError
 from hemorrhage.tools import compare
 
 
@@ -134,13 +136,36 @@ def test_a_commit_and_the_folder_on_one_page(study: Path) -> None:
     assert "compress.rtn.bits" in page
     assert "rules/a.smk" in page
     assert '<td class="mono">0.1</td>' in page, "the library that changed"
-    with pytest.raises(compare.NoSuchStudyError, match="nowhere: git knows no such revision"):
+    with pytest.raises(CommandError, match="nowhere is not a revision that git knows"):
         compare.read("nowhere")
     for file in (study / ".dvc/cache").rglob("*"):
         if file.is_file():
             file.unlink()
-    with pytest.raises(compare.NoSuchStudyError, match=r"HEAD: DVC has no reports/hemorrhage\.parquet"):
+    with pytest.raises(CommandError, match=r"HEAD: DVC has no reports/hemorrhage\.parquet"):
         compare.read("HEAD")
     (study / "reports/hemorrhage.parquet").unlink()
-    with pytest.raises(compare.NoSuchStudyError, match="is not there; run the study"):
+    with pytest.raises(CommandError, match="does not exist; run the study"):
         compare.read("workspace")
+
+
+def test_the_command_writes_the_page_and_prints_what_a_machine_reads(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", "HEAD", "workspace", "--out", "page/compare.html"]) == YES
+    assert capsys.readouterr().out == "open page/compare.html\n"
+    assert "first study" in (study / "page/compare.html").read_text()
+    assert cli.main(["compare", "HEAD", "workspace", "--json"]) == YES
+    content = json.loads(capsys.readouterr().out)
+    (kl,) = (row for row in content["differences"] if row["variant"] == "rtn")
+    assert kl["difference"] == pytest.approx(0.3)
+    assert kl["certain"]
+    assert {"key": "compress.rtn.bits", "a": [4], "b": [3]} in content["params"]
+    assert [change["file"] for change in content["code"]] == ["rules/a.smk"]
+
+
+def test_how_the_command_ends(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "nowhere", "workspace"]) == USAGE
+    assert capsys.readouterr().err == "hemorrhage compare: nowhere is not a revision that git knows\n"
+    (study / "reports/hemorrhage.parquet").unlink()
+    assert cli.main(["compare", "HEAD", "workspace"]) == NOT_MEASURED
+    assert capsys.readouterr().err.count("\n") == 1

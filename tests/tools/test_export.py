@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
+from hemorrhage import cli
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
-from hemorrhage.study import params as config
-from hemorrhage.tools.export import export, folder_of, main
+from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE, YES, CommandError
+from hemorrhage.tools.export import export, folder_of
 from tests.whole import resealed
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -198,11 +200,11 @@ def test_what_no_plain_checkpoint_computes_is_refused(
 def test_nothing_is_overwritten_and_a_failed_variant_has_nothing_to_export(
     made: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="is there already; nothing is overwritten"):
+    with pytest.raises(ValueError, match="exists already; nothing is overwritten"):
         export(made / "pruned", tmp_path, "dense", tiny)
     spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": {"bits": 4, "group_size": 128}, "seed": 0}
     compress(tmp_path / "v", "v", tiny, None, None, [], spec)
-    with pytest.raises(ValueError, match="was not made: ValueError: group_size 128"):
+    with pytest.raises(ValueError, match="the variant failed: ValueError: group_size 128"):
         export(tmp_path / "v", tmp_path / "out", "dense", tiny)
 
 
@@ -216,22 +218,23 @@ def test_a_models_type_without_a_place_in_gguf_is_refused(made: Path, tiny: Path
 
 
 def test_the_command_names_what_is_wrong_in_one_line(
-    made: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        sys, "argv", ["export", str(made / "pruned"), str(tmp_path / "out"), "--as", "packed", "--base", str(tiny)]
-    )
-    with pytest.raises(SystemExit, match=r"pruned: it has no packed weights; --as dense writes it$"):
-        main()
-    monkeypatch.setattr(sys, "argv", ["export", str(made / "pruned"), str(tmp_path / "out"), "--base", str(tiny)])
-    main()
+    arguments = ["export", str(made / "pruned"), str(tmp_path / "out"), "--base", str(tiny)]
+    assert cli.main([*arguments, "--as", "packed"]) == NO
+    assert re.search(r"pruned: it has no packed weights; --as dense writes it\n$", capsys.readouterr().err)
+    assert cli.main(arguments) == YES
+    assert cli.main(arguments) == USAGE
+    assert capsys.readouterr().err.endswith("out exists already; nothing is overwritten\n")
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_name_is_looked_up_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copyfile(Path(__file__).parents[2] / "params.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(config.ConfigError, match=r"params\.yaml has only "):
+    with pytest.raises(CommandError, match=r"nor a variant; params\.yaml has rtn-8, ") as unknown:
         folder_of("no_such_variant")
-    with pytest.raises(ValueError, match=r"data/base/base/\w+ is not there yet; run the compress step first"):
+    assert unknown.value.status == USAGE
+    with pytest.raises(CommandError, match=r"data/base/base/\w+ does not exist yet; run the compress step") as unmade:
         folder_of("base")
+    assert unmade.value.status == NOT_MEASURED

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from hemorrhage import cli
+from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, USAGE, YES, CommandError
 from hemorrhage.tools import gate
 
 
@@ -38,15 +40,15 @@ BUDGET = {"kl": 0.1, "flips": 0.1}
 
 
 def test_a_variant_inside_passes(rows: pd.DataFrame) -> None:
-    opens, lines = gate.answer(rows, BUDGET, "a")
-    assert opens
-    assert lines[0].startswith("a: inside; nearest its limit is kl_mean[w128] on prose: 0.02 (0.01 to 0.03")
+    verdict = gate.answer(rows, BUDGET, "a")
+    assert verdict.status == YES
+    assert verdict.lines[0].startswith("a: inside; nearest its limit is kl_mean[w128] on prose: 0.02 (0.01 to 0.03")
 
 
 def test_a_line_for_each_limit_that_does_not_hold(rows: pd.DataFrame) -> None:
-    opens, lines = gate.answer(rows, {"kl": 0.1, "flips": 0.015}, "b,c")
-    assert not opens
-    assert lines == [
+    verdict = gate.answer(rows, {"kl": 0.1, "flips": 0.015}, "b,c")
+    assert verdict.status == NO
+    assert verdict.lines == [
         "b: kl_mean[w128] on prose: 0.2 (0.19 to 0.21; upper bound 0.21), limit 0.1: outside",
         "b: mean_flips on all tasks: 0.02 (0.01 to 0.03; upper bound 0.03), limit 0.015: not resolved, "
         "about 400 items needed, 100 are there",
@@ -57,23 +59,38 @@ def test_a_line_for_each_limit_that_does_not_hold(rows: pd.DataFrame) -> None:
 
 
 def test_without_a_name_something_has_to_be_worth_shipping(rows: pd.DataFrame) -> None:
-    opens, lines = gate.answer(rows, BUDGET, "")
-    assert opens
-    assert lines[-1] == "1 of 4 variants are smaller than the base and inside; the smallest is a, 0.0 MB"
-    opens, lines = gate.answer(rows, {"kl": 0.001}, "")
-    assert not opens, "what is inside is larger than the base"
-    assert lines[-1] == "none of the 3 variants that are smaller than the base is inside"
+    verdict = gate.answer(rows, BUDGET, "")
+    assert (verdict.status, verdict.smallest) == (YES, "a")
+    assert verdict.lines[-1] == "1 of 4 variants are smaller than the base and inside; the smallest is a, 0.0 MB"
+    verdict = gate.answer(rows, {"kl": 0.001}, "")
+    assert (verdict.status, verdict.smallest) == (NO, None), "what is inside is larger than the base"
+    assert verdict.lines[-1] == "none of the 3 variants that are smaller than the base is inside"
+    verdict = gate.answer(rows[rows["variant"] != "a"], BUDGET, "")
+    assert verdict.status == CANNOT_TELL
+    assert verdict.lines[-1].endswith("is inside; cannot tell for c")
 
 
 def test_all_means_all(rows: pd.DataFrame) -> None:
-    assert not gate.answer(rows, BUDGET, "all")[0]
-    assert gate.answer(rows, {"kl": 0.5}, "all")[0]
+    assert gate.answer(rows, BUDGET, "all").status == NO
+    assert gate.answer(rows, {"kl": 0.5}, "all").status == YES
 
 
-def test_a_failed_variant_is_outside_with_its_reason(rows: pd.DataFrame) -> None:
-    opens, lines = gate.answer(rows, {"kl": 0.1}, "e")
-    assert not opens
-    assert lines == ["e: kl_mean[w128] on prose: no number, limit 0.1: not measured, it broke"]
+def test_a_limit_within_an_interval_cannot_be_told(rows: pd.DataFrame) -> None:
+    assert gate.answer(rows, {"kl": 0.1}, "c").status == CANNOT_TELL
+    assert gate.answer(rows, {"kl": 0.1}, "a,c").status == CANNOT_TELL
+    assert gate.answer(rows, {"kl": 0.1}, "b,c").status == NO, "one that is outside decides"
+
+
+def test_a_failed_variant_is_not_measured_and_says_its_reason(rows: pd.DataFrame) -> None:
+    verdict = gate.answer(rows, {"kl": 0.1}, "e")
+    assert verdict.status == NOT_MEASURED
+    assert verdict.lines == ["e: kl_mean[w128] on prose: no number, limit 0.1: not measured, it broke"]
+
+
+def test_what_nobody_measured_is_not_inside(rows: pd.DataFrame) -> None:
+    assert gate.answer(rows, {"task_loss": 0.1}, "a").status == NOT_MEASURED
+    assert gate.answer(rows, {"task_loss": 0.1}, "").status == NOT_MEASURED
+    assert gate.answer(rows, {"kl": 0.1, "task_loss": 0.1}, "b").status == NO, "a broken limit decides"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +105,7 @@ def test_a_failed_variant_is_outside_with_its_reason(rows: pd.DataFrame) -> None
     ],
 )
 def test_a_wrong_budget_is_named(text: str, message: str) -> None:
-    with pytest.raises(gate.UnanswerableError, match=message.replace("(", r"\(")):
+    with pytest.raises(CommandError, match=message.replace("(", r"\(")):
         gate.parse(text)
 
 
@@ -99,24 +116,59 @@ def test_a_budget_from_a_file(tmp_path: Path) -> None:
     file.write_text("analyze: {budget: {kl: 0.2, task_loss: null}}\n")
     assert gate.parse(str(file)) == {"kl": 0.2}
     file.write_text("analyze: {budget: {}}\n")
-    with pytest.raises(gate.UnanswerableError, match="limits nothing"):
+    with pytest.raises(CommandError, match="BUDGET is empty"):
         gate.parse(str(file))
     file.write_text("[1, 2]")
-    with pytest.raises(gate.UnanswerableError, match=r"neither kl, flips, task_loss, perplexity nor analyze\.budget"):
+    with pytest.raises(CommandError, match=r"neither kl, flips, task_loss, perplexity nor analyze\.budget"):
         gate.parse(str(file))
 
 
 def test_an_unknown_variant_is_named(rows: pd.DataFrame) -> None:
-    with pytest.raises(gate.UnanswerableError, match="VARIANT: there is no z; there are a, b, c, d, e"):
+    with pytest.raises(CommandError, match="VARIANT: there is no z; there are a, b, c, d, e"):
         gate.answer(rows, BUDGET, "z")
 
 
-def test_how_it_ends(rows: pd.DataFrame, tmp_path: Path) -> None:
+@pytest.fixture
+def command(rows: pd.DataFrame, tmp_path: Path) -> Callable[..., int]:
+    """Run the gate on these rows."""
     rows.to_parquet(tmp_path / "rows.parquet")
-    ends = {}
-    for name, options in {"in": ["--variant", "a"], "out": ["--variant", "b"], "no": ["--variant", "z"]}.items():
-        command = [sys.executable, "-m", "hemorrhage.tools.gate", "kl=0.1", "--rows", str(tmp_path / "rows.parquet")]
-        ends[name] = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
-    assert {name: done.returncode for name, done in ends.items()} == {"in": 0, "out": 1, "no": 2}
-    assert "limit 0.1: outside" in ends["out"].stdout
-    assert ends["no"].stderr.startswith("VARIANT: there is no z")
+    return lambda *arguments: cli.main(["gate", *arguments, "--rows", str(tmp_path / "rows.parquet")])
+
+
+@pytest.mark.parametrize(("variant", "status"), [("a", YES), ("b", NO), ("c", CANNOT_TELL), ("e", NOT_MEASURED)])
+def test_the_exit_code_is_the_answer(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], variant: str, status: int
+) -> None:
+    assert command("kl=0.1", "--variant", variant) == status
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{variant}: ")
+    assert not shown.err
+    assert command("kl=0.1", "--variant", variant, "--json") == status
+    content = json.loads(capsys.readouterr().out)
+    assert content["answer"] == content["variants"][variant]["answer"] == ANSWERS[status]
+    assert content["budget"] == {"kl": 0.1}
+    assert content["variants"][variant]["checks"][0]["limit"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("kl=0.1", "--variant", "z"), ("kls=0.1",), ("nowhere.yaml",), ("kl=0.1", "--variant", "")]
+)
+def test_the_default_asks_about_all_and_what_is_wrong_is_one_line(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    expected = YES if arguments[-1] == "" else USAGE
+    assert command(*arguments) == expected
+    assert capsys.readouterr().err.count("\n") == (expected == USAGE)
+
+
+def test_without_rows_nothing_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.parquet"
+    assert cli.main(["gate", "kl=0.1", "--rows", str(file)]) == NOT_MEASURED
+    file.write_text("no parquet")
+    assert cli.main(["gate", "kl=0.1", "--rows", str(file)]) == USAGE
+    pd.DataFrame({"variant": ["a"]}).to_parquet(file)
+    assert cli.main(["gate", "kl=0.1", "--rows", str(file)]) == USAGE
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "does not exist; run the study" in first
+    assert "can't be read" in second
+    assert "lacks family, metric" in third

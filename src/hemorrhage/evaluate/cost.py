@@ -34,7 +34,7 @@ REPETITIONS = 3
 
 
 def measure(model: PreTrainedModel) -> dict[str, Any]:
-    """Run ``model`` on a batch of one prompt; see docs/ARCHITECTURE.md, ``cost.json``.
+    """Run ``model`` on a batch of one prompt; see docs/formats.md, ``cost.json``.
 
     ``prefill``: prompt tokens per second until the first new token is known, ``decode``: new tokens per second, a
     number for each repetition; ``kv_bytes``: of the tensors that the cache holds in the end (a state-space model's

@@ -5,10 +5,10 @@ output depends on: its part of params.yaml, the code of its step, the addresses 
 says which these are). So an output is either at its path and right, or not there; nothing is judged by its age, and no
 metadata can go stale.
 
-    python -m hemorrhage.study.plan show                  what a run would need, and what of it is there
-    python -m hemorrhage.study.plan settle <kind>...      remove what the plan does not name (DVC records the rest)
-    python -m hemorrhage.study.plan failed                which variants failed and why; exit status 1 where some did
-    python -m hemorrhage.study.plan forget <variant>...   remove a variant's outputs (or base's): they are made again
+    python -m hemorrhage.study.plan settle KIND...   remove what the plan does not name (DVC records the rest)
+    python -m hemorrhage.study.plan failed           which variants failed and why; exit code 1 where some did
+
+These two are for rules and dvc.yaml, which run the code of their own folder; people have the command ``hemorrhage``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -233,55 +234,34 @@ def failed(plan: Plan) -> dict[str, str]:
     return found
 
 
-def show(plan: Plan) -> str:
-    """A line for each kind of output: how many the plan names, how many are there."""
-    lines = []
-    for kind in KINDS:
-        outputs = plan.manifests(kind)
-        there = sum(Path(output).is_file() for output in outputs)
-        lines.append(f"{kind:13s} {there:4d} of {len(outputs):4d} there")
-    states = {"rows": plan.rows_are_current(), "page": plan.report_is_current()}
-    lines += [f"{name:13s} {'current' if current else 'to be made'}" for name, current in states.items()]
-    return "\n".join(lines)
+def advice(plan: Plan, reasons: dict[str, str]) -> str:
+    """What to say of variants that failed: a line for each, and what to do."""
+    lines = [f"{variant} failed: {reason}" for variant, reason in reasons.items()]
+    count = f"{len(reasons)} of {len(plan.variants) + 1} models failed, reports/ holds the others"
+    again = f"the next run makes them again after: hemorrhage forget {' '.join(reasons)}"
+    return "\n".join([*lines, f"{count}; {again}"])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.study.plan", description="what a run needs, and where it lies"
-    )
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.study.plan")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("show", help="what a run would need, and what of it is there")
-    settling = commands.add_parser("settle", help="remove outputs that the plan does not name")
-    settling.add_argument("kinds", nargs="+", choices=list(KINDS))
-    commands.add_parser("failed", help="name the variants that failed; the exit status is 1 where there are some")
-    forgetting = commands.add_parser("forget", help="remove a variant's outputs, so that they are made again")
-    forgetting.add_argument("variants", nargs="+")
-    arguments = parser.parse_args()
+    commands.add_parser("settle").add_argument("kinds", nargs="+", choices=list(KINDS))
+    commands.add_parser("failed")
+    arguments = parser.parse_args(argv)
     try:
         plan = Plan.read()
-        if arguments.command == "show":
-            print(show(plan))
-        elif arguments.command == "failed":
-            reasons = failed(plan)
-            for variant, reason in reasons.items():
-                print(f"{variant} failed: {reason}", file=sys.stderr)
-            if reasons:
-                advice = (
-                    f"the next run makes them again after: python -m hemorrhage.study.plan forget {' '.join(reasons)}"
-                )
-                sys.exit(
-                    f"{len(reasons)} of {len(plan.variants) + 1} models failed, reports/ holds the others; {advice}"
-                )
-        else:
-            removed = (
-                settle(plan, arguments.kinds) if arguments.command == "settle" else forget(plan, arguments.variants)
-            )
-            for path in removed:
-                print(f"removed {path}")
     except config.ConfigError as error:
         sys.exit(str(error))
+    if arguments.command == "settle":
+        for path in settle(plan, arguments.kinds):
+            print(f"removed {path}")
+        return 0
+    reasons = failed(plan)
+    if reasons:
+        print(advice(plan, reasons), file=sys.stderr)
+    return 1 if reasons else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,1 +1,1 @@
-"""Commands that people call beside the pipeline."""
+"""Commands that people call next to the pipeline; hemorrhage.cli lists them."""

@@ -1,6 +1,4 @@
-"""Two revisions of a study side by side, on one page: differences first, then what changed in params and code.
-
-    python -m hemorrhage.tools.compare A B [--out reports/compare.html]
+"""Two revisions of a study next to each other, differences first: ``hemorrhage compare``.
 
 A and B are revisions of git (``HEAD~1``, a branch, a tag, an experiment of DVC) or ``workspace``, the files as they lie
 here. The rows of a revision come out of DVC's cache or remote, its params and recommendation out of git.
@@ -8,11 +6,9 @@ here. The rows of a revision come out of DVC's cache or remote, its params and r
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +22,18 @@ from hemorrhage.analyze.report import figures
 from hemorrhage.analyze.report import page as report
 from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, changed, differences
 from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser, json_text
+from hemorrhage.runtime.command import parser as command_parser
 
 WORKSPACE = "workspace"
 ROWS = "reports/hemorrhage.parquet"
+PAGE = Path("reports/compare.html")
 CODE = ("src/hemorrhage", "rules", "Snakefile", "requirements.txt")
-
-
-class NoSuchStudyError(ValueError):
-    """A revision that has no study to compare; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A revision: what it was called, its commit and that one's subject, rows, params and what git has of reports/."""
+    """A revision: its name, its commit with the subject, rows, params and what git has of reports/."""
 
     name: str
     commit: str
@@ -50,15 +45,15 @@ class Study:
 
 
 def read(name: str) -> Study:
-    """The study of a revision of the repository in the current folder. Raises NoSuchStudyError."""
+    """Read the study of a revision of the repository in the current folder. Raises CommandError."""
     if name == WORKSPACE:
         rows = Path(ROWS)
         if not rows.is_file():
-            raise NoSuchStudyError(f"{ROWS} is not there; run the study, or `dvc pull {ROWS}`")
+            raise CommandError(f"{ROWS} does not exist; run the study, or `dvc pull {ROWS}`", NOT_MEASURED)
         return _study(name, "", "files as they lie here", rows.read_bytes())
     commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if commit is None:
-        raise NoSuchStudyError(f"{name}: git knows no such revision")
+        raise CommandError(f"{name} is not a revision that git knows")
     return _study(name, commit[:10], _git("log", "-1", "--format=%s", commit) or "", _from_dvc(name, commit))
 
 
@@ -75,7 +70,7 @@ def _study(name: str, commit: str, subject: str, rows: bytes) -> Study:
 
 
 def _from_dvc(name: str, commit: str) -> bytes:
-    """The rows of a commit, out of DVC's cache or remote."""
+    """Read the rows of a commit out of DVC's cache or remote."""
     import dvc.api
     from dvc.exceptions import DvcException
 
@@ -83,14 +78,14 @@ def _from_dvc(name: str, commit: str) -> bytes:
         with dvc.api.open(ROWS, repo=".", rev=commit, mode="rb") as file:
             return bytes(file.read())
     except (DvcException, OSError) as error:
-        raise NoSuchStudyError(
-            f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it "
-            f"({' '.join(str(error).split())})"
-        ) from None
+        what = (
+            f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it"
+        )
+        raise CommandError(f"{what} ({error})", NOT_MEASURED) from None
 
 
 def _file(path: str, commit: str) -> str:
-    """A file of git, or of the folder where ``commit`` is empty; an empty mapping where there is none."""
+    """Read a file of git, or of the folder where ``commit`` is empty; an empty mapping where it does not exist."""
     if commit:
         return _git("show", f"{commit}:{path}") or "{}"
     return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else "{}"
@@ -102,7 +97,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def code(a: Study, b: Study) -> list[tuple[str, str, str]]:
-    """(file, lines added, lines removed) of the code between two studies."""
+    """List (file, lines added, lines removed) of the code between two studies."""
     ends = [end.commit for end in (a, b) if end.commit]
     if not ends:
         return []
@@ -112,9 +107,9 @@ def code(a: Study, b: Study) -> list[tuple[str, str, str]]:
 
 
 def render(a: Study, b: Study) -> str:
-    """The page as HTML."""
-    found, lost = differences(a.rows, b.rows)
-    different = [one for one in found if one.difference != 0]
+    """Render the page as HTML."""
+    compared, lost = differences(a.rows, b.rows)
+    different = [row for row in compared if row.difference != 0]
     numbers = [Numbers(study.rows) for study in (a, b)]
     corpora = [name for name in numbers[0].datasets("kl_mean") if name in numbers[1].datasets("kl_mean")]
     names = list(dict.fromkeys([*a.rows["variant"], *b.rows["variant"]]))
@@ -125,16 +120,16 @@ def render(a: Study, b: Study) -> str:
         a=a,
         b=b,
         title=f"{a.name} and {b.name}",
-        rows=[_row(one) for one in different],
-        certain=sum(one.certain for one in different),
-        same=len(found) - len(different),
-        lost=[one for one in lost if one.variant not in alone],
+        rows=[_row(row) for row in different],
+        certain=sum(row.certain for row in different),
+        same=len(compared) - len(different),
+        lost=[row for row in lost if row.variant not in alone],
         only=only,
         protocols=_protocols(lost),
         shipped=[_shipped(study) for study in (a, b)],
-        params=[(key, _told(first), _told(second)) for key, first, second in changed(a.params, b.params)],
+        params=[(key, _shown(first), _shown(second)) for key, first, second in changed(a.params, b.params)],
         code=code(a, b),
-        libraries=[(key, _told(x), _told(y)) for key, x, y in changed(*libraries)],
+        libraries=[(key, _shown(x), _shown(y)) for key, x, y in changed(*libraries)],
         corpora=corpora,
         corpus_options=[(corpus, corpus) for corpus in corpora],
         palettes=report.PALETTES,
@@ -149,11 +144,11 @@ def _only(study: Study, other: Study) -> list[str]:
 
 
 def _protocols(lost: Sequence[Lost]) -> bool:
-    """Whether both sides have a metric on the same data set, but under two protocols."""
+    """Tell whether both sides have a metric on the same data set, but under two protocols."""
     sides: dict[tuple[str, str, str], set[str]] = {}
-    for one in lost:
-        sides.setdefault((one.variant, untagged(one.metric), one.dataset), set()).add(one.side)
-    return any(len(found) == 2 for found in sides.values())
+    for row in lost:
+        sides.setdefault((row.variant, untagged(row.metric), row.dataset), set()).add(row.side)
+    return any(len(names) == 2 for names in sides.values())
 
 
 def _shipped(study: Study) -> str:
@@ -166,48 +161,66 @@ def _shipped(study: Study) -> str:
 
 
 def _environment(study: Study) -> dict[str, Any]:
-    """What the study was analyzed in."""
+    """Versions and machine that the study was analyzed with."""
     return dict(study.provenance.get("environments", {}).get(study.provenance.get("analyzed_in"), {}))
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "–" if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
 
 
-def _row(one: Difference) -> dict[str, Any]:
-    exact = one.low != one.low
+def _row(row: Difference) -> dict[str, Any]:
+    exact = row.low != row.low
     return {
-        "variant": one.variant,
-        "metric": SHOWN[untagged(one.metric)],
-        "whole": one.metric,
-        "dataset": " ".join(filter(None, (one.dataset, one.strategy))),
-        "a": f"{one.a:.4g}",
-        "b": f"{one.b:.4g}",
-        "difference": f"{one.difference:+.3g}",
-        "sort": one.difference,
-        "interval": "exact" if exact else f"{one.low:+.3g} to {one.high:+.3g}",
-        "certain": one.certain,
-        "data": "counted" if exact else "the same" if one.paired else "independent",
+        "variant": row.variant,
+        "metric": SHOWN[untagged(row.metric)],
+        "whole": row.metric,
+        "dataset": " ".join(filter(None, (row.dataset, row.strategy))),
+        "a": f"{row.a:.4g}",
+        "b": f"{row.b:.4g}",
+        "difference": f"{row.difference:+.3g}",
+        "sort": row.difference,
+        "interval": "exact" if exact else f"{row.low:+.3g} to {row.high:+.3g}",
+        "certain": row.certain,
+        "data": "counted" if exact else "the same" if row.paired else "independent",
     }
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.tools.compare", description="two revisions side by side"
+def as_json(a: Study, b: Study) -> dict[str, Any]:
+    """Return the comparison as plain content: differences with intervals, rows that one side lacks, what changed."""
+    compared, lost = differences(a.rows, b.rows)
+    return {
+        "a": {"name": a.name, "commit": a.commit},
+        "b": {"name": b.name, "commit": b.commit},
+        "differences": [difference._asdict() for difference in compared],
+        "lost": [row._asdict() for row in lost],
+        "params": [{"key": key, "a": first, "b": second} for key, first, second in changed(a.params, b.params)],
+        "code": [{"file": file, "added": added, "removed": removed} for file, added, removed in code(a, b)],
+    }
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "compare",
+        "Compare two revisions of a study: differences with intervals first, then what changed in params and code.",
+        ["hemorrhage compare HEAD~1 workspace", "hemorrhage compare main my-branch --out reports/compare.html --json"],
+        {NOT_MEASURED: "a revision has no rows here"},
     )
-    parser.add_argument("a", help="a revision, or workspace")
-    parser.add_argument("b", help="a revision, or workspace")
-    parser.add_argument("--out", type=Path, default=Path("reports/compare.html"))
-    given = parser.parse_args()
-    try:
-        page = render(read(given.a), read(given.b))
-    except NoSuchStudyError as error:
-        sys.exit(str(error))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page, encoding="utf-8")
-    print(f"open {given.out}")
+    revision = "a revision of git, or workspace: the files in this folder"
+    made.add_argument("a", metavar="A", help=revision)
+    made.add_argument("b", metavar="B", help=revision)
+    made.add_argument("--out", type=Path, default=PAGE, metavar="FILE", help=f"the page; default: {PAGE}")
+    made.add_argument("--json", action="store_true", help="print the comparison as JSON instead of the page's path")
+    return made
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page."""
+    arguments = parser().parse_args(argv)
+    a, b = read(arguments.a), read(arguments.b)
+    page = render(a, b)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(page, encoding="utf-8")
+    print(json_text(as_json(a, b)) if arguments.json else f"open {arguments.out}")
+    return YES

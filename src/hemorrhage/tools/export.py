@@ -1,26 +1,20 @@
-"""A variant as a checkpoint for other programs.
+"""A variant as a checkpoint for other programs: ``hemorrhage export``.
 
-python -m hemorrhage.tools.export VARIANT OUT [--as dense|packed|gguf] [--base DIR]
-
-VARIANT is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder. The base
-model, which a checkpoint shares weights with, is that of params.yaml or lies in ``--base``; what is written has all
-weights in full.
-``dense``: a plain Hugging Face folder in the base's dtype, all forms multiplied out, that transformers loads
-alone. ``packed``: the quantized checkpoint as it lies on disk, in the form that vLLM and transformers read,
-without this bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has
-them, else in the base's dtype. OUT is a folder, for ``gguf`` a file, and must not be there yet; it appears
-whole or not at all. With it comes a model card, README.md (beside a file: OUT.md), that holds the damage which the
-study in reports/ measured.
+A variant is the folder of a checkpoint, or the name of a variant of the params.yaml in the current folder. The base
+model, which a checkpoint shares weights with, is that of params.yaml or ``--base``; what is written has all weights in
+full. ``dense``: a plain Hugging Face folder in the base's dtype, all storage formats multiplied out, that transformers
+loads alone. ``packed``: the quantized checkpoint as it is stored, which vLLM and transformers read, without this
+bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has them, else in the base's
+dtype. The output must not exist yet; it appears whole or not at all. With it comes a model card, README.md (next to a
+file: OUT.md), that holds the damage which the study in reports/ measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +25,8 @@ from hemorrhage.analyze.report.card import card
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
+from hemorrhage.runtime.command import NO, NOT_MEASURED, YES, CommandError, Parser
+from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import REPORTS, Plan
 
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
 KINDS = ("dense", "packed", "gguf")
 
 OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
-"""What only this bench reads."""
+"""Files that only this bench reads."""
 
 PACKED = (
     "weight_packed",
@@ -60,42 +56,66 @@ class Supply:
     load: Callable[[], Tensor]
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    step.start()
-    parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.tools.export", description="write a variant as a checkpoint for other programs"
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "export",
+        "Write a variant as a checkpoint for other programs, with a model card that holds its measured damage.",
+        [
+            "hemorrhage export gptq-4 out/gptq-4",
+            "hemorrhage export gptq-4 out/gptq-4-packed --as packed",
+            "hemorrhage export gptq-4 out/gptq-4.gguf --as gguf",
+        ],
+        {NO: "the variant can't be written in this format", NOT_MEASURED: "the variant was not made yet, or failed"},
     )
-    parser.add_argument("variant", help="folder of a checkpoint, or a variant's name in params.yaml")
-    parser.add_argument("out", type=Path, help="folder to write, a file for --as gguf")
-    parser.add_argument("--as", dest="kind", choices=KINDS, default="dense", help="default: dense")
-    parser.add_argument("--base", type=Path, help="folder of the base model; default: that of params.yaml")
-    arguments = parser.parse_args()
+    made.add_argument("variant", metavar="VARIANT", help="a variant of params.yaml, or the folder of a checkpoint")
+    made.add_argument("out", type=Path, metavar="OUT", help="folder to write, a file for --as gguf")
+    made.add_argument(
+        "--as",
+        dest="kind",
+        choices=KINDS,
+        default="dense",
+        help="dense: plain weights for any Hugging Face program (default); packed: compressed-tensors integers, which"
+        " vLLM reads; gguf: one file for llama.cpp",
+    )
+    made.add_argument("--base", type=Path, metavar="DIR", help="folder of the base model; default: that of params.yaml")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the checkpoint."""
+    step.start()
+    arguments = parser().parse_args(argv)
+    folder = folder_of(arguments.variant)
     try:
-        folder = folder_of(arguments.variant)
         export(folder, arguments.out, arguments.kind, arguments.base or base_of(folder))
+    except (CommandError, config.ConfigError):
+        raise
     except (ValueError, OSError) as error:
-        sys.exit(f"{arguments.variant}: {' '.join(str(error).split())}")
+        raise CommandError(f"{arguments.variant}: {error}", NO) from error
+    return YES
 
 
 def folder_of(variant: str) -> Path:
-    """The folder of a checkpoint, or of a variant of the params.yaml in the current folder.
+    """Find the folder of a checkpoint, or of a variant of the params.yaml in the current folder.
 
-    Raises ValueError where there is no such variant, or it was not made yet.
+    Raises CommandError where there is no such variant, or it was not made yet.
     """
     if (Path(variant) / "config.json").is_file() or (Path(variant) / MANIFEST).is_file():
         return Path(variant)
     plan = Plan.read()
     if variant != "base" and variant not in plan.variants:
-        raise config.ConfigError(f"no checkpoint folder, and params.yaml has only {', '.join(plan.variants)}")
+        raise CommandError(
+            f"{variant} is neither a checkpoint's folder nor a variant; params.yaml has {', '.join(plan.variants)}"
+        )
     folder = Path(plan.checkpoint(variant)).parent
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there yet; run the compress step first")
+        raise CommandError(f"{folder} does not exist yet; run the compress step first", NOT_MEASURED)
     return folder
 
 
 def base_of(folder: Path) -> Path | None:
-    """The base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
+    """Find the base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
     return Path(Plan.read().checkpoint("base")).parent if shares(folder) else None
 
 
@@ -104,26 +124,27 @@ def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports
 
     ``base``: the base model's folder, which the checkpoint may share weights with.
 
-    Raises ValueError where ``out`` is there, the variant failed, the kind can't hold it, or a file is damaged.
+    Raises CommandError where ``out`` exists or the variant failed, ValueError where the kind can't hold it or a file is
+    damaged.
     """
     if out.exists():
-        raise ValueError(f"{out} is there already; nothing is overwritten")
+        raise CommandError(f"{out} exists already; nothing is overwritten")
     reason = failure(folder) if (folder / MANIFEST).is_file() else None
     if reason:
-        raise ValueError(f"was not made: {reason}")
+        raise CommandError(f"the variant failed: {reason}", NOT_MEASURED)
     verify(folder)
     if base is not None:
         verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = Weights(folder, base)
-    about = card(folder, reports, out.stem if kind == "gguf" else out.name)
+    text = card(folder, reports, out.stem if kind == "gguf" else out.name)
     {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, weights, out)
     # Last, as a card alone is no checkpoint.
-    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(about, encoding="utf-8")
+    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(text, encoding="utf-8")
 
 
 def plain_problem(settings: dict[str, Any]) -> str | None:
-    """Why no plain checkpoint computes what a model with this config.json does, or None."""
+    """Say why no plain checkpoint computes what a model with this config.json does, or return None."""
     bench = settings.get("hemorrhage") or {}
     quantization = settings.get("quantization_config") or {}
     if bench.get("form", "gguf_file") != "gguf_file":
@@ -159,9 +180,9 @@ def _packed(folder: Path, settings: dict[str, Any], weights: Weights, out: Path)
 
     bench = settings.pop("hemorrhage", None) or {}
     # That there are codes of a table is also what the quantization_config says.
-    own = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
-    if own:
-        what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(own) - {"forms"})])
+    formats = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
+    if formats:
+        what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(formats) - {"forms"})])
         raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
     if not any(_ends(name, suffix) for name in weights.names() for suffix in PACKED):
         raise ValueError("it has no packed weights; --as dense writes it")
@@ -191,7 +212,7 @@ def _gguf(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -
 
 
 def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
-    """The dense tensors of a checkpoint by name, and the dtype of the base model.
+    """Collect the dense tensors of a checkpoint by name, and the dtype of the base model.
 
     Raises ValueError where they are not what the variant computes with.
     """
@@ -220,23 +241,23 @@ def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, S
     names = weights.names()
     layers = {name.removesuffix(f".{suffix}") for suffix in reader.FORMS for name in names if _ends(name, suffix)}
     plain: list[str] = []
-    own: dict[str, list[str]] = {}
+    of_layer: dict[str, list[str]] = {}
     for name in names:
         layer = next((parent for parent in _parents(name) if parent in layers), None)
         if layer is None or name == f"{layer}.bias":
             plain.append(name)
         else:
-            own.setdefault(layer, []).append(name)
+            of_layer.setdefault(layer, []).append(name)
 
     def form(layer: str) -> Any:
-        stored = {name: weights.tensor(name) for name in own[layer]}
+        stored = {name: weights.tensor(name) for name in of_layer[layer]}
         return reader.read(stored, settings.get("quantization_config"))[1][layer]
 
-    found = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
-    for layer in own:
+    supplies = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
+    for layer in of_layer:
         made = form(layer)
-        found[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
-    return found
+        supplies[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
+    return supplies
 
 
 def _product(form: Callable[[str], Any], layer: str) -> Tensor:
@@ -244,10 +265,10 @@ def _product(form: Callable[[str], Any], layer: str) -> Tensor:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """``a.b.c`` -> ``a``, ``a.b``."""
-    for place, letter in enumerate(name):
+    """Yield ``a`` and ``a.b`` of ``a.b.c``."""
+    for index, letter in enumerate(name):
         if letter == ".":
-            yield name[:place]
+            yield name[:index]
 
 
 def _ends(name: str, suffix: str) -> bool:
@@ -276,7 +297,3 @@ def _writing_file(out: Path) -> Iterator[Path]:
         part.rename(out)
     finally:
         part.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    main()

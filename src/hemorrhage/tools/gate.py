@@ -1,50 +1,73 @@
-"""Whether a variant stays inside a budget: an exit status for CI.
+"""Whether a variant stays inside a budget of damage: ``hemorrhage gate``, an exit code for CI.
 
-    python -m hemorrhage.tools.gate BUDGET [--variant NAME,...|all] [--rows reports/hemorrhage.parquet]
-
-BUDGET: ``kl=0.1,flips=0.05``, or a YAML file with these keys or with the ``analyze.budget`` of a params.yaml. Allowed
-keys are those of ``analyze.budget``. Reads the rows only. Ends with 0 when every variant named is inside, with 1 and a
-line for each limit that does not hold when one is not, with 2 when it was asked something that has no answer. Without
-``--variant`` one variant that is smaller on disk than the base must be inside, and the smallest is named. The bounds
-hold for as many variants together as are looked at: one for one name, all of them without a name.
+Reads the rows of the study only. Named variants must all be inside. Without a name one variant that is smaller on disk
+than the base must be inside, and the smallest is named. The bounds hold for as many variants together as are looked at:
+one for one name, all of them without a name.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from hemorrhage.analyze.budget import INSIDE, KINDS, Check, judge, judged
+from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNMEASURED, Check, judge, judged
 from hemorrhage.analyze.inputs import BASE
+from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
+from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.params import Budget, first_error
 
 ROWS = Path("reports/hemorrhage.parquet")
 
 
-class UnanswerableError(ValueError):
-    """A question that can't be answered; the message is one line for the user."""
+FROM_BEST = (YES, CANNOT_TELL, NOT_MEASURED, NO)
+"""Exit codes from the best to the worst: of variants that must all be inside the worst is the answer, where one is
+enough the best."""
+
+NEEDED = ("variant", "family", "metric", "dataset", "estimate", "low", "high", "n", "status", "reason")
+"""Columns of the rows that the gate reads."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's answer: ``status`` is the exit code, ``smallest`` the smallest variant inside where none was named."""
+
+    status: int
+    lines: list[str]
+    checks: Mapping[str, Sequence[Check]]
+    smallest: str | None = None
+
+    def as_json(self, budget: Mapping[str, float]) -> dict[str, Any]:
+        """Return the answer as plain content."""
+        return {
+            "answer": ANSWERS[self.status],
+            "budget": dict(budget),
+            "smallest": self.smallest,
+            "variants": {
+                name: {"answer": ANSWERS[_status(checks)], "checks": [check.as_json() for check in checks]}
+                for name, checks in self.checks.items()
+            },
+        }
 
 
 def parse(text: str) -> dict[str, float]:
-    """The budget of a command line or of a YAML file. Raises UnanswerableError."""
-    found = _of_file(Path(text)) if "=" not in text else dict(_pair(part) for part in text.split(",") if part.strip())
+    """Read the budget of a command line or of a YAML file. Raises CommandError."""
+    content = _of_file(Path(text)) if "=" not in text else dict(_pair(part) for part in text.split(",") if part.strip())
     allowed = f"allowed: {', '.join(KINDS)}"
-    for key in found:
+    for key in content:
         if key not in KINDS:
-            raise UnanswerableError(f"BUDGET: {key} is unknown; {allowed}")
+            raise CommandError(f"BUDGET: {key} is unknown; {allowed}")
     try:
-        limits = Budget.model_validate(found).model_dump(exclude_none=True)
+        limits = Budget.model_validate(content).model_dump(exclude_none=True)
     except ValidationError as error:
-        raise UnanswerableError(f"BUDGET: {first_error(error)}") from None
+        raise CommandError(f"BUDGET: {first_error(error)}") from None
     if not limits:
-        raise UnanswerableError(f"BUDGET: it limits nothing; {allowed}")
+        raise CommandError(f"BUDGET is empty; {allowed}")
     return {key: float(limit) for key, limit in limits.items()}
 
 
@@ -57,57 +80,82 @@ def _of_file(path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UnanswerableError(f"BUDGET: {path} is neither a file nor kl=0.1,flips=0.05") from None
+        raise CommandError(f"BUDGET: {path} is neither a file nor kl=0.1,flips=0.05") from None
     except YAMLError as error:
-        raise UnanswerableError(f"BUDGET: {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise CommandError(f"BUDGET: {path}: not YAML: {' '.join(str(error).split())}") from None
     if isinstance(content, dict) and "analyze" in content:
         content = (content["analyze"] or {}).get("budget")
     if not isinstance(content, dict):
-        raise UnanswerableError(f"BUDGET: {path} has neither {', '.join(KINDS)} nor analyze.budget")
+        raise CommandError(f"BUDGET: {path} has neither {', '.join(KINDS)} nor analyze.budget")
     return content
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The rows of a study. Raises UnanswerableError."""
+    """Read the rows of a study. Raises CommandError."""
     try:
-        return pd.read_parquet(path)
+        rows = pd.read_parquet(path)
     except FileNotFoundError:
-        raise UnanswerableError(f"{path} is not there; run the study, or `dvc pull {path}`") from None
+        raise CommandError(f"{path} does not exist; run the study, or `dvc pull {path}`", NOT_MEASURED) from None
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path} can't be read: {error}") from None
+    missing = [column for column in NEEDED if column not in rows]
+    if missing:
+        raise CommandError(f"{path} is not a study's rows: it lacks {', '.join(missing)}")
+    return rows
 
 
-def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> tuple[bool, list[str]]:
-    """Whether the gate opens, and what to say. Raises UnanswerableError for a variant that has no rows."""
-    confidence = rows.attrs.get("confidence", 0.95)
+def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdict:
+    """Ask about the variants that are named, ``all`` of them, or (where the text is empty) whether one may be shipped.
+
+    Raises CommandError for a variant that has no rows.
+    """
     everyone = judged(rows)
     known = list(dict.fromkeys(rows.loc[rows["variant"] != BASE, "variant"]))
     names = everyone if variants in ("", "all") else [name.strip() for name in variants.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise UnanswerableError(f"VARIANT: there is no {name}; there are {', '.join(known) or 'none'}")
+            raise CommandError(f"VARIANT: there is no {name}; there are {', '.join(known) or 'none'}")
     if not names:
-        raise UnanswerableError("no variant was measured")
-    checks = judge(rows, names, budget, confidence, len(names))
+        raise CommandError("no variant was measured", NOT_MEASURED)
+    checks = judge(rows, names, budget, rows.attrs.get("confidence", 0.95), len(names))
+    if not variants:
+        return _shippable(rows, checks)
+    worst = max((_status(checks[name]) for name in names), key=FROM_BEST.index)
+    return Verdict(worst, [line for name in names for line in _lines(name, checks[name])], checks)
+
+
+def _shippable(rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]]) -> Verdict:
+    """Answer whether a variant that is smaller than the base is inside."""
     sizes = rows[(rows["metric"] == "disk_bytes") & (rows["status"] == "ok")].set_index("variant")["estimate"]
-    if variants:
-        lines = [line for name in names for line in _lines(name, checks[name])]
-        return all(_holds(checks[name]) for name in names), lines
     base = sizes.get(BASE, float("inf"))
-    smaller = [name for name in names if sizes.get(name, float("inf")) < base]
-    inside = [name for name in smaller if _holds(checks[name])]
+    smaller = [name for name in checks if sizes.get(name, float("inf")) < base]
+    inside = [name for name in smaller if _status(checks[name]) == YES]
     if inside:
         least = min(inside, key=lambda name: sizes[name])
-        also = f"{len(inside)} of {len(names)} variants are smaller than the base and inside"
-        return True, [*_lines(least, checks[least]), f"{also}; the smallest is {least}, {sizes[least] / 1e6:.1f} MB"]
+        count = f"{len(inside)} of {len(checks)} variants are smaller than the base and inside"
+        summary = f"{count}; the smallest is {least}, {sizes[least] / 1e6:.1f} MB"
+        return Verdict(YES, [*_lines(least, checks[least]), summary], checks, least)
     lines = [line for name in smaller for line in _lines(name, checks[name])]
-    return False, [*lines, f"none of the {len(smaller)} variants that are smaller than the base is inside"]
+    best = min((_status(checks[name]) for name in smaller), key=FROM_BEST.index, default=NO)
+    summary = f"none of the {len(smaller)} variants that are smaller than the base is inside"
+    open_ones = [name for name in smaller if _status(checks[name]) == best] if best != NO else []
+    if open_ones:
+        summary += f"; {ANSWERS[best]} for {', '.join(open_ones)}"
+    return Verdict(best, [*lines, summary], checks)
 
 
-def _holds(checks: Sequence[Check]) -> bool:
-    return all(check.answer == INSIDE for check in checks)
+def _status(checks: Sequence[Check]) -> int:
+    """Return the exit code for a variant: a limit that is broken decides, whatever else is not known."""
+    answers = {check.answer for check in checks}
+    if OUTSIDE in answers:
+        return NO
+    if UNMEASURED in answers:
+        return NOT_MEASURED
+    return YES if answers <= {INSIDE} else CANNOT_TELL
 
 
 def _lines(name: str, checks: Sequence[Check]) -> list[str]:
-    """A line for each limit that does not hold, or one for the limit that is nearest."""
+    """Write a line for each limit that does not hold, or for the limit that is nearest."""
     failing = [check for check in checks if check.answer != INSIDE]
     if failing:
         return [f"{name}: {check}" for check in failing]
@@ -115,25 +163,44 @@ def _lines(name: str, checks: Sequence[Check]) -> list[str]:
     return [f"{name}: inside; nearest its limit is {nearest}"]
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m hemorrhage.tools.gate", description="is it inside the budget?")
-    parser.add_argument("budget", help="kl=0.1,flips=0.05, or a YAML file")
-    parser.add_argument("--variant", default="", help="names, or all; default: is there one to ship?")
-    parser.add_argument("--rows", type=Path, default=ROWS)
-    arguments = parser.parse_args()
-    try:
-        opens, lines = answer(read(arguments.rows), parse(arguments.budget), arguments.variant)
-    except UnanswerableError as error:
-        _stop(str(error))
-    print("\n".join(lines))
-    sys.exit(0 if opens else 1)
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "gate",
+        "Ask whether variants stay inside a budget of damage: an upper bound of every kind of damage, on every\n"
+        "corpus and suite of tasks, lies below its limit. Without --variant: is there one to ship?",
+        [
+            "hemorrhage gate",
+            "hemorrhage gate kl=0.1,flips=0.05 --variant gptq-4,rtn-4",
+            "hemorrhage gate budget.yaml --variant all --json",
+        ],
+        {
+            YES: "every named variant is inside; without a name: a variant that is smaller than the base is",
+            NO: "a named variant is outside; without a name: all are",
+            CANNOT_TELL: "no limit is broken, but one lies within an interval (not resolved)",
+            NOT_MEASURED: "no limit is broken, but a number is missing: not in params.yaml, not run yet, or failed",
+        },
+    )
+    made.add_argument(
+        "budget",
+        nargs="?",
+        default="params.yaml",
+        metavar="BUDGET",
+        help=f"limits of {', '.join(KINDS)} as kl=0.1,flips=0.05, or a YAML file with these keys or with"
+        " analyze.budget; default: params.yaml",
+    )
+    made.add_argument(
+        "--variant", default="", metavar="NAME,...", help="variants, or all; default: is there one to ship?"
+    )
+    made.add_argument("--rows", type=Path, default=ROWS, metavar="FILE", help=f"default: {ROWS}")
+    made.add_argument("--json", action="store_true", help="the answer with every check, as JSON")
+    return made
 
 
-def _stop(reason: str) -> NoReturn:
-    print(reason, file=sys.stderr)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the answer and return it."""
+    arguments = parser().parse_args(argv)
+    budget = parse(arguments.budget)
+    verdict = answer(read(arguments.rows), budget, arguments.variant)
+    print(json_text(verdict.as_json(budget)) if arguments.json else "\n".join(verdict.lines))
+    return verdict.status

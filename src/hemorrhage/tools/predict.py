@@ -1,19 +1,16 @@
-"""Damage foretold before it is measured: for every variant that params.yaml names and that is not evaluated yet.
-
-    python -m hemorrhage.tools.predict [--corpus NAME]
+"""Damage predicted before it is measured, of every variant that is not evaluated yet: ``hemorrhage predict``.
 
 Learned from the runs that come with the bench and from this folder's own: reports/hemorrhage.parquet, where it is of
-the same base model, and the checkpoints that lie in data/. A checkpoint that is there makes its prediction better,
-since its layers.json says how far each layer moved. Nothing is computed on the model.
+the same base model, and the checkpoints in data/. A checkpoint that was made improves its prediction, since its
+layers.json says how far each layer moved. Nothing is computed on the model.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +22,61 @@ from hemorrhage.analyze.doctor.laws import CAP, FLOOR
 from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
+from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import REPORTS, Plan
 
-KEYS = {"perplexity": "ln_perplexity_ratio", "kl": "kl_mean"}
-"""Limits of analyze.budget that can be foretold -> what is predicted."""
+
+@dataclass(frozen=True)
+class Interval:
+    """A predicted value between ``low`` and ``high``."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-def predict(plan: Plan, corpus: str, confidence: float) -> str:
-    """The table, as text. Raises config.ConfigError where the base model's sizes are not known yet."""
+@dataclass(frozen=True)
+class Predicted:
+    """The damage of a variant: ``perplexity`` times the base's, ``kl`` in nats per token, and what the budget says."""
+
+    perplexity: Interval
+    kl: Interval
+    budget: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a fit was on what was left out of it: ``factor`` it was off by, in the mean over ``left_out``."""
+
+    target: str
+    learner: str
+    rows: int
+    models: int
+    left_out: str
+    factor: float
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is predicted on a corpus, of the variants that are ``waiting`` among ``planned``; ``unsupported`` are those
+    whose families no model predicts."""
+
+    corpus: str
+    confidence: float
+    planned: int
+    waiting: list[str]
+    variants: dict[str, Predicted]
+    unsupported: list[str]
+    quality: list[Quality]
+
+
+def predict(plan: Plan, corpus: str, confidence: float) -> Predictions:
+    """Predict every variant that is not evaluated. Raises CommandError where the base model's sizes are not known."""
     base, name = base_of(plan), model_name(plan)
     rows = earlier(plan, name)
     nll = base_nll(rows, plan, name)
@@ -43,76 +86,92 @@ def predict(plan: Plan, corpus: str, confidence: float) -> str:
     waiting = [variant for variant in plan.variants if not evaluated(plan, variant)]
     here = {corpus: nll.get(corpus, math.nan)}
     asked = cases.table([row for variant in waiting for row in asked_of(plan, variant, base, here)])
-    count = f"{len(waiting)} of {len(plan.variants)} variants are not evaluated"
-    lines = [f"{count}; foretold on {corpus}, {100 * confidence:g} % intervals"]
+    variants, measured = {}, []
     if len(asked):
         groups, learners = predictor.groups_for(known, name), predictor.learners_for(known, name)
         fitted = {target: predictor.fit(known, target, groups, learners) for target in TARGETS}
-        found = {target: one.predict(asked, confidence) for target, one in fitted.items()}
-        lines += table(plan, asked, found)
-        lines += quality(known, fitted, name)
-    silent = [variant for variant in waiting if variant not in set(asked["variant"])]
-    if silent:
-        lines.append(f"nothing is foretold of {', '.join(silent)}: their families are not predicted")
-    return "\n".join(lines)
+        budget = plan.params.analyze.budget.model_dump(exclude_none=True)
+        variants = dict(_predicted(asked, fitted, confidence, budget))
+        measured = list(quality(known, fitted, name))
+    unsupported = [variant for variant in waiting if variant not in variants]
+    return Predictions(corpus, confidence, len(plan.variants), waiting, variants, unsupported, measured)
 
 
-def table(plan: Plan, asked: pd.DataFrame, found: Mapping[str, predictor.Prediction]) -> Iterator[str]:
-    """A line for each variant: times the base's perplexity, KL, and what that means for the budget."""
-    budget = plan.params.analyze.budget.model_dump(exclude_none=True)
-    yield f"{'variant':28s} {'perplexity, times base':>26s} {'KL, nats per token':>26s}  budget"
-    for place, variant in enumerate(asked["variant"]):
+def _predicted(
+    asked: pd.DataFrame, fitted: Mapping[str, predictor.Fitted], confidence: float, budget: Mapping[str, float]
+) -> Iterator[tuple[str, Predicted]]:
+    of = {target: fit.predict(asked, confidence) for target, fit in fitted.items()}
+    for row, variant in enumerate(asked["variant"]):
         ratio, kl = (
-            (one.value[place], one.low[place], one.high[place])
-            for one in (found["ln_perplexity_ratio"], found["kl_mean"])
+            (each.value[row], each.low[row], each.high[row]) for each in (of["ln_perplexity_ratio"], of["kl_mean"])
         )
-        factor = tuple(math.exp(value) for value in ratio)
-        verdict = judged({"perplexity": factor, "kl": kl}, budget)
-        yield f"{variant:28s} {_range(factor):>26s} {_range(kl):>26s}  {verdict}"
+        damage = {
+            "perplexity": Interval(*(math.exp(value) for value in ratio)),
+            "kl": Interval(*(float(value) for value in kl)),
+        }
+        yield variant, Predicted(damage["perplexity"], damage["kl"], against(damage, budget))
 
 
-def judged(found: Mapping[str, tuple[float, ...]], budget: Mapping[str, float]) -> str:
-    """``past`` the budget, ``inside`` or unsure, of what can be foretold: value, low and high of each limit."""
-    limits = {key: limit for key, limit in budget.items() if key in found}
+def against(damage: Mapping[str, Interval], budget: Mapping[str, float]) -> str:
+    """Say whether predicted damage is ``past`` the budget, ``inside`` or likely one of them."""
+    limits = {key: limit for key, limit in budget.items() if key in damage}
     if not limits:
         return "no limit"
-    past = [key for key, limit in limits.items() if found[key][1] > limit]
+    past = [key for key, limit in limits.items() if damage[key].low > limit]
     if past:
-        return f"past it ({', '.join(past)})"
-    if all(found[key][2] <= limit for key, limit in limits.items()):
+        return f"past ({', '.join(past)})"
+    if all(damage[key].high <= limit for key, limit in limits.items()):
         return "inside"
-    likely = [key for key, limit in limits.items() if found[key][0] > limit]
+    likely = [key for key, limit in limits.items() if damage[key].value > limit]
     return f"likely past ({', '.join(likely)})" if likely else "likely inside"
 
 
-def quality(known: pd.DataFrame, fitted: Mapping[str, predictor.Fitted], name: str) -> Iterator[str]:
-    """How good the predictor was on what it was not shown."""
-    there = name in set(known["model"])
-    what = "methods of known models" if there else "whole models"
-    for target, one in fitted.items():
-        factor = math.exp(one.mean_errors[one.name])
+def quality(known: pd.DataFrame, fitted: Mapping[str, predictor.Fitted], name: str) -> Iterator[Quality]:
+    """Say how good the predictor was on what it was not shown."""
+    left_out = "methods of known models" if name in set(known["model"]) else "whole models"
+    for target, fit in fitted.items():
+        factor = math.exp(fit.mean_errors[fit.name])
+        yield Quality(target, fit.name, len(known), known["model"].nunique(), left_out, factor)
+
+
+def as_text(predictions: Predictions) -> Iterator[str]:
+    """Write a line for each variant, and how good the predictions are."""
+    count = f"{len(predictions.waiting)} of {predictions.planned} variants are not evaluated"
+    yield f"{count}; predicted on {predictions.corpus}, {100 * predictions.confidence:g} % intervals"
+    if predictions.variants:
+        yield f"{'variant':28s} {'perplexity, times base':>26s} {'KL, nats per token':>26s}  budget"
+    for variant, each in predictions.variants.items():
+        yield f"{variant:28s} {each.perplexity!s:>26s} {each.kl!s:>26s}  {each.budget}"
+    for fit in predictions.quality:
         yield (
-            f"{target}: {one.name}, learned from {len(known)} rows of {known['model'].nunique()} models; with {what} "
-            f"left out it was off by a factor of {factor:.1f} (between {FLOOR:g} and {CAP:g} nats)"
+            f"{fit.target}: {fit.learner}, fitted on {fit.rows} rows of {fit.models} models; with {fit.left_out} left "
+            f"out it was off by a factor of {fit.factor:.1f} (between {FLOOR:g} and {CAP:g} nats)"
         )
+    if predictions.unsupported:
+        yield f"no prediction for {', '.join(predictions.unsupported)} (unsupported family)"
+
+
+def as_json(predictions: Predictions) -> dict[str, Any]:
+    """Return the predictions as plain content."""
+    return asdict(predictions)
 
 
 def base_of(plan: Plan) -> Base:
-    """The base model, from what is known before anything runs."""
+    """Describe the base model by what is known before anything runs. Raises CommandError."""
     manifest = Path(plan.manifest("base", "base"))
     architecture = config.architecture(plan.params)
     if manifest.is_file():
         architecture = json.loads((manifest.parent / "config.json").read_text(encoding="utf-8"))
         parameters = float(read_manifest(manifest.parent)["parameters"])
     elif architecture is None or "vocab_size" not in architecture:
-        raise config.ConfigError("the base model's sizes are not known; run `snakemake calibrated` first")
+        raise CommandError("the base model's sizes are not known; run `snakemake calibrated` first", CANNOT_TELL)
     else:
-        parameters = float(weights_of(architecture))
+        parameters = float(parameters_of(architecture))
     return cases.base_of(model_name(plan), architecture, parameters, influence_of(plan))
 
 
-def weights_of(architecture: Mapping[str, Any]) -> int:
-    """Parameters of a Llama with this config.json, without its norms."""
+def parameters_of(architecture: Mapping[str, Any]) -> int:
+    """Count the parameters of a Llama with this config.json, without its norms."""
     width, between = architecture["hidden_size"], architecture["intermediate_size"]
     heads = architecture["num_attention_heads"]
     shared = architecture.get("num_key_value_heads", heads) * (width // heads)
@@ -122,7 +181,7 @@ def weights_of(architecture: Mapping[str, Any]) -> int:
 
 
 def influence_of(plan: Plan) -> list[float]:
-    """The calibration's block influence, where it was calibrated."""
+    """Read the calibration's block influence; empty where nothing was calibrated."""
     for manifest in plan.manifests("calibrations"):
         file = Path(manifest).with_name("influence.json")
         if file.is_file():
@@ -131,13 +190,13 @@ def influence_of(plan: Plan) -> list[float]:
 
 
 def model_name(plan: Plan) -> str:
-    """What reports call the base model."""
+    """Return what reports call the base model."""
     model = plan.params.model.model_dump(mode="json")
     return str(model.get("name") or model.get("id") or Path(model.get("path", "base model")).name)
 
 
 def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
-    """Rows of the last report, where it is of this base model."""
+    """Read the rows of the last report, where it is of this base model."""
     try:
         made_from = json.loads((REPORTS / "provenance.json").read_text(encoding="utf-8"))["inputs"]["base"]
         rows = pd.read_parquet(REPORTS / "hemorrhage.parquet")
@@ -147,33 +206,33 @@ def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
 
 
 def base_nll(rows: pd.DataFrame | None, plan: Plan, name: str) -> dict[str, float]:
-    """Corpus -> nats per token of the base model, from earlier runs; nothing where there are none."""
+    """Map corpus -> nats per token of the base model, from earlier runs; empty where there are none."""
     pool = predictor.experience()
     known = pool[pool["model"] == name].drop_duplicates("corpus").set_index("corpus")["base_nll"].to_dict()
     if rows is not None:
         numbers = Numbers(rows)
         for corpus in plan.params.evaluate.corpora:
-            found = numbers.get("base", "perplexity", corpus)
-            if found:
-                known[corpus] = math.log(found.value)
+            perplexity = numbers.get("base", "perplexity", corpus)
+            if perplexity:
+                known[corpus] = math.log(perplexity.value)
     return known
 
 
 def own_rows(plan: Plan, base: Base, rows: pd.DataFrame, nll: Mapping[str, float]) -> pd.DataFrame:
-    """Rows of variants of this plan that were measured."""
+    """Make rows of the variants of this plan that were measured."""
     numbers = Numbers(rows)
-    found = []
+    measured = []
     for variant in plan.variants:
         for row in asked_of(plan, variant, base, nll):
             targets = {target: numbers.get(variant, target, row["corpus"]) for target in TARGETS}
             if all(targets.values()):
-                values = {target: one.value for target, one in targets.items() if one}
-                found.append({**row, **values, RETENTION: math.nan})
-    return cases.table(found)
+                values = {target: number.value for target, number in targets.items() if number}
+                measured.append({**row, **values, RETENTION: math.nan})
+    return cases.table(measured)
 
 
 def asked_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> list[dict[str, Any]]:
-    """A variant's rows, by its checkpoint where that was made, else by params.yaml."""
+    """Make a variant's rows, by its checkpoint where that was made, else by params.yaml."""
     chosen = plan.variants[variant]
     corpora = plan.params.calibrate.corpora
     parent = None if chosen.on is None else cases.planned(plan.variants[chosen.on], corpora)
@@ -186,32 +245,32 @@ def asked_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> 
 
 
 def evaluated(plan: Plan, variant: str) -> bool:
-    """Whether a variant's evaluation is there."""
+    """Tell whether a variant's evaluation is done."""
     return Path(plan.manifest("evaluations", variant)).is_file()
 
 
-def _range(values: tuple[float, ...]) -> str:
-    middle, low, high = values
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
-
-
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.tools.predict", description="damage before it is measured"
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "predict",
+        "Predict the damage of every variant of params.yaml that is not evaluated yet: perplexity and KL with\n"
+        "intervals, what they mean for analyze.budget, and how good such predictions were on what was left out.",
+        ["hemorrhage predict", "hemorrhage predict --corpus code --json"],
+        {CANNOT_TELL: "the base model's sizes are not known yet"},
     )
-    parser.add_argument("--corpus", help="one of evaluate.corpora; the first where none is named")
-    arguments = parser.parse_args()
-    try:
-        plan = Plan.read()
-        corpora = plan.params.evaluate.corpora
-        corpus = arguments.corpus or corpora[0]
-        if corpus not in corpora:
-            raise config.ConfigError(f"--corpus: {corpus!r} is not evaluated; allowed: {', '.join(corpora)}")
-        print(predict(plan, corpus, plan.params.analyze.confidence))
-    except config.ConfigError as error:
-        sys.exit(str(error))
+    made.add_argument("--corpus", metavar="NAME", help="one of evaluate.corpora; default: the first")
+    made.add_argument("--json", action="store_true", help="the predictions as JSON")
+    return made
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the predictions."""
+    arguments = parser().parse_args(argv)
+    plan = Plan.read()
+    corpora = plan.params.evaluate.corpora
+    corpus = arguments.corpus or corpora[0]
+    if corpus not in corpora:
+        raise CommandError(f"--corpus: {corpus!r} is not evaluated; allowed: {', '.join(corpora)}")
+    predicted = predict(plan, corpus, plan.params.analyze.confidence)
+    print(json_text(as_json(predicted)) if arguments.json else "\n".join(as_text(predicted)))
+    return YES

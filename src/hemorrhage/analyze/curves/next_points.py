@@ -1,6 +1,6 @@
 """Which points of a sweep to run next, as a change of params.yaml.
 
-    python -m hemorrhage.tools.overlay reports/next.yaml
+    hemorrhage params reports/next.yaml
 
 adds them to the sweeps that were run; what was measured stays where it is.
 """
@@ -207,9 +207,7 @@ def _values(sweep: str, setting: str, sweeps: Sequence[Sweep]) -> list[Any]:
 
 def as_yaml(thresholds: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]) -> str:
     """The content of next.yaml."""
-    lines = [
-        "# What to run next, and why: python -m hemorrhage.tools.overlay reports/next.yaml writes it into params.yaml."
-    ]
+    lines = ["# What to run next, and why: hemorrhage params reports/next.yaml writes it into params.yaml."]
     found = patch(thresholds, sweeps).get("compress", {})
     if not found:
         return "\n".join([*lines, "# Nothing: no curve would gain from a value that its setting allows.", "{}", ""])

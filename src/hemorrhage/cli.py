@@ -1,0 +1,124 @@
+"""The command ``hemorrhage``: what people and scripts ask of a study, one subcommand for each question.
+
+    hemorrhage COMMAND [ARGUMENT...]
+
+A subcommand is a module with ``parser()`` and ``main(argv)``, which returns the exit code (hemorrhage.runtime.command).
+It is imported when it is called: the help must not wait for pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hemorrhage.runtime.command import USAGE, CommandError
+
+PARAMS_ERROR = ("hemorrhage.study.params", "ConfigError")
+"""What a params.yaml raises that can't be run; named, since importing it would make every start slower."""
+
+PIPE_CLOSED, INTERRUPTED = 141, 130
+"""Exit codes as shells give them for SIGPIPE and SIGINT."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: the module that holds it, and what it does in one line."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "plan": Command("hemorrhage.tools.plan", "list what params.yaml asks for and how much of it is done"),
+    "costs": Command("hemorrhage.tools.costs", "predict time, memory, disk and GPU hours of what is missing"),
+    "gate": Command("hemorrhage.tools.gate", "ask whether a variant is inside the damage budget"),
+    "compare": Command("hemorrhage.tools.compare", "put two revisions of a study next to each other"),
+    "predict": Command("hemorrhage.tools.predict", "predict the damage of variants that are not evaluated yet"),
+    "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),
+    "params": Command("hemorrhage.tools.params", "write a profile into params.yaml"),
+    "failed": Command("hemorrhage.tools.failed", "name the variants that failed, with the reason"),
+    "forget": Command("hemorrhage.tools.forget", "remove a variant's outputs, so that they are made again"),
+    "settle": Command("hemorrhage.tools.settle", "remove outputs that params.yaml no longer asks for"),
+    "adopt": Command("hemorrhage.adopt", "keep outputs across an edit of the code that changes no result"),
+}
+"""Subcommands in the order of the help."""
+
+EXIT_CODES = """\
+exit codes:
+  0   yes, or done
+  1   no
+  2   cannot tell
+  3   not measured
+  64  wrong usage or wrong input
+"""
+
+
+def usage() -> str:
+    """Write the help of the command itself."""
+    lines = [f"  {name:8s} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hemorrhage COMMAND [ARGUMENT...]",
+            "",
+            "Measure how much quality a language model loses when it is compressed, expanded or decoded differently.",
+            "Commands read the study in the current folder; `snakemake` runs it.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "example:",
+            "  hemorrhage gate kl=0.1,flips=0.05 --variant gptq-4",
+            "",
+            EXIT_CODES,
+            "`hemorrhage COMMAND --help` says more about each.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit code."""
+    name, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"hemorrhage {version('hemorrhage')}")
+        return 0
+    if name not in COMMANDS:
+        what = f"{name!r} is not a command" if name else "a command is missing"
+        return _stop(f"hemorrhage: {what}; one of {', '.join(COMMANDS)}; see hemorrhage --help", USAGE)
+    try:
+        status = int(importlib.import_module(COMMANDS[name].module).main(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads has seen enough (`| head`). Python would complain when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except CommandError as error:
+        return _stop(f"hemorrhage {name}: {error}", error.status)
+    except ValueError as error:
+        if not _is_about_params(error):
+            raise
+        return _stop(f"hemorrhage {name}: {error}", USAGE)
+
+
+def _is_about_params(error: ValueError) -> bool:
+    module, kind = PARAMS_ERROR
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], kind))
+
+
+def _stop(message: str, status: int) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

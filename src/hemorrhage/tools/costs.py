@@ -1,0 +1,288 @@
+"""What a run will cost before it starts, and afterwards how wrong that was: ``hemorrhage costs``, ``make plan``.
+
+The prediction is corrected by what jobs took on this machine, where some ran; the comparison with what ran is of the
+committed coefficients alone. ``hemorrhage costs fit`` reads each folder's params.yaml, logs/benchmarks and data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import chdir
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.runtime.artifact import environment
+from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
+from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.costs import products
+from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
+from hemorrhage.study.costs.model import COEFFICIENTS, Cost, Costs, Observation, fit, newest, observed
+from hemorrhage.study.costs.requests import Requests
+from hemorrhage.study.costs.schedule import critical_path, makespan
+from hemorrhage.study.kinds import KINDS, Key
+from hemorrhage.study.plan import Plan
+
+SAFETY = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
+"""What rules ask for, as a multiple of what is predicted, and at least."""
+
+EVERYTHING = (*KINDS, ROWS[0], PAGE[0])
+"""What jobs make, in the order in which they can be made."""
+
+WORTH_IT = 1.3
+"""A smaller gain of the products is lost in casting."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """What jobs cost together: CPU minutes, the largest job's memory, disk."""
+
+    jobs: int
+    cpu_minutes: float
+    peak_mb: float
+    disk_mb: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the missing jobs will cost.
+
+    ``path``: the chain of jobs that takes longest; ``gpu_hours``: at most, None without a GPU; ``factors``: correction
+    of a kind by jobs that ran here; ``unknown``: kinds and methods that no fitted run had.
+    """
+
+    kinds: dict[str, Total]
+    total: Total
+    cores: int
+    minutes: float
+    least_minutes: float
+    path: list[Key]
+    gpu_jobs: int
+    gpu_hours: float | None
+    free_disk_mb: float
+    factors: dict[str, float]
+    unknown: list[str]
+    fitted: dict[str, Any]
+    bfloat16_speedup: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What jobs of a kind used next to the prediction; ``job_error`` is the median over jobs of the error's size."""
+
+    jobs: int
+    cpu_minutes: float
+    predicted_minutes: float
+    error: float
+    job_error: float
+    start_up: float
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "costs",
+        "Predict CPU minutes, peak memory, disk and GPU hours of what params.yaml asks for and is missing, and\n"
+        "compare what ran with its prediction. `hemorrhage costs fit FOLDER...` fits the cost model on runs of yours.",
+        ["hemorrhage costs --cores 8", "hemorrhage costs --json", "hemorrhage costs fit . ../another-study"],
+        {CANNOT_TELL: "the model is not on this machine yet, so its size is not known"},
+    )
+    made.add_argument("--cores", type=_cores, default=os.cpu_count(), metavar="N", help="cores that the run may use")
+    made.add_argument("--gpu", action="store_true", help="jobs that run the model use a GPU")
+    made.add_argument("--json", action="store_true", help="the numbers as JSON")
+    commands = made.add_subparsers(dest="command", metavar="fit")
+    fitting = commands.add_parser("fit", help="fit the coefficients on the runs in folders")
+    fitting.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    return made
+
+
+def _cores(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the prediction, or fit it."""
+    arguments = parser().parse_args(argv)
+    if arguments.command == "fit":
+        content = fitted_on([folder.resolve() for folder in arguments.folders])
+        COEFFICIENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"{COEFFICIENTS}: {content['fitted']}")
+        return YES
+    plan = Plan.read()
+    if arguments.json:
+        print(json_text(as_json(plan, arguments.cores, arguments.gpu)))
+    else:
+        print(show(plan, arguments.cores, arguments.gpu))
+    return YES
+
+
+def show(plan: Plan, cores: int, gpu: bool) -> str:
+    """Write the prediction for what is missing, and next to what ran the prediction for it. Raises CommandError."""
+    workload = _workload(plan)
+    seen = observed(workload.jobs.values())
+    predicted = forecast(workload, seen, cores, gpu)
+    lines = _forecast_lines(predicted) if predicted else ["nothing is missing"]
+    if seen:
+        lines += ["", *_comparison_lines(compared(seen, Costs.read()))]
+    return "\n".join(lines)
+
+
+def as_json(plan: Plan, cores: int, gpu: bool) -> dict[str, Any]:
+    """Return the same as plain content: ``missing`` (null where nothing is) and ``ran``. Raises CommandError."""
+    workload = _workload(plan)
+    seen = observed(workload.jobs.values())
+    predicted = forecast(workload, seen, cores, gpu)
+    ran = {kind: asdict(comparison) for kind, comparison in compared(seen, Costs.read()).items()}
+    return {"missing": asdict(predicted) if predicted else None, "ran": ran}
+
+
+def _workload(plan: Plan) -> Workload:
+    workload = Workload(plan)
+    if workload.shape is None:
+        what = "the model is not on this machine yet, so its size is not known"
+        raise CommandError(f"{what}: `snakemake calibrated` fetches it first", CANNOT_TELL)
+    return workload
+
+
+def forecast(workload: Workload, seen: Sequence[Observation], cores: int, gpu: bool) -> Forecast | None:
+    """Predict what the missing jobs cost; None where none is missing."""
+    plan, costs, requests = workload.plan, Costs.read(seen), Requests(workload, Costs.read(), int(gpu))
+    missing = {key: job for key, job in workload.jobs.items() if not job.there}
+    for key, current in ((ROWS, plan.rows_are_current()), (PAGE, plan.report_is_current())):
+        if current:
+            missing.pop(key, None)
+    if not missing:
+        return None
+    predicted = {key: costs.predict(job) for key, job in missing.items()}
+    threads = {key: min(requests.threads(*key), cores) for key in missing}
+    seconds = {key: predicted[key].cpu_s / threads[key] for key in missing}
+    needs = {key: job.needs for key, job in missing.items()}
+    path = critical_path(seconds, needs)
+    on_gpu = [key for key in predicted if workload.on_gpu(*key)]
+    kinds = {kind: [cost for key, cost in predicted.items() if key[0] == kind] for kind in EVERYTHING}
+    return Forecast(
+        kinds={kind: _total(of_kind) for kind, of_kind in kinds.items() if of_kind},
+        total=_total(list(predicted.values())),
+        cores=cores,
+        minutes=makespan(seconds, needs, threads, cores) / 60,
+        least_minutes=sum(seconds[key] for key in path) / 60,
+        path=path,
+        gpu_jobs=len(on_gpu),
+        gpu_hours=sum(predicted[key].cpu_s for key in on_gpu) / 3600 if requests.gpus else None,
+        free_disk_mb=shutil.disk_usage(Path.cwd()).free / 1e6,
+        factors=costs.factors,
+        unknown=sorted({f"{job.kind} {job.method}".strip() for job in missing.values() if not costs.known(job)}),
+        fitted=costs.content["fitted"],
+        bfloat16_speedup=products.speedup() if plan.params.evaluate.dtype == "float32" else None,
+    )
+
+
+def _total(costs: Sequence[Cost]) -> Total:
+    return Total(
+        jobs=len(costs),
+        cpu_minutes=sum(cost.cpu_s for cost in costs) / 60,
+        peak_mb=max(cost.rss_mb for cost in costs),
+        disk_mb=sum(cost.disk_mb for cost in costs),
+    )
+
+
+def _forecast_lines(forecast: Forecast) -> list[str]:
+    lines = [f"{'to be made':14s} {'jobs':>5s} {'CPU min':>8s} {'peak MB':>8s} {'disk MB':>9s}"]
+    lines += [
+        f"{kind:14s} {total.jobs:5d} {total.cpu_minutes:8.1f} {total.peak_mb:8.0f} {total.disk_mb:9.0f}"
+        for kind, total in {**forecast.kinds, "all": forecast.total}.items()
+    ]
+    chain = " > ".join(f"{kind} {name}" if kind in KINDS else kind for kind, name in forecast.path)
+    lines += [
+        f"on {forecast.cores} cores about {forecast.minutes:.1f} min; on any number at least"
+        f" {forecast.least_minutes:.1f} min: {chain}",
+        _gpu_line(forecast),
+        f"free disk: {forecast.free_disk_mb:.0f} MB"
+        + (" -- NOT ENOUGH" if forecast.total.disk_mb > forecast.free_disk_mb else ""),
+    ]
+    if forecast.factors:
+        corrected = ", ".join(f"{kind} x{factor:.2f}" for kind, factor in forecast.factors.items())
+        lines.append(f"corrected by jobs that ran here: {corrected}")
+    if forecast.unknown:
+        lines.append(f"never measured, taken to cost as others do: {', '.join(forecast.unknown)}")
+    fitted = forecast.fitted
+    lines.append(f"fitted on {fitted['jobs']} jobs of models of {fitted['parameters']} parameters, {fitted['machine']}")
+    if forecast.bfloat16_speedup is not None and forecast.bfloat16_speedup > WORTH_IT:
+        lines.append(
+            f"this machine multiplies bfloat16 {forecast.bfloat16_speedup:.1f} times as fast as float32 (measured):"
+            " evaluate.dtype: bfloat16 would save time, as a protocol of its own"
+        )
+    return lines
+
+
+def _gpu_line(forecast: Forecast) -> str:
+    if forecast.gpu_hours is None:
+        return f"GPU hours: 0; with a GPU {forecast.gpu_jobs} of these jobs use it"
+    most = f"at most the {forecast.gpu_hours:.2f} h a core takes for them"
+    return f"GPU hours: {forecast.gpu_jobs} jobs, {most}: no run on a GPU was fitted"
+
+
+def compared(seen: Sequence[Observation], costs: Costs) -> dict[str, Comparison]:
+    """Compare, kind by kind and for all together, what jobs used with what ``costs`` predicts."""
+    groups = [(kind, [each for each in seen if each.job.kind == kind]) for kind in EVERYTHING]
+    return {kind: _comparison(group, costs) for kind, group in (*groups, ("all", seen)) if group}
+
+
+def _comparison(group: Sequence[Observation], costs: Costs) -> Comparison:
+    used, expected = sum(each.cpu_s for each in group), sum(costs.predict(each.job).cpu_s for each in group)
+    errors = sorted(abs(costs.predict(each.job).cpu_s / max(each.cpu_s, 0.01) - 1) for each in group)
+    return Comparison(
+        jobs=len(group),
+        cpu_minutes=used / 60,
+        predicted_minutes=expected / 60,
+        error=expected / max(used, 0.01) - 1,
+        job_error=errors[len(errors) // 2],
+        start_up=sum(each.start_s for each in group) / max(used, 0.01),
+    )
+
+
+def _comparison_lines(comparisons: dict[str, Comparison]) -> list[str]:
+    titles = f"{'CPU min':>8s} {'predicted':>9s} {'error':>7s} {'a job':>7s} {'start-up':>9s}"
+    lines = [f"{'what ran':14s} {'jobs':>5s} {titles}"]
+    lines += [
+        f"{kind:14s} {each.jobs:5d} {each.cpu_minutes:8.2f} {each.predicted_minutes:9.2f}"
+        f" {each.error:+7.0%} {each.job_error:7.0%} {each.start_up:9.0%}"
+        for kind, each in comparisons.items()
+    ]
+    return [
+        *lines,
+        "error: of the sum; a job: the median over jobs of the error's size; start-up: its share of CPU time",
+    ]
+
+
+def fitted_on(folders: Iterable[Path]) -> dict[str, object]:
+    """Fit coefficients on the runs in these folders, and say what they were fitted on."""
+    seen: list[Observation] = []
+    sizes = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise CommandError(f"{folder} is not a folder")
+        with chdir(folder):
+            workload = Workload(Plan.read())
+            if workload.shape is None:
+                raise CommandError(f"{folder}: its model is not on this machine")
+            seen += observed(map(newest, workload.jobs.values()))
+            sizes.add(f"{workload.shape.parameters:,}")
+    if not seen:
+        raise CommandError("no job of the plans in these folders has a usage file and an output")
+    facts = {
+        "jobs": len(seen),
+        "parameters": " and ".join(sorted(sizes, key=lambda size: int(size.replace(",", "")))),
+        "machine": f"{environment()['machine']}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": environment()["torch"],
+        "command": "hemorrhage costs fit FOLDER...",
+    }
+    return {"fitted": facts, "safety": SAFETY, **fit(seen)}

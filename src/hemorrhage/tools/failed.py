@@ -1,0 +1,30 @@
+"""Which variants failed, and why: ``hemorrhage failed``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from hemorrhage.runtime.command import NO, YES, Parser
+from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.plan import Plan, advice, failed
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    return command_parser(
+        "failed",
+        "Name the variants of params.yaml that failed, each with its reason. The report holds the others.",
+        ["hemorrhage failed"],
+        {YES: "no variant failed", NO: "a variant failed"},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the failures to standard error."""
+    parser().parse_args(argv)
+    plan = Plan.read()
+    reasons = failed(plan)
+    if reasons:
+        print(advice(plan, reasons), file=sys.stderr)
+    return NO if reasons else YES

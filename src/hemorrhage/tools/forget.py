@@ -1,0 +1,28 @@
+"""A variant's outputs removed, so that the next run makes them again: ``hemorrhage forget``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hemorrhage.runtime.command import YES, Parser
+from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.plan import Plan, forget
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "forget",
+        "Remove a variant's checkpoint, evaluations and decodes. The next run makes them again.",
+        ["hemorrhage forget gptq-3 && snakemake"],
+    )
+    made.add_argument("variants", nargs="+", metavar="VARIANT", help="a variant of params.yaml, or base")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Remove the outputs and print their paths."""
+    arguments = parser().parse_args(argv)
+    for path in forget(Plan.read(), arguments.variants):
+        print(f"removed {path}")
+    return YES

@@ -1,0 +1,62 @@
+"""What params.yaml asks for, and how much of it is done: ``hemorrhage plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.runtime.command import YES, Parser, json_text
+from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.kinds import KINDS
+from hemorrhage.study.plan import Plan
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "plan",
+        "List the outputs that params.yaml asks for, kind by kind, and how many of them are done.",
+        ["hemorrhage plan", "hemorrhage plan --json"],
+    )
+    made.add_argument("--json", action="store_true", help="every output with its path, as JSON")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan."""
+    arguments = parser().parse_args(argv)
+    plan = Plan.read()
+    print(json_text(as_json(plan)) if arguments.json else as_text(plan))
+    return YES
+
+
+def outputs(plan: Plan) -> dict[str, dict[str, Path]]:
+    """Map kind -> name -> the manifest of an output, in the order in which kinds are made."""
+    return {kind: {name: Path(plan.manifest(kind, name)) for name in plan.names(kind)} for kind in KINDS}
+
+
+def as_text(plan: Plan) -> str:
+    """Write a line for each kind of output, and one for the report."""
+    lines = [
+        f"{kind:13s} {sum(manifest.is_file() for manifest in named.values()):4d}/{len(named)} done"
+        for kind, named in outputs(plan).items()
+    ]
+    states = {"rows": plan.rows_are_current(), "page": plan.report_is_current()}
+    return "\n".join(
+        [*lines, *(f"{name:13s} {'current' if current else 'to be made'}" for name, current in states.items())]
+    )
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain content: ``outputs``, a list for each kind, and whether the report is current."""
+    return {
+        "outputs": {
+            kind: [
+                {"name": name, "path": str(manifest.parent), "done": manifest.is_file()}
+                for name, manifest in named.items()
+            ]
+            for kind, named in outputs(plan).items()
+        },
+        "report_is_current": plan.report_is_current(),
+    }

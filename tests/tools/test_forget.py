@@ -1,0 +1,30 @@
+"""``hemorrhage forget``: one variant's outputs go, the others stay."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hemorrhage import cli
+from hemorrhage.runtime.command import USAGE, YES
+from hemorrhage.study.plan import Plan
+from tests.conftest import ROOT
+
+
+def test_the_named_variant_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    plan = Plan.read()
+    folders = {name: Path(plan.manifest("checkpoints", name)).parent for name in ("rtn-4", "rtn-3")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    assert cli.main(["forget", "rtn-4"]) == YES
+    assert capsys.readouterr().out == f"removed {folders['rtn-4']}\n"
+    assert not folders["rtn-4"].exists()
+    assert folders["rtn-3"].is_dir()
+    assert cli.main(["forget", "rtn-5"]) == USAGE
+    assert capsys.readouterr().err.startswith("hemorrhage forget: rtn-5: no such variant; there are base, rtn-8, ")

@@ -1,0 +1,56 @@
+"""``hemorrhage params``: a profile is written, or nothing is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from hemorrhage import cli
+from hemorrhage.runtime.command import USAGE, YES
+from hemorrhage.tools.params import merge
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the default params.yaml and two profiles."""
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    (tmp_path / "params/studies").mkdir(parents=True)
+    (tmp_path / "params/few.yaml").write_text("compress: {rtn: {bits: [4]}}\ndecode: {variants: [gptq-3]}\n")
+    (tmp_path / "params/studies/wrong.yaml").write_text("compress: {rtn: {bits: [40]}}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["few", "params/few.yaml"])
+def test_a_profile_is_written_and_comments_stay(folder: Path, name: str) -> None:
+    before = (folder / "params.yaml").read_text()
+    assert cli.main(["params", name]) == YES
+    after = (folder / "params.yaml").read_text()
+    assert YAML(typ="safe").load(after)["compress"]["rtn"]["bits"] == [4]
+    assert before.splitlines()[0] == after.splitlines()[0]
+    assert "# raise it to run everything again" in after
+
+
+def test_what_cannot_be_run_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "params.yaml").read_bytes()
+    (folder / "list.yaml").write_text("[1, 2]\n")
+    (folder / "broken.yaml").write_text("a: [1\n")
+    for name in ("studies/wrong", "list.yaml", "broken.yaml", "nowhere"):
+        assert cli.main(["params", name]) == USAGE
+    wrong, listed, broken, nowhere = capsys.readouterr().err.splitlines()
+    assert wrong.startswith("hemorrhage params: params.yaml with params/studies/wrong.yaml: compress.rtn")
+    assert "list.yaml is not a mapping" in listed
+    assert "not YAML" in broken
+    assert nowhere.endswith("nowhere is neither a file nor a profile; profiles are few, studies/wrong")
+    assert (folder / "params.yaml").read_bytes() == before
+    assert not (folder / "params.yaml.part").exists()
+
+
+def test_another_source_drops_what_the_old_one_needed() -> None:
+    target = {"data": {"source": "mirror", "path": "a", "items": 5, "seed": 0}, "gone": 1}
+    merge(target, {"data": {"source": "embedded", "seed": 1}, "gone": None})
+    assert target == {"data": {"source": "embedded", "items": 5, "seed": 1}}
