@@ -5,6 +5,7 @@ output depends on: its part of params.yaml, the code of its step, the addresses 
 is either at its path and right, or not there; nothing is judged by its age, and no metadata can go stale.
 
     python -m hemorrhage.study.plan show                  what a run would need, and what of it is there
+    python -m hemorrhage.study.plan addresses             where every output lies, as JSON
     python -m hemorrhage.study.plan settle <kind>...      remove what the plan does not name (DVC records the rest)
     python -m hemorrhage.study.plan failed                which variants failed and why; exit status 1 where some did
     python -m hemorrhage.study.plan forget <variant>...   remove a variant's outputs (or base's): they are made again
@@ -388,6 +389,11 @@ class Plan:
         """Name -> address of all outputs of a kind."""
         return getattr(self, kind)
 
+    def addresses(self) -> dict[str, str]:
+        """``<kind>/<name>`` -> address of all outputs, in the order in which they are made."""
+        kinds = [kind for kinds in STAGES.values() for kind in kinds]
+        return {f"{kind}/{name}": key for kind in kinds for name, key in self.names(kind).items()}
+
     def manifest(self, kind: str, name: str) -> str:
         """The file whose presence says that an output is there and whole."""
         return str(DATA / kind / name / self.names(kind)[name] / MANIFEST)
@@ -510,6 +516,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="what a run would need, and what of it is there")
+    commands.add_parser("addresses", help="where every output lies, as JSON")
     settling = commands.add_parser("settle", help="remove outputs that the plan does not name")
     settling.add_argument("kinds", nargs="+", choices=[kind for kinds in STAGES.values() for kind in kinds])
     commands.add_parser("failed", help="name the variants that failed; the exit status is 1 where there are some")
@@ -520,6 +527,8 @@ def main() -> None:
         plan = Plan.read()
         if arguments.command == "show":
             print(show(plan))
+        elif arguments.command == "addresses":
+            print(json.dumps(plan.addresses(), indent=2))
         elif arguments.command == "failed":
             reasons = failed(plan)
             for variant, reason in reasons.items():
