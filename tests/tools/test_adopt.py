@@ -128,12 +128,12 @@ def test_samples_are_made_of_each_sort(here: Path, monkeypatch: pytest.MonkeyPat
         made.extend(f"{each.kind}/{each.name}" for each in chosen)
 
     monkeypatch.setattr(adopt, "_make", make)
-    adopt._take_over([Moved("checkpoints", name, OLD, NEW) for name in names], 1)
+    adopt._take_over("compress", [Moved("checkpoints", name, OLD, NEW) for name in names], 1)
     assert made == ["checkpoints/rtn-4", "checkpoints/rtn-sym", "checkpoints/awq-4"]
     made.clear()
     for name in ("base", *names):
         output(Path("data/evaluations", name, OLD), variant=name)
-    adopt._take_over([Moved("evaluations", name, OLD, NEW) for name in ("base", *names)], 2)
+    adopt._take_over("evaluate", [Moved("evaluations", name, OLD, NEW) for name in ("base", *names)], 2)
     assert made == [f"evaluations/{name}" for name in ("base", "rtn-4", "rtn-sym", "awq-4")]
 
 

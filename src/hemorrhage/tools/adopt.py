@@ -127,16 +127,16 @@ def adopt(revision: str, samples: int = 1, keep: bool = False) -> str:
         return f"adopted 0 outputs: none of {revision} lies at another address now{_failures(failures)}"
     _begin(plan)
     try:
-        made = [
-            each for kind in _kinds() for each in _take_over([each for each in moved if each.kind == kind], samples)
-        ]
+        made = 0
+        for stage, kinds in STAGES.items():
+            made += _take_over(stage, [each for each in moved if each.kind in kinds], samples)
         _commit(moved, keep)
     except BaseException:
         _take_back()
         raise
     _finish()
     return (
-        f"adopted {len(moved)} outputs, {len(made)} samples made anew{_failures(failures)};"
+        f"adopted {len(moved)} outputs, {made} samples made anew{_failures(failures)};"
         " the next run makes the report again"
     )
 
@@ -223,17 +223,17 @@ def _stored(variant: str) -> tuple[Any, ...]:
     return (variant,)
 
 
-def _take_over(moved: list[Moved], samples: int) -> list[Moved]:
-    """Link the outputs of one kind to their new addresses, and prove it on samples, which are returned."""
+def _take_over(stage: str, moved: list[Moved], samples: int) -> int:
+    """Link the outputs of one stage to their new addresses, and prove it on samples; returns how many were made."""
     sorts: dict[tuple[Any, ...], list[Moved]] = {}
     for each in moved:
-        sorts.setdefault(sort_of(each), []).append(each)
+        sorts.setdefault((each.kind, *sort_of(each)), []).append(each)
     chosen = [each for sort in sorts.values() for each in _spread(sort, samples)]
     for each in moved:
         if each not in chosen:
             store.link(each.before, each.after)
     if not chosen:
-        return []
+        return 0
     _make(chosen)
     for each in chosen:
         found = difference(each.before, each.after)
@@ -242,8 +242,8 @@ def _take_over(moved: list[Moved], samples: int) -> list[Moved]:
         # The earlier one stays, with its clock's numbers: the report says what it said.
         shutil.rmtree(each.after)
         store.link(each.before, each.after)
-    print(f"{moved[0].kind}: {len(chosen)} of {len(moved)} made anew, all equal", file=sys.stderr)
-    return chosen
+    print(f"{stage}: {len(chosen)} of {len(moved)} made anew, all equal", file=sys.stderr)
+    return len(chosen)
 
 
 def _spread(sort: list[Moved], samples: int) -> list[Moved]:
@@ -381,10 +381,6 @@ def _of_this_folder() -> None:
     """Raises UnanswerableError where this is not the code that runs in this folder."""
     if Path("src/hemorrhage").resolve() != SOURCE:
         raise UnanswerableError(f"{SOURCE} is not this folder's code; call it in its folder, or with PYTHONPATH=src")
-
-
-def _kinds() -> list[str]:
-    return [kind for kinds in STAGES.values() for kind in kinds]
 
 
 def _failures(count: int) -> str:
