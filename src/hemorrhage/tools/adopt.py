@@ -7,8 +7,8 @@ and the next run would make all of them again. Here a few of each sort are made 
 made, byte for byte but for clocks and peaks of memory (``MEASURED``). Where all are equal, the others are taken to
 their new addresses as they are; at the first difference nothing is taken over, and nothing on disk has changed.
 
-A sort is a kind of output; among checkpoints each sweep, among what is measured on them each way to store one, among
-texts, tasks, gradients and benchmarks each name. ``--samples`` are made of each sort. Which outputs REV's code would
+A sort is a kind of output and a name; but among checkpoints it is a sweep, and among what is measured on them a way to
+store one. ``--samples`` are made of each sort. Which outputs REV's code would
 name, that code itself says of the params.yaml that is here now. The report is made again by the next run.
 
 Ends with 0 when outputs were taken over or none had to be, with 1 when a sample differs or can't be made, and with 64
@@ -37,8 +37,9 @@ from typing import Any, NoReturn
 from hemorrhage.runtime.address import SOURCE
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest, sync, whole
 from hemorrhage.runtime.service import store
+from hemorrhage.study.kinds import BASE, KINDS, RELATIVE, STAGES
 from hemorrhage.study.params import ConfigError
-from hemorrhage.study.plan import DATA, STAGES, Plan
+from hemorrhage.study.plan import DATA, Plan
 
 MEASURED = {
     "cost.json": ("prefill", "decode", "peak_bytes"),
@@ -128,8 +129,8 @@ def adopt(revision: str, samples: int = 1, keep: bool = False) -> str:
     _begin(plan)
     try:
         made = 0
-        for stage, kinds in STAGES.items():
-            made += _take_over(stage, [each for each in moved if each.kind in kinds], samples)
+        for stage in STAGES:
+            made += _take_over(stage, [each for each in moved if KINDS[each.kind].stage == stage], samples)
         _commit(moved, keep)
     except BaseException:
         _take_back()
@@ -194,11 +195,9 @@ def sort_of(moved: Moved) -> tuple[Any, ...]:
             for key, value in made["settings"].items()
         )
         return made["sweep"], made["method"], json.dumps(sorted(settings))
-    if moved.kind in ("texts", "tasks", "gradients", "benchmarks"):
-        return (moved.name,)
-    if moved.kind in ("evaluations", "harness", "programs", "decodes", "corrections"):
-        return (moved.name in ("base", "relative"), *_stored(moved.name))
-    return ()
+    if KINDS[moved.kind].of_models and moved.name not in (BASE, RELATIVE):
+        return _stored(moved.name)
+    return (moved.name,)
 
 
 def _stored(variant: str) -> tuple[Any, ...]:

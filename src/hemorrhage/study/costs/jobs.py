@@ -1,0 +1,136 @@
+"""The jobs of a plan, and how much work each is."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.study import params as config
+from hemorrhage.study.kinds import KINDS, Key
+from hemorrhage.study.plan import Plan, evaluable
+from hemorrhage.study.work import Load, Shape, Work
+
+USAGE = Path("logs/benchmarks")
+
+ROWS, PAGE = ("rows", "rows"), ("page", "page")
+"""The two jobs that make reports/, as keys of jobs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the plan: what it makes (``kind``, ``name``), by which ``method``, from which other jobs' outputs."""
+
+    kind: str
+    name: str
+    method: str
+    output: Path
+    usage: Path
+    work: Work
+    needs: tuple[Key, ...]
+
+    @property
+    def there(self) -> bool:
+        """Whether its output is there."""
+        return self.output.is_file()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its output is a folder of data/, and no part of reports/."""
+        return self.kind in KINDS
+
+
+def shape(plan: Plan) -> Shape | None:
+    """Shape of the plan's model; None where nothing of it is on this machine yet."""
+    folder = Path(plan.manifest("base", "base")).parent
+    model = plan.params.model
+    if isinstance(model, config.PathModel):
+        folder = Path(model.path)
+    if (folder / "config.json").is_file():
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        counted = sum(map(_elements, folder.glob("*.safetensors")))
+        return _shape(facts, counted)
+    known = config.architecture(plan.params)
+    return None if known is None else _shape(known, None)
+
+
+def _shape(facts: dict[str, Any], counted: int | None) -> Shape:
+    width, tied = int(facts["hidden_size"]), bool(facts.get("tie_word_embeddings", False))
+    embedding = int(facts["vocab_size"]) * width
+    if counted is None:
+        heads = int(facts["num_attention_heads"])
+        head = facts.get("head_dim") or width // heads
+        attention = width * head * (2 * heads + 2 * facts.get("num_key_value_heads", heads))
+        mlp = 3 * width * facts["intermediate_size"]
+        return Shape(int(facts["num_hidden_layers"] * (attention + mlp)), embedding, width, tied)
+    return Shape(max(counted - embedding * (1 if tied else 2), 1), embedding, width, tied)
+
+
+def _elements(file: Path) -> int:
+    """Numbers in a safetensors file, by its header."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            count = 1
+            for size in entry["shape"]:
+                count *= size
+            total += count
+    return total
+
+
+class Workload:
+    """All jobs of a plan. Without a known shape the work of each is zero, and nothing can be predicted."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.shape = shape(plan)
+
+    def on_gpu(self, kind: str, name: str) -> bool:
+        """Whether a job has use for a GPU."""
+        asks = KINDS[kind].on_gpu if kind in KINDS else None
+        return asks is not None and asks(self.plan.design, name)
+
+    @cached_property
+    def jobs(self) -> dict[Key, Job]:
+        """(kind, name) -> job, in an order in which they can be made."""
+        plan = self.plan
+        found = {
+            (kind, name): self._job(kind, name, Path(plan.manifest(kind, name)))
+            for kind in KINDS
+            for name in plan.names(kind)
+        }
+        everything = tuple(found)
+        found[ROWS] = self._report(ROWS, plan.rows, "analyze", self._resampled(), everything)
+        found[PAGE] = self._report(PAGE, plan.page, "page", Work(0, 0, 0), (ROWS,))
+        return found
+
+    def _job(self, kind: str, name: str, output: Path) -> Job:
+        plan, row = self.plan, KINDS[kind]
+        usage = USAGE / kind / f"{name}-{plan.address(kind, name)}.tsv"
+        work = Work(0, 0, 0)
+        if self.shape is not None:
+            load = Load(plan.design, self.shape, self._evaluation_tokens)
+            work = Work(1e-9 * self.shape.parameters, row.stored(load, name), row.arithmetic(load, name))
+        variant = plan.variants.get(name)
+        method = variant.method if variant else ""
+        if variant and getattr(variant.settings, "sequential", False):
+            method += " sequential"
+        return Job(kind, name, method, output, usage, work, tuple(row.needs(plan.design, name)))
+
+    def _evaluation_tokens(self, corpus: str) -> int:
+        there = evaluable(Path(self.plan.manifest("texts", corpus)))
+        return there.get("evaluation", 100_000)
+
+    def _report(self, key: Key, address: str, logs: str, work: Work, needs: tuple[Key, ...]) -> Job:
+        marker = Path(f".snakemake/current/{address}")
+        return Job(*key, "", marker, USAGE / logs / f"{address}.tsv", work, needs)
+
+    def _resampled(self) -> Work:
+        draws = self.plan.params.analyze.resamples * (1 + len(self.plan.variants))
+        return Work(0, 0, 1e-6 * draws)
