@@ -3,6 +3,7 @@
 What an address names never changes, so every input is ancient(): its absence matters, not its age.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
 from hemorrhage.runtime.lock import hold
 from hemorrhage.study.kinds import KINDS, STAGES, analyzed, of_stage
 from hemorrhage.study.plan import Plan, failed
+from hemorrhage.tools import adopt
+
+# What a killed adoption left at addresses that it had not proven.
+adopt.take_back()
 
 try:
     plan = Plan.read()
@@ -98,9 +103,11 @@ def minutes_of(kind):
 
 
 onstart:
-    # Snakemake's own lock survives a kill -9; this one goes with the process.
+    # Snakemake's own lock survives a kill -9; these go with the process.
     try:
-        hold(Path(".snakemake/run.lock"))
+        if adopt.ADOPTING not in os.environ:
+            hold(adopt.LOCK)
+        hold(adopt.RUN)
     except BlockingIOError:
         raise WorkflowError(
             "another run is at work in this folder; wait for it to end, or stop it"

@@ -42,7 +42,7 @@ COMMANDS = {
     "failed": Command("hemorrhage.tools.failed", "name the variants that failed, with the reason"),
     "forget": Command("hemorrhage.tools.forget", "remove a variant's outputs, so that they are made again"),
     "settle": Command("hemorrhage.tools.settle", "remove outputs that params.yaml no longer asks for"),
-    "adopt": Command("hemorrhage.adopt", "keep outputs across an edit of the code that changes no result"),
+    "adopt": Command("hemorrhage.tools.adopt", "keep outputs across an edit of the code that changes no result"),
 }
 """Subcommands in the order of the help."""
 

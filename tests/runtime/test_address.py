@@ -15,13 +15,12 @@ from hemorrhage.data.texts import repositories
 from hemorrhage.runtime import address
 from hemorrhage.runtime.digest import Sources
 from hemorrhage.study import plan
-from hemorrhage.study.kinds import KINDS
 from hemorrhage.study.plan import Plan
 from hemorrhage.study.registry import METHODS
 from tests.conftest import ROOT
 from tests.project import replace
 
-STEPS = ["models", "data.texts", "calibrate", "compress", "evaluate", "decode", "mitigate", "analyze"]
+STEPS = ["models", "data.texts", "calibrate", "compress", "evaluate", "decode", "mitigate", "analyze", "analyze.report"]
 
 
 @pytest.fixture
@@ -46,8 +45,7 @@ def moved(tree: Path, here: Sources, monkeypatch: pytest.MonkeyPatch) -> Callabl
         for module in (plan, repositories):
             monkeypatch.setattr(module, "program", sources.program)
         study = Plan.read(ROOT / "params.yaml")
-        found = {f"{kind}/{name}": key for kind in KINDS for name, key in study.names(kind).items()}
-        return {**found, "rows": study.rows, "page": study.page}
+        return {**study.addresses(), "rows": study.rows, "page": study.page}
 
     before = addresses(here)
 
@@ -142,7 +140,7 @@ def test_no_step_depends_on_the_registry_the_config_or_the_plan(step: str) -> No
 def test_no_step_reads_what_does_not_count(here: Sources) -> None:
     """Such a program would move with every word of its modules."""
     modules = [*(f"hemorrhage.{step}.__main__" for step in STEPS), *map(module_of, METHODS)]
-    assert [module for module in modules if here.reads_itself(module)] == []
+    assert [module for module in modules if here.reads_texts(module)] == []
 
 
 def test_programs_are_remembered_for_these_very_sources(

@@ -124,6 +124,18 @@ def half(x):
 def half(x):
     log.info('the half is of %s', next(x))
     return x / 2
+== words of an error where annotations are read
+from typing import get_type_hints
+def half(x: int):
+    if x < 0:
+        raise ValueError(f'{x} is negative')
+    return get_type_hints(half)
+--
+from typing import get_type_hints
+def half(x: int):
+    if x < 0:
+        raise ValueError('no negative number')
+    return get_type_hints(half)
 == help of the command line
 import argparse
 def half(x):
@@ -502,6 +514,22 @@ def half(x):
 --
 from typing import get_type_hints
 def two(x: str):
+    pass
+def half(x):
+    return get_type_hints(two)
+== class of an annotation that is read
+from typing import get_type_hints
+class A:
+    two = 2
+def two(x: "A"):
+    pass
+def half(x):
+    return get_type_hints(two)
+--
+from typing import get_type_hints
+class A:
+    two = 3
+def two(x: "A"):
     pass
 def half(x):
     return get_type_hints(two)

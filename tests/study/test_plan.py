@@ -12,7 +12,6 @@ import pytest
 
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
-from hemorrhage.study.kinds import KINDS
 from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, forget, settle
 from hemorrhage.tools.plan import as_text
 from tests.study.test_params import DEFAULT, changed
@@ -20,8 +19,7 @@ from tests.study.test_params import DEFAULT, changed
 
 def addresses(content: dict[str, Any]) -> dict[str, str]:
     plan = Plan(config.Params.model_validate(content))
-    found = {f"{kind}/{name}": key for kind in KINDS for name, key in plan.names(kind).items()}
-    return {**found, "rows": plan.rows, "page": plan.page}
+    return {**plan.addresses(), "rows": plan.rows, "page": plan.page}
 
 
 REPORT = {"rows", "page"}

@@ -11,8 +11,8 @@ renamed, and a message reworded, without an output losing its address. What this
   (``globals()``).
 - A module whose whole name stands as a string where modules are imported by name counts whole as soon as anything of
   it counts. Where a name is put together at run time, the plan names the module as a program of its own.
-- A program that reads docstrings, annotations or the names of modules at run time counts with the whole text of all its
-  modules.
+- A program that reads annotations at run time counts with all annotations of what it reaches, and one that reads
+  docstrings or the names of modules with the whole text of all its modules.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ COMMAND_LINE = ("ArgumentParser", "add_argument", "add_parser", "add_subparsers"
 HELP = ("help", "description", "epilog", "prog", "usage", "metavar", "title")
 """Keywords of COMMAND_LINE that a person reads."""
 
-READING = ("__doc__", "get_type_hints", "get_annotations", "getdoc")
-READ = ("__module__", "__annotations__", "annotation", "return_annotation", "__subclasses__")
-"""Names, and attributes, by which a program reads what does not count otherwise."""
+TEXTS = ("__doc__", "getdoc", "__module__", "__subclasses__")
+ANNOTATIONS = ("get_type_hints", "get_annotations", "__annotations__", "annotation", "return_annotation")
+"""Names and attributes by which a program reads what does not count otherwise: its own texts, annotations alone."""
 
 CONDITIONAL = (ast.Try, ast.TryStar, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Match)
 """Statements whose blocks may run or not."""
@@ -90,7 +90,9 @@ class Part:
     text: str = ""
     names: dict[str, list[Target]] = field(default_factory=dict)
     loads: set[str] = field(default_factory=set)
-    reads_itself: bool = False
+    annotations: list[ast.expr] = field(default_factory=list)
+    reads_texts: bool = False
+    reads_annotations: bool = False
 
 
 class Import(NamedTuple):
@@ -141,18 +143,20 @@ class Sources:
     def program(self, module: str) -> str:
         """Digest of everything that the module ``module`` reaches; ValueError where it can't be told."""
         reached, loaded = self._closure(module)
+        if any(part.reads_annotations for each in reached for part in self._parts(each)):
+            reached, loaded = self._closure(module, annotated=True)
         self._label(reached)
+        found = [part for each in reached for part in self._parts(each)]
         parts: list[Any] = [sorted({self._labels[each] for each in reached})]
-        if self._read_themselves(reached):
+        if any(part.reads_annotations for part in found):
+            parts.append(sorted(ast.unparse(each) for part in found for each in part.annotations))
+        if any(part.reads_texts for part in found):
             parts.append(sorted((name, self.whole(name)) for name in loaded))
         return _digest(parts)
 
-    def reads_itself(self, module: str) -> bool:
+    def reads_texts(self, module: str) -> bool:
         """Whether the program reads what does not count otherwise: all the text of its modules counts."""
-        return self._read_themselves(self._closure(module)[0])
-
-    def _read_themselves(self, reached: Collection[Definition]) -> bool:
-        return any(part.reads_itself for each in reached for part in self._parts(each))
+        return any(part.reads_texts for each in self._closure(module)[0] for part in self._parts(each))
 
     def modules_of(self, module: str) -> set[str]:
         """The modules that are loaded when everything runs that the module ``module`` reaches."""
@@ -160,7 +164,7 @@ class Sources:
 
     # Which definitions a program has.
 
-    def _closure(self, entry: str) -> tuple[set[Definition], set[str]]:
+    def _closure(self, entry: str, annotated: bool = False) -> tuple[set[Definition], set[str]]:
         own = self.module(entry)
         waiting = [Definition(entry, name) for name in (*own.definitions, EFFECTS, MAIN)]
         reached: set[Definition] = set()
@@ -176,7 +180,8 @@ class Sources:
                 waiting += self._registered(name)
             if each.name != EFFECTS and each.module in self._named:
                 waiting.append(Definition(each.module, WHOLE))
-            waiting += [target for target in self._references(each) if isinstance(target, Definition)]
+            references = self._references(each) + (self._annotations(each) if annotated else [])
+            waiting += [target for target in references if isinstance(target, Definition)]
         return reached, loaded
 
     def _loading(self, each: Definition, loaded: Collection[str]) -> set[str]:
@@ -251,6 +256,14 @@ class Sources:
             return []
         return [target for part in self._parts(each) for targets in part.names.values() for target in targets]
 
+    def _annotations(self, each: Definition) -> list[Target]:
+        """What the annotations of a definition refer to that are no part of its text."""
+        nodes = [node for part in self._parts(each) for each in part.annotations for node in ast.walk(each)]
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        strings = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        names |= {name for text in strings for name in re.findall(r"\w+", text)}
+        return [target for name in names for target in self.bound(self.module(each.module), name)]
+
     def _parts(self, each: Definition) -> list[Part]:
         own = self.module(each.module)
         if each.name == WHOLE:
@@ -262,7 +275,7 @@ class Sources:
             parts.append(own.parts[id(statement)])
         if each.name == EFFECTS and (unused := self._unused(own)):
             parts.append(Part("", unused))
-        return [part for part in parts if part.text or part.names]
+        return [part for part in parts if part.text or part.names or part.annotations]
 
     def _unused(self, own: Module) -> dict[str, list[Target]]:
         """What a module imports of other packages and does not use: it may be imported for its effect."""
@@ -472,10 +485,9 @@ class _Reader(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id == "__name__":
-            self.found.reads_itself = True
+            self.found.reads_texts = True
             self._note("<own module>", [Definition(self.own.name, WHOLE)])
-        if node.id in READING:
-            self.found.reads_itself = True
+        self._read(node.id)
         if isinstance(node.ctx, ast.Store) and self.scope != "module":
             return node
         if isinstance(node.ctx, ast.Load) and self._modules(node):
@@ -484,17 +496,20 @@ class _Reader(ast.NodeTransformer):
         return node
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
-        if node.attr in (*READING, *READ):
-            self.found.reads_itself = True
+        self._read(node.attr)
         if not self._modules(_first(node)):
             return self.generic_visit(node)  # type: ignore[return-value]
         if self._modules(node):
             return self._token(node, None)
         if self._modules(node.value):
             if node.attr == "__name__":
-                self.found.reads_itself = True
+                self.found.reads_texts = True
             return ast.Attribute(self._token(node.value, node.attr), node.attr, node.ctx)
         return self.generic_visit(node)  # type: ignore[return-value]
+
+    def _read(self, name: str) -> None:
+        self.found.reads_texts |= name in TEXTS
+        self.found.reads_annotations |= name in ANNOTATIONS
 
     def visit_Global(self, node: ast.Global) -> ast.stmt:
         for name in node.names:
@@ -522,15 +537,12 @@ class _Reader(ast.NodeTransformer):
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         if all(_decorator(each) in UNANNOTATED for each in node.decorator_list):
+            of = node.args
+            arguments = (*of.posonlyargs, *of.args, *of.kwonlyargs, of.vararg, of.kwarg)
+            annotations = [each.annotation for each in arguments if each is not None] + [node.returns]
+            self.found.annotations += [each for each in annotations if each is not None]
             node.returns = None
-            arguments = node.args
-            for each in (
-                *arguments.posonlyargs,
-                *arguments.args,
-                *arguments.kwonlyargs,
-                arguments.vararg,
-                arguments.kwarg,
-            ):
+            for each in arguments:
                 if each is not None:
                     each.annotation = None
         return self._scope(node, "function")
@@ -584,6 +596,7 @@ class _Reader(ast.NodeTransformer):
                     for name in re.findall(r"\w+", each.value):
                         self._note(name, self._targets(name))
             return self.generic_visit(node)
+        self.found.annotations.append(node.annotation)
         if node.value is None:
             return None
         return self.generic_visit(ast.copy_location(ast.Assign([node.target], node.value), node))

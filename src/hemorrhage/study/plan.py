@@ -7,8 +7,10 @@ metadata can go stale.
 
     python -m hemorrhage.study.plan settle KIND...   remove what the plan does not name (DVC records the rest)
     python -m hemorrhage.study.plan failed           which variants failed and why; exit code 1 where some did
+    python -m hemorrhage.study.plan addresses        where every output lies, as JSON
 
-These two are for rules and dvc.yaml, which run the code of their own folder; people have the command ``hemorrhage``.
+These are for rules, dvc.yaml and `hemorrhage adopt`, which run the code of their own folder; people have the command
+``hemorrhage``.
 """
 
 from __future__ import annotations
@@ -89,6 +91,10 @@ class Plan:
         return address("page", self.rows, program("hemorrhage.analyze.report.__main__"), templates)
 
     # Paths.
+
+    def addresses(self) -> dict[str, str]:
+        """``<kind>/<name>`` -> address of all outputs, in the order in which they are made."""
+        return {f"{kind}/{name}": key for kind in KINDS for name, key in self.names(kind).items()}
 
     def manifest(self, kind: str, name: str) -> str:
         """The file whose presence says that an output is there and whole."""
@@ -248,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("settle").add_argument("kinds", nargs="+", choices=list(KINDS))
     commands.add_parser("failed")
+    commands.add_parser("addresses")
     arguments = parser.parse_args(argv)
     try:
         plan = Plan.read()
@@ -256,6 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "settle":
         for path in settle(plan, arguments.kinds):
             print(f"removed {path}")
+        return 0
+    if arguments.command == "addresses":
+        print(json.dumps(plan.addresses(), indent=2))
         return 0
     reasons = failed(plan)
     if reasons:
