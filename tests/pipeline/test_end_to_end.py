@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import time
+import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -41,6 +43,15 @@ def test_cold_run_makes_everything(project: Project) -> None:
         "<svg" in (project.root / "reports/index.html").read_text()
         or "plotly" in (project.root / "reports/index.html").read_text()
     )
+
+
+def test_snakemakes_own_report_shows_the_page_and_the_tables(project: Project) -> None:
+    project.run("snakemake", "--report", str(project.root.parent / "report.zip"))
+    with zipfile.ZipFile(project.root.parent / "report.zip") as content:
+        shown = {Path(name).name: name for name in content.namelist() if "/raw/" in name}
+        page = content.read(shown["index.html"])
+    assert page == (project.root / "reports/index.html").read_bytes()
+    assert {"metrics.json", "curves.csv", "thresholds.csv", "front.csv", "claims.json"} <= set(shown)
 
 
 def test_dvc_records_what_snakemake_made(project: Project) -> None:
