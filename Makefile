@@ -71,7 +71,7 @@ check: $(READY)
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
-	snakemake --lint
+	pytest tests/pipeline/test_lint.py
 	mypy
 
 unit: $(READY)

@@ -74,7 +74,7 @@ rule failures:
 
 # Apart from the rules that make them, whose jobs Snakemake would take for cut short, or out of date, by these files' ages.
 rule reported:
-    """What `snakemake --report` shows of reports/: it runs where one of these files was missing, and alters none."""
+    """What `snakemake --report` shows of reports/; it alters none of it."""
     input:
         ancient(CURRENT),
     output:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,14 +19,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from hemorrhage.analyze import inputs
+from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.analyze.curves import definitions
 from hemorrhage.analyze.report import decoding as decoding_page
 from hemorrhage.analyze.report import figures, layer_figures
 from hemorrhage.analyze.report import page as report
+from hemorrhage.analyze.report.__main__ import draw
 from hemorrhage.analyze.rows import decoding, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.study import read
 from hemorrhage.analyze.verdicts import claims
 from hemorrhage.analyze.verdicts import decoding as sweep
 from tests import browser, screenshot, synthetic
@@ -307,6 +311,28 @@ def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> Non
         inputs.read({**base, "checkpoints": [failed[0], failed[0]]})
     with pytest.raises(ValueError, match="no directory of checkpoints"):
         inputs.read({**base, "evaluations": gone})
+
+
+def test_the_page_is_drawn_from_files_as_from_what_was_found(found: inputs.Inputs, tmp_path: Path) -> None:
+    study = analyze(tmp_path, found, SPEC, "0123456789ab")
+    assert report.render(read(tmp_path)) == report.render(study)
+    before = json.loads((tmp_path / "provenance.json").read_text())
+    assert "page" not in before
+    draw(tmp_path, "a page")
+    assert json.loads((tmp_path / "provenance.json").read_text()) == {**before, "page": "a page"}
+    analyze(tmp_path, found, SPEC, "0123456789ab")
+    assert "page" not in json.loads((tmp_path / "provenance.json").read_text()), "numbers made anew: it is to be drawn"
+
+
+def test_a_kind_that_nothing_reads_yet_is_given_with_its_tables(outputs: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "heads" / "gptq-4" / "0123456789ab"
+    shutil.copytree(outputs["harness"][1], folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "variant": "gptq-4"}))
+    given = inputs.read({**outputs, "heads": [folder]})
+    assert list(given.others["heads"]["gptq-4"].tables) == ["items.parquet"]
+    assert given.directories["heads"] == ["gptq-4/0123456789ab"]
+    assert "page" not in analyze(tmp_path / "reports", given, SPEC, "a").provenance
 
 
 def test_a_wrong_spec_is_named() -> None:

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import time
+import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,7 +25,7 @@ VARIANTS = ("rtn-8", "rtn-4", "gptq-3", "awq-4", "awq_sham-4", "wanda-0.5", "sho
 def test_cold_run_makes_everything(project: Project) -> None:
     ran = project.jobs("snakemake")
     assert ran == {
-        "models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
+        "models": 1, "data.texts": 1, "data.tasks.probes": 1, "calibrate": 1, "compress": 8,
         "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, **REPORT,
     }  # fmt: skip
     rows = pd.read_parquet(project.root / "reports/hemorrhage.parquet")
@@ -41,6 +43,15 @@ def test_cold_run_makes_everything(project: Project) -> None:
         "<svg" in (project.root / "reports/index.html").read_text()
         or "plotly" in (project.root / "reports/index.html").read_text()
     )
+
+
+def test_snakemakes_own_report_shows_the_page_and_the_tables(project: Project) -> None:
+    project.run("snakemake", "--report", str(project.root.parent / "report.zip"))
+    with zipfile.ZipFile(project.root.parent / "report.zip") as content:
+        shown = {Path(name).name: name for name in content.namelist() if "/raw/" in name}
+        page = content.read(shown["index.html"])
+    assert page == (project.root / "reports/index.html").read_bytes()
+    assert {"metrics.json", "curves.csv", "thresholds.csv", "front.csv", "claims.json"} <= set(shown)
 
 
 def test_dvc_records_what_snakemake_made(project: Project) -> None:
@@ -147,7 +158,7 @@ def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project
     half = list(checkpoints.glob("*/*.part-*"))
     assert half, "killed in the middle of a write"
     started = sum(project.counted().values())
-    total = sum({"models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
+    total = sum({"models": 1, "data.texts": 1, "data.tasks.probes": 1, "calibrate": 1, "compress": 8,
                  "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, **REPORT}.values())  # fmt: skip
     again = project.jobs("snakemake")
     assert sum(again.values()) == total - (started - 1), "only the killed job and what had not started"

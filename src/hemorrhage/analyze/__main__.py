@@ -84,7 +84,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
         save(out / f"{name}.csv", partial(table.to_csv, index=False))
     save(out / "decoding.json", _json(decoding.as_json(decoded)))
     save(out / study.REST, _json(study.as_json(analyzed), sort_keys=False, indent=None))
-    save(out / study.PROVENANCE, _json(analyzed.provenance))
+    save(out / study.PROVENANCE, _json(analyzed.provenance, sort_keys=False))
     return analyzed
 
 

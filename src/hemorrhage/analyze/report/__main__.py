@@ -25,7 +25,7 @@ def draw(reports: Path, address: str) -> None:
     html = render(found)
     with whole(reports / PAGE) as part:
         part.write_text(html, encoding="utf-8")
-    made = json.dumps({**found.provenance, "page": address}, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    made = json.dumps({**found.provenance, "page": address}, indent=2, allow_nan=False) + "\n"
     with whole(reports / study.PROVENANCE) as part:
         part.write_text(made, encoding="utf-8")
 
