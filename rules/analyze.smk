@@ -75,4 +75,4 @@ rule failures:
     log:
         f"logs/failures/{plan.report}.log",
     shell:
-        f"{quote(sys.executable)} -m hemorrhage.study.plan failed > {{log}} 2>&1 && touch {{output}}"
+        f"{literal(sys.executable)} -m hemorrhage.study.plan failed > {{log}} 2>&1 && touch {{output}}"

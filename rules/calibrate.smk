@@ -18,7 +18,7 @@ rule base:
     params:
         usage="logs/benchmarks/base/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
-        spec=json.dumps(plan.model),
+        spec=lambda wildcards: json.dumps(plan.model),
     shell:
         "step --direct {params.usage} hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
 
@@ -36,7 +36,7 @@ rule relative:
     params:
         usage="logs/benchmarks/relatives/{name}-{key}.tsv",
         out=lambda wildcards, output: folders(output[0]),
-        spec=json.dumps(plan.relative),
+        spec=lambda wildcards: json.dumps(plan.relative),
     shell:
         "step --direct {params.usage} hemorrhage.models {params.out} --spec {params.spec:q} > {log} 2>&1"
 

@@ -29,7 +29,7 @@ rule decode:
         base=lambda wildcards, input: folders(input.base),
         closed=lambda wildcards, input: folders(input.closed),
         open=lambda wildcards, input: folders(input.open),
-        spec=json.dumps(plan.decoding),
+        spec=lambda wildcards: json.dumps(plan.decoding),
     shell:
         "step --gpu={resources.gpu} {params.usage} hemorrhage.decode {params.out} --variant {wildcards.name}"
         " --checkpoint {params.checkpoint} --base {params.base} --closed {params.closed} --open {params.open}"

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from hemorrhage.compress.method import module_of
 from hemorrhage.data.texts.repositories import identity
-from hemorrhage.runtime.address import SOURCE, address, fingerprint, program
+from hemorrhage.models.sources.path import digest_of_adopted
+from hemorrhage.runtime.address import SOURCE, address, program
 from hemorrhage.runtime.artifact import MANIFEST
 from hemorrhage.runtime.service import store
 from hemorrhage.study import params as config
@@ -224,7 +225,7 @@ class Plan:
     def _source(self, chosen: config.WheelModel | config.HubModel | config.PathModel) -> str:
         model = chosen.model_dump(mode="json")
         if isinstance(chosen, config.PathModel):
-            model = {"source": "path", "sha256": fingerprint(Path(chosen.path), FINGERPRINTS)}
+            model = {"source": "path", "sha256": digest_of_adopted(Path(chosen.path), FINGERPRINTS)}
         source = f"hemorrhage.models.sources.{model['source']}"
         return self._address("base", model, program("hemorrhage.models.__main__"), program(source))
 
@@ -353,7 +354,7 @@ class Plan:
         ]
         inputs: list[Any] = [self.base["base"], *asked]
         amateurs = {found["amateur"] for found in self.decoding["strategies"].values() if found.get("amateur")}
-        inputs += [fingerprint(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
+        inputs += [digest_of_adopted(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
         models = {name: self._models[name] for name in ("base", *decode.variants)}
         found = {
             name: self._address("decode", model, self.decoding, inputs, programs) for name, model in models.items()
