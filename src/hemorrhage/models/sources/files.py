@@ -125,7 +125,7 @@ def tensors(weights: tuple[Path, ...]) -> dict[str, Tensor]:
 
 def header(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, from its first bytes. Raises InputError where it is not whole."""
-    size = _size(file)
+    size = size_of(file)
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -196,7 +196,7 @@ def _copy_only(file: Path, kept: dict[str, Tensor], out: Path) -> None:
 
 def read_json(file: Path) -> Any:
     """The content of a JSON file in any Unicode encoding. Raises InputError, one line that names the file."""
-    _size(file)
+    size_of(file)
     try:
         return json.loads(file.read_bytes())
     except UnicodeDecodeError:
@@ -224,7 +224,7 @@ def is_there(file: Path) -> bool:
     return file.is_file() or file.is_symlink()
 
 
-def _size(file: Path) -> int:
+def size_of(file: Path) -> int:
     """Bytes of a file. Raises InputError where it is missing, empty, can't be read, or stands for another one."""
     try:
         with file.open("rb") as stream:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from hemorrhage.models.sources.files import (
     listed,
     plain,
     read_json,
+    size_of,
     tensors,
 )
 from hemorrhage.models.sources.markers import marker
@@ -30,6 +33,9 @@ from hemorrhage.runtime.address import fingerprint
 from hemorrhage.runtime.step import InputError
 
 NOTE = "The base is a folder of this machine."
+
+LARGE = 2**22
+"""Bytes of a tokenizer.json that takes longer to read than all else that params.yaml is checked for."""
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +67,8 @@ def digest_of_adopted(folder: Path, memory: Path) -> str:
     return fingerprint(folder, memory, contents(folder).adopted)
 
 
-def check(folder: Path) -> None:
-    """Raises InputError where a folder can't be the base model."""
+def check(folder: Path, thorough: bool = False) -> None:
+    """Raises InputError where a folder can't be the base model; not ``thorough``, a large tokenizer is only skimmed."""
     config = check_settings(folder)
     found = contents(folder)
     if not found.weights:
@@ -74,9 +80,10 @@ def check(folder: Path) -> None:
     if marked:
         raise InputError(_quantized(folder, marked))
     for file in found.others:
-        if file.suffix == ".json":
+        if file.suffix == ".json" and file.name != "tokenizer.json":
             read_json(file)
-    _check_ids(folder, config)
+    if is_there(folder / "tokenizer.json"):
+        _check_tokenizer(folder / "tokenizer.json", config, thorough)
 
 
 def check_settings(folder: Path) -> dict[str, Any]:
@@ -124,35 +131,43 @@ def _instead(found: Contents) -> str:
     return "no *.safetensors"
 
 
-def _check_ids(folder: Path, config: dict[str, Any]) -> None:
+def _check_tokenizer(file: Path, config: dict[str, Any], thorough: bool) -> None:
     """Raises InputError where tokenizer.json has a token beyond the embedding that a text may become.
 
     Special tokens stand for what is no text (an image's place, in a family's text model): no text becomes one.
     """
-    text = config.get("text_config")
-    rows = (text if isinstance(text, dict) else config).get("vocab_size")
-    file = folder / "tokenizer.json"
-    if not isinstance(rows, int) or not is_there(file):
+    rows = _rows(config)
+    if not thorough and size_of(file) > LARGE and not _mentions(file.read_bytes(), rows):
         return
     content = read_json(file)
     try:
-        beyond = {token["id"]: token["content"] for token in content.get("added_tokens") or [] if not token["special"]}
+        added = content.get("added_tokens") or []
         vocabulary = content["model"].get("vocab") or {}
-        if isinstance(vocabulary, dict):
-            beyond |= {number: piece for piece, number in vocabulary.items() if number >= rows}
-        else:
-            beyond |= {number: vocabulary[number][0] for number in range(rows, len(vocabulary))}
-        special = {token["id"] for token in content.get("added_tokens") or [] if token["special"]}
-    except (AttributeError, KeyError, TypeError, IndexError):
+        if not isinstance(vocabulary, dict):
+            vocabulary = {piece: number for number, (piece, *_) in enumerate(vocabulary)}
+        special = {token["id"] for token in added if token["special"]}
+        tokens = {**vocabulary, **{token["content"]: token["id"] for token in added}}
+        beyond = {number: piece for piece, number in tokens.items() if number >= rows and number not in special}
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(f"{file} is no tokenizer of the tokenizers library") from None
-    beyond = {number: piece for number, piece in beyond.items() if number >= rows and number not in special}
     if beyond:
-        first = min(beyond)
-        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        first, more = min(beyond), len(beyond) - 1
         raise InputError(
-            f"{file} has the token {beyond[first]!r} with the id {first}{more}, and the embedding of config.json's "
-            f"model has the rows 0 to {rows - 1}"
+            f"{file} has the token {beyond[first]!r} with the id {first}{f' and {more} more' if more else ''}, beyond "
+            f"the {rows} rows of the embedding (config.json's vocab_size)"
         )
+
+
+def _rows(config: dict[str, Any]) -> float:
+    """Rows of the embedding, as config.json has them, a text tower's part in it too; infinity where it is silent."""
+    text = config.get("text_config")
+    parts = (text if isinstance(text, dict) else {}, config)
+    return next((part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)), inf)
+
+
+def _mentions(content: bytes, rows: float) -> bool:
+    """Whether JSON holds a number behind a key that is no row; to read it all takes a second for some tokenizers."""
+    return any(int(number) >= rows for number in re.findall(rb'":\s*(\d+)', content))
 
 
 def adopt(folder: Path, out: Path) -> str:
@@ -162,9 +177,7 @@ def adopt(folder: Path, out: Path) -> str:
     """
     from hemorrhage.models.sources.architecture import compare
 
-    problem = refusal(folder)
-    if problem:
-        raise InputError(problem)
+    check(folder, thorough=True)
     found = contents(folder)
     _try_tokenizer(folder)
     compared = compare(folder, tensors(found.weights))
