@@ -30,7 +30,7 @@ from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts.flags import Flag
-from hemorrhage.analyze.verdicts.shipping import Judged
+from hemorrhage.analyze.verdicts.shipping import Judged, lossless, pick
 
 PAGE = Path(__file__).parent / "templates"
 """The page: report.html.j2 holds it together, each section is a file."""
@@ -110,6 +110,7 @@ def render(
             families=families,
             charts=charts,
             ship=findings.advice(verdicts),
+            quantized_before=findings.quantized_before(lossless(inputs), pick(verdicts)),
             verdicts=findings.verdict_rows(verdicts, spec.budget),
             limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
             budget=findings.budget_words(spec.budget),
