@@ -21,7 +21,7 @@ from hemorrhage.compress.method import module_of
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks import instructions, programs
 from hemorrhage.data.texts.repositories import reachable
-from hemorrhage.models.sources.files import read_json
+from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.service import store
 from hemorrhage.sandbox import runner as sandbox
@@ -409,7 +409,7 @@ def architecture(params: Params) -> dict[str, Any] | None:
     if isinstance(model, WheelModel):
         return WHEELS[model.name]
     if isinstance(model, PathModel):
-        return read_json(Path(model.path, "config.json"))
+        return architecture_of(Path(model.path))
     return None
 
 

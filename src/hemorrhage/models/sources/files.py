@@ -55,6 +55,19 @@ PIECE = 2**24
 """Bytes that are copied at once."""
 
 
+NAMES_OF_SIZES = {
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+}
+"""Names of GPT-2, GPT-J, BLOOM and MPT -> those of the other families."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """What a safetensors file says of a tensor; ``begin`` and ``end`` are bytes from the file's beginning."""
@@ -205,6 +218,17 @@ def read_json(file: Path) -> Any:
         raise InputError(f"{file} is broken JSON: {error.msg} in line {error.lineno}") from None
     except RecursionError:
         raise InputError(f"{file} is broken JSON: it is nested too deep") from None
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """A folder's config.json with its sizes under the names that most families give them, a text tower's at the top."""
+    said = read_json(folder / "config.json")
+    text = said.get("text_config")
+    found = {**said, **text} if isinstance(text, dict) else dict(said)
+    for own, name in NAMES_OF_SIZES.items():
+        if own in found:
+            found.setdefault(name, found[own])
+    return found
 
 
 def plain(file: Path) -> bytes | None:

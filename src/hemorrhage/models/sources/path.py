@@ -18,6 +18,7 @@ from hemorrhage.models.sources.files import (
     TOKENIZERS,
     WEIGHTS,
     Contents,
+    architecture,
     contents,
     copy_weights,
     is_there,
@@ -83,7 +84,7 @@ def check(folder: Path, thorough: bool = False) -> None:
         if file.suffix == ".json" and file.name != "tokenizer.json":
             read_json(file)
     if is_there(folder / "tokenizer.json"):
-        _check_tokenizer(folder / "tokenizer.json", config, thorough)
+        _check_tokenizer(folder / "tokenizer.json", thorough)
 
 
 def check_settings(folder: Path) -> dict[str, Any]:
@@ -131,12 +132,12 @@ def _instead(found: Contents) -> str:
     return "no *.safetensors"
 
 
-def _check_tokenizer(file: Path, config: dict[str, Any], thorough: bool) -> None:
+def _check_tokenizer(file: Path, thorough: bool) -> None:
     """Raises InputError where tokenizer.json has a token beyond the embedding that a text may become.
 
     Special tokens stand for what is no text (an image's place, in a family's text model): no text becomes one.
     """
-    rows = _rows(config)
+    rows = architecture(file.parent).get("vocab_size", inf)
     if not thorough and size_of(file) > LARGE and not _mentions(file.read_bytes(), rows):
         return
     content = read_json(file)
@@ -156,13 +157,6 @@ def _check_tokenizer(file: Path, config: dict[str, Any], thorough: bool) -> None
             f"{file} has the token {beyond[first]!r} with the id {first}{f' and {more} more' if more else ''}, beyond "
             f"the {rows} rows of the embedding (config.json's vocab_size)"
         )
-
-
-def _rows(config: dict[str, Any]) -> float:
-    """Rows of the embedding, as config.json has them, a text tower's part in it too; infinity where it is silent."""
-    text = config.get("text_config")
-    parts = (text if isinstance(text, dict) else {}, config)
-    return next((part["vocab_size"] for part in parts if isinstance(part.get("vocab_size"), int)), inf)
 
 
 def _mentions(content: bytes, rows: float) -> bool:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.models.sources.files import contents, read_json, tensors
+from hemorrhage.models.sources.files import architecture, contents, tensors
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import STAGES, Plan
 
@@ -86,7 +86,9 @@ def shape(plan: Plan) -> Shape | None:
     if (folder / "config.json").is_file():
         weights = contents(folder).weights
         counted = sum(math.prod(tensor.shape) for tensor in tensors(weights).values())
-        return _shape(read_json(folder / "config.json"), counted)
+        facts = architecture(folder)
+        # A family may leave out what is its default, or have other names still.
+        return _shape(facts, counted) if facts.keys() >= {"hidden_size", "vocab_size"} else None
     known = config.architecture(plan.params)
     return None if known is None else _shape(known, None)
 
