@@ -5,34 +5,27 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-container: "docker://python:3.11"
+report: "rules/report/workflow.rst"
 
 
 include: "rules/plan.smk"
 include: "rules/service.smk"
-include: "rules/calibrate.smk"
-include: "rules/compress.smk"
-include: "rules/evaluate.smk"
-include: "rules/decode.smk"
-include: "rules/mitigate.smk"
+include: "rules/outputs.smk"
 include: "rules/analyze.smk"
 
 
 localrules:
     all,
-    calibrated,
-    compressed,
-    evaluated,
-    decoded,
-    mitigated,
     analyzed,
     failures,
+    reported,
 
 
 rule all:
     default_target: True
     input:
         SOUND,
+        rules.reported.output,
 
 
 rule analyzed:

@@ -1,69 +1,63 @@
-"""analyze: from rows to thresholds, metrics and the page people read.
+"""analyze: from rows to thresholds and metrics, and the page people read.
 
-in:  data/base, data/relatives, data/evaluations, data/harness, data/programs, data/decodes, the manifests of data/checkpoints,
-     tokens of data/calibrations and data/references
+in:  the outputs that hemorrhage.study.kinds marks as analyzed
 out: reports
 """
 
-# Reports keep their names so that commits can be compared; which plan they answer is read from inside them. The job itself
-# touches its output: Snakemake's touch() would, too, for a job on a cluster that ended without having run.
-CURRENT = f".snakemake/current/{plan.report}"
-Path(".snakemake/current").mkdir(parents=True, exist_ok=True)
+# Reports keep their names so that commits can be compared; which plan they answer is read from inside them. The jobs
+# themselves touch their outputs: Snakemake's touch() would, too, for a job on a cluster that ended without having run.
+NUMBERS = f".snakemake/current/{plan.rows}"
+CURRENT = f".snakemake/current/{plan.page}"
 SOUND = f"{CURRENT}.sound"
+Path(".snakemake/current").mkdir(parents=True, exist_ok=True)
 made = plan.report_is_current()
-for marker, holds in ((CURRENT, made), (SOUND, made and not failed(plan))):
+for marker, holds in (
+    (NUMBERS, plan.rows_are_current()),
+    (CURRENT, made),
+    (SOUND, made and not failed(plan)),
+):
     if holds:
         Path(marker).touch()
     else:
         Path(marker).unlink(missing_ok=True)
 
 
-rule analyze:
+rule rows:
+    """Everything with numbers: rows with their intervals, thresholds, verdicts."""
     input:
-        base=ancient(plan.manifests("base")),
-        checkpoints=ancient(plan.manifests("checkpoints")),
-        evaluations=ancient(plan.manifests("evaluations")),
-        harness=ancient(plan.manifests("harness")),
-        programs=ancient(plan.manifests("programs")),
-        decodes=ancient(plan.manifests("decodes")),
-        corrections=ancient(plan.manifests("corrections")),
-        relative=ancient(plan.manifests("relatives")),
-        calibrations=ancient(plan.manifests("calibrations")),
-        references=ancient(plan.manifests("references")),
+        unpack(analyzed_outputs),
+    output:
+        NUMBERS,
+    log:
+        f"logs/analyze/{plan.rows}.log",
+    threads: asked.threads(*ROWS)
+    resources:
+        mem_mb=lambda wildcards, attempt: asked.mem_mb(*ROWS, attempt),
+        runtime=lambda wildcards, attempt: asked.minutes(*ROWS, attempt),
+    params:
+        usage=f"logs/benchmarks/analyze/{plan.rows}.tsv",
+        command=plan.rows_command(),
+    shell:
+        "step --direct {params.usage} {params.command} > {log} 2>&1 && touch {output}"
+
+
+rule page:
+    """What people read, drawn from the files of the rule before: nothing is resampled or fitted."""
+    input:
+        ancient(NUMBERS),
     output:
         CURRENT,
     log:
-        f"logs/analyze/{plan.report}.log",
-    threads: asked.threads("report", "report")
+        f"logs/page/{plan.page}.log",
+    threads: asked.threads(*PAGE)
     resources:
-        mem_mb=lambda wildcards, attempt: asked.mem_mb("report", "report", attempt),
-        runtime=lambda wildcards, attempt: asked.minutes("report", "report", attempt),
+        mem_mb=lambda wildcards, attempt: asked.mem_mb(*PAGE, attempt),
+        runtime=lambda wildcards, attempt: asked.minutes(*PAGE, attempt),
     params:
-        usage=f"logs/benchmarks/analyze/{plan.report}.tsv",
-        base=lambda wildcards, input: folders(input.base),
-        checkpoints=lambda wildcards, input: folders(input.checkpoints),
-        evaluations=lambda wildcards, input: folders(input.evaluations),
-        harness=lambda wildcards, input: folders(input.harness),
-        programs=lambda wildcards, input: folders(input.programs),
-        decodes=lambda wildcards, input: folders(input.decodes),
-        corrections=lambda wildcards, input: folders(input.corrections),
-        relative=lambda wildcards, input: (
-            f"--relative {folders(input.relative)} --aligned {plan.aligned}"
-            if input.relative
-            else ""
-        ),
-        tokens=lambda wildcards, input: (
-            f"--calibrations {folders(input.calibrations)} --references {folders(input.references)}"
-        ),
-        spec=json.dumps(plan.analysis),
-        address=plan.report,
+        usage=f"logs/benchmarks/page/{plan.page}.tsv",
+        command=plan.page_command(),
     shell:
-        "step --direct {params.usage} hemorrhage.analyze reports --base {params.base} --checkpoints {params.checkpoints}"
-        " --evaluations {params.evaluations} --harness {params.harness} --programs {params.programs} --decodes {params.decodes}"
-        " --corrections {params.corrections}"
-        " {params.relative}"
-        " {params.tokens}"
-        " --spec {params.spec:q} --address {params.address} > {log} 2>&1 && touch {output}"
+        "step --direct {params.usage} {params.command} > {log} 2>&1 && touch {output}"
 
 
 rule failures:
@@ -73,6 +67,66 @@ rule failures:
     output:
         SOUND,
     log:
-        f"logs/failures/{plan.report}.log",
+        f"logs/failures/{plan.page}.log",
     shell:
         f"{literal(sys.executable)} -m hemorrhage.study.plan failed > {{log}} 2>&1 && touch {{output}}"
+
+
+# Apart from the rules that make them, whose jobs Snakemake would take for cut short, or out of date, by these files' ages.
+rule reported:
+    """What `snakemake --report` shows of reports/: it runs where one of these files was missing, and alters none."""
+    input:
+        ancient(CURRENT),
+    output:
+        report(
+            update("reports/index.html"),
+            category="The report",
+            caption="report/page.rst",
+            labels={"what": "every figure and table on one page"},
+        ),
+        report(
+            update("reports/metrics.json"),
+            category="Numbers",
+            caption="report/metrics.rst",
+            labels={"what": "headline metrics of every variant"},
+        ),
+        report(
+            update("reports/curves.csv"),
+            category="Numbers",
+            caption="report/curves.rst",
+            labels={"what": "damage curves"},
+        ),
+        report(
+            update("reports/thresholds.csv"),
+            category="Numbers",
+            caption="report/thresholds.rst",
+            labels={"what": "thresholds of the damage curves"},
+        ),
+        report(
+            update("reports/decoding.csv"),
+            category="Numbers",
+            caption="report/decoding.rst",
+            labels={"what": "accuracy by decoding strategy"},
+        ),
+        report(
+            update("reports/front.csv"),
+            category="What to ship",
+            caption="report/front.rst",
+            labels={"what": "size against damage"},
+        ),
+        report(
+            update("reports/recommendation.json"),
+            category="What to ship",
+            caption="report/recommendation.rst",
+            labels={"what": "the most compressed variant inside the budget"},
+        ),
+        report(
+            update("reports/claims.json"),
+            category="What to ship",
+            caption="report/claims.rst",
+            labels={"what": "published claims, checked"},
+        ),
+    log:
+        f"logs/reported/{plan.page}.log",
+    shell:
+        "sha256sum {output} > {log} 2>&1"

@@ -3,7 +3,6 @@
 What an address names never changes, so every input is ancient(): its absence matters, not its age.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,8 +12,9 @@ sys.path.insert(0, str(SOURCE))
 from hemorrhage.study.params import ConfigError
 from hemorrhage.study.costs.model import Costs
 from hemorrhage.study.costs.requests import Requests
-from hemorrhage.study.costs.work import Workload
+from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
 from hemorrhage.runtime.lock import hold
+from hemorrhage.study.kinds import KINDS, STAGES, analyzed, of_stage
 from hemorrhage.study.plan import Plan, failed
 
 try:
@@ -35,48 +35,66 @@ wildcard_constraints:
     key=r"[0-9a-f]{12}",
 
 
-def of(kind):
-    """Input function: the output of a kind that has the wildcard's name."""
-    return lambda wildcards: ancient(plan.manifest(kind, wildcards.name))
+RULES = [
+    (kind, name, on_gpu)
+    for kind in KINDS.values()
+    for name, on_gpu in (
+        [(kind.rule, False), (kind.rule_on_gpu, True)]
+        if kind.rule_on_gpu
+        else [(kind.rule, kind.on_gpu is not None)]
+    )
+]
+"""Kind, the name of a rule that makes it, and whether that rule asks for a GPU where the profile has one."""
+
+FOLDERS = {"benchmarks": "benchmarks_data"}
+"""Kind -> its folder of logs, where that is another: logs/benchmarks are all jobs' usage files."""
 
 
-def statistics(wildcards):
-    """The calibration, for methods that read it."""
-    needed = plan.needs_calibration(wildcards.name)
-    return ancient(plan.manifests("calibrations")) if needed else []
+def named(kind, on_gpu):
+    """Regular expression of the names that a rule makes."""
+    every = r"[a-z0-9_.-]+"
+    return asked.named(kind.name, on_gpu) if kind.rule_on_gpu else every
 
 
-def gradients(wildcards):
-    """The gradients, for methods that read them."""
-    parts = plan.gradients_of(wildcards.name)
-    return [ancient(plan.manifest("gradients", part)) for part in parts]
+def inputs_of(kind):
+    """Input function: what an output of the kind is made from."""
+    return lambda wildcards: {
+        option: [ancient(manifest) for manifest in manifests]
+        for option, manifests in plan.inputs(kind.name, wildcards.name).items()
+    }
 
 
-def earlier(wildcards):
-    """What a variant on another variant comes after: that one first."""
-    after = plan.variants[wildcards.name].after
-    return [ancient(plan.manifest("checkpoints", name)) for name in after]
+def analyzed_outputs(wildcards):
+    """Input function: what the analysis reads."""
+    return {kind.name: ancient(plan.manifests(kind.name)) for kind in analyzed()}
+
+
+def start_of(kind):
+    """How a kind's step is started: see rules/service.smk."""
+    served = kind.on_gpu is not None
+    return lambda wildcards, resources: (
+        f"--gpu={resources.gpu}" if served else "--direct"
+    )
+
+
+def command_of(kind):
+    """The module and the arguments of a kind's job."""
+    return lambda wildcards: plan.command(kind.name, wildcards.name)
 
 
 def threads_of(kind):
     """Threads of a kind's job, from the cost model."""
-    return lambda wildcards: asked.threads(kind, wildcards.name)
+    return lambda wildcards: asked.threads(kind.name, wildcards.name)
 
 
 def memory_of(kind):
     """Memory of a kind's job in MB, more for each attempt."""
-    return lambda wildcards, attempt: asked.mem_mb(kind, wildcards.name, attempt)
+    return lambda wildcards, attempt: asked.mem_mb(kind.name, wildcards.name, attempt)
 
 
 def minutes_of(kind):
     """Time of a kind's job, more for each attempt."""
-    return lambda wildcards, attempt: asked.minutes(kind, wildcards.name, attempt)
-
-
-def folders(manifests):
-    """The directories of one or several manifests, as shell words."""
-    paths = [manifests] if isinstance(manifests, str) else manifests
-    return " ".join(str(Path(path).parent) for path in paths)
+    return lambda wildcards, attempt: asked.minutes(kind.name, wildcards.name, attempt)
 
 
 onstart:

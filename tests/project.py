@@ -16,6 +16,9 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
+REPORT = {"analyze": 1, "analyze.report": 1}
+"""The jobs that make reports/: the numbers, and the page."""
+
 
 class Project:
     """A copy of the working tree with the quick profile, a git repository of its own, and a job counter."""
@@ -66,6 +69,10 @@ class Project:
     def metrics(self) -> dict:
         """reports/metrics.json."""
         return json.loads((self.root / "reports/metrics.json").read_text())
+
+    def provenance(self) -> dict:
+        """reports/provenance.json."""
+        return json.loads((self.root / "reports/provenance.json").read_text())
 
 
 def copy(root: Path, tiny: Path) -> None:

@@ -20,6 +20,11 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from hemorrhage.analyze.__main__ import analyze
+from hemorrhage.analyze.inputs import Inputs
+from hemorrhage.analyze.report.__main__ import draw
+from hemorrhage.analyze.spec import Spec
+
 CORPORA = ("prose", "code")
 TASKS = {"agreement": 0.5, "arithmetic": 0.25, "recall": 0.25, "cloze": 0.25}
 AT_CHANCE = "arithmetic"
@@ -165,15 +170,15 @@ def points() -> list[Point]:
     return found
 
 
-def write(folder: Path, windows: int = 32, window: int = 256, items: int = 40, seed: int = 0) -> dict[str, Any]:
-    """Write everything into ``folder``; returns the arguments that the analyze step takes."""
+def write(folder: Path, windows: int = 32, window: int = 256, items: int = 40, seed: int = 0) -> dict[str, list[Path]]:
+    """Write everything into ``folder``; returns what the analysis is given: kind of output -> its folders."""
     rng = np.random.default_rng(seed)
     everything = points()
     texts = {corpus: _text(rng, windows, window) for corpus in CORPORA}
     base = _directory(folder, "base", "base", _base_manifest())
     (base / "config.json").write_text(json.dumps(ARCHITECTURE), encoding="utf-8")
     study = Study(folder, texts, _base_items(rng, items), rng, windows, window)
-    found: dict[str, Any] = {"base": base, "checkpoints": [], "evaluations": [], "harness": [], "programs": []}
+    found: dict[str, list[Path]] = {"base": [base], "checkpoints": [], "evaluations": [], "harness": [], "programs": []}
     found["evaluations"].append(study.evaluation("base", 0.0))
     found["harness"].append(study.harness("base", 0.0))
     found["programs"].append(study.programs("base", 0.0))
@@ -189,6 +194,12 @@ def write(folder: Path, windows: int = 32, window: int = 256, items: int = 40, s
         for variant in ("base", "gptq-4", "gptq-3", "wanda-0.5")
     ]
     return found
+
+
+def report(out: Path, found: Inputs, spec: Spec, address: str = "0123456789ab") -> None:
+    """Everything that a run leaves in reports/: the numbers, and the page that is drawn from them."""
+    analyze(out, found, spec, address)
+    draw(out, "page")
 
 
 def _directory(folder: Path, kind: str, name: str, manifest: dict[str, Any], **tables: pd.DataFrame) -> Path:
@@ -576,9 +587,10 @@ def main() -> None:
     folder = parser.parse_args().folder
     write(folder)
     kinds = ("evaluations", "harness", "programs", "decodes", "checkpoints", "base")
-    given = " ".join(f"--{kind} {folder}/{kind}/*/*" for kind in kinds)
+    given = " ".join(f"--outputs {kind} {folder}/{kind}/*/*" for kind in kinds)
     spec = json.dumps({"resamples": 1000, "confidence": 0.95, "seed": 0, "budget": BUDGET})
     print(f"python -m hemorrhage.analyze {folder}/reports {given} --spec '{spec}' --address 0123456789ab")
+    print(f"python -m hemorrhage.analyze.report {folder}/reports --address 0123456789ab")
 
 
 if __name__ == "__main__":

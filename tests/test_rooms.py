@@ -57,9 +57,14 @@ def imported(name: str) -> Iterator[str]:
 
 
 def named(name: str) -> Iterator[str]:
-    """Modules that a module imports by a string: ``hemorrhage.a.b``, or all of ``hemorrhage.a.`` and a name."""
+    """Modules that a module imports by a string: ``hemorrhage.a.b``, or all of ``hemorrhage.a.`` and a name.
+
+    A string of a table counts, too.
+    """
+    by_name = False
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            by_name = True
             argument = node.args[0]
             first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
             text = str(first.value) if isinstance(first, ast.Constant) else ""
@@ -70,6 +75,9 @@ def named(name: str) -> Iterator[str]:
                 yield text.removeprefix("hemorrhage.")
             elif "module_of" in ast.unparse(argument):
                 yield from (other for other in MODULES if other.startswith("compress.methods."))
+    if by_name:
+        strings = {node.value for node in ast.walk(MODULES[name]) if isinstance(node, ast.Constant)}
+        yield from (other for other in MODULES if other and f"hemorrhage.{other}" in strings)
 
 
 def is_own(module: str) -> bool:

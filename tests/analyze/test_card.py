@@ -11,7 +11,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.report.card import card
 from hemorrhage.analyze.spec import Spec
 from tests import synthetic
@@ -26,7 +25,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     outputs = {kind: [path for path in everything[kind] if path.parent.name in VARIANTS] for kind in KINDS}
     out = tmp_path_factory.mktemp("out") / "reports"
     spec = Spec(resamples=200, confidence=0.9, seed=0, budget=synthetic.BUDGET)
-    analyze(out, inputs.read(everything["base"], *(outputs[kind] for kind in KINDS)), spec, "0123456789ab")
+    synthetic.report(out, inputs.read({"base": everything["base"], **outputs}), spec)
     return {"reports": out, **{path.parent.name: path for path in outputs["checkpoints"]}}
 
 

@@ -15,11 +15,12 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.report.decoding import answer, as_json, find
+from hemorrhage.analyze.report.decoding import answer
 from hemorrhage.analyze.rows import decoding, stability, survival
 from hemorrhage.analyze.rows.interaction import interaction
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import choice, published, signatures
+from hemorrhage.analyze.verdicts.decoding import as_json, find
 from hemorrhage.decode.frontier import mauve
 from tests import synthetic
 
@@ -153,7 +154,7 @@ def test_printed_tables_say_what_they_say() -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> inputs.Inputs:
     outputs = synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
     few = [path for path in outputs["checkpoints"] if path.parent.name in ("gptq-4", "gptq-3", "wanda-0.5")]
-    return inputs.read(outputs["base"], few, [], outputs["decodes"])
+    return inputs.read({"base": outputs["base"], "checkpoints": few, "decodes": outputs["decodes"]})
 
 
 def test_rows_of_texts(found: inputs.Inputs) -> None:
@@ -290,7 +291,9 @@ def test_the_other_model_of_the_family_is_no_variant(found: inputs.Inputs, tmp_p
         (other / file.name).write_bytes(file.read_bytes())
     manifest = json.loads((base / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "variant": "relative"}))
-    read = inputs.read(outputs["base"], [], [], [base, other], relative=(outputs["base"], True))
+    read = inputs.read(
+        {"base": outputs["base"], "relatives": outputs["base"], "decodes": [base, other]}, is_aligned=True
+    )
     assert read.relative is not None
     assert list(read.variants) == ["base"]
     assert list(read.decodes) == ["base"]

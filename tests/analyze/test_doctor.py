@@ -261,8 +261,8 @@ def test_overlap_is_that_of_a_set_of_tuples() -> None:
 
 def test_missing_inputs_make_the_doctor_say_less(tmp_path: Path) -> None:
     outputs = synthetic.write(tmp_path, windows=8, window=32, items=10)
-    (outputs["base"] / "config.json").unlink()
-    found = inputs.read(outputs["base"], *(outputs[kind] for kind in KINDS))
+    (outputs["base"][0] / "config.json").unlink()
+    found = inputs.read(outputs)
     spec = Spec(100, 0.95, 0)
     results = rows.build(found, spec)
     said = doctor.examine(found, results.rows, list(results.blocks), spec, "synthetic")

@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, pd.DataFram
         kind: [path for path in written[kind] if path.parent.name.startswith(("base", "rtn", "gptq", "wanda", "llama"))]
         for kind in KINDS
     }
-    found = inputs.read(written["base"], chosen["checkpoints"], chosen["evaluations"], [])
+    found = inputs.read({"base": written["base"], **chosen})
     return found, rows.build(found, SPEC).rows
 
 

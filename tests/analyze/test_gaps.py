@@ -12,9 +12,8 @@ import pandas as pd
 import pytest
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.study.plan import REPORT_FILES
+from hemorrhage.study.kinds import PAGE_FILES, ROWS_FILES
 from tests import synthetic
 
 SPEC = Spec(resamples=100, confidence=0.95, seed=0, budget=synthetic.BUDGET)
@@ -37,8 +36,8 @@ def made(outputs: dict[str, Any], folder: Path, change: Callable[[Path], None], 
             changed[kind][place] = folder / kind / variant / path.name
             shutil.copytree(path, changed[kind][place])
             change(changed[kind][place])
-    analyze(folder / "out", inputs.read(outputs["base"], *(changed[name] for name in KINDS)), SPEC, "a")
-    assert {file.name for file in (folder / "out").iterdir()} == {*REPORT_FILES, "provenance.json"}
+    synthetic.report(folder / "out", inputs.read({**outputs, **changed}), SPEC)
+    assert {file.name for file in (folder / "out").iterdir()} == {*ROWS_FILES, *PAGE_FILES, "provenance.json"}
     return {
         "page": (folder / "out/index.html").read_text(),
         "rows": pd.read_parquet(folder / "out/hemorrhage.parquet"),
@@ -107,7 +106,7 @@ def test_numbers_that_are_not_finite_are_undefined_and_drawn_nowhere(outputs: di
 
 
 def test_a_variant_that_nothing_evaluated_is_listed(outputs: dict[str, Any], tmp_path: Path) -> None:
-    rest = {kind: [path for path in outputs[kind] if path.parent.name != "gptq-4"] for kind in KINDS}
-    found = inputs.read(outputs["base"], outputs["checkpoints"], *(rest[kind] for kind in KINDS[1:]))
-    analyze(tmp_path / "out", found, SPEC, "a")
+    rest = {kind: [path for path in outputs[kind] if path.parent.name != "gptq-4"] for kind in KINDS[1:]}
+    found = inputs.read({**outputs, **rest})
+    synthetic.report(tmp_path / "out", found, SPEC)
     assert "not evaluated" in (tmp_path / "out/index.html").read_text()

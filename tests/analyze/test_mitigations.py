@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ def inputs_of(*variants: Variant) -> Inputs:
     return Inputs({}, {"base": base, **{one.name: one for one in variants}}, {}, {}, {}, {}, {})
 
 
+def told(trials: Sequence[mitigations.Trial]) -> list[mitigations.Tried]:
+    """Trials as the page is given them."""
+    return [mitigations.tried(trial, SPEC) for trial in trials]
+
+
 def test_what_is_compared_with_what() -> None:
     grid: dict[str, Any] = {"bits": 3, "group_size": 64}
     shape: dict[str, Any] = {"removed": 0.2}
@@ -123,7 +129,7 @@ def test_what_is_compared_with_what() -> None:
         ("lora", "width-m", "lora_sham"),
     }
     assert {trial.missing for trial in found} != {""}  # nothing was evaluated, and that is said
-    lines = [line for item in mitigation_report.to_add(found) for line in item["lines"]]
+    lines = [line for item in mitigation_report.to_add(told(found)) for line in item["lines"]]
     assert any(line.startswith("awq_3_sham: {method: ") and '"sham": true' not in line for line in lines)
     assert not any(line.startswith("w8_token") for line in lines)
 
@@ -140,7 +146,7 @@ def test_lines_to_add_can_be_pasted(tmp_path: Path) -> None:
         [],
         SPEC,
     )
-    (lines,) = [item["lines"] for item in mitigation_report.to_add(trials) if "without a sham" in item["why"]]
+    (lines,) = [item["lines"] for item in mitigation_report.to_add(told(trials)) if "without a sham" in item["why"]]
     ((name, content),) = YAML(typ="safe").load(lines[0]).items()
     assert (name, content.pop("method")) == ("awq_3_sham", "awq")
     assert awq.Settings(**content) == awq.Settings(bits=3, group_size=64, sham=True)
@@ -176,12 +182,12 @@ def test_rows_and_the_way_to_the_knee() -> None:
     assert mitigation_report.way(trials[0].against, found, [entry], "prose") == (pytest.approx(1.25), "knee")
     none = {**entry, "knee": {"answer": "no cliff in range"}}
     assert math.isnan(mitigation_report.way(trials[0].against, found, [none], "prose")[0])
-    (row,) = mitigation_report.rows(trials, found, [entry], SPEC, "prose")
+    (row,) = mitigation_report.rows(told(trials), found, [entry], "prose")
     assert (row["verdict"], row["place"]) == ("recovers", "1.25 × the way to the knee")
     for against, points in (("way", 2), ("damage", 2)):
-        chart = mitigation_report.chart(trials, found, [entry], SPEC, "prose", against)
+        chart = mitigation_report.chart(told(trials), found, [entry], "prose", against)
         assert sum(len(trace["x"]) for trace in chart["data"]) == points
-    assert not mitigation_report.chart(trials, found, [none], SPEC, "prose", "way")["data"]
+    assert not mitigation_report.chart(told(trials), found, [none], "prose", "way")["data"]
 
 
 def test_a_failed_side_is_a_row_with_its_reason() -> None:
@@ -190,7 +196,7 @@ def test_a_failed_side_is_a_row_with_its_reason() -> None:
         variant("awq-3", "awq", awq.Settings(bits=3, group_size=64)),
     )
     trials = mitigations.trials(found, {"awq-3": evaluation(0.3, 0)}, [], SPEC)
-    (row,) = mitigation_report.rows(trials, found, [], SPEC, "prose")
+    (row,) = mitigation_report.rows(told(trials), found, [], "prose")
     assert row["missing"] == "rtn-3: no luck"
     failed = Output({"failure": "out of memory", "corpus": "prose", "sha256": "ab"}, {})
     (trial,) = corrections.trials_of(found.variants["awq-3"], failed, SPEC)

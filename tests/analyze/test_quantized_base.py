@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.report.findings import quantized_before
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts.claims import CLAIMS
@@ -17,18 +16,17 @@ from hemorrhage.analyze.verdicts.shipping import Lossless
 from tests import synthetic
 
 SPEC = Spec(resamples=100, confidence=0.95, seed=0, budget=synthetic.BUDGET)
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
 BYTES = 98_000_000
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
-    manifest = outputs["base"] / "manifest.json"
+    manifest = outputs["base"][0] / "manifest.json"
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "quantized_before": {"type": "Q4_1", "bytes": BYTES}}))
     out = tmp_path_factory.mktemp("out") / "reports"
-    analyze(out, inputs.read(outputs["base"], *(outputs[kind] for kind in KINDS)), SPEC, "a")
+    synthetic.report(out, inputs.read(outputs), SPEC)
     return out
 
 

@@ -18,7 +18,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.analyze.curves import definitions
 from hemorrhage.analyze.report import decoding as decoding_page
@@ -28,6 +27,7 @@ from hemorrhage.analyze.rows import decoding, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import claims
+from hemorrhage.analyze.verdicts import decoding as sweep
 from tests import browser, screenshot, synthetic
 
 SPEC = Spec(resamples=200, confidence=0.95, seed=0, budget=synthetic.BUDGET)
@@ -48,6 +48,7 @@ FILES = {
     "thresholds.csv",
     "decoding.csv",
     "decoding.json",
+    "study.json",
     "index.html",
     "provenance.json",
 }
@@ -60,13 +61,13 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(outputs: dict[str, Any]) -> inputs.Inputs:
-    return inputs.read(outputs["base"], *(outputs[kind] for kind in KINDS))
+    return inputs.read(outputs)
 
 
 @pytest.fixture(scope="module")
 def reports(found: inputs.Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "reports"
-    analyze(out, found, SPEC, "0123456789ab")
+    synthetic.report(out, found, SPEC)
     return out
 
 
@@ -132,14 +133,16 @@ def test_the_base_is_undamaged(table: pd.DataFrame) -> None:
 
 def test_the_base_is_known_without_an_evaluation_of_its_own(outputs: dict[str, Any], table: pd.DataFrame) -> None:
     without = [path for path in outputs["evaluations"] if path.parent.name in ("gptq-4", "rtn-3")]
-    results = rows.build(inputs.read(outputs["base"], outputs["checkpoints"], without, []), SPEC)
+    results = rows.build(
+        inputs.read({"base": outputs["base"], "checkpoints": outputs["checkpoints"], "evaluations": without}), SPEC
+    )
     mine = results.rows[(results.rows.variant == "base") & (results.rows.dataset == "prose")].set_index("metric")
     expected = table[(table.variant == "base") & (table.dataset == "prose") & (table.family == "base")]
     assert mine.estimate.to_dict() == pytest.approx(expected.set_index("metric").estimate.to_dict())
 
 
 def test_results_are_the_same_every_time(found: inputs.Inputs, reports: Path, tmp_path: Path) -> None:
-    analyze(tmp_path / "again", found, SPEC, "0123456789ab")
+    synthetic.report(tmp_path / "again", found, SPEC)
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (reports / name).read_bytes()
 
@@ -269,7 +272,7 @@ def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, rep
     assert {"cascade|gptq-3", "attention|gptq-3"} <= set(drawn)
     assert "cascade|sparsegpt-0.7" not in drawn, "it failed"
     spec = Spec(resamples=100, confidence=0.95, seed=0)
-    of_texts = decoding_page.figures(numbers, decoding_page.find(found, thresholds, [], spec))
+    of_texts = decoding_page.figures(numbers, sweep.find(found, thresholds, [], spec))
     metrics = ("accuracy", *decoding.OPEN_METRICS, decoding.MAUVE)
     assert len(of_texts) == 2 * len(metrics) + len(decoding.INTERACTIONS) + 1
     drawn |= of_texts
@@ -292,17 +295,18 @@ def _painted(value: Any) -> Any:
 
 
 def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> None:
-    found = inputs.read(outputs["base"], [], [], [])
-    analyze(tmp_path / "empty", found, SPEC, "a")
+    base = {"base": outputs["base"]}
+    synthetic.report(tmp_path / "empty", inputs.read(base), SPEC)
     assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
     failed = [path for path in outputs["checkpoints"] if path.parent.name == "sparsegpt-0.7"]
     gone = [path for path in outputs["evaluations"] if path.parent.name == "sparsegpt-0.7"]
-    analyze(tmp_path / "all-failed", inputs.read(outputs["base"], failed, gone, []), SPEC, "a")
+    found = inputs.read({**base, "checkpoints": failed, "evaluations": gone})
+    synthetic.report(tmp_path / "all-failed", found, SPEC)
     assert "positive definite" in (tmp_path / "all-failed" / "index.html").read_text()
     with pytest.raises(ValueError, match="given twice"):
-        inputs.read(outputs["base"], [failed[0], failed[0]], [], [])
-    with pytest.raises(ValueError, match="no --checkpoints directory"):
-        inputs.read(outputs["base"], [], gone, [])
+        inputs.read({**base, "checkpoints": [failed[0], failed[0]]})
+    with pytest.raises(ValueError, match="no directory of checkpoints"):
+        inputs.read({**base, "evaluations": gone})
 
 
 def test_a_wrong_spec_is_named() -> None:
@@ -315,10 +319,10 @@ def test_a_wrong_spec_is_named() -> None:
 def test_command_line(outputs: dict[str, Any], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hemorrhage.analyze", str(tmp_path / "reports"), "--address", "abc"]
     spec = {"resamples": 100, "confidence": 0.9, "seed": 0, "budget": {}}
-    command += ["--base", str(outputs["base"]), "--spec", json.dumps(spec)]
+    command += ["--spec", json.dumps(spec), "--outputs", "base", str(outputs["base"][0])]
     for kind in KINDS:
         chosen = [path for path in outputs[kind] if path.parent.name in ("base", "gptq-4", "gptq-3")]
-        command += [f"--{kind}", *map(str, chosen)]
+        command += ["--outputs", kind, *map(str, chosen)]
     subprocess.run(command, check=True, timeout=120)
     assert json.loads((tmp_path / "reports" / "provenance.json").read_text())["address"] == "abc"
 

@@ -24,6 +24,11 @@ TAG = "w64-s64-b0-jnn-n1008-f32"
 VARIANTS = ("base", "rtn-3", "rtn-2", "wanda-0.5")
 
 
+def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """Some kinds of output."""
+    return {kind: outputs[kind] for kind in kinds}
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A few of the variants."""
@@ -38,7 +43,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def table(outputs: dict[str, Any]) -> pd.DataFrame:
     kinds = ("checkpoints", "evaluations", "decodes", "harness", "programs")
-    return rows.build(inputs.read(outputs["base"], *(outputs[kind] for kind in kinds)), SPEC).rows
+    return rows.build(inputs.read({kind: outputs[kind] for kind in ("base", *kinds)}), SPEC).rows
 
 
 def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
@@ -106,7 +111,7 @@ def test_two_protocols_cannot_meet(outputs: dict[str, Any], tmp_path: Path) -> N
     (other / "manifest.json").write_text(manifest.replace("window=64", "window=32"))
     base = of(outputs, "evaluations", "base")
     with pytest.raises(ValueError, match=r"prose: rtn-3 has protocol 'window=32.*but base has 'window=64"):
-        inputs.read(outputs["base"], outputs["checkpoints"], [base, other], [])
+        inputs.read({**pick(outputs, "base", "checkpoints"), "evaluations": [base, other]})
 
 
 def test_a_task_at_chance_takes_part_in_nothing(table: pd.DataFrame) -> None:
@@ -143,7 +148,9 @@ def test_items_that_the_base_did_not_answer_fail(outputs: dict[str, Any], tmp_pa
     pd.read_parquet(other / "items.parquet").iloc[1:].to_parquet(other / "items.parquet")
     base, checkpoint = of(outputs, "harness", "base"), of(outputs, "checkpoints", "rtn-2")
     for given, reason in (([base, other], "not those that the base answered"), ([other], "was not measured")):
-        found = rows.build(inputs.read(outputs["base"], [checkpoint], [], [], given), SPEC).rows
+        found = rows.build(
+            inputs.read({**pick(outputs, "base"), "checkpoints": [checkpoint], "harness": given}), SPEC
+        ).rows
         mine = found[(found.variant == "rtn-2") & (found.metric == "accuracy")]
         assert len(mine) == 2
         assert (mine.status == "failed").all()
@@ -179,7 +186,7 @@ def test_what_an_output_lacks_has_no_rows(outputs: dict[str, Any], tmp_path: Pat
     for path in outputs["evaluations"]:
         less.append(tmp_path / path.parent.name / path.name)
         shutil.copytree(path, less[-1], ignore=shutil.ignore_patterns("inside*", "windows*", "cost*"))
-    found = inputs.read(outputs["base"], outputs["checkpoints"], less, [])
+    found = inputs.read({**pick(outputs, "base", "checkpoints"), "evaluations": less})
     analyze(tmp_path / "reports", found, SPEC, "a")
     metrics = set(pd.read_parquet(tmp_path / "reports" / "hemorrhage.parquet").metric)
     assert f"perplexity[{TAG}]" in metrics
@@ -192,7 +199,7 @@ def test_values_that_are_no_numbers_become_undefined_rows(outputs: dict[str, Any
     tokens = pd.read_parquet(broken / "tokens.parquet")
     tokens.assign(nll=np.float32(1000)).to_parquet(broken / "tokens.parquet")
     given = [of(outputs, "evaluations", "base"), broken]
-    found = rows.build(inputs.read(outputs["base"], outputs["checkpoints"], given, []), SPEC).rows
+    found = rows.build(inputs.read({**pick(outputs, "base", "checkpoints"), "evaluations": given}), SPEC).rows
     mine = found[(found.variant == "rtn-3") & (found.dataset == "prose")].set_index("metric")
     assert mine.status[f"perplexity[{TAG}]"] == "undefined"
     assert mine.status[f"ln_probability_correlation[{TAG}]"] == "undefined"

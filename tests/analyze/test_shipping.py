@@ -13,7 +13,6 @@ import pytest
 from scipy import stats
 
 from hemorrhage.analyze import budget, inputs
-from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.rows import tasks
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
@@ -29,7 +28,7 @@ KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
     out = tmp_path_factory.mktemp("out") / "reports"
-    analyze(out, inputs.read(outputs["base"], *(outputs[kind] for kind in KINDS)), SPEC, "a")
+    synthetic.report(out, inputs.read(outputs), SPEC)
     return out
 
 

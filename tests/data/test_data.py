@@ -228,12 +228,12 @@ def test_address_of_a_text_follows_its_reader_and_its_own_entry(
     assert identity("prose", EMBEDDED, memory)["program"] == program("hemorrhage.data.texts.embedded")
     # The step itself names neither the readers nor the catalogue.
     assert (
-        address._closure("hemorrhage.data.texts.__main__")
+        address.modules_of("hemorrhage.data.texts.__main__")
         & {f"hemorrhage.data.{name}" for name in ("embedded", "mirror", "hub", "catalogue", "entry")}
         == set()
     )
-    assert "hemorrhage.data.texts.entry" in address._closure("hemorrhage.data.texts.mirror")
-    assert "hemorrhage.data.texts.catalogue" not in address._closure("hemorrhage.data.texts.mirror")
+    assert "hemorrhage.data.texts.entry" in address.modules_of("hemorrhage.data.texts.mirror")
+    assert "hemorrhage.data.texts.catalogue" not in address.modules_of("hemorrhage.data.texts.mirror")
 
 
 class Table(list):

@@ -463,7 +463,7 @@ def test_identity_is_what_the_files_say_and_not_where_they_lie(mirror: Path, tmp
     pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "other/one": COMMIT}}
     moved = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT[::-1]}}
     assert identity("gsm8k", pinned, memory)["revision"] == COMMIT
-    assert "hemorrhage.data.benchmarks.catalogue" not in address._closure("hemorrhage.data.benchmarks.harness")
+    assert "hemorrhage.data.benchmarks.catalogue" not in address.modules_of("hemorrhage.data.benchmarks.harness")
     assert identity("gsm8k", pinned, memory) != identity("gsm8k", moved, memory)
 
 

@@ -13,7 +13,7 @@ import time
 import pandas as pd
 import pytest
 
-from tests.project import Project
+from tests.project import REPORT, Project
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("left_as_found")]
 
@@ -24,7 +24,7 @@ def test_cold_run_makes_everything(project: Project) -> None:
     ran = project.jobs("snakemake")
     assert ran == {
         "models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
-        "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, "analyze": 1,
+        "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, **REPORT,
     }  # fmt: skip
     rows = pd.read_parquet(project.root / "reports/hemorrhage.parquet")
     assert set(rows.variant) == {"base", *VARIANTS}
@@ -73,7 +73,7 @@ def test_touching_and_saving_again_runs_nothing(project: Project, command: tuple
 def test_a_variants_parameter_reruns_that_variant(project: Project, command: tuple[str, ...]) -> None:
     before = project.metrics()
     project.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.1,")
-    assert project.jobs(*command) == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
+    assert project.jobs(*command) == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, **REPORT}
     after = project.metrics()
     assert after != before
     project.restore()
@@ -83,12 +83,12 @@ def test_a_variants_parameter_reruns_that_variant(project: Project, command: tup
 
 def test_an_evaluation_parameter_reruns_no_compression(project: Project) -> None:
     project.edit("params.yaml", "windows: 12", "windows: 10")
-    assert project.jobs("dvc", "repro") == {"evaluate.reference": 1, "evaluate": 9, "mitigate": 1, "analyze": 1}
+    assert project.jobs("dvc", "repro") == {"evaluate.reference": 1, "evaluate": 9, "mitigate": 1, **REPORT}
 
 
 def test_a_new_variant_of_a_sweep_runs_alone(project: Project) -> None:
     project.edit("params.yaml", "bits: [8, 4]", "bits: [8, 6, 4]")
-    assert project.jobs("snakemake") == {"compress": 1, "evaluate": 1, "analyze": 1}
+    assert project.jobs("snakemake") == {"compress": 1, "evaluate": 1, **REPORT}
 
 
 @pytest.mark.parametrize("command", [("snakemake",), ("dvc", "repro")])
@@ -100,7 +100,33 @@ def test_code_of_one_method_reruns_its_variants_and_a_comment_nothing(
     method.write_text(source + "\n# a comment\n")
     assert not project.jobs(*command)
     method.write_text(source + "\nEDITED = True\n")
-    assert project.jobs(*command) == {"compress": 1, "evaluate": 1, "analyze": 1}
+    assert project.jobs(*command) == {"compress": 1, "evaluate": 1, **REPORT}
+
+
+@pytest.mark.parametrize("command", [("snakemake",), ("dvc", "repro")])
+def test_a_colour_draws_the_page_alone(project: Project, command: tuple[str, ...]) -> None:
+    template = project.root / "src/hemorrhage/analyze/report/templates/report.css.j2"
+    template.write_text(template.read_text() + "\n/* another red */\n")
+    numbers = (project.root / "reports/hemorrhage.parquet").stat().st_mtime_ns
+    assert project.jobs(*command) == {"analyze.report": 1}
+    assert "another red" in (project.root / "reports/index.html").read_text()
+    assert (project.root / "reports/hemorrhage.parquet").stat().st_mtime_ns == numbers
+    project.run("dvc", "repro", "--quiet")
+    assert not project.jobs(*command)
+
+
+def test_a_page_that_was_not_drawn_leaves_its_numbers_and_is_drawn_later(project: Project) -> None:
+    project.edit("params.yaml", "resamples: 200", "resamples: 250")
+    page = project.root / "src/hemorrhage/analyze/report/page.py"
+    source = page.read_text()
+    page.write_text(source + '\n\ndef render(study):\n    raise MemoryError("planted")\n')
+    assert project.jobs("snakemake", check=False) == REPORT
+    assert project.provenance()["spec"]["resamples"] == 250
+    assert "page" not in project.provenance()
+    page.write_text(source)
+    assert project.jobs("snakemake") == {"analyze.report": 1}
+    assert "page" in project.provenance()
+    assert not project.jobs("snakemake")
 
 
 def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project) -> None:
@@ -122,8 +148,7 @@ def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project
     assert half, "killed in the middle of a write"
     started = sum(project.counted().values())
     total = sum({"models": 1, "data": 1, "data.probes": 1, "calibrate": 1, "compress": 8,
-                 "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1,
-                 "analyze": 1}.values())  # fmt: skip
+                 "evaluate.reference": 1, "evaluate": 9, "decode": 2, "mitigate": 1, **REPORT}.values())  # fmt: skip
     again = project.jobs("snakemake")
     assert sum(again.values()) == total - (started - 1), "only the killed job and what had not started"
     assert not project.jobs("snakemake")
@@ -145,14 +170,14 @@ def test_of_two_runs_at_once_one_stops_with_a_clear_message(project: Project) ->
     assert second.returncode != 0
     assert "another run is at work in this folder" in second.stdout + second.stderr
     assert first.wait() == 0
-    assert project.counted() == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
+    assert project.counted() == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, **REPORT}
 
 
 def test_a_failing_variant_is_a_row_with_its_reason_and_the_rest_finishes(project: Project) -> None:
     method = project.root / "src/hemorrhage/compress/methods/unstructured_pruning/wanda.py"
     method.write_text(method.read_text() + '\ndef alter(*arguments, **named):\n    raise ValueError("planted fault")\n')
     ran = project.jobs("snakemake", check=False)
-    assert ran == {"compress": 1, "evaluate": 1, "analyze": 1}
+    assert ran == {"compress": 1, "evaluate": 1, **REPORT}
     for command, status in (("snakemake",), 1), (("dvc", "repro"), 0):
         project.journal.write_text("")
         done = project.run(*command, check=False)

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from tests.project import Project
+from tests.project import REPORT, Project
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("left_as_found")]
 
@@ -39,7 +39,7 @@ def test_a_fresh_clone_pulls_and_has_nothing_to_do(project: Project) -> None:
     assert not clone.jobs("dvc", "repro")
     assert (clone.root / "reports/index.html").read_bytes() == (project.root / "reports/index.html").read_bytes()
     clone.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.3,")
-    assert clone.jobs("dvc", "repro") == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
+    assert clone.jobs("dvc", "repro") == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, **REPORT}
 
 
 def test_an_older_commit_and_back_has_nothing_to_do(project: Project) -> None:
@@ -60,10 +60,15 @@ def test_an_older_commit_and_back_has_nothing_to_do(project: Project) -> None:
 
 def test_experiments_reuse_what_was_computed(project: Project) -> None:
     ran = project.jobs("dvc", "exp", "run", "--temp", "--name", "damped", "-S", "++compress.gptq.damp=0.5")
-    assert ran == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, "analyze": 1}
+    assert ran == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, **REPORT}
     project.run("dvc", "exp", "run", "--queue", "--name", "six", "-S", "compress.rtn.bits=[8,6,4]")
     project.run("dvc", "exp", "run", "--queue", "--name", "resampled", "-S", "analyze.resamples=300")
-    assert project.jobs("dvc", "exp", "run", "--run-all", "--jobs", "2") == {"compress": 1, "evaluate": 1, "analyze": 2}
+    assert project.jobs("dvc", "exp", "run", "--run-all", "--jobs", "2") == {
+        "compress": 1,
+        "evaluate": 1,
+        "analyze": 2,
+        "analyze.report": 2,
+    }
     shown = project.run("dvc", "exp", "show", "--csv").stdout
     for name in ("damped", "six", "resampled"):
         assert name in shown

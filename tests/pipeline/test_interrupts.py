@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from hemorrhage.study.plan import REPORT_FILES, STAGES, Plan
+from hemorrhage.study.kinds import KINDS, PAGE_FILES, ROWS_FILES
+from hemorrhage.study.plan import Plan
 from tests.project import Project
 
 pytestmark = pytest.mark.end_to_end
 
-KINDS = [kind for kinds in STAGES.values() for kind in kinds]
 ABSENT = {"relatives", "benchmarks", "gradients", "harness", "programs"}
 """Kinds of which the quick profile asks for none."""
 
@@ -61,7 +61,7 @@ def test_a_mark_on_what_is_there_runs_nothing_and_drops_nothing(project: Project
     assert plan.manifests(kind)
     for manifest in plan.manifests(kind):
         mark(manifest)
-    assert would_run(project, "all") == {"evaluate": 1, "analyze": 1, "failures": 1, "all": 1, "total": 4}
+    assert would_run(project, "all") == {"evaluate": 1, "rows": 1, "page": 1, "failures": 1, "all": 1, "total": 5}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -69,12 +69,12 @@ def test_targets_of_dvc_come_to_their_end_with_marks_everywhere(project: Project
     for kind in KINDS:
         for manifest in plan.manifests(kind):
             mark(manifest)
-    for name in (plan.report, f"{plan.report}.sound"):
+    for name in (plan.rows, plan.page, f"{plan.page}.sound"):
         mark(f".snakemake/current/{name}")
     rules = {
         "evaluated": {"evaluate": 1, "evaluated": 1, "total": 2},
-        "analyzed": {"evaluate": 1, "analyze": 1, "analyzed": 1, "total": 3},
-        "all": {"evaluate": 1, "analyze": 1, "failures": 1, "all": 1, "total": 4},
+        "analyzed": {"evaluate": 1, "rows": 1, "page": 1, "analyzed": 1, "total": 4},
+        "all": {"evaluate": 1, "rows": 1, "page": 1, "failures": 1, "all": 1, "total": 5},
     }
     assert would_run(project, target) == rules.get(target, {})
 
@@ -93,10 +93,10 @@ def test_make_report_names_the_page_of_this_plan_alone_and_keeps_the_failure(
 ) -> None:
     reports = Path("reports")
     reports.mkdir(exist_ok=True)
-    for name in REPORT_FILES:
+    for name in (*ROWS_FILES, *PAGE_FILES):
         (reports / name).touch()
-    address = plan.report if made_at == "this plan" else "000000000000"
-    (reports / "provenance.json").write_text(json.dumps({"address": address}))
+    page = plan.page if made_at == "this plan" else "000000000000"
+    (reports / "provenance.json").write_text(json.dumps({"address": plan.rows, "page": page}))
     locked = b"".join(Path(name).read_bytes() for name in ("requirements.txt", "requirements-uv.txt", "pyproject.toml"))
     ready = Path(".venv", f"ready-{hashlib.sha256(locked).hexdigest()[:16]}")
     (ready.parent / "bin").mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,13 @@ from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.study import params as config
 from hemorrhage.study.costs import __main__ as costs_main
 from hemorrhage.study.costs import products
+from hemorrhage.study.costs.jobs import PAGE, ROWS, Job, Workload, shape
 from hemorrhage.study.costs.model import QUANTITIES, Costs, Observation, fit, newest, observed
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
-from hemorrhage.study.costs.work import KINDS, Job, Shape, Work, Workload, shape
+from hemorrhage.study.kinds import KINDS
 from hemorrhage.study.plan import Plan
+from hemorrhage.study.work import Shape, Work
 from tests.study.test_params import DEFAULT, changed
 
 
@@ -87,7 +89,7 @@ def test_committed_coefficients_are_whole_and_say_what_they_were_fitted_on() -> 
     assert content["fitted"]["jobs"] > 30
     for name in QUANTITIES:
         assert {"base", "texts", "tasks", "calibrations", "checkpoints", "references", "evaluations", "decodes",
-                "report"} <= set(content[name])  # fmt: skip
+                "rows"} <= set(content[name])  # fmt: skip
         for fitted in content[name].values():
             assert all(value >= 0 for value in (*fitted["shared"], *fitted["methods"].values()))
 
@@ -101,7 +103,7 @@ def workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
 
 def test_every_output_of_the_plan_is_a_job_and_comes_after_what_it_reads(workload: Workload) -> None:
     plan = workload.plan
-    assert {key for key in workload.jobs if key[0] != "report"} == {
+    assert {key for key in workload.jobs if key not in (ROWS, PAGE)} == {
         (kind, name) for kind in KINDS for name in plan.names(kind)
     }
     seen: set[tuple[str, str]] = set()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hemorrhage.study import kinds
 from hemorrhage.study import params as config
-from hemorrhage.study.plan import DATA, STAGES, Plan, forget, settle
+from hemorrhage.study.kinds import KINDS
+from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, forget, settle, show
 from tests.study.test_params import DEFAULT, changed
-
-KINDS = [kind for kinds in STAGES.values() for kind in kinds]
 
 
 def addresses(content: dict[str, Any]) -> dict[str, str]:
     plan = Plan(config.Params.model_validate(content))
     found = {f"{kind}/{name}": key for kind in KINDS for name, key in plan.names(kind).items()}
-    return {**found, "report": plan.report}
+    return {**found, "rows": plan.rows, "page": plan.page}
+
+
+REPORT = {"rows", "page"}
 
 
 BEFORE = addresses(DEFAULT)
@@ -41,24 +45,24 @@ def test_same_params_same_addresses() -> None:
 
 def test_a_variants_setting_moves_that_variant() -> None:
     content = changed("compress/gptq/bits", [8, 4, 3])
-    assert moved(content) == {"checkpoints/gptq-2", "evaluations/gptq-2", "report"}
+    assert moved(content) == {"checkpoints/gptq-2", "evaluations/gptq-2"} | REPORT
     content = changed("compress/llama_pro/added", [0.1])
     gone = {f"{kind}/llama_pro-{share}" for kind in ("checkpoints", "evaluations") for share in (0.1, 0.2)}
-    assert moved(content) == gone | {"report"}
+    assert moved(content) == gone | REPORT
 
 
 def test_decoding_follows_its_variants_and_its_settings() -> None:
-    assert moved(changed("decode/seed", 1)) == of("decodes") | {"report"}
+    assert moved(changed("decode/seed", 1)) == of("decodes") | REPORT
     content = changed("compress/gptq/damp", 0.05)
     content["compress"]["wanda_gptq"]["damp"] = 0.05
     names = [*(f"gptq-{bits}" for bits in (8, 4, 3, 2)), "wanda_gptq-wanda-0.5-4"]
     swept = {f"{kind}/{name}" for kind in ("checkpoints", "evaluations") for name in names}
-    assert moved(content) == swept | {"decodes/gptq-3", "corrections/gptq-3", "report"}
+    assert moved(content) == swept | {"decodes/gptq-3", "corrections/gptq-3"} | REPORT
 
 
 def test_corrections_follow_their_variants_and_their_settings() -> None:
-    assert moved(changed("mitigate/buckets", 5)) == of("corrections") | {"report"}
-    assert moved(changed("mitigate/variants", ["gptq-3", "rtn-3"])) == {"corrections/rtn-3", "report"}
+    assert moved(changed("mitigate/buckets", 5)) == of("corrections") | REPORT
+    assert moved(changed("mitigate/variants", ["gptq-3", "rtn-3"])) == {"corrections/rtn-3"} | REPORT
 
 
 def test_a_variant_on_another_follows_it() -> None:
@@ -72,20 +76,20 @@ def test_a_variant_on_another_follows_it() -> None:
 
 
 def test_gradients_are_made_for_those_that_read_them() -> None:
-    assert not Plan(config.Params.model_validate(DEFAULT)).gradients
+    assert not Plan(config.Params.model_validate(DEFAULT)).names("gradients")
     sweep = {"method": "gblm", "sparsity": [0.5]}
     plan = Plan(config.Params.model_validate(changed("compress/gblm", sweep)))
-    assert list(plan.gradients) == ["loss"]
-    assert plan.gradients_of("gblm-0.5") == ["loss"]
+    assert list(plan.names("gradients")) == ["loss"]
+    assert kinds.gradients_of(plan.design, "gblm-0.5") == ["loss"]
 
 
 def test_an_evaluation_parameter_moves_evaluations_only() -> None:
-    moving = of("references") | of("evaluations") | of("corrections") | {"report"}
+    moving = of("references") | of("evaluations") | of("corrections") | REPORT
     assert moved(changed("evaluate/windows", 8)) == moving
 
 
 def test_a_variant_that_is_ablated_is_evaluated_again() -> None:
-    assert moved(changed("evaluate/inside/ablate", ["base", "rtn-4"])) == {"evaluations/rtn-4", "report"}
+    assert moved(changed("evaluate/inside/ablate", ["base", "rtn-4"])) == {"evaluations/rtn-4"} | REPORT
 
 
 def mirrored(folder: Path) -> dict[str, Any]:
@@ -114,16 +118,16 @@ def test_benchmarks_are_prepared_once_and_run_on_every_model(tmp_path: Path) -> 
     (tmp_path / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet").write_bytes(b"another")
     after = addresses(content)
     ran = {name for name in before if before[name] != after[name]}
-    assert ran == {"benchmarks/arc_easy", "report", *(name for name in before if name.startswith("harness/"))}
+    assert ran == {"benchmarks/arc_easy", *REPORT, *(name for name in before if name.startswith("harness/"))}
 
 
 def test_an_analysis_parameter_moves_the_report_only() -> None:
-    assert moved(changed("analyze/resamples", 500)) == {"report"}
+    assert moved(changed("analyze/resamples", 500)) == REPORT
 
 
 def test_calibration_moves_only_methods_that_read_statistics() -> None:
     plan = Plan(config.Params.model_validate(DEFAULT))
-    free = {name for name in plan.variants if not plan.needs_calibration(name)}
+    free = {name for name in plan.variants if not kinds.needs_calibration(plan.design, name)}
     assert {"rtn-4", "magnitude-0.5", "random_depth-0.3", "llama_pro-0.2"} <= free
     assert not free & {"gptq-4", "wanda-0.5", "sparsegpt-2of4", "shortgpt-0.3"}
     after = moved(changed("calibrate/seed", 7))
@@ -136,10 +140,13 @@ def test_calibration_moves_only_methods_that_read_statistics() -> None:
 
 def test_a_mixed_calibration_reads_every_text_of_it() -> None:
     plan = Plan(config.Params.model_validate(changed("calibrate/corpus", ["prose", "code"])))
-    assert list(plan.calibrations) == ["prose-code"]
-    assert plan.needs("code")["calibration"] == DEFAULT["calibrate"]["samples"] // 2 * DEFAULT["calibrate"]["length"]
+    assert list(plan.names("calibrations")) == ["prose-code"]
+    assert (
+        kinds.tokens_needed(plan.design, "code")["calibration"]
+        == DEFAULT["calibrate"]["samples"] // 2 * DEFAULT["calibrate"]["length"]
+    )
     alone = Plan(config.Params.model_validate(changed("calibrate/corpus", ["prose"])))
-    assert alone.calibrations == Plan(config.Params.model_validate(DEFAULT)).calibrations
+    assert alone.names("calibrations") == Plan(config.Params.model_validate(DEFAULT)).names("calibrations")
 
 
 def test_the_epoch_moves_everything() -> None:
@@ -177,3 +184,48 @@ def test_too_few_tokens_of_an_earlier_text_stop_the_plan(tmp_path: Path, monkeyp
     manifest.write_text(json.dumps({"tokens": {"calibration": 100, "evaluation": 10**9}}))
     with pytest.raises(config.ConfigError, match="corpus prose has 100 calibration tokens"):
         Plan(config.Params.model_validate(DEFAULT))
+
+
+def test_the_order_of_corpora_counts() -> None:
+    """The diagnostics inside the network read the first one."""
+    assert moved(changed("evaluate/corpora", ["code", "prose"])) == BEFORE.keys() - {
+        name
+        for name in BEFORE
+        if name.startswith(("base/", "texts/", "tasks/", "calibrations/", "checkpoints/", "decodes/"))
+    }
+
+
+def test_a_template_moves_the_page_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(TEMPLATES, tmp_path / "templates")
+    monkeypatch.setattr("hemorrhage.study.plan.TEMPLATES", tmp_path / "templates")
+    assert moved(DEFAULT) == set()
+    css = tmp_path / "templates" / "report.css.j2"
+    css.write_text(css.read_text() + "/* redder */")
+    assert moved(DEFAULT) == {"page"}
+
+
+def report(plan: Plan, page: str | None) -> None:
+    """Write what a run leaves in reports/."""
+    REPORTS.mkdir(exist_ok=True)
+    for name in (*kinds.ROWS_FILES, *kinds.PAGE_FILES):
+        (REPORTS / name).touch()
+    PROVENANCE.write_text(json.dumps({"address": plan.rows, **({"page": page} if page else {})}))
+
+
+def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(config.Params.model_validate(DEFAULT))
+    monkeypatch.chdir(tmp_path)
+    states = []
+    for page in (None, "another", plan.page):
+        report(plan, page)
+        states.append((plan.rows_are_current(), plan.report_is_current()))
+    assert states == [(True, False), (True, False), (True, True)]
+    assert "page          current" in show(plan)
+    (REPORTS / "index.html").unlink()
+    assert (plan.rows_are_current(), plan.report_is_current()) == (True, False)
+    report(plan, plan.page)
+    (REPORTS / "claims.json").unlink()
+    assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
+    report(plan, plan.page)
+    forget(plan, ["rtn-4"])
+    assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)

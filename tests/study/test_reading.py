@@ -87,10 +87,10 @@ def test_what_is_not_adopted_moves_no_address(tiny: Path, tmp_path: Path, monkey
     merge(content, YAML(typ="safe").load((ROOT / "params" / "quick.yaml").read_text()))
     content["model"]["path"] = "model"
     YAML().dump(content, Path("params.yaml"))
-    before = Plan.read().base
+    before = Plan.read().address("base", "base")
     Path("model/.git").mkdir()
     for name in ("README.md", ".git/HEAD", "consolidated.safetensors", "optimizer.pt"):
         Path("model", name).write_text("x")
-    assert Plan.read().base == before
+    assert Plan.read().address("base", "base") == before
     Path("model/generation_config.json").write_text("{}")
-    assert Plan.read().base != before
+    assert Plan.read().address("base", "base") != before

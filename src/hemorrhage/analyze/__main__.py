@@ -1,14 +1,12 @@
-"""Step ``analyze``: rows with intervals, thresholds, metrics, plots and the report.
+"""Step ``rows``: everything with numbers, from rows with intervals to verdicts. The page is drawn from what it leaves.
 
-    python -m hemorrhage.analyze OUT --base DIR --checkpoints DIR... --evaluations DIR... --harness DIR...
-        --programs DIR... --decodes DIR... --corrections DIR... --calibrations DIR... --references DIR...
-        [--relative DIR --aligned yes|no] --spec JSON
+    python -m hemorrhage.analyze OUT --outputs KIND DIR... [--outputs KIND DIR...]... [--aligned] --spec JSON
         --address A
 
-``--relative`` is the second model of the family that was decoded, ``--aligned`` whether it is the aligned one.
-``spec``: ``{"resamples": int, "confidence": float, "seed": int, "budget": {limit: float}}``. Every file of OUT
-appears whole; ``provenance.json``, which says at which address the report was made, is removed first and
-written last.
+KIND is a kind of output (hemorrhage.study.kinds); ``base`` has to be among them. ``--aligned``: the second model of the
+family that was decoded, of kind ``relatives``, is the aligned one. ``spec``: ``{"resamples": int, "confidence": float,
+"seed": int, "budget": {limit: float}}``. Every file of OUT appears whole; ``provenance.json``, which says at which
+address the numbers were made, is removed first and written last.
 """
 
 from __future__ import annotations
@@ -16,50 +14,58 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.analyze import inputs
+from hemorrhage.analyze import inputs, study
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.analyze.curves import next_points
 from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.doctor import doctor
-from hemorrhage.analyze.report import decoding as decoding_page
-from hemorrhage.analyze.report import page as report
-from hemorrhage.analyze.rows import plots, tables
+from hemorrhage.analyze.rows import mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.analyze.verdicts import claims, flags, shipping
+from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts import claims, decoding, flags, shipping
 from hemorrhage.runtime import step
-from hemorrhage.runtime.artifact import environment
-
-PROVENANCE = "provenance.json"
+from hemorrhage.runtime.artifact import environment, whole
 
 
-def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
-    """Write all files of the report into ``out``."""
+def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
+    """Write everything with numbers into ``out``."""
     results = rows.build(found, spec)
     thresholds = find_thresholds(found, results, spec)
     numbers = tables.Numbers(results.rows)
     corpora = list(results.blocks)
-    made_from = provenance(found, results, spec, address)
     flagged = flags.find(found, results.rows, corpora)
     verdicts = shipping.verdicts(found, results.rows, spec)
-    examined = doctor.examine(found, results.rows, corpora, spec, report.model_name(found.base))
+    examined = doctor.examine(found, results.rows, corpora, spec, inputs.model_name(found.base))
     recommended = shipping.recommend(verdicts, results, found, spec)
-    decoded = decoding_page.find(found, thresholds, verdicts, spec)
+    decoded = decoding.find(found, thresholds, verdicts, spec)
     judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
-    page = report.render(
-        found, results, thresholds, flagged, verdicts, recommended, decoded, examined, judged, spec, made_from
+    analyzed = Study(
+        inputs=study.bare(found),
+        rows=results.rows,
+        blocks=results.blocks,
+        suites=[dataclasses.replace(suite, outputs=study.bare_outputs(suite.outputs)) for suite in results.suites],
+        trials=[mitigations.tried(trial, spec) for trial in results.trials],
+        thresholds=thresholds,
+        flags=flagged,
+        verdicts=verdicts,
+        recommended=recommended,
+        decoded=decoded,
+        examined=examined,
+        claims=judged,
+        spec=spec,
+        provenance=provenance(found, results, spec, address),
     )
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / PROVENANCE).unlink(missing_ok=True)
+    (out / study.PROVENANCE).unlink(missing_ok=True)
     results.rows.attrs["confidence"] = spec.confidence  # goes into the file, for whoever reads it alone
-    save(out / "hemorrhage.parquet", lambda path: results.rows.to_parquet(path, index=False))
+    save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(recommended))
     save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
     proposed = next_points.as_yaml(thresholds, sweeps(found))
@@ -76,9 +82,10 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> None:
         "decoding": tables.decoding_points(numbers),
     }.items():
         save(out / f"{name}.csv", partial(table.to_csv, index=False))
-    save(out / "decoding.json", _json(decoding_page.as_json(decoded)))
-    save(out / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
-    save(out / PROVENANCE, _json(made_from))
+    save(out / "decoding.json", _json(decoding.as_json(decoded)))
+    save(out / study.REST, _json(study.as_json(analyzed), sort_keys=False, indent=None))
+    save(out / study.PROVENANCE, _json(analyzed.provenance))
+    return analyzed
 
 
 def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
@@ -110,13 +117,12 @@ def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address:
 
 def save(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make a file beside ``path`` and rename it, so that ``path`` is never half written."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    write(part)
-    part.replace(path)
+    with whole(path) as part:
+        write(part)
 
 
-def _json(content: Any) -> Callable[[Path], Any]:
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def _json(content: Any, sort_keys: bool = True, indent: int | None = 2) -> Callable[[Path], Any]:
+    text = json.dumps(content, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n"
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
@@ -124,38 +130,15 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--base", type=Path, required=True)
-    for kind in (
-        "checkpoints",
-        "evaluations",
-        "harness",
-        "programs",
-        "decodes",
-        "corrections",
-        "calibrations",
-        "references",
-    ):
-        parser.add_argument(f"--{kind}", type=Path, nargs="*", default=[])
-    parser.add_argument("--relative", type=Path)
-    parser.add_argument("--aligned", choices=["yes", "no"])
+    parser.add_argument("--outputs", nargs="+", action="append", required=True, metavar=("KIND", "DIR"))
+    parser.add_argument("--aligned", action="store_true", help="the second model of the family is the aligned one")
     parser.add_argument("--spec", required=True)
     parser.add_argument("--address", required=True)
     arguments = parser.parse_args()
     step.start()
     spec = Spec.parse(arguments.spec)
-    found = inputs.read(
-        arguments.base,
-        arguments.checkpoints,
-        arguments.evaluations,
-        arguments.decodes,
-        arguments.harness,
-        arguments.programs,
-        arguments.corrections,
-        (arguments.relative, arguments.aligned == "yes") if arguments.relative else None,
-        arguments.calibrations,
-        arguments.references,
-    )
-    analyze(arguments.out, found, spec, arguments.address)
+    given = {kind: [Path(path) for path in paths] for kind, *paths in arguments.outputs}
+    analyze(arguments.out, inputs.read(given, arguments.aligned), spec, arguments.address)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ class Inputs:
     """The calibration windows, int32 ``[windows, length]``; none where nothing was calibrated."""
     texts: dict[str, Tokens] = field(default_factory=dict, repr=False)
     """Corpus -> the evaluated windows, int32 ``[windows, window]``."""
+    others: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False)
+    """Kind -> its outputs with every table, of kinds that this module knows nothing of."""
 
 
 @dataclass(frozen=True)
@@ -94,63 +96,65 @@ class Relative:
     decoded: Output
 
 
-EVALUATION = ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet")
+TABLES = {
+    "evaluations": ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet"),
+    "decodes": ("generations.parquet", "human.parquet"),
+    "harness": ("items.parquet",),
+    "programs": ("programs.parquet",),
+    "corrections": ("tokens.parquet",),
+}
+"""Kind of what is measured on a model -> the tables that are read of it."""
+
+READ_APART = ("base", "relatives", "checkpoints", "calibrations", "references")
+"""Kinds of which something else is read than tables."""
+
+Folders = Mapping[str, Sequence[Path]]
+"""Kind of output -> the folders that were given."""
 
 
-def read(
-    base: Path,
-    checkpoints: Sequence[Path],
-    evaluations: Sequence[Path],
-    decodes: Sequence[Path],
-    harness: Sequence[Path] = (),
-    programs: Sequence[Path] = (),
-    corrections: Sequence[Path] = (),
-    relative: tuple[Path, bool] | None = None,
-    calibrations: Sequence[Path] = (),
-    references: Sequence[Path] = (),
-) -> Inputs:
-    """Read all inputs. ``relative`` is the folder of that model and whether it is the aligned one.
+def read(given: Folders, is_aligned: bool = False) -> Inputs:
+    """Read all inputs. ``is_aligned``: whether the other model of the family, where there is one, is the aligned one.
 
     Raises ValueError where two directories hold the same variant, a variant's checkpoint was not given, or evaluations
     follow different protocols.
     """
+    (base,), checkpoints = given["base"], given.get("checkpoints", [])
     manifests = {name: output.manifest for name, output in _outputs(checkpoints, ()).items()}
     layers = {name: _json(path / "layers.json") for name, path in zip(manifests, checkpoints, strict=True)}
     base_manifest = read_manifest(base)
     variants = {BASE: _base_variant(base_manifest)}
     variants.update({name: _variant(name, manifest, layers[name]) for name, manifest in manifests.items()})
-    decoded = _outputs(decodes, ("generations.parquet", "human.parquet"))
-    its_texts = decoded.pop(RELATIVE, None)
-    its = _base_variant(read_manifest(relative[0]), RELATIVE, "the other model") if relative else None
-    found = Inputs(
+    measured = {kind: _outputs(given.get(kind, []), files) for kind, files in TABLES.items()}
+    its_texts = measured["decodes"].pop(RELATIVE, None)
+    others = {kind: _outputs(paths, None) for kind, paths in given.items() if kind not in (*TABLES, *READ_APART)}
+    for name in (name for outputs in (measured | others).values() for name in outputs):
+        if name not in variants:
+            raise ValueError(f"{name} was measured, but no directory of checkpoints is of this variant")
+    _check_protocols(measured["evaluations"])
+    return Inputs(
         base=base_manifest,
         variants=variants,
-        evaluations=_outputs(evaluations, EVALUATION),
-        decodes=decoded,
-        harness=_outputs(harness, ("items.parquet",)),
-        programs=_outputs(programs, ("programs.parquet",)),
-        corrections=_outputs(corrections, ("tokens.parquet",)),
+        evaluations=measured["evaluations"],
+        decodes=measured["decodes"],
+        harness=measured["harness"],
+        programs=measured["programs"],
+        corrections=measured["corrections"],
         directories={
-            "base": [_identity(base)],
-            "checkpoints": [_identity(path) for path in checkpoints],
-            "evaluations": [_identity(path) for path in evaluations],
-            "decodes": [_identity(path) for path in decodes],
-            "harness": [_identity(path) for path in harness],
-            "programs": [_identity(path) for path in programs],
-            "corrections": [_identity(path) for path in corrections],
-            **({"relative": [_identity(relative[0])]} if relative else {}),
+            kind: [_identity(path) for path in given.get(kind, [])]
+            for kind in ("base", "checkpoints", *TABLES, *others, *(["relatives"] if given.get("relatives") else []))
         },
         configs=_configs(checkpoints),
-        relative=Relative(its, relative[1], its_texts) if relative and its and its_texts else None,
+        relative=_relative(given.get("relatives", []), its_texts, is_aligned),
         architecture=_json(base / "config.json"),
-        **_tokens(calibrations, references),
+        others=others,
+        **_tokens(given.get("calibrations", []), given.get("references", [])),
     )
-    for kind in (found.evaluations, found.decodes, found.harness, found.programs, found.corrections):
-        for name in kind:
-            if name not in variants:
-                raise ValueError(f"{name} was measured, but no --checkpoints directory is of this variant")
-    _check_protocols(found.evaluations)
-    return found
+
+
+def _relative(folders: Sequence[Path], decoded: Output | None, is_aligned: bool) -> Relative | None:
+    if not folders or decoded is None:
+        return None
+    return Relative(_base_variant(read_manifest(folders[0]), RELATIVE, "the other model"), is_aligned, decoded)
 
 
 def _check_protocols(evaluations: dict[str, Output]) -> None:
@@ -164,19 +168,28 @@ def _check_protocols(evaluations: dict[str, Output]) -> None:
                     raise ValueError(f"{corpus}: {name} has {key} {facts[key]!r}, but {other} has {known[key]!r}")
 
 
+def model_name(base: dict[str, Any]) -> str:
+    """What the base model is called, by its manifest."""
+    model = base.get("model", {})
+    name = model.get("name") or model.get("id") or Path(model.get("path", "base model")).name
+    return str(name)
+
+
 def _identity(directory: Path) -> str:
     """``<name>/<address>``: says which output it is, without saying where this machine keeps it."""
     return "/".join(directory.resolve().parts[-2:])
 
 
-def _outputs(directories: Sequence[Path], files: Sequence[str]) -> dict[str, Output]:
+def _outputs(directories: Sequence[Path], files: Sequence[str] | None) -> dict[str, Output]:
+    """The outputs of some folders with those of ``files`` that are there; None: with every table."""
     found: dict[str, Output] = {}
     for directory in directories:
         manifest = read_manifest(directory)
         name = manifest.get("variant", directory.resolve().parent.name)
         if name in found:
             raise ValueError(f"{directory}: variant {name} was given twice")
-        present = [file for file in files if (directory / file).is_file()]
+        there = sorted(path.name for path in directory.glob("*.parquet"))
+        present = there if files is None else [file for file in files if file in there]
         cost, features = directory / "cost.json", directory / "features.safetensors"
         found[name] = Output(
             manifest,

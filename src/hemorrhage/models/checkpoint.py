@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +51,9 @@ def load(
     else:
         keep_freed()
     if "form" in bench:
-        model = importlib.import_module(f"hemorrhage.models.formats.{bench['form']}").build(
-            folder, config, dtype, as_stored, base
-        )
+        from hemorrhage.models.formats.reader import module_of
+
+        model = module_of(bench["form"]).build(folder, config, dtype, as_stored, base)
     elif streamed or dtype == "stored" or quantization or bench or shares(folder):
         weights = Weights(folder, base)
         kind = "stored" if streamed else dtype
@@ -166,7 +165,7 @@ def _rebuild(
         found[name.removesuffix(".weight")] = form
     stored = config.dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
-    kept = {name: form for name, form in found.items() if as_stored or reader.keeps(form)}
+    kept = {name: form for name, form in found.items() if as_stored or form.keep}
     for name, form in found.items():
         shape = (form.out_features, form.in_features)
         # A form that stays has no dense weight; transformers wants to see one, which costs no memory.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections import Counter
@@ -119,8 +118,10 @@ def _kind(value: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _whole_form(model: PreTrainedModel) -> Any:
+    from hemorrhage.models.formats.reader import module_of
+
     form = (getattr(model.config, "hemorrhage", None) or {}).get("form")
-    return form and importlib.import_module(f"hemorrhage.models.formats.{form}")
+    return form and module_of(form)
 
 
 def _narrow(model: PreTrainedModel) -> list[str]:
@@ -133,8 +134,7 @@ def _own_forms(model: PreTrainedModel) -> list[str]:
     """Forms that no quantization_config speaks of, so that a reader knows to look for them."""
     from hemorrhage.models.formats.forms import forms_of
 
-    found = (form for form in forms_of(model).values() if form.scheme is None)
-    return sorted({type(form).__module__.rpartition(".")[2] for form in found})
+    return sorted({form.form for form in forms_of(model).values() if form.scheme is None})
 
 
 def _quantization(model: PreTrainedModel) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Nothing is ever judged by its age.
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,8 +14,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-PACKAGE = "hemorrhage"
+from hemorrhage.runtime.digest import Sources
+
 SOURCE = Path(__file__).resolve().parents[1]
+PROGRAMS = SOURCE / "__pycache__" / "programs.json"
+"""Digests of programs: like bytecode it is made of the sources, and may be missing."""
 
 ADDRESS_LENGTH = 12
 """Hexadecimal digits of an address: 48 bits, so 10,000 outputs collide with probability 2e-7."""
@@ -28,75 +31,35 @@ def address(*parts: object) -> str:
 
 @functools.cache
 def program(module: str) -> str:
-    """Digest of a module of this package and of every module of this package that it imports.
+    """Digest of a module of this package and of every definition of this package that it reaches.
 
-    The digest is of the syntax trees without docstrings: comments, layout and documentation do not count.
-    Imports are followed wherever they stand, inside functions too. Modules found by name at run time (a
-    method, a strategy) are not seen: the plan names them.
+    What counts of a definition, hemorrhage.runtime.digest says. Modules found by name at run time (a method, a
+    strategy) are not seen: the plan names them.
     """
-    return address(sorted((name, _tree(name)) for name in _closure(module)))
+    known = _known()
+    if module not in known:
+        known[module] = _sources().program(module)[:ADDRESS_LENGTH]
+        with contextlib.suppress(OSError):
+            _replace(PROGRAMS, json.dumps({_sources().version: known}))
+    return known[module]
 
 
-def _closure(module: str) -> set[str]:
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting.extend(_imports(name))
-    return found
-
-
-def _file(module: str) -> Path | None:
-    path = SOURCE.joinpath(*module.split(".")[1:])
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _parse(module: str) -> ast.Module:
-    file = _file(module)
-    if file is None:
-        raise ValueError(f"{module} is not a module of {PACKAGE}")
-    return ast.parse(file.read_text(encoding="utf-8"))
+def modules_of(module: str) -> set[str]:
+    """The modules of this package that a module of it loads when it runs."""
+    return _sources().modules_of(module)
 
 
 @functools.cache
-def _imports(module: str) -> frozenset[str]:
-    names: set[str] = set()
-    for node in ast.walk(_parse(module)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise ValueError(f"{module}: relative imports hide what an address depends on; write {PACKAGE}.…")
-            names.update([node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)])
-    own = {name for name in names if name.split(".")[0] == PACKAGE}
-    # A package's __init__ runs before any of its modules.
-    own |= {name.rsplit(".", depth)[0] for name in own for depth in range(1, name.count(".") + 1)}
-    return frozenset(name for name in own if name != PACKAGE and _file(name))
+def _sources() -> Sources:
+    return Sources(SOURCE)
 
 
 @functools.cache
-def _tree(module: str) -> str:
-    tree = _parse(module)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            # A string that stands alone documents; it computes nothing.
-            node.body = [  # type: ignore[attr-defined]
-                item
-                for item in body
-                if not (
-                    isinstance(item, ast.Expr)
-                    and isinstance(item.value, ast.Constant)
-                    and isinstance(item.value.value, str)
-                )
-            ]
-    # The text and not ast.dump, whose fields change from one version of Python to the next.
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+def _known() -> dict[str, str]:
+    """Digests that an earlier process made of these very sources: it takes a second to read them all."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads(PROGRAMS.read_text(encoding="utf-8")).get(_sources().version, {})
+    return {}
 
 
 def fingerprint(path: Path, memory: Path, files: Sequence[Path] | None = None) -> str:
@@ -119,8 +82,13 @@ def fingerprint(path: Path, memory: Path, files: Sequence[Path] | None = None) -
             with file.open("rb") as stream:
                 known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         digests.append((str(file.relative_to(path)), known[key]))
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    part = memory.with_name(f"{memory.name}.{os.getpid()}")
-    part.write_text(json.dumps(known))
-    part.replace(memory)
+    _replace(memory, json.dumps(known))
     return address(digests)
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file that other processes read and write, too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(file)

@@ -132,7 +132,7 @@ def influence_of(plan: Plan) -> list[float]:
 
 def model_name(plan: Plan) -> str:
     """What reports call the base model."""
-    model = plan.model
+    model = plan.params.model.model_dump(mode="json")
     return str(model.get("name") or model.get("id") or Path(model.get("path", "base model")).name)
 
 
@@ -143,7 +143,7 @@ def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
         rows = pd.read_parquet(REPORTS / "hemorrhage.parquet")
     except (FileNotFoundError, KeyError, ValueError):
         return None
-    return rows if made_from == [f"base/{plan.base['base']}"] else None
+    return rows if made_from == [f"base/{plan.address('base', 'base')}"] else None
 
 
 def base_nll(rows: pd.DataFrame | None, plan: Plan, name: str) -> dict[str, float]:

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, position
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.report.figures import Figure, factor, recoveries
 from hemorrhage.analyze.rows import corrections, mitigations
-from hemorrhage.analyze.rows.mitigations import Damage, Measured, Recovery, Trial
+from hemorrhage.analyze.rows.mitigations import Outcome, Recovery, Tried
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
-from hemorrhage.analyze.spec import Spec
 
 AGAINST = {"way": "Way to the knee", "damage": "Damage of the plain method"}
 """What the chart of recoveries can be drawn against."""
@@ -43,18 +44,18 @@ MISSING = {
 
 
 def rows(
-    trials: Sequence[Trial], inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], spec: Spec, corpus: str
+    trials: Sequence[Tried], inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], corpus: str
 ) -> list[dict[str, Any]]:
     """The table of mitigations on one corpus: a row per mitigation and plain method."""
     found = []
     for trial in trials:
-        measured = _on(trial, corpus)
-        about = {"arm": trial.arm, "treatment": trial.treatment, "plain": _plain_name(trial)}
-        if not measured:
+        outcomes = _on(trial, corpus)
+        about = {"arm": trial.arm, "treatment": trial.treatment, "plain": trial.against.name}
+        if not outcomes:
             if trial.missing:
                 found.append({**about, "missing": trial.missing})
             continue
-        main = measured[0]
+        main = outcomes[0]
         place, threshold = way(trial.against, inputs, thresholds, corpus)
         found.append(
             {
@@ -62,13 +63,10 @@ def rows(
                 "missing": "",
                 "place": "–" if math.isnan(place) else f"{place:.2f} × the way to the {threshold}",
                 "damage": f"{_amount(main.metric, main.plain)} → {_amount(main.metric, main.treated)}",
-                "recovery": _written(mitigations.recovery(main.plain, main.treated, spec.confidence)),
-                "sham": _sham(main, spec),
-                "verdict": mitigations.verdict(main, spec.confidence),
-                "others": "; ".join(
-                    f"{_measure(one.metric)}: {_written(mitigations.recovery(one.plain, one.treated, spec.confidence))}"
-                    for one in measured[1:]
-                ),
+                "recovery": _written(main.recovery),
+                "sham": _written(main.sham) if main.has_sham else "no sham in this run",
+                "verdict": main.verdict,
+                "others": "; ".join(f"{_measure(one.metric)}: {_written(one.recovery)}" for one in outcomes[1:]),
             }
         )
     return found
@@ -92,16 +90,12 @@ def way(variant: Variant, inputs: Inputs, thresholds: Sequence[Mapping[str, Any]
     return math.nan, "no knee and no doubling point among the measured points"
 
 
-def _on(trial: Trial, corpus: str) -> list[Measured]:
-    """What was measured on a corpus, and on tasks, in the table's order."""
-    chosen = [one for one in trial.measured if one.about["dataset"] == corpus or one.metric == "flips"]
+def _on(trial: Tried, corpus: str) -> list[Outcome]:
+    """What came of it on a corpus, and on tasks, in the table's order."""
+    chosen = [one for one in trial.outcomes if one.dataset == corpus or one.metric == "flips"]
     if all(one.metric == "flips" for one in chosen):
         return []
     return sorted(chosen, key=lambda one: SHOWN.index(one.metric))
-
-
-def _plain_name(trial: Trial) -> str:
-    return trial.against.name
 
 
 def _measure(metric: str) -> str:
@@ -110,11 +104,11 @@ def _measure(metric: str) -> str:
     return f"{name} of own texts" if own else name
 
 
-def _amount(metric: str, damage: Damage) -> str:
+def _amount(metric: str, damage: float) -> str:
     if metric == "ln_perplexity_ratio":
-        return factor(damage.estimate)
+        return factor(damage)
     unit = " nats" if "kl" in metric else ""
-    return f"{damage.estimate:.3g}{unit}"
+    return f"{damage:.3g}{unit}"
 
 
 def _written(found: Recovery | None) -> str:
@@ -124,26 +118,22 @@ def _written(found: Recovery | None) -> str:
     return f"{value}\u00a0% ({low} to {high})"
 
 
-def _sham(one: Measured, spec: Spec) -> str:
-    if one.sham is None:
-        return "no sham in this run"
-    return _written(mitigations.recovery(one.plain, one.sham, spec.confidence))
-
-
 def against(charts: Mapping[str, Figure]) -> dict[str, str]:
     """What the charts can be drawn against: the way to the knee where any curve has one, and the damage."""
     found = {name for name in AGAINST for key, drawn in charts.items() if f"|{name}|" in key and drawn["data"]}
     return {name: title for name, title in AGAINST.items() if name in found or name == "damage"}
 
 
-def calibration(inputs: Inputs, numbers: Numbers) -> list[dict[str, str]]:
+def calibration(rows: pd.DataFrame, inputs: Inputs, numbers: Numbers) -> list[dict[str, str]]:
     """The table of corrections of decoding: what each leaves, in absolute numbers."""
     found = []
     for name, output in inputs.corrections.items():
         if output.failure is not None:
             continue
         corpus = output.manifest["corpus"]
-        for correction in output.tables["tokens.parquet"].query("sham == 0")["correction"].unique():
+        metrics = rows.loc[rows["variant"] == name, "metric"]
+        tried = metrics.str.extract(r"^calibration_error\{correction=([^,}]+)\}", expand=False).dropna()
+        for correction in tried.unique():
 
             def get(metric: str, name: str = name, label: str = correction, corpus: str = corpus) -> Estimate | None:
                 return numbers.get(name, f"{metric}{{correction={label}}}", corpus)
@@ -170,7 +160,7 @@ def _number(found: Estimate | None, digits: int, times: float = 1.0) -> str:
     return f"{value} ({low} to {high})"
 
 
-def to_add(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+def to_add(trials: Sequence[Tried]) -> list[dict[str, Any]]:
     """Sweeps that would answer what this run doesn't: arms that were not tried, and shams of those that were."""
     tried = {trial.arm for trial in trials}
     found = [{"why": f"{arm}: not tried", "lines": list(lines)} for arm, lines in MISSING.items() if arm not in tried]
@@ -196,19 +186,18 @@ def _flow(content: Mapping[str, Any]) -> str:
 
 
 def chart(
-    trials: Sequence[Trial],
+    trials: Sequence[Tried],
     inputs: Inputs,
     thresholds: Sequence[Mapping[str, Any]],
-    spec: Spec,
     corpus: str,
     against: str,
 ) -> Figure:
     """Recovery against the distance to the knee, or against the damage of the plain method; shams are open symbols."""
     groups: dict[tuple[str, bool], list[tuple[float, Recovery, str]]] = {}
     for trial in trials:
-        measured = _on(trial, corpus)
-        for sham in (False, True) if measured else ():
-            point = _point(trial, measured[0], sham, inputs, thresholds, spec, corpus, against)
+        outcomes = _on(trial, corpus)
+        for sham in (False, True) if outcomes else ():
+            point = _point(trial, outcomes[0], sham, inputs, thresholds, corpus, against)
             if point:
                 groups.setdefault((trial.arm, sham), []).append(point)
     title = {"way": "way from the base to the knee (1: at the knee)", "damage": "damage of the plain method"}[against]
@@ -216,18 +205,15 @@ def chart(
 
 
 def _point(
-    trial: Trial,
-    one: Measured,
+    trial: Tried,
+    one: Outcome,
     sham: bool,
     inputs: Inputs,
     thresholds: Sequence[Mapping[str, Any]],
-    spec: Spec,
     corpus: str,
     against: str,
 ) -> tuple[float, Recovery, str] | None:
-    side = one.sham if sham else one.treated
-    found = None if side is None else mitigations.recovery(one.plain, side, spec.confidence)
-    x = one.plain.estimate
+    found, x = one.sham if sham else one.recovery, one.plain
     if against == "way":
         x, _ = way(trial.against, inputs, thresholds, corpus)
     if found is None or math.isnan(x):

@@ -17,20 +17,17 @@ from hemorrhage.analyze.axes import AXES, failure, sweeps
 from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.curves.definitions import NAMES, curves_of
 from hemorrhage.analyze.curves.thresholds import DESCRIBED
-from hemorrhage.analyze.doctor.doctor import Doctor
-from hemorrhage.analyze.inputs import BASE, Inputs
+from hemorrhage.analyze.inputs import BASE, Inputs, model_name
+from hemorrhage.analyze.report import card, figures, findings
 from hemorrhage.analyze.report import decoding as decoding_page
 from hemorrhage.analyze.report import doctor as examination
-from hemorrhage.analyze.report import figures, findings
 from hemorrhage.analyze.report import mitigations as mitigation_report
-from hemorrhage.analyze.report.card import Study, written
 from hemorrhage.analyze.report.layer_figures import MAPS, layer_maps, profiles, told
-from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
-from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts.flags import Flag
-from hemorrhage.analyze.verdicts.shipping import Judged, lossless, pick
+from hemorrhage.analyze.verdicts.shipping import lossless, pick
 
 PAGE = Path(__file__).parent / "templates"
 """The page: report.html.j2 holds it together, each section is a file."""
@@ -57,22 +54,10 @@ PALETTES = {
 light and dark; every series has a symbol of its own besides."""
 
 
-def render(
-    inputs: Inputs,
-    results: Results,
-    thresholds: Sequence[dict[str, Any]],
-    flags: Sequence[Flag],
-    verdicts: Sequence[Judged],
-    recommended: dict[str, Any],
-    decoded: decoding_page.Findings,
-    examined: Doctor,
-    claims: Sequence[dict[str, Any]],
-    spec: Spec,
-    provenance: dict[str, Any],
-) -> str:
+def render(study: Study) -> str:
     """The whole page as HTML."""
-    numbers = Numbers(results.rows)
-    corpora = list(results.blocks)
+    inputs, rows, numbers, corpora = study.inputs, study.rows, study.numbers, study.corpora
+    thresholds, verdicts, spec = study.thresholds, study.verdicts, study.spec
     curves = sweeps(inputs)
     families = [
         {
@@ -89,15 +74,13 @@ def render(
     ]
     total, failed = findings.counts(inputs)
     charts = _charts(inputs)
-    maps = _maps(inputs, results.rows, numbers, corpora)
+    maps = _maps(inputs, rows, numbers, corpora)
     recoveries = {
-        f"recovery|{against}|{corpus}": mitigation_report.chart(
-            results.trials, inputs, thresholds, spec, corpus, against
-        )
+        f"recovery|{against}|{corpus}": mitigation_report.chart(study.trials, inputs, thresholds, corpus, against)
         for against in mitigation_report.AGAINST
         for corpus in corpora
     }
-    inside = profiles(results.rows, [name for name in inputs.variants if name != BASE])
+    inside = profiles(rows, [name for name in inputs.variants if name != BASE])
     return (
         environment()
         .get_template("report.html.j2")
@@ -114,67 +97,59 @@ def render(
             verdicts=findings.verdict_rows(verdicts, spec.budget),
             limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
             budget=findings.budget_words(spec.budget),
-            fronts={corpus: _front_rows(entries) for corpus, entries in recommended["front"].items()},
+            fronts={corpus: _front_rows(entries) for corpus, entries in study.recommended["front"].items()},
             corpora=corpora,
-            blocks=results.blocks,
+            blocks=study.blocks,
             confidence=f"{100 * spec.confidence:g}",
             spec=spec,
             thresholds={corpus: _threshold_rows(thresholds, corpus) for corpus in corpora},
             threshold_names=list(NAMES.values()),
-            claims=_claim_rows(claims),
+            claims=_claim_rows(study.claims),
             linear_below=figures.LINEAR_BELOW,
-            table=_table(inputs, numbers, corpora, flags),
+            table=_table(inputs, numbers, corpora, study.flags),
             column_groups=COLUMN_GROUPS,
             buckets=BUCKETS,
-            flags=flags,
-            examined=examined,
-            diagnoses=examined.diagnoses,
-            predictions=examination.predicted(examined),
-            errors=examination.errors(examined),
+            flags=study.flags,
+            examined=study.examined,
+            diagnoses=study.examined.diagnoses,
+            predictions=examination.predicted(study.examined),
+            errors=examination.errors(study.examined),
             noise=findings.noise(inputs, numbers, corpora),
             detectable=findings.detectable(inputs, numbers, corpora),
-            tasks=findings.tasks(results.rows, results.suites),
+            tasks=findings.tasks(rows, study.suites),
             costs=findings.costs(inputs, numbers),
-            cards=_cards(inputs, Study(results.rows, provenance, recommended)),
+            cards=_cards(inputs, card.Study(rows, study.provenance, study.recommended)),
             mitigation={
                 "rows": {
-                    corpus: mitigation_report.rows(results.trials, inputs, thresholds, spec, corpus)
-                    for corpus in corpora
+                    corpus: mitigation_report.rows(study.trials, inputs, thresholds, corpus) for corpus in corpora
                 },
                 "against": mitigation_report.against(recoveries),
-                "calibration": mitigation_report.calibration(inputs, numbers),
-                "to_add": mitigation_report.to_add(results.trials),
+                "calibration": mitigation_report.calibration(rows, inputs, numbers),
+                "to_add": mitigation_report.to_add(study.trials),
             },
             maps={key.partition("|")[0] for key in maps},
             layer_maps=[(key, shape.name) for key, shape in MAPS.items() if f"layers|{key}" in maps],
             profiled=[key.partition("|")[2] for key in inside if key.startswith("cascade|")],
             map_height=80 + 15 * len(inputs.variants),
             failures=findings.failures(inputs),
-            protocols=_protocols(results.rows),
-            provenance=provenance,
+            protocols=_protocols(rows),
+            provenance=study.provenance,
             palettes=PALETTES,
             figures={
-                **_figures(inputs, numbers, thresholds, charts, corpora, recommended),
+                **_figures(inputs, numbers, thresholds, charts, corpora, study.recommended),
                 **maps,
                 **inside,
                 **recoveries,
-                **decoding_page.figures(numbers, decoded),
-                **examination.figures(examined, corpora),
+                **decoding_page.figures(numbers, study.decoded),
+                **examination.figures(study.examined, corpora),
             },
             scales=_scales(numbers),
             corpus_options=[(corpus, corpus) for corpus in corpora],
-            **decoding_page.section(inputs, numbers, decoded),
-            rows=_columns(results.rows),
+            **decoding_page.section(inputs, numbers, study.decoded),
+            rows=_columns(rows),
             plotly=plotly(),
         )
     )
-
-
-def model_name(base: dict[str, Any]) -> str:
-    """What the base model is called."""
-    model = base.get("model", {})
-    name = model.get("name") or model.get("id") or Path(model.get("path", "base model")).name
-    return str(name)
 
 
 def environment() -> Environment:
@@ -231,14 +206,14 @@ def _scales(numbers: Numbers) -> dict[str, str]:
     return {scale: name for scale, name in names.items() if numbers.datasets(figures.METRICS[scale])}
 
 
-def _cards(inputs: Inputs, study: Study) -> dict[str, str]:
+def _cards(inputs: Inputs, study: card.Study) -> dict[str, str]:
     """Model card of each variant that was made: first the recommended one, or the one that comes nearest."""
     overall = study.recommendation["overall"]
     names = [name for name, variant in inputs.variants.items() if name != BASE and not variant.failure]
     names.sort(key=lambda name: name != (overall["variant"] or overall["nearest"]))
     identities = {Path(identity).parent.name: identity for identity in inputs.directories["checkpoints"]}
     base = dict(inputs.base.get("model") or {})
-    return {name: written(name, inputs.variants[name].manifest, identities[name], base, study) for name in names}
+    return {name: card.written(name, inputs.variants[name].manifest, identities[name], base, study) for name in names}
 
 
 def _charts(inputs: Inputs) -> list[dict[str, Any]]:

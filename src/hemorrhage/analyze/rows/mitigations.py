@@ -170,6 +170,52 @@ class Trial:
     sham_label: str = ""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial on one metric and data set, resamples summed up: ``plain`` and ``treated`` damage, what was
+    recovered and what its sham recovered (None: there was nothing to recover), and the verdict."""
+
+    metric: str
+    dataset: str
+    plain: float
+    treated: float
+    recovery: Recovery | None
+    has_sham: bool
+    sham: Recovery | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial as people read it: fields as those of Trial."""
+
+    arm: str
+    treatment: str
+    against: Variant
+    rows_of: tuple[Variant, Variant | None]
+    outcomes: list[Outcome]
+    missing: str
+
+
+def tried(trial: Trial, spec: Spec) -> Tried:
+    """A trial without its resamples."""
+    outcomes = [_outcome(one, spec.confidence) for one in trial.measured]
+    return Tried(trial.arm, trial.treatment, trial.against, trial.rows_of, outcomes, trial.missing)
+
+
+def _outcome(one: Measured, confidence: float) -> Outcome:
+    return Outcome(
+        metric=one.metric,
+        dataset=one.about["dataset"],
+        plain=one.plain.estimate,
+        treated=one.treated.estimate,
+        recovery=recovery(one.plain, one.treated, confidence),
+        has_sham=one.sham is not None,
+        sham=None if one.sham is None else recovery(one.plain, one.sham, confidence),
+        verdict=verdict(one, confidence),
+    )
+
+
 def recovery(plain: Damage, treated: Damage, confidence: float) -> Recovery | None:
     """R of ``treated``, or None where ``plain`` can't be told from no damage: there is nothing to recover then."""
     low, _ = bootstrap.interval(plain.replicates, confidence, plain.blocks)

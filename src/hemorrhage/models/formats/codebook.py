@@ -50,6 +50,8 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 class CodebookLinear(DequantizedLinear):
     """A linear layer of codes of a table, dequantized whenever it computes."""
 
+    form = "codebook"
+
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring."""
         (key,) = (key for key in stored if key.startswith(STATE))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class DequantizedLinear(nn.Module):
     """A linear layer that computes with ``dense()``, which its kind defines."""
 
+    form: str
+    keep = False
     scheme: dict[str, Any] | None = None
 
     def __init__(self, shape: tuple[int, int], tensors: dict[str, Tensor], bias: nn.Parameter | None) -> None:

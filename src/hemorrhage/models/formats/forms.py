@@ -3,8 +3,9 @@
 A form is an ``nn.Module`` that stands in a linear layer's place. It has ``in_features``, ``out_features``, ``bias``,
 ``dense()`` (float32 [out, in], what a reader of the checkpoint sees), ``stored()`` (tensors by suffix, saved as
 ``<layer>.<suffix>``), ``scheme`` (its group in compressed-tensors' configuration, or None), ``parameters_count`` and
-``forward``; models.formats.dequantized has what most share. Its module has ``read(stored, scheme)``, and ``KEEP``
-where a loaded model computes with the form itself instead of the dense weight.
+``forward``, ``form``, its name in models.formats.reader, and ``keep``: whether a loaded model computes with the form
+itself instead of the dense weight. models.formats.dequantized has what most share. Its module has
+``read(stored, scheme)``.
 """
 
 from __future__ import annotations

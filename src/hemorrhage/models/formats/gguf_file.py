@@ -76,6 +76,8 @@ class Entry:
 class BlockLinear(DequantizedLinear):
     """A linear layer of ggml's blocks, dequantized whenever it computes."""
 
+    form = "gguf_file"
+
     def __init__(self, blocks: Tensor, kind: str, bias: nn.Parameter | None) -> None:
         """``blocks`` uint8 [rows, bytes of a row] of the type ``kind``, a name in lower case."""
         width, size = block_size(kind)

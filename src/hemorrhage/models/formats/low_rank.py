@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-KEEP = True
-
 
 class LowRankLinear(nn.Module):
     """``y = out (in x) + bias``."""
 
+    form = "low_rank"
+    keep = True
     scheme = None
 
     def __init__(self, inner: Tensor, outer: Tensor, bias: nn.Parameter | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.formats.forms import scheme_of
@@ -20,7 +21,23 @@ FORMS = {
     "low_rank_in": "low_rank",
     "weight_scale": "int8",
 }
-"""Suffix on disk -> module of hemorrhage.models.formats. The first that a layer has decides."""
+"""Suffix on disk -> form. The first that a layer has decides."""
+
+MODULES = {
+    "packed": "hemorrhage.models.formats.packed",
+    "codebook": "hemorrhage.models.formats.codebook",
+    "rotated": "hemorrhage.models.formats.rotated",
+    "low_rank": "hemorrhage.models.formats.low_rank",
+    "int8": "hemorrhage.models.formats.int8",
+    "sliced": "hemorrhage.models.formats.sliced",
+    "gguf_file": "hemorrhage.models.formats.gguf_file",
+}
+"""Form, of a layer or of a whole model, as checkpoints name it -> its module. Names on disk stay as they are."""
+
+
+def module_of(form: str) -> ModuleType:
+    """The module of a form. Found by name: what a program makes of a checkpoint depends on the form that is there."""
+    return importlib.import_module(MODULES[form])
 
 
 def read(tensors: dict[str, Tensor], quantization: dict[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,20 +47,13 @@ def read(tensors: dict[str, Tensor], quantization: dict[str, Any] | None) -> tup
     """
     plain = dict(tensors)
     found: dict[str, Any] = {}
-    for suffix, module in FORMS.items():
+    for suffix, kind in FORMS.items():
         for key in [key for key in plain if key.endswith(f".{suffix}")]:
             name = key.removesuffix(f".{suffix}")
             own = [other for other in plain if other.startswith(f"{name}.") and other != f"{name}.bias"]
             stored = {other.removeprefix(f"{name}."): plain.pop(other) for other in own}
-            form = importlib.import_module(f"hemorrhage.models.formats.{module}").read(
-                stored, scheme_of(name, quantization)
-            )
+            form = module_of(kind).read(stored, scheme_of(name, quantization))
             bias = plain.get(f"{name}.bias")
             form.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
             found[name] = form
     return plain, found
-
-
-def keeps(form: Any) -> bool:
-    """Whether a loaded model computes with the form itself."""
-    return bool(getattr(importlib.import_module(type(form).__module__), "KEEP", False))

@@ -28,6 +28,8 @@ Origin = tuple[int, int, int, bool]
 class RotatedLinear(DequantizedLinear):
     """A linear layer whose weight is stored as packed integers in a rotated basis."""
 
+    form = "rotated"
+
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring."""
         rows, columns = stored["rotated_shape"].tolist()

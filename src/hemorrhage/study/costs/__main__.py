@@ -22,15 +22,19 @@ from pathlib import Path
 
 from hemorrhage.runtime.artifact import environment
 from hemorrhage.study.costs import products
+from hemorrhage.study.costs.jobs import PAGE, ROWS, Job, Workload
 from hemorrhage.study.costs.model import COEFFICIENTS, Cost, Costs, Observation, fit, newest, observed
 from hemorrhage.study.costs.requests import Requests
-from hemorrhage.study.costs.schedule import Key, critical_path, makespan
-from hemorrhage.study.costs.work import KINDS, Job, Workload
+from hemorrhage.study.costs.schedule import critical_path, makespan
+from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.params import ConfigError
 from hemorrhage.study.plan import Plan
 
 SAFETY = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
 """What rules ask for, as a multiple of what is predicted, and at least."""
+
+EVERYTHING = (*KINDS, ROWS[0], PAGE[0])
+"""What jobs make, in the order in which they can be made."""
 
 WORTH_IT = 1.3
 """A smaller gain of the products is lost in casting."""
@@ -44,8 +48,9 @@ def show(plan: Plan, cores: int, gpu: bool) -> str:
     seen = observed(workload.jobs.values())
     costs = Costs.read(seen)
     missing = {key: job for key, job in workload.jobs.items() if not job.there}
-    if plan.report_is_current():
-        missing.pop(("report", "report"), None)
+    for key, current in ((ROWS, plan.rows_are_current()), (PAGE, plan.report_is_current())):
+        if current:
+            missing.pop(key, None)
     lines = _missing(missing, costs, Requests(workload, Costs.read(), int(gpu)), cores) if missing else []
     if not missing:
         lines.append("nothing is missing")
@@ -65,7 +70,7 @@ def _missing(missing: dict[Key, Job], costs: Costs, resources: Requests, cores: 
     seconds = {key: predicted[key].cpu_s / threads[key] for key in missing}
     needs = {key: job.needs for key, job in missing.items()}
     lines = [f"{'to be made':14s} {'jobs':>5s} {'CPU min':>8s} {'peak MB':>8s} {'disk MB':>9s}"]
-    for kind in (*KINDS, "report"):
+    for kind in EVERYTHING:
         of_kind = [cost for key, cost in predicted.items() if key[0] == kind]
         if of_kind:
             peak = max(cost.rss_mb for cost in of_kind)
@@ -78,7 +83,7 @@ def _missing(missing: dict[Key, Job], costs: Costs, resources: Requests, cores: 
     whole = sum(cost.cpu_s for cost in predicted.values()) / 60
     lines.append(f"{'all':14s} {len(missing):5d} {whole:8.1f} {peak:8.0f} {disk:9.0f}")
     path = critical_path(seconds, needs)
-    chain = " > ".join(f"{kind} {name}" if kind != "report" else kind for kind, name in path)
+    chain = " > ".join(f"{kind} {name}" if kind in KINDS else kind for kind, name in path)
     lines += [
         f"on {cores} cores about {makespan(seconds, needs, threads, cores) / 60:.1f} min; on any number at least"
         f" {sum(seconds[key] for key in path) / 60:.1f} min: {chain}",
@@ -109,7 +114,7 @@ def _measured(seen: list[Observation], costs: Costs) -> list[str]:
     """Kind by kind what its jobs used beside what the committed coefficients predict."""
     titles = f"{'CPU min':>8s} {'predicted':>9s} {'error':>7s} {'a job':>7s} {'start-up':>9s}"
     lines = [f"{'what ran':14s} {'jobs':>5s} {titles}"]
-    groups = [(kind, [each for each in seen if each.job.kind == kind]) for kind in (*KINDS, "report")]
+    groups = [(kind, [each for each in seen if each.job.kind == kind]) for kind in EVERYTHING]
     for kind, group in (*groups, ("all", seen)):
         if group:
             used, expected = sum(each.cpu_s for each in group), sum(costs.predict(each.job).cpu_s for each in group)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.runtime.address import ADDRESS_LENGTH
-from hemorrhage.study.costs.work import Job
+from hemorrhage.study.costs.jobs import Job
+from hemorrhage.study.kinds import KINDS
 
 COEFFICIENTS = Path(__file__).with_name("coefficients.json")
 
@@ -25,15 +26,6 @@ QUANTITIES = ("cpu_s", "rss_mb", "disk_mb")
 
 ROUNDS = 20
 """How often the shared coefficients and the methods' factors are fitted in turn."""
-
-STAND_IN = {
-    "relatives": "base",
-    "benchmarks": "texts",
-    "harness": "evaluations",
-    "programs": "evaluations",
-    "gradients": "calibrations",
-}
-"""Kinds that stand in for those that no fitted run had; their arithmetic is of the same sort."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +52,11 @@ def observed(jobs: Iterable[Job]) -> list[Observation]:
     """The jobs among these that have a usage file and an output that is no failure."""
     found = []
     for job in jobs:
-        if job.usage.is_file() and (job.there or job.kind == "report"):
+        if job.usage.is_file() and (job.there or not job.is_kept):
             header, row = (line.split("\t") for line in job.usage.read_text(encoding="utf-8").splitlines()[:2])
             used = dict(zip(header, map(float, row), strict=True))
             disk = 0.0
-            if job.kind != "report":
+            if job.is_kept:
                 if "failure" in json.loads(job.output.read_text(encoding="utf-8")):
                     continue
                 disk = 1e-6 * sum(file.stat().st_size for file in job.output.parent.rglob("*") if file.is_file())
@@ -75,11 +67,11 @@ def observed(jobs: Iterable[Job]) -> list[Observation]:
 
 def newest(job: Job) -> Job:
     """The job with the usage file and the output of its latest run, at whatever address: code may have moved since."""
-    stem = "" if job.kind == "report" else f"{job.name}-"
+    stem = f"{job.name}-" if job.is_kept else ""
     files = sorted(
         job.usage.parent.glob(f"{stem}{'[0-9a-f]' * ADDRESS_LENGTH}.tsv"), key=lambda file: file.stat().st_mtime
     )
-    if not files or job.kind == "report":
+    if not files or not job.is_kept:
         return replace(job, usage=files[-1]) if files else job
     key = files[-1].stem.removeprefix(stem)
     return replace(job, usage=files[-1], output=job.output.parent.with_name(key) / job.output.name)
@@ -118,7 +110,7 @@ class Costs:
 
     def _quantity(self, name: str, job: Job) -> float:
         kinds = self.content[name]
-        kind = job.kind if job.kind in kinds else STAND_IN.get(job.kind, "evaluations")
+        kind = job.kind if job.kind in kinds else (KINDS[job.kind].costs_like if job.is_kept else "evaluations")
         if kind not in kinds:
             return 0.0
         fitted = kinds[kind]

@@ -9,14 +9,9 @@ from __future__ import annotations
 import math
 import re
 
+from hemorrhage.study.costs.jobs import Workload
 from hemorrhage.study.costs.model import Costs
-from hemorrhage.study.costs.work import Workload
-
-WAITED_FOR = ("base", "calibrations", "gradients", "references")
-"""Kinds that most of the run waits for: threads shorten the run, where others would only take each other's cores."""
-
-BY_BLOCKS = ("references", "evaluations")
-"""Kinds whose jobs hold a part of the model where it is larger than ``evaluate.memory_gb``."""
+from hemorrhage.study.kinds import KINDS
 
 UNKNOWN = {"threads": 2, "mem_mb": 16000, "minutes": 120}
 """What is asked for where nothing of the model is on this machine yet, so that its size is not known."""
@@ -37,7 +32,7 @@ class Requests:
         """One for a job beside which others run, until it takes ten minutes; a power of two, at most 16."""
         if self.workload.shape is None:
             return UNKNOWN["threads"]
-        worth = 10 if kind in WAITED_FOR else 300
+        worth = 10 if kind in KINDS and KINDS[kind].is_awaited else 300
         return 2 ** min(4, max(0, int(math.log2(max(self.seconds(kind, name) / worth, 1)))))
 
     def mem_mb(self, kind: str, name: str, attempt: int = 1) -> int:
@@ -45,7 +40,7 @@ class Requests:
         if self.workload.shape is None:
             return UNKNOWN["mem_mb"] * 2 ** (attempt - 1)
         memory = self.costs.predict(self.workload.jobs[kind, name]).rss_mb
-        if kind in BY_BLOCKS:
+        if kind in KINDS and KINDS[kind].by_blocks:
             # A model that takes more is read block by block.
             memory = min(memory, 1e3 * self.workload.plan.params.evaluate.memory_gb)
         asked = max(self.safety["memory"] * memory, self.safety["least_mb"])

@@ -5,11 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 
-Key = tuple[str, str]
-
-PRIORITIES = {"base": 100, "texts": 100, "tasks": 100, "benchmarks": 100, "calibrations": 90, "references": 90,
-              "gradients": 80, "decodes": 50}  # fmt: skip
-"""As in rules/*.smk."""
+from hemorrhage.study.kinds import KINDS, Key
 
 
 def critical_path(seconds: Mapping[Key, float], needs: Mapping[Key, Sequence[Key]]) -> list[Key]:
@@ -36,7 +32,7 @@ def makespan(
 ) -> float:
     """Seconds until all jobs have run on ``cores`` cores; a job takes its seconds on its threads, at most the cores."""
     waiting = {key: {need for need in needs[key] if need in seconds} for key in seconds}
-    order = {key: (-PRIORITIES.get(key[0], 0), place) for place, key in enumerate(seconds)}
+    order = {key: (-KINDS[key[0]].priority if key[0] in KINDS else 0, place) for place, key in enumerate(seconds)}
     running: list[tuple[float, int, Key]] = []
     free, now = cores, 0.0
     while waiting or running:

@@ -1,0 +1,122 @@
+"""The jobs of a plan, and how much work each is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.models.sources.files import architecture, contents, tensors
+from hemorrhage.study import params as config
+from hemorrhage.study.kinds import KINDS, Key
+from hemorrhage.study.plan import Plan, evaluable
+from hemorrhage.study.work import Load, Shape, Work
+
+USAGE = Path("logs/benchmarks")
+
+ROWS, PAGE = ("rows", "rows"), ("page", "page")
+"""The two jobs that make reports/, as keys of jobs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the plan: what it makes (``kind``, ``name``), by which ``method``, from which other jobs' outputs."""
+
+    kind: str
+    name: str
+    method: str
+    output: Path
+    usage: Path
+    work: Work
+    needs: tuple[Key, ...]
+
+    @property
+    def there(self) -> bool:
+        """Whether its output is there."""
+        return self.output.is_file()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its output is a folder of data/, and no part of reports/."""
+        return self.kind in KINDS
+
+
+def shape(plan: Plan) -> Shape | None:
+    """Shape of the plan's model; None where nothing of it is on this machine yet."""
+    folder = Path(plan.manifest("base", "base")).parent
+    model = plan.params.model
+    if isinstance(model, config.PathModel):
+        folder = Path(model.path)
+    if (folder / "config.json").is_file():
+        counted = sum(math.prod(tensor.shape) for tensor in tensors(contents(folder).weights).values())
+        facts = architecture(folder)
+        # A family may leave out what is its default, or have other names still.
+        return _shape(facts, counted) if facts.keys() >= {"hidden_size", "vocab_size"} else None
+    known = config.architecture(plan.params)
+    return None if known is None else _shape(known, None)
+
+
+def _shape(facts: dict[str, Any], counted: int | None) -> Shape:
+    width, tied = int(facts["hidden_size"]), bool(facts.get("tie_word_embeddings", False))
+    embedding = int(facts["vocab_size"]) * width
+    if counted is None:
+        heads = int(facts["num_attention_heads"])
+        head = facts.get("head_dim") or width // heads
+        attention = width * head * (2 * heads + 2 * facts.get("num_key_value_heads", heads))
+        mlp = 3 * width * facts["intermediate_size"]
+        return Shape(int(facts["num_hidden_layers"] * (attention + mlp)), embedding, width, tied)
+    return Shape(max(counted - embedding * (1 if tied else 2), 1), embedding, width, tied)
+
+
+class Workload:
+    """All jobs of a plan. Without a known shape the work of each is zero, and nothing can be predicted."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.shape = shape(plan)
+
+    def on_gpu(self, kind: str, name: str) -> bool:
+        """Whether a job has use for a GPU."""
+        asks = KINDS[kind].on_gpu if kind in KINDS else None
+        return asks is not None and asks(self.plan.design, name)
+
+    @cached_property
+    def jobs(self) -> dict[Key, Job]:
+        """(kind, name) -> job, in an order in which they can be made."""
+        plan = self.plan
+        found = {
+            (kind, name): self._job(kind, name, Path(plan.manifest(kind, name)))
+            for kind in KINDS
+            for name in plan.names(kind)
+        }
+        everything = tuple(found)
+        found[ROWS] = self._report(ROWS, plan.rows, "analyze", self._resampled(), everything)
+        found[PAGE] = self._report(PAGE, plan.page, "page", Work(0, 0, 0), (ROWS,))
+        return found
+
+    def _job(self, kind: str, name: str, output: Path) -> Job:
+        plan, row = self.plan, KINDS[kind]
+        usage = USAGE / kind / f"{name}-{plan.address(kind, name)}.tsv"
+        work = Work(0, 0, 0)
+        if self.shape is not None:
+            load = Load(plan.design, self.shape, self._evaluation_tokens)
+            work = Work(1e-9 * self.shape.parameters, row.stored(load, name), row.arithmetic(load, name))
+        variant = plan.variants.get(name)
+        method = variant.method if variant else ""
+        if variant and getattr(variant.settings, "sequential", False):
+            method += " sequential"
+        return Job(kind, name, method, output, usage, work, tuple(row.needs(plan.design, name)))
+
+    def _evaluation_tokens(self, corpus: str) -> int:
+        there = evaluable(Path(self.plan.manifest("texts", corpus)))
+        return there.get("evaluation", 100_000)
+
+    def _report(self, key: Key, address: str, logs: str, work: Work, needs: tuple[Key, ...]) -> Job:
+        marker = Path(f".snakemake/current/{address}")
+        return Job(*key, "", marker, USAGE / logs / f"{address}.tsv", work, needs)
+
+    def _resampled(self) -> Work:
+        draws = self.plan.params.analyze.resamples * (1 + len(self.plan.variants))
+        return Work(0, 0, 1e-6 * draws)

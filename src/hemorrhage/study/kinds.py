@@ -1,0 +1,636 @@
+"""The kinds of output, a row each: what makes one, from what, with which settings, and what that costs.
+
+Everything that has to know the output graph reads it here: the plan (addresses, what is settled, forgotten, failed),
+rules/outputs.smk (a rule for each row, its inputs, its command), the cost model (which jobs wait for which, how much
+work each is, which may use a GPU), and the analysis (which folders it is given). A test holds dvc.yaml to these rows.
+
+A new kind of output is a row here and the module of its step. A step is run as ``python -m MODULE OUT``, with an option
+for each input that has outputs (``--base DIR``, ``--texts DIR...``) and one for each of its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.compress.method import module_of
+from hemorrhage.data.texts.repositories import identity
+from hemorrhage.models.sources.path import digest_of_adopted
+from hemorrhage.study import params as config
+from hemorrhage.study.design import Design
+from hemorrhage.study.registry import OPEN_TASKS, PROGRAM_TASKS, TASKS
+from hemorrhage.study.work import Load
+
+Key = tuple[str, str]
+"""The kind and the name of an output."""
+
+Json = dict[str, Any]
+
+FINGERPRINTS = Path(".snakemake/fingerprints.json")
+
+BASE, RELATIVE = "base", "relative"
+"""What the models that are no variant are called: the base, and the other model of its family."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Outputs of ``kinds`` that a step is given: those of ``outputs`` for an output of that name.
+
+    What is not read only comes first: it is no part of the address, and the step is not given it.
+    """
+
+    kinds: tuple[str, ...]
+    outputs: Callable[[Design, str], list[Key]]
+    is_read: bool = True
+
+
+def _nothing(design: Design, name: str) -> Json:
+    return {}
+
+
+def _no_code(design: Design, name: str) -> list[str]:
+    return []
+
+
+def _no_work(load: Load, name: str) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of output, which lies in ``data/<name>/<name of the output>/<address>``.
+
+    ``rule`` makes it with the module ``step`` (of an output's name, where that depends on it), for the stage ``stage``
+    of dvc.yaml. ``names``: of its outputs in a design; ``inputs``: option of the step -> what it is given.
+    ``settings`` are what an output depends on beside inputs and code, and so is ``code``, modules that the step finds
+    by name. ``arguments`` are the further options of its command; without them ``--spec`` has the settings.
+    """
+
+    name: str
+    rule: str
+    stage: str
+    step: str | Callable[[str], str]
+    names: Callable[[Design], Iterable[str]]
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    settings: Callable[[Design, str], Json] = _nothing
+    arguments: Callable[[Design, str], Json] | None = None
+    code: Callable[[Design, str], list[str]] = _no_code
+    on_gpu: Callable[[Design, str], bool] | None = None
+    """Whether a job has use for a GPU. None: the step runs no model, and starts without the libraries for it."""
+    rule_on_gpu: str = ""
+    """The rule of those that do where others of the kind don't: a cluster gives all jobs of a rule the same."""
+    arithmetic: Callable[[Load, str], float] = _no_work
+    stored: Callable[[Load, str], float] = _no_work
+    """What a job computes and what it writes: see hemorrhage.study.work.Work."""
+    priority: int = 0
+    is_awaited: bool = False
+    """Most of the run waits for it: threads shorten the run, where others would only take each other's cores."""
+    by_blocks: bool = False
+    """A model that is larger than ``evaluate.memory_gb`` is read block by block."""
+    costs_like: str = "evaluations"
+    """The kind whose costs stand in for its own while no run of it was fitted."""
+    of_models: bool = False
+    """Its outputs are of the base and of variants, by name: they fail and are forgotten with their variant."""
+    is_analyzed: bool = False
+    """The analysis reads it."""
+
+    def module(self, name: str) -> str:
+        """The module that makes an output of this kind."""
+        return self.step if isinstance(self.step, str) else self.step(name)
+
+    def options(self, design: Design, name: str) -> Json:
+        """The options of the step's command beside its inputs."""
+        return {"spec": self.settings(design, name)} if self.arguments is None else self.arguments(design, name)
+
+    def needs(self, design: Design, name: str) -> list[Key]:
+        """All outputs that have to be there before an output of this kind can be made."""
+        return list(dict.fromkeys(key for each in self.inputs.values() for key in each.outputs(design, name)))
+
+
+# What outputs are called.
+
+
+def _relatives(design: Design) -> list[str]:
+    return [] if design.params.decode.relative is None else [RELATIVE]
+
+
+def _models(design: Design) -> list[str]:
+    return [BASE, *design.variants]
+
+
+def _gradients(design: Design) -> list[str]:
+    return sorted({part for name in design.variants for part in gradients_of(design, name)})
+
+
+def _decoded(design: Design) -> list[str]:
+    return [BASE, *design.params.decode.variants, *_relatives(design)]
+
+
+# What a step is given of other kinds.
+
+
+def _calibration_name(design: Design) -> str:
+    return "-".join(design.params.calibrate.corpora)
+
+
+def model_of(name: str) -> Key:
+    """The output that is the model of this name: the base, its relative, or a variant's checkpoint."""
+    kinds = {BASE: "base", RELATIVE: "relatives"}
+    return kinds.get(name, "checkpoints"), name
+
+
+def measures(name: str) -> Key:
+    """The model under which a model's texts are measured; the relative, which may have other tokens, under itself."""
+    return model_of(RELATIVE if name == RELATIVE else BASE)
+
+
+def _prepared(task: str, kind: str) -> Key:
+    """The output that holds a task of the decoding sweep; a name may be a corpus and a task."""
+    if kind == "closed":
+        return ("tasks" if task in TASKS else "benchmarks"), task
+    return ("benchmarks" if task in OPEN_TASKS else "texts"), task
+
+
+def _statistics(design: Design, name: str) -> list[Key]:
+    needed = needs_calibration(design, name)
+    return [("calibrations", _calibration_name(design))] if needed else []
+
+
+def _parent(design: Design, name: str) -> list[Key]:
+    on = design.variants[name].on
+    return [] if on is None else [("checkpoints", on)]
+
+
+BASE_MODEL = Input(("base",), lambda design, name: [model_of(BASE)])
+MODEL = Input(("base", "checkpoints"), lambda design, name: [model_of(name)])
+REFERENCE = Input(("references",), lambda design, name: [("references", BASE)])
+CALIBRATION_TEXTS = Input(
+    ("texts",), lambda design, name: [("texts", each) for each in design.params.calibrate.corpora]
+)
+TEXTS = Input(("texts",), lambda design, name: [("texts", each) for each in design.params.evaluate.corpora])
+PROBES = Input(("tasks",), lambda design, name: [("tasks", each) for each in design.params.evaluate.tasks])
+
+
+def needs_calibration(design: Design, variant: str) -> bool:
+    """Whether a variant's method reads the calibration statistics."""
+    return bool(design.variants[variant].settings.statistics)
+
+
+GRADIENTS = {"gradients": "loss", "local_gradients": "local"}
+"""Statistics that a method may read -> part of the gradients step."""
+
+
+def gradients_of(design: Design, variant: str) -> list[str]:
+    """The gradients that a variant's method reads."""
+    return [GRADIENTS[kind] for kind in design.variants[variant].settings.statistics if kind in GRADIENTS]
+
+
+# What an output depends on beside its inputs, as plain JSON, and what a step is told.
+
+
+def _source(chosen: config.WheelModel | config.HubModel | config.PathModel) -> Json:
+    if isinstance(chosen, config.PathModel):
+        return {"source": "path", "sha256": digest_of_adopted(Path(chosen.path), FINGERPRINTS)}
+    return chosen.model_dump(mode="json")
+
+
+def _relative(design: Design) -> config.WheelModel | config.HubModel | config.PathModel:
+    relative = design.params.decode.relative
+    assert relative is not None, "named by _relatives alone"
+    return relative.model
+
+
+def _reader(source: str) -> list[str]:
+    return [f"hemorrhage.models.sources.{source}"]
+
+
+def tokens_needed(design: Design, corpus: str) -> dict[str, int]:
+    """Tokens that the run takes from each split of a corpus."""
+    params = design.params
+    needed = {"calibration": 0, "evaluation": 0}
+    mixed = params.calibrate.corpora
+    if corpus in mixed:
+        needed["calibration"] = -(-params.calibrate.samples // len(mixed)) * params.calibrate.length
+    if corpus in params.evaluate.corpora:
+        windows = 2 if params.evaluate.windows == "all" else params.evaluate.windows
+        needed["evaluation"] = windows * params.evaluate.window
+    for entry in params.decode.open:
+        if corpus == entry.task:
+            needed["evaluation"] = max(needed["evaluation"], entry.items * (entry.prefix or 0))
+    return needed
+
+
+def _text(design: Design, corpus: str) -> Json:
+    return {"corpus": corpus, "source": identity(corpus, config.data_of(corpus, design.params), FINGERPRINTS)}
+
+
+def _text_arguments(design: Design, corpus: str) -> Json:
+    data = config.data_of(corpus, design.params)
+    return {"corpus": corpus, "data": data, "needs": tokens_needed(design, corpus)}
+
+
+def _task(design: Design, task: str) -> Json:
+    return {"task": task, "items": design.params.data.items, "seed": design.params.data.seed}
+
+
+def _benchmark(design: Design, task: str) -> Json:
+    data = config.benchmark_data(task, design.params)
+    return {"task": task, "source": config.benchmark_step(task).identity(task, data, FINGERPRINTS)}
+
+
+def _reference(design: Design, name: str) -> Json:
+    evaluate = design.params.evaluate
+    inside = evaluate.inside.model_dump(mode="json", exclude={"ablate"})
+    return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": evaluate.windows, "inside": inside}
+
+
+def _reference_arguments(design: Design, name: str) -> Json:
+    return {"spec": _reference(design, name), "memory-gb": design.params.evaluate.memory_gb}
+
+
+def _alteration(design: Design, variant: str) -> Json:
+    chosen = design.variants[variant]
+    return {"method": chosen.method, "settings": chosen.settings.model_dump(mode="json"), "seed": chosen.seed}
+
+
+def _alteration_arguments(design: Design, variant: str) -> Json:
+    chosen = design.variants[variant]
+    about = {"sweep": chosen.sweep, "family": chosen.family, "on": chosen.on}
+    return {"variant": variant, "spec": {**_alteration(design, variant), **about}}
+
+
+def _evaluation(design: Design, name: str) -> Json:
+    return {"ablate": name in design.params.evaluate.inside.ablate}
+
+
+def _evaluation_arguments(design: Design, name: str) -> Json:
+    memory = design.params.evaluate.memory_gb
+    return {"variant": name, "spec": _evaluation(design, name), "memory-gb": memory}
+
+
+def _harness(design: Design, name: str) -> Json:
+    harness = design.params.evaluate.harness
+    return {"items": harness.items, "batch": harness.batch, "seed": design.params.data.seed}
+
+
+def _programs(design: Design, name: str) -> Json:
+    programs = design.params.evaluate.programs
+    return {**programs.model_dump(mode="json"), "seed": design.params.data.seed}
+
+
+def _runs_programs(design: Design) -> bool:
+    return any(entry.task in PROGRAM_TASKS for entry in design.params.decode.closed)
+
+
+def _decoding_spec(design: Design) -> Json:
+    decode, programs = design.params.decode, design.params.evaluate.programs
+    limits = {"seconds": programs.seconds, "memory_mb": programs.memory_mb}
+    return {
+        "strategies": design.strategies,
+        "closed": [entry.model_dump(mode="json") for entry in decode.closed],
+        "open": [entry.model_dump(mode="json") for entry in decode.open],
+        "programs": limits if _runs_programs(design) else None,
+        "batch": decode.batch,
+        "seed": decode.seed,
+    }
+
+
+def _decoding(design: Design, name: str) -> Json:
+    amateurs = {found["amateur"] for found in design.strategies.values() if found.get("amateur")}
+    files = [digest_of_adopted(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
+    return {**_decoding_spec(design), "amateurs": files}
+
+
+def _decoding_code(design: Design, name: str) -> list[str]:
+    used = sorted({found["strategy"] for found in design.strategies.values()})
+    sandbox = ["hemorrhage.sandbox.runner"] if _runs_programs(design) else []
+    return [*(f"hemorrhage.decode.strategies.{strategy}" for strategy in used), *sandbox]
+
+
+def _correction(design: Design, name: str) -> Json:
+    return design.params.mitigate.model_dump(mode="json", exclude={"variants"})
+
+
+def _of_variant(settings: Callable[[Design, str], Json]) -> Callable[[Design, str], Json]:
+    """The arguments of a step that measures a model: which one, and the settings."""
+    return lambda design, name: {"variant": name, "spec": settings(design, name)}
+
+
+def _always(design: Design, name: str) -> bool:
+    return True
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "base",
+            rule="base",
+            stage="calibrate",
+            step="hemorrhage.models",
+            names=lambda design: [BASE],
+            settings=lambda design, name: _source(design.params.model),
+            arguments=lambda design, name: {"spec": design.params.model.model_dump(mode="json")},
+            code=lambda design, name: _reader(design.params.model.source),
+            stored=lambda load, name: 1e-9 * load.shape.parameters,
+            priority=100,
+            is_awaited=True,
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "relatives",
+            rule="relative",
+            stage="calibrate",
+            step="hemorrhage.models",
+            names=_relatives,
+            settings=lambda design, name: _source(_relative(design)),
+            arguments=lambda design, name: {"spec": _relative(design).model_dump(mode="json")},
+            code=lambda design, name: _reader(_relative(design).source),
+            stored=lambda load, name: 1e-9 * load.shape.parameters,
+            priority=100,
+            costs_like="base",
+            is_analyzed=True,
+        ),
+        Kind(
+            "texts",
+            rule="text",
+            stage="calibrate",
+            step="hemorrhage.data.texts",
+            names=lambda design: config.corpora(design.params),
+            inputs={"base": BASE_MODEL},
+            settings=_text,
+            arguments=_text_arguments,
+            priority=100,
+        ),
+        Kind(
+            "tasks",
+            rule="task",
+            stage="calibrate",
+            step="hemorrhage.data.tasks.probes",
+            names=lambda design: config.tasks(design.params),
+            settings=_task,
+            arguments=_task,
+            priority=100,
+        ),
+        Kind(
+            "benchmarks",
+            rule="benchmark",
+            stage="calibrate",
+            step=lambda task: str(config.benchmark_step(task).__name__),
+            names=lambda design: config.benchmark_names(design.params),
+            settings=_benchmark,
+            arguments=lambda design, task: {"task": task, "data": config.benchmark_data(task, design.params)},
+            priority=100,
+            costs_like="texts",
+        ),
+        Kind(
+            "calibrations",
+            rule="calibrate",
+            stage="calibrate",
+            step="hemorrhage.calibrate",
+            names=lambda design: [_calibration_name(design)],
+            inputs={"base": BASE_MODEL, "texts": CALIBRATION_TEXTS},
+            settings=lambda design, name: design.params.calibrate.model_dump(mode="json", exclude={"corpus"}),
+            on_gpu=_always,
+            arithmetic=lambda load, name: load.shape.forward(load.calibration),
+            # Second moments of the inputs: about half a float32 for each weight.
+            stored=lambda load, name: 1e-9 * load.shape.blocks,
+            priority=90,
+            is_awaited=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            # A calibration that only some methods read: it is made when compression asks for it.
+            "gradients",
+            rule="gradients",
+            stage="compress",
+            step="hemorrhage.calibrate.gradients",
+            names=_gradients,
+            inputs={
+                "base": BASE_MODEL,
+                "calibration": Input(
+                    ("calibrations",), lambda design, name: [("calibrations", _calibration_name(design))]
+                ),
+            },
+            settings=lambda design, name: {"part": name},
+            on_gpu=_always,
+            arithmetic=lambda load, name: 3 * load.shape.forward(load.calibration),
+            stored=lambda load, name: 2e-9 * load.shape.blocks,
+            priority=80,
+            is_awaited=True,
+            costs_like="calibrations",
+        ),
+        Kind(
+            "checkpoints",
+            rule="compress",
+            stage="compress",
+            step="hemorrhage.compress",
+            names=lambda design: design.variants,
+            inputs={
+                "base": BASE_MODEL,
+                "parent": Input(("checkpoints",), _parent),
+                "calibration": Input(("calibrations",), _statistics),
+                "gradients": Input(
+                    ("gradients",),
+                    lambda design, name: [("gradients", part) for part in gradients_of(design, name)],
+                ),
+                "earlier": Input(
+                    ("checkpoints",),
+                    lambda design, name: [("checkpoints", each) for each in design.variants[name].after],
+                    is_read=False,
+                ),
+            },
+            settings=_alteration,
+            arguments=_alteration_arguments,
+            code=lambda design, name: [module_of(design.variants[name].method)],
+            on_gpu=lambda design, name: getattr(design.variants[name].settings, "on_gpu", False),
+            rule_on_gpu="compress_on_gpu",
+            arithmetic=lambda load, name: load.altering(name),
+            stored=lambda load, name: load.altered(name),
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "references",
+            rule="reference",
+            stage="evaluate",
+            step="hemorrhage.evaluate.reference",
+            names=lambda design: [BASE],
+            inputs={"base": BASE_MODEL, "texts": TEXTS, "tasks": PROBES},
+            settings=_reference,
+            arguments=_reference_arguments,
+            on_gpu=_always,
+            arithmetic=lambda load, name: load.shape.forward(load.evaluated(blocks=1)),
+            priority=90,
+            is_awaited=True,
+            by_blocks=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "evaluations",
+            rule="evaluate",
+            stage="evaluate",
+            step="hemorrhage.evaluate",
+            names=_models,
+            inputs={"checkpoint": MODEL, "base": BASE_MODEL, "reference": REFERENCE, "tasks": PROBES},
+            settings=_evaluation,
+            arguments=_evaluation_arguments,
+            on_gpu=_always,
+            # The head is multiplied with the base model's states once more.
+            arithmetic=lambda load, name: (
+                load.shape.forward(load.evaluated(10 if name in load.design.params.evaluate.inside.ablate else 1))
+                + 2e-12 * load.windows() * load.shape.embedding
+            ),
+            by_blocks=True,
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "harness",
+            rule="harness",
+            stage="evaluate",
+            step="hemorrhage.evaluate.harness",
+            names=lambda design: _models(design) if design.params.evaluate.harness.tasks else [],
+            inputs={
+                "checkpoint": MODEL,
+                "base": BASE_MODEL,
+                "benchmarks": Input(
+                    ("benchmarks",),
+                    lambda design, name: [("benchmarks", task) for task in design.params.evaluate.harness.tasks],
+                ),
+            },
+            settings=_harness,
+            arguments=_of_variant(_harness),
+            on_gpu=_always,
+            arithmetic=lambda load, name: load.shape.forward(load.harness()),
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "programs",
+            rule="programs",
+            stage="evaluate",
+            step="hemorrhage.evaluate.programs",
+            names=lambda design: _models(design) if design.params.evaluate.programs.tasks else [],
+            inputs={
+                "checkpoint": MODEL,
+                "base": BASE_MODEL,
+                "benchmarks": Input(
+                    ("benchmarks",),
+                    lambda design, name: [("benchmarks", task) for task in design.params.evaluate.programs.tasks],
+                ),
+            },
+            settings=_programs,
+            arguments=_of_variant(_programs),
+            on_gpu=_always,
+            arithmetic=lambda load, name: load.shape.forward(load.programs()),
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "decodes",
+            rule="decode",
+            stage="decode",
+            step="hemorrhage.decode",
+            names=_decoded,
+            inputs={
+                "checkpoint": Input(("base", "relatives", "checkpoints"), lambda design, name: [model_of(name)]),
+                "base": Input(("base", "relatives"), lambda design, name: [measures(name)]),
+                "closed": Input(
+                    ("tasks", "benchmarks"),
+                    lambda design, name: [_prepared(entry.task, "closed") for entry in design.params.decode.closed],
+                ),
+                "open": Input(
+                    ("texts", "benchmarks"),
+                    lambda design, name: [_prepared(entry.task, "open") for entry in design.params.decode.open],
+                ),
+            },
+            settings=_decoding,
+            arguments=_of_variant(lambda design, name: _decoding_spec(design)),
+            code=_decoding_code,
+            on_gpu=_always,
+            arithmetic=lambda load, name: load.shape.forward(load.generated()),
+            # The longest jobs: begun early, they do not end alone.
+            priority=50,
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "corrections",
+            rule="mitigate",
+            stage="mitigate",
+            step="hemorrhage.mitigate",
+            names=lambda design: design.params.mitigate.variants,
+            inputs={"checkpoint": MODEL, "base": BASE_MODEL, "reference": REFERENCE},
+            settings=_correction,
+            arguments=_of_variant(_correction),
+            on_gpu=_always,
+            arithmetic=lambda load, name: load.shape.forward(load.windows()),
+            priority=40,
+            of_models=True,
+            is_analyzed=True,
+        ),
+    )
+}
+"""All kinds, in an order in which they can be made."""
+
+STAGES: dict[str, str] = {
+    "calibrate": "calibrated",
+    "compress": "compressed",
+    "evaluate": "evaluated",
+    "decode": "decoded",
+    "mitigate": "mitigated",
+}
+"""Stage of dvc.yaml -> the rule that asks for everything of it."""
+
+
+def of_stage(stage: str) -> list[Kind]:
+    """The kinds that a stage of dvc.yaml makes."""
+    return [kind for kind in KINDS.values() if kind.stage == stage]
+
+
+def analyzed() -> list[Kind]:
+    """The kinds that the analysis reads."""
+    return [kind for kind in KINDS.values() if kind.is_analyzed]
+
+
+def of_models() -> list[Kind]:
+    """The kinds whose outputs are of models, and so of variants."""
+    return [kind for kind in KINDS.values() if kind.of_models]
+
+
+ROWS_FILES = (
+    "hemorrhage.parquet",
+    "metrics.json",
+    "thresholds.json",
+    "next.yaml",
+    "claims.json",
+    "flags.json",
+    "doctor.json",
+    "recommendation.json",
+    "curves.csv",
+    "front.csv",
+    "layers.csv",
+    "thresholds.csv",
+    "decoding.csv",
+    "decoding.json",
+    "study.json",
+)
+"""What the analysis writes into reports/, beside provenance.json: everything with numbers."""
+
+PAGE_FILES = ("index.html",)
+"""What is drawn from them."""
+
+
+def analysis(design: Design) -> Json:
+    """Settings of the analysis."""
+    return {**design.params.analyze.model_dump(mode="json"), "calibration": design.params.calibrate.corpora}
+
+
+def is_aligned(design: Design) -> bool:
+    """Whether the second model of the family is the aligned one."""
+    relative = design.params.decode.relative
+    return relative is not None and relative.is_aligned

@@ -1,0 +1,116 @@
+"""How much work a job is: what the cost model is fitted on and predicts from.
+
+Work is counted, not measured: parameters that are read and written, and arithmetic in 10¹² floating-point operations
+(a product of a token with a weight is two). How long that takes is the model's business (hemorrhage.study.costs.model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hemorrhage.study.design import Design
+
+PROBE_TOKENS, HARNESS_TOKENS, PROGRAM_TOKENS = 6, 500, 400
+"""Tokens that an item of a task costs, about: of a probe few, since items share what they begin with. Their price is
+what is fitted."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """``parameters`` of the model in 10⁹; ``stored`` the same as written to disk, in 16-bit numbers; ``arithmetic``
+    in 10¹² operations."""
+
+    parameters: float
+    stored: float
+    arithmetic: float
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Parameters of a model: of its blocks, of a token's embedding table, and the width of its states."""
+
+    blocks: int
+    embedding: int
+    width: int
+    tied: bool
+
+    @property
+    def parameters(self) -> int:
+        """Of everything that is stored."""
+        return self.blocks + self.embedding * (1 if self.tied else 2)
+
+    def forward(self, tokens: float) -> float:
+        """10¹² operations of reading so many tokens, logits included."""
+        return 2e-12 * tokens * (self.blocks + self.embedding)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the jobs of a design read and write, in tokens and parameters.
+
+    ``evaluation_tokens``: corpus -> tokens of its evaluation split, for ``evaluate.windows: all``.
+    """
+
+    design: Design
+    shape: Shape
+    evaluation_tokens: Callable[[str], int]
+
+    @property
+    def calibration(self) -> int:
+        """Tokens of the calibration set."""
+        chosen = self.design.params.calibrate
+        return chosen.samples * chosen.length
+
+    def windows(self) -> float:
+        """Tokens of all windows of an evaluation."""
+        evaluate = self.design.params.evaluate
+        if evaluate.windows != "all":
+            return float(len(evaluate.corpora) * evaluate.windows * evaluate.window)
+        return float(sum(map(self.evaluation_tokens, evaluate.corpora)))
+
+    def evaluated(self, blocks: int) -> float:
+        """Tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
+        evaluate, data = self.design.params.evaluate, self.design.params.data
+        items = len(evaluate.tasks) * data.items * PROBE_TOKENS
+        looked = evaluate.inside.windows * evaluate.inside.window
+        return self.windows() + items + looked * 3 * blocks
+
+    def harness(self) -> float:
+        """Tokens that lm-eval's tasks read."""
+        chosen = self.design.params.evaluate.harness
+        items = 1000 if chosen.items == "all" else chosen.items
+        return float(len(chosen.tasks) * items * HARNESS_TOKENS)
+
+    def programs(self) -> float:
+        """Tokens that the code tasks read and generate."""
+        chosen = self.design.params.evaluate.programs
+        items = 1000 if chosen.items == "all" else chosen.items
+        return float(len(chosen.tasks) * items * (PROGRAM_TOKENS + chosen.new_tokens))
+
+    def generated(self) -> float:
+        """Tokens that a decoding sweep generates, each as often as its strategy computes it."""
+        decode = self.design.params.decode
+        tokens = sum(entry.items * entry.new_tokens for entry in decode.closed)
+        tokens += sum(entry.items * ((entry.prefix or 0) + entry.new_tokens) for entry in decode.open)
+        times = 0
+        for settings in self.design.strategies.values():
+            candidates = settings["k"] + 1 if settings["strategy"].startswith(("contrastive_s", "fsd")) else 1
+            times += settings.get("beams", candidates)
+        return float(times * tokens)
+
+    def altering(self, variant: str) -> float:
+        """Arithmetic of a method: solving with second moments, and passes over the calibration set."""
+        chosen = self.design.variants[variant]
+        settings, shape = chosen.settings, self.shape
+        total = 2e-12 * shape.blocks * shape.width if "hessian" in settings.statistics else 0.0
+        streams = getattr(settings, "sequential", False) or chosen.on is not None
+        if "tokens" in settings.statistics or (streams and settings.statistics):
+            total += 2 * shape.forward(self.calibration)
+        return total
+
+    def altered(self, variant: str) -> float:
+        """A variant's weights as stored, in 10⁹ numbers of 16 bits."""
+        bits, shape = getattr(self.design.variants[variant].settings, "bits", None), self.shape
+        share = min(float(bits), 16) / 16 if isinstance(bits, int | float) else 1.0
+        return 1e-9 * (shape.blocks * share + (shape.parameters - shape.blocks))
