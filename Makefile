@@ -47,8 +47,10 @@ gguf: $(READY)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llama-cpp-python==0.3.36
 
 report: $(READY)
-	snakemake
-	@echo "open reports/index.html"
+	@snakemake; status=$$?; \
+	if python -m hemorrhage.study.plan show | grep -q '^page *current$$'; then echo "open reports/index.html"; \
+	elif test $$status -eq 0; then echo "there is no report of this params.yaml; run again" >&2; status=1; fi; \
+	exit $$status
 
 plan: $(READY)
 	@hemorrhage costs $(if $(CORES),--cores $(CORES))

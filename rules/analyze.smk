@@ -69,7 +69,7 @@ rule failures:
     log:
         f"logs/failures/{plan.page}.log",
     shell:
-        f"{quote(sys.executable)} -m hemorrhage.study.plan failed > {{log}} 2>&1 && touch {{output}}"
+        f"{literal(sys.executable)} -m hemorrhage.study.plan failed > {{log}} 2>&1 && touch {{output}}"
 
 
 # Apart from the rules that make them, whose jobs Snakemake would take for cut short, or out of date, by these files' ages.

@@ -14,10 +14,16 @@ from hemorrhage.runtime.service import client, server
 SERVERS = []
 """Held until Snakemake ends; the server ends with it, also after a kill -9."""
 
+
+def literal(path):
+    """A path as a shell word in which Snakemake finds nothing to fill in."""
+    return quote(str(path)).replace("{", "{{").replace("}", "}}")
+
+
 # This checkout's code runs, also in DVC's temporary experiments and in SLURM jobs.
 shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={quote(str(SOURCE))};"
-    f' step() {{{{ {quote(sys.executable)} -IS {quote(client.__file__)} "$@"; }}}}; '
+    f"set -euo pipefail; export PYTHONPATH={literal(SOURCE)};"
+    f' step() {{{{ {literal(sys.executable)} -IS {literal(client.__file__)} "$@"; }}}}; '
 )
 
 

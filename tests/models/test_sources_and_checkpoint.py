@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.formats import gguf_names
-from hemorrhage.models.sources import hub, path, wheel
+from hemorrhage.models.sources import hub, wheel
+from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS
 from hemorrhage.runtime.artifact import read_manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -111,7 +113,7 @@ def test_path_base_has_the_facts_of_the_folder(tiny: Path, tmp_path: Path) -> No
     assert manifest["disk_bytes"] == (tiny / "model.safetensors").stat().st_size
     assert manifest["sparsity"] == sum(int((w == 0).sum()) for w in linear) / sum(w.numel() for w in linear)
     assert manifest["context"] == 512
-    assert manifest["adds_bos"] is True
+    assert manifest["bos"] == 1
     assert manifest["model"] == spec
     assert (manifest["variant"], manifest["size_ratio"], manifest["changed"], manifest["seed"]) == (
         "base",
@@ -164,15 +166,15 @@ def test_hub_takes_what_the_pinned_download_brings(tiny: Path, tmp_path: Path, m
 
     def snapshot(repository: str, **options: object) -> str:
         asked.append((repository, options["revision"], options["allow_patterns"]))
-        path.adopt(tiny, Path(str(options["local_dir"])))
+        shutil.copytree(tiny, str(options["local_dir"]), dirs_exist_ok=True)
         return str(options["local_dir"])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     spec = {"source": "hub", "id": "some/model", "revision": COMMIT}
     prepare(spec, tmp_path / "base")
-    assert asked == [("some/model", COMMIT, list(path.WANTED))]
-    assert not any(pattern.endswith((".bin", ".py", ".pt")) for pattern in path.WANTED)
+    assert asked == [("some/model", COMMIT, [*NAMES, INDEX]), ("some/model", COMMIT, [WEIGHTS])]
+    assert not any(name.endswith((".bin", ".py", ".pt")) for name in NAMES)
     assert read_manifest(tmp_path / "base")["model"] == spec
     assert [entry.name for entry in tmp_path.iterdir()] == ["base"]
 
@@ -182,7 +184,7 @@ def test_hub_refuses_branches_and_pickles(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match=r"model\.revision: 'main' is no commit"):
         prepare({"source": "hub", "id": "some/model", "revision": "main"}, tmp_path / "base")
 
-    def pickles(repository: str, revision: str, folder: Path) -> str:
+    def pickles(repository: str, revision: str, folder: Path, names: object) -> str:
         return str(folder_with(folder / "snapshot", {}, "pytorch_model.bin", "tokenizer.json"))
 
     monkeypatch.setattr(hub, "download", pickles)
@@ -254,8 +256,10 @@ def test_wheel_rebuilds_the_model_of_a_gguf_file(tiny: Path, tmp_path: Path, mon
     manifest = read_manifest(tmp_path / "base")
     assert manifest["parameters"] == 260032
     assert manifest["effective_bits"] == 16.0
-    assert manifest["adds_bos"] is False
-    assert "groups of 32" in manifest["note"]
+    assert manifest["bos"] is None
+    assert "dequantized 4-bit file" in manifest["note"]
+    assert manifest["quantized_before"]["type"] == "Q4_1"
+    assert manifest["quantized_before"]["bytes"] < manifest["disk_bytes"]
 
     was, model = load(tiny), load(tmp_path / "base")
     for name, value in model.state_dict().items():
@@ -293,8 +297,7 @@ def test_wheel_names_what_is_allowed() -> None:
 
 def test_untied_output_counts_as_parameters(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "untied"
-    folder.mkdir()
-    path.adopt(tiny, folder)
+    shutil.copytree(tiny, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     state = load_file(folder / "model.safetensors")
@@ -344,4 +347,4 @@ def test_tiny_model_learns_more_than_the_unigram(tmp_path: Path) -> None:
     unigram = math.exp(float(torch.special.entr(share).sum()))
     assert perplexity < 0.5 * unigram
     prepare({"source": "path", "path": str(folder)}, tmp_path / "base")
-    assert read_manifest(tmp_path / "base")["adds_bos"] is True
+    assert read_manifest(tmp_path / "base")["bos"] == 1

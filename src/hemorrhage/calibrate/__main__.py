@@ -38,7 +38,7 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
 
     model = load(base, dtype="stored")
     sources = [read_manifest(text) for text in texts]
-    bos = model.config.bos_token_id if _adds_bos(base) else None
+    bos = _bos(base)
     tokens = torch.empty((spec["samples"], spec["length"]), dtype=torch.int32)
     for place, text in enumerate(texts):
         # Every so many windows one of this text, so that no method sees all of one before the other.
@@ -68,9 +68,9 @@ def _experts(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
     return {"experts_without_tokens": without_tokens(usage(model, tokens))} if mixtures(model) else {}
 
 
-def _adds_bos(base: Path) -> bool:
-    """Whether the base's tokenizer puts BOS in front of a text; false for a folder without a manifest."""
-    return (base / MANIFEST).is_file() and bool(read_manifest(base).get("adds_bos", False))
+def _bos(base: Path) -> int | None:
+    """The token that the base's tokenizer puts in front of a text; None for a folder without a manifest."""
+    return read_manifest(base)["bos"] if (base / MANIFEST).is_file() else None
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hemorrhage.decode.answers import final_number
 from hemorrhage.decode.spec import Closed, Open
+from hemorrhage.models.tokenizer import leading
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -82,14 +83,14 @@ def program_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> 
     """Problems whose answers are programs: columns ``item, prompt, prefix, tests``."""
     prompts = []
     for row in items.itertuples():
-        tokens = [*leading_tokens(tokenizer), *_tokens(tokenizer, row.prompt)]
+        tokens = [*leading(tokenizer), *_tokens(tokenizer, row.prompt)]
         prompts.append(Prompt(int(row.item), row.prompt, tokens, prefix=row.prefix, tests=row.tests))
     return prompts
 
 
 def _choice_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prompt]:
     for row in items.itertuples():
-        tokens = [*leading_tokens(tokenizer), *_tokens(tokenizer, row.prompt)]
+        tokens = [*leading(tokenizer), *_tokens(tokenizer, row.prompt)]
         yield Prompt(int(row.item), row.prompt, tokens, row.choices[row.answer].strip())
 
 
@@ -157,7 +158,7 @@ def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, s
         if len(tokens) >= enough:
             prefix, rest = tokens[: spec.prefix], tokens[spec.prefix : enough]
             shown = str(tokenizer.decode(prefix, clean_up_tokenization_spaces=False))
-            prompts.append(Prompt(int(document), shown, [*leading_tokens(tokenizer), *prefix], human=rest))
+            prompts.append(Prompt(int(document), shown, [*leading(tokenizer), *prefix], human=rest))
     if len(prompts) < spec.items:
         raise ValueError(
             f"open.items: {spec.items} wanted, the text at {text} has {len(prompts)} evaluation documents "
@@ -206,12 +207,6 @@ def uses_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
     return there if wanted is None else wanted
 
 
-def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token where the tokenizer puts it in front by default, else nothing."""
-    ids = tokenizer("a")["input_ids"]
-    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
-
-
 def left_padded(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     """``input_ids`` and ``attention_mask``, int64 [prompts, longest], padding on the left."""
     longest = max(len(prompt.tokens) for prompt in prompts)
@@ -225,7 +220,7 @@ def left_padded(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
     if not chat:
-        return [*leading_tokens(tokenizer), *_tokens(tokenizer, text)]
+        return [*leading(tokenizer), *_tokens(tokenizer, text)]
     # The template writes the special tokens itself.
     turn: Any = [{"role": "user", "content": text}]
     return _tokens(tokenizer, str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)))

@@ -26,12 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from hemorrhage.decode.generation import NEUTRAL, check, check_context, ends, only, special_tokens, until_end
-from hemorrhage.decode.prompts import Prompt, leading_tokens, left_padded
+from hemorrhage.decode.prompts import Prompt, left_padded
 from hemorrhage.decode.stops import StopsAt, before_stop
 from hemorrhage.decode.sweep import continued_text, resume_directory
 from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.reload import verify
+from hemorrhage.models.tokenizer import leading
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 from hemorrhage.sandbox import runner as sandbox
@@ -139,7 +140,7 @@ def _batches(benchmark: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) ->
         int(row.item): Prompt(
             int(row.item),
             str(row.prompt),
-            [*leading_tokens(tokenizer), *tokenizer(row.prompt, add_special_tokens=False, verbose=False)["input_ids"]],
+            [*leading(tokenizer), *tokenizer(row.prompt, add_special_tokens=False, verbose=False)["input_ids"]],
         )
         for row in problems.itertuples()
     }

@@ -127,7 +127,7 @@ def reference(
     """Write the base model's side. Raises ValueError where a text is too short and where the model is broken."""
     model = load(base, streamed=(size(base) or 0) > 1e9 * memory_gb)
     tokenizer = load_tokenizer(base)
-    bos = tokenizer.bos_token_id if read_manifest(base)["adds_bos"] else None
+    bos = read_manifest(base)["bos"]
     window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
 
     windows: dict[str, torch.Tensor] = {}
@@ -142,7 +142,7 @@ def reference(
         try:
             windows[corpus] = cut_windows(tokens, window, spec["windows"], bos)
         except ValueError as error:
-            raise ValueError(f"corpus {corpus}: {error}") from error
+            raise step.InputError(f"corpus {corpus}: {error}") from error
         counts[corpus] = torch.bincount(tokens, minlength=vocabulary)
         unmeasured[corpus] = _control(splits.get("calibration"), window, bos)
         there = len(tokens) // (window - (bos is not None))

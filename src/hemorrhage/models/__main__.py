@@ -8,16 +8,22 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.sources.origin import Origin
+from hemorrhage.models.tokenizer import leading
 from hemorrhage.models.weights import Weights, weight_files
 from hemorrhage.runtime.artifact import write_manifest, writing
-from hemorrhage.runtime.step import start
+from hemorrhage.runtime.step import InputError, start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
 
 SOURCES = ("wheel", "hub", "path")
 
@@ -35,15 +41,18 @@ def main() -> None:
 def prepare(spec: dict[str, Any], out: Path) -> None:
     """Write the checkpoint that ``spec`` names into ``out``, loaded once to see that it is whole.
 
-    Raises ValueError where the source is unknown, or for the source's own reasons.
+    Raises InputError where the source is unknown, or for the source's own reasons.
     """
     source = spec.get("source")
     if source not in SOURCES:
-        raise ValueError(f"model.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
+        raise InputError(f"model.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
     with writing(out) as part:
-        note = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(spec, part)
-        facts = describe(part, load(part, "bfloat16"), load_tokenizer(part))
-        write_manifest(part, **IDENTITY, **facts, model=spec, note=note)
+        origin: Origin = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(spec, part)
+        model, tokenizer = load(part, "bfloat16"), load_tokenizer(part)
+        note = f"{origin.note}{beginnings(model, tokenizer)}"
+        before = origin.quantized_before and asdict(origin.quantized_before)
+        facts = describe(part, model, tokenizer)
+        write_manifest(part, **IDENTITY, **facts, model=spec, note=note, quantized_before=before)
 
 
 IDENTITY: dict[str, Any] = {
@@ -76,7 +85,6 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     head = model.get_output_embeddings()
     linears = [module.weight for module in model.modules() if isinstance(module, Linear) and module is not head]
     zeros = sum(int((weight == 0).sum()) for weight in linears)
-    special = tokenizer("text").input_ids
     return {
         "disk_bytes": sum(file.stat().st_size for file in weight_files(folder)),
         "effective_bits": stored / parameters,
@@ -84,8 +92,38 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         "tensors": weights.digests(),
         "sparsity": zeros / sum(weight.numel() for weight in linears),
         "context": getattr(model.config, "max_position_embeddings", None),
-        "adds_bos": tokenizer.bos_token_id is not None and special[0] == tokenizer.bos_token_id,
+        "vocabulary": rows(model),
+        "bos": bos(tokenizer),
     }
+
+
+def rows(model: PreTrainedModel) -> int:
+    """Rows of the model's embedding: the tokens that it can read."""
+    embedding: Any = model.get_input_embeddings()
+    return embedding.weight.shape[0]
+
+
+def bos(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The token that windows of a text begin with: what the tokenizer puts there, where that is a single one."""
+    first = leading(tokenizer)
+    return first[0] if len(first) == 1 else None
+
+
+def beginnings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
+    """What is to be said of the tokens in front of a text: that config.json has another one, that they are several.
+
+    Raises InputError where the tokenizer puts a token there that the embedding does not have.
+    """
+    first, said = leading(tokenizer), model.config.get_text_config(decoder=True).bos_token_id
+    if first and max(first) >= rows(model):
+        raise InputError(f"the tokenizer begins a text with token {max(first)}, the embedding has {rows(model)} rows")
+    if len(first) > 1:
+        return f" The tokenizer begins a prompt with {len(first)} special tokens; windows of texts have none of them."
+    if first and said != first[0]:
+        note = f"The tokenizer begins a text with token {first[0]}, config.json names {said}: the tokenizer's counts."
+        log.warning("%s", note)
+        return f" {note}"
+    return ""
 
 
 if __name__ == "__main__":

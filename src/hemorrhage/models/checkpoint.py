@@ -85,14 +85,18 @@ def size(folder: Path) -> int | None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder, exactly as its tokenizer.json says.
+    """The tokenizer of a checkpoint folder, exactly as its tokenizer.json says, but for what cuts, pads and ends texts.
 
     The base step sees to it that every folder has that file. The data step reads the same file with the
     ``tokenizers`` library alone; going through AutoTokenizer here could rebuild it into something else.
     """
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    from hemorrhage.models.tokenizer import only_begin
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    only_begin(tokenizer.backend_tokenizer)
+    return tokenizer
 
 
 def device() -> str:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from hemorrhage.runtime.digest import Sources
@@ -61,18 +62,20 @@ def _known() -> dict[str, str]:
     return {}
 
 
-def fingerprint(path: Path, memory: Path) -> str:
+def fingerprint(path: Path, memory: Path, files: Sequence[Path] | None = None) -> str:
     """SHA-256 of a file, or of a folder's files and their names, read again only when size or time changed.
 
-    ``memory`` is a JSON file that remembers digests by path, size and modification time, so that a plan
-    over a 15 GB checkpoint costs a stat and not a read. Raises FileNotFoundError when ``path`` is absent.
+    ``files`` are those of the folder that count, where not all do. ``memory`` is a JSON file that remembers digests by
+    path, size and modification time, so that a plan over a 15 GB checkpoint costs a stat and not a read. Raises
+    FileNotFoundError when ``path`` is absent.
     """
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if files is None:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     if not files:
         raise FileNotFoundError(path)
     known = json.loads(memory.read_text()) if memory.is_file() else {}
     digests = []
-    for file in files:
+    for file in sorted(files):
         status = file.stat()
         key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
         if key not in known:

@@ -5,6 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from types import TracebackType
+
+from hemorrhage.runtime.artifact import disk_is_full
+
+
+class InputError(ValueError):
+    """What the user gave can't be used; the message is one line for the user."""
 
 
 def start() -> None:
@@ -15,3 +22,18 @@ def start() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Nothing is fetched behind the user's back: the hub sources switch this off themselves.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.excepthook = explain
+
+
+def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Write why a step ended: one line where its input, the network or the disk is to blame, else the traceback."""
+    if disk_is_full(error):
+        line = "the disk is full; make room and run again: what is finished stays"
+    elif isinstance(error, PermissionError):
+        line = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, InputError) or kind is ConnectionError:
+        line = " ".join(str(error).split())
+    else:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: {line}", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Any
 
 from hemorrhage.compress.method import module_of
 from hemorrhage.data.texts.repositories import identity
-from hemorrhage.runtime.address import fingerprint
+from hemorrhage.models.sources.path import digest_of_adopted
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.registry import OPEN_TASKS, PROGRAM_TASKS, TASKS
@@ -192,7 +192,7 @@ def gradients_of(design: Design, variant: str) -> list[str]:
 
 def _source(chosen: config.WheelModel | config.HubModel | config.PathModel) -> Json:
     if isinstance(chosen, config.PathModel):
-        return {"source": "path", "sha256": fingerprint(Path(chosen.path), FINGERPRINTS)}
+        return {"source": "path", "sha256": digest_of_adopted(Path(chosen.path), FINGERPRINTS)}
     return chosen.model_dump(mode="json")
 
 
@@ -299,7 +299,7 @@ def _decoding_spec(design: Design) -> Json:
 
 def _decoding(design: Design, name: str) -> Json:
     amateurs = {found["amateur"] for found in design.strategies.values() if found.get("amateur")}
-    files = [fingerprint(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
+    files = [digest_of_adopted(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
     return {**_decoding_spec(design), "amateurs": files}
 
 

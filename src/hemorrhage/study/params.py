@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import itertools
-import json
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -21,6 +21,7 @@ from hemorrhage.compress.method import module_of
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks import instructions, programs
 from hemorrhage.data.texts.repositories import reachable
+from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.service import store
 from hemorrhage.sandbox import runner as sandbox
@@ -48,9 +49,11 @@ class Section(BaseModel):
 
 
 def found(path: str) -> str:
-    """``path``, as seen from the project where a temporary experiment does not hold it: DVC copies what git tracks."""
+    """``path``, with ``~`` and ``$NAME`` as a shell reads them, as seen from the project where a temporary experiment
+    does not hold it: DVC copies what git tracks."""
+    whole = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - a Path would stumble over an unknown user
     project = store.project()
-    return path if project is None or Path(path).exists() else str(project / path)
+    return whole if project is None or Path(whole).exists() else str(project / whole)
 
 
 Folder = Annotated[str, AfterValidator(found)]
@@ -310,11 +313,11 @@ NAME = re.compile(r"^[a-z0-9_]+$")
 def read(path: Path) -> Params:
     """Params of a params.yaml. Raises ConfigError."""
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except YAMLError as error:
+        content = YAML(typ="safe").load(text(path))
+    except (YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: it holds no sections by name")
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
@@ -324,6 +327,22 @@ def read(path: Path) -> Params:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return params
+
+
+def text(path: Path) -> str:
+    """The text of a file that a user wrote, in UTF-8 with or without a byte order mark. Raises ConfigError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        encoding = "it is in UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else f"line {line} is not in UTF-8"
+        raise ConfigError(f"{path}: {encoding}; save it as UTF-8") from None
 
 
 def first_error(error: ValidationError, prefix: str = "") -> str:
@@ -390,7 +409,7 @@ def architecture(params: Params) -> dict[str, Any] | None:
     if isinstance(model, WheelModel):
         return WHEELS[model.name]
     if isinstance(model, PathModel):
-        return json.loads(Path(model.path, "config.json").read_text(encoding="utf-8"))
+        return architecture_of(Path(model.path))
     return None
 
 
@@ -475,7 +494,7 @@ COMBINED = ("quantize", "prune", "structure", "depth", "rank")
 
 def strategies(params: Params) -> dict[str, dict[str, Any]]:
     """The decoding strategies with complete settings: ``{name: {strategy, ...settings}}``."""
-    found = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for name, content in params.decode.strategies.items():
         where = f"decode.strategies.{name}"
         if not NAME.match(name):
@@ -488,8 +507,10 @@ def strategies(params: Params) -> dict[str, dict[str, Any]]:
             )
         except ValidationError as error:
             raise ConfigError(first_error(error, f"{where}.")) from None
-        found[name] = {"strategy": strategy, **checked.model_dump(mode="json")}
-    return found
+        chosen[name] = {"strategy": strategy, **checked.model_dump(mode="json")}
+        if chosen[name].get("amateur"):
+            chosen[name]["amateur"] = found(chosen[name]["amateur"])
+    return chosen
 
 
 def _known(name: object, allowed: tuple[str, ...], where: str) -> str:
@@ -555,7 +576,10 @@ def _check(params: Params) -> None:
         if len(set(listed)) < len(listed):
             raise ConfigError(f"{where}: a name stands there twice")
 
-    strategies(params)
+    for name, entry in strategies(params).items():
+        problem = refusal(Path(entry["amateur"])) if entry.get("amateur") else None
+        if problem:
+            raise ConfigError(f"decode.strategies.{name}.amateur: {problem}")
     expanded = variants(params)
     for name in params.decode.variants:
         _known(name, tuple(expanded), "decode.variants")
@@ -632,7 +656,7 @@ def _check_strategies(params: Params, shape: dict[str, Any]) -> None:
 
 def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
     # State-space models have no limit.
-    context = shape.get("max_position_embeddings", float("inf"))
+    context = shape.get("max_position_embeddings") or float("inf")
     lengths = {
         "calibrate.length": params.calibrate.length,
         "evaluate.window": params.evaluate.window,

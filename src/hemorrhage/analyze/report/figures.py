@@ -17,6 +17,7 @@ from hemorrhage.analyze.curves.thresholds import TOO_FEW
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
+from hemorrhage.analyze.verdicts.shipping import lossless
 
 Figure = dict[str, Any]
 
@@ -580,6 +581,19 @@ def tradeoff(
             "meta": "wide",
         }
     )
+    before = lossless(inputs)
+    if before:
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [100 * before.share],
+                "y": [place("kl", 0.0)],
+                "mode": "markers",
+                "marker": {"color": "@ink", "size": 10, "symbol": "x-thin", "line": {"color": "@ink", "width": 2}},
+                "name": f"The base as {before.type}, without loss",
+                "hovertemplate": f"the base as {before.type}: {before.bytes / 1e6:.1f} MB<extra></extra>",
+            }
+        )
     x_axis = {"title": {"text": "bytes on disk (% of the base's)"}, "zeroline": False}
     heights = [place("kl", end) for _, _, found in points for end in found[:3] if math.isfinite(end)] or [0.0, 1.0]
     layout = frame(x_axis, _value_axis("kl", heights, ticks=12))

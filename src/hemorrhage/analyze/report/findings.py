@@ -17,7 +17,7 @@ from hemorrhage.analyze.report.figures import factor
 from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_HARNESS_TASKS, ALL_PROGRAMS, ALL_TASKS, Suite
-from hemorrhage.analyze.verdicts.shipping import Judged, nearest, pick, theoretical, undecided
+from hemorrhage.analyze.verdicts.shipping import Judged, Lossless, nearest, pick, theoretical, undecided
 
 FAMILY_NAMES = {
     "quantize": "Quantized weights",
@@ -68,6 +68,19 @@ def advice(candidates: Sequence[Judged]) -> dict[str, Any]:
     if picked is None and same:
         details.append(f"Inside, but no smaller on disk: {', '.join(same)}.")
     return {"headline": picked.variant.name if picked else "not decided" if maybe else "nothing", "details": details}
+
+
+def quantized_before(base: Lossless | None, picked: Judged | None) -> str:
+    """What to know of a base that was quantized before the study; empty where it was not."""
+    if base is None:
+        return ""
+    said = (
+        f"The base was quantized before this study: as {base.type} it takes {base.bytes / 1e6:.1f}\u00a0MB, "
+        f"{100 * base.share:.0f}\u00a0% of what it takes here, and loses nothing."
+    )
+    if picked is not None and picked.size.share >= base.share:
+        said += f" {picked.variant.name} is no smaller than that: ship the {base.type} file instead."
+    return said
 
 
 def stored(one: Judged) -> str:

@@ -27,6 +27,7 @@ from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts.flags import Flag
+from hemorrhage.analyze.verdicts.shipping import lossless, pick
 
 PAGE = Path(__file__).parent / "templates"
 """The page: report.html.j2 holds it together, each section is a file."""
@@ -92,6 +93,7 @@ def render(study: Study) -> str:
             families=families,
             charts=charts,
             ship=findings.advice(verdicts),
+            quantized_before=findings.quantized_before(lossless(inputs), pick(verdicts)),
             verdicts=findings.verdict_rows(verdicts, spec.budget),
             limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
             budget=findings.budget_words(spec.budget),

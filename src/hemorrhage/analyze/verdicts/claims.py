@@ -120,13 +120,15 @@ def _control(variant: Variant) -> bool:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the study, who makes it, how sure the study is of it, and the rule that judges it."""
+    """A claim of the study, who makes it, how sure the study is of it, the rule that judges it, and whether the rule
+    looks at quantized variants."""
 
     key: str
     claim: str
     source: str
     grade: str
     judge: Callable[[Evidence], Finding]
+    quantized: bool = False
 
 
 def compared(evidence: Evidence, pairs: Sequence[Pair], what: str, positive: bool = True) -> Finding:
@@ -516,7 +518,7 @@ def _transition(evidence: Evidence) -> Finding:
 
 
 CLAIMS = (
-    Claim("three_bits", "Quantization is safe down to 3 bits and collapses below.", PAPER, "high", _three_bits),
+    Claim("three_bits", "Quantization is safe down to 3 bits and collapses below.", PAPER, "high", _three_bits, True),
     Claim(
         "structured_half", "Structured pruning collapses at about 50 %.", f"{PAPER}; {REPOSITORY}", "", _structured_half
     ),
@@ -528,8 +530,9 @@ CLAIMS = (
         PAPER,
         "high",
         _quantized_or_pruned,
+        quantized=True,
     ),
-    Claim("five_fold", "Quantized to a fifth, a model keeps more than 90 %.", PAPER, "", _five_fold),
+    Claim("five_fold", "Quantized to a fifth, a model keeps more than 90 %.", PAPER, "", _five_fold, True),
     Claim(
         "structured_worse",
         "At the same share, structured pruning does more damage than unstructured.",
@@ -544,6 +547,7 @@ CLAIMS = (
         PAPER,
         "",
         _mismatch,
+        quantized=True,
     ),
     Claim("aligned_steady", "Aligned models are steadier over decoding strategies.", PAPER, "low", _steady),
     Claim("wild_unaligned", "A spread above 15 % over strategies marks an unaligned model.", PAPER, "", _wild),
@@ -553,6 +557,7 @@ CLAIMS = (
         PAPER,
         "",
         _attention,
+        quantized=True,
     ),
     Claim("transition", "Damage has a transition: slow at first, then exponential.", FOLLOW_UP, "", _transition),
 )
@@ -564,7 +569,7 @@ def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[dict[str
     rows = []
     for claim in claims:
         finding = claim.judge(evidence)
-        grade, reason = confidence(evidence, finding)
+        grade, reason = confidence(evidence, finding, claim.quantized)
         rows.append(
             {
                 "key": claim.key,
@@ -579,8 +584,11 @@ def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[dict[str
     return rows
 
 
-def confidence(evidence: Evidence, finding: Finding) -> tuple[str, str]:
-    """How far a verdict can be trusted: one model never gives more than ``medium``."""
+def confidence(evidence: Evidence, finding: Finding, quantized: bool = False) -> tuple[str, str]:
+    """How far a verdict can be trusted: one model never gives more than ``medium``.
+
+    ``quantized``: the claim is about quantization, of which a base that was quantized before says little.
+    """
     if finding.verdict == NOT_MEASURED:
         return "none", finding.measured
     windows = min(evidence.results.blocks.values(), default=0)
@@ -593,6 +601,9 @@ def confidence(evidence: Evidence, finding: Finding) -> tuple[str, str]:
         weak.append("one corpus")
     if evidence.numbers.get(BASE, "mean_accuracy", ALL_TASKS) is None:
         weak.append("a base model that does no better than guessing")
+    before = evidence.inputs.base.get("quantized_before")
+    if quantized and before:
+        weak.append(f"a base model that was quantized before ({before['type']})")
     if weak:
         return "low", f"one model; {', '.join(weak)}"
     return "medium", f"one model, {finding.comparisons} comparisons, {len(evidence.corpora)} corpora"

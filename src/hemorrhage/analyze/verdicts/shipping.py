@@ -79,6 +79,21 @@ def size_of(inputs: Inputs, variant: Variant) -> Size:
     )
 
 
+@dataclass(frozen=True)
+class Lossless:
+    """The form that the base was quantized to before the study: ``bytes``, and ``share`` of the base's bytes here."""
+
+    type: str
+    bytes: int
+    share: float
+
+
+def lossless(inputs: Inputs) -> Lossless | None:
+    """What the base takes in a form that loses nothing of it; None where it was never quantized."""
+    before = inputs.base.get("quantized_before")
+    return before and Lossless(before["type"], before["bytes"], before["bytes"] / inputs.base["disk_bytes"])
+
+
 def verdicts(inputs: Inputs, rows: pd.DataFrame, spec: Spec) -> list[Judged]:
     """Every variant that damage was measured of, judged together under the budget of the settings."""
     names = [name for name in judged(rows) if inputs.variants[name].failure is None]
@@ -127,10 +142,12 @@ def nearest(candidates: Sequence[Judged]) -> Judged | None:
 def recommend(found: Sequence[Judged], results: Results, inputs: Inputs, spec: Spec) -> dict[str, Any]:
     """The content of recommendation.json."""
     families = list(dict.fromkeys(one.variant.family for one in found))
+    before = lossless(inputs)
     return {
         "budget": dict(spec.budget),
         "confidence": spec.confidence,
         "judged_together": len(found),
+        "lossless_base": before and {"type": before.type, "bytes": before.bytes, "size": rounded(before.share)},
         "overall": _answer(found),
         "families": {name: _answer([one for one in found if one.variant.family == name]) for name in families},
         "variants": {one.variant.name: _as_json(one) for one in found},

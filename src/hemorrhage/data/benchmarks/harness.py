@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hemorrhage.data.benchmarks.entry import Benchmark, Place
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.network import dataset
-from hemorrhage.runtime.step import start
+from hemorrhage.runtime.step import InputError, start
 
 if TYPE_CHECKING:
     import pyarrow
@@ -45,7 +45,7 @@ def entry(task: str) -> Benchmark:
     # Found by name, since an address follows imports: another task's entry is none of this one's business.
     catalogue = importlib.import_module("hemorrhage.data.benchmarks.catalogue").BENCHMARKS
     if task not in catalogue:
-        raise ValueError(f"task {task!r} is unknown; allowed: {', '.join(catalogue)}")
+        raise InputError(f"task {task!r} is unknown; allowed: {', '.join(catalogue)}")
     return catalogue[task]
 
 
@@ -60,19 +60,19 @@ def place_of(task: str, benchmark: Benchmark, data: dict[str, Any]) -> Place:
             if place.repository in data["revisions"]:
                 return place
         names = " or ".join(place.repository for place in benchmark.places)
-        raise ValueError(f"task {task} needs the commit of {names} in data.revisions")
+        raise InputError(f"task {task} needs the commit of {names} in data.revisions")
     if data["source"] != "mirror":
-        raise ValueError(f"task {task} needs data.source mirror or hub (got {data['source']!r})")
+        raise InputError(f"task {task} needs data.source mirror or hub (got {data['source']!r})")
     folder = Path(data["path"])
     if not folder.is_dir():
-        raise ValueError(f"task {task}: data.path {folder} is not a folder")
+        raise InputError(f"task {task}: data.path {folder} is not a folder")
     lacking = []
     for place in benchmark.places:
         absent = [split for split in splits(benchmark) if not mirror_files(place, folder, split)]
         if not absent:
             return place
         lacking.append(f"{place.repository}/{place.config}/{absent[0]}-*.parquet")
-    raise ValueError(f"task {task}: no file {' or '.join(lacking)} in {folder}")
+    raise InputError(f"task {task}: no file {' or '.join(lacking)} in {folder}")
 
 
 def reachable(task: str, data: dict[str, Any]) -> str | None:
@@ -88,7 +88,7 @@ def identity(task: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
     """What the address of a prepared task holds of its source beside the code of the step.
 
     That is its own entry, the place that is read, and digests of its files or the pinned commit; where a mirror lies
-    does not count. ``memory`` is that of runtime.address.fingerprint. Raises ValueError where it is not reachable.
+    does not count. ``memory`` is that of runtime.address.fingerprint. Raises InputError where it is not reachable.
     """
     from hemorrhage.runtime.address import fingerprint
 
@@ -141,7 +141,7 @@ def levels(task: str, benchmark: Benchmark, rows: list[Row]) -> tuple[float, flo
     """Expected score of a guess, and the score of always giving the most frequent label.
 
     A guess takes each of an item's choices with the same probability; where nothing is chosen it is never right.
-    ``rows`` are the scored items. Raises ValueError where an item has no right answer.
+    ``rows`` are the scored items. Raises InputError where an item has no right answer.
     """
     if benchmark.options is None:
         return 0.0, 0.0
@@ -153,7 +153,7 @@ def levels(task: str, benchmark: Benchmark, rows: list[Row]) -> tuple[float, flo
         except (TypeError, ValueError):
             there, answer = 0, 0
         if not 0 <= answer < there:
-            raise ValueError(f"task {task}: {benchmark.split} item {number} has no right answer among its choices")
+            raise InputError(f"task {task}: {benchmark.split} item {number} has no right answer among its choices")
         choices.append(there)
         right.append(answer)
     most = collections.Counter(right).most_common(1)[0][1]
@@ -194,9 +194,9 @@ def _table(task: str, benchmark: Benchmark, place: Place, split: str, data: dict
     }
     lacking = sorted(set(benchmark.columns) - set(columns))
     if lacking:
-        raise ValueError(f"task {task}: {place.repository} {split} has no column {', '.join(lacking)}")
+        raise InputError(f"task {task}: {place.repository} {split} has no column {', '.join(lacking)}")
     if not len(table):
-        raise ValueError(f"task {task}: {place.repository} {split} has no rows")
+        raise InputError(f"task {task}: {place.repository} {split} has no rows")
     return pyarrow.table(columns)
 
 

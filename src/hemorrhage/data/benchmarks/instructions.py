@@ -17,7 +17,7 @@ from typing import Any
 
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.network import dataset
-from hemorrhage.runtime.step import start
+from hemorrhage.runtime.step import InputError, start
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def identity(task: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
 
 
 def read(task: str, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a task. Raises ValueError with the line of ``reachable`` where they can't be had."""
+    """The rows of a task. Raises InputError with the line of ``reachable`` where they can't be had."""
     reason = reachable(task, data)
     if reason:
-        raise ValueError(reason)
+        raise InputError(reason)
     source = TASKS[task]
     if data["source"] == "mirror":
         from pyarrow import parquet

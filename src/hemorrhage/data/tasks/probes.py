@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.runtime.artifact import write_manifest, writing
-from hemorrhage.runtime.step import start
+from hemorrhage.runtime.step import InputError, start
 
 Fact = tuple[str, str]
 """(prompt, right choice with its leading space)."""
@@ -166,10 +166,10 @@ def make(task: str, items: int, seed: int) -> list[dict[str, Any]]:
     """``items`` distinct items of a task: ``item``, ``group``, ``prompt``, ``choices``, ``answer`` (which is right).
 
     Items of one ``group``, a number, share their choices and depend on each other. The first items of a longer list
-    are those of a shorter one. Raises ValueError where the task is unknown or its templates have fewer items.
+    are those of a shorter one. Raises InputError where the task is unknown or its templates have fewer items.
     """
     if task not in TASKS:
-        raise ValueError(f"task {task!r} is unknown; allowed: {', '.join(TASKS)}")
+        raise InputError(f"task {task!r} is unknown; allowed: {', '.join(TASKS)}")
     # Seeded by text, so that two tasks of one seed share no draw.
     generator = random.Random(f"{task} {seed}")
     rows: list[dict[str, Any]] = []
@@ -183,7 +183,7 @@ def make(task: str, items: int, seed: int) -> list[dict[str, Any]]:
         groups += 1
         if len(rows) >= items:
             return [{"item": number, **row} for number, row in enumerate(rows[:items])]
-    raise ValueError(f"task {task} has {len(rows)} items, but {items} are asked for")
+    raise InputError(f"task {task} has {len(rows)} items, but {items} are asked for")
 
 
 def arrange(group: list[Fact], generator: random.Random) -> list[dict[str, Any]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.runtime.artifact import write_manifest, writing
-from hemorrhage.runtime.step import start
+from hemorrhage.runtime.artifact import MANIFEST, read_manifest, write_manifest, writing
+from hemorrhage.runtime.step import InputError, start
 
 SOURCES = ("embedded", "mirror", "hub")
 
@@ -36,7 +37,7 @@ def main() -> None:
 def prepare(corpus: str, base: Path, data: dict[str, Any], needs: dict[str, int], out: Path) -> None:
     """Write the documents and tokens of ``corpus`` into ``out``.
 
-    Raises ValueError where the source is unknown or lacks the corpus, and where a split has fewer tokens
+    Raises InputError where the source is unknown or lacks the corpus, and where a split has fewer tokens
     than ``needs`` says.
     """
     import numpy as np
@@ -46,9 +47,10 @@ def prepare(corpus: str, base: Path, data: dict[str, Any], needs: dict[str, int]
 
     documents, join, entry = read(corpus, data)
     tokens = {split: tokenize(base, join.join(texts)) for split, texts in documents.items()}
+    _check_ids(corpus, base, max(itertools.chain.from_iterable(tokens.values()), default=0))
     for split, needed in needs.items():
         if len(tokens[split]) < needed:
-            raise ValueError(f"corpus {corpus}: {split} has {len(tokens[split])} tokens, but {needed} are needed")
+            raise InputError(f"corpus {corpus}: {split} has {len(tokens[split])} tokens, but {needed} are needed")
     rows = [
         {"split": split, "document": number, "text": text}
         for split, texts in documents.items()
@@ -76,7 +78,7 @@ def read(corpus: str, data: dict[str, Any]) -> tuple[dict[str, list[str]], str, 
     """Documents of both splits, the string that joins them, and where in the catalogue they come from."""
     source = data.get("source")
     if source not in SOURCES:
-        raise ValueError(f"data.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
+        raise InputError(f"data.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
     # Found by name, since an address follows imports: a change of another source or of another corpus is
     # none of this text's business. What is found here, hemorrhage.data.texts.repositories.identity names.
     reader = importlib.import_module(f"hemorrhage.data.texts.{source}")
@@ -84,7 +86,7 @@ def read(corpus: str, data: dict[str, Any]) -> tuple[dict[str, list[str]], str, 
         return reader.documents(corpus), reader.JOIN, None
     catalogue = importlib.import_module("hemorrhage.data.texts.catalogue").CATALOGUE
     if corpus not in catalogue:
-        raise ValueError(f"corpus {corpus!r} is in no repository; allowed: {', '.join(catalogue)}")
+        raise InputError(f"corpus {corpus!r} is in no repository; allowed: {', '.join(catalogue)}")
     entry = catalogue[corpus]
     return reader.documents(corpus, entry, data), entry.join, asdict(entry)
 
@@ -95,7 +97,17 @@ def tokenize(base: Path, text: str) -> list[int]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    # A file that was saved while it trained cuts and pads every text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _check_ids(corpus: str, base: Path, largest: int) -> None:
+    """Raises InputError where a text holds a token that the base model has no embedding of."""
+    rows = read_manifest(base).get("vocabulary") if (base / MANIFEST).is_file() else None
+    if rows is not None and largest >= rows:
+        raise InputError(f"corpus {corpus} has the token {largest}, and the model's embedding has {rows} rows")
 
 
 def digest(rows: list[dict[str, Any]]) -> str:

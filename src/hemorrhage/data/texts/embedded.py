@@ -23,6 +23,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from hemorrhage.runtime.step import InputError
+
 JOIN = "\n\n"
 
 PROSE_PACKAGES = ("numpy", "networkx")
@@ -38,11 +40,11 @@ def documents(corpus: str) -> dict[str, list[str]]:
     """Texts of the documents of an embedded corpus: ``{"calibration": [...], "evaluation": [...]}``.
 
     The order is that of a hash of the names: fixed, and mixed, so that a prefix of a split is a sample.
-    Raises ValueError where the corpus is unknown or its package is not installed.
+    Raises InputError where the corpus is unknown or its package is not installed.
     """
     makers = {"prose": _prose, "code": _code, "humaneval": _humaneval}
     if corpus not in makers:
-        raise ValueError(f"corpus {corpus!r} is not embedded; allowed: {', '.join(makers)}")
+        raise InputError(f"corpus {corpus!r} is not embedded; allowed: {', '.join(makers)}")
     split: dict[str, list[str]] = {"calibration": [], "evaluation": []}
     for name, text in sorted(makers[corpus](), key=lambda document: _digest(document[0])):
         # The last bit, since the first ones decide the order.
@@ -66,7 +68,7 @@ def _digest(name: str) -> bytes:
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"the package {package} is not installed")
+        raise InputError(f"the package {package} is not installed")
     return Path(spec.submodule_search_locations[0])
 
 

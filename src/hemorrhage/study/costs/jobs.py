@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import struct
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hemorrhage.models.sources.files import architecture, contents, tensors
 from hemorrhage.study import params as config
 from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.plan import Plan, evaluable
@@ -50,9 +50,10 @@ def shape(plan: Plan) -> Shape | None:
     if isinstance(model, config.PathModel):
         folder = Path(model.path)
     if (folder / "config.json").is_file():
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        counted = sum(map(_elements, folder.glob("*.safetensors")))
-        return _shape(facts, counted)
+        counted = sum(math.prod(tensor.shape) for tensor in tensors(contents(folder).weights).values())
+        facts = architecture(folder)
+        # A family may leave out what is its default, or have other names still.
+        return _shape(facts, counted) if facts.keys() >= {"hidden_size", "vocab_size"} else None
     known = config.architecture(plan.params)
     return None if known is None else _shape(known, None)
 
@@ -67,21 +68,6 @@ def _shape(facts: dict[str, Any], counted: int | None) -> Shape:
         mlp = 3 * width * facts["intermediate_size"]
         return Shape(int(facts["num_hidden_layers"] * (attention + mlp)), embedding, width, tied)
     return Shape(max(counted - embedding * (1 if tied else 2), 1), embedding, width, tied)
-
-
-def _elements(file: Path) -> int:
-    """Numbers in a safetensors file, by its header."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            count = 1
-            for size in entry["shape"]:
-                count *= size
-            total += count
-    return total
 
 
 class Workload:

@@ -1,0 +1,279 @@
+"""The files of a checkpoint folder: which of them are the model, and what each says before a tensor is read.
+
+Nothing heavy is imported: params.yaml is checked with this at every start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hemorrhage.runtime.step import InputError
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+
+SETTINGS = ("config.json", "generation_config.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+"""What a tokenizer is made from, alone or with the files below."""
+
+VOCABULARIES = (
+    *TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+NAMES = (*SETTINGS, *VOCABULARIES)
+"""What is adopted of a folder beside its weights, where it is there."""
+
+DOCUMENTATION = (".md", ".pdf", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".html")
+"""Ends of names that are left behind without a word; so is what is hidden, and licences."""
+
+POINTERS = ((b"version https://git-lfs", "Git LFS"), (b"# xet version", "Git Xet"))
+"""How a file begins that stands for another one, and whose it is."""
+
+BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+}
+"""Bytes of a number by safetensors' name of its type; smaller ones share a byte."""
+
+PIECE = 2**24
+"""Bytes that are copied at once."""
+
+
+NAMES_OF_SIZES = {
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+}
+"""Names of GPT-2, GPT-J, BLOOM and MPT -> those of the other families."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a safetensors file says of a tensor; ``begin`` and ``end`` are bytes from the file's beginning."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of a folder: those that are the model, and the names of what else lies there."""
+
+    weights: tuple[Path, ...]
+    others: tuple[Path, ...]
+    left: tuple[str, ...]
+
+    @property
+    def adopted(self) -> tuple[Path, ...]:
+        """All files that are the model."""
+        return (*self.weights, *self.others)
+
+
+def contents(folder: Path) -> Contents:
+    """What of ``folder`` is the model. Raises InputError where the index of the weights can't be read.
+
+    The weights are the files that model.safetensors.index.json names, else model.safetensors alone.
+    """
+    index = folder / INDEX
+    weights = [folder / name for name in sorted(set(weight_map(index).values()))] if is_there(index) else []
+    others = [index] if weights else []
+    if not weights and is_there(folder / WEIGHTS):
+        weights = [folder / WEIGHTS]
+    others += [folder / name for name in NAMES if is_there(folder / name)]
+    adopted = {file.name for file in (*weights, *others)}
+    left = sorted(
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in folder.iterdir()
+        if entry.name not in adopted and not _documents(entry.name)
+    )
+    return Contents(tuple(weights), tuple(others), tuple(left))
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, of a model.safetensors.index.json. Raises InputError where it is none."""
+    said = read_json(index)
+    named = said.get("weight_map") if isinstance(said, dict) else None
+    if not isinstance(named, dict) or not named:
+        raise InputError(f"{index} has no weight_map")
+    for name in named.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index} names {name!r}, which is no file beside it")
+    return named
+
+
+def tensors(weights: tuple[Path, ...]) -> dict[str, Tensor]:
+    """Every tensor of the files. Raises InputError where one of them is missing, damaged or says a tensor twice."""
+    found: dict[str, Tensor] = {}
+    for file in weights:
+        for name, tensor in header(file).items():
+            if name in found:
+                raise InputError(f"{file} has {name}, and so has {found[name].file.name}")
+            found[name] = tensor
+    return found
+
+
+def header(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, from its first bytes. Raises InputError where it is not whole."""
+    size = size_of(file)
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        text = stream.read(length) if 2 <= length <= size - 8 else b""
+    try:
+        said = json.loads(text)
+        said.pop("__metadata__", None)
+        found = {name: _tensor(file, 8 + length, entry) for name, entry in said.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        if _begins_as_json(file) and length > size - 8:
+            raise InputError(f"{file} is truncated: it has {size} bytes, its header alone {8 + length}") from None
+        raise InputError(f"{file} is no safetensors file") from None
+    end = max((tensor.end for tensor in found.values()), default=8 + length)
+    if size < end:
+        raise InputError(f"{file} is truncated: it has {size} of {end} bytes")
+    if size > end:
+        raise InputError(f"{file} is damaged: it has {size} bytes, and its header speaks of {end}")
+    return found
+
+
+def _tensor(file: Path, start: int, entry: dict[str, Any]) -> Tensor:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    whole = BYTES.get(entry["dtype"])
+    if whole is not None and math.prod(shape) * whole != end - begin:
+        raise ValueError(f"{entry} does not add up")
+    return Tensor(file, entry["dtype"], shape, start + begin, start + end)
+
+
+def _begins_as_json(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
+def copy_weights(weights: tuple[Path, ...], index: Path, out: Path, without: set[str]) -> None:
+    """Copy weight files, and their ``index`` where there is one, into ``out``, without the tensors named."""
+    for file in weights:
+        found = header(file)
+        if without.isdisjoint(found):
+            shutil.copyfile(file, out / file.name)
+        else:
+            kept = {name: tensor for name, tensor in found.items() if name not in without}
+            _copy_only(file, kept, out / file.name)
+    if is_there(index):
+        content = read_json(index)
+        content["weight_map"] = {name: file for name, file in weight_map(index).items() if name not in without}
+        (out / index.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_only(file: Path, kept: dict[str, Tensor], out: Path) -> None:
+    """Copy a safetensors file with the tensors ``kept`` alone."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    in_order = sorted(kept.items(), key=lambda item: item[1].begin)
+    for name, tensor in in_order:
+        end = offset + tensor.end - tensor.begin
+        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("rb") as source, out.open("wb") as target:
+        target.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in in_order:
+            source.seek(tensor.begin)
+            for start in range(tensor.begin, tensor.end, PIECE):
+                target.write(source.read(min(PIECE, tensor.end - start)))
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file in any Unicode encoding. Raises InputError, one line that names the file."""
+    size_of(file)
+    try:
+        return json.loads(file.read_bytes())
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not in UTF-8; save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is broken JSON: {error.msg} in line {error.lineno}") from None
+    except RecursionError:
+        raise InputError(f"{file} is broken JSON: it is nested too deep") from None
+
+
+def architecture(folder: Path) -> dict[str, Any]:
+    """A folder's config.json with its sizes under the names that most families give them, a text tower's at the top."""
+    said = read_json(folder / "config.json")
+    text = said.get("text_config")
+    found = {**said, **text} if isinstance(text, dict) else dict(said)
+    for own, name in NAMES_OF_SIZES.items():
+        if own in found:
+            found.setdefault(name, found[own])
+    return found
+
+
+def plain(file: Path) -> bytes | None:
+    """A text file's content in UTF-8 without a byte order mark, or None where it is that already."""
+    content = file.read_bytes()
+    encoding = json.detect_encoding(content[:4]) if file.suffix == ".json" else _marked(content)
+    return None if encoding == "utf-8" else content.decode(encoding).encode()
+
+
+def _marked(content: bytes) -> str:
+    marks = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+    return next((name for mark, name in marks if content.startswith(mark)), "utf-8")
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file stands in its folder, also as a link to nothing."""
+    return file.is_file() or file.is_symlink()
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file. Raises InputError where it is missing, empty, can't be read, or stands for another one."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(64)
+        size = file.stat().st_size
+    except FileNotFoundError:
+        what = "is a link to nothing" if file.is_symlink() else "is missing"
+        raise InputError(f"{file} {what}") from None
+    except OSError as error:
+        raise InputError(f"{file} can't be read: {error.strerror}") from None
+    if not size:
+        raise InputError(f"{file} is empty")
+    for begins, whose in POINTERS:
+        if start.startswith(begins):
+            pull = "`git lfs pull` there gets it" if whose == "Git LFS" else "`git xet pull` there gets it"
+            raise InputError(f"{file} is a pointer of {whose} and not the file itself; {pull}")
+    return size
+
+
+def _documents(name: str) -> bool:
+    lower = name.lower()
+    return lower.startswith((".", "license", "licence", "notice", "readme")) or lower.endswith(DOCUMENTATION)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Some names and how many more there are, for a line."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
