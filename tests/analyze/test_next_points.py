@@ -145,7 +145,7 @@ def test_shares_that_round_to_the_same_blocks_are_not_run_twice() -> None:
         (curve("wanda", "sparsity", ["2:4", "4:8"], "sparsity"), "no number"),
         (curve("nf4", "type", ["nf4"], "bits", [6.0]), "no number"),
         (curve("router", "amount", [0.1], "routing"), "no setting"),
-        (curve("awq_sham", "sham", [True], "bits"), "a control"),
+        (curve("awq_shuffled", "shuffled", [True], "bits"), "a control"),
     ],
 )
 def test_nothing_is_proposed_that_no_setting_could_take(sweep: Sweep, why: str) -> None:

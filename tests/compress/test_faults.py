@@ -24,7 +24,7 @@ from hemorrhage.runtime.artifact import disk_is_full, failure, failure_recorded,
 from hemorrhage.study import plan
 from tests.conftest import ROOT
 
-SPEC = {"sweep": "s", "family": "f", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
+SPEC = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
 
 
 def full(*_: object, **__: object) -> None:

@@ -23,7 +23,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("awq", {"bits": 3, "group_size": 4}),
     ("autoround", {"bits": 3, "group_size": 4, "iterations": 3, "batch": 2}),
     ("qat", {"bits": 3, "group_size": "channel", "steps": 2}),
-    ("rotation", {"bits": 4, "group_size": "channel", "transform": "spinquant", "rounding": "gptq"}),
+    ("rotation", {"bits": 4, "group_size": "channel", "transform": "quarot", "rounding": "gptq"}),
     ("rotation", {"bits": 4, "group_size": "channel", "transform": "quip"}),
     ("mixed", {"budget": 12.0, "group_size": 4}),
     ("codebook", {"type": "nf4"}),

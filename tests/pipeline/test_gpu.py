@@ -78,7 +78,7 @@ def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
     prepare("agreement", 100, 0, task)
     out = {name: folder / name for name in ("calibration", "reference", "variant", "evaluation")}
     altering = {
-        "sweep": "rtn", "family": "quantize", "method": "rtn", "seed": 0, "on": None,
+        "sweep": "rtn", "method": "rtn", "seed": 0, "on": None,
         "settings": {"bits": 4, "group_size": "channel", "symmetric": False},
     }  # fmt: skip
     step(

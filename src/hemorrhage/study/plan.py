@@ -149,7 +149,6 @@ class Plan:
         found = self.variants[variant]
         return {
             "sweep": found.sweep,
-            "family": found.family,
             "method": found.method,
             "settings": found.settings.model_dump(mode="json"),
             "seed": found.seed,

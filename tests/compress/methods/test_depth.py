@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_expansion import depth_up_scaling, duplication, llama_pro
 from hemorrhage.compress.methods.depth_pruning import depth
 from hemorrhage.compress.solvers.stack import rearrange, sources
@@ -33,7 +34,7 @@ def altered(tiny: Path, method: Any, calibration: Path | None = None, seed: int 
     for index, block in enumerate(blocks(model)):
         block.place = index
     statistics = calibration and Statistics(calibration)
-    method.alter(model, method.Settings(**settings), statistics, seed)
+    method.alter(model, method.Settings(**settings), Context(statistics, seed))
     return model
 
 
@@ -120,7 +121,7 @@ def test_sleb_is_the_greedy_search(
         for index, block in enumerate(blocks(model)):
             block.place = index
         settings = depth.Settings(removed=number / 5, order="sleb", samples=samples)
-        depth.alter(model, settings, statistics, 0)
+        depth.alter(model, settings, Context(statistics))
         assert places(model) == literal_sleb(tiny, statistics.tokens()[:samples], number, dtype)
         assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
         assert "forward" not in vars(blocks(model)[0])
@@ -234,8 +235,8 @@ def test_scaled_copies_add_a_part_of_what_their_blocks_add(tiny: Path) -> None:
 
 def test_scaling_is_rounded_once_to_the_stored_type(tiny: Path) -> None:
     model, naive = load(tiny, "bfloat16"), load(tiny, "bfloat16")
-    duplication.alter(model, duplication.Settings(added=0.2, scale=0.3), None, 0)
-    duplication.alter(naive, duplication.Settings(added=0.2), None, 0)
+    duplication.alter(model, duplication.Settings(added=0.2, scale=0.3), Context())
+    duplication.alter(naive, duplication.Settings(added=0.2), Context())
     ours = blocks(model)[3].mlp.down_proj.weight
     assert torch.equal(ours, (blocks(naive)[3].mlp.down_proj.weight.float() * 0.3).bfloat16())
 
@@ -245,7 +246,7 @@ def test_what_cannot_be_silenced_is_refused(tiny: Path) -> None:
     for block in blocks(model):
         block.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match="plain linear layers o_proj and down_proj"):
-        llama_pro.alter(model, llama_pro.Settings(added=0.2), None, 0)
+        llama_pro.alter(model, llama_pro.Settings(added=0.2), Context())
 
 
 def test_copies_share_no_memory(tiny: Path) -> None:
@@ -274,7 +275,7 @@ def test_checkpoints_load_and_say_what_was_done(
     severity: float,
 ) -> None:
     out = tmp_path / "out"
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", tiny, None, calibration, [], spec)
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]

@@ -132,7 +132,7 @@ class Workload:
     def on_gpu(self, kind: str, name: str) -> bool:
         """Whether a job has use for a GPU."""
         if kind == "checkpoints":
-            return getattr(self.plan.variants[name].settings, "on_gpu", False)
+            return self.plan.variants[name].settings.on_gpu
         return kind in ON_GPU
 
     @cached_property
@@ -155,7 +155,7 @@ class Workload:
         work = Work(0, 0, 0) if self.shape is None else self._work(kind, name, self.shape)
         variant = plan.variants.get(name)
         method = variant.method if variant else ""
-        if variant and getattr(variant.settings, "sequential", False):
+        if variant and variant.settings.propagates:
             method += " sequential"
         return Job(kind, name, method, output, usage, work, tuple(self._needs(kind, name)))
 
@@ -227,15 +227,14 @@ class Workload:
         """Arithmetic of a method: solving with second moments, and passes over the calibration set."""
         settings = self.plan.variants[name].settings
         total = 2e-12 * shape.blocks * shape.width if "hessian" in settings.statistics else 0.0
-        streams = getattr(settings, "sequential", False) or self.plan.variants[name].on is not None
+        streams = settings.propagates or self.plan.variants[name].on is not None
         if "tokens" in settings.statistics or (streams and settings.statistics):
             total += 2 * shape.forward(calibration)
         return total
 
     def _stored(self, name: str, shape: Shape) -> float:
-        settings = self.plan.variants[name].settings
-        bits = getattr(settings, "bits", None)
-        share = min(float(bits), 16) / 16 if isinstance(bits, int | float) else 1.0
+        bits = self.plan.variants[name].settings.code_bits
+        share = 1.0 if bits is None else min(bits, 16) / 16
         return 1e-9 * (shape.blocks * share + (shape.parameters - shape.blocks))
 
     def _windows(self) -> float:
