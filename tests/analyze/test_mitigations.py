@@ -16,6 +16,7 @@ from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.mitigations import Damage, Measured
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.compress.method import described, method_of
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
@@ -75,7 +76,7 @@ def test_verdicts() -> None:
 
 
 def variant(name: str, method: str, settings: Any, on: str = "base", seed: int = 0, **manifest: Any) -> Variant:
-    content = {"settings": settings.model_dump(mode="json"), **manifest}
+    content = {**described(method_of(method), settings), **manifest}
     sweep = name.partition("-")[0]
     axis, severity = settings.axis, settings.severity
     return Variant(name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, content)
@@ -171,8 +172,16 @@ def test_rows_and_the_way_to_the_knee() -> None:
     gap = f"recovery_beyond_control{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
     knee = {"answer": "found", "estimate": 8.0}
-    curve = found.variants["rtn-3"].curve
-    entry = {"sweep": "rtn", "curve": curve, "corpus": "prose", "base": 16.0, "knee": knee, "two_fold": {}}
+    identity = found.variants["rtn-3"].identity
+    entry = {
+        "sweep": "rtn",
+        "identity": identity,
+        "on": "base",
+        "corpus": "prose",
+        "base": 16.0,
+        "knee": knee,
+        "two_fold": {},
+    }
     assert mitigation_report.way(trials[0].against, found, [entry], "prose") == (pytest.approx(1.25), "knee")
     none = {**entry, "knee": {"answer": "no cliff in range"}}
     assert math.isnan(mitigation_report.way(trials[0].against, found, [none], "prose")[0])

@@ -199,7 +199,7 @@ def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:
 def test_best_shapes_and_knees_are_drawn(found: inputs.Inputs, reports: Path) -> None:
     thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
     numbers = tables.Numbers(pd.read_parquet(reports / "hemorrhage.parquet"))
-    depth = [one for one in sweeps(found) if one.family == "depth"]
+    depth = [one for one in sweeps(found) if one.family == "depth_pruning"]
     drawn = figures.damage(found, numbers, depth, thresholds, "factor", "prose")["data"]
     assert sum(trace.get("line", {}).get("dash") == "dot" for trace in drawn) == 2
     diamonds = [trace for trace in drawn if trace.get("marker", {}).get("symbol") == "diamond-open"]

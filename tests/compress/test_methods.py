@@ -94,7 +94,7 @@ def made(
     out: Path, base: Path, statistics: tuple[Path, list[Path]], method: str, settings: dict[str, Any], on: Path | None
 ) -> dict[str, Any]:
     """Run the compress step, read its checkpoint back in the ordinary way, return the manifest."""
-    spec = {"sweep": method, "family": METHODS[method], "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": method, "method": method, "settings": settings, "seed": 0}
     compress(out, method, base, on, *statistics, {**spec, "on": on and "parent"})
     manifest = json.loads((out / "manifest.json").read_text())
     assert "failure" not in manifest, manifest["failure"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from hemorrhage.compress.info import PREDICTED
 from hemorrhage.study import params as config
-from hemorrhage.study.registry import METHODS
 from hemorrhage.tools.overlay import merge
 from tests.conftest import ROOT
 
@@ -47,7 +47,7 @@ def default() -> config.Params:
 def test_default_profile_has_at_least_thirty_variants_of_every_family(default: config.Params) -> None:
     found = config.variants(default)
     assert len(found) >= 30
-    assert {variant.family for variant in found.values()} == set(METHODS.values()) - {"recover"}
+    assert {variant.family for variant in found.values()} == set(PREDICTED)
     assert {f"{sweep}-{bits}" for sweep in ("rtn", "gptq") for bits in (8, 4, 3, 2)} <= set(found)
     assert {f"{s}-{v}" for s in ("magnitude", "wanda", "sparsegpt") for v in (0.3, 0.5, 0.6, 0.7, "2of4")} <= set(found)
 

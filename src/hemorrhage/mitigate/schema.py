@@ -23,7 +23,7 @@ TOKENS = pa.DataFrameSchema(
 )
 """``tokens.parquet``: a row per correction and predicted token, of the second half of the text, and of what the
 corrected model itself generated (``window`` is then the window whose beginning it continued). ``correction`` is
-``none`` for the altered model as it is, ``top_p`` for its plain nucleus; ``shuffled``: the number of the control's shuffle,
-0 for the correction itself. ``kl``, ``nll`` empty where tokens are cut off; ``distance``: total variation between what base and variant sample from; ``right``: the likeliest token is the one
-that stands there.
+``none`` for the altered model as it is, ``top_p`` for its plain nucleus; ``shuffled``: the number of the control's
+shuffle, 0 for the correction itself. ``kl``, ``nll`` empty where tokens are cut off; ``distance``: total variation
+between what base and variant sample from; ``right``: the likeliest token is the one that stands there.
 """

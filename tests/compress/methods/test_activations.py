@@ -336,10 +336,10 @@ def test_other_weights_with_scales_are_refused() -> None:
 
 def test_settings() -> None:
     settings = activations.Settings(activations="static", smooth=0.5)
-    assert settings.label == "W8A8, 8 bit weights per channel, static inputs, smoothed 0.5"
+    assert settings.label == "W8A8, 8 bit weights, per channel, static inputs, smoothed 0.5"
     assert settings.severity == 8.0
     assert settings.statistics == ("activations",)
-    assert activations.Settings(bits=4, group_size=64).curve == "4 bit weights groups of 64, inputs per token"
+    assert activations.Settings(bits=4, group_size=64).curve == "4 bit weights, groups of 64, inputs per token"
     assert activations.Settings().statistics == ()
     assert activations.Settings(smooth=0.5).statistics == ("activations",)
     for wrong in ({"bits": 3}, {"activation_bits": 3}, {"activations": "row"}, {"smooth": 2}, {"x": 1}):

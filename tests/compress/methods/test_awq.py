@@ -261,7 +261,7 @@ def test_settings() -> None:
     assert settings.statistics == ("hessian", "activations")
     assert settings.curve == "groups of 64, without clipping"
     assert awq.Settings(bits=4, group_size=64).label == "4 bit, groups of 64"
-    assert awq.Settings(bits=4, scale=False, clip=False).curve.endswith("without scales and clipping")
+    assert awq.Settings(bits=4, scale=False, clip=False).curve.endswith("without scales, without clipping")
     config = LlamaConfig(hidden_size=64, intermediate_size=172, num_attention_heads=8).to_dict()
     assert awq.Settings(bits=4, group_size=4).check(config) is None
     problem = awq.Settings(bits=4, group_size=64).check(config)

@@ -306,12 +306,12 @@ def test_impossible_shares_are_refused() -> None:
 
 
 def test_labels() -> None:
-    assert depth.Settings(removed=0.3, order="influence").label == "30 % of layers"
+    assert depth.Settings(removed=0.3, order="influence").label == "30 % of layers, influence"
     assert depth.Settings(removed=0.3, order="influence").curve == "influence"
     assert depth.Settings(removed=0.3, order="angular").statistics == ("influence",)
     assert depth.Settings(removed=0.3, order="deepest").statistics == ()
     sleb = depth.Settings(removed=0.3, order="sleb")
-    assert (sleb.curve, sleb.statistics) == ("sleb", ("tokens",))
+    assert (sleb.curve, sleb.statistics) == ("sleb, 16 windows", ("tokens",))
     assert depth.Settings(removed=0.3, order="sleb", samples=8).curve == "sleb, 8 windows"
     assert duplication.Settings(added=0.2).curve == ""
     assert duplication.Settings(added=0.2, scale=0.5).label == "+20 % of layers, copies scaled by 0.5"

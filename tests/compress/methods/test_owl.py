@@ -151,7 +151,7 @@ def test_a_model_in_bfloat16_and_a_whole_job(tiny: Path, calibration: Path, tmp_
 def test_settings_for_people_and_plan(tiny: Path) -> None:
     plain, other = owl.Settings(sparsity=0.7), owl.Settings(sparsity=0.7, by="sparsegpt", spread=0.15)
     assert (plain.label, plain.curve, plain.severity) == ("70 %, wanda", "wanda", 0.7)
-    assert (other.label, other.curve) == ("70 %, sparsegpt", "sparsegpt, spread 0.15")
+    assert (other.label, other.curve) == ("70 %, sparsegpt, spread 0.15", "sparsegpt, spread 0.15")
     assert plain.statistics == ("activations",)
     assert plain.check(json.loads((tiny / "config.json").read_text())) is None
     with pytest.raises(ValueError, match="a share between 0 and 1, no pattern"):

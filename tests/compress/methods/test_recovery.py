@@ -71,19 +71,19 @@ def recovered(model: Any, statistics: Statistics, seed: int = 0, **settings: Any
     return model
 
 
-def test_it_recovers_on_text_it_has_not_seen_and_the_shuffled_does_not(
+def test_it_recovers_on_text_it_has_not_seen_and_the_control_does_not(
     tiny: Path, statistics: Statistics, held_out: Tensor
 ) -> None:
     base = load(tiny)
     damaged, treated = narrow(tiny), recovered(narrow(tiny), statistics)
-    control = recovered(narrow(tiny), statistics, shuffled=True)
-    before, after, control = (nll(m, held_out) - nll(base, held_out) for m in (damaged, treated, control))
+    shuffled = recovered(narrow(tiny), statistics, shuffled=True)
+    before, after, control = (nll(m, held_out) - nll(base, held_out) for m in (damaged, treated, shuffled))
     assert before > 0.2
     assert after < 0.75 * before
     assert after < 0.6 * control
-    lost, left, left_by_shuffled = (divergence(base, m, held_out) for m in (damaged, treated, control))
+    lost, left, left_by_control = (divergence(base, m, held_out) for m in (damaged, treated, shuffled))
     assert left < 0.75 * lost
-    assert left < 0.6 * left_by_shuffled
+    assert left < 0.6 * left_by_control
     # What is not a linear layer of a block is as it was, and nothing of the adapters is left.
     names = dict(narrow(tiny).named_parameters())
     assert names.keys() == {name for name, _ in treated.named_parameters()}
@@ -190,7 +190,7 @@ def test_what_was_trained_is_what_is_stored(tiny: Path, statistics: Statistics) 
     model = halved(tiny).requires_grad_(False)
     layers = recovery._adapt(model, 4)
     assert sum(hasattr(layer, "mask") for layer in layers.values()) == len(layers) - 1
-    recovery.train(model, statistics.tokens(), recovery.Settings(**FAST | {"steps": 4}), 0)
+    recovery.train(model, statistics.tokens(), recovery.Settings(**FAST | {"steps": 4}), Context())
     with torch.no_grad():
         adapted = model(statistics.tokens()[:2]).logits
         for name, layer in layers.items():
@@ -288,9 +288,9 @@ def test_settings() -> None:
     settings = recovery.Settings()
     assert (settings.steps, settings.rank, settings.learning_rate) == (200, 8, 1e-4)
     assert (settings.axis, settings.severity, settings.statistics) == ("steps", 200.0, ("tokens",))
-    assert (settings.label, settings.curve) == ("200 steps", "rank 8")
-    assert recovery.Settings(shuffled=True).label == "200 steps on shuffled tokens"
-    assert recovery.Settings(shuffled=True).curve == "rank 8, control"
+    assert (settings.label, settings.curve) == ("200 steps, rank 8", "rank 8")
+    assert recovery.Settings(shuffled=True).curve == "rank 8, shuffled tokens"
+    assert recovery.Settings(learning_rate=1e-3, batch=2).curve == "rank 8, learning rate 0.001, batches of 2"
     assert recovery.Settings(rank=64).check({"hidden_size": 64}) is None
     assert recovery.Settings(rank=65).check({"hidden_size": 64}) == "rank 65 is more than the hidden_size of 64"
     for wrong in ({"steps": 0}, {"rank": 0}, {"learning_rate": 0}, {"batch": 0}, {"dropout": 0.1}):

@@ -359,19 +359,21 @@ def test_as_good_as_the_peer(tiny: Path, calibration: Path, transform: str) -> N
 def test_settings(tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     spun = rotation.Settings(transform="quarot", bits=4, group_size=64)
-    assert spun.label == "4 bit, quarot, not learned, rtn, groups of 64"
+    assert spun.label == "4 bit, groups of 64, quarot, rtn"
     assert spun.statistics == ()
     assert spun.check({**config, "intermediate_size": 192}) is None
     assert spun.check(config) == "group_size 64 does not divide the model's intermediate_size of 172"
     problem = "transform quarot is for llama, mistral, qwen2, qwen3; the model is a gemma2"
     assert spun.check({**config, "model_type": "gemma2"}) == problem
     quip = rotation.Settings(transform="quip", bits=3, rounding="gptq", group_size="channel")
-    assert (quip.curve, quip.statistics) == ("quip, gptq, per channel", ("hessian",))
+    assert (quip.curve, quip.statistics) == ("per channel, quip, gptq", ("hessian",))
     assert quip.check({**config, "model_type": "mamba"}) is None
     with pytest.raises(ValueError, match="keep_zeros has to be false"):
         rotation.Settings(transform="quip", bits=3, keep_zeros=True)
     with pytest.raises(ValueError, match="'quarot' or 'quip'"):
-        rotation.Settings.model_validate({"transform": "quarot", "bits": 3})
+        rotation.Settings.model_validate({"transform": "dct", "bits": 3})
+    with pytest.raises(ValueError, match="spinquant is now quarot"):
+        rotation.Settings.model_validate({"transform": "spinquant", "bits": 3})
 
 
 def test_a_block_of_another_shape_is_refused(tiny: Path) -> None:

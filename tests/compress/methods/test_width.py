@@ -411,9 +411,9 @@ def test_checkpoints_load(
 def test_labels() -> None:
     settings = width.Settings(removed=0.2)
     assert settings.importance == "taylor1"
-    assert settings.label == "20 % of the blocks' weights"
-    assert settings.curve == "taylor1, 4+2 blocks spared"
+    assert settings.curve == "taylor1, first 4 blocks spared, last 2 spared"
+    assert settings.label == f"20 % of the blocks' weights, {settings.curve}"
     assert settings.severity == 0.2
     assert settings.statistics == ("gradients",)
     uniform = width.Settings(removed=0.2, importance="magnitude", protect_first=0, protect_last=0)
-    assert (uniform.curve, uniform.statistics) == ("magnitude", ())
+    assert (uniform.curve, uniform.statistics) == ("magnitude, first 0 blocks spared, last 0 spared", ())

@@ -45,6 +45,14 @@ class Settings(Base):
     group_size: Annotated[int, Field(ge=2, strict=True)] = 32
     residual: Annotated[int, Field(ge=2, strict=True)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _paper(cls, values: Any) -> Any:
+        # Written into the settings, so that the manifest says how many there were.
+        if isinstance(values, dict) and values.get("keys") == "channel" and values.get("residual") is None:
+            return {**values, "residual": RESIDUAL}
+        return values
+
     @model_validator(mode="after")
     def _residual_fits(self) -> Settings:
         if self.keys == "token" and self.residual is not None:
@@ -56,7 +64,7 @@ class Settings(Base):
     @property
     def exact_tokens(self) -> int:
         """Newest tokens that may be kept as they are."""
-        return (RESIDUAL if self.residual is None else self.residual) if self.keys == "channel" else 0
+        return self.residual or 0
 
     @property
     def changes_weights(self) -> bool:
