@@ -184,7 +184,8 @@ def test_a_new_model_gets_the_median_of_the_learners() -> None:
 
 def test_the_runs_that_come_with_the_bench_are_whole() -> None:
     known = predictor.experience()
-    assert list(known.columns) == [*predictor.IDENTITY, *predictor.OF_LAWS, *COLUMNS, *predictor.TARGETS, "retention"]
+    about = [*predictor.IDENTITY, predictor.UNCHANGED, *predictor.OF_LAWS]
+    assert list(known.columns) == [*about, *COLUMNS, *predictor.TARGETS, "retention"]
     assert known["model"].nunique() >= 8
     assert known[["noise", "noise_best", "base_nll", *predictor.TARGETS]].notna().all(axis=None)
     assert not known.duplicated(["model", "variant", "corpus"]).any()

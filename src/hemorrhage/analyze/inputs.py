@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ class Variant:
         """What the points of its damage curve have in common: equal on one curve, different on two."""
         return str(self.manifest.get("identity", self.curve))
 
-    @cached_property
+    @property
     def info(self) -> MethodInfo:
         """What is known of its method."""
         return MethodInfo.of_manifest(self.manifest)

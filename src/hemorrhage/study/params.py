@@ -447,17 +447,17 @@ RENAMED = {"sham": SHUFFLED}
 
 
 def _check_places(expanded: dict[str, Variant]) -> None:
-    """Two variants at one place of one curve would be averaged; only variants that differ by their seed may be."""
-    places: dict[tuple[str, str | None, str, float], Variant] = {}
-    seeds: set[tuple[tuple[str, str | None, str, float], int]] = set()
+    """Two variants of a sweep at one place of one curve would be averaged; only their seeds may differ."""
+    places: dict[tuple[object, ...], Variant] = {}
+    seeds: set[tuple[tuple[object, ...], int]] = set()
     for variant in expanded.values():
         settings = variant.settings
-        place = (variant.method, variant.on, settings.identity, settings.severity)
+        place = (variant.sweep, variant.on, settings.identity, settings.severity)
         first = places.setdefault(place, variant)
         if settings != first.settings:
             what = "other settings at the same place of the same damage curve"
         elif (place, variant.seed) in seeds:
-            what = "the same method, settings and seed"
+            what = "the same settings and seed"
         else:
             seeds.add((place, variant.seed))
             continue
