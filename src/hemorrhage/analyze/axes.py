@@ -59,7 +59,7 @@ def sweeps(inputs: Inputs) -> list[Sweep]:
         whole = [variant for variant in members if failure(inputs, variant) is None]
         first = whole[0] if whole else members[0]
         curve = first.curve
-        name = f"{sweep} {curve}" if sweep in seen and curve else sweep
+        name = f"{sweep} {curve or 'defaults'}" if sweep in seen else sweep
         seen.add(sweep)
         failed = [variant for variant in members if variant not in whole]
         found.append(Sweep(sweep, curve, identity, name, first.family, first.method, first.axis, on, whole, failed))
