@@ -20,7 +20,6 @@ from hemorrhage.compress.info import ARMS, FAMILIES, MethodInfo
 from hemorrhage.compress.method import SHUFFLED, Method, Settings, described, method_of, module_of
 from hemorrhage.models.engines import STORED
 from hemorrhage.study.registry import METHODS
-from hemorrhage.tools import methods as documented
 from tests.conftest import ROOT
 
 NUMBERS = (1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 256, 0.0005, 0.02, 0.05, 0.1, 0.3, 0.4, 0.6, 0.9, 2.0, 4.0, 12.0)
@@ -150,15 +149,6 @@ def test_a_curve_can_not_be_written_by_hand() -> None:
         if each not in (Settings, BaseModel, object)
     }
     assert not any(by_hand.values())
-
-
-# The documentation.
-
-
-@pytest.mark.parametrize("file", [Path("docs/methods.md"), Path("README.md")])
-def test_the_tables_are_those_of_the_methods(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    assert documented.written()[file] == file.read_text(encoding="utf-8"), "run python -m hemorrhage.tools.methods"
 
 
 # A new method: one file and one line.

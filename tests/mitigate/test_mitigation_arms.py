@@ -160,7 +160,7 @@ ARMS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_arm_recovers_and_its_shuffled_does_not(made: Made, compare: Any, arm: str) -> None:
+def test_the_arm_recovers_and_its_control_does_not(made: Made, compare: Any, arm: str) -> None:
     plain, before, method, settings, prepare = ARMS[arm]
     control = made(method, prepare, **settings, shuffled=True)
     check(compare(made(plain, prepare, **before), made(method, prepare, **settings), control))
@@ -245,7 +245,7 @@ def test_qat_is_adamw_through_the_rounding(tiny: Path) -> None:
     before = {name: weight.clone() for name, weight in weights.items()}
     widths = {name: weight.shape[1] for name, weight in weights.items()}
     model.requires_grad_(False)
-    qat.train(model, weights, widths, dict.fromkeys(weights, torch.float32), settings, statistics, 7)
+    qat.train(model, weights, widths, dict.fromkeys(weights, torch.float32), settings, Context(statistics, 7))
     for name, weight in weights.items():
         moved, wanted = weight.detach() - before[name], expected[name] - before[name]
         # Adam turns the sign of a tiny gradient, which rounding decides, into a whole step.
@@ -266,13 +266,13 @@ def test_a_whole_qat_job_keeps_zeros_and_reads_back(tiny: Path, tmp_path: Path) 
         assert (linear.weight[before[name].weight == 0] == 0).all()
 
 
-def test_a_shuffled_needs_something_to_shuffle() -> None:
+def test_a_control_needs_something_to_shuffle() -> None:
     for method, wrong in (
         (width, {"removed": 0.2, "importance": "magnitude"}),
         (activations, {"bits": 8}),
         (awq, {"bits": 3, "scale": False, "clip": False}),
     ):
-        with pytest.raises(ValueError, match="control shuffles"):
+        with pytest.raises(ValueError, match="what is shuffled"):
             method.Settings(**wrong, shuffled=True)
     for method, settings in ((gblm, {"sparsity": 0.5}), (qat, {"bits": 3}), (mixed, {"budget": 3.5})):
         control = method.Settings(**settings, shuffled=True)

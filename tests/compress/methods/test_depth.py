@@ -201,7 +201,7 @@ def test_order_of_the_expanded_blocks(tiny: Path) -> None:
 
 def test_the_manifest_says_which_blocks_of_the_base_the_blocks_are(tiny: Path, tmp_path: Path) -> None:
     def made(name: str, method: str, settings: dict[str, Any], parent: str | None = None) -> dict[str, Any]:
-        spec = {"sweep": "s", "family": "", "method": method, "settings": settings, "seed": 0, "on": parent}
+        spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0, "on": parent}
         compress(tmp_path / name, name, tiny, parent and tmp_path / parent, None, [], spec)
         return read_manifest(tmp_path / name)
 

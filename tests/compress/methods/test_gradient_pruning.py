@@ -321,7 +321,6 @@ def test_a_whole_job(
 ) -> None:
     spec = {
         "sweep": "s",
-        "family": "prune",
         "method": method,
         "seed": 0,
         "settings": {"sparsity": 0.5, **extra},

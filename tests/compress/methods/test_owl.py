@@ -137,7 +137,6 @@ def test_a_model_in_bfloat16_and_a_whole_job(tiny: Path, calibration: Path, tmp_
     owl.alter(model, owl.Settings(sparsity=0.6), Context(Statistics(calibration)))
     spec = {
         "sweep": "s",
-        "family": "prune",
         "method": "owl",
         "settings": {"sparsity": 0.6, "by": "sparsegpt"},
         "seed": 0,

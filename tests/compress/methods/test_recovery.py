@@ -268,7 +268,7 @@ def test_the_rate_rises_and_falls() -> None:
 def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:
     calibration = calibrated(tiny, tmp_path / "calibration")
     pruning = {"removed": 0.5, "importance": "magnitude", "protect_first": 0, "protect_last": 0}
-    spec = {"sweep": "s", "family": "f", "seed": 0}
+    spec = {"sweep": "s", "seed": 0}
     compress(tmp_path / "parent", "p", tiny, None, None, [], {**spec, "method": "width", "settings": pruning})
     settings = {"steps": 3, "batch": 2}
     out = tmp_path / "out"

@@ -264,7 +264,7 @@ def _stories(tiny: Path) -> Tensor:
 
 def spec(removed: float, **settings: Any) -> dict[str, Any]:
     settings = {"removed": removed, **settings}
-    return {"sweep": "s", "family": "structure", "method": "slicegpt", "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": "slicegpt", "settings": settings, "seed": 0}
 
 
 def test_a_checkpoint_with_a_basis_per_block(tiny: Path, calibration: Path, tmp_path: Path) -> None:
