@@ -134,7 +134,7 @@ SOLVERS = [
 @pytest.mark.gpu
 @pytest.mark.parametrize(("method", "settings"), SOLVERS)
 def test_a_solver_loses_what_it_loses_on_the_processor(
-    tiny: Path, tmp_path: Path, family: str, method: str, settings: dict[str, object]
+    tiny: Path, tmp_path: Path, method: str, settings: dict[str, object]
 ) -> None:
     base, _, calibration = sources("cpu", tiny, tmp_path)
     spec = {"sweep": method, "method": method, "seed": 0, "on": None, "settings": settings}
