@@ -152,7 +152,7 @@ class Bench:
         """The checkpoint of a variant."""
         out = self.folder / "checkpoints" / variant.name
         spec = {
-            "sweep": variant.sweep, "family": variant.family, "method": variant.method, "seed": variant.seed,
+            "sweep": variant.sweep, "method": variant.method, "seed": variant.seed,
             "settings": variant.settings.model_dump(mode="json"), "on": variant.on,
         }  # fmt: skip
         parent = None if variant.on is None else out.with_name(variant.on)

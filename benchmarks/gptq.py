@@ -32,6 +32,7 @@ from benchmarks import peer_columns as engine
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import collect
 from hemorrhage.calibrate.windows import draw
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import gptq
 from hemorrhage.compress.solvers.stack import rearrange
 from hemorrhage.data.texts import embedded
@@ -143,7 +144,7 @@ def main() -> None:
         print(f"ours           statistics, once for all       {ours:8.1f} s")
         for point in points:
             model = shortened(chosen.base, chosen.blocks, "stored")
-            seconds = timed(lambda model=model, point=point: gptq.alter(model, point, statistics, 0))
+            seconds = timed(lambda model=model, point=point: gptq.alter(model, point, Context(statistics)))
             ours += seconds
             kl = divergence(model.float(), dense, held_out)
             print(f"ours           {point.label:30} {seconds:8.1f} s   KL {kl:.5f}", flush=True)

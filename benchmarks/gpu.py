@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from benchmarks.gptq import oneshot
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import collect
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import gptq
 from hemorrhage.models.checkpoint import device
 from hemorrhage.models.linears import linears_of
@@ -92,7 +93,7 @@ def ours(
     with tempfile.TemporaryDirectory() as folder:
         collecting = seconds(lambda: collect(model, calibration, Path(folder)))
         model = model.cpu()
-        solving = seconds(lambda: gptq.alter(model, settings, Statistics(Path(folder)), 0))
+        solving = seconds(lambda: gptq.alter(model, settings, Context(Statistics(Path(folder)))))
     return collecting / linears, solving / linears
 
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.gptq import windows as prose
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import gguf_types
 from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch, write_base_side
 from hemorrhage.models.checkpoint import load
@@ -38,7 +39,7 @@ def quantized(base: Path, kind: str, folder: Path) -> Path:
     """A checkpoint of ``base`` in the block type ``kind``, what has no blocks in float32."""
     folder.mkdir()
     model = load(base, "stored").cpu()
-    gguf_types.alter(model, gguf_types.Settings(type=kind), None, 0)
+    gguf_types.alter(model, gguf_types.Settings(type=kind), Context())
     save(model, torch.float32, base, folder)
     return folder
 

@@ -24,6 +24,8 @@ from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.report.__main__ import draw
 from hemorrhage.analyze.spec import Spec
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.method import described
 
 CORPORA = ("prose", "code")
 TASKS = {"agreement": 0.5, "arithmetic": 0.25, "recall": 0.25, "cloze": 0.25}
@@ -59,11 +61,8 @@ class Point:
 
     variant: str
     sweep: str
-    family: str
     method: str
-    curve: str
-    label: str
-    axis: str
+    settings: dict[str, Any]
     severity: float
     stored_bits: float
     parameters: int
@@ -81,22 +80,8 @@ def points() -> list[Point]:
     for method, by_bits in damage.items():
         for bits, hurt in by_bits.items():
             stored = IN_LINEARS * (bits + 20 / 64) + (PARAMETERS - IN_LINEARS) * 16
-            label, curve = f"{bits} bit, groups of 64", "groups of 64"
-            found.append(
-                Point(
-                    f"{method}-{bits}",
-                    method,
-                    "quantize",
-                    method,
-                    curve,
-                    label,
-                    "bits",
-                    bits,
-                    stored,
-                    PARAMETERS,
-                    hurt,
-                )
-            )
+            settings = {"bits": bits, "group_size": 64}
+            found.append(Point(f"{method}-{bits}", method, method, settings, bits, stored, PARAMETERS, hurt))
     scale = {"magnitude": 1.7, "wanda": 0.62, "sparsegpt": 0.42}
     for method, factor in scale.items():
         for sparsity in (0.3, 0.5, 0.6, 0.7, "2:4"):
@@ -104,69 +89,23 @@ def points() -> list[Point]:
             hurt = factor * (0.25 * share + 14 * max(share - 0.42, 0) ** 1.5) * (1.9 if sparsity == "2:4" else 1)
             mask = 0.65 if sparsity == "2:4" else 1.0
             stored = IN_LINEARS * (16 * (1 - share) + mask) + (PARAMETERS - IN_LINEARS) * 16
-            label = "2:4" if sparsity == "2:4" else f"{100 * share:g} %"
             name = f"{method}-{str(sparsity).replace(':', 'of')}"
-            curve = "2:4" if sparsity == "2:4" else ""
             broken = "LinAlgError: the Hessian of model.layers.7.mlp.down_proj is not positive definite"
             failure = broken if name == "sparsegpt-0.7" else None
-            found.append(
-                Point(
-                    name,
-                    method,
-                    "prune",
-                    method,
-                    curve,
-                    label,
-                    "sparsity",
-                    share,
-                    stored,
-                    PARAMETERS,
-                    hurt,
-                    failure,
-                )
-            )
+            found.append(Point(name, method, method, {"sparsity": sparsity}, share, stored, PARAMETERS, hurt, failure))
     for sweep, order, factor in (("shortgpt", "influence", 1.0), ("random_depth", "random", 1.8)):
         for removed in (0.1, 0.2, 0.3, 0.4, 0.5):
             left = PARAMETERS - int(IN_LINEARS * removed)
             hurt = factor * (3.1 * removed + 9 * max(removed - 0.25, 0))
-            label = f"{100 * removed:g} % of layers"
-            found.append(
-                Point(
-                    f"{sweep}-{removed}",
-                    sweep,
-                    "depth",
-                    "depth",
-                    order,
-                    label,
-                    "removed",
-                    removed,
-                    16.0 * left,
-                    left,
-                    hurt,
-                )
-            )
-    for sweep, method, added, hurt in (
-        ("llama_pro", "llama_pro", 0.2, 0.0),
-        ("solar", "depth_up_scaling", 0.5, 1.35),
-        ("duplication", "duplication", 0.2, 0.44),
+            settings = {"removed": removed, "order": order}
+            found.append(Point(f"{sweep}-{removed}", sweep, "depth", settings, removed, 16.0 * left, left, hurt))
+    for sweep, method, settings, added, hurt in (
+        ("llama_pro", "llama_pro", {"added": 0.2}, 0.2, 0.0),
+        ("solar", "depth_up_scaling", {"overlap": 0.25}, 0.5, 1.35),
+        ("duplication", "duplication", {"added": 0.2}, 0.2, 0.44),
     ):
         more = PARAMETERS + int(IN_LINEARS * added)
-        label = f"+{100 * added:g} % of layers"
-        found.append(
-            Point(
-                f"{sweep}-{added}",
-                sweep,
-                "expand",
-                method,
-                "",
-                label,
-                "added",
-                added,
-                16.0 * more,
-                more,
-                hurt,
-            )
-        )
+        found.append(Point(f"{sweep}-{added}", sweep, method, settings, added, 16.0 * more, more, hurt))
     return found
 
 
@@ -239,40 +178,25 @@ def _base_manifest() -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path, point: Point) -> Path:
-    manifest = {
-        "variant": point.variant,
-        "sweep": point.sweep,
-        "family": point.family,
-        "method": point.method,
-        "settings": _settings(point),
-        "seed": 0,
-    }
+    method = method_of(point.method)
+    settings = method.settings.model_validate(point.settings)
+    manifest = {"variant": point.variant, "sweep": point.sweep, "seed": 0, **described(method, settings)}
     if point.failure:
         return _directory(folder, "checkpoints", point.variant, {**manifest, "failure": point.failure})
     stored = point.stored_bits
+    masked = settings.mask_bits is not None
     manifest |= {
-        "curve": point.curve,
-        "label": point.label,
-        "axis": point.axis,
         "severity": point.severity,
-        "disk_bytes": PARAMETERS * 2 + 30_400 if point.family == "prune" else int(stored / 8) + 30_000,
-        "mask_bits": 1.0 if point.family == "prune" else None,
-        "theoretical": "masks: no engine today stores or computes less for zeros" if point.family == "prune" else "",
+        "disk_bytes": PARAMETERS * 2 + 30_400 if masked else int(stored / 8) + 30_000,
+        "mask_bits": 1.0 if masked else None,
+        "theoretical": "masks: no engine today stores or computes less for zeros" if masked else "",
         "effective_bits": stored / point.parameters,
         "size_ratio": stored / (PARAMETERS * 16),
         "parameters": point.parameters,
-        "sparsity": point.severity if point.axis == "sparsity" else 0.0,
+        "sparsity": point.severity if settings.axis == "sparsity" else 0.0,
         "changed": 0.8,
     }
     return _directory(folder, "checkpoints", point.variant, manifest)
-
-
-def _settings(point: Point) -> dict[str, Any]:
-    """The setting that moves a variant along its axis, as its name has it."""
-    value = point.variant.split("-")[1]
-    if point.axis == "bits":
-        return {"bits": int(value), "group_size": 64}
-    return {point.axis: value.replace("of", ":") if "of" in value else float(value)}
 
 
 def _text(rng: np.random.Generator, windows: int, window: int) -> dict[str, np.ndarray]:

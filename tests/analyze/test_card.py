@@ -34,7 +34,7 @@ def test_the_hub_reads_the_card(study: dict[str, Any]) -> None:
     rows = pd.read_parquet(study["reports"] / "hemorrhage.parquet")
     mine = rows[(rows.variant == "gptq-4") & (rows.family != "decode")].set_index(["metric", "dataset"]).estimate
     assert found.data.library_name == "transformers"
-    assert found.data.tags == ["compressed", "quantize", "gptq"]
+    assert found.data.tags == ["compressed", "weight_quantization", "gptq"]
     assert found.data.model_name == "my-model"
     results = {(one.metric_name, one.dataset_name): one.metric_value for one in found.data.eval_results}
     assert ("mean_flips", "all tasks") in results

@@ -90,16 +90,24 @@ class Study:
         return next(one for one in claims.judge(self.evidence(thresholds, model)) if one["key"] == key)
 
 
+CALIBRATED = ("wanda", "gptq")
+
+
 def variant(name: str, family: str, method: str, severity: float = 0.0, size: float = 1.0, **settings: Any) -> Variant:
-    statistics = "of the base model" if method in (*claims.CALIBRATED, "gptq") else ""
-    manifest = {"settings": settings, "size_ratio": size, "statistics": statistics}
+    manifest = {
+        "settings": settings,
+        "size_ratio": size,
+        "statistics": "of the base model" if method in CALIBRATED else "",
+        "calibrated": method in CALIBRATED,
+        "is_control": settings.get("order") == "random",
+    }
     return Variant(name, method, family, method, "", name, "", severity, 0, BASE, manifest)
 
 
 def entry(two_fold: dict[str, Any], reach: float = 0.7, **more: Any) -> dict[str, Any]:
     none = {"answer": NO_CLIFF}
     return {
-        "family": "depth",
+        "family": "depth_pruning",
         "method": "depth",
         "axis": "removed",
         "on": BASE,
@@ -141,7 +149,7 @@ def test_three_bits(at_three: list[float], at_two: list[float], expected: str) -
     study = Study()
     for bits, damages in ((3, at_three), (2, at_two)):
         for method, damage in zip(("rtn", "gptq"), damages, strict=True):
-            study.add(variant(f"{method}-{bits}", "quantize", method, bits, bits=bits), damage)
+            study.add(variant(f"{method}-{bits}", "weight_quantization", method, bits, bits=bits), damage)
     assert study.verdict("three_bits") == expected
 
 
@@ -169,12 +177,14 @@ def test_a_curve_that_stops_before_the_share_says_nothing() -> None:
 )
 def test_quantization_against_pruning_of_no_fewer_bytes(pruned: list[float], expected: str) -> None:
     study = Study()
-    study.add(variant("rtn-4", "quantize", "rtn", 4, 0.4, bits=4), 0.15)
-    study.add(variant("rtn-2", "quantize", "rtn", 2, 0.2, bits=2), 9.0)
+    study.add(variant("rtn-4", "weight_quantization", "rtn", 4, 0.4, bits=4), 0.15)
+    study.add(variant("rtn-2", "weight_quantization", "rtn", 2, 0.2, bits=2), 9.0)
     for place, damage in enumerate(pruned):
-        study.add(variant(f"wanda-{place}", "prune", "wanda", 0.5, 0.6, sparsity=0.5 + place / 10), damage)
+        study.add(
+            variant(f"wanda-{place}", "unstructured_pruning", "wanda", 0.5, 0.6, sparsity=0.5 + place / 10), damage
+        )
     # Smaller than every quantized variant: it has nothing to be compared with.
-    study.add(variant("wanda-0.9", "prune", "wanda", 0.9, 0.1, sparsity=0.9), 5.0)
+    study.add(variant("wanda-0.9", "unstructured_pruning", "wanda", 0.9, 0.1, sparsity=0.9), 5.0)
     found = study.judged("quantization_first")
     assert found["verdict"] == expected
     assert found["comparisons"] == 6
@@ -185,11 +195,13 @@ def test_quantization_against_pruning_of_no_fewer_bytes(pruned: list[float], exp
 def test_structured_against_unstructured_of_the_same_share(whole: float, expected: str) -> None:
     study = Study()
     for share in (0.3, 0.5):
-        study.add(variant(f"wanda-{share}", "prune", "wanda", share, sparsity=share), 0.4)
-        study.add(variant(f"shortgpt-{share}", "depth", "depth", share, removed=share, order="influence"), whole)
+        study.add(variant(f"wanda-{share}", "unstructured_pruning", "wanda", share, sparsity=share), 0.4)
+        study.add(
+            variant(f"shortgpt-{share}", "depth_pruning", "depth", share, removed=share, order="influence"), whole
+        )
         # A control, and another share.
-        study.add(variant(f"random-{share}", "depth", "depth", share, removed=share, order="random"), 9.0)
-    study.add(variant("shortgpt-0.1", "depth", "depth", 0.1, removed=0.1, order="influence"), 9.0)
+        study.add(variant(f"random-{share}", "depth_pruning", "depth", share, removed=share, order="random"), 9.0)
+    study.add(variant("shortgpt-0.1", "depth_pruning", "depth", 0.1, removed=0.1, order="influence"), 9.0)
     found = study.judged("structured_worse")
     assert found["verdict"] == expected
     assert found["comparisons"] == 4
@@ -197,8 +209,8 @@ def test_structured_against_unstructured_of_the_same_share(whole: float, expecte
 
 def test_patterns_against_free_masks() -> None:
     study = Study()
-    study.add(variant("wanda-0.5", "prune", "wanda", 0.5, sparsity=0.5), 0.2)
-    study.add(variant("wanda-2of4", "prune", "wanda", 0.5, sparsity="2:4"), 0.5)
+    study.add(variant("wanda-0.5", "unstructured_pruning", "wanda", 0.5, sparsity=0.5), 0.2)
+    study.add(variant("wanda-2of4", "unstructured_pruning", "wanda", 0.5, sparsity="2:4"), 0.5)
     assert study.verdict("patterns_worse") == SUPPORTED
 
 
@@ -207,18 +219,18 @@ def test_calibration_off_its_domain(off: float, expected: str) -> None:
     study = Study()
     for bits in (4, 3):
         # Code is twice as fragile for every method.
-        study.add(variant(f"rtn-{bits}", "quantize", "rtn", bits, bits=bits), {"prose": 0.4, "code": 0.8})
-        study.add(variant(f"gptq-{bits}", "quantize", "gptq", bits, bits=bits), {"prose": 0.3, "code": off})
+        study.add(variant(f"rtn-{bits}", "weight_quantization", "rtn", bits, bits=bits), {"prose": 0.4, "code": 0.8})
+        study.add(variant(f"gptq-{bits}", "weight_quantization", "gptq", bits, bits=bits), {"prose": 0.3, "code": off})
     assert study.verdict("calibration_mismatch") == expected
 
 
 @pytest.mark.parametrize(("moved", "expected"), [(0.3, SUPPORTED), (0.03, CONTRADICTED), (0.1, NOT_DECIDED)])
 def test_attention_of_expanded_models(moved: float, expected: str) -> None:
     study = Study()
-    study.add(variant("rtn-3", "quantize", "rtn", 3, bits=3), 0.5, attention=0.1)
-    study.add(variant("rtn-2", "quantize", "rtn", 2, bits=2), 5.0, attention=0.6)
-    study.add(variant("solar-0.25", "expand", "solar"), 0.6, attention=moved)
-    study.add(variant("llama_pro-0.2", "expand", "llama_pro"), 0.0, attention=0.0)  # the control moves nothing
+    study.add(variant("rtn-3", "weight_quantization", "rtn", 3, bits=3), 0.5, attention=0.1)
+    study.add(variant("rtn-2", "weight_quantization", "rtn", 2, bits=2), 5.0, attention=0.6)
+    study.add(variant("solar-0.25", "depth_expansion", "solar"), 0.6, attention=moved)
+    study.add(variant("llama_pro-0.2", "depth_expansion", "llama_pro"), 0.0, attention=0.0)  # the control moves nothing
     found = study.judged("expansion_attention")
     assert found["verdict"] == expected
     assert found["comparisons"] == 1
@@ -256,10 +268,10 @@ def test_a_wide_spread_and_what_the_model_is(model: str, value: float, expected:
 
 def test_a_fifth_of_the_bytes() -> None:
     study = Study()
-    study.add(variant("rtn-2", "quantize", "rtn", 2, 0.19, bits=2), 0.1, lost=0.02)
+    study.add(variant("rtn-2", "weight_quantization", "rtn", 2, 0.19, bits=2), 0.1, lost=0.02)
     assert study.verdict("five_fold") == SUPPORTED
     study = Study()
-    study.add(variant("rtn-2", "quantize", "rtn", 2, 0.19, bits=2), 0.1, lost=0.3)
+    study.add(variant("rtn-2", "weight_quantization", "rtn", 2, 0.19, bits=2), 0.1, lost=0.3)
     assert study.verdict("five_fold") == CONTRADICTED
 
 
@@ -274,8 +286,8 @@ def test_transitions_are_counted() -> None:
 def test_grades_say_why() -> None:
     study = Study()
     for share in (0.3, 0.5):
-        study.add(variant(f"wanda-{share}", "prune", "wanda", share, sparsity=share), 0.4)
-        study.add(variant(f"shortgpt-{share}", "depth", "depth", share, removed=share), 1.0)
+        study.add(variant(f"wanda-{share}", "unstructured_pruning", "wanda", share, sparsity=share), 0.4)
+        study.add(variant(f"shortgpt-{share}", "depth_pruning", "depth", share, removed=share), 1.0)
     found = study.judged("structured_worse")
     assert (found["study_grade"], found["grade"]) == ("medium", "medium")
     assert "one model" in found["grade_reason"]

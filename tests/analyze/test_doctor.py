@@ -25,7 +25,7 @@ KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
 
 
 def alteration(**changes: Any) -> Alteration:
-    plain = Alteration("rtn-4", "rtn", "quantize", "bits", 4.0, {"bits": 4, "group_size": 64}, None)
+    plain = Alteration("rtn-4", "rtn", "weight_quantization", "bits", 4.0, {"bits": 4, "group_size": 64}, None)
     return dataclasses.replace(plain, **changes)
 
 
@@ -113,7 +113,7 @@ def made_up(models: int = 5, methods: int = 4, noise: float = 0.2) -> pd.DataFra
                 x = {
                     **dict.fromkeys(COLUMNS, 0.0),
                     "noise_best": -7.0 + step,
-                    "is_quantize": 1.0,
+                    "is_weight_quantization": 1.0,
                     "ln_parameters": 12.0,
                 }
                 x["noise"] = x["noise_best"]
@@ -122,7 +122,17 @@ def made_up(models: int = 5, methods: int = 4, noise: float = 0.2) -> pd.DataFra
                 targets = {"ln_perplexity_ratio": damage, "kl_mean": damage, "retention": math.nan}
                 of_laws = {"in_layers": 1e5, "trained_tokens": 1e8, "bits": math.nan, "share": math.nan}
                 found.append(
-                    {**about, "family": "quantize", "axis": "bits", "on": "", "corpus": "c", **of_laws, **x, **targets}
+                    {
+                        **about,
+                        "family": "weight_quantization",
+                        "axis": "bits",
+                        "on": "",
+                        "corpus": "c",
+                        "unchanged": False,
+                        **of_laws,
+                        **x,
+                        **targets,
+                    }
                 )
     return cases.table(found)
 
@@ -174,7 +184,8 @@ def test_a_new_model_gets_the_median_of_the_learners() -> None:
 
 def test_the_runs_that_come_with_the_bench_are_whole() -> None:
     known = predictor.experience()
-    assert list(known.columns) == [*predictor.IDENTITY, *predictor.OF_LAWS, *COLUMNS, *predictor.TARGETS, "retention"]
+    about = [*predictor.IDENTITY, predictor.UNCHANGED, *predictor.OF_LAWS]
+    assert list(known.columns) == [*about, *COLUMNS, *predictor.TARGETS, "retention"]
     assert known["model"].nunique() >= 8
     assert known[["noise", "noise_best", "base_nll", *predictor.TARGETS]].notna().all(axis=None)
     assert not known.duplicated(["model", "variant", "corpus"]).any()

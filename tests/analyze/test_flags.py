@@ -212,7 +212,7 @@ def test_real_faults_in_a_real_model(tiny: Path) -> None:
         variants[name] = Variant(
             name=name,
             sweep=name.partition("-")[0],
-            family="base" if name == "base" else "quantize",
+            family="base" if name == "base" else "weight_quantization",
             method="rtn",
             curve="",
             label=f"{bits} bit",

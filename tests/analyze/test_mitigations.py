@@ -17,6 +17,8 @@ from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.mitigations import Damage, Measured
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.method import described
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
@@ -69,14 +71,14 @@ def test_verdicts() -> None:
     nothing, harmed, as_good = plain + 8 * rng.normal(size=32), 1.5 * plain, helped + 0.5 * rng.normal(size=32)
     assert mitigations.verdict(measured(plain, helped), 0.95) == "recovers"
     assert mitigations.verdict(measured(plain, helped, nothing), 0.95) == "recovers"
-    assert mitigations.verdict(measured(plain, helped, as_good), 0.95) == "no better than its sham"
+    assert mitigations.verdict(measured(plain, helped, as_good), 0.95) == "no better than its control"
     assert mitigations.verdict(measured(plain, nothing), 0.95) == "nothing"
     assert mitigations.verdict(measured(plain, harmed), 0.95) == "harms"
     assert mitigations.verdict(measured(plain - plain.mean(), helped), 0.95) == "no damage to recover"
 
 
 def variant(name: str, method: str, settings: Any, on: str = "base", seed: int = 0, **manifest: Any) -> Variant:
-    content = {"settings": settings.model_dump(mode="json"), **manifest}
+    content = {**described(method_of(method), settings), **manifest}
     sweep = name.partition("-")[0]
     axis, severity = settings.axis, settings.severity
     return Variant(name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, content)
@@ -99,8 +101,8 @@ def test_what_is_compared_with_what() -> None:
         variant("wanda-0.5", "wanda", wanda.Settings(sparsity=0.5)),
         variant("wanda-0.6", "wanda", wanda.Settings(sparsity=0.6)),
         variant("gblm-0.5", "gblm", gblm.Settings(sparsity=0.5)),
-        variant("gblm_sham-0.5", "gblm", gblm.Settings(sparsity=0.5, sham=True), seed=1),
-        variant("gblm_sham_0-0.5", "gblm", gblm.Settings(sparsity=0.5, sham=True)),
+        variant("gblm_shuffled-0.5", "gblm", gblm.Settings(sparsity=0.5, shuffled=True), seed=1),
+        variant("gblm_shuffled_0-0.5", "gblm", gblm.Settings(sparsity=0.5, shuffled=True)),
         variant("rtn-3", "rtn", rtn.Settings(**grid), layer_bits=3.3),
         variant("rtn-4", "rtn", rtn.Settings(bits=4, group_size=64), layer_bits=4.3),
         variant("awq-3", "awq", awq.Settings(**grid)),
@@ -111,26 +113,26 @@ def test_what_is_compared_with_what() -> None:
         variant("w8-smooth", "activations", activations.Settings(smooth=0.5)),
         variant("width-m", "width", width.Settings(**shape, importance="magnitude")),
         variant("width-t", "width", width.Settings(**shape)),
-        variant("width-s", "width", width.Settings(**shape, sham=True)),
+        variant("width-s", "width", width.Settings(**shape, shuffled=True)),
         variant("lora", "recovery", recovery.Settings(), on="width-m"),
-        variant("lora_sham", "recovery", recovery.Settings(sham=True), on="width-m"),
+        variant("lora_shuffled", "recovery", recovery.Settings(shuffled=True), on="width-m"),
     ]
     found = mitigations.trials(inputs_of(*everything), {}, [], SPEC)
     named = {
         (trial.treatment, trial.against.name, trial.rows_of[1].name if trial.rows_of[1] else None) for trial in found
     }
     assert named == {
-        ("gblm-0.5", "wanda-0.5", "gblm_sham_0-0.5"),
+        ("gblm-0.5", "wanda-0.5", "gblm_shuffled_0-0.5"),
         ("awq-3", "rtn-3", None),
         ("mixed", "rtn-3", None),
         ("w8-token", "w8-static", None),
         ("w8-smooth", "w8-token", None),
         ("width-t", "width-m", "width-s"),
-        ("lora", "width-m", "lora_sham"),
+        ("lora", "width-m", "lora_shuffled"),
     }
     assert {trial.missing for trial in found} != {""}  # nothing was evaluated, and that is said
     lines = [line for item in mitigation_report.to_add(told(found)) for line in item["lines"]]
-    assert any(line.startswith("awq_3_sham: {method: ") and '"sham": true' not in line for line in lines)
+    assert any(line.startswith("awq_3_shuffled: {method: ") and '"shuffled": true' not in line for line in lines)
     assert not any(line.startswith("w8_token") for line in lines)
 
 
@@ -146,10 +148,10 @@ def test_lines_to_add_can_be_pasted(tmp_path: Path) -> None:
         [],
         SPEC,
     )
-    (lines,) = [item["lines"] for item in mitigation_report.to_add(told(trials)) if "without a sham" in item["why"]]
+    (lines,) = [item["lines"] for item in mitigation_report.to_add(told(trials)) if "without a control" in item["why"]]
     ((name, content),) = YAML(typ="safe").load(lines[0]).items()
-    assert (name, content.pop("method")) == ("awq_3_sham", "awq")
-    assert awq.Settings(**content) == awq.Settings(bits=3, group_size=64, sham=True)
+    assert (name, content.pop("method")) == ("awq_3_shuffled", "awq")
+    assert awq.Settings(**content) == awq.Settings(bits=3, group_size=64, shuffled=True)
 
 
 def evaluation(kl: float, seed: int) -> Output:
@@ -165,20 +167,28 @@ def test_rows_and_the_way_to_the_knee() -> None:
     found = inputs_of(
         variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64), effective_bits=6.0),
         variant("awq-3", "awq", awq.Settings(bits=3, group_size=64), effective_bits=6.0),
-        variant("awq_sham-3", "awq", awq.Settings(bits=3, group_size=64, sham=True), effective_bits=6.0),
+        variant("awq_shuffled-3", "awq", awq.Settings(bits=3, group_size=64, shuffled=True), effective_bits=6.0),
     )
-    evaluations = {"rtn-3": evaluation(0.5, 0), "awq-3": evaluation(0.3, 0), "awq_sham-3": evaluation(0.5, 0)}
+    evaluations = {"rtn-3": evaluation(0.5, 0), "awq-3": evaluation(0.3, 0), "awq_shuffled-3": evaluation(0.5, 0)}
     trials = mitigations.trials(found, evaluations, [], SPEC)
     rows = pd.DataFrame(mitigations.trial_rows(trials, SPEC)).set_index(["variant", "metric"])
     tag = "[w51-s51-b0-j0-n1200-f32]"
     name = f"recovery{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", name), "estimate"] == pytest.approx(0.4)
-    assert rows.loc[("awq_sham-3", name), "estimate"] == pytest.approx(0, abs=1e-9)
-    gap = f"recovery_beyond_sham{{of=kl_mean,plain=rtn-3}}{tag}"
+    assert rows.loc[("awq_shuffled-3", name), "estimate"] == pytest.approx(0, abs=1e-9)
+    gap = f"recovery_beyond_control{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
     knee = {"answer": "found", "estimate": 8.0}
-    curve = found.variants["rtn-3"].curve
-    entry = {"sweep": "rtn", "curve": curve, "corpus": "prose", "base": 16.0, "knee": knee, "two_fold": {}}
+    identity = found.variants["rtn-3"].identity
+    entry = {
+        "sweep": "rtn",
+        "identity": identity,
+        "on": "base",
+        "corpus": "prose",
+        "base": 16.0,
+        "knee": knee,
+        "two_fold": {},
+    }
     assert mitigation_report.way(trials[0].against, found, [entry], "prose") == (pytest.approx(1.25), "knee")
     none = {**entry, "knee": {"answer": "no cliff in range"}}
     assert math.isnan(mitigation_report.way(trials[0].against, found, [none], "prose")[0])
@@ -203,9 +213,9 @@ def test_a_failed_side_is_a_row_with_its_reason() -> None:
     assert trial.missing == "out of memory"
 
 
-def test_a_sham_of_two_deals_shows_its_luck() -> None:
+def test_a_control_of_two_shuffles_shows_its_luck() -> None:
     rng = np.random.default_rng(0)
-    deals = [Damage(0.5 + shift, 0.5 + shift + 0.001 * rng.normal(size=400), 16) for shift in (0.1, -0.1)]
-    joined = corrections._of_any(deals, SPEC)
+    shuffles = [Damage(0.5 + shift, 0.5 + shift + 0.001 * rng.normal(size=400), 16) for shift in (0.1, -0.1)]
+    joined = corrections._of_any(shuffles, SPEC)
     assert joined.estimate == pytest.approx(0.5)
     assert joined.replicates.std() == pytest.approx(0.1, rel=0.05)

@@ -15,6 +15,8 @@ from hemorrhage.analyze.curves import next_points
 from hemorrhage.analyze.curves.definitions import NAMES
 from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF, TOO_FEW
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.method import described
 from hemorrhage.study import params as config
 from hemorrhage.tools.params import merge
 
@@ -34,16 +36,11 @@ def study(params: config.Params) -> Inputs:
             layers = BLOCKS - int(severity * BLOCKS + 0.5)
             severity = 1 - layers / BLOCKS
         manifest = {
+            **described(method_of(variant.method), settings),
             "sweep": variant.sweep,
-            "family": variant.family,
-            "method": variant.method,
-            "curve": settings.curve,
-            "label": settings.label,
-            "axis": settings.axis,
             "severity": severity,
             "seed": variant.seed,
             "on": variant.on,
-            "settings": settings.model_dump(mode="json"),
             "effective_bits": 3.3 + 0.8 * severity if settings.axis == "bits" else 16.0,
             "layers": layers,
         }
@@ -67,11 +64,13 @@ def proposed(found: Inputs, **answers: Any) -> list[dict[str, Any]]:
 def curve(method: str, setting: str, values: list[Any], axis: str, positions: list[float] | None = None) -> Sweep:
     variants = []
     for place, value in enumerate(values):
+        info = method_of(method).info.manifest()
         manifest = {"settings": {setting: value}, "effective_bits": positions[place] if positions else 16.0}
+        manifest |= {"method_info": info, "severity_field": method_of(method).settings.severity_field}
         severity = float(value) if isinstance(value, (int, float)) else 0.5
         name = f"{method}-{str(value).replace(':', 'of')}"
         variants.append(Variant(name, method, "f", method, "", name, axis, severity, 0, "base", manifest))
-    return Sweep(method, "", method, "f", method, axis, "base", variants, [])
+    return Sweep(method, "", "", method, "f", method, axis, "base", variants, [])
 
 
 @pytest.mark.parametrize("profile", [None, "params/full.yaml"])
@@ -143,9 +142,9 @@ def test_shares_that_round_to_the_same_blocks_are_not_run_twice() -> None:
     ("sweep", "why"),
     [
         (curve("wanda", "sparsity", ["2:4", "4:8"], "sparsity"), "no number"),
-        (curve("nf4", "type", ["nf4"], "bits", [6.0]), "no number"),
-        (curve("router", "amount", [0.1], "routing"), "no setting"),
-        (curve("awq_sham", "sham", [True], "bits"), "a control"),
+        (curve("gguf_types", "type", ["q4_k"], "bits", [6.0]), "no setting"),
+        (curve("routing", "amount", [0.1], "routing"), "no setting"),
+        (curve("awq", "shuffled", [True], "bits"), "a control"),
     ],
 )
 def test_nothing_is_proposed_that_no_setting_could_take(sweep: Sweep, why: str) -> None:

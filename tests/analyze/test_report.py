@@ -180,7 +180,7 @@ def test_thresholds_of_every_curve(reports: Path) -> None:
     assert rtn["between"][0] < rtn["estimate"] < rtn["between"][1]
     depth = by_name["random_depth", "prose"]["knee"]
     assert depth["estimate"] == pytest.approx(0.25, abs=0.02)
-    assert by_name["wanda 2:4", "prose"]["knee"]["answer"] == "too few points"
+    assert by_name["wanda n:4", "prose"]["knee"]["answer"] == "too few points"
     assert list(by_name["sparsegpt", "code"]["missing"]) == ["sparsegpt-0.7"]
 
 
@@ -206,7 +206,7 @@ def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:
 def test_best_shapes_and_knees_are_drawn(found: inputs.Inputs, reports: Path) -> None:
     thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
     numbers = tables.Numbers(pd.read_parquet(reports / "hemorrhage.parquet"))
-    depth = [one for one in sweeps(found) if one.family == "depth"]
+    depth = [one for one in sweeps(found) if one.family == "depth_pruning"]
     drawn = figures.damage(found, numbers, depth, thresholds, "factor", "prose")["data"]
     assert sum(trace.get("line", {}).get("dash") == "dot" for trace in drawn) == 2
     diamonds = [trace for trace in drawn if trace.get("marker", {}).get("symbol") == "diamond-open"]
@@ -282,7 +282,7 @@ def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, rep
     drawn |= of_texts
     for figure in drawn.values():
         graph_objects.Figure(_painted(copy.deepcopy(figure)))
-    quantize = drawn["quantize-bits|factor|prose"]
+    quantize = drawn["weight_quantization-bits|factor|prose"]
     line = next(trace for trace in quantize["data"] if trace["mode"] == "lines" and "fill" not in trace)
     assert (line["x"][0], line["y"][0]) == (16.0, 0.0)
     assert len(sweeps(found)) == 13

@@ -178,14 +178,14 @@ def test_the_pick_is_the_smallest_that_holds_everywhere(reports: Path, recommend
     assert bytes_of[chosen] == min(bytes_of[name] for name in smaller)
     assert recommendation["variants"][chosen]["binds"] in synthetic.BUDGET
     assert recommendation["overall"] == {
-        **recommendation["families"]["quantize"],
+        **recommendation["families"]["weight_quantization"],
         "judged": 35,
         "inside": sum(inside.values()),
     }
 
 
 def test_a_gain_that_no_engine_uses_is_named_beside_and_never_picked(recommendation: dict[str, Any]) -> None:
-    prune = recommendation["families"]["prune"]
+    prune = recommendation["families"]["unstructured_pruning"]
     assert prune["variant"] is None
     assert prune["theoretical"] in ("wanda-0.3", "sparsegpt-0.3")
     assert recommendation["variants"][prune["theoretical"]]["no_engine_because"].startswith("masks")
@@ -200,7 +200,7 @@ def test_what_fails_is_named(recommendation: dict[str, Any]) -> None:
     worst = recommendation["variants"]["rtn-2"]
     assert not worst["inside"]
     assert {"kl", "perplexity"} <= set(worst["fails"])
-    assert recommendation["families"]["depth"] == {
+    assert recommendation["families"]["depth_pruning"] == {
         "variant": None, "size": None, "binds": None, "theoretical": None, "undecided": None,
         "nearest": "shortgpt-0.1", "inside": 0, "judged": 10,
     }  # fmt: skip

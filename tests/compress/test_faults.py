@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Method
 from hemorrhage.compress.methods.unstructured_pruning import magnitude
 from hemorrhage.evaluate import __main__ as evaluation
 from hemorrhage.models.sources import hub
@@ -24,7 +25,7 @@ from hemorrhage.runtime.artifact import disk_is_full, failure, failure_recorded,
 from hemorrhage.study import plan
 from tests.conftest import ROOT
 
-SPEC = {"sweep": "s", "family": "f", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
+SPEC = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
 
 
 def full(*_: object, **__: object) -> None:
@@ -146,11 +147,11 @@ def test_data_sets_of_the_hub_are_asked_for_again(pauses: list[float], monkeypat
 def test_a_variant_that_does_not_fit_is_recorded_and_the_others_finish(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def alter(*_: object) -> None:
+    def alter(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr(magnitude, "alter", alter)
+        patched.setattr(magnitude, "METHOD", Method(magnitude.METHOD.info, magnitude.Settings, alter))
         compress(tmp_path / "large", "large", tiny, None, None, [], SPEC)
     compress(tmp_path / "small", "small", tiny, None, None, [], SPEC)
     assert failure(tmp_path / "large") == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"

@@ -25,7 +25,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(
     out: Path, tiny: Path, calibration: Path | None, method: str, parent: Path | None = None, **settings: Any
 ) -> Any:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, out.name, tiny, parent, calibration, [], {**spec, "on": parent and parent.name})
     return json.loads((out / LAYERS).read_text())
 
@@ -87,5 +87,5 @@ def test_blocks_are_compared_with_those_they_were_made_from(tiny: Path, tmp_path
 
 
 def test_nothing_is_compared_across_bases(tiny: Path, tmp_path: Path) -> None:
-    found = made(tmp_path / "turned", tiny, None, "rotation", bits=4, group_size="channel", transform="spinquant")
+    found = made(tmp_path / "turned", tiny, None, "rotation", bits=4, group_size="channel", transform="quarot")
     assert found == {}

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from hemorrhage.calibrate.reader import Statistics, Streamed
 from hemorrhage.calibrate.statistics import collect
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.unstructured_pruning import magnitude, sparsegpt, wanda
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
 from hemorrhage.compress.solvers.sparsity import lowest
@@ -92,7 +93,7 @@ def sequential(tiny: Path, calibration: Path, method: ModuleType, **settings: An
     """The tiny model after our ``method``, errors propagated."""
     model = load(tiny)
     statistics = Streamed(calibration, None, model, propagated=True)
-    method.alter(model, method.Settings(**settings, sequential=True), statistics, 0)
+    method.alter(model, method.Settings(**settings, sequential=True), Context(statistics))
     return model
 
 
@@ -106,7 +107,7 @@ def test_rtn_is_that_of_the_quantization_modifier(tiny: Path) -> None:
         recipe=QuantizationModifier(config_groups={"group_0": {"targets": ["Linear"], **scheme}}, ignore=["lm_head"]),
     )
     ours = load(tiny)
-    rtn.alter(ours, rtn.Settings(bits=3, group_size=4), None, 0)
+    rtn.alter(ours, rtn.Settings(bits=3, group_size=4), Context())
     tokens = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         # The peer's layers quantize while they compute.
@@ -159,7 +160,7 @@ def test_better_methods_do_less_damage(tiny: Path, windows: Tensor, calibration:
     def damage(method: ModuleType, **settings: Any) -> float:
         """Mean KL(base ‖ altered) on the windows that nothing was calibrated on, nats per token."""
         model = load(tiny)
-        method.alter(model, method.Settings(**settings), statistics, 0)
+        method.alter(model, method.Settings(**settings), Context(statistics))
         return divergence(base, model, windows[16:])
 
     for sparsity in (0.5, "2:4"):

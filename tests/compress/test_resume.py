@@ -37,7 +37,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(out: Path, tiny: Path, parent: Path | None, calibration: Path, method: str, settings: dict[str, Any]) -> None:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", tiny, parent, calibration, [], {**spec, "on": parent and "parent"})
 
 
@@ -104,7 +104,7 @@ def test_statistics_that_are_collected_are_those_of_unaltered_blocks(
     ("method", "settings"),
     [
         ("qat", {"bits": 4, "group_size": 4, "steps": 5}),
-        ("qat", {"bits": 4, "group_size": 4, "steps": 5, "sham": True, "keep_zeros": True}),
+        ("qat", {"bits": 4, "group_size": 4, "steps": 5, "shuffled": True, "keep_zeros": True}),
         ("recovery", {"steps": 5, "rank": 2}),
     ],
 )

@@ -19,7 +19,7 @@ from tests import tiny_mamba
 
 
 def variant(tiny: Path, out: Path, method: str, **settings: Any) -> Path:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", tiny, None, None, [], spec)
     assert "failure" not in read_manifest(out)
     return out

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_expansion import depth_up_scaling, duplication, llama_pro
 from hemorrhage.compress.methods.moe import routing, upcycling
 from hemorrhage.compress.methods.structured_pruning import slicegpt
@@ -337,7 +338,7 @@ def test_shuffled_scales_are_near_0_db(tiny: Path, of_base: dict[str, Tensor], t
     from safetensors.torch import load_file, save_file
 
     settings = {"bits": 8, "group_size": 4, "symmetric": True}
-    spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": "rtn", "settings": settings, "seed": 0}
     compress(tmp_path / "out", "v", tiny, None, None, [], spec)
     whole = measure(load(tmp_path / "out", base=tiny), of_base, None, ablate=False)
     assert of(whole, "local_sqnr").min() > 20
@@ -400,7 +401,7 @@ def test_bad_input_is_refused_in_one_line(tiny: Path, of_base: dict[str, Tensor]
 
 def test_silent_copies_have_no_error(tiny: Path, of_base: dict[str, Tensor]) -> None:
     model = load(tiny)
-    llama_pro.alter(model, llama_pro.Settings(added=0.4), None, 0)
+    llama_pro.alter(model, llama_pro.Settings(added=0.4), Context())
     found = measure(model, of_base, [0, 1, 1, 2, 3, 4, 4], ablate=False)
     for metric in ERRORS:
         assert (of(found, metric) == 0).all(), metric
@@ -416,13 +417,13 @@ def test_silent_copies_have_no_error(tiny: Path, of_base: dict[str, Tensor]) -> 
 
 def test_copies_that_write_are_where_the_error_is_made(tiny: Path, of_base: dict[str, Tensor]) -> None:
     model = load(tiny)
-    duplication.alter(model, duplication.Settings(added=0.2), None, 0)
+    duplication.alter(model, duplication.Settings(added=0.2), Context())
     found = measure(model, of_base, [0, 1, 2, 2, 3, 4], ablate=False)
     local = [of(found, "local_error", layer=layer).max() for layer in range(6)]
     assert local[3] > 0.05
     assert max(local[:3] + local[4:]) < 1e-5
     model = load(tiny)
-    depth_up_scaling.alter(model, depth_up_scaling.Settings(overlap=0.25), None, 0)
+    depth_up_scaling.alter(model, depth_up_scaling.Settings(overlap=0.25), Context())
     found = measure(model, of_base, [0, 1, 2, 3, 1, 2, 3, 4], ablate=False)
     local = [of(found, "local_error", layer=layer).max() for layer in range(8)]
     assert [value > 1e-5 for value in local] == [False] * 4 + [True] + [False] * 3
@@ -448,7 +449,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(tiny: Path, calibration: Path, out: Path, method: str, settings: dict[str, Any]) -> Any:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", tiny, None, calibration, [], spec)
     return load(out, base=tiny)
 
@@ -470,7 +471,7 @@ def test_a_sliced_model_keeps_what_no_rotation_changes(
 ) -> None:
     """What blocks do to the stream is much like in the base, seen in the bases that the blocks themselves have."""
     model = load(tiny)
-    slicegpt.alter(model, slicegpt.Settings(removed=0.25), Statistics(calibration, {}), 0)
+    slicegpt.alter(model, slicegpt.Settings(removed=0.25), Context(Statistics(calibration, {})))
     found = measure(model, of_base, None, ablate=True)
     assert not set(found.metric) & {*ERRORS, "cosine", "sqnr"}
     assert of(found, "cka").between(0.3, 1).all()
@@ -484,7 +485,7 @@ def test_a_sliced_model_keeps_what_no_rotation_changes(
 
 def test_a_rotated_network_has_no_error_in_its_own_basis(tiny: Path, of_base: dict[str, Tensor]) -> None:
     model = load(tiny)
-    rotation.alter(model, rotation.Settings(bits=8, group_size="channel", transform="spinquant"), None, 0)
+    rotation.alter(model, rotation.Settings(bits=8, group_size="channel", transform="quarot"), Context())
     found = measure(model, of_base, None, ablate=False)
     assert not set(found.metric) & {*ERRORS, "cosine", "sqnr"}
     assert of(found, "cka").min() > 0.99
@@ -554,12 +555,12 @@ def test_dropped_experts_and_experts_of_a_dense_base(tiny: Path, of_base: dict[s
     model = tiny_moe.new_model("mixtral").eval()
     unfuse(model)
     own = base_side(model, drawn(500, 2, 16))
-    routing.alter(model, routing.Settings(alteration="drop", amount=0.5, choose="random"), None, 0)
+    routing.alter(model, routing.Settings(alteration="drop", amount=0.5, choose="random"), Context())
     found = measure(model, own, None, ablate=False)
     assert (of(found, "experts_dropped") == 0.5).all()
     assert "routing_agreement" not in set(found.metric)
     copied = load(tiny)
-    upcycling.alter(copied, upcycling.Settings(), None, 0)
+    upcycling.alter(copied, upcycling.Settings(), Context())
     found = measure(copied, of_base, None, ablate=False)
     assert of(found, "local_error").max() < 1e-5
     assert {"routing_entropy", "expert_load_cv"} <= set(found.metric)

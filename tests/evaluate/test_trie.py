@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import kv_cache
 from hemorrhage.evaluate import choices
 from hemorrhage.evaluate.choices import log_likelihoods
@@ -98,7 +99,7 @@ def test_what_looks_back_otherwise_is_read_row_by_row(config: Any) -> None:
 def test_keys_that_share_a_grid_with_their_neighbours_are_read_row_by_row(tiny: Path) -> None:
     model = load(tiny)
     assert readable(model)
-    kv_cache.alter(model, kv_cache.Settings(bits=4, group_size=4, keys="channel", residual=4), None, 0)
+    kv_cache.alter(model, kv_cache.Settings(bits=4, group_size=4, keys="channel", residual=4), Context())
     assert not readable(model)
 
 

@@ -183,21 +183,21 @@ def test_scores_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(rows[name, 0]["same_top1"], rows["none", 0]["same_top1"])
 
 
-def test_shams_deal_out_the_same_numbers() -> None:
+def test_controls_shuffle_the_same_numbers() -> None:
     variant, base = sides()
     true = corrections.pair(variant, base)
-    dealing = corrections.deal(TOKENS_THERE, torch.Generator().manual_seed(0), torch.device("cpu"))
-    sham, other = corrections.shams_of(true, [dealing, dealing.opposite()])
+    shuffle = corrections.draw_shuffle(TOKENS_THERE, torch.Generator().manual_seed(0), torch.device("cpu"))
+    control, other = corrections.controls_of(true, [shuffle, shuffle.opposite()])
     own = (variant.states @ variant.head.T).softmax(-1) @ variant.head
-    before, after = ((one.target - own).norm(dim=1).sort().values for one in (true, sham))
+    before, after = ((one.target - own).norm(dim=1).sort().values for one in (true, control))
     torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close((sham.target + other.target) / 2, own, rtol=0, atol=1e-5)
+    torch.testing.assert_close((control.target + other.target) / 2, own, rtol=0, atol=1e-5)
     found = corrections.biased(true, identity())
-    dealt = corrections.dealt_biases(found, true.frequency, torch.Generator().manual_seed(0))
+    shuffled = corrections.shuffled_biases(found, true.frequency, torch.Generator().manual_seed(0))
     assert found.bias is not None
-    assert dealt.bias is not None
-    assert torch.equal(found.bias.sort().values, dealt.bias.sort().values)
-    assert not torch.equal(found.bias, dealt.bias)
+    assert shuffled.bias is not None
+    assert torch.equal(found.bias.sort().values, shuffled.bias.sort().values)
+    assert not torch.equal(found.bias, shuffled.bias)
 
 
 # On a trained model.
@@ -221,7 +221,7 @@ def study(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_base_side(model, {"prose": windows}, folder)
     protocol = f'window={LENGTH} stride={LENGTH} windows={WINDOWS}/99 bos=1 join="" predicted=4032 dtype=float32'
     write_manifest(folder, corpora={"prose": {"sha256": "ab", "protocol": protocol}})
-    spec = {"sweep": "s", "family": "quantize", "method": "rtn", "seed": 0}
+    spec = {"sweep": "s", "method": "rtn", "seed": 0}
     settings = {"bits": 3, "group_size": "channel"}
     compress(root / "variant", "v", tiny, None, None, [], {**spec, "settings": settings})
     return root
@@ -248,7 +248,7 @@ def table(study: Path, tiny: Path) -> pd.DataFrame:
 def found(study: Path, table: pd.DataFrame) -> dict[str, mitigations.Measured]:
     """Each correction's first metric on the second half, as the analyze step reads it."""
     output = Output(read_manifest(study / "out"), {"tokens.parquet": table})
-    variant = Variant("v", "s", "quantize", "rtn", "", "", "bits", 3.0, 0, "base", {})
+    variant = Variant("v", "s", "weight_quantization", "rtn", "", "", "bits", 3.0, 0, "base", {})
     trials = of_corrections.trials_of(variant, output, Spec(1000, 0.95, 0, {}))
     return {trial.label.removeprefix("correction="): trial.measured[0] for trial in trials}
 
@@ -256,10 +256,10 @@ def found(study: Path, table: pd.DataFrame) -> dict[str, mitigations.Measured]:
 def test_the_step_scores_the_other_half_and_generations(study: Path, table: pd.DataFrame) -> None:
     text, generations = (table[table["part"] == part] for part in ("text", "generation"))
     assert sorted(text["window"].unique()) == list(range(WINDOWS // 2, WINDOWS))
-    assert text.groupby(["correction", "sham"]).size().unique().tolist() == [WINDOWS // 2 * (LENGTH - 1)]
-    assert generations.groupby(["correction", "sham"]).size().unique().tolist() == [6 * 12]
+    assert text.groupby(["correction", "shuffled"]).size().unique().tolist() == [WINDOWS // 2 * (LENGTH - 1)]
+    assert generations.groupby(["correction", "shuffled"]).size().unique().tolist() == [6 * 12]
     assert generations["position"].min() == 8
-    assert (generations["sham"] == 0).all()
+    assert (generations["shuffled"] == 0).all()
     assert set(text["correction"]) == {"none", "temperature", "entropy buckets", "bias", "gain", "top_p", "nucleus"}
     manifest = read_manifest(study / "out")
     assert manifest["fitted"] == 1000
@@ -282,18 +282,18 @@ def test_the_plain_side_is_the_variant_itself(study: Path, tiny: Path, table: pd
 
 @pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("name", ["temperature", "entropy buckets", "bias", "gain", "nucleus"])
-def test_on_the_other_half_it_is_never_worse_and_its_sham_recovers_nothing(
+def test_on_the_other_half_it_is_never_worse_and_its_shuffled_recovers_nothing(
     found: dict[str, mitigations.Measured], name: str
 ) -> None:
     measured = found[name]
     assert measured.metric == ("distance" if name == "nucleus" else "kl_mean")
-    assert measured.sham is not None
+    assert measured.control is not None
     own = mitigations.recovery(measured.plain, measured.treated, 0.95)
-    sham = mitigations.recovery(measured.plain, measured.sham, 0.95)
+    control = mitigations.recovery(measured.plain, measured.control, 0.95)
     assert own is not None
-    assert sham is not None
+    assert control is not None
     assert own.high >= 0, own
-    assert sham.low <= 0, sham
+    assert control.low <= 0, control
     if name != "nucleus":
         assert mitigations.verdict(measured, 0.95) == "recovers"
 

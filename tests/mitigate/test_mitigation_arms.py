@@ -1,4 +1,4 @@
-"""Every arm of the mitigations on a trained model: it recovers on text it has not seen, and its sham does not."""
+"""Every arm of the mitigations on a trained model: it recovers on text it has not seen, and its control does not."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import collect
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
@@ -67,7 +68,7 @@ def made(trained: Path, statistics: Statistics) -> Made:
         if prepare:
             prepare(model)
         if method is not None:
-            method.alter(model, method.Settings(**settings), statistics, seed)
+            method.alter(model, method.Settings(**settings), Context(statistics, seed))
         return model
 
     return make
@@ -75,7 +76,7 @@ def made(trained: Path, statistics: Statistics) -> Made:
 
 @pytest.fixture(scope="module")
 def compare(trained: Path, texts: Tensor) -> Callable[..., mitigations.Measured]:
-    """KL from the base of plain, treated and sham models, on windows that nothing was fitted to."""
+    """KL from the base of plain, treated and control models, on windows that nothing was fitted to."""
     held_out = texts[SAMPLES:]
     with torch.no_grad():
         base = load(trained)(held_out).logits.log_softmax(-1)
@@ -111,16 +112,16 @@ FAST = {"steps": 16, "learning_rate": 3e-3, "batch": 8}
 
 
 def check(measured: mitigations.Measured) -> None:
-    """The arm recovers, its sham does not, and the difference is no accident."""
+    """The arm recovers, its control does not, and the difference is no accident."""
     own = mitigations.recovery(measured.plain, measured.treated, 0.95)
-    assert measured.sham is not None
-    sham = mitigations.recovery(measured.plain, measured.sham, 0.95)
-    gap = mitigations.beyond_sham(measured, 0.95)
+    assert measured.control is not None
+    control = mitigations.recovery(measured.plain, measured.control, 0.95)
+    gap = mitigations.beyond_control(measured, 0.95)
     assert own is not None
-    assert sham is not None
+    assert control is not None
     assert gap is not None
     assert own.low > 0, own
-    assert sham.low <= 0, sham
+    assert control.low <= 0, control
     assert gap.low > 0, gap
     assert mitigations.verdict(measured, 0.95) == "recovers"
 
@@ -159,9 +160,9 @@ ARMS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_arm_recovers_and_its_sham_does_not(made: Made, compare: Any, arm: str) -> None:
+def test_the_arm_recovers_and_its_control_does_not(made: Made, compare: Any, arm: str) -> None:
     plain, before, method, settings, prepare = ARMS[arm]
-    control = made(method, prepare, **settings, sham=True)
+    control = made(method, prepare, **settings, shuffled=True)
     check(compare(made(plain, prepare, **before), made(method, prepare, **settings), control))
 
 
@@ -172,16 +173,16 @@ def test_bits_by_sensitivity_recover_at_equal_bytes_and_by_shuffled_sensitivitie
     weights = [linear.weight for linear in linears_of(load(trained)).values()]
     stored = sum(mixed.stored_bits(*weight.shape, rtn.Settings(**uniform), weight.dtype) for weight in weights)
     settings = {"budget": stored / sum(weight.numel() for weight in weights) + 1e-9, "group_size": "channel"}
-    check(compare(made(rtn, **uniform), made(mixed, **settings), made(mixed, **settings, sham=True)))
+    check(compare(made(rtn, **uniform), made(mixed, **settings), made(mixed, **settings, shuffled=True)))
 
 
 def test_lora_recovers_a_narrow_model_and_on_shuffled_tokens_does_not(made: Made, compare: Any) -> None:
     def narrow(model: Any) -> None:
-        width.alter(model, width.Settings(removed=0.5, importance="random", protect_first=1, protect_last=0), None, 0)
+        width.alter(model, width.Settings(removed=0.5, importance="random", protect_first=1, protect_last=0), Context())
 
     settings = {"steps": 25, "learning_rate": 5e-3, "batch": 8}
     plain = made(None, narrow)
-    check(compare(plain, made(recovery, narrow, **settings), made(recovery, narrow, **settings, sham=True)))
+    check(compare(plain, made(recovery, narrow, **settings), made(recovery, narrow, **settings, shuffled=True)))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -244,7 +245,7 @@ def test_qat_is_adamw_through_the_rounding(tiny: Path) -> None:
     before = {name: weight.clone() for name, weight in weights.items()}
     widths = {name: weight.shape[1] for name, weight in weights.items()}
     model.requires_grad_(False)
-    qat.train(model, weights, widths, dict.fromkeys(weights, torch.float32), settings, statistics, 7)
+    qat.train(model, weights, widths, dict.fromkeys(weights, torch.float32), settings, Context(statistics, 7))
     for name, weight in weights.items():
         moved, wanted = weight.detach() - before[name], expected[name] - before[name]
         # Adam turns the sign of a tiny gradient, which rounding decides, into a whole step.
@@ -253,10 +254,10 @@ def test_qat_is_adamw_through_the_rounding(tiny: Path) -> None:
 
 def test_a_whole_qat_job_keeps_zeros_and_reads_back(tiny: Path, tmp_path: Path) -> None:
     calibration = calibrated(tiny, tmp_path)
-    pruned = {"sweep": "s", "family": "prune", "method": "magnitude", "seed": 0, "settings": {"sparsity": 0.5}}
+    pruned = {"sweep": "s", "method": "magnitude", "seed": 0, "settings": {"sparsity": 0.5}}
     compress(tmp_path / "pruned", "p", tiny, None, None, [], pruned)
     settings = {"bits": 3, "group_size": "channel", "steps": 3, "keep_zeros": True, "learning_rate": 1e-3}
-    spec = {"sweep": "q", "family": "quantize", "method": "qat", "seed": 0, "on": "p", "settings": settings}
+    spec = {"sweep": "q", "method": "qat", "seed": 0, "on": "p", "settings": settings}
     compress(tmp_path / "out", "v", tiny, tmp_path / "pruned", calibration, [], spec)
     manifest = read_manifest(tmp_path / "out")
     assert "failure" not in manifest, manifest
@@ -265,15 +266,15 @@ def test_a_whole_qat_job_keeps_zeros_and_reads_back(tiny: Path, tmp_path: Path) 
         assert (linear.weight[before[name].weight == 0] == 0).all()
 
 
-def test_a_sham_needs_something_to_shuffle() -> None:
+def test_a_control_needs_something_to_shuffle() -> None:
     for method, wrong in (
         (width, {"removed": 0.2, "importance": "magnitude"}),
         (activations, {"bits": 8}),
         (awq, {"bits": 3, "scale": False, "clip": False}),
     ):
-        with pytest.raises(ValueError, match="sham shuffles"):
-            method.Settings(**wrong, sham=True)
+        with pytest.raises(ValueError, match="what is shuffled"):
+            method.Settings(**wrong, shuffled=True)
     for method, settings in ((gblm, {"sparsity": 0.5}), (qat, {"bits": 3}), (mixed, {"budget": 3.5})):
-        sham = method.Settings(**settings, sham=True)
-        assert sham.curve.endswith("sham")
-        assert sham.curve != method.Settings(**settings).curve
+        control = method.Settings(**settings, shuffled=True)
+        assert control.curve.endswith("shuffled")
+        assert control.curve != method.Settings(**settings).curve

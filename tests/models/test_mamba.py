@@ -67,7 +67,7 @@ def base(folder: Path) -> PreTrainedModel:
 
 
 def altered(folder: Path, out: Path, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", folder / "base", None, folder / "calibration", [], spec)
     return read_manifest(out)
 
@@ -205,7 +205,7 @@ def test_settings_are_checked_against_a_configuration_without_heads(folder: Path
     assert rtn.Settings(bits=4, group_size=16).check(config) is None
     problem = "group_size 48 does not divide the model's hidden_size of 64"
     assert rtn.Settings(bits=4, group_size=48).check(config) == problem
-    problem = "transform spinquant is for llama, mistral, qwen2, qwen3; the model is a mamba"
-    assert rotation.Settings(transform="spinquant", bits=4, group_size=16).check(config) == problem
+    problem = "transform quarot is for llama, mistral, qwen2, qwen3; the model is a mamba"
+    assert rotation.Settings(transform="quarot", bits=4, group_size=16).check(config) == problem
     with pytest.raises(ValueError, match="this is a mamba"):
         rotation.turns(load(folder / "base"), 0)

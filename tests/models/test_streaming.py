@@ -91,7 +91,7 @@ def measured(
 def test_numbers_are_those_of_a_model_in_memory(
     base: Path, texts: Path, task: Path, calibration: Path, tmp_path: Path, method: str
 ) -> None:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": VARIANTS[method], "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": VARIANTS[method], "seed": 0}
     compress(tmp_path / "v", "v", base, None, calibration, [], spec)
     assert failure(tmp_path / "v") is None
     found, expected = (measured(tmp_path / str(limit), base, texts, task, tmp_path / "v", limit) for limit in (0, 1))
@@ -118,7 +118,7 @@ def test_products_of_bfloat16_are_those_of_a_model_in_memory(base: Path) -> None
 def test_weights_of_one_block_are_in_float32_and_masked_ones_are_nowhere(
     base: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = {"sweep": "s", "family": "f", "method": "wanda", "settings": {"sparsity": 0.5}, "seed": 0}
+    spec = {"sweep": "s", "method": "wanda", "settings": {"sparsity": 0.5}, "seed": 0}
     compress(tmp_path / "v", "v", base, None, calibration, [], spec)
     model: Any = load(tmp_path / "v", base=base, streamed=True)
     masks = [module for module in model.modules() if isinstance(module, MaskedLinear)]

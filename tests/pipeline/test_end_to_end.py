@@ -19,7 +19,7 @@ from tests.project import REPORT, Project
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("left_as_found")]
 
-VARIANTS = ("rtn-8", "rtn-4", "gptq-3", "awq-4", "awq_sham-4", "wanda-0.5", "shortgpt-0.2", "llama_pro-0.2")
+VARIANTS = ("rtn-8", "rtn-4", "gptq-3", "awq-4", "awq_shuffled-4", "wanda-0.5", "shortgpt-0.2", "llama_pro-0.2")
 
 
 def test_cold_run_makes_everything(project: Project) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hemorrhage.compress.method import module_of
+from hemorrhage.compress.catalogue import module_of
 from hemorrhage.data.texts import repositories
 from hemorrhage.runtime import address
 from hemorrhage.runtime.digest import Sources
@@ -87,7 +87,7 @@ def test_a_clean_up_moves_no_address(tree: Path, moved: Callable[[], set[str]]) 
     replace(tree / "compress/checks/integrity.py", "holds NaN or infinite weights", "has weights that are not finite")
     replace(tree / "evaluate/__main__.py", "above it a model is read block by block", "in GB")
     replace(tree / "models/walk.py", "def _decode(model: PreTrainedModel, batch: Tensor)", "def _decode(model, batch)")
-    replace(tree / "study/registry.py", '    "rtn": "quantize",\n', '    "rtn": "quantize",\n    "hqq": "quantize",\n')
+    replace(tree / "study/registry.py", '    "rtn",\n', '    "rtn",\n    "hqq",\n')
     for name in ("models/walk.py", "runtime/artifact.py", "calibrate/reader.py"):
         file = tree / name
         file.write_text(file.read_text() + "\n\ndef unused() -> None:\n    print(1)\n")

@@ -272,7 +272,7 @@ def steps(root: Path, tiny: Path) -> list[list[str]]:
     """A small pipeline in ``root``, whose texts are there: the words of each step."""
     base, task, out = root / "base" / "x", root / "tasks" / "x", root / "evaluations" / "x"
     altered, reference = root / "checkpoints" / "x", root / "references" / "x"
-    rtn = {"sweep": "rtn", "family": "quantize", "method": "rtn", "seed": 0, "settings": {"bits": 3, "group_size": 4}}
+    rtn = {"sweep": "rtn", "method": "rtn", "seed": 0, "settings": {"bits": 3, "group_size": 4}}
     windows = {"dtype": "float32", "window": 32, "windows": 4, "inside": {"windows": 3, "window": 24}}
     return [
         ["hemorrhage.models", str(base), "--spec", json.dumps({"source": "path", "path": str(tiny)})],

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from hemorrhage.compress.info import PREDICTED
+from hemorrhage.compress.methods.weight_quantization import gptq
 from hemorrhage.study import params as config
-from hemorrhage.study.registry import METHODS
 from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
@@ -47,7 +48,7 @@ def default() -> config.Params:
 def test_default_profile_has_at_least_thirty_variants_of_every_family(default: config.Params) -> None:
     found = config.variants(default)
     assert len(found) >= 30
-    assert {variant.family for variant in found.values()} == set(METHODS.values()) - {"recover"}
+    assert {variant.family for variant in found.values()} == set(PREDICTED)
     assert {f"{sweep}-{bits}" for sweep in ("rtn", "gptq") for bits in (8, 4, 3, 2)} <= set(found)
     assert {f"{s}-{v}" for s in ("magnitude", "wanda", "sparsegpt") for v in (0.3, 0.5, 0.6, 0.7, "2of4")} <= set(found)
 
@@ -86,12 +87,24 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("compress/rtn/bits", [4, 9], "compress.rtn.bits: Input should be less than or equal to 8 (got 9)"),
         ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),
         ("compress/rtn/colour", 1, "compress.rtn.colour: unknown key"),
-        ("compress/rtn/method", "magic", "compress.rtn.method: 'magic' is unknown; allowed: rtn, gptq"),
+        ("compress/rtn/method", "magic", "compress.rtn.method: 'magic' is unknown; allowed: "),
         ("compress/rtn/group_size", 100, "compress.rtn: rtn-8: "),
         ("compress/wanda/sparsity", [1.5], "compress.wanda.sparsity"),
         ("compress/wanda/sparsity", ["5:4"], "compress.wanda.sparsity"),
+        ("compress/awq/sham", True, "compress.awq.sham: sham is now shuffled"),
+        (
+            "compress/quarot",
+            {"method": "rotation", "transform": "spinquant", "bits": [4]},
+            "compress.quarot.transform: Value error, spinquant is now quarot",
+        ),
+        ("compress/rtn/symmetric", [False, 0], "compress.rtn: rtn-8-0 repeats rtn-8-false: the same settings and seed"),
+        (
+            "compress/noise",
+            {"method": "routing", "on": "expert_split-6", "alteration": "noise", "amount": [1, 1.0]},
+            "compress.noise: noise-1.0 repeats noise-1: the same settings and seed",
+        ),
         ("compress/Odd", {"method": "rtn"}, "compress.Odd: a sweep's name"),
-        ("decode/variants", ["gptq-7"], "decode.variants: 'gptq-7' is unknown; the nearest of 42: gptq-8"),
+        ("decode/variants", ["gptq-7"], "decode.variants: 'gptq-7' is unknown; the nearest of "),
         (
             "decode/strategies/greedy/strategy",
             "guess",
@@ -125,6 +138,24 @@ def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, valu
         parse(tmp_path, changed(keys, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_variants_at_one_place_of_a_curve_may_differ_by_their_seed_alone(default: config.Params) -> None:
+    sweeps = {"gptq": {"method": "gptq", "bits": [4, 3, 2], "damp": [0.01, 0.3], "seed": [0, 1]}}
+    found = config.variants(default.model_copy(update={"compress": sweeps})).values()
+    assert len({(one.settings.identity, one.settings.severity) for one in found}) == 6
+    # Another sweep has curves of its own, so that it may have the same point.
+    again = {**sweeps, "more": {"method": "gptq", "bits": [4]}}
+    assert len(config.variants(default.model_copy(update={"compress": again}))) == 13
+
+
+def test_two_settings_at_one_place_are_refused(default: config.Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they would be where a method left a setting out of what sets its curves apart."""
+    monkeypatch.setattr(gptq.Settings, "identity", property(lambda settings: str(settings.group_size)))
+    sweeps = {"gptq": {"method": "gptq", "bits": [4], "damp": [0.01, 0.3]}}
+    message = "compress.gptq: gptq-4-0.3 repeats gptq-4-0.01: other settings at the same place of the same damage curve"
+    with pytest.raises(config.ConfigError, match=message):
+        config.variants(default.model_copy(update={"compress": sweeps}))
 
 
 def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hemorrhage.tools.overlay import merge
+from hemorrhage.tools.params import merge
 from ruamel.yaml import YAML
 
 from hemorrhage.study import params as config

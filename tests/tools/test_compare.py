@@ -20,7 +20,13 @@ from hemorrhage.tools import compare
 
 
 def row(variant: str, metric: str, estimate: float, half: float = math.nan, **more: Any) -> dict[str, Any]:
-    content = {"variant": variant, "family": "quantize", "method": "rtn", "metric": metric, "dataset": "prose"}
+    content = {
+        "variant": variant,
+        "family": "weight_quantization",
+        "method": "rtn",
+        "metric": metric,
+        "dataset": "prose",
+    }
     content |= {"estimate": estimate, "low": estimate - half, "high": estimate + half, "n": 16, "p": 0.1, "q": 0.1}
     content |= {"mde": 0.1, "protocol": "w=1", "data": "abc", "status": "ok", "reason": ""}
     return {**content, **more}

@@ -52,7 +52,7 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of variants of the tiny model."""
     out = tmp_path_factory.mktemp("made")
     for name, (method, settings) in VARIANTS.items():
-        spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+        spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
         compress(out / name, name, tiny, None, None, [], spec)
         assert "failure" not in read_manifest(out / name), read_manifest(out / name)["failure"]
     return out
@@ -124,7 +124,7 @@ def test_a_base_of_half_precision_stays_so(tiny: Path, tmp_path: Path, dtype: st
     (base / "config.json").write_text(json.dumps({**settings, "dtype": dtype}))
     tensors = {name: value.to(getattr(torch, dtype)) for name, value in load_file(base / "model.safetensors").items()}
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": {"bits": 4, "group_size": 4}, "seed": 0}
+    spec = {"sweep": "s", "method": "rtn", "settings": {"bits": 4, "group_size": 4}, "seed": 0}
     compress(tmp_path / "v", "v", base, None, None, [], spec)
     export(tmp_path / "v", tmp_path / "dense", "dense", base)
     export(tmp_path / "v", tmp_path / "v.gguf", "gguf", base)
@@ -202,7 +202,7 @@ def test_nothing_is_overwritten_and_a_failed_variant_has_nothing_to_export(
 ) -> None:
     with pytest.raises(ValueError, match="exists already; nothing is overwritten"):
         export(made / "pruned", tmp_path, "dense", tiny)
-    spec = {"sweep": "s", "family": "f", "method": "rtn", "settings": {"bits": 4, "group_size": 128}, "seed": 0}
+    spec = {"sweep": "s", "method": "rtn", "settings": {"bits": 4, "group_size": 128}, "seed": 0}
     compress(tmp_path / "v", "v", tiny, None, None, [], spec)
     with pytest.raises(ValueError, match="the variant failed: ValueError: group_size 128"):
         export(tmp_path / "v", tmp_path / "out", "dense", tiny)

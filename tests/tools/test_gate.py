@@ -16,7 +16,13 @@ from hemorrhage.tools import gate
 
 
 def row(variant: str, metric: str, dataset: str, estimate: float, half: float, n: int = 100, **more: Any) -> dict:
-    content = {"variant": variant, "family": "quantize", "metric": metric, "dataset": dataset, "estimate": estimate}
+    content = {
+        "variant": variant,
+        "family": "weight_quantization",
+        "metric": metric,
+        "dataset": dataset,
+        "estimate": estimate,
+    }
     return {**content, "low": estimate - half, "high": estimate + half, "n": n, "status": "ok", "reason": "", **more}
 
 

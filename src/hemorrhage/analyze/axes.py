@@ -34,6 +34,7 @@ class Sweep:
 
     sweep: str
     curve: str
+    identity: str
     name: str
     family: str
     method: str
@@ -48,20 +49,20 @@ def sweeps(inputs: Inputs) -> list[Sweep]:
 
     A curve is called by its sweep; where a sweep has several, those after the first add what sets them apart.
     """
-    grouped: dict[tuple[str, str], list[Variant]] = {}
+    grouped: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in inputs.variants.values():
         if variant.name != BASE:
-            grouped.setdefault((variant.sweep, variant.curve), []).append(variant)
+            grouped.setdefault((variant.sweep, variant.identity, variant.on), []).append(variant)
     seen: set[str] = set()
     found = []
-    for (sweep, curve), members in grouped.items():
+    for (sweep, identity, on), members in grouped.items():
         whole = [variant for variant in members if failure(inputs, variant) is None]
         first = whole[0] if whole else members[0]
-        name = f"{sweep} {curve}" if sweep in seen and curve else sweep
+        curve = first.curve
+        name = f"{sweep} {curve or 'defaults'}" if sweep in seen else sweep
         seen.add(sweep)
         failed = [variant for variant in members if variant not in whole]
-        axis, on = first.axis, first.on
-        found.append(Sweep(sweep, curve, name, first.family, first.method, axis, on, whole, failed))
+        found.append(Sweep(sweep, curve, identity, name, first.family, first.method, first.axis, on, whole, failed))
     return found
 
 

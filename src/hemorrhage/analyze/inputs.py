@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file
 
+from hemorrhage.compress.info import MethodInfo
 from hemorrhage.runtime.artifact import read_manifest
 
 BASE = "base"
@@ -55,6 +56,31 @@ class Variant:
     manifest: dict[str, Any] = field(repr=False)
     layers: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
     """The checkpoint's layers.json, where there is one."""
+
+    @property
+    def identity(self) -> str:
+        """What the points of its damage curve have in common: equal on one curve, different on two."""
+        return str(self.manifest.get("identity", self.curve))
+
+    @property
+    def info(self) -> MethodInfo:
+        """What is known of its method."""
+        return MethodInfo.of_manifest(self.manifest)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of its method."""
+        return self.manifest.get("settings") or {}
+
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether it is the control of a method: the same work with shuffled information."""
+        return bool(self.settings.get("shuffled"))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a control: shuffled, or with something random in the place of a choice."""
+        return bool(self.manifest.get("is_control"))
 
     @property
     def failure(self) -> str | None:

@@ -3,23 +3,25 @@
 python -m hemorrhage.compress OUT --variant V --base DIR [--parent DIR] [--calibration DIR] [--gradients DIR...]
     --spec JSON
 
-``spec``: ``sweep``, ``family``, ``method`` (a module of hemorrhage.compress), ``settings`` (its Settings),
-``seed``, and ``on``, the variant that is altered further (``--parent``), or null for the base. A method module has
-``Settings`` and ``alter(model, settings, statistics, seed)``, which alters a model in place, and may have
-``facts(model, settings)``, more entries for the manifest; see docs/ARCHITECTURE.md.
+``spec``: ``sweep``, ``method`` and its ``settings`` (see hemorrhage.compress.method), ``seed``, and ``on``, the variant
+that is altered further (``--parent``), or null for the base.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hemorrhage.compress.method import module_of
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.method import Context, Method, Settings, described
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+
+if TYPE_CHECKING:
+    from hemorrhage.calibrate.reader import Statistics
 
 MASKS = "masks: no engine today stores or computes less for zeros"
 
@@ -34,40 +36,38 @@ def compress(
     spec: dict[str, Any],
 ) -> None:
     """Write the altered model into ``out``; where that fails, a manifest that says why."""
-    method = importlib.import_module(module_of(spec["method"]))
-    settings = method.Settings.model_validate(spec["settings"])
+    method = method_of(spec["method"])
+    settings = method.settings.model_validate(spec["settings"])
     on = spec.get("on")
     identity = {
         "variant": variant,
-        **{key: spec[key] for key in ("sweep", "family", "method", "seed")},
+        **{key: spec[key] for key in ("sweep", "seed")},
         "on": on,
-        "settings": settings.model_dump(mode="json"),
-        "axis": settings.axis,
-        "severity": settings.severity,
-        "label": settings.label,
+        **described(method, settings),
         "curve": ", ".join(filter(None, [settings.curve, on and f"on {on}"])),
     }
     from hemorrhage.compress import progress
     from hemorrhage.models.reload import FreshProcess
 
-    with failure_recorded(out, **identity), progress.kept(out), FreshProcess() as fresh, writing(out) as part:
+    with failure_recorded(out, **identity), progress.kept(out) as kept, FreshProcess() as fresh, writing(out) as part:
         reason = parent and failure(parent)
         if reason:
             raise ValueError(f"{on} was not made: {reason}")
-        measured = _compress(part, method, settings, base, parent, calibration, gradients, spec["seed"])
+        context = Context(seed=spec["seed"], progress=kept)
+        measured = _compress(part, method, settings, base, parent, calibration, gradients, context)
         fresh.verify(part, base)
         write_manifest(part, **{**identity, **measured})
 
 
 def _compress(
     part: Path,
-    method: Any,
-    settings: Any,
+    method: Method,
+    settings: Settings,
     base: Path,
     parent: Path | None,
     calibration: Path | None,
     gradients: list[Path],
-    seed: int,
+    context: Context,
 ) -> dict[str, Any]:
     """Alter, check, save; returns the measured fields of the manifest."""
     from hemorrhage.calibrate.reader import Statistics
@@ -75,14 +75,14 @@ def _compress(
     from hemorrhage.compress.checks.fidelity import Fidelity
     from hemorrhage.models import folder
     from hemorrhage.models.blocks import blocks
-    from hemorrhage.models.checkpoint import load
+    from hemorrhage.models.checkpoint import device, load
     from hemorrhage.models.formats.forms import forms_of
     from hemorrhage.models.linears import linears_of
     from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
 
     # What changes no weight leaves packed ones packed.
-    model = load(parent or base, "stored", as_stored=not getattr(settings, "changes_weights", True), base=base).cpu()
+    model = load(parent or base, "stored", as_stored=not settings.changes_weights, base=base).cpu()
     of_base = Weights(base)
     dtype = folder.dtype_of(of_base)
     linears = linears_of(model, missing_ok=True)
@@ -91,13 +91,12 @@ def _compress(
     silent = sum(integrity.constant(linear.weight) for linear in linears.values()) if parent else 0
     del linears
     statistics, kind = _statistics(settings, model, parent, calibration, gradients, part)
-    method.alter(model, settings, statistics, seed)
+    own = method.alter(model, settings, replace(context, statistics=statistics, device=device())) or {}
     del statistics
-    # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
-    own = method.facts(model, settings) if hasattr(method, "facts") else {}
     own |= _blocks(parent, own.pop("blocks", None))
     seen = Statistics(calibration) if calibration else None
     fidelity = Fidelity(of_base, own.get("blocks"), _moved(settings, parent), seen)
+    # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
     kept = () if settings.axis == "added" else names
     altered = Weights(parent, base) if parent else of_base
     found = integrity.survey(model, altered, kept, silent, None if parent else fidelity)
@@ -105,14 +104,14 @@ def _compress(
         # Against the base, not against what was altered.
         fidelity.go_through(model)
     fidelity.write(part)
-    if found.changed == 0 and getattr(settings, "changes_weights", True):
+    if found.changed == 0 and settings.changes_weights:
         raise ValueError("changed no weight of the model")
     folder.save(model, dtype, base, part, shared_with=base)
     on_disk = Weights(part, base)
     integrity.check_disk(model, on_disk, dtype)
-    write_check(model, part, seed)
+    write_check(model, part, context.seed)
 
-    mask_bits = getattr(settings, "mask_bits", None)
+    mask_bits = settings.mask_bits
     if mask_bits is None and parent is not None:
         mask_bits = read_manifest(parent).get("mask_bits")
     bits = size.stored_layers(part, on_disk, {*names, *found.zeros}, mask_bits, found.zeros, forms_of(model))
@@ -121,7 +120,7 @@ def _compress(
         # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.
         measured["severity"] = abs(found.layer_weights - before) / before
     measured |= own
-    theoretical = getattr(settings, "theoretical", "") or (MASKS if mask_bits is not None else "")
+    theoretical = settings.theoretical or (MASKS if mask_bits is not None else "")
     return {
         "statistics": kind,
         "theoretical": theoretical,
@@ -150,14 +149,13 @@ def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:
     return {"blocks": [before[place] for place in own]}
 
 
-def _moved(settings: Any, parent: Path | None) -> str:
+def _moved(settings: Settings, parent: Path | None) -> str:
     """Whether weights were ``scaled`` or ``turned`` without changing what the model computes; see Fidelity."""
-    own = getattr(settings, "moved", "")
     before = read_manifest(parent).get("moved", "") if parent else ""
-    return "turned" if "turned" in (own, before) else own or before
+    return "turned" if "turned" in (settings.moved, before) else settings.moved or before
 
 
-def _calibration(settings: Any, calibration: Path | None) -> dict[str, Any] | None:
+def _calibration(settings: Settings, calibration: Path | None) -> dict[str, Any] | None:
     """What the method was calibrated on, and which experts no token takes; None where it read no statistics."""
     if calibration is None or not settings.statistics:
         return None
@@ -167,8 +165,8 @@ def _calibration(settings: Any, calibration: Path | None) -> dict[str, Any] | No
 
 
 def _statistics(
-    settings: Any, model: Any, parent: Path | None, calibration: Path | None, gradients: list[Path], aside: Path
-) -> tuple[Any, str]:
+    settings: Settings, model: Any, parent: Path | None, calibration: Path | None, gradients: list[Path], aside: Path
+) -> tuple[Statistics | None, str]:
     """What the method may read, and what the report says of it; ``aside``: a folder for states between blocks."""
     from hemorrhage.calibrate.reader import Statistics, Streamed
     from hemorrhage.models.checkpoint import device
@@ -180,11 +178,11 @@ def _statistics(
         raise ValueError(f"needs --calibration: {', '.join(settings.statistics)}")
     parts = {read_manifest(folder)["spec"]["part"]: folder for folder in gradients}
     of_inputs = {"hessian", "activations"} & set(settings.statistics)
-    propagated = getattr(settings, "sequential", False)
+    propagated = settings.propagates
     absent = "hessian" in of_inputs and not read_manifest(calibration)["hessian_stored"]
     if propagated or (of_inputs and (parent is not None or absent)):
         kind = "errors propagated" if propagated else "of the unaltered model, not stored"
-        where = torch.device(device()) if getattr(settings, "on_gpu", False) else None
+        where = torch.device(device()) if settings.on_gpu else None
         return Streamed(calibration, parts, model, propagated, "hessian" in of_inputs, aside, where), kind
     return Statistics(calibration, parts), "of the base model"
 

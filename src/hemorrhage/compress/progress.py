@@ -17,7 +17,6 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,30 +97,21 @@ class Progress:
         return self.folder / f"{index}.safetensors"
 
 
-CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
-"""That of the output that is being made; None where nothing is kept, as in tests of a method alone."""
-
-
 @contextlib.contextmanager
-def kept(out: Path) -> Iterator[None]:
+def kept(out: Path) -> Iterator[Progress]:
     """Inside, finished blocks are kept beside ``out``; afterwards, but for a kill or a full disk, they are gone."""
     with resuming(out) as folder:
-        token = CURRENT.set(Progress(folder))
-        try:
-            yield
-        finally:
-            CURRENT.reset(token)
+        yield Progress(folder)
 
 
 def remaining(
-    model: PreTrainedModel, items: Mapping[str, T], statistics: Statistics | None = None
+    model: PreTrainedModel, items: Mapping[str, T], current: Progress | None, statistics: Statistics | None = None
 ) -> Iterator[tuple[str, T]]:
     """``items`` by linear layer, block by block, without the blocks that a job before has finished.
 
     Those are restored where it is their turn, after ``statistics`` have seen them as they were. A block is finished
-    when the item behind its last is asked for.
+    when the item behind its last is asked for. ``current`` is None where nothing is kept.
     """
-    current = CURRENT.get()
     place = {name: index for index, inside in enumerate(_inside(model)) for name in inside}
     order = sorted(items, key=lambda name: place[name])
     for index, names in itertools.groupby(order, key=lambda name: place[name]):

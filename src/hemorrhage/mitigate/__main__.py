@@ -5,7 +5,8 @@
 ``spec``: ``corpus`` (of the reference), ``tokens`` of the first half of its windows that are fitted to, ``buckets`` of
 entropy, ``steps`` of the gains' fit, ``p`` of the nucleus, ``open`` (``items``, ``prefix``, ``new_tokens``), ``seed``.
 Besides the second half, corrections are scored on what the corrected model samples itself: continuations of the second
-half's windows, with the same random numbers for every correction. Each correction has its sham (see ``corrections``).
+half's windows, with the same random numbers for every correction. Each correction has its control: see
+``corrections``.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def scored(found: Corrections, windows: Tensor, variant: Model, base: Model, p: 
     sides = [Model(side.states[:, start - 1 : -1].flatten(0, 1), side.head) for side in (variant, base)]
     tables = []
     with torch.inference_mode():
-        for (name, sham), columns in corrections.score(found, sides[0], sides[1], targets, p).items():
+        for (name, control), columns in corrections.score(found, sides[0], sides[1], targets, p).items():
             table = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
             places = pd.DataFrame(
                 {
@@ -133,7 +134,7 @@ def scored(found: Corrections, windows: Tensor, variant: Model, base: Model, p: 
                     "position": torch.arange(start, length).repeat(number).numpy(),
                 }
             )
-            tables.append(pd.concat([places, table], axis=1).assign(correction=name, sham=sham))
+            tables.append(pd.concat([places, table], axis=1).assign(correction=name, shuffled=control))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -215,7 +216,7 @@ def _rms(values: Tensor) -> float:
 
 
 def _title(name: tuple[str, int]) -> str:
-    return f"{name[0]}, sham {name[1]}" if name[1] else name[0]
+    return f"{name[0]}, control {name[1]}" if name[1] else name[0]
 
 
 def protocol(whole: str, windows: int, window: int) -> str:

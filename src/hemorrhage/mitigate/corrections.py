@@ -10,9 +10,9 @@ E_p[W]``, where p is the base's prediction. So the objective ``Σ_t ln Σ_v exp 
 constant, needs logits of the altered model alone, and is convex in β, in b and in g. Nothing is approximated: softmaxes
 run over the whole vocabulary, some tokens at a time, so that memory depends on neither text nor model.
 
-The sham of a fit deals the base's information out at random: every token gets the difference ``E_p[W] - E_q[W]`` of
+The control of a fit shuffles the base's information: every token gets the difference ``E_p[W] - E_q[W]`` of
 another token, with a sign by lot; a nucleus does so with differences of surprise. Biases, which only know averages over
-tokens, are dealt out among tokens of the vocabulary that are about as frequent. There are two deals, the second with
+tokens, are shuffled among tokens of the vocabulary that are about as frequent. There are two shuffles, the second with
 the opposite signs: what one gains by luck the other loses, and how much it was is seen.
 """
 
@@ -47,7 +47,7 @@ PRIOR = 10.0
 zero."""
 
 NEIGHBOURS = 32
-"""Entries of the vocabulary, in the order of their frequency, among which a sham deals biases out."""
+"""Entries of the vocabulary, in the order of their frequency, among which a control shuffles biases."""
 
 RIDGE = 1e-3
 """Nats a token that the squared distance of all gains from 1 costs: a gain that nothing speaks for stays 1."""
@@ -114,8 +114,8 @@ def descending(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Deal:
-    """How a sham deals ``n`` tokens' information out: ``order`` int64 [n] and ``signs`` float32 [n, 1]."""
+class Shuffle:
+    """How a control shuffles ``n`` tokens' information: ``order`` int64 [n] and ``signs`` float32 [n, 1]."""
 
     order: Tensor
     signs: Tensor
@@ -124,16 +124,16 @@ class Deal:
         """The differences [n, ...] in their new places."""
         return self.signs.view(-1, *[1] * (differences.dim() - 1)) * differences[self.order]
 
-    def opposite(self) -> Deal:
-        """The same deal with the other signs."""
-        return Deal(self.order, -self.signs)
+    def opposite(self) -> Shuffle:
+        """The same shuffle with the other signs."""
+        return Shuffle(self.order, -self.signs)
 
 
-def deal(n: int, generator: torch.Generator, device: torch.device) -> Deal:
-    """A deal by lot."""
+def draw_shuffle(n: int, generator: torch.Generator, device: torch.device) -> Shuffle:
+    """Draw a shuffle at random."""
     order = torch.randperm(n, generator=generator)
     signs = torch.randint(2, (n, 1), generator=generator) * 2.0 - 1
-    return Deal(order.to(device), signs.to(device))
+    return Shuffle(order.to(device), signs.to(device))
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,11 @@ def pair(variant: Model, base: Model) -> Pairing:
     return Pairing(variant, torch.cat(targets), frequency / len(variant.states), torch.cat(entropies))
 
 
-def shams_of(pairing: Pairing, deals: Sequence[Deal]) -> list[Pairing]:
-    """The pairings with what the base predicts otherwise dealt out among the tokens."""
+def controls_of(pairing: Pairing, shuffles: Sequence[Shuffle]) -> list[Pairing]:
+    """The pairings with what the base predicts otherwise shuffled among the tokens."""
     variant = pairing.variant
     own = torch.cat([variant.logits(part).softmax(-1) @ variant.head for part in variant.slices()])
-    return [replace(pairing, target=own + one.of(pairing.target - own)) for one in deals]
+    return [replace(pairing, target=own + one.of(pairing.target - own)) for one in shuffles]
 
 
 def temperatures(pairing: Pairing, buckets: int) -> Correction:
@@ -247,8 +247,8 @@ def biased(pairing: Pairing, start: Correction) -> Correction:
     return replace(start, bias=bias.float())
 
 
-def dealt_biases(found: Correction, frequency: Tensor, generator: torch.Generator) -> Correction:
-    """``found`` with its biases dealt out among neighbours in the order of ``frequency`` [vocabulary]."""
+def shuffled_biases(found: Correction, frequency: Tensor, generator: torch.Generator) -> Correction:
+    """``found`` with its biases shuffled among neighbours in the order of ``frequency`` [vocabulary]."""
     assert found.bias is not None
     order = frequency.argsort(descending=True, stable=True)
     lots = torch.rand(len(order), generator=generator).to(order.device)
@@ -284,9 +284,9 @@ def gained(pairing: Pairing, steps: int) -> Correction:
     return replace(identity(), gain=gain.detach().clone())
 
 
-def remapped(variant: Model, base: Model, p: float, deals: Sequence[Deal] = ()) -> list[Correction]:
-    """The nucleus p' of the variant whose mean surprise is that of the base's nucleus ``p``, and a sham for each of
-    ``deals``: every token wants to move by the difference that another token has between base and variant.
+def remapped(variant: Model, base: Model, p: float, shuffles: Sequence[Shuffle] = ()) -> list[Correction]:
+    """The nucleus p' of the variant whose mean surprise is that of the base's nucleus ``p``, and a control for each of
+    ``shuffles``: every token wants to move by the difference that another token has between base and variant.
 
     Surprise is the entropy of what is left, nats.
     """
@@ -302,7 +302,7 @@ def remapped(variant: Model, base: Model, p: float, deals: Sequence[Deal] = ()) 
         own.append(found[:, -1])
         wanted.append(_surprises(base.logits(part), asked)[:, 0].double())
     before, difference = torch.cat(own), torch.cat(wanted) - torch.cat(own)
-    targets = [(before + one).sum() for one in (difference, *(one.of(difference) for one in deals))]
+    targets = [(before + one).sum() for one in (difference, *(one.of(difference) for one in shuffles))]
     return [replace(identity(), top_p=_crossing(curve, target, candidates)) for target in targets]
 
 
@@ -327,26 +327,26 @@ def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
 def fit(
     variant: Model, base: Model, buckets: int, steps: int, p: float, seed: int
 ) -> dict[tuple[str, int], Correction]:
-    """Every correction, by its name and the number of its sham's deal, 0 for the correction itself.
+    """Every correction, by its name and the number of its control's shuffle, 0 for the correction itself.
 
     ``none`` and ``top_p`` are what they start from.
     """
     generator = torch.Generator().manual_seed(seed)
-    first = deal(len(variant.states), generator, variant.states.device)
-    deals = [first, first.opposite()]
+    first = draw_shuffle(len(variant.states), generator, variant.states.device)
+    shuffles = [first, first.opposite()]
     variant = variant.keeping()
     true = pair(variant, base)
     found = {("none", 0): identity(), ("top_p", 0): replace(identity(), top_p=p)}
-    for number, pairing in enumerate([true, *shams_of(true, deals)]):
+    for number, pairing in enumerate([true, *controls_of(true, shuffles)]):
         found["temperature", number] = temperatures(pairing, 1)
         found["entropy buckets", number] = temperatures(pairing, buckets)
         found["gain", number] = gained(pairing, steps)
-    for number, one in enumerate(remapped(variant, base, p, deals)):
+    for number, one in enumerate(remapped(variant, base, p, shuffles)):
         found["nucleus", number] = one
     found["bias", 0] = biased(true, found["temperature", 0])
     for number in (1, 2):
         start = replace(found["bias", 0], beta=found["temperature", number].beta)
-        found["bias", number] = dealt_biases(start, true.frequency, generator)
+        found["bias", number] = shuffled_biases(start, true.frequency, generator)
     return found
 
 

@@ -7,7 +7,7 @@ import pandera.pandas as pa
 TOKENS = pa.DataFrameSchema(
     {
         "correction": pa.Column(str),
-        "sham": pa.Column("int64", pa.Check.isin([0, 1, 2])),
+        "shuffled": pa.Column("int64", pa.Check.isin([0, 1, 2])),
         "part": pa.Column(str, pa.Check.isin(["text", "generation"])),
         "window": pa.Column("int64", pa.Check.ge(0)),
         "position": pa.Column("int64", pa.Check.ge(1)),
@@ -23,8 +23,7 @@ TOKENS = pa.DataFrameSchema(
 )
 """``tokens.parquet``: a row per correction and predicted token, of the second half of the text, and of what the
 corrected model itself generated (``window`` is then the window whose beginning it continued). ``correction`` is
-``none`` for the altered model as it is, ``top_p`` for its plain nucleus; ``sham``: the number of the sham's deal, 0 for
-the correction itself. ``kl``, ``nll`` empty where tokens are cut
-off; ``distance``: total variation between what base and variant sample from; ``right``: the likeliest token is the one
-that stands there.
+``none`` for the altered model as it is, ``top_p`` for its plain nucleus; ``shuffled``: the number of the control's
+shuffle, 0 for the correction itself. ``kl``, ``nll`` empty where tokens are cut off; ``distance``: total variation
+between what base and variant sample from; ``right``: the likeliest token is the one that stands there.
 """

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+STORED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "packed": {"quantization_config": {"quant_method": "compressed-tensors"}},
+    "int8": {"quantization_config": {"quant_method": "compressed-tensors"}},
+    "codebook": {"quantization_config": {"quant_method": "bitsandbytes"}, "hemorrhage": {"forms": ["codebook"]}},
+    "gguf_file": {"hemorrhage": {"form": "gguf_file"}},
+    "rotated": {"hemorrhage": {"forms": ["rotated"]}},
+    "low_rank": {"hemorrhage": {"forms": ["low_rank"]}},
+    "sliced": {"hemorrhage": {"form": "sliced"}},
+    "narrow": {"hemorrhage": {"narrow": {"layer": [1, 1]}}},
+    "kv_cache": {"hemorrhage": {"kv_cache": {"bits": 4}}},
+}
+"""How a method's result can be stored -> what of its config.json says so. A test holds it to real checkpoints."""
+
 
 def engine(settings: dict[str, Any]) -> tuple[str, str]:
     """The programs that load a checkpoint with this config.json, and, where there are none, why.

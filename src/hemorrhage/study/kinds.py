@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.compress.method import module_of
+from hemorrhage.compress.catalogue import module_of
 from hemorrhage.data.texts.repositories import identity
 from hemorrhage.models.sources.path import digest_of_adopted
 from hemorrhage.study import params as config
@@ -257,7 +257,7 @@ def _alteration(design: Design, variant: str) -> Json:
 
 def _alteration_arguments(design: Design, variant: str) -> Json:
     chosen = design.variants[variant]
-    about = {"sweep": chosen.sweep, "family": chosen.family, "on": chosen.on}
+    about = {"sweep": chosen.sweep, "on": chosen.on}
     return {"variant": variant, "spec": {**_alteration(design, variant), **about}}
 
 
@@ -446,7 +446,7 @@ KINDS: dict[str, Kind] = {
             settings=_alteration,
             arguments=_alteration_arguments,
             code=lambda design, name: [module_of(design.variants[name].method)],
-            on_gpu=lambda design, name: getattr(design.variants[name].settings, "on_gpu", False),
+            on_gpu=lambda design, name: design.variants[name].settings.on_gpu,
             rule_on_gpu="compress_on_gpu",
             arithmetic=lambda load, name: load.altering(name),
             stored=lambda load, name: load.altered(name),

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from hemorrhage.compress.method import module_of
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.info import FAMILIES, MethodInfo
+from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks import instructions, programs
 from hemorrhage.data.texts.repositories import reachable
@@ -283,10 +285,15 @@ class Variant(Section):
     sweep: str
     method: str
     family: str
-    settings: Any
+    settings: Settings
     seed: int
     on: str | None
     after: tuple[str, ...]
+
+    @property
+    def info(self) -> MethodInfo:
+        """What is known of its method."""
+        return method_of(self.method).info
 
 
 WHEELS: dict[str, dict[str, Any]] = {
@@ -421,8 +428,10 @@ def variants(params: Params) -> dict[str, Variant]:
         if not NAME.match(sweep) or sweep in RESERVED:
             raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not {' or '.join(RESERVED)}")
         grid = dict(content)
-        method = _known(grid.pop("method", None), tuple(METHODS), f"{where}.method")
-        settings = importlib.import_module(module_of(method)).Settings
+        method = method_of(_known(grid.pop("method", None), METHODS, f"{where}.method"))
+        for old, new in RENAMED.items():
+            if old in grid and old not in method.settings.model_fields:
+                raise ConfigError(f"{where}.{old}: {old} is now {new}")
         lists = {key: value for key, value in grid.items() if isinstance(value, list)}
         for key, values in lists.items():
             if not values:
@@ -433,7 +442,7 @@ def variants(params: Params) -> dict[str, Variant]:
             if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
                 raise ConfigError(f"{where}.seed: Input should be an integer of at least 0 (got {seed!r})")
             try:
-                checked = settings.model_validate(chosen)
+                checked = method.settings.model_validate(chosen)
             except ValidationError as error:
                 raise ConfigError(first_error(error, f"{where}.")) from None
             name = "-".join([sweep, *(str(value).replace(":", "of").lower() for value in point)])
@@ -442,17 +451,40 @@ def variants(params: Params) -> dict[str, Variant]:
             found[name] = Variant(
                 name=name,
                 sweep=sweep,
-                method=method,
-                family=METHODS[method],
+                method=method.name,
+                family=method.family,
                 settings=checked,
                 seed=seed,
                 on=on,
                 after=() if on is None else _before(where, method, checked, on, found),
             )
+    _check_places(found)
     return found
 
 
-def _before(where: str, method: str, settings: Any, on: object, earlier: dict[str, Variant]) -> tuple[str, ...]:
+RENAMED = {"sham": SHUFFLED}
+"""Settings of methods that had another name."""
+
+
+def _check_places(expanded: dict[str, Variant]) -> None:
+    """Two variants of a sweep at one place of one curve would be averaged; only their seeds may differ."""
+    places: dict[tuple[object, ...], Variant] = {}
+    seeds: set[tuple[tuple[object, ...], int]] = set()
+    for variant in expanded.values():
+        settings = variant.settings
+        place = (variant.sweep, variant.on, settings.identity, settings.severity)
+        first = places.setdefault(place, variant)
+        if settings != first.settings:
+            what = "other settings at the same place of the same damage curve"
+        elif (place, variant.seed) in seeds:
+            what = "the same settings and seed"
+        else:
+            seeds.add((place, variant.seed))
+            continue
+        raise ConfigError(f"compress.{variant.sweep}: {variant.name} repeats {first.name}: {what}")
+
+
+def _before(where: str, method: Method, settings: Settings, on: object, earlier: dict[str, Variant]) -> tuple[str, ...]:
     """The variants that a variant on ``on`` comes after: ``on``, and the same alteration of the base alone.
 
     Without the second nothing could tell the interaction of two alterations from their sum.
@@ -461,16 +493,15 @@ def _before(where: str, method: str, settings: Any, on: object, earlier: dict[st
     if parent is None:
         raise ConfigError(f"{where}.on: {on!r} is no variant of a sweep above; {_offered(str(on), earlier)}")
     quantized = parent.settings.axis in ("bits", "activation_bits", "cache_bits")
-    if quantized and (
-        getattr(settings, "changes_weights", True) or not getattr(parent.settings, "changes_weights", True)
-    ):
+    if quantized and (settings.changes_weights or not parent.settings.changes_weights):
         raise ConfigError(f"{where}.on: {on} is quantized; quantization has to come last")
     of_base = {"influence", "gradients", "local_gradients"} & set(settings.statistics)
     if of_base:
         raise ConfigError(
-            f"{where}.on: {method} reads {', '.join(sorted(of_base))} of the base model, which are not those of {on}"
+            f"{where}.on: {method.name} reads {', '.join(sorted(of_base))} of the base model, "
+            f"which are not those of {on}"
         )
-    if METHODS[method] not in COMBINED:
+    if not FAMILIES[method.family].combines:
         return (parent.name,)
     # Zeros of a pruned model stay; alone there are none to keep.
     apart = {"keep_zeros"}
@@ -478,18 +509,14 @@ def _before(where: str, method: str, settings: Any, on: object, earlier: dict[st
         variant.name
         for variant in earlier.values()
         if variant.on is None
-        and variant.method == method
+        and variant.method == method.name
         and variant.settings.model_dump(exclude=apart) == settings.model_dump(exclude=apart)
     ]
     if not alone:
         raise ConfigError(
-            f"{where}: {settings.label} ({method}) on {on} needs the same on the base model among the sweeps above"
+            f"{where}: {settings.label} ({method.name}) on {on} needs the same on the base model among the sweeps above"
         )
     return (parent.name, alone[0])
-
-
-COMBINED = ("quantize", "prune", "structure", "depth", "rank")
-"""Families whose alteration of another variant is a point of a grid of two axes."""
 
 
 def strategies(params: Params) -> dict[str, dict[str, Any]]:
@@ -674,9 +701,7 @@ def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Vari
     shapes: dict[str | None, dict[str, Any]] = {None: shape}
     for variant in expanded.values():
         before = shapes[variant.on]
-        check = getattr(variant.settings, "check", None)
-        problem = check(before) if check else None
+        problem = variant.settings.check(before)
         if problem:
             raise ConfigError(f"compress.{variant.sweep}: {variant.name}: {problem}")
-        becomes = getattr(variant.settings, "becomes", None)
-        shapes[variant.name] = becomes(before) if becomes else before
+        shapes[variant.name] = variant.settings.becomes(before)

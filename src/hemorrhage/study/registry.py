@@ -1,41 +1,50 @@
 """The names params.yaml may use, a line each.
 
-A compression method ``name`` lives in ``hemorrhage/compress/methods/<room>/name.py``, a decoding strategy in
+A compression method ``name`` lives in ``hemorrhage/compress/methods/<family>/name.py``, a decoding strategy in
 ``hemorrhage/decode/strategies/name.py``. Adding one is its file and its line here; the module of this registry
 is part of no address, so that a new line invalidates nothing.
 """
 
-METHODS = {
-    "rtn": "quantize",
-    "gptq": "quantize",
-    "awq": "quantize",
-    "autoround": "quantize",
-    "qat": "quantize",
-    "rotation": "quantize",
-    "mixed": "quantize",
-    "codebook": "quantize",
-    "gguf_types": "quantize",
-    "activations": "activations",
-    "kv_cache": "activations",
-    "magnitude": "prune",
-    "wanda": "prune",
-    "sparsegpt": "prune",
-    "owl": "prune",
-    "gblm": "prune",
-    "wanda_plus": "prune",
-    "width": "structure",
-    "slicegpt": "structure",
-    "depth": "depth",
-    "svd": "rank",
-    "llama_pro": "expand",
-    "depth_up_scaling": "expand",
-    "duplication": "expand",
-    "upcycling": "experts",
-    "expert_split": "experts",
-    "routing": "experts",
-    "recovery": "recover",
-}
-"""Compression method -> family."""
+METHODS = (
+    # Weight quantization
+    "rtn",
+    "gptq",
+    "awq",
+    "autoround",
+    "qat",
+    "rotation",
+    "mixed",
+    "codebook",
+    "gguf_types",
+    # Activation quantization
+    "activations",
+    "kv_cache",
+    # Unstructured pruning
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "owl",
+    "gblm",
+    "wanda_plus",
+    # Structured pruning
+    "width",
+    "slicegpt",
+    # Depth pruning
+    "depth",
+    # Low rank
+    "svd",
+    # Depth expansion
+    "llama_pro",
+    "depth_up_scaling",
+    "duplication",
+    # Mixtures of experts
+    "upcycling",
+    "expert_split",
+    "routing",
+    # Recovery
+    "recovery",
+)
+"""Compression methods. What is known of one is in its file: hemorrhage.compress.method."""
 
 STRATEGIES = (
     "greedy",

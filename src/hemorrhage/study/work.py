@@ -104,13 +104,13 @@ class Load:
         chosen = self.design.variants[variant]
         settings, shape = chosen.settings, self.shape
         total = 2e-12 * shape.blocks * shape.width if "hessian" in settings.statistics else 0.0
-        streams = getattr(settings, "sequential", False) or chosen.on is not None
+        streams = settings.propagates or chosen.on is not None
         if "tokens" in settings.statistics or (streams and settings.statistics):
             total += 2 * shape.forward(self.calibration)
         return total
 
     def altered(self, variant: str) -> float:
         """A variant's weights as stored, in 10⁹ numbers of 16 bits."""
-        bits, shape = getattr(self.design.variants[variant].settings, "bits", None), self.shape
-        share = min(float(bits), 16) / 16 if isinstance(bits, int | float) else 1.0
+        bits, shape = self.design.variants[variant].settings.code_bits, self.shape
+        share = 1.0 if bits is None else min(bits, 16) / 16
         return 1e-9 * (shape.blocks * share + (shape.parameters - shape.blocks))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.solvers import smoothing
 from hemorrhage.models.checkpoint import load
@@ -64,7 +65,7 @@ def outliers(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def spec(**settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "family": "f", "method": "activations", "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": "activations", "settings": settings, "seed": 0}
 
 
 def made(base: Path, calibration: Path, out: Path, **settings: Any) -> Path:
@@ -82,7 +83,7 @@ def divergence(base: Path, calibration: Path, tokens: Tensor, **settings: Any) -
     """Mean KL(base || altered) in nats."""
     model = load(base)
     before = logits(model, tokens)
-    activations.alter(model, activations.Settings.model_validate(settings), Statistics(calibration), 0)
+    activations.alter(model, activations.Settings.model_validate(settings), Context(Statistics(calibration)))
     return kl(before, logits(model, tokens))
 
 
@@ -335,10 +336,10 @@ def test_other_weights_with_scales_are_refused() -> None:
 
 def test_settings() -> None:
     settings = activations.Settings(activations="static", smooth=0.5)
-    assert settings.label == "W8A8, 8 bit weights per channel, static inputs, smoothed 0.5"
+    assert settings.label == "W8A8, 8 bit weights, per channel, static inputs, smoothed 0.5"
     assert settings.severity == 8.0
     assert settings.statistics == ("activations",)
-    assert activations.Settings(bits=4, group_size=64).curve == "4 bit weights groups of 64, inputs per token"
+    assert activations.Settings(bits=4, group_size=64).curve == "4 bit weights, groups of 64, inputs per token"
     assert activations.Settings().statistics == ()
     assert activations.Settings(smooth=0.5).statistics == ("activations",)
     for wrong in ({"bits": 3}, {"activation_bits": 3}, {"activations": "row"}, {"smooth": 2}, {"x": 1}):

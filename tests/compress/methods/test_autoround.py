@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import autoround, rtn
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
@@ -47,7 +48,7 @@ def text(tiny: Path) -> Tensor:
 def altered(tiny: Path, text: Tensor, seed: int = 0, **settings: Any) -> PreTrainedModel:
     model = load(tiny)
     chosen = autoround.Settings(**{"group_size": 4, "batch": 6, "iterations": 16} | settings)
-    autoround.alter(model, chosen, Windows(text[:WINDOWS]), seed)
+    autoround.alter(model, chosen, Context(Windows(text[:WINDOWS]), seed))
     return model
 
 
@@ -112,14 +113,14 @@ def test_the_steps_are_those_of_gradients_by_hand(bits: int, width: int, symmetr
 def test_one_step_is_rtn(tiny: Path, text: Tensor, group_size: Any, symmetric: bool) -> None:
     grid = {"bits": 3, "group_size": group_size, "symmetric": symmetric}
     ours, nearest = altered(tiny, text, iterations=1, **grid), load(tiny)
-    rtn.alter(nearest, rtn.Settings(**grid), None, 0)
+    rtn.alter(nearest, rtn.Settings(**grid), Context())
     for name in linears_of(load(tiny)):
         assert torch.equal(ours.get_submodule(name).dense(), nearest.get_submodule(name).dense())
 
 
 def test_hurts_less_than_rtn_and_depends_on_the_seed_alone(tiny: Path, text: Tensor) -> None:
     base, nearest = load(tiny), load(tiny)
-    rtn.alter(nearest, rtn.Settings(bits=3, group_size=4), None, 0)
+    rtn.alter(nearest, rtn.Settings(bits=3, group_size=4), Context())
     ours = altered(tiny, text, bits=3)
     held_out = text[WINDOWS:]
     assert divergence(base, ours, held_out) < 0.8 * divergence(base, nearest, held_out)
@@ -204,7 +205,7 @@ class Wrapped(nn.Module):
 
 def test_a_checkpoint_reads_back(tiny: Path, tmp_path: Path) -> None:
     settings = {"bits": 2, "group_size": 4, "iterations": 2, "batch": 2, "samples": 4}
-    spec = {"sweep": "s", "family": "quantize", "method": "autoround", "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": "autoround", "settings": settings, "seed": 0}
     calibration = calibrated(tiny, tmp_path)
     compress(tmp_path / "out", "v", tiny, None, calibration, [], spec)
     assert "failure" not in read_manifest(tmp_path / "out")
@@ -218,14 +219,14 @@ def test_zeros_stay(tiny: Path, text: Tensor) -> None:
     model = load(tiny)
     for linear in linears_of(model).values():
         linear.weight.data[:, ::3] = 0
-    autoround.alter(model, autoround.Settings(bits=3, group_size=4, iterations=4), Windows(text[:8]), 0)
+    autoround.alter(model, autoround.Settings(bits=3, group_size=4, iterations=4), Context(Windows(text[:8])))
     for name in linears_of(load(tiny)):
         assert (model.get_submodule(name).dense()[:, ::3] == 0).all()
 
 
 def test_a_bfloat16_model_keeps_its_dtype(tiny: Path, text: Tensor) -> None:
     model = load(tiny).bfloat16()
-    autoround.alter(model, autoround.Settings(bits=4, group_size=4, iterations=2), Windows(text[:8]), 0)
+    autoround.alter(model, autoround.Settings(bits=4, group_size=4, iterations=2), Context(Windows(text[:8])))
     assert model.model.layers[0].input_layernorm.weight.dtype == torch.bfloat16
     assert model.model.layers[0].mlp.up_proj.stored()["weight_scale"].dtype == torch.bfloat16
 

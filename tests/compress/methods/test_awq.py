@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import awq, rtn
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
@@ -222,7 +223,7 @@ def test_is_as_good_as_the_peer(tiny: Path, calibration: Path, monkeypatch: pyte
 
     def damage(method: Any, **settings: Any) -> float:
         model = load(tiny)
-        method.alter(model, method.Settings(bits=3, group_size=4, **settings), Statistics(calibration), 0)
+        method.alter(model, method.Settings(bits=3, group_size=4, **settings), Context(Statistics(calibration)))
         return divergence_on(base, model, calibration)
 
     theirs, nearest = divergence_on(base, peer, calibration), damage(rtn)
@@ -236,7 +237,7 @@ def test_is_as_good_as_the_peer(tiny: Path, calibration: Path, monkeypatch: pyte
 def test_a_checkpoint_reads_back_and_eight_bits_change_next_to_nothing(
     tiny: Path, calibration: Path, tmp_path: Path
 ) -> None:
-    spec = {"sweep": "s", "family": "quantize", "method": "awq", "seed": 0}
+    spec = {"sweep": "s", "method": "awq", "seed": 0}
     spec |= {"settings": {"bits": 8, "group_size": 4}}
     compress(tmp_path / "out", "v", tiny, None, calibration, [], spec)
     manifest = read_manifest(tmp_path / "out")
@@ -249,8 +250,8 @@ def test_a_checkpoint_reads_back_and_eight_bits_change_next_to_nothing(
 def test_without_scales_and_clipping_it_is_rtn(tiny: Path, calibration: Path) -> None:
     settings = awq.Settings(bits=3, group_size=4, scale=False, clip=False)
     ours, nearest = load(tiny), load(tiny)
-    awq.alter(ours, settings, Statistics(calibration), 0)
-    rtn.alter(nearest, rtn.Settings(bits=3, group_size=4), None, 0)
+    awq.alter(ours, settings, Context(Statistics(calibration)))
+    rtn.alter(nearest, rtn.Settings(bits=3, group_size=4), Context())
     for name in linears_of(load(tiny)):
         assert torch.equal(ours.get_submodule(name).dense(), nearest.get_submodule(name).dense())
 
@@ -260,7 +261,7 @@ def test_settings() -> None:
     assert settings.statistics == ("hessian", "activations")
     assert settings.curve == "groups of 64, without clipping"
     assert awq.Settings(bits=4, group_size=64).label == "4 bit, groups of 64"
-    assert awq.Settings(bits=4, scale=False, clip=False).curve.endswith("without scales and clipping")
+    assert awq.Settings(bits=4, scale=False, clip=False).curve.endswith("without scales, without clipping")
     config = LlamaConfig(hidden_size=64, intermediate_size=172, num_attention_heads=8).to_dict()
     assert awq.Settings(bits=4, group_size=4).check(config) is None
     problem = awq.Settings(bits=4, group_size=64).check(config)

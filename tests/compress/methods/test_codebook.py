@@ -12,6 +12,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import codebook
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats.codebook import FP4, NF4, TABLES, CodebookLinear, read
@@ -25,7 +26,7 @@ KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True)]
 
 
 def spec(**settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "family": "quantize", "method": "codebook", "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": "codebook", "settings": settings, "seed": 0}
 
 
 def weights(rows: int = 48, columns: int = 128, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -155,7 +156,7 @@ def test_a_checkpoint_reads_back_here_and_in_bitsandbytes(tiny: Path, tmp_path: 
 def test_every_linear_layer_of_the_blocks_and_nothing_else(tiny: Path) -> None:
     model = load(tiny)
     number = len(linears_of(model))
-    codebook.alter(model, codebook.Settings(), None, 0)
+    codebook.alter(model, codebook.Settings(), Context())
     forms = [module for module in model.modules() if isinstance(module, CodebookLinear)]
     assert len(forms) == number
     assert model.config.quantization_config["llm_int8_skip_modules"] == ["lm_head"]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_expansion import depth_up_scaling, duplication, llama_pro
 from hemorrhage.compress.methods.depth_pruning import depth
 from hemorrhage.compress.solvers.stack import rearrange, sources
@@ -33,7 +34,7 @@ def altered(tiny: Path, method: Any, calibration: Path | None = None, seed: int 
     for index, block in enumerate(blocks(model)):
         block.place = index
     statistics = calibration and Statistics(calibration)
-    method.alter(model, method.Settings(**settings), statistics, seed)
+    method.alter(model, method.Settings(**settings), Context(statistics, seed))
     return model
 
 
@@ -120,7 +121,7 @@ def test_sleb_is_the_greedy_search(
         for index, block in enumerate(blocks(model)):
             block.place = index
         settings = depth.Settings(removed=number / 5, order="sleb", samples=samples)
-        depth.alter(model, settings, statistics, 0)
+        depth.alter(model, settings, Context(statistics))
         assert places(model) == literal_sleb(tiny, statistics.tokens()[:samples], number, dtype)
         assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
         assert "forward" not in vars(blocks(model)[0])
@@ -200,7 +201,7 @@ def test_order_of_the_expanded_blocks(tiny: Path) -> None:
 
 def test_the_manifest_says_which_blocks_of_the_base_the_blocks_are(tiny: Path, tmp_path: Path) -> None:
     def made(name: str, method: str, settings: dict[str, Any], parent: str | None = None) -> dict[str, Any]:
-        spec = {"sweep": "s", "family": "", "method": method, "settings": settings, "seed": 0, "on": parent}
+        spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0, "on": parent}
         compress(tmp_path / name, name, tiny, parent and tmp_path / parent, None, [], spec)
         return read_manifest(tmp_path / name)
 
@@ -234,8 +235,8 @@ def test_scaled_copies_add_a_part_of_what_their_blocks_add(tiny: Path) -> None:
 
 def test_scaling_is_rounded_once_to_the_stored_type(tiny: Path) -> None:
     model, naive = load(tiny, "bfloat16"), load(tiny, "bfloat16")
-    duplication.alter(model, duplication.Settings(added=0.2, scale=0.3), None, 0)
-    duplication.alter(naive, duplication.Settings(added=0.2), None, 0)
+    duplication.alter(model, duplication.Settings(added=0.2, scale=0.3), Context())
+    duplication.alter(naive, duplication.Settings(added=0.2), Context())
     ours = blocks(model)[3].mlp.down_proj.weight
     assert torch.equal(ours, (blocks(naive)[3].mlp.down_proj.weight.float() * 0.3).bfloat16())
 
@@ -245,7 +246,7 @@ def test_what_cannot_be_silenced_is_refused(tiny: Path) -> None:
     for block in blocks(model):
         block.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match="plain linear layers o_proj and down_proj"):
-        llama_pro.alter(model, llama_pro.Settings(added=0.2), None, 0)
+        llama_pro.alter(model, llama_pro.Settings(added=0.2), Context())
 
 
 def test_copies_share_no_memory(tiny: Path) -> None:
@@ -274,7 +275,7 @@ def test_checkpoints_load_and_say_what_was_done(
     severity: float,
 ) -> None:
     out = tmp_path / "out"
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(out, "v", tiny, None, calibration, [], spec)
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]
@@ -305,12 +306,12 @@ def test_impossible_shares_are_refused() -> None:
 
 
 def test_labels() -> None:
-    assert depth.Settings(removed=0.3, order="influence").label == "30 % of layers"
+    assert depth.Settings(removed=0.3, order="influence").label == "30 % of layers, influence"
     assert depth.Settings(removed=0.3, order="influence").curve == "influence"
     assert depth.Settings(removed=0.3, order="angular").statistics == ("influence",)
     assert depth.Settings(removed=0.3, order="deepest").statistics == ()
     sleb = depth.Settings(removed=0.3, order="sleb")
-    assert (sleb.curve, sleb.statistics) == ("sleb", ("tokens",))
+    assert (sleb.curve, sleb.statistics) == ("sleb, 16 windows", ("tokens",))
     assert depth.Settings(removed=0.3, order="sleb", samples=8).curve == "sleb, 8 windows"
     assert duplication.Settings(added=0.2).curve == ""
     assert duplication.Settings(added=0.2, scale=0.5).label == "+20 % of layers, copies scaled by 0.5"

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from hemorrhage.calibrate.expert_usage import mlp_inputs, usage, without_tokens
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_pruning import depth
 from hemorrhage.compress.methods.moe import expert_split, routing, upcycling
 from hemorrhage.compress.methods.unstructured_pruning import wanda
@@ -52,7 +53,7 @@ def dense_calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "family": "experts", "method": method, "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
 
 
 def logits(model: PreTrainedModel) -> Tensor:
@@ -241,7 +242,7 @@ def test_an_upcycled_model_is_the_dense_one(tiny: Path, experts: int, top_k: int
     before = logits(model)
     parameters = sum(value.numel() for value in model.parameters())
     settings = upcycling.Settings(experts=experts, top_k=top_k)
-    upcycling.alter(model, settings, None, 0)
+    upcycling.alter(model, settings, Context())
     assert type(model).__name__ == "MixtralForCausalLM"
     assert_close(logits(model), before)
     routers = torch.stack([mixture.gate.weight for mixture in mixtures(model).values()])
@@ -249,7 +250,7 @@ def test_an_upcycled_model_is_the_dense_one(tiny: Path, experts: int, top_k: int
     assert not torch.equal(routers[0], routers[1])
     added = sum(value.numel() for value in model.parameters()) - parameters
     assert added == 5 * ((experts - 1) * 3 * 64 * 172 + experts * 64)
-    assert upcycling.facts(model, settings)["severity"] == pytest.approx(added / parameters)
+    assert upcycling.share_added(model) == pytest.approx(added / parameters)
 
 
 def test_an_upcycled_checkpoint_is_an_ordinary_mixtral(tiny: Path, tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ def test_an_upcycled_checkpoint_is_an_ordinary_mixtral(tiny: Path, tmp_path: Pat
 def test_without_normalisation_the_output_shrinks_by_what_was_not_chosen(tiny: Path, tmp_path: Path) -> None:
     model = load(tiny)
     dense = {index: copy.deepcopy(mlp) for index, mlp, _ in mlp_inputs(model, TOKENS)}
-    upcycling.alter(model, upcycling.Settings(experts=4, top_k=2, normalize=False), None, 0)
+    upcycling.alter(model, upcycling.Settings(experts=4, top_k=2, normalize=False), Context())
     assert type(model).__name__ == "Qwen2MoeForCausalLM"
     for index, mixture, x in mlp_inputs(model, TOKENS):
         probability = (x @ mixture.gate.weight.T).softmax(-1).topk(2).values.sum(-1)
@@ -292,7 +293,7 @@ def test_without_normalisation_the_output_shrinks_by_what_was_not_chosen(tiny: P
 def test_noise_makes_the_experts_differ(tiny: Path) -> None:
     model = load(tiny)
     before, weight = logits(model), model.model.layers[0].mlp.up_proj.weight.detach().clone()
-    upcycling.alter(model, upcycling.Settings(experts=4, noise=0.1), None, 0)
+    upcycling.alter(model, upcycling.Settings(experts=4, noise=0.1), Context())
     copies = [expert.w3.weight - weight for expert in mixtures(model)["model.layers.0.block_sparse_moe"].experts]
     for change in copies:
         assert (change.std() / weight.square().mean().sqrt()).item() == pytest.approx(0.1, rel=0.05)
@@ -311,7 +312,7 @@ def test_a_split_with_all_experts_is_the_dense_model(tiny: Path, experts: int, s
     parameters = sum(value.numel() for value in model.parameters())
     settings = expert_split.Settings(experts=experts, top_k=experts, scale=scale)
     assert (settings.severity, settings.statistics) == (0, ())
-    expert_split.alter(model, settings, None, 0)
+    expert_split.alter(model, settings, Context())
     assert_close(logits(model), before)
     assert sum(value.numel() for value in model.parameters()) == parameters + 5 * experts * 64
 
@@ -324,7 +325,7 @@ def test_a_split_computes_with_the_chosen_channels(
     dense = load(tiny)
     model = load(tiny)
     settings = expert_split.Settings(experts=4, top_k=1 if router == "random" else 3, router=router, scale=scale)
-    expert_split.alter(model, settings, Statistics(dense_calibration), 0)
+    expert_split.alter(model, settings, Context(Statistics(dense_calibration)))
     factor = 1 if scale == "sum" else 4 / settings.top_k
     for index, mixture, x in mlp_inputs(model, TOKENS):
         mlp = blocks(dense)[index].mlp
@@ -374,7 +375,7 @@ def test_a_fitted_router_loses_less_than_a_random_one(tiny: Path, dense_calibrat
     for router in ("random", "regression"):
         model = load(tiny)
         settings = expert_split.Settings(experts=4, top_k=2, router=router)
-        expert_split.alter(model, settings, Statistics(dense_calibration), 0)
+        expert_split.alter(model, settings, Context(Statistics(dense_calibration)))
         after = logits(model).log_softmax(-1)
         divergence[router] = (before.exp() * (before - after)).sum(-1).mean().item()
     assert 0 < divergence["regression"] < divergence["random"]
@@ -399,7 +400,7 @@ def test_a_split_checkpoint_reads_back(tiny: Path, dense_calibration: Path, tmp_
 def altered(folder: Path, calibration: Path | None = None, seed: int = 0, **settings: Any) -> PreTrainedModel:
     model = load(folder)
     statistics = None if calibration is None else Statistics(calibration)
-    routing.alter(model, routing.Settings(**settings), statistics, seed)
+    routing.alter(model, routing.Settings(**settings), Context(statistics, seed))
     return model
 
 
@@ -573,11 +574,11 @@ def test_what_a_model_can_not_become(tiny: Path, mixtral: Path) -> None:
     )
     assert expert_split.Settings(experts=4, top_k=2).check(dense) is None
     with pytest.raises(ValueError, match="does not divide"):
-        expert_split.alter(load(tiny), expert_split.Settings(experts=8, top_k=2), None, 0)
+        expert_split.alter(load(tiny), expert_split.Settings(experts=8, top_k=2), Context())
     biased = load(tiny)
     biased.model.layers[1].mlp.up_proj.bias = nn.Parameter(torch.zeros(172))
     with pytest.raises(ValueError, match="layer 1: a mixture is made of MLPs with gate_proj"):
-        upcycling.alter(biased, upcycling.Settings(), None, 0)
+        upcycling.alter(biased, upcycling.Settings(), Context())
 
 
 def test_what_routing_can_not_do(tiny: Path, mixtral: Path) -> None:

@@ -18,6 +18,7 @@ from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics, Streamed
 from hemorrhage.calibrate.statistics import collect
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.unstructured_pruning import gblm, magnitude, wanda, wanda_plus
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
@@ -138,7 +139,7 @@ def test_masks_are_those_of_the_papers_scores(
 
     for sparsity in (0.5, "2:4"):
         model = load(tiny)
-        METHODS[method].alter(model, METHODS[method].Settings(sparsity=sparsity), statistics, 0)
+        METHODS[method].alter(model, METHODS[method].Settings(sparsity=sparsity), Context(statistics))
         pruned = linears_of(model)[name].weight == 0
         expected = torch.zeros_like(pruned)
         for i, row in enumerate(scores.tolist()):
@@ -153,7 +154,7 @@ def test_zeros_are_as_many_as_their_name_says(
     tiny: Path, statistics: Statistics, method: str, sparsity: float | str
 ) -> None:
     model, base = load(tiny), linears_of(load(tiny))
-    METHODS[method].alter(model, METHODS[method].Settings(sparsity=sparsity), statistics, 0)
+    METHODS[method].alter(model, METHODS[method].Settings(sparsity=sparsity), Context(statistics))
     for name, linear in linears_of(model).items():
         weight = linear.weight
         if isinstance(sparsity, str):
@@ -170,8 +171,8 @@ def test_without_the_gradient_they_are_wanda(
     tiny: Path, statistics: Statistics, method: str, sparsity: float | str
 ) -> None:
     ours, theirs = load(tiny), load(tiny)
-    METHODS[method].alter(ours, METHODS[method].Settings(sparsity=sparsity, alpha=0.0), statistics, 0)
-    wanda.alter(theirs, wanda.Settings(sparsity=sparsity), statistics, 0)
+    METHODS[method].alter(ours, METHODS[method].Settings(sparsity=sparsity, alpha=0.0), Context(statistics))
+    wanda.alter(theirs, wanda.Settings(sparsity=sparsity), Context(statistics))
     for name, linear in linears_of(ours).items():
         assert torch.equal(linear.weight, linears_of(theirs)[name].weight)
 
@@ -186,7 +187,7 @@ def damage(tiny: Path, texts: Tensor, statistics: Statistics) -> dict[tuple[str,
     for method in (magnitude, wanda, gblm, wanda_plus):
         for sparsity in (0.5, "2:4"):
             model = load(tiny)
-            method.alter(model, method.Settings(sparsity=sparsity), statistics, 0)
+            method.alter(model, method.Settings(sparsity=sparsity), Context(statistics))
             with torch.no_grad():
                 log = model(held).logits.log_softmax(-1)
             kl = (base.exp() * (base - log)).sum(-1).mean().item()
@@ -223,7 +224,7 @@ def test_it_matters_where_the_gradients_are(tiny: Path, calibration: Path, parts
     masks = []
     for source in (Statistics, Shuffled):
         model = load(tiny)
-        METHODS[method].alter(model, METHODS[method].Settings(sparsity=0.5), source(calibration, parts), 0)
+        METHODS[method].alter(model, METHODS[method].Settings(sparsity=0.5), Context(source(calibration, parts)))
         masks.append(torch.cat([(linear.weight == 0).flatten() for linear in linears_of(model).values()]))
     assert (masks[0] != masks[1]).double().mean() > 0.01
 
@@ -234,7 +235,7 @@ def test_sequential_norms_are_those_behind_the_pruned_blocks(
 ) -> None:
     settings = METHODS[method].Settings(sparsity=0.5, sequential=True)
     model = load(tiny)
-    METHODS[method].alter(model, settings, Streamed(calibration, parts, model, propagated=True), 0)
+    METHODS[method].alter(model, settings, Context(Streamed(calibration, parts, model, propagated=True)))
     # The same with everything from scratch: the norms of block 1 with block 0 pruned.
     name = "model.layers.1.self_attn.q_proj"
     half = load(tiny)
@@ -262,8 +263,8 @@ def test_a_round_of_regional_optimization_is_rmsprop_on_the_blocks_error(
 
     single = Single(calibration, parts)
     plain, optimized, rate = load(tiny), load(tiny), wanda_plus.LEARNING_RATE
-    wanda_plus.alter(plain, wanda_plus.Settings(sparsity=0.5), single, 0)
-    wanda_plus.alter(optimized, wanda_plus.Settings(sparsity=0.5, optimize=1), single, 0)
+    wanda_plus.alter(plain, wanda_plus.Settings(sparsity=0.5), Context(single))
+    wanda_plus.alter(optimized, wanda_plus.Settings(sparsity=0.5, optimize=1), Context(single))
 
     seen: dict[str, Any] = {}
     dense = load(tiny)
@@ -294,7 +295,7 @@ def test_regional_optimization_brings_blocks_closer_to_the_dense_ones(
     target = load(tiny)(texts[:SAMPLES], output_hidden_states=True).hidden_states[1]
     for rounds in (0, 2):
         model = load(tiny)
-        wanda_plus.alter(model, wanda_plus.Settings(sparsity=0.6, optimize=rounds), statistics, 0)
+        wanda_plus.alter(model, wanda_plus.Settings(sparsity=0.6, optimize=rounds), Context(statistics))
         states = model(texts[:SAMPLES], output_hidden_states=True).hidden_states[1]
         errors.append((states - target).square().sum().item())
         for linear in linears_of(model).values():
@@ -320,7 +321,6 @@ def test_a_whole_job(
 ) -> None:
     spec = {
         "sweep": "s",
-        "family": "prune",
         "method": method,
         "seed": 0,
         "settings": {"sparsity": 0.5, **extra},

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import activations, kv_cache
 from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.models import folder
@@ -45,7 +46,7 @@ def text(tiny: Path) -> Tensor:
 def altered(tiny: Path, settings: dict[str, Any], dtype: str = "float64") -> Any:
     """In float64, where another order of sums moves no value over the edge of a rounding step."""
     model = load(tiny, dtype)
-    kv_cache.alter(model, kv_cache.Settings.model_validate(settings), None, 0)
+    kv_cache.alter(model, kv_cache.Settings.model_validate(settings), Context())
     return model
 
 
@@ -55,7 +56,7 @@ def logits(model: Any, tokens: Tensor, **keywords: Any) -> Tensor:
 
 
 def made(base: Path, out: Path, **settings: Any) -> Path:
-    spec = {"sweep": "s", "family": "f", "method": "kv_cache", "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": "kv_cache", "settings": settings, "seed": 0}
     compress(out, "v", base, None, None, [], spec)
     assert "failure" not in read_manifest(out), read_manifest(out)["failure"]
     return out
@@ -233,10 +234,10 @@ def test_kivi_reads_back_from_disk(tiny: Path, text: Tensor, tmp_path: Path) -> 
 def test_weights_and_cache_together(tiny: Path, text: Tensor, tmp_path: Path, weights: str) -> None:
     model = load(tiny)
     if weights == "packed":
-        rtn.alter(model, rtn.Settings(bits=4, group_size=4), None, 0)
+        rtn.alter(model, rtn.Settings(bits=4, group_size=4), Context())
     else:
-        activations.alter(model, activations.Settings(), None, 0)
-    kv_cache.alter(model, kv_cache.Settings(bits=4, group_size=8), None, 0)
+        activations.alter(model, activations.Settings(), Context())
+    kv_cache.alter(model, kv_cache.Settings(bits=4, group_size=8), Context())
     folder.save(model, torch.float32, tiny, tmp_path)
     ours = logits(load(tmp_path), text)
     torch.testing.assert_close(ours, logits(model, text), rtol=0, atol=1e-5 * ours.abs().max().item())
@@ -255,7 +256,7 @@ def test_a_second_quantization_is_refused(tiny: Path) -> None:
     for first in (TOKEN, CHANNEL):
         for second in (TOKEN, CHANNEL):
             with pytest.raises(ValueError, match="keys and values are quantized already"):
-                kv_cache.alter(altered(tiny, first), kv_cache.Settings.model_validate(second), None, 0)
+                kv_cache.alter(altered(tiny, first), kv_cache.Settings.model_validate(second), Context())
 
 
 def test_bytes_of_the_cache(tiny: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import collect
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import mixed, rtn
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
@@ -127,11 +128,11 @@ def test_at_equal_bytes_it_hurts_less_than_uniform_bits(
 
     base, uniform, ours = load(tiny), load(tiny), load(tiny)
     method = {"rtn": rtn, "gptq": gptq}[rounding]
-    method.alter(uniform, method.Settings(bits=3, group_size="channel"), statistics, 0)
+    method.alter(uniform, method.Settings(bits=3, group_size="channel"), Context(statistics))
     budget = stored(uniform)
     assert 3 < budget < 4
     settings = mixed.Settings(budget=budget + 1e-9, group_size="channel", rounding=rounding)
-    mixed.alter(ours, settings, statistics, 0)
+    mixed.alter(ours, settings, Context(statistics))
     assert 0.98 * budget < stored(ours) <= budget
     assert divergence(base, ours, text[WINDOWS:]) < 0.97 * divergence(base, uniform, text[WINDOWS:])
 
@@ -148,7 +149,7 @@ def test_a_checkpoint_of_several_widths_reads_back_and_keeps_its_budget(
     tiny: Path, folders: tuple[Path, Path], tmp_path: Path, symmetric: bool
 ) -> None:
     settings = {"budget": 12.3, "group_size": 4, "symmetric": symmetric}
-    spec = {"sweep": "s", "family": "quantize", "method": "mixed", "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": "mixed", "settings": settings, "seed": 0}
     compress(tmp_path / "out", "v", tiny, None, folders[0], [folders[1]], spec)
     manifest = read_manifest(tmp_path / "out")
     assert "failure" not in manifest
@@ -171,7 +172,7 @@ def test_too_small_a_budget_is_refused(tiny: Path, statistics: Statistics) -> No
     assert mixed.Settings(budget=11, group_size=4).check(config) is None
     assert "group_size 64 does not divide" in str(mixed.Settings(budget=4, group_size=64).check(config))
     with pytest.raises(ValueError, match="the smallest widths take"):
-        mixed.alter(load(tiny), mixed.Settings(budget=10.5, group_size=4), statistics, 0)
+        mixed.alter(load(tiny), mixed.Settings(budget=10.5, group_size=4), Context(statistics))
 
 
 def test_settings() -> None:

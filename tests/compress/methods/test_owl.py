@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.unstructured_pruning import owl, sparsegpt, wanda
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
@@ -66,7 +67,7 @@ def test_blocks_get_the_papers_sparsities(tiny: Path, calibration: Path, method:
     expected = literal_ratios(outliers, sparsity, 0.08)
     assert max(expected) - min(expected) == pytest.approx(0.16)
     model = load(tiny)
-    owl.alter(model, owl.Settings(sparsity=sparsity, by=method), statistics, 0)
+    owl.alter(model, owl.Settings(sparsity=sparsity, by=method), Context(statistics))
     assert shares_of_zeros(model) == pytest.approx(expected, abs=1e-3)
     assert shares_of_zeros(model)[outliers.index(max(outliers))] == min(shares_of_zeros(model))
 
@@ -75,7 +76,7 @@ def test_blocks_get_the_papers_sparsities(tiny: Path, calibration: Path, method:
 @pytest.mark.parametrize("sparsity", [0.01, 0.1, 0.2, 0.333, 0.5, 0.65, 0.8, 0.97])
 def test_zeros_of_the_whole_are_exact(tiny: Path, calibration: Path, method: str, sparsity: float) -> None:
     model = load(tiny)
-    owl.alter(model, owl.Settings(sparsity=sparsity, by=method), Statistics(calibration), 0)
+    owl.alter(model, owl.Settings(sparsity=sparsity, by=method), Context(Statistics(calibration)))
     zeros = sum(int((linear.weight == 0).sum()) for linear in linears_of(model).values())
     total = sum(linear.weight.numel() for linear in linears_of(model).values())
     # The last layer's two blocks of columns (of 172) round with SparseGPT.
@@ -105,12 +106,12 @@ def test_without_spread_it_is_the_method_itself(tiny: Path, calibration: Path, m
     # 25 %: a whole number of each row, of each layer, and of each block of columns.
     statistics = Statistics(calibration)
     ours = load(tiny)
-    owl.alter(ours, owl.Settings(sparsity=0.25, by=method, spread=0.0), statistics, 0)
+    owl.alter(ours, owl.Settings(sparsity=0.25, by=method, spread=0.0), Context(statistics))
     theirs = load(tiny)
     if method == "wanda":
-        wanda.alter(theirs, wanda.Settings(sparsity=0.25), statistics, 0)
+        wanda.alter(theirs, wanda.Settings(sparsity=0.25), Context(statistics))
     elif method == "sparsegpt":
-        sparsegpt.alter(theirs, sparsegpt.Settings(sparsity=0.25), statistics, 0)
+        sparsegpt.alter(theirs, sparsegpt.Settings(sparsity=0.25), Context(statistics))
     else:
         for linear in linears_of(theirs).values():
             order = linear.weight.detach().abs().flatten().argsort()
@@ -133,10 +134,9 @@ def test_rows_differ_by_at_most_one_zero_and_the_lowest_go() -> None:
 
 def test_a_model_in_bfloat16_and_a_whole_job(tiny: Path, calibration: Path, tmp_path: Path) -> None:
     model = load(tiny, dtype="bfloat16")
-    owl.alter(model, owl.Settings(sparsity=0.6), Statistics(calibration), 0)
+    owl.alter(model, owl.Settings(sparsity=0.6), Context(Statistics(calibration)))
     spec = {
         "sweep": "s",
-        "family": "prune",
         "method": "owl",
         "settings": {"sparsity": 0.6, "by": "sparsegpt"},
         "seed": 0,
@@ -150,7 +150,7 @@ def test_a_model_in_bfloat16_and_a_whole_job(tiny: Path, calibration: Path, tmp_
 def test_settings_for_people_and_plan(tiny: Path) -> None:
     plain, other = owl.Settings(sparsity=0.7), owl.Settings(sparsity=0.7, by="sparsegpt", spread=0.15)
     assert (plain.label, plain.curve, plain.severity) == ("70 %, wanda", "wanda", 0.7)
-    assert (other.label, other.curve) == ("70 %, sparsegpt", "sparsegpt, spread 0.15")
+    assert (other.label, other.curve) == ("70 %, sparsegpt, spread 0.15", "sparsegpt, spread 0.15")
     assert plain.statistics == ("activations",)
     assert plain.check(json.loads((tiny / "config.json").read_text())) is None
     with pytest.raises(ValueError, match="a share between 0 and 1, no pattern"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.unstructured_pruning import magnitude, sparsegpt, wanda
 from hemorrhage.compress.solvers.sparsity import SparsitySettings, check_zeros, lowest, lowest_of_groups
 from hemorrhage.models.checkpoint import load
@@ -31,7 +32,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec(method: str, sparsity: float | str, **settings: Any) -> dict[str, Any]:
     settings = {"sparsity": sparsity, **settings}
-    return {"sweep": "s", "family": "prune", "method": method, "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
 
 
 def layer(rows: int = 10, columns: int = 48) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,7 @@ def test_no_sparsity_changes_nothing(tiny: Path, calibration: Path, method: str)
     for nothing in (0.0, "4:4"):
         settings = module.Settings.model_construct(sparsity=nothing)
         model = load(tiny)
-        module.alter(model, settings, Statistics(calibration), 0)
+        module.alter(model, settings, Context(Statistics(calibration)))
         for name, linear in linears_of(load(tiny)).items():
             assert torch.equal(model.get_submodule(name).weight, linear.weight)
 
@@ -190,7 +191,7 @@ def test_masks_leave_the_other_weights_alone(tiny: Path, calibration: Path) -> N
     base = {name: module.weight for name, module in linears_of(load(tiny)).items()}
     for method in (magnitude, wanda):
         model = load(tiny)
-        method.alter(model, method.Settings(sparsity=0.5), Statistics(calibration), 0)
+        method.alter(model, method.Settings(sparsity=0.5), Context(Statistics(calibration)))
         for name, module in linears_of(model).items():
             kept = module.weight != 0
             assert torch.equal(module.weight[kept], base[name][kept])
@@ -199,7 +200,7 @@ def test_masks_leave_the_other_weights_alone(tiny: Path, calibration: Path) -> N
 def test_magnitude_keeps_the_largest_of_a_layer(tiny: Path) -> None:
     model = load(tiny)
     before = {name: module.weight.detach().clone() for name, module in linears_of(model).items()}
-    magnitude.alter(model, magnitude.Settings(sparsity=0.6), None, 0)
+    magnitude.alter(model, magnitude.Settings(sparsity=0.6), Context())
     for name, module in linears_of(model).items():
         gone = module.weight == 0
         assert before[name][gone].abs().max() <= before[name][~gone].abs().min()

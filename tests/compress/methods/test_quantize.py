@@ -38,7 +38,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "family": "quantize", "method": method, "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
 
 
 def layer(rows: int = 12, columns: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:

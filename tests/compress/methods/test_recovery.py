@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_expansion import llama_pro
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
@@ -61,28 +62,28 @@ def narrow(tiny: Path, dtype: str = "float32") -> PreTrainedModel:
     """The tiny model without 60 % of its blocks' weights, its first block spared."""
     model = load(tiny, dtype)
     settings = width.Settings(removed=0.6, importance="random", protect_first=1, protect_last=0)
-    width.alter(model, settings, None, 0)
+    width.alter(model, settings, Context())
     return model
 
 
 def recovered(model: Any, statistics: Statistics, seed: int = 0, **settings: Any) -> Any:
-    recovery.alter(model, recovery.Settings(**{**FAST, **settings}), statistics, seed)
+    recovery.alter(model, recovery.Settings(**{**FAST, **settings}), Context(statistics, seed))
     return model
 
 
-def test_it_recovers_on_text_it_has_not_seen_and_the_sham_does_not(
+def test_it_recovers_on_text_it_has_not_seen_and_the_control_does_not(
     tiny: Path, statistics: Statistics, held_out: Tensor
 ) -> None:
     base = load(tiny)
     damaged, treated = narrow(tiny), recovered(narrow(tiny), statistics)
-    sham = recovered(narrow(tiny), statistics, sham=True)
-    before, after, control = (nll(m, held_out) - nll(base, held_out) for m in (damaged, treated, sham))
+    shuffled = recovered(narrow(tiny), statistics, shuffled=True)
+    before, after, control = (nll(m, held_out) - nll(base, held_out) for m in (damaged, treated, shuffled))
     assert before > 0.2
     assert after < 0.75 * before
     assert after < 0.6 * control
-    lost, left, left_by_sham = (divergence(base, m, held_out) for m in (damaged, treated, sham))
+    lost, left, left_by_control = (divergence(base, m, held_out) for m in (damaged, treated, shuffled))
     assert left < 0.75 * lost
-    assert left < 0.6 * left_by_sham
+    assert left < 0.6 * left_by_control
     # What is not a linear layer of a block is as it was, and nothing of the adapters is left.
     names = dict(narrow(tiny).named_parameters())
     assert names.keys() == {name for name, _ in treated.named_parameters()}
@@ -189,7 +190,7 @@ def test_what_was_trained_is_what_is_stored(tiny: Path, statistics: Statistics) 
     model = halved(tiny).requires_grad_(False)
     layers = recovery._adapt(model, 4)
     assert sum(hasattr(layer, "mask") for layer in layers.values()) == len(layers) - 1
-    recovery.train(model, statistics.tokens(), recovery.Settings(**FAST | {"steps": 4}), 0)
+    recovery.train(model, statistics.tokens(), recovery.Settings(**FAST | {"steps": 4}), Context())
     with torch.no_grad():
         adapted = model(statistics.tokens()[:2]).logits
         for name, layer in layers.items():
@@ -202,7 +203,7 @@ def test_what_was_trained_is_what_is_stored(tiny: Path, statistics: Statistics) 
 
 def test_silent_blocks_are_trained(tiny: Path, statistics: Statistics) -> None:
     model = load(tiny)
-    llama_pro.alter(model, llama_pro.Settings(added=0.2), None, 0)
+    llama_pro.alter(model, llama_pro.Settings(added=0.2), Context())
     recovered(model, statistics, steps=5)
     assert (blocks(model)[5].mlp.down_proj.weight != 0).float().mean() > 0.9
 
@@ -249,9 +250,9 @@ def test_batches_go_through_all_windows_before_one_comes_again() -> None:
 
 def test_shuffled_windows_have_the_same_tokens(statistics: Statistics) -> None:
     tokens = statistics.tokens()
-    sham = recovery.training_windows(tokens, True, 0)
-    assert torch.equal(sham.sort(1).values, tokens.sort(1).values)
-    assert (sham != tokens).float().mean() > 0.8
+    control = recovery.training_windows(tokens, True, 0)
+    assert torch.equal(control.sort(1).values, tokens.sort(1).values)
+    assert (control != tokens).float().mean() > 0.8
     assert torch.equal(recovery.training_windows(tokens, False, 0), tokens)
 
 
@@ -267,7 +268,7 @@ def test_the_rate_rises_and_falls() -> None:
 def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:
     calibration = calibrated(tiny, tmp_path / "calibration")
     pruning = {"removed": 0.5, "importance": "magnitude", "protect_first": 0, "protect_last": 0}
-    spec = {"sweep": "s", "family": "f", "seed": 0}
+    spec = {"sweep": "s", "seed": 0}
     compress(tmp_path / "parent", "p", tiny, None, None, [], {**spec, "method": "width", "settings": pruning})
     settings = {"steps": 3, "batch": 2}
     out = tmp_path / "out"
@@ -287,9 +288,9 @@ def test_settings() -> None:
     settings = recovery.Settings()
     assert (settings.steps, settings.rank, settings.learning_rate) == (200, 8, 1e-4)
     assert (settings.axis, settings.severity, settings.statistics) == ("steps", 200.0, ("tokens",))
-    assert (settings.label, settings.curve) == ("200 steps", "rank 8")
-    assert recovery.Settings(sham=True).label == "200 steps on shuffled tokens"
-    assert recovery.Settings(sham=True).curve == "rank 8, sham"
+    assert (settings.label, settings.curve) == ("200 steps, rank 8", "rank 8")
+    assert recovery.Settings(shuffled=True).curve == "rank 8, shuffled tokens"
+    assert recovery.Settings(learning_rate=1e-3, batch=2).curve == "rank 8, learning rate 0.001, batches of 2"
     assert recovery.Settings(rank=64).check({"hidden_size": 64}) is None
     assert recovery.Settings(rank=65).check({"hidden_size": 64}) == "rank 65 is more than the hidden_size of 64"
     for wrong in ({"steps": 0}, {"rank": 0}, {"learning_rate": 0}, {"batch": 0}, {"dropout": 0.1}):

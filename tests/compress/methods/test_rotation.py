@@ -22,6 +22,7 @@ from transformers import (
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import rotation, rtn
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
@@ -43,7 +44,7 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec(**settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "family": "quantize", "method": "rotation", "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": "rotation", "settings": settings, "seed": 0}
 
 
 def random_tokens(vocabulary: int = 500, rows: int = 2) -> Tensor:
@@ -188,12 +189,12 @@ def test_a_blocks_weights_are_those_of_the_papers_figure(tiny: Path) -> None:
     assert (model.model.norm.weight == 1).all()
 
 
-@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+@pytest.mark.parametrize("transform", ["quarot", "quip"])
 def test_the_second_moment_is_that_of_the_turned_input(tiny: Path, transform: str) -> None:
     """What the layer behind a norm reads, turned: the loss of a change of weights stays what it was."""
     model = load(tiny)
     name = "model.layers.1.self_attn.v_proj"
-    if transform == "spinquant":
+    if transform == "quarot":
         turn = rotation.turns(model, seed=0)[name]
     else:
         from hemorrhage.models.formats.rotated import made
@@ -210,7 +211,7 @@ def test_the_second_moment_is_that_of_the_turned_input(tiny: Path, transform: st
     assert after == pytest.approx(before, rel=1e-3)
 
 
-@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+@pytest.mark.parametrize("transform", ["quarot", "quip"])
 @pytest.mark.parametrize("rounding", ["rtn", "gptq"])
 def test_checkpoints_read_back_and_eight_bits_lose_next_to_nothing(
     tiny: Path, calibration: Path, tmp_path: Path, transform: str, rounding: str
@@ -224,7 +225,7 @@ def test_checkpoints_read_back_and_eight_bits_lose_next_to_nothing(
     base = load(tiny)
     assert 0 < divergence(base, load(out, base=tiny)) < 5e-4
     tensors, config = dict(Weights(out, tiny).items()), json.loads((out / "config.json").read_text())
-    if transform == "spinquant":
+    if transform == "quarot":
         # The price of rotating a model with tied embeddings.
         assert tensors["lm_head.weight"].shape == tensors["model.embed_tokens.weight"].shape
         assert config["tie_word_embeddings"] is False
@@ -238,7 +239,7 @@ def test_checkpoints_read_back_and_eight_bits_lose_next_to_nothing(
 def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
     base, model = load(tiny), load(tiny)
     settings = rotation.Settings(transform="quip", bits=3, group_size=4)
-    rotation.alter(model, settings, None, 7)
+    rotation.alter(model, settings, Context(seed=7))
     forms = forms_of(model)
     assert set(forms) == set(linears_of(base))
     for name, form in list(forms.items())[:7]:
@@ -261,7 +262,7 @@ def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
 def test_layers_that_share_an_input_share_its_rotation(tiny: Path, calibration: Path) -> None:
     model = load(tiny)
     settings = rotation.Settings(transform="quip", rounding="gptq", bits=3, group_size=4)
-    rotation.alter(model, settings, Statistics(calibration), 0)
+    rotation.alter(model, settings, Context(Statistics(calibration)))
     attention = blocks(model)[0].self_attn
     origins = [attention.get_submodule(n).stored()["rotation"] for n in ("q_proj", "k_proj", "v_proj")]
     assert torch.equal(origins[0][1], origins[1][1])
@@ -306,12 +307,12 @@ def test_a_rotation_flattens_outliers(tiny: Path) -> None:
             assert peak(spun[name].weight(weight)) < 0.8 * peak(weight), name
 
 
-@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+@pytest.mark.parametrize("transform", ["quarot", "quip"])
 def test_outliers_hurt_less_after_rotation(tiny: Path, transform: str) -> None:
     base, plain, turned = planted(tiny), planted(tiny), planted(tiny)
     grid = {"bits": 3, "group_size": "channel"}
-    rtn.alter(plain, rtn.Settings.model_validate(grid), None, 0)
-    rotation.alter(turned, rotation.Settings.model_validate({**grid, "transform": transform}), None, 0)
+    rtn.alter(plain, rtn.Settings.model_validate(grid), Context())
+    rotation.alter(turned, rotation.Settings.model_validate({**grid, "transform": transform}), Context())
     assert divergence(base, turned) < 0.5 * divergence(base, plain)
 
 
@@ -338,44 +339,46 @@ def peer_of(tiny: Path, modifier: Any, calibration: Path) -> PreTrainedModel:
     return peer
 
 
-@pytest.mark.parametrize("transform", ["spinquant", "quip"])
+@pytest.mark.parametrize("transform", ["quarot", "quip"])
 def test_as_good_as_the_peer(tiny: Path, calibration: Path, transform: str) -> None:
     pytest.importorskip("llmcompressor")
     from llmcompressor.modifiers.transform import QuIPModifier, SpinQuantModifier
 
     modifier = (
         SpinQuantModifier(rotations=["R1", "R2"], transform_type="random-hadamard")
-        if transform == "spinquant"
+        if transform == "quarot"
         else QuIPModifier(rotations=["v", "u"], transform_type="random-hadamard")
     )
     base, ours = load(tiny), load(tiny)
     settings = rotation.Settings.model_validate({"transform": transform, "bits": 4, "group_size": 4})
-    rotation.alter(ours, settings, None, 0)
+    rotation.alter(ours, settings, Context())
     mine, theirs = divergence(base, ours), divergence(base, peer_of(tiny, modifier, calibration))
     assert 0 < mine < 1.5 * theirs
 
 
 def test_settings(tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
-    spun = rotation.Settings(transform="spinquant", bits=4, group_size=64)
-    assert spun.label == "4 bit, spinquant, not learned, rtn, groups of 64"
+    spun = rotation.Settings(transform="quarot", bits=4, group_size=64)
+    assert spun.label == "4 bit, groups of 64, quarot, rtn"
     assert spun.statistics == ()
     assert spun.check({**config, "intermediate_size": 192}) is None
     assert spun.check(config) == "group_size 64 does not divide the model's intermediate_size of 172"
-    problem = "transform spinquant is for llama, mistral, qwen2, qwen3; the model is a gemma2"
+    problem = "transform quarot is for llama, mistral, qwen2, qwen3; the model is a gemma2"
     assert spun.check({**config, "model_type": "gemma2"}) == problem
     quip = rotation.Settings(transform="quip", bits=3, rounding="gptq", group_size="channel")
-    assert (quip.curve, quip.statistics) == ("quip, gptq, per channel", ("hessian",))
+    assert (quip.curve, quip.statistics) == ("per channel, quip, gptq", ("hessian",))
     assert quip.check({**config, "model_type": "mamba"}) is None
     with pytest.raises(ValueError, match="keep_zeros has to be false"):
         rotation.Settings(transform="quip", bits=3, keep_zeros=True)
-    with pytest.raises(ValueError, match="'spinquant' or 'quip'"):
-        rotation.Settings.model_validate({"transform": "quarot", "bits": 3})
+    with pytest.raises(ValueError, match="'quarot' or 'quip'"):
+        rotation.Settings.model_validate({"transform": "dct", "bits": 3})
+    with pytest.raises(ValueError, match="spinquant is now quarot"):
+        rotation.Settings.model_validate({"transform": "spinquant", "bits": 3})
 
 
 def test_a_block_of_another_shape_is_refused(tiny: Path) -> None:
     model = load(tiny)
     mlp = blocks(model)[1].mlp
     mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: spinquant does not know this layer"):
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: quarot does not know this layer"):
         rotation.turns(model, 0)

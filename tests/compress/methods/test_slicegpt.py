@@ -23,6 +23,7 @@ from transformers import (
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.structured_pruning import slicegpt
 from hemorrhage.decode.generation import forward
 from hemorrhage.evaluate.language import hidden_states, output_embedding
@@ -58,7 +59,7 @@ class Windows(Statistics):
 
 def sliced(model: Any, statistics: Statistics, seed: int = 0, **settings: Any) -> Any:
     model = load(model) if isinstance(model, Path) else model
-    slicegpt.alter(model, slicegpt.Settings(**settings), statistics, seed)
+    slicegpt.alter(model, slicegpt.Settings(**settings), Context(statistics, seed))
     return model
 
 
@@ -263,7 +264,7 @@ def _stories(tiny: Path) -> Tensor:
 
 def spec(removed: float, **settings: Any) -> dict[str, Any]:
     settings = {"removed": removed, **settings}
-    return {"sweep": "s", "family": "structure", "method": "slicegpt", "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": "slicegpt", "settings": settings, "seed": 0}
 
 
 def test_a_checkpoint_with_a_basis_per_block(tiny: Path, calibration: Path, tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_generation_with_a_cache_is_generation_without(tiny: Path, calibration: 
 def test_other_methods_go_on_from_a_slice(tiny: Path, calibration: Path, tmp_path: Path) -> None:
     parent = tmp_path / "parent"
     compress(parent, "p", tiny, None, calibration, [], spec(0.25))
-    pruned = {**spec(0.0), "family": "prune", "method": "magnitude", "settings": {"sparsity": 0.5}, "on": "p"}
+    pruned = {**spec(0.0), "method": "magnitude", "settings": {"sparsity": 0.5}, "on": "p"}
     compress(tmp_path / "pruned", "v", tiny, parent, calibration, [], pruned)
     manifest = read_manifest(tmp_path / "pruned")
     assert "failure" not in manifest
@@ -352,7 +353,8 @@ def test_other_methods_go_on_from_a_slice(tiny: Path, calibration: Path, tmp_pat
 def test_settings_for_people_and_plan(tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     settings = slicegpt.Settings(removed=0.25)
-    assert (settings.label, settings.curve, settings.severity) == ("25 % of the hidden size", "a basis per block", 0.25)
+    assert settings.label == "25 % of the hidden size, a basis per block"
+    assert (settings.curve, settings.severity) == ("a basis per block", 0.25)
     assert slicegpt.Settings(removed=0.25, rotation="model", basis="random").curve == "one basis, random"
     assert settings.statistics == ("tokens",)
     assert settings.check(config) is None

@@ -54,7 +54,7 @@ def test_share_out_of_range() -> None:
 @pytest.mark.parametrize("whiten", [False, True])
 def test_a_checkpoint_of_factors_reads_back(tiny: Path, tmp_path: Path, whiten: bool) -> None:
     calibration = calibrated(tiny, tmp_path)
-    spec = {"sweep": "svd", "family": "rank", "method": "svd", "seed": 0}
+    spec = {"sweep": "svd", "method": "svd", "seed": 0}
     spec["settings"] = {"removed": 0.3, "whiten": whiten}
     out = tmp_path / "out"
     compress(out, "svd-0.3", tiny, None, calibration, [], spec)

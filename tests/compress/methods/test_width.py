@@ -24,6 +24,7 @@ from transformers import (
 from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
@@ -53,7 +54,7 @@ def parts(tiny: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactor
 def pruned(model: Any, statistics: Statistics | None = None, seed: int = 0, **settings: Any) -> Any:
     model = load(model) if isinstance(model, Path) else model
     settings = {"protect_first": 0, "protect_last": 0, **settings}
-    width.alter(model, width.Settings(**settings), statistics, seed)
+    width.alter(model, width.Settings(**settings), Context(statistics, seed))
     return model
 
 
@@ -389,7 +390,7 @@ def test_checkpoints_load(
     alone: bool,
 ) -> None:
     out = tmp_path / "out"
-    spec = {"sweep": "s", "family": "f", "method": "width", "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": "width", "settings": settings, "seed": 0}
     compress(out, "v", tiny, None, calibration, list(parts.values()), spec)
     manifest = read_manifest(out)
     assert "failure" not in manifest, manifest["failure"]
@@ -410,9 +411,9 @@ def test_checkpoints_load(
 def test_labels() -> None:
     settings = width.Settings(removed=0.2)
     assert settings.importance == "taylor1"
-    assert settings.label == "20 % of the blocks' weights"
-    assert settings.curve == "taylor1, 4+2 blocks spared"
+    assert settings.curve == "taylor1, first 4 blocks spared, last 2 spared"
+    assert settings.label == f"20 % of the blocks' weights, {settings.curve}"
     assert settings.severity == 0.2
     assert settings.statistics == ("gradients",)
     uniform = width.Settings(removed=0.2, importance="magnitude", protect_first=0, protect_last=0)
-    assert (uniform.curve, uniform.statistics) == ("magnitude", ())
+    assert (uniform.curve, uniform.statistics) == ("magnitude, first 0 blocks spared, last 0 spared", ())

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import gguf_types
 from hemorrhage.compress.solvers.kquants import SUPER_TYPES, WIDTHS, quantize
 from hemorrhage.models.checkpoint import load
@@ -33,7 +34,7 @@ F = np.float32
 
 
 def spec(**settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "family": "quantize", "method": "gguf_types", "settings": settings, "seed": 0}
+    return {"sweep": "s", "method": "gguf_types", "settings": settings, "seed": 0}
 
 
 def read(blocks: Tensor, kind: str) -> Tensor:
@@ -336,7 +337,7 @@ def test_a_checkpoint_is_a_gguf_file_that_transformers_reads(
 
 def test_the_gguf_file_has_the_models_tokenizer(wide: Path, tiny: Path, tmp_path: Path) -> None:
     model = load(wide, "stored")
-    gguf_types.alter(model, gguf_types.Settings(type="q8_0"), None, 0)
+    gguf_types.alter(model, gguf_types.Settings(type="q8_0"), Context())
     gguf_file.save(model, torch.bfloat16, wide, tmp_path)
     reader = GGUFReader(tmp_path / "model.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -361,7 +362,7 @@ def test_the_gguf_file_has_the_models_tokenizer(wide: Path, tiny: Path, tmp_path
 
 def test_a_gguf_checkpoint_can_be_altered_further(wide: Path, tmp_path: Path) -> None:
     compress(tmp_path / "first", "v", wide, None, None, [], spec(type="q5_k", embeddings=True))
-    second = {"sweep": "s", "family": "prune", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
+    second = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
     compress(tmp_path / "second", "w", wide, tmp_path / "first", None, [], {**second, "on": "v"})
     manifest = read_manifest(tmp_path / "second")
     assert "failure" not in manifest, manifest["failure"]
@@ -375,7 +376,7 @@ def test_a_gguf_checkpoint_can_be_altered_further(wide: Path, tmp_path: Path) ->
 
 def test_a_model_loaded_as_stored_keeps_its_blocks(wide: Path, tmp_path: Path) -> None:
     model = load(wide, "stored")
-    gguf_types.alter(model, gguf_types.Settings(type="q4_k", embeddings=True), None, 0)
+    gguf_types.alter(model, gguf_types.Settings(type="q4_k", embeddings=True), Context())
     gguf_file.save(model, torch.bfloat16, wide, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(configuration(model, wide)))
     dense = load(tmp_path)
@@ -415,7 +416,7 @@ def test_a_tokenizer_that_is_not_understood_is_left_out(wide: Path, tmp_path: Pa
         "llama.cpp's name for a tokenizer that splits by Whitespace is not known"
     )
     model = load(folder, "stored")
-    gguf_types.alter(model, gguf_types.Settings(type="q8_0"), None, 0)
+    gguf_types.alter(model, gguf_types.Settings(type="q8_0"), Context())
     gguf_file.save(model, torch.bfloat16, folder, tmp_path)
     fields = GGUFReader(tmp_path / "model.gguf").fields
     assert fields["tokenizer.ggml.model"].contents() == "none"
@@ -425,8 +426,8 @@ def test_a_tokenizer_that_is_not_understood_is_left_out(wide: Path, tmp_path: Pa
 def test_rows_that_no_block_divides_stay_as_they_are(tiny: Path) -> None:
     model = load(tiny)
     settings = gguf_types.Settings(type="q4_k")
-    gguf_types.alter(model, settings, None, 0)
-    found = gguf_types.facts(model, settings)
+    gguf_types.alter(model, settings, Context())
+    found = gguf_types.counted(model, settings)
     assert found["types"] == {"q5_0": 30, "plain": 5}  # widths 64 and 172
     assert found["fell_back"] == 35
 

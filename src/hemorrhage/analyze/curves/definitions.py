@@ -96,6 +96,7 @@ class _Study:
         found: dict[str, Any] = {
             "sweep": sweep.sweep,
             "curve": sweep.curve,
+            "identity": sweep.identity,
             "name": sweep.name,
             "family": sweep.family,
             "method": sweep.method,

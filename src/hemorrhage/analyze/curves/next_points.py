@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position
@@ -20,40 +19,6 @@ MOST = 2
 """Points that are asked for at once, where a curve is not too short."""
 
 
-@dataclass(frozen=True)
-class Range:
-    """Values that a setting may take: whole numbers from ``low`` to ``high``, or shares between them in ``step``."""
-
-    low: float
-    high: float
-    step: float
-    whole: bool = False
-
-    def values(self) -> list[float | int]:
-        """All of them, ascending."""
-        number = round((self.high - self.low) / self.step)
-        found = [round(self.low + place * self.step, 4) for place in range(number + 1)]
-        return [int(value) for value in found] if self.whole else found
-
-
-SETTINGS = {
-    "bits": ("bits", Range(2, 8, 1, whole=True)),
-    "activation_bits": ("activation_bits", Range(4, 8, 1, whole=True)),
-    "cache_bits": ("bits", Range(2, 8, 1, whole=True)),
-    "sparsity": ("sparsity", Range(0.1, 0.9, 0.05)),
-    "removed": ("removed", Range(0.05, 0.8, 0.05)),
-    "added": ("added", Range(0.1, 1.0, 0.1)),
-}
-"""Axis -> the setting that moves a variant along it, and the values worth running. A method on that axis whose variants
-have no such setting (a table of names, a budget) is not asked for more."""
-
-SPARING = ("width",)
-"""Methods that spare some blocks: what the others can lose depends on the model, so no more is asked than was run."""
-
-BY_BLOCKS = ("depth", "llama_pro", "duplication")
-"""Methods that round their share to whole blocks."""
-
-
 def propose(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """Values to run next for one curve, and why: an entry of thresholds.json as it stands, and the curve.
 
@@ -61,20 +26,24 @@ def propose(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """
     if sweep.on != BASE:
         return _none("a curve on another variant; its points depend on those of the sweep below")
-    if any(variant.manifest.get("settings", {}).get("sham") for variant in [*sweep.variants, *sweep.failed]):
+    everything = [*sweep.variants, *sweep.failed]
+    if any(variant.is_shuffled for variant in everything):
         return _none("a control")
-    if sweep.axis not in SETTINGS:
-        return _none(f"no setting moves along {sweep.axis}")
-    setting, values = SETTINGS[sweep.axis]
+    method, setting = everything[0].info, str(everything[0].manifest.get("severity_field", ""))
+    values = method.values
+    if values is None:
+        return _none(f"no setting moves along {sweep.axis} in steps worth running")
     points = {_value(variant, setting): variant for variant in sweep.variants if _value(variant, setting) is not None}
     if len(points) < len({variant.severity for variant in sweep.variants}) or not points:
         return _none(f"{setting} of its variants is no number that could be moved")
-    if any(not _listed(variant, setting) for variant in [*sweep.variants, *sweep.failed]):
+    if any(not _listed(variant, setting) for variant in everything):
         return _none(f"{setting} is one value in params.yaml, not a list")
-    tried = {_value(variant, setting) for variant in [*sweep.variants, *sweep.failed]}
-    most = max(points) if sweep.method in SPARING else values.high
+    tried = {_value(variant, setting) for variant in everything}
+    # Where blocks are spared, what the others can lose depends on the model: no more is asked than was run.
+    most = max(points) if method.spares_blocks else values.high
     free = [value for value in values.values() if value not in tried and value <= most]
-    free = [value for value in free if _differs(value, points, sweep, setting)]
+    if method.by_blocks:
+        free = [value for value in free if _differs(value, points)]
     chosen, why = _chosen(entry, sweep, points, free)
     if not chosen:
         return _none(why)
@@ -86,19 +55,17 @@ def _none(reason: str) -> dict[str, Any]:
 
 
 def _value(variant: Variant, setting: str) -> Any:
-    value = variant.manifest.get("settings", {}).get(setting)
+    value = variant.settings.get(setting)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _listed(variant: Variant, setting: str) -> bool:
     """Whether params.yaml gives a list: only values of lists stand in a variant's name."""
-    return str(variant.manifest.get("settings", {}).get(setting)) in variant.name.split("-")[1:]
+    return str(variant.settings.get(setting)) in variant.name.split("-")[1:]
 
 
-def _differs(value: float, points: dict[Any, Variant], sweep: Sweep, setting: str) -> bool:
+def _differs(value: float, points: dict[Any, Variant]) -> bool:
     """Whether a share removes or adds another number of blocks than those that were run."""
-    if sweep.method not in BY_BLOCKS:
-        return True
     blocks = {number for number in map(_blocks, points.values()) if number}
     if len(blocks) != 1:
         return True
@@ -201,7 +168,7 @@ def patch(thresholds: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]) -> dict
 def _values(sweep: str, setting: str, sweeps: Sequence[Sweep]) -> list[Any]:
     """What a sweep's list holds today, in its order."""
     members = [variant for one in sweeps if one.sweep == sweep for variant in [*one.variants, *one.failed]]
-    values = [variant.manifest.get("settings", {}).get(setting) for variant in members]
+    values = [variant.settings.get(setting) for variant in members]
     return list(dict.fromkeys(value for value in values if value is not None))
 
 

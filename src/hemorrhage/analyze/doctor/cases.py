@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from hemorrhage.analyze.doctor import features
-from hemorrhage.analyze.doctor.features import COLUMNS, FAMILIES, Alteration, Base
-from hemorrhage.analyze.doctor.predictor import IDENTITY, OF_LAWS, RETENTION, TARGETS
+from hemorrhage.analyze.doctor.features import COLUMNS, Alteration, Base
+from hemorrhage.analyze.doctor.predictor import IDENTITY, OF_LAWS, RETENTION, TARGETS, UNCHANGED
+from hemorrhage.compress.info import PREDICTED, MethodInfo
 
 TRAINED_TOKENS = {"smollm2-135m-instruct": 2e12}
 """Tokens that a known model was trained on (SmolLM2: arXiv 2502.02737)."""
@@ -50,6 +51,8 @@ def altered(manifest: Mapping[str, Any], layers: Mapping[str, Mapping[str, float
         on=manifest.get("on"),
         made=manifest,
         layers=layers or None,
+        second_order=bool(manifest.get("second_order")),
+        unchanged=MethodInfo.of_manifest(manifest).unchanged,
     )
 
 
@@ -64,6 +67,8 @@ def planned(variant: Any, corpora: Sequence[str]) -> Alteration:
         settings=variant.settings.model_dump(mode="json"),
         calibrated_on=corpora if variant.settings.statistics else None,
         on=variant.on,
+        second_order=variant.settings.second_order,
+        unchanged=variant.info.unchanged,
     )
 
 
@@ -71,7 +76,7 @@ def asked(
     alteration: Alteration, base: Base, parent: Alteration | None, base_nll: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """A row for each corpus, without targets; none where the family is not predicted."""
-    if alteration.family not in FAMILIES or not math.isfinite(alteration.severity):
+    if alteration.family not in PREDICTED or not math.isfinite(alteration.severity):
         return []
     about = {
         "model": base.name,
@@ -81,6 +86,7 @@ def asked(
         "family": alteration.family,
         "axis": alteration.axis,
         "on": alteration.on or "",
+        UNCHANGED: alteration.unchanged,
         "in_layers": base.in_layers,
         "trained_tokens": base.trained_tokens,
         "bits": features.bits_of(alteration),
@@ -110,7 +116,7 @@ def measured_rows(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """All columns of the predictor's rows, numbers to six digits."""
-    found = pd.DataFrame(rows, columns=[*IDENTITY, *OF_LAWS, *COLUMNS, *TARGETS, RETENTION])
+    found = pd.DataFrame(rows, columns=[*IDENTITY, UNCHANGED, *OF_LAWS, *COLUMNS, *TARGETS, RETENTION])
     numbers = [*OF_LAWS, *COLUMNS, *TARGETS, RETENTION]
     found[numbers] = found[numbers].map(lambda value: value if math.isnan(value) else float(f"{value:.{DIGITS}g}"))
     return found

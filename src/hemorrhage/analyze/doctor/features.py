@@ -16,14 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta, norm
 
-FAMILIES = ("quantize", "activations", "prune", "structure", "depth", "rank", "expand", "experts")
-"""Families whose damage is predicted. What training recovers is no alteration of this kind."""
+from hemorrhage.compress.info import PREDICTED
 
-SECOND_ORDER = ("gptq", "sparsegpt", "autoround")
-"""Methods that let the other weights make up for an error, by second moments or by learning."""
-
-IDENTITIES = ("llama_pro",)
-"""Methods that add something and change nothing: their damage is known to be none."""
+QUANTIZED = ("weight_quantization", "activation_quantization")
 
 K, OF_DATA, OF_SIZE, OF_BITS = 0.017, 0.5251, 0.2261, 5.4967
 """dLoss = K D^OF_DATA / (N^OF_SIZE P^OF_BITS), the quantization law of arXiv 2411.17691: D tokens of training, N
@@ -56,16 +51,16 @@ COLUMNS = (
     "ln_tokens",
     "law",
     "outliers",
-    *(f"is_{family}" for family in FAMILIES),
+    *(f"is_{family}" for family in PREDICTED),
 )
 """``noise``: ln of the energy of the weights' relative error that normal weights would have; ``noise_weights`` and
-``noise_outputs``: the same as measured, mean over layers; ``noise_best``: the best known of the three; ``worst_layer``:
-dB of the mean layer above the worst; ``removed``, ``added``: share; ``pattern``: n:m; ``calibrated``: reads statistics;
-``second_order``: see SECOND_ORDER; ``ranked``: blocks or channels are chosen by a measure; ``matched``: calibrated on
-the corpus that is evaluated; ``gained``: nats by which the base beats a uniform guess; ``law``: ln of the damage that
-the law of arXiv 2411.17691 foresees at as many bits as make the same noise (analyze.doctor.laws); ``influence``:
-share of all blocks' influence that was removed; ``outliers``: ln of largest over median feature of inputs, mean over
-layers."""
+``noise_outputs``: the same as measured, mean over layers; ``noise_best``: the best known of the three;
+``worst_layer``: dB of the mean layer above the worst; ``removed``, ``added``: share; ``pattern``: n:m;
+``calibrated``: reads statistics; ``second_order``: other weights make up for an error; ``ranked``: blocks or
+channels are chosen by a measure; ``matched``: calibrated on the corpus that is evaluated; ``gained``: nats by which
+the base beats a uniform guess; ``law``: ln of the damage that the law of arXiv 2411.17691 foresees at as many bits
+as make the same noise (analyze.doctor.laws); ``influence``: share of all blocks' influence that was removed;
+``outliers``: ln of largest over median feature of inputs, mean over layers."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +92,9 @@ class Alteration:
     on: str | None = None
     made: Mapping[str, Any] | None = None
     layers: Mapping[str, Mapping[str, float]] | None = None
+    second_order: bool = False
+    unchanged: bool = False
+    """Whether it adds something and changes nothing: its damage is known to be none."""
 
 
 def of(
@@ -107,7 +105,7 @@ def of(
     planned = sum(energy(one, base.width) for one in chain)
     removed = max(share_removed(one) for one in chain)
     weights, outputs, worst, outliers = _measured(alteration.layers)
-    if alteration.method in IDENTITIES:
+    if alteration.unchanged:
         planned = LEAST
     found = {
         "noise": _ln(planned),
@@ -118,7 +116,7 @@ def of(
         "added": alteration.severity if alteration.axis == "added" else 0.0,
         "pattern": float(any(":" in str(one.settings.get("sparsity", "")) for one in chain)),
         "calibrated": float(alteration.calibrated_on is not None),
-        "second_order": float(alteration.method in SECOND_ORDER or alteration.settings.get("rounding") == "gptq"),
+        "second_order": float(alteration.second_order),
         "ranked": float(
             alteration.settings.get("order", alteration.settings.get("importance", "")) not in ("", "random")
         ),
@@ -130,7 +128,7 @@ def of(
         "gained": math.log(base.vocabulary) - base_nll,
         "ln_tokens": math.log(base.trained_tokens),
         "outliers": outliers,
-        **{f"is_{family}": float(alteration.family == family) for family in FAMILIES},
+        **{f"is_{family}": float(alteration.family == family) for family in PREDICTED},
     }
     known = [value for value in (outputs, weights) if not math.isnan(value) and removed == 0]
     found["noise_best"] = known[0] if known and found["noise"] > _ln(LEAST) else found["noise"]
@@ -142,7 +140,7 @@ def of(
 def bits_of(alteration: Alteration) -> float:
     """Bits of a weight's code, NaN where weights are not quantized."""
     settings = alteration.settings
-    if alteration.family not in ("quantize", "activations") or alteration.axis == "cache_bits":
+    if alteration.family not in QUANTIZED or alteration.axis == "cache_bits":
         return math.nan
     if "bits" in settings:
         return float(settings["bits"])
@@ -155,7 +153,7 @@ def share_removed(alteration: Alteration) -> float:
     if alteration.axis == "removed":
         return alteration.severity
     experts = alteration.settings.get("experts")
-    if alteration.family == "experts" and experts and "top_k" in alteration.settings:
+    if alteration.family == "moe" and experts and "top_k" in alteration.settings:
         return 1 - float(alteration.settings["top_k"]) / float(experts)
     return alteration.severity if alteration.axis == "routing" else 0.0
 
@@ -165,10 +163,10 @@ def energy(alteration: Alteration, width: int) -> float:
     settings = alteration.settings
     if alteration.axis == "cache_bits":
         return rounding(alteration.severity, _group(settings, width), symmetric=False)
-    if alteration.family in ("quantize", "activations"):
+    if alteration.family in QUANTIZED:
         group = _group(settings, width)
         found = rounding(
-            bits_of(alteration), group, bool(settings.get("symmetric", alteration.family == "activations"))
+            bits_of(alteration), group, bool(settings.get("symmetric", alteration.family == "activation_quantization"))
         )
         if alteration.axis == "activation_bits":
             found += rounding(float(settings.get("activation_bits", 8)), width, symmetric=True)
@@ -239,7 +237,7 @@ def decibels(layers: Mapping[str, Mapping[str, float]], key: str) -> np.ndarray:
 
 def _influence(alteration: Alteration, base: Base) -> float:
     """Share of the blocks' influence that goes: known once blocks are chosen, or where the least influential go."""
-    if alteration.family != "depth":
+    if alteration.family != "depth_pruning":
         return 0.0
     values = np.asarray(base.influence, dtype=np.float64)
     kept = (alteration.made or {}).get("blocks")

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.doctor import laws
-from hemorrhage.analyze.doctor.features import COLUMNS, IDENTITIES, OF_BITS, OF_DATA, OF_SIZE, K, equivalent_bits
+from hemorrhage.analyze.doctor.features import COLUMNS, OF_BITS, OF_DATA, OF_SIZE, K, equivalent_bits
 from hemorrhage.analyze.doctor.laws import CAP, FLOOR
 from hemorrhage.analyze.stats.bootstrap import Floats
 
@@ -30,12 +30,15 @@ EXPERIENCE = Path(__file__).with_name("experience.csv")
 
 TARGETS = ("ln_perplexity_ratio", "kl_mean")
 IDENTITY = ("model", "variant", "sweep", "method", "family", "axis", "on", "corpus")
+UNCHANGED = "unchanged"
+"""Whether a method adds something and changes nothing."""
+
 OF_LAWS = ("in_layers", "trained_tokens", "bits", "share")
 RETENTION = "retention"
 """Accuracy above chance, over the base's."""
 
 FOLDS = 5
-"""Groups that the methods of known models are dealt into."""
+"""Groups that the methods of known models are spread over."""
 
 PENALTY = 3.0
 """Of the ridge, on standardised columns."""
@@ -180,7 +183,7 @@ class Fitted:
         share = (1 - confidence) * (count + 1) / count
         low = np.quantile(left_out - self.errors[:, None], max(share / 2, 0), axis=0, method="lower")
         high = np.quantile(left_out + self.errors[:, None], min(1 - share / 2, 1), axis=0, method="higher")
-        none = rows["method"].isin(IDENTITIES).to_numpy()
+        none = rows[UNCHANGED].to_numpy(bool)
         ends = (middle, np.minimum(low, middle), np.maximum(high, middle))
         return Prediction(*(np.where(none, FLOOR, damage_of(one)) for one in ends))
 
@@ -201,7 +204,7 @@ def learners_for(rows: pd.DataFrame, model: str) -> tuple[str, ...]:
 
 
 def groups_for(rows: pd.DataFrame, model: str) -> np.ndarray:
-    """Group of each training row: its model where ``model`` is none of theirs, else a deal of the models' methods."""
+    """Group of each training row: its model where ``model`` is none of theirs, else one of a few groups of methods."""
     if model not in set(rows["model"]) and rows["model"].nunique() > 2:
         return rows["model"].to_numpy(str)
     pairs = rows["model"] + "|" + rows["method"]
@@ -265,7 +268,7 @@ def leave_out(rows: pd.DataFrame, target: str, by: str, confidence: float, of: s
 
 
 def _by_method(rows: pd.DataFrame) -> np.ndarray:
-    """Deals the methods into groups, all models of one together: the asked method is new everywhere."""
+    """Spread the methods over groups, all models of one together: the asked method is new everywhere."""
     order = {method: place for place, method in enumerate(dict.fromkeys(rows["method"]))}
     return np.array([str(order[method] % FOLDS) for method in rows["method"]])
 

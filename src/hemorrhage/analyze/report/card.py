@@ -12,6 +12,7 @@ import pandas as pd
 
 from hemorrhage.analyze.budget import KINDS
 from hemorrhage.analyze.protocol import untagged
+from hemorrhage.compress.info import FAMILIES
 from hemorrhage.runtime.artifact import MANIFEST
 
 SHOWN = {
@@ -25,9 +26,6 @@ SHOWN = {
     "accuracy": "Accuracy",
 }
 """Metrics of the card, in its order."""
-
-RELATIONS = {"quantize": "quantized", "activations": "quantized", "recover": "finetune"}
-"""Family -> what the hub calls the relation to the base model; others have no word there."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ def written(name: str, manifest: dict[str, Any], identity: str, base: dict[str, 
 
     variant = manifest.get("variant", name)
     rows = _rows(study.rows, variant)
+    family = FAMILIES.get(manifest.get("family", ""))
     percent = 100 * study.provenance.get("spec", {}).get("confidence", 0.95)
     results = [
         EvalResult(
@@ -85,7 +84,7 @@ def written(name: str, manifest: dict[str, Any], identity: str, base: dict[str, 
         pipeline_tag="text-generation",
         tags=[tag for tag in ("compressed", manifest.get("family"), manifest.get("method")) if tag],
         base_model=base.get("id"),
-        base_model_relation=RELATIONS.get(manifest.get("family", "")) if base.get("id") else None,
+        base_model_relation=family.relation or None if family and base.get("id") else None,
         model_name=name if results else None,
         eval_results=results or None,
     )

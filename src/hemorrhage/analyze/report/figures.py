@@ -18,24 +18,12 @@ from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.verdicts.shipping import lossless
+from hemorrhage.compress.info import FAMILIES
 
 Figure = dict[str, Any]
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
-FAMILIES = (
-    "quantize",
-    "activations",
-    "prune",
-    "structure",
-    "depth",
-    "rank",
-    "expand",
-    "experts",
-    "recover",
-)
-"""Families in the order of the report; their place is their colour."""
-
 X_TITLES = {
     "bits": "effective bits per parameter (measured)",
     "activation_bits": "bits of an activation",
@@ -610,7 +598,8 @@ def _on_disk(entry: dict[str, Any]) -> str:
 
 
 def _family_order(family: str) -> int:
-    return FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
+    order = list(FAMILIES)
+    return order.index(family) if family in FAMILIES else len(order)
 
 
 WIDE_COLUMNS = 8
@@ -716,13 +705,13 @@ RECOVERY_FLOOR = -100.0
 def recoveries(
     groups: Mapping[tuple[str, bool], Sequence[tuple[float, Sequence[float], str]]], title: str, knee: bool
 ) -> Figure:
-    """Recovery of mitigations against ``title``, shams as open symbols; a line at 1 where that is the ``knee``.
+    """Recovery of mitigations against ``title``, controls as open symbols; a line at 1 where that is the ``knee``.
 
-    ``groups``: arm and whether it is the sham -> points: x, recovery with its low and high end as shares, hover text.
+    ``groups``: arm and whether it is the control -> points: x, recovery with its low and high end, hover text.
     """
     arms = list(dict.fromkeys(arm for arm, _ in groups))
     traces = []
-    for (arm, sham), points in groups.items():
+    for (arm, control), points in groups.items():
         turn = arms.index(arm)
         heights = [[max(100 * number, RECOVERY_FLOOR) for number in found] for _, found, _ in points]
         symbol, colour = SYMBOLS[turn % len(SYMBOLS)], f"@series-{turn}"
@@ -730,10 +719,10 @@ def recoveries(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": f"{arm}, sham" if sham else arm,
+                "name": f"{arm}, control" if control else arm,
                 "x": [x for x, _, _ in points],
                 "y": [value for value, _, _ in heights],
-                "marker": {"color": colour, "size": 9, "symbol": f"{symbol}-open" if sham else symbol},
+                "marker": {"color": colour, "size": 9, "symbol": f"{symbol}-open" if control else symbol},
                 "error_y": {
                     "type": "data",
                     "symmetric": False,

@@ -18,30 +18,19 @@ from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_HARNESS_TASKS, ALL_PROGRAMS, ALL_TASKS, Suite
 from hemorrhage.analyze.verdicts.shipping import Judged, Lossless, nearest, pick, theoretical, undecided
-
-FAMILY_NAMES = {
-    "quantize": "Quantized weights",
-    "activations": "Quantized activations and caches",
-    "prune": "Pruned weights",
-    "structure": "Pruned widths",
-    "depth": "Depth pruning",
-    "rank": "Low rank",
-    "expand": "Layer expansion",
-    "experts": "Experts and routing",
-    "recover": "Recovery training",
-}
+from hemorrhage.compress.info import FAMILIES
 
 
 def family_name(family: str) -> str:
     """What people call a family."""
-    return FAMILY_NAMES.get(family, family.capitalize() or "Other")
+    return FAMILIES[family].title if family in FAMILIES else family.capitalize() or "Other"
 
 
 def families(inputs: Inputs) -> list[str]:
     """Families in the report's order, those it does not know last."""
     present = dict.fromkeys(variant.family for variant in inputs.variants.values() if variant.name != BASE)
-    known = [family for family in FAMILY_NAMES if family in present]
-    return known + [family for family in present if family not in FAMILY_NAMES]
+    known = [family for family in FAMILIES if family in present]
+    return known + [family for family in present if family not in FAMILIES]
 
 
 def advice(candidates: Sequence[Judged]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import pandas as pd
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, position
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.report.figures import Figure, factor, recoveries
-from hemorrhage.analyze.rows import corrections, mitigations
+from hemorrhage.analyze.rows import corrections
 from hemorrhage.analyze.rows.mitigations import Outcome, Recovery, Tried
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
+from hemorrhage.compress.info import GRADIENTS, SCALES, TRAINING
 
 AGAINST = {"way": "Way to the knee", "damage": "Damage of the plain method"}
 """What the chart of recoveries can be drawn against."""
@@ -24,19 +25,19 @@ SHOWN = ("kl_mean", "distance", "ln_perplexity_ratio", "flips", "generation_kl",
 """Metrics whose recovery stands in the table, the first of them first."""
 
 MISSING = {
-    mitigations.GRADIENTS: (
+    GRADIENTS: (
         "wanda_plus: {method: wanda_plus, sparsity: [0.5]}",
-        "wanda_plus_sham: {method: wanda_plus, sparsity: [0.5], sham: true}",
+        "wanda_plus_shuffled: {method: wanda_plus, sparsity: [0.5], shuffled: true}",
         "with wanda: {method: wanda, sparsity: [0.5]}",
     ),
-    mitigations.SCALES: (
+    SCALES: (
         "awq: {method: awq, bits: [3], group_size: 64}",
-        "awq_sham: {method: awq, bits: [3], group_size: 64, sham: true}",
+        "awq_shuffled: {method: awq, bits: [3], group_size: 64, shuffled: true}",
         "with rtn: {method: rtn, bits: [3], group_size: 64}",
     ),
-    mitigations.TRAINING: (
+    TRAINING: (
         "recovery: {method: recovery, on: [<a pruned variant>], steps: [50]}",
-        "recovery_sham: {method: recovery, on: [<the same>], steps: [50], sham: true}",
+        "recovery_shuffled: {method: recovery, on: [<the same>], steps: [50], shuffled: true}",
     ),
     corrections.DECODING: ("mitigate: {variants: [<a variant>]}",),
 }
@@ -64,7 +65,7 @@ def rows(
                 "place": "–" if math.isnan(place) else f"{place:.2f} × the way to the {threshold}",
                 "damage": f"{_amount(main.metric, main.plain)} → {_amount(main.metric, main.treated)}",
                 "recovery": _written(main.recovery),
-                "sham": _written(main.sham) if main.has_sham else "no sham in this run",
+                "control": _written(main.control) if main.has_control else "no control in this run",
                 "verdict": main.verdict,
                 "others": "; ".join(f"{_measure(one.metric)}: {_written(one.recovery)}" for one in outcomes[1:]),
             }
@@ -79,7 +80,12 @@ def way(variant: Variant, inputs: Inputs, thresholds: Sequence[Mapping[str, Any]
     has neither.
     """
     for entry in thresholds:
-        if (entry["sweep"], entry["curve"], entry["corpus"]) != (variant.sweep, variant.curve, corpus):
+        if (entry["sweep"], entry["identity"], entry["on"], entry["corpus"]) != (
+            variant.sweep,
+            variant.identity,
+            variant.on,
+            corpus,
+        ):
             continue
         for kind, name in (("knee", "knee"), ("two_fold", "doubling point")):
             answer = entry.get(kind) or {}
@@ -161,21 +167,20 @@ def _number(found: Estimate | None, digits: int, times: float = 1.0) -> str:
 
 
 def to_add(trials: Sequence[Tried]) -> list[dict[str, Any]]:
-    """Sweeps that would answer what this run doesn't: arms that were not tried, and shams of those that were."""
+    """Sweeps that would answer what this run doesn't: arms that were not tried, and controls of those that were."""
     tried = {trial.arm for trial in trials}
     found = [{"why": f"{arm}: not tried", "lines": list(lines)} for arm, lines in MISSING.items() if arm not in tried]
-    shams = {}
+    controls = {}
     for trial in trials:
-        variant, sham = trial.rows_of
+        variant, control = trial.rows_of
         settings = variant.manifest.get("settings") or {}
-        # What has no information to shuffle, as scales per token, has no sham.
-        possible = settings.get("sham") is False and (variant.method != "activations" or settings["smooth"] is not None)
-        if sham is None and possible and trial.arm != corrections.DECODING:
+        # What has no information to shuffle, as scales per token, has no control.
+        if control is None and variant.manifest.get("can_be_shuffled") and trial.arm != corrections.DECODING:
             content: dict[str, Any] = {"method": variant.method, **({} if variant.on == BASE else {"on": variant.on})}
-            content |= {**settings, "sham": True}
-            shams[variant.name] = f"{variant.name.replace('-', '_').replace('.', '_')}_sham: {_flow(content)}"
-    if shams:
-        found.append({"why": "Tried without a sham", "lines": list(shams.values())})
+            content |= {**settings, "shuffled": True}
+            controls[variant.name] = f"{variant.name.replace('-', '_').replace('.', '_')}_shuffled: {_flow(content)}"
+    if controls:
+        found.append({"why": "Tried without a control", "lines": list(controls.values())})
     return found
 
 
@@ -192,14 +197,14 @@ def chart(
     corpus: str,
     against: str,
 ) -> Figure:
-    """Recovery against the distance to the knee, or against the damage of the plain method; shams are open symbols."""
+    """Recovery against the distance to the knee, or the damage of the plain method; controls are open symbols."""
     groups: dict[tuple[str, bool], list[tuple[float, Recovery, str]]] = {}
     for trial in trials:
         outcomes = _on(trial, corpus)
-        for sham in (False, True) if outcomes else ():
-            point = _point(trial, outcomes[0], sham, inputs, thresholds, corpus, against)
+        for control in (False, True) if outcomes else ():
+            point = _point(trial, outcomes[0], control, inputs, thresholds, corpus, against)
             if point:
-                groups.setdefault((trial.arm, sham), []).append(point)
+                groups.setdefault((trial.arm, control), []).append(point)
     title = {"way": "way from the base to the knee (1: at the knee)", "damage": "damage of the plain method"}[against]
     return recoveries(groups, title, knee=against == "way")
 
@@ -207,17 +212,17 @@ def chart(
 def _point(
     trial: Tried,
     one: Outcome,
-    sham: bool,
+    control: bool,
     inputs: Inputs,
     thresholds: Sequence[Mapping[str, Any]],
     corpus: str,
     against: str,
 ) -> tuple[float, Recovery, str] | None:
-    found, x = one.sham if sham else one.recovery, one.plain
+    found, x = one.control if control else one.recovery, one.plain
     if against == "way":
         x, _ = way(trial.against, inputs, thresholds, corpus)
     if found is None or math.isnan(x):
         return None
-    what = f"{trial.treatment}{', sham' if sham else ''}"
+    what = f"{trial.treatment}{', control' if control else ''}"
     text = f"<b>{what}</b><br>on {trial.against.name}: recovers {_written(found)} of {_measure(one.metric)}"
     return x, found, text

@@ -28,6 +28,7 @@ from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts.flags import Flag
 from hemorrhage.analyze.verdicts.shipping import lossless, pick
+from hemorrhage.compress.info import FAMILY_TITLES
 
 PAGE = Path(__file__).parent / "templates"
 """The page: report.html.j2 holds it together, each section is a file."""
@@ -250,7 +251,7 @@ def _figures(
                     inputs, numbers, chart["curves"], thresholds, scale, corpus
                 )
         found[f"tradeoff|{corpus}"] = figures.tradeoff(
-            inputs, numbers, corpus, recommended["front"].get(corpus, []), findings.FAMILY_NAMES
+            inputs, numbers, corpus, recommended["front"].get(corpus, []), FAMILY_TITLES
         )
     return found
 

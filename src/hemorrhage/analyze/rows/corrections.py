@@ -28,7 +28,7 @@ PLAIN = {"nucleus": "top_p"}
 """Correction -> what it corrects, where that isn't the variant as it is."""
 
 UNCORRECTED = "none"
-DEALS = (1, 2)
+SHUFFLES = (1, 2)
 TEXT, GENERATION = "text", "generation"
 
 METRICS = {
@@ -61,7 +61,7 @@ def trials_of(variant: Variant, output: Output, spec: Spec) -> Iterator[Trial]:
         found = list(_measured(table, name, output, spec))
         label = f"correction={name}"
         treatment = f"{variant.name}, {name}"
-        yield Trial(DECODING, treatment, label, variant, (variant, variant), found, sham_label=f"{label},sham")
+        yield Trial(DECODING, treatment, label, variant, (variant, variant), found, control_label=f"{label},shuffled")
 
 
 def _measured(table: pd.DataFrame, name: str, output: Output, spec: Spec) -> Iterator[Measured]:
@@ -79,26 +79,26 @@ def _measured(table: pd.DataFrame, name: str, output: Output, spec: Spec) -> Ite
         (GENERATION, "kl"): "generation_kl",
         (GENERATION, "distance"): "generation_distance",
     }
-    wanted = ((PLAIN.get(name, UNCORRECTED), 0), (name, 0), *((name, number) for number in DEALS))
+    wanted = ((PLAIN.get(name, UNCORRECTED), 0), (name, 0), *((name, number) for number in SHUFFLES))
     for part in (TEXT, GENERATION):
         of_part = table[table["part"] == part]
-        sides = [of_part[(of_part["correction"] == one) & (of_part["sham"] == sham)] for one, sham in wanted]
+        sides = [of_part[(of_part["correction"] == one) & (of_part["shuffled"] == control)] for one, control in wanted]
         sides = [side for side in sides if len(side)]
         if len(sides) < 2:
             continue
         sizes, counts = _blocks(sides[0], output, part, spec)
         for column in kinds[part, truncated]:
-            plain, treated, *deals = (Damage.of_sums(_sums(side, column), sizes, counts) for side in sides)
-            sham = _of_any(deals, spec) if deals else None
-            yield Measured(names[part, column], _about(output, part), plain, treated, sham)
+            plain, treated, *shuffles = (Damage.of_sums(_sums(side, column), sizes, counts) for side in sides)
+            control = _of_any(shuffles, spec) if shuffles else None
+            yield Measured(names[part, column], _about(output, part), plain, treated, control)
 
 
-def _of_any(deals: Sequence[Damage], spec: Spec) -> Damage:
-    """The damage of a sham: the mean over its deals; each resample takes a deal by lot, so that luck is seen."""
-    again = np.stack([one.replicates for one in deals])
-    lots = np.random.default_rng(spec.seed).integers(len(deals), size=again.shape[1])
-    estimate = float(np.mean([one.estimate for one in deals]))
-    return Damage(estimate, again[lots, np.arange(again.shape[1])], deals[0].blocks)
+def _of_any(shuffles: Sequence[Damage], spec: Spec) -> Damage:
+    """The damage of a control: the mean over its shuffles; each resample takes one at random, so that luck is seen."""
+    again = np.stack([one.replicates for one in shuffles])
+    picks = np.random.default_rng(spec.seed).integers(len(shuffles), size=again.shape[1])
+    estimate = float(np.mean([one.estimate for one in shuffles]))
+    return Damage(estimate, again[picks, np.arange(again.shape[1])], shuffles[0].blocks)
 
 
 def _sums(side: pd.DataFrame, column: str) -> Floats:
@@ -127,8 +127,10 @@ def _about(output: Output, part: str) -> dict[str, str]:
 
 
 def correction_rows(inputs: Inputs, spec: Spec) -> Iterator[dict[str, Any]]:
-    """Rows such as ``kl_mean{correction=temperature}``, ``calibration_error{correction=bias,sham=1}``; the variant as
-    it is has the correction ``none``."""
+    """Rows such as ``kl_mean{correction=temperature}``, ``calibration_error{correction=bias,shuffled=1}``.
+
+    The variant as it is has the correction ``none``.
+    """
     for name, output in inputs.corrections.items():
         variant = inputs.variants[name]
         if output.failure is not None:
@@ -136,8 +138,10 @@ def correction_rows(inputs: Inputs, spec: Spec) -> Iterator[dict[str, Any]]:
             metric = tagged("kl_mean{correction=any}", about["protocol"])
             yield row(variant, metric, status="failed", reason=output.failure, **about)
             continue
-        for (correction, sham), side in output.tables["tokens.parquet"].groupby(["correction", "sham"], sort=False):
-            label = f"{{correction={correction}{f',sham={sham}' if sham else ''}}}"
+        for (correction, control), side in output.tables["tokens.parquet"].groupby(
+            ["correction", "shuffled"], sort=False
+        ):
+            label = f"{{correction={correction}{f',shuffled={control}' if control else ''}}}"
             for metric, (fields, part) in _fields(side, output, spec).items():
                 about = _about(output, part)
                 yield row(variant, tagged(metric + label, about["protocol"]), **fields, **about)

@@ -1,18 +1,18 @@
-"""What would help: mitigations, each against the plain method and against a sham.
+"""What would help: mitigations, each against the plain method and against a control.
 
 Recovery is R = (d_plain - d_mitigated) / d_plain, where the damage d is the log-perplexity ratio, the mean KL or the
 share of flips: 1 where the mitigation undoes all damage, 0 where it does nothing, below 0 where it harms. Plain method,
-mitigation and sham are resampled together, with the draws that every other interval rests on. The sham does the same
-work with shuffled information; what it recovers, the information did not.
+mitigation and control are resampled together, with the draws that every other interval rests on. The control does the
+same work with shuffled information; what it recovers, the information did not.
 
-A mitigation is found among the variants: by its method, and by settings that are equal to those of a plain variant.
-Corrections of decoding (hemorrhage.mitigate) bring their plain side and their sham along.
+A mitigation is found among the variants: its method says what it improves on, and with which settings in common.
+Corrections of decoding (hemorrhage.mitigate) bring their plain side and their control along.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,95 +25,10 @@ from hemorrhage.analyze.rows.tasks import Suite
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
-
-GRADIENTS = "Gradient-aware pruning"
-SCALES = "Dynamic quantization scaling"
-COMPENSATION = "Error compensation"
-TRAINING = "Recovery training"
+from hemorrhage.compress.info import ARMS, Comparison
 
 EQUAL_BYTES = 0.02
 """Relative difference of stored bits per weight below which two variants count as equally large."""
-
-Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A mitigation: variants of ``method`` for which ``treated`` holds, against those of ``plain`` that have the same
-    values of ``same`` and for which ``untreated`` holds."""
-
-    arm: str
-    method: str
-    plain: str
-    same: tuple[str, ...]
-    treated: Callable[[Settings], bool] = lambda _: True
-    untreated: Callable[[Settings], bool] = lambda _: True
-    equal_bytes: bool = False
-
-
-_GRID = ("bits", "group_size", "symmetric", "keep_zeros")
-_INPUTS = ("bits", "group_size", "activation_bits")
-_WIDTHS = ("removed", "protect_first", "protect_last")
-_BY_GRADIENT = ("taylor1", "taylor2", "vector")
-
-RULES = (
-    Rule(GRADIENTS, "gblm", "wanda", ("sparsity", "sequential")),
-    Rule(GRADIENTS, "wanda_plus", "wanda", ("sparsity", "sequential")),
-    *(
-        Rule(
-            GRADIENTS,
-            "width",
-            "width",
-            _WIDTHS,
-            lambda chosen: chosen["importance"] in _BY_GRADIENT,
-            lambda chosen, control=control: chosen["importance"] == control,  # type: ignore[misc]
-        )
-        for control in ("magnitude", "random")
-    ),
-    *(
-        Rule(
-            "Layer-wise sparsity",
-            "owl",
-            method,
-            ("sparsity",),
-            lambda chosen, method=method: chosen["by"] == method,  # type: ignore[misc]
-            lambda chosen: not chosen.get("sequential"),
-        )
-        for method in ("wanda", "sparsegpt", "magnitude")
-    ),
-    Rule(SCALES, "awq", "rtn", _GRID),
-    Rule(
-        SCALES,
-        "activations",
-        "activations",
-        (*_INPUTS, "smooth"),
-        lambda chosen: chosen["activations"] != "static",
-        lambda chosen: chosen["activations"] == "static",
-    ),
-    Rule(
-        SCALES,
-        "activations",
-        "activations",
-        (*_INPUTS, "activations"),
-        lambda chosen: chosen["smooth"] is not None,
-        lambda chosen: chosen["smooth"] is None,
-    ),
-    *(
-        Rule(
-            SCALES,
-            "mixed",
-            method,
-            ("group_size", "symmetric"),
-            lambda chosen, method=method: chosen["rounding"] == method,  # type: ignore[misc]
-            lambda chosen: not chosen.get("sequential"),
-            equal_bytes=True,
-        )
-        for method in ("rtn", "gptq")
-    ),
-    Rule(COMPENSATION, "gptq", "rtn", _GRID),
-    Rule(TRAINING, "qat", "rtn", _GRID),
-)
-"""What is compared with what; recovery training, whose plain side is the variant it trains, needs no rule."""
 
 
 class Recovery(NamedTuple):
@@ -140,7 +55,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Measured:
-    """One damage metric on one data set, of the plain method, with the mitigation and with the sham.
+    """One damage metric on one data set, of the plain method, with the mitigation and with the control.
 
     ``about``: data set, protocol, data and environment of the rows.
     """
@@ -149,15 +64,15 @@ class Measured:
     about: dict[str, str]
     plain: Damage
     treated: Damage
-    sham: Damage | None
+    control: Damage | None
 
 
 @dataclass(frozen=True)
 class Trial:
     """A mitigation that was tried: ``treatment`` on what ``plain`` is, which stands where ``against`` stands.
 
-    ``rows_of``: the variants that the rows of the mitigation and of the sham belong to; ``label``: what sets the rows
-    of this trial apart from others of the same variant; ``missing``: why there is nothing to compare.
+    ``rows_of``: the variants that the rows of the mitigation and of the control belong to; ``label``: what sets the
+    rows of this trial apart from others of the same variant; ``missing``: why there is nothing to compare.
     """
 
     arm: str
@@ -167,21 +82,21 @@ class Trial:
     rows_of: tuple[Variant, Variant | None]
     measured: list[Measured] = field(repr=False)
     missing: str = ""
-    sham_label: str = ""
+    control_label: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of a trial on one metric and data set, resamples summed up: ``plain`` and ``treated`` damage, what was
-    recovered and what its sham recovered (None: there was nothing to recover), and the verdict."""
+    recovered and what its control recovered (None: there was nothing to recover), and the verdict."""
 
     metric: str
     dataset: str
     plain: float
     treated: float
     recovery: Recovery | None
-    has_sham: bool
-    sham: Recovery | None
+    has_control: bool
+    control: Recovery | None
     verdict: str
 
 
@@ -210,8 +125,8 @@ def _outcome(one: Measured, confidence: float) -> Outcome:
         plain=one.plain.estimate,
         treated=one.treated.estimate,
         recovery=recovery(one.plain, one.treated, confidence),
-        has_sham=one.sham is not None,
-        sham=None if one.sham is None else recovery(one.plain, one.sham, confidence),
+        has_control=one.control is not None,
+        control=None if one.control is None else recovery(one.plain, one.control, confidence),
         verdict=verdict(one, confidence),
     )
 
@@ -224,12 +139,12 @@ def recovery(plain: Damage, treated: Damage, confidence: float) -> Recovery | No
     return _ratio(plain.estimate - treated.estimate, plain.replicates - treated.replicates, plain, confidence)
 
 
-def beyond_sham(measured: Measured, confidence: float) -> Recovery | None:
-    """R of the mitigation minus R of its sham, paired; None without a sham or where there is nothing to recover."""
-    plain, treated, sham = measured.plain, measured.treated, measured.sham
-    if sham is None or recovery(plain, treated, confidence) is None:
+def beyond_control(measured: Measured, confidence: float) -> Recovery | None:
+    """R of the mitigation minus R of its control, paired; None without a control or with nothing to recover."""
+    plain, treated, control = measured.plain, measured.treated, measured.control
+    if control is None or recovery(plain, treated, confidence) is None:
         return None
-    return _ratio(sham.estimate - treated.estimate, sham.replicates - treated.replicates, plain, confidence)
+    return _ratio(control.estimate - treated.estimate, control.replicates - treated.replicates, plain, confidence)
 
 
 def _ratio(gain: float, gains: Floats, plain: Damage, confidence: float) -> Recovery:
@@ -240,7 +155,7 @@ def _ratio(gain: float, gains: Floats, plain: Damage, confidence: float) -> Reco
 
 
 def verdict(measured: Measured, confidence: float) -> str:
-    """``recovers``, ``no better than its sham``, ``nothing``, ``harms``, or that there is nothing to recover."""
+    """``recovers``, ``no better than its control``, ``nothing``, ``harms``, or that there is nothing to recover."""
     found = recovery(measured.plain, measured.treated, confidence)
     if found is None:
         return "no damage to recover"
@@ -248,8 +163,8 @@ def verdict(measured: Measured, confidence: float) -> str:
         return "harms"
     if not found.low > 0:
         return "nothing"
-    gap = beyond_sham(measured, confidence)
-    return "no better than its sham" if gap is not None and not gap.low > 0 else "recovers"
+    gap = beyond_control(measured, confidence)
+    return "no better than its control" if gap is not None and not gap.low > 0 else "recovers"
 
 
 # Trials among the variants.
@@ -258,57 +173,55 @@ def verdict(measured: Measured, confidence: float) -> str:
 def trials(inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[Suite], spec: Spec) -> list[Trial]:
     """Every mitigation of the run, in the order of the rules and of params.yaml."""
     return [
-        _trial(arm, treated, plain, _sham(treated, inputs), evaluations, suites, spec)
+        _trial(arm, treated, plain, _control(treated, inputs), evaluations, suites, spec)
         for arm, treated, plain in _pairs(inputs)
     ]
 
 
 def _pairs(inputs: Inputs) -> Iterator[tuple[str, Variant, Variant]]:
-    for rule in RULES:
-        for treated in _of_method(inputs, rule.method):
-            if _is_sham(treated) or not rule.treated(_settings(treated)):
-                continue
-            for plain in _of_method(inputs, rule.plain):
-                if _comparable(rule, treated, plain):
-                    yield rule.arm, treated, plain
-    for treated in _of_method(inputs, "recovery"):
-        if not _is_sham(treated):
-            yield TRAINING, treated, inputs.variants[treated.on]
+    """Arm, mitigation and plain variant, arm by arm."""
+    variants = [variant for variant in inputs.variants.values() if variant.name != BASE]
+    for arm in ARMS:
+        for treated in variants:
+            for comparison in treated.info.improves_on:
+                if comparison.arm != arm or treated.is_shuffled or not _fits(treated, comparison.treated):
+                    continue
+                if not comparison.plain:
+                    yield arm, treated, inputs.variants[treated.on]
+                    continue
+                for plain in variants:
+                    if plain.method == comparison.plain and _comparable(comparison, treated, plain):
+                        yield arm, treated, plain
 
 
-def _of_method(inputs: Inputs, method: str) -> list[Variant]:
-    return [variant for variant in inputs.variants.values() if variant.method == method and variant.name != BASE]
+def _fits(variant: Variant, wanted: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether the settings have wanted values; a setting that the method has not excludes nothing."""
+    return all(variant.settings[name] in values for name, values in wanted.items() if name in variant.settings)
 
 
-def _settings(variant: Variant) -> Settings:
-    return variant.manifest.get("settings") or {}
-
-
-def _is_sham(variant: Variant) -> bool:
-    return bool(_settings(variant).get("sham"))
-
-
-def _comparable(rule: Rule, treated: Variant, plain: Variant) -> bool:
-    ours, theirs = _settings(treated), _settings(plain)
+def _comparable(comparison: Comparison, treated: Variant, plain: Variant) -> bool:
+    ours, theirs = treated.settings, plain.settings
     if not ours or not theirs:
         return False
-    if plain.name == treated.name or plain.on != treated.on or _is_sham(plain) or not rule.untreated(theirs):
+    if plain.name == treated.name or plain.on != treated.on or plain.is_shuffled:
         return False
-    if any(ours.get(key) != theirs.get(key) for key in rule.same):
+    if not _fits(plain, comparison.untreated) or any(ours[key] == theirs[key] for key in comparison.changed):
         return False
-    if not rule.equal_bytes:
+    if any(ours.get(key) != theirs.get(key) for key in comparison.same):
+        return False
+    if not comparison.equal_bytes:
         return True
     sizes = [variant.manifest.get("layer_bits", math.nan) for variant in (treated, plain)]
     return abs(sizes[0] - sizes[1]) < EQUAL_BYTES * sizes[1]
 
 
-def _sham(treated: Variant, inputs: Inputs) -> Variant | None:
-    """The control: the same but for ``sham``, with the same seed if there is such a one."""
-    wanted = {**_settings(treated), "sham": True}
+def _control(treated: Variant, inputs: Inputs) -> Variant | None:
+    """The control: the same but for ``shuffled``, with the same seed if there is such a one."""
+    wanted = {**treated.settings, "shuffled": True}
     found = [
         variant
-        for variant in _of_method(inputs, treated.method)
-        if variant.on == treated.on and dict(_settings(variant)) == wanted
+        for variant in inputs.variants.values()
+        if variant.method == treated.method and variant.on == treated.on and variant.settings == wanted
     ]
     return min(found, key=lambda variant: variant.seed != treated.seed) if found else None
 
@@ -317,12 +230,12 @@ def _trial(
     arm: str,
     treated: Variant,
     plain: Variant,
-    sham: Variant | None,
+    control: Variant | None,
     evaluations: Mapping[str, Output],
     suites: Sequence[Suite],
     spec: Spec,
 ) -> Trial:
-    compared = [plain, treated, *([sham] if sham else [])]
+    compared = [plain, treated, *([control] if control else [])]
     failures = {variant.name: _failure(variant, evaluations) for variant in compared}
     missing = "; ".join(f"{name}: {reason}" for name, reason in failures.items() if reason)
     measured: list[Measured] = []
@@ -331,7 +244,7 @@ def _trial(
         measured += _language(outputs, spec)
         for suite in suites:
             measured += _flips(suite, [variant.name for variant in compared], spec)
-    return Trial(arm, treated.name, f"plain={plain.name}", plain, (treated, sham), measured, missing)
+    return Trial(arm, treated.name, f"plain={plain.name}", plain, (treated, control), measured, missing)
 
 
 def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:
@@ -342,7 +255,7 @@ def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:
 
 
 def _language(outputs: Sequence[Output], spec: Spec) -> Iterator[Measured]:
-    """The language metrics of a plain variant, its mitigation and perhaps a sham, on every corpus."""
+    """The language metrics of a plain variant, its mitigation and perhaps a control, on every corpus."""
     for corpus, facts in outputs[0].manifest.get("corpora", {}).items():
         tables = [output.tables["tokens.parquet"] for output in outputs]
         tables = [table[table["corpus"] == corpus] for table in tables]
@@ -362,9 +275,9 @@ def _language(outputs: Sequence[Output], spec: Spec) -> Iterator[Measured]:
 def measured(
     metric: str, about: dict[str, str], sums: Sequence[Floats], sizes: bootstrap.Integers, counts: bootstrap.Integers
 ) -> Measured:
-    """Sums per block of the plain side, the mitigation and perhaps the sham, of which the mean is the damage."""
-    plain, treated, *sham = (Damage.of_sums(one, sizes, counts) for one in sums)
-    return Measured(metric, about, plain, treated, sham[0] if sham else None)
+    """Sums per block of the plain side, the mitigation and perhaps the control, of which the mean is the damage."""
+    plain, treated, *control = (Damage.of_sums(one, sizes, counts) for one in sums)
+    return Measured(metric, about, plain, treated, control[0] if control else None)
 
 
 def _about(dataset: str, facts: Mapping[str, Any], output: Output) -> dict[str, str]:
@@ -407,21 +320,23 @@ def _flipped(output: Output, suite: Suite, spec: Spec) -> Damage:
 
 
 def trial_rows(found: Sequence[Trial], spec: Spec) -> Iterator[dict[str, Any]]:
-    """Rows of the mitigations: ``recovery{of=kl_mean,plain=wanda-0.5}``; a sham's under the variant that is the sham;
-    ``recovery_beyond_sham``: the difference of both."""
+    """Rows of the mitigations: ``recovery{of=kl_mean,plain=wanda-0.5}``, a control's under the variant that it is.
+
+    ``recovery_beyond_control``: the difference of both.
+    """
     seen = set()
     for trial in found:
         for one in trial.measured:
-            treated, sham = trial.rows_of
+            treated, control = trial.rows_of
             yield _row(treated, "recovery", one, trial.label, recovery(one.plain, one.treated, spec.confidence))
-            if one.sham is not None and sham is not None:
-                label = trial.sham_label or trial.label
-                # Mitigations that differ by their seed alone may share a sham.
-                if (sham.name, label, one.metric, one.about["dataset"]) not in seen:
-                    yield _row(sham, "recovery", one, label, recovery(one.plain, one.sham, spec.confidence))
-                seen.add((sham.name, label, one.metric, one.about["dataset"]))
-                gap = beyond_sham(one, spec.confidence)
-                yield _row(treated, "recovery_beyond_sham", one, trial.label, gap)
+            if one.control is not None and control is not None:
+                label = trial.control_label or trial.label
+                # Mitigations that differ by their seed alone may share a control.
+                if (control.name, label, one.metric, one.about["dataset"]) not in seen:
+                    yield _row(control, "recovery", one, label, recovery(one.plain, one.control, spec.confidence))
+                seen.add((control.name, label, one.metric, one.about["dataset"]))
+                gap = beyond_control(one, spec.confidence)
+                yield _row(treated, "recovery_beyond_control", one, trial.label, gap)
 
 
 def _row(variant: Variant, metric: str, one: Measured, label: str, found: Recovery | None) -> dict[str, Any]:

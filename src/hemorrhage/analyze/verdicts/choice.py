@@ -50,7 +50,7 @@ def _reason(picked: Judged | None) -> str:
 def _curve(inputs: Inputs, name: str) -> Sweep | None:
     long = [sweep for sweep in sweeps(inputs) if len(sweep.variants) > 1 and sweep.on == BASE]
     holding = [sweep for sweep in long if name in [variant.name for variant in sweep.variants]]
-    fallback = [sweep for sweep in long if sweep.family == "quantize"] or long
+    fallback = [sweep for sweep in long if sweep.family == "weight_quantization"] or long
     found = holding or sorted(fallback, key=lambda sweep: -len(sweep.variants))
     return found[0] if found else None
 

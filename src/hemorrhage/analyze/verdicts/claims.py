@@ -40,9 +40,11 @@ NEAR = 0.05
 FEW_WINDOWS = 30
 FEW_COMPARISONS = 3
 
-CALIBRATED = ("wanda", "sparsegpt", "owl", "gblm", "wanda_plus")
-CONTROLS = ("random",)
-"""Orders and importances that are controls: no claim is about them."""
+QUANTIZED = "weight_quantization"
+EXPANDED = "depth_expansion"
+UNSTRUCTURED = "unstructured_pruning"
+STRUCTURED = ("structured_pruning", "depth_pruning", "low_rank")
+"""Families that claims are about."""
 
 PAPER = "arXiv 2503.23924"
 REPOSITORY = "the authors' repository Model-Hemorrhage"
@@ -90,7 +92,7 @@ class Evidence:
             if variant.family in families
             and variant.on == BASE
             and failure(self.inputs, variant) is None
-            and not _control(variant)
+            and not variant.is_control
             and all((variant.name, corpus) in self.results.replicates for corpus in self.corpora)
         ]
 
@@ -111,11 +113,6 @@ class Evidence:
             for corpus in self.corpora
             if self.damage(first.name, corpus) is not None and self.damage(second.name, corpus) is not None
         ]
-
-
-def _control(variant: Variant) -> bool:
-    settings = variant.manifest.get("settings", {})
-    return bool(settings.get("sham")) or any(word in settings.values() for word in CONTROLS if isinstance(word, str))
 
 
 @dataclass(frozen=True)
@@ -210,10 +207,11 @@ def _reaches(entry: dict[str, Any], place: float) -> bool:
     return max((x for fit in entry["fits"].values() for x in fit["x"]), default=0.0) >= place
 
 
-def _curves(
-    evidence: Evidence, families: Sequence[str], axis: str, methods: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    controls = {variant.sweep for variant in evidence.inputs.variants.values() if _control(variant)}
+def _curves(evidence: Evidence, families: Sequence[str], axis: str, calibrated: bool = False) -> list[dict[str, Any]]:
+    """Thresholds of curves on the base model, without those of sweeps that are controls."""
+    variants = evidence.inputs.variants.values()
+    controls = {variant.sweep for variant in variants if variant.is_control}
+    read = {variant.sweep for variant in variants if variant.manifest.get("calibrated")}
     return [
         entry
         for entry in evidence.thresholds
@@ -221,20 +219,24 @@ def _curves(
         and entry["axis"] == axis
         and entry["on"] == BASE
         and entry["sweep"] not in controls
-        and (not methods or entry["method"] in methods)
+        and (not calibrated or entry["sweep"] in read)
     ]
 
 
 def _structured_half(evidence: Evidence) -> Finding:
-    return located(_curves(evidence, ("structure", "depth"), "removed"), 0.5, "structured pruning")
+    return located(_curves(evidence, ("structured_pruning", "depth_pruning"), "removed"), 0.5, "structured pruning")
 
 
 def _structured_third(evidence: Evidence) -> Finding:
-    return located(_curves(evidence, ("structure", "depth"), "removed"), 0.375, "structured pruning")
+    return located(_curves(evidence, ("structured_pruning", "depth_pruning"), "removed"), 0.375, "structured pruning")
 
 
 def _unstructured(evidence: Evidence) -> Finding:
-    return located(_curves(evidence, ("prune",), "sparsity", CALIBRATED), 0.6, "calibrated unstructured pruning")
+    return located(
+        _curves(evidence, (UNSTRUCTURED,), "sparsity", calibrated=True),
+        0.6,
+        "calibrated unstructured pruning",
+    )
 
 
 # Bits.
@@ -242,8 +244,8 @@ def _unstructured(evidence: Evidence) -> Finding:
 
 def _three_bits(evidence: Evidence) -> Finding:
     """At 3 bits perplexity stays below twice the base's, at 2 bits it does not: by the intervals, method by method."""
-    variants = evidence.variants("quantize")
-    chosen = {bits: [v for v in variants if v.manifest.get("settings", {}).get("bits") == bits] for bits in (3, 2)}
+    variants = evidence.variants(QUANTIZED)
+    chosen = {bits: [v for v in variants if v.settings.get("bits") == bits] for bits in (3, 2)}
     if not all(chosen.values()):
         return Finding(NOT_MEASURED, "no quantized variants at both 3 and 2 bits")
     level = math.log(2)
@@ -281,10 +283,10 @@ def _three_bits(evidence: Evidence) -> Finding:
 
 def _five_fold(evidence: Evidence) -> Finding:
     """A quantized variant of a fifth of the base's bytes keeps more than 90 % of the accuracy."""
-    small = [variant for variant in evidence.variants("quantize") if evidence.size(variant) <= 0.2]
+    small = [variant for variant in evidence.variants(QUANTIZED) if evidence.size(variant) <= 0.2]
     known = [evidence.results.task_losses[v.name] for v in small if v.name in evidence.results.task_losses]
     if not known:
-        least = min((evidence.size(variant) for variant in evidence.variants("quantize")), default=math.nan)
+        least = min((evidence.size(variant) for variant in evidence.variants(QUANTIZED)), default=math.nan)
         also = "" if math.isnan(least) else f"; the smallest has {100 * least:.0f} %"
         return Finding(NOT_MEASURED, f"no quantized variant of at most 20 % of the base's bytes{also}")
     best = min(known, key=lambda found: found[0])
@@ -299,9 +301,9 @@ def _five_fold(evidence: Evidence) -> Finding:
 
 def _quantized_or_pruned(evidence: Evidence) -> Finding:
     """Every pruned variant against the quantized one that is nearest below it in bytes."""
-    quantized = [variant for variant in evidence.variants("quantize") if math.isfinite(evidence.size(variant))]
+    quantized = [variant for variant in evidence.variants(QUANTIZED) if math.isfinite(evidence.size(variant))]
     pairs = []
-    for pruned in evidence.variants("prune", "structure", "depth", "rank"):
+    for pruned in evidence.variants(UNSTRUCTURED, *STRUCTURED):
         smaller = [variant for variant in quantized if evidence.size(variant) <= evidence.size(pruned)]
         if smaller:
             nearest = max(evidence.size(variant) for variant in smaller)
@@ -311,11 +313,11 @@ def _quantized_or_pruned(evidence: Evidence) -> Finding:
 
 def _structured_or_not(evidence: Evidence) -> Finding:
     """Blocks, widths or ranks taken out against the same share of single weights, by method and share."""
-    single = [v for v in evidence.variants("prune") if ":" not in str(v.manifest.get("settings", {}).get("sparsity"))]
-    single = [variant for variant in single if variant.method in CALIBRATED]
+    single = [v for v in evidence.variants(UNSTRUCTURED) if ":" not in str(v.settings.get("sparsity"))]
+    single = [variant for variant in single if variant.manifest.get("calibrated")]
     pairs = [
         (whole, one)
-        for whole in evidence.variants("structure", "depth", "rank")
+        for whole in evidence.variants(*STRUCTURED)
         for one in single
         if abs(whole.severity - one.severity) <= NEAR
     ]
@@ -324,9 +326,9 @@ def _structured_or_not(evidence: Evidence) -> Finding:
 
 def _patterned(evidence: Evidence) -> Finding:
     """2:4 or 4:8 against half of the weights wherever they are, by the same method."""
-    members = evidence.variants("prune")
-    pattern = [v for v in members if re.fullmatch(r"(2:4|4:8)", str(v.manifest.get("settings", {}).get("sparsity")))]
-    free = [v for v in members if v.manifest.get("settings", {}).get("sparsity") == 0.5]
+    members = evidence.variants(UNSTRUCTURED)
+    pattern = [v for v in members if re.fullmatch(r"(2:4|4:8)", str(v.settings.get("sparsity")))]
+    free = [v for v in members if v.settings.get("sparsity") == 0.5]
     pairs = [(one, other) for one in pattern for other in free if one.method == other.method]
     return compared(evidence, evidence.paired(pairs), "N:M with unstructured pruning at 50 %")
 
@@ -342,11 +344,11 @@ def _mismatch(evidence: Evidence) -> Finding:
     if not inside or not outside:
         return Finding(NOT_MEASURED, "not both a corpus that calibration saw and one that it did not were evaluated")
     found = []
-    for family in ("quantize", "prune"):
+    for family in (QUANTIZED, UNSTRUCTURED):
         members = evidence.variants(family)
         for one in (variant for variant in members if variant.manifest.get("statistics")):
             for other in (variant for variant in members if not variant.manifest.get("statistics")):
-                if one.severity == other.severity and one.curve == other.curve:
+                if one.severity == other.severity and one.identity == other.identity:
                     relative = [_relative(evidence, variant, inside, outside) for variant in (one, other)]
                     if relative[0] is not None and relative[1] is not None:
                         found.append((relative[0][0] - relative[1][0], relative[0][1] - relative[1][1]))
@@ -398,8 +400,8 @@ def _attention(evidence: Evidence) -> Finding:
     """
     maps = {name: found for name in evidence.inputs.variants if (found := _divergences(evidence, name)) is not None}
     corpus = evidence.corpora[0] if evidence.corpora else ""
-    moved = [v for v in evidence.variants("expand") if v.name in maps and float(maps[v.name].mean()) > SILENT]
-    plain = [v for v in evidence.variants("quantize", "prune", "structure", "depth", "rank") if v.name in maps]
+    moved = [v for v in evidence.variants(EXPANDED) if v.name in maps and float(maps[v.name].mean()) > SILENT]
+    plain = [v for v in evidence.variants(QUANTIZED, UNSTRUCTURED, *STRUCTURED) if v.name in maps]
     plain = [variant for variant in plain if float(maps[variant.name].mean()) > SILENT]
     if not moved or not plain:
         return Finding(NOT_MEASURED, "no attention maps of an expanded and a compressed model")

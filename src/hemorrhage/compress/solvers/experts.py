@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from hemorrhage.compress.method import Settings
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
 
@@ -28,10 +29,8 @@ Parts = Callable[[int, Any], tuple[Sequence[Sequence["Tensor"]], "Tensor"]]
 """Index and MLP of a dense block -> gate, up and down weight of each expert, and the router [experts, hidden]."""
 
 
-class MixtureSettings(BaseModel):
+class MixtureSettings(Settings):
     """How many experts a dense MLP becomes, and how many of them a token takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)]
     top_k: Annotated[int, Field(ge=1, strict=True)]

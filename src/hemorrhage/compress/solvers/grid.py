@@ -10,11 +10,14 @@ what was computed with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hemorrhage.compress.info import Spacing
+from hemorrhage.compress.method import Settings, Wording
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.runtime.lazy import torch
 
@@ -22,11 +25,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GridSettings(BaseModel):
-    """Bits per code, weights per scale, and whether the grid is centred on zero."""
+GRID = ("bits", "group_size", "symmetric", "keep_zeros")
+"""Settings of a grid: what a method has in common with the rounding that it improves on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+WIDTHS = Spacing(2, 8, 1, whole=True)
+"""Bits worth running next."""
+
+
+def grouping(group_size: int | str) -> str:
+    """Return how many weights share a scale, in words."""
+    return "per channel" if group_size == "channel" else f"groups of {group_size}"
+
+
+class GridSettings(Settings):
+    """Bits per code, weights per scale, and whether the grid is centred on zero.
+
+    The severity is the bits of a code; scales and zero points are counted in the manifest's effective bits.
+    """
+
     axis: ClassVar[str] = "bits"
+    severity_field: ClassVar[str] = "bits"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "bits": "{} bit",
+        "group_size": grouping,
+        "keep_zeros": "zeros kept",
+    }
+    said: ClassVar[tuple[str, ...]] = ("group_size",)
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
@@ -35,26 +59,9 @@ class GridSettings(BaseModel):
     """Weights that are zero before stay zero, as a pruned model's should."""
 
     @property
-    def severity(self) -> float:
-        """Bits of a code; scales and zero points are counted in the manifest's effective bits."""
+    def code_bits(self) -> float:
+        """Bits of a code."""
         return float(self.bits)
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.bits} bit, {self.curve}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        groups = "per channel" if self.group_size == "channel" else f"groups of {self.group_size}"
-        also = [what for what, so in (("symmetric", self.symmetric), ("zeros kept", self.keep_zeros)) if so]
-        return ", ".join([groups, *also])
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """None: a grid is fitted to the weights alone."""
-        return ()
 
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 
 from hemorrhage.compress.checks.integrity import zero_share
+from hemorrhage.compress.info import Spacing
+from hemorrhage.compress.method import Settings, Wording, percent
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.runtime.lazy import torch
 
@@ -16,11 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class SparsitySettings(BaseModel):
+SHARES = Spacing(0.1, 0.9, 0.05)
+"""Sparsities worth running next."""
+
+
+def share_or_pattern(sparsity: float | str) -> str:
+    """Return a share in per cent, a pattern as it is."""
+    return percent(sparsity) if isinstance(sparsity, float) else sparsity
+
+
+class SparsitySettings(Settings):
     """The share of weights that become zero, or ``"n:m"``: n of every m neighbouring inputs stay."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "sparsity"
+    severity_field: ClassVar[str] = "sparsity"
+    words: ClassVar[Mapping[str, Wording]] = {"sparsity": share_or_pattern}
 
     sparsity: float | str
 
@@ -52,19 +65,9 @@ class SparsitySettings(BaseModel):
         return 1 - kept / among
 
     @property
-    def label(self) -> str:
-        """For people."""
-        return f"{100 * self.sparsity:g} %" if isinstance(self.sparsity, float) else self.sparsity
-
-    @property
-    def curve(self) -> str:
-        """What the points of one curve have in common: nothing if unstructured, else the size of groups."""
+    def severity_kind(self) -> str:
+        """The size of a pattern's groups; nothing where sparsity is unstructured."""
         return f"n:{self.pattern[1]}" if self.pattern else ""
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """None: weights alone."""
-        return ()
 
     @property
     def mask_bits(self) -> float:
@@ -92,14 +95,9 @@ class CalibratedSettings(SparsitySettings):
     sequential: bool = False
 
     @property
-    def label(self) -> str:
-        """For people."""
-        return f"{super().label}, sequential" if self.sequential else super().label
-
-    @property
-    def curve(self) -> str:
-        """What the points of one curve have in common."""
-        return ", ".join(filter(None, [super().curve, "sequential" if self.sequential else ""]))
+    def propagates(self) -> bool:
+        """Whether inputs are those behind the blocks that are pruned already."""
+        return self.sequential
 
     @property
     def statistics(self) -> tuple[str, ...]:

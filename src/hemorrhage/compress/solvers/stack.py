@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from hemorrhage.compress.info import Spacing
+from hemorrhage.compress.method import Settings, Wording, percent
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
 
@@ -18,33 +21,26 @@ WRITES = ("o_proj", "down_proj")
 """The linear layers of a Llama-like block that write to the residual stream."""
 
 
-class AddedSettings(BaseModel):
+MORE = Spacing(0.1, 1.0, 0.1)
+"""Shares of new blocks worth running next."""
+
+FEWER = Spacing(0.05, 0.8, 0.05)
+"""Shares to take out of a model that are worth running next."""
+
+
+def layers_added(share: float) -> str:
+    """Return how many blocks more, in words."""
+    return f"+{percent(share)} of layers"
+
+
+class AddedSettings(Settings):
     """New blocks as a share of the model's blocks, rounded to whole blocks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "added"
+    severity_field: ClassVar[str] = "added"
+    words: ClassVar[Mapping[str, Wording]] = {"added": layers_added}
 
     added: Annotated[float, Field(gt=0, le=1)]
-
-    @property
-    def severity(self) -> float:
-        """New blocks over the model's blocks."""
-        return self.added
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"+{100 * self.added:g} % of layers"
-
-    @property
-    def curve(self) -> str:
-        """All points lie on one curve."""
-        return ""
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """None: where the blocks go depends on their number alone."""
-        return ()
 
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from hemorrhage.compress.progress import CURRENT, SECONDS
+from hemorrhage.compress.progress import SECONDS, Progress
 from hemorrhage.runtime.artifact import whole
 from hemorrhage.runtime.lazy import torch
 
@@ -35,16 +35,19 @@ class Training:
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LambdaLR,
         steps: int,
+        current: Progress | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Put everything where a job before left it; ``generator`` is one that every step draws from."""
+        """Put everything where a job before left it; ``generator`` is one that every step draws from.
+
+        ``current`` is None where nothing is kept.
+        """
         self._parameters = parameters
         self._optimizer = optimizer
         self._steps = steps
         self._generator = generator
         self._saved = time.monotonic()
         self.losses: list[float] = []
-        current = CURRENT.get()
         self._file = current.folder / FILE if current else None
         if self._file and self._file.is_file():
             self._restore(schedule)

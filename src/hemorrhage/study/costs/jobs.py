@@ -105,7 +105,7 @@ class Workload:
             work = Work(1e-9 * self.shape.parameters, row.stored(load, name), row.arithmetic(load, name))
         variant = plan.variants.get(name)
         method = variant.method if variant else ""
-        if variant and getattr(variant.settings, "sequential", False):
+        if variant and variant.settings.propagates:
             method += " sequential"
         return Job(kind, name, method, output, usage, work, tuple(row.needs(plan.design, name)))
 

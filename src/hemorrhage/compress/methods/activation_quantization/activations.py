@@ -6,22 +6,25 @@ inputs of 8 bits with one scale that was fixed by calibration (``static``), one 
 (Yao et al., arXiv 2206.01861) compare them. ``smooth`` is SmoothQuant's alpha, folded into the norms before
 the layers; inputs that come from no norm stay as they are. The grid of an input reaches from -max|x| to
 max|x|. What a loaded model does with its inputs stands in hemorrhage.models.emulation.activations: integer arithmetic
-is emulated. ``sham`` is the control of smoothing: the scales of an input are dealt out among its features at random.
+is emulated. ``shuffled`` is the control of smoothing: the scales of an input are shuffled among its features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper, Spacing
+from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers import smoothing
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width
+from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
 from hemorrhage.compress.solvers.packing import scheme, store
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -34,11 +37,18 @@ if TYPE_CHECKING:
 NAMES = {"static": "static inputs", "tensor": "inputs per tensor", "token": "inputs per token"}
 
 
-class Settings(BaseModel):
+class Settings(Base):
     """Bits and scales of weights and inputs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "activation_bits"
+    severity_field: ClassVar[str] = "activation_bits"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "bits": "{} bit weights",
+        "group_size": grouping,
+        "activations": NAMES,
+        "smooth": "smoothed {}",
+    }
+    said: ClassVar[tuple[str, ...]] = ("bits", "group_size", "activations")
     theoretical: ClassVar[str] = "speed: the integer arithmetic of quantized inputs is emulated in floating point"
 
     bits: Literal[4, 8] = 8
@@ -46,12 +56,12 @@ class Settings(BaseModel):
     activation_bits: Annotated[int, Field(ge=4, le=8, strict=True)] = 8
     activations: Literal["static", "tensor", "token"] = "token"
     smooth: Annotated[float, Field(ge=0, le=1)] | None = None
-    sham: bool = False
+    shuffled: bool = False
 
     @model_validator(mode="after")
     def _scales_to_shuffle(self) -> Settings:
-        if self.sham and self.smooth is None:
-            raise ValueError("sham shuffles the scales of smoothing, and there is no smooth")
+        if self.shuffled and self.smooth is None:
+            raise ValueError("shuffled: the scales of smoothing are what is shuffled, and there is no smooth")
         return self
 
     @property
@@ -65,22 +75,14 @@ class Settings(BaseModel):
         return GridSettings(bits=self.bits, group_size=self.group_size, symmetric=True)
 
     @property
-    def severity(self) -> float:
-        """Bits of an input."""
-        return float(self.activation_bits)
-
-    @property
     def label(self) -> str:
-        """For people."""
+        """The variant in the words of its field: W8A8 and so on."""
         return f"W{self.bits}A{self.activation_bits}, {self.curve}"
 
     @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        groups = "per channel" if self.group_size == "channel" else f"groups of {self.group_size}"
-        parts = [f"{self.bits} bit weights {groups}", NAMES[self.activations]]
-        own = [] if self.smooth is None else [f"smoothed {self.smooth:g}", *(["sham"] if self.sham else [])]
-        return ", ".join([*parts, *own])
+    def code_bits(self) -> float:
+        """Bits of a weight's code."""
+        return float(self.bits)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -92,13 +94,13 @@ class Settings(BaseModel):
         return self.grid.check(config) or (smoothing.check(config) if self.smooth is not None else None)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place: its weights, and the inputs of its layers whenever it computes."""
     from hemorrhage.models.emulation.activations import InputRounding, scale_of
 
     linears = linears_of(model)
     norms = {} if settings.smooth is None else smoothing.norms_before(model)
-    generator = dealer(settings.sham, seed)
+    statistics, generator = context.statistics, shuffler(settings.shuffled, context.seed)
     inputs = {name: [name] for name in linears} if statistics is None else statistics.shared()
     with torch.no_grad():
         for first, names in tqdm(inputs.items(), desc="activations", unit="input", mininterval=5, leave=False):
@@ -106,7 +108,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
             factor: Tensor | float = 1.0
             if largest is not None and settings.smooth is not None and first in norms:
                 weights = [linears[name].weight for name in names]
-                scale = dealt(smoothing.scales(largest, weights, settings.smooth), generator)
+                scale = shuffle(smoothing.scales(largest, weights, settings.smooth), generator)
                 factor = _smoothed(norms, names, scale)
                 largest = largest / factor
             rounding = InputRounding(settings.activation_bits, settings.activations)
@@ -159,3 +161,33 @@ def _smoothed(norms: dict[str, Any], names: list[str], scale: Tensor) -> Tensor:
         return smoothing.fold(norm, scale)
     except ValueError as error:
         raise ValueError(f"{names[0]}: {error}") from error
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Quantized activations (W8A8, W4A8, SmoothQuant)",
+        summary="inputs rounded with static scales, per tensor or per token; SmoothQuant with `smooth`",
+        papers=(Paper("Xiao et al.", "2211.10438"), Paper("Yao et al.", "2206.01861")),
+        examples=({"bits": 8, "activations": "token", "smooth": 0.5}, {"bits": 4, "activations": "static"}),
+        storage=("int8", "packed"),
+        improves_on=(
+            Comparison(
+                SCALES,
+                "activations",
+                ("bits", "group_size", "activation_bits", "smooth"),
+                untreated={"activations": ("static",)},
+                changed=("activations",),
+            ),
+            Comparison(
+                SCALES,
+                "activations",
+                ("bits", "group_size", "activation_bits", "activations"),
+                untreated={"smooth": (None,)},
+                changed=("smooth",),
+            ),
+        ),
+        values=Spacing(4, 8, 1, whole=True),
+    ),
+    Settings,
+    alter,
+)

@@ -9,11 +9,15 @@ without a cache. See hemorrhage.models.emulation.kv_cache for both in full.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Settings as Base
+from hemorrhage.compress.solvers.grid import WIDTHS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,18 +26,32 @@ RESIDUAL = 128
 """Tokens that KIVI keeps exact, in the paper."""
 
 
-class Settings(BaseModel):
-    """Bits and groups of cached keys and values."""
+class Settings(Base):
+    """Bits and groups of cached keys and values; scales and zero points are counted in the manifest's cache bytes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "cache_bits"
-    changes_weights: ClassVar[bool] = False
+    severity_field: ClassVar[str] = "bits"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "bits": "{} bit cache",
+        "keys": {"token": "per token", "channel": "keys per channel"},
+        "group_size": "groups of {}",
+        "residual": "{} tokens exact",
+    }
+    said: ClassVar[tuple[str, ...]] = ("keys", "group_size")
     theoretical: ClassVar[str] = "cache: rounded values are kept in floating point; bytes are what they would pack to"
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]
-    group_size: Annotated[int, Field(ge=2, strict=True)] = 32
     keys: Literal["token", "channel"] = "token"
+    group_size: Annotated[int, Field(ge=2, strict=True)] = 32
     residual: Annotated[int, Field(ge=2, strict=True)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper(cls, values: Any) -> Any:
+        # Written into the settings, so that the manifest says how many there were.
+        if isinstance(values, dict) and values.get("keys") == "channel" and values.get("residual") is None:
+            return {**values, "residual": RESIDUAL}
+        return values
 
     @model_validator(mode="after")
     def _residual_fits(self) -> Settings:
@@ -46,29 +64,17 @@ class Settings(BaseModel):
     @property
     def exact_tokens(self) -> int:
         """Newest tokens that may be kept as they are."""
-        return (RESIDUAL if self.residual is None else self.residual) if self.keys == "channel" else 0
+        return self.residual or 0
 
     @property
-    def severity(self) -> float:
-        """Bits of a cached number; scales and zero points are counted in the manifest's cache bytes."""
+    def changes_weights(self) -> bool:
+        """No: what attention remembers is rounded."""
+        return False
+
+    @property
+    def code_bits(self) -> float:
+        """Bits of a cached number, which the cost model was fitted with."""
         return float(self.bits)
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.bits} bit cache, {self.curve}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        if self.keys == "channel":
-            return f"keys per channel, groups of {self.group_size}, {self.exact_tokens} tokens exact"
-        return f"per token, groups of {self.group_size}"
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """None: grids are fitted to what arrives."""
-        return ()
 
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""
@@ -83,7 +89,7 @@ class Settings(BaseModel):
         return None
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Make ``model`` round its keys and values; its weights stay as they are."""
     from hemorrhage.models.emulation import kv_cache
 
@@ -92,9 +98,10 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     else:
         rounding = kv_cache.ChannelRounding(settings.bits, settings.group_size, settings.exact_tokens)
         kv_cache.round_per_channel(model, rounding)
+    return cache_bytes(model, settings)
 
 
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+def cache_bytes(model: PreTrainedModel, settings: Settings) -> Facts:
     """Bytes that a token adds to the cache, of the base model's cache too (in the dtype of its weights).
 
     ``cache_exact_tokens``: the newest tokens, which take the base's bytes.
@@ -114,3 +121,17 @@ def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
         "cache_bytes_per_token_base": numbers * dense,
         "cache_exact_tokens": settings.exact_tokens,
     }
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Quantized KV cache (KIVI)",
+        summary="keys and values at 2 to 8 bits per token, or KIVI",
+        papers=(Paper("Liu et al.", "2402.02750"),),
+        examples=({"bits": 4}, {"bits": 2, "keys": "channel", "residual": 32}),
+        storage=("kv_cache",),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

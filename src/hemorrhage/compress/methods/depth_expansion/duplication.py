@@ -10,12 +10,14 @@ naive duplication; 0 is silent copies as in LLaMA-Pro (arXiv 2401.02415), in the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.compress.solvers.stack import AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -25,20 +27,12 @@ if TYPE_CHECKING:
 class Settings(AddedSettings):
     """Settings of duplication: how much of what the copied blocks add the copies add again."""
 
+    words: ClassVar[Mapping[str, Wording]] = {**AddedSettings.words, "scale": "copies scaled by {}"}
+
     scale: Annotated[float, Field(ge=0, le=1)] = 1.0
 
-    @property
-    def label(self) -> str:
-        """For people."""
-        return super().label if self.scale == 1 else f"{super().label}, copies scaled by {self.scale:g}"
 
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return "" if self.scale == 1 else f"copies scaled by {self.scale:g}"
-
-
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Duplicate blocks of ``model`` in place."""
     number = len(blocks(model))
     added = settings.number(number)
@@ -48,8 +42,18 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     if settings.scale != 1:
         for index in range(added):
             scale_writes(stack[first + 2 * index + 1], settings.scale)
-
-
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
-    """The block of the model that was altered which each block was made from."""
     return {"blocks": sources(model)}
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Naive duplication",
+        summary="blocks of a run in the middle come twice, as they are or scaled",
+        papers=(Paper("Wu et al.", "2401.02415"),),
+        examples=({"added": 0.2}, {"added": 0.2, "scale": 0.5}),
+        values=MORE,
+        by_blocks=True,
+    ),
+    Settings,
+    alter,
+)

@@ -7,12 +7,13 @@ the model is the base exactly. It is the control of the expansion family.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.compress.solvers.stack import AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Facts, Method
+from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Settings(AddedSettings):
     added: Annotated[float, Field(gt=0, le=1)] = 0.25
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Put new blocks into ``model`` in place."""
     number = len(blocks(model))
     added = settings.number(number)
@@ -35,8 +36,19 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
         if place == before:
             scale_writes(block, 0.0)
-
-
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
-    """The block of the model that was altered which each block was made from."""
     return {"blocks": sources(model)}
+
+
+METHOD = Method(
+    MethodInfo(
+        title="LLaMA-Pro block expansion",
+        summary="copies of blocks that add nothing: the control of expansion",
+        papers=(Paper("Wu et al.", "2401.02415"),),
+        examples=({"added": 0.2},),
+        values=MORE,
+        unchanged=True,
+        by_blocks=True,
+    ),
+    Settings,
+    alter,
+)

@@ -7,19 +7,23 @@
 - ``deepest``, that paper's simple baseline: the deepest n blocks before the last.
 - ``sleb`` (Song et al., arXiv 2402.09025): one at a time, the block without which the shortened model has the
   lowest loss on calibration text, the first and the last excepted.
-- ``random``: as many blocks by lot, the control.
+- ``random``: as many blocks at random, the control.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.compress.solvers.stack import count, rearrange, sources
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Facts, Method, Wording, percent
+from hemorrhage.compress.method import Settings as Base
+from hemorrhage.compress.solvers.stack import FEWER, count, rearrange, sources
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
 
@@ -40,14 +44,21 @@ BATCH_TOKENS = 1024
 """Tokens whose logits are in memory at once."""
 
 
-class Settings(BaseModel):
+def layers_removed(share: float) -> str:
+    """Return how much is taken out, in words."""
+    return f"{percent(share)} of layers"
+
+
+class Settings(Base):
     """The share of blocks to take out, rounded to whole blocks, and how they are chosen.
 
     ``samples``: the calibration windows that ``sleb`` measures losses on; the other orders have none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "removed"
+    severity_field: ClassVar[str] = "removed"
+    words: ClassVar[Mapping[str, Wording]] = {"removed": layers_removed, "order": "{}", "samples": "{} windows"}
+    controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"order": ("random",)}
 
     removed: Annotated[float, Field(gt=0, lt=1)]
     order: Literal["influence", "angular", "deepest", "sleb", "random"]
@@ -68,21 +79,6 @@ class Settings(BaseModel):
         return self
 
     @property
-    def severity(self) -> float:
-        """Share of blocks taken out."""
-        return self.removed
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{100 * self.removed:g} % of layers"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return self.order if self.samples in (None, SAMPLES) else f"{self.order}, {self.samples} windows"
-
-    @property
     def statistics(self) -> tuple[str, ...]:
         """Measures of the blocks or calibration text, where the order needs them."""
         return STATISTICS.get(self.order, ())
@@ -92,7 +88,7 @@ class Settings(BaseModel):
         return _problem(self, config["num_hidden_layers"])
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Take blocks out of ``model`` in place."""
     number = len(blocks(model))
     problem = _problem(settings, number)
@@ -100,17 +96,12 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
         raise ValueError(problem)
     removed = count(settings.removed, number)
     if settings.order == "random":
-        gone = set(random.Random(seed).sample(range(number), removed))
+        gone = set(random.Random(context.seed).sample(range(number), removed))
     elif settings.order == "deepest":
         gone = set(range(number - 1 - removed, number - 1))
     else:
-        assert statistics is not None
-        gone = _chosen(model, settings, statistics, removed)
+        gone = _chosen(model, settings, context.calibration, removed)
     rearrange(model, [index for index in range(number) if index not in gone])
-
-
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
-    """The block of the model that was altered which each block was made from."""
     return {"blocks": sources(model)}
 
 
@@ -212,3 +203,25 @@ def _problem(settings: Settings, number: int) -> str | None:
             f"at least 1 must go and {stay} must stay"
         )
     return None
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Depth pruning (ShortGPT, SLEB)",
+        summary="whole blocks, by influence, angle, SLEB's search, from the end, or at random",
+        papers=(
+            Paper("Men et al.", "2403.03853"),
+            Paper("Gromov et al.", "2403.17887"),
+            Paper("Song et al.", "2402.09025"),
+        ),
+        examples=(
+            {"order": "influence", "removed": 0.2},
+            {"order": "random", "removed": 0.2},
+            {"order": "sleb", "removed": 0.2, "samples": 4},
+        ),
+        values=FEWER,
+        by_blocks=True,
+    ),
+    Settings,
+    alter,
+)

@@ -8,12 +8,16 @@ keeps the same share of its weights; H is the base model's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording, percent
+from hemorrhage.compress.method import Settings as Base
+from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -22,30 +26,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Settings(BaseModel):
+def weights_removed(share: float) -> str:
+    """Return how much the factors do without, in words."""
+    return f"{percent(share)} of weights"
+
+
+class Settings(Base):
     """The share of the layers' weights to do without, and in which metric the rest is nearest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "removed"
+    severity_field: ClassVar[str] = "removed"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "removed": weights_removed,
+        "whiten": {True: "whitened", False: "plain"},
+    }
+    said: ClassVar[tuple[str, ...]] = ("whiten",)
 
     removed: Annotated[float, Field(gt=0, lt=1)]
     whiten: bool = True
     damp: Annotated[float, Field(gt=0, le=1)] = 0.01
-
-    @property
-    def severity(self) -> float:
-        """Share of the blocks' weights that the factors have not."""
-        return self.removed
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{100 * self.removed:g} % of weights, {self.curve}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return "whitened" if self.whiten else "plain"
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -53,9 +52,9 @@ class Settings(BaseModel):
         return ("hessian",) if self.whiten else ()
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Factor the linear layers of ``model`` in place."""
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.statistics
     shared = statistics.shared() if statistics else {name: [name] for name in linears}
     with torch.inference_mode():
         for first, names in tqdm(shared.items(), desc="svd", unit="input", mininterval=5, leave=False):
@@ -104,3 +103,17 @@ def _replace(
     dtype = linear.weight.dtype
     form = LowRankLinear((inner / balance).to(dtype), (outer * balance).to(dtype), linear.bias)
     replace(model, name, form)
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Low rank (SVD, SVD-LLM)",
+        summary="two thin factors, plain or whitened by the inputs",
+        papers=(Paper("Wang et al.", "2403.07378"),),
+        examples=({"removed": 0.2}, {"removed": 0.2, "whiten": False}),
+        storage=("low_rank",),
+        values=FEWER,
+    ),
+    Settings,
+    alter,
+)

@@ -1,6 +1,6 @@
 """Splitting the MLPs into experts (LLaMA-MoE, Zhu et al., arXiv 2406.16554), before any training.
 
-The channels of each MLP are dealt at random into ``experts`` equal parts, the partition that the paper found best; a
+The channels of each MLP are split at random into ``experts`` equal parts, the partition that the paper found best; a
 part with its rows of the gate and up projection and its columns of the down projection is an expert, and each token
 takes ``top_k`` of them. The result is an ordinary Mixtral of the same size that computes less. It weighs the chosen
 experts by a softmax that sums to one, 1 / ``top_k`` each here: the router's logits are made so small (root mean square
@@ -18,6 +18,7 @@ normal distribution, as LLaMA-MoE's before it is trained.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -25,6 +26,8 @@ from tqdm import tqdm
 
 from hemorrhage.calibrate.expert_usage import mlp_inputs
 from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.solvers.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
@@ -45,6 +48,14 @@ class Settings(MixtureSettings):
     """Number of experts, how many of them a token takes, and how they are chosen."""
 
     axis: ClassVar[str] = "routing"
+    severity_field: ClassVar[str] = "top_k"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "experts": "{} experts",
+        "router": "{} router",
+        "scale": {"expected": "rescaled"},
+    }
+    said: ClassVar[tuple[str, ...]] = ("experts", "router")
+    controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"router": ("random",)}
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 8
     router: Literal["regression", "random"] = "regression"
@@ -57,18 +68,8 @@ class Settings(MixtureSettings):
 
     @property
     def label(self) -> str:
-        """For people."""
-        return f"{self.top_k} of {self.experts} experts, {self._choice}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return f"{self.experts} experts, {self._choice}"
-
-    @property
-    def _choice(self) -> str:
-        router = f"{self.router} router"
-        return router if self.scale == "sum" else f"{router}, rescaled"
+        """The variant for people: how many of the experts a token takes, and the rest."""
+        return f"{self.top_k} of {self.curve}"
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -84,7 +85,7 @@ class Settings(MixtureSettings):
         return problem
 
     def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What a variant on this one finds in config.json."""
+        """Return the config.json that a variant on this one finds."""
         experts = {"num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
         return {
             **config,
@@ -94,16 +95,16 @@ class Settings(MixtureSettings):
         }
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Make ``model`` a mixture of experts in place."""
     problem = settings.check(model.config.to_dict())
     if problem:
         raise ValueError(problem)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(context.seed)
     width = model.config.intermediate_size
     stack = blocks(model)
     channels = [torch.randperm(width, generator=generator).view(settings.experts, -1) for _ in stack]
-    routers = _routers(model, settings, statistics, channels, generator)
+    routers = _routers(model, settings, context.statistics, channels, generator)
     factor = settings.top_k if settings.scale == "sum" else settings.experts
 
     def parts(index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
@@ -160,3 +161,15 @@ def _routers(
     inputs = mlp_inputs(model, statistics.tokens())
     progress = {"desc": "expert split", "total": len(channels), "unit": "block", "mininterval": 5, "leave": False}
     return [fit(mlp, x, channels[index]) for index, mlp, x in tqdm(inputs, **progress)]
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Splitting MLPs into experts (LLaMA-MoE)",
+        summary="the MLP's channels split into experts, of which a token takes some",
+        papers=(Paper("Zhu et al.", "2406.16554"),),
+        examples=({"experts": 8, "top_k": 6, "router": "random"}, {"experts": 8, "top_k": 6, "scale": "expected"}),
+    ),
+    Settings,
+    alter,
+)

@@ -8,8 +8,8 @@
 - ``quantize``: the routers alone, rounded to nearest to ``amount`` bits with a scale and a zero point per expert, and
   stored as plain weights; severity 2^-``amount``, half a step over the range of a row.
 - ``drop``: the share ``amount`` of every layer's experts, rounded to whole ones, goes, with its rows of the router;
-  severity ``amount``. ``choose`` says which: by lot (``random``), those that the fewest calibration tokens are routed
-  to (``usage``), or those without which the layer's output on the calibration tokens changes least
+  severity ``amount``. ``choose`` says which: at random (``random``), those that the fewest calibration tokens are
+  routed to (``usage``), or those without which the layer's output on the calibration tokens changes least
   (``reconstruction``: all subsets are tried, min ‖F(x) - F'(x)‖ on the unaltered model's inputs x; NAEE, Lu et al.,
   arXiv 2402.14800).
 """
@@ -19,13 +19,17 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.expert_usage import mlp_inputs, usage
 from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording, number, percent
+from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers.experts import number_of_experts
 from hemorrhage.compress.solvers.grid import GridSettings
@@ -42,11 +46,13 @@ SUBSETS = 2000
 BATCH_TOKENS = 2048
 
 
-class Settings(BaseModel):
+class Settings(Base):
     """What is done to the routing, and how much of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "routing"
+    severity_field: ClassVar[str] = "amount"
+    words: ClassVar[Mapping[str, Wording]] = {"alteration": "{}", "choose": "{}"}
+    controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"choose": ("random",)}
 
     alteration: Literal["noise", "top_k", "drop", "quantize"]
     amount: int | float
@@ -87,18 +93,13 @@ class Settings(BaseModel):
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The variant for people."""
         return {
-            "noise": f"router noise {self.amount:g}",
+            "noise": f"router noise {number(self.amount)}",
             "top_k": f"top {self.amount}",
-            "drop": f"{100 * self.amount:g} % of experts dropped, {self.choose}",
+            "drop": f"{percent(self.amount)} of experts dropped, {self.choose}",
             "quantize": f"router of {self.amount} bit",
         }[self.alteration]
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return f"{self.alteration}, {self.choose}" if self.choose else self.alteration
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -133,7 +134,7 @@ class Settings(BaseModel):
         return None
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Disturb the routing of ``model`` in place."""
     from hemorrhage.models.experts import mixtures
 
@@ -143,7 +144,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     found = mixtures(model)
     with torch.no_grad():
         if settings.alteration == "noise":
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(context.seed)
             for mixture in found.values():
                 weight = mixture.gate.weight
                 drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
@@ -157,7 +158,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
         elif settings.alteration == "top_k":
             _take(model, int(settings.amount))
         else:
-            for name, kept in choose(model, settings, statistics, seed).items():
+            for name, kept in choose(model, settings, context.statistics, context.seed).items():
                 _keep(found[name], kept)
             model.config.num_experts = min(len(mixture.experts) for mixture in found.values())
 
@@ -237,3 +238,20 @@ def _keep(mixture: Any, kept: list[int]) -> None:
     mixture.experts = Experts([mixture.experts[index] for index in kept])
     mixture.gate.weight = torch.nn.Parameter(mixture.gate.weight[kept].clone())
     mixture.gate.num_experts = len(kept)
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Disturbed routing (NAEE)",
+        summary="router noise, other top-k, dropped experts, a quantized router; also on a native Mixtral or Qwen-MoE",
+        papers=(Paper("Lu et al.", "2402.14800"),),
+        examples=(
+            {"alteration": "top_k", "amount": 1},
+            {"alteration": "noise", "amount": 0.1},
+            {"alteration": "drop", "amount": 0.25, "choose": "usage"},
+            {"alteration": "quantize", "amount": 4},
+        ),
+    ),
+    Settings,
+    alter,
+)

@@ -11,11 +11,13 @@ the matrix's root mean square, so that experts differ and the choice between the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Facts, Method, Wording
 from hemorrhage.compress.solvers.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
 from hemorrhage.runtime.lazy import torch
 
@@ -30,6 +32,13 @@ class Settings(MixtureSettings):
     """Number of experts, how many of them a token takes, and how much the copies differ."""
 
     axis: ClassVar[str] = "added"
+    severity_field: ClassVar[str] = "experts"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "experts": "{} experts",
+        "top_k": "top {}",
+        "normalize": {False: "not normalised"},
+    }
+    said: ClassVar[tuple[str, ...]] = ("top_k",)
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 4
     top_k: Annotated[int, Field(ge=1, strict=True)] = 2
@@ -40,26 +49,6 @@ class Settings(MixtureSettings):
     def severity(self) -> float:
         """Copies that are added to each MLP; the manifest has the parameters added over the model's."""
         return float(self.experts - 1)
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        parts = [f"{self.experts} experts, top {self.top_k}"]
-        if not self.normalize:
-            parts.append("not normalised")
-        if self.noise:
-            parts.append(f"noise {self.noise:g}")
-        return ", ".join(parts)
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return self.label.split(", ", 1)[1]
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""
@@ -72,17 +61,17 @@ class Settings(MixtureSettings):
         return None
 
     def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What a variant on this one finds in config.json."""
+        """Return the config.json that a variant on this one finds."""
         kind = {"model_type": "mixtral" if self.normalize else "qwen2_moe"}
         return {**config, **kind, "num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Make ``model`` a mixture of experts in place."""
     problem = settings.check(model.config.to_dict())
     if problem:
         raise ValueError(problem)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(context.seed)
 
     def parts(index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
         weights = [mlp.get_submodule(name).weight.data for name in PROJECTIONS]
@@ -97,17 +86,18 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     else:
         own = {"moe_intermediate_size": width, "shared_expert_intermediate_size": 0, "qkv_bias": False}
         from_dense(model, "qwen2_moe", {**shared, **own, "norm_topk_prob": False}, parts)
+    return {"severity": share_added(model)}
 
 
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
-    """The parameters that were added, over those that the model had."""
+def share_added(model: PreTrainedModel) -> float:
+    """Return the parameters that were added, over those that the model had."""
     from hemorrhage.models.experts import mixtures
 
     added = 0
     for mixture in mixtures(model).values():
         whole = sum(value.numel() for value in mixture.parameters())
         added += whole - sum(value.numel() for value in mixture.experts[0].parameters())
-    return {"severity": added / (sum(value.numel() for value in model.parameters()) - added)}
+    return added / (sum(value.numel() for value in model.parameters()) - added)
 
 
 def _copy(weight: Tensor, noise: float, generator: torch.Generator) -> Tensor:
@@ -116,3 +106,15 @@ def _copy(weight: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     exact = weight.float()
     drawn = torch.randn(weight.shape, generator=generator).to(exact.device)
     return (exact + noise * exact.square().mean().sqrt() * drawn).to(weight)
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Sparse upcycling",
+        summary="the MLP copied into experts: an ordinary Mixtral that starts as the base",
+        papers=(Paper("Komatsuzaki et al.", "2212.05055"),),
+        examples=({"experts": 4, "top_k": 2, "noise": 0.1}, {"experts": 4, "normalize": False}),
+    ),
+    Settings,
+    alter,
+)

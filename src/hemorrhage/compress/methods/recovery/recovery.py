@@ -9,7 +9,7 @@ Sparse weights stay sparse: where more than 1 % of a layer's weights are zero, w
 there, both in training and when it is merged (MaskLoRA, arXiv 2312.15230), so training sees what is stored.
 A layer of zeros alone, as LLaMA-Pro puts in, is meant to be trained and not masked.
 
-``sham`` is the control: the same computation on windows whose tokens are shuffled, so that they have the
+``shuffled`` is the control: the same computation on windows whose tokens are shuffled, so that they have the
 text's tokens and none of its order.
 """
 
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.training import Training
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
@@ -47,32 +49,25 @@ SPARSE = 0.01
 """Share of zeros above which a layer counts as pruned."""
 
 
-class Settings(BaseModel):
+class Settings(Base):
     """Steps on ``batch`` windows each, the adapters' rank, the highest learning rate, and the control."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "steps"
+    severity_field: ClassVar[str] = "steps"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "steps": "{} steps",
+        "rank": "rank {}",
+        "learning_rate": "learning rate {}",
+        "batch": "batches of {}",
+        "shuffled": "shuffled tokens",
+    }
+    said: ClassVar[tuple[str, ...]] = ("rank",)
 
     steps: Annotated[int, Field(ge=1, strict=True)] = 200
     rank: Annotated[int, Field(ge=1, strict=True)] = 8
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     batch: Annotated[int, Field(ge=1, strict=True)] = 4
-    sham: bool = False
-
-    @property
-    def severity(self) -> float:
-        """Steps."""
-        return float(self.steps)
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.steps} steps{' on shuffled tokens' if self.sham else ''}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return f"rank {self.rank}{', sham' if self.sham else ''}"
+    shuffled: bool = False
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -85,7 +80,7 @@ class Settings(BaseModel):
         return None if self.rank <= width else f"rank {self.rank} is more than the hidden_size of {width}"
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Train ``model`` in place. The whole of it is in float32 while it trains.
 
     Raises ValueError where a layer's weight isn't a plain tensor, and where the loss is not finite.
@@ -94,22 +89,23 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     dtypes = {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
     model.float().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(context.seed)
         adapters = _adapt(model, settings.rank)
-    train(model, training_windows(statistics.tokens(), settings.sham, seed), settings, seed)
+    windows = training_windows(context.calibration.tokens(), settings.shuffled, context.seed)
+    train(model, windows, settings, context)
     for name, adapter in adapters.items():
         model.set_submodule(name, _merged(adapter))
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         value.data = value.data.to(dtypes[name])
 
 
-def train(model: nn.Module, windows: Tensor, settings: Settings, seed: int) -> None:
+def train(model: nn.Module, windows: Tensor, settings: Settings, context: Context) -> None:
     """Train the parameters of ``model`` that require a gradient on ``windows`` int64 [samples, length]."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
-    drawn = batches(windows, settings.batch, seed)
-    training = Training(parameters, optimizer, schedule, settings.steps)
+    drawn = batches(windows, settings.batch, context.seed)
+    training = Training(parameters, optimizer, schedule, settings.steps, context.progress)
     for batch in training.remaining(drawn, "recovery"):
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
@@ -136,16 +132,16 @@ def rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
 
-def training_windows(tokens: Tensor, sham: bool, seed: int) -> Tensor:
-    """``tokens`` int64 [samples, length], each window's own shuffled where ``sham``."""
-    if not sham:
+def training_windows(tokens: Tensor, shuffled: bool, seed: int) -> Tensor:
+    """``tokens`` int64 [samples, length], each window's own shuffled where ``shuffled``."""
+    if not shuffled:
         return tokens
     keys = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
     return tokens.gather(1, keys.argsort(dim=1))
 
 
 def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of ``windows``: all of them in an order by lot, then all in another."""
+    """Endless batches of ``windows``: all of them in random order, then all in another."""
     generator = torch.Generator().manual_seed(seed)
     left = torch.empty(0, dtype=torch.long)
     while True:
@@ -199,3 +195,16 @@ def _refuse_forms(model: PreTrainedModel) -> None:
         if module in inside and hasattr(module, "stored"):
             kind = type(module).__name__
             raise ValueError(f"{name}: recovery trains plain weights, and this is a {kind}; pack after it")
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Recovery training (LoRA)",
+        summary="LoRA on a damaged variant, merged",
+        papers=(Paper("Hu et al.", "2106.09685"),),
+        examples=({"steps": 50}, {"steps": 50, "shuffled": True}),
+        improves_on=(Comparison(TRAINING),),
+    ),
+    Settings,
+    alter,
+)

@@ -26,17 +26,19 @@ Without the paper's recovery fine-tuning.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 from hemorrhage.calibrate import triangle
-from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import Walk
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Facts, Method, Wording, percent
+from hemorrhage.compress.method import Settings as Base
+from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.hadamard import orthogonal
 from hemorrhage.runtime.lazy import torch
@@ -61,35 +63,36 @@ ROWS = 16384
 """Rows of an embedding that are in float64 at once."""
 
 
-class Settings(BaseModel):
+def columns_removed(share: float) -> str:
+    """Return how much is cut, in words."""
+    return f"{percent(share)} of the hidden size"
+
+
+class Settings(Base):
     """The share of the hidden size to cut, whose basis it is cut in, and where the basis comes from.
 
-    ``basis: random`` is the control: orthogonal matrices drawn by lot instead of the PCA's.
+    ``basis: random`` is the control: random orthogonal matrices instead of the PCA's. The manifest's severity is the
+    measured share of the blocks' parameters.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "removed"
-    moved: ClassVar[str] = "turned"
+    severity_field: ClassVar[str] = "removed"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "removed": columns_removed,
+        "rotation": {"block": "a basis per block", "model": "one basis"},
+        "basis": "{}",
+    }
+    said: ClassVar[tuple[str, ...]] = ("rotation",)
+    controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"basis": ("random",)}
 
     removed: Annotated[float, Field(ge=0, lt=1)]
     rotation: Literal["block", "model"] = "block"
     basis: Literal["pca", "random"] = "pca"
 
     @property
-    def severity(self) -> float:
-        """The share of the hidden size; the manifest has that of the blocks' parameters."""
-        return self.removed
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{100 * self.removed:g} % of the hidden size"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        where = "a basis per block" if self.rotation == "block" else "one basis"
-        return where if self.basis == "pca" else f"{where}, random"
+    def moved(self) -> str:
+        """The residual stream is in another basis."""
+        return "turned"
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -121,30 +124,24 @@ class Settings(BaseModel):
         return int(round((1 - self.removed) * width, 6)) // step * step
 
 
-_BEFORE: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
-"""Parameters of the blocks of models that were sliced, as they were before."""
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+    """Slice ``model`` in place; with a basis per block it has the form hemorrhage.models.formats.sliced afterwards.
 
-
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
-    """Slice ``model`` in place; with a basis per block it has the form hemorrhage.models.formats.sliced afterwards."""
+    Returns the measured share of the blocks' parameters that went, shortcuts counted, and what the PCA saw.
+    """
     problem = settings.check(model.config.to_dict())
     if problem:
         raise ValueError(problem)
     for index, block in enumerate(blocks(model)):
         _check_block(block, index)
-    assert statistics is not None
-    _BEFORE[model] = _block_parameters(model)
-    generator = torch.Generator().manual_seed(seed)
+    before = _block_parameters(model)
+    generator = torch.Generator().manual_seed(context.seed)
     with torch.no_grad():
         _untie(model)
         slicing = _slice_blocks if settings.rotation == "block" else _slice_model
-        slicing(model, settings, statistics.tokens(), generator)
-
-
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
-    """The measured share of the blocks' parameters that went, shortcuts counted, and what the PCA saw."""
-    found: dict[str, Any] = {"severity": 1 - _block_parameters(model) / _BEFORE[model]}
-    return {**found, "statistics": "errors propagated"} if settings.rotation == "block" else found
+        slicing(model, settings, context.calibration.tokens(), generator)
+    facts: Facts = {"severity": 1 - _block_parameters(model) / before}
+    return {**facts, "statistics": "errors propagated"} if settings.rotation == "block" else facts
 
 
 def principal(moment: Tensor) -> Tensor:
@@ -322,3 +319,17 @@ def _check_block(block: nn.Module, index: int) -> None:
     other = (linears ^ wanted) | (set(NORMS) - norms)
     if other:
         raise ValueError(f"block {index}, {min(other)}: slicegpt slices {', '.join(sorted(wanted))} behind two norms")
+
+
+METHOD = Method(
+    MethodInfo(
+        title="SliceGPT",
+        summary="the residual stream rotated by PCA and cut; one basis a block, or one for the model",
+        papers=(Paper("Ashkboos et al.", "2401.15024"),),
+        examples=({"removed": 0.25}, {"removed": 0.25, "rotation": "model", "basis": "random"}),
+        storage=("sliced", "plain"),
+        values=FEWER,
+    ),
+    Settings,
+    alter,
+)

@@ -14,19 +14,24 @@ Importance is summed over a group:
 
 The gradients are the dense model's. As in the paper the first and the last blocks can be spared; what is not
 taken out of them is taken out of the others. Where all blocks come out alike, config.json says how wide they
-are and transformers alone loads the model; else the layers are narrower than config.json says. ``sham`` is the
-control: the gradients of a matrix in random places.
+are and transformers alone loads the model; else the layers are narrower than config.json says. ``shuffled`` is
+the control: the gradients of a matrix in random places.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import GRADIENTS, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording, percent
+from hemorrhage.compress.method import Settings as Base
+from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
 
@@ -43,46 +48,40 @@ CHANNEL_ROWS = ("mlp.gate_proj", "mlp.up_proj")
 CHANNEL_COLUMNS = "mlp.down_proj"
 
 
-class Settings(BaseModel):
+def weights_removed(share: float) -> str:
+    """Return how much is taken out, in words."""
+    return f"{percent(share)} of the blocks' weights"
+
+
+class Settings(Base):
     """The share of the blocks' weights to take out, how groups are ranked, and the blocks that are spared.
 
-    The paper spares the first 4 (or 3) and the last 2 (or 1) blocks; with 0 and 0 all blocks come out alike.
+    The share counts the weights of spared blocks, too. The paper spares the first 4 (or 3) and the last 2 (or 1)
+    blocks; with 0 and 0 all blocks come out alike.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "removed"
+    severity_field: ClassVar[str] = "removed"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "removed": weights_removed,
+        "importance": "{}",
+        "protect_first": "first {} blocks spared",
+        "protect_last": "last {} spared",
+    }
+    said: ClassVar[tuple[str, ...]] = ("importance", "protect_first", "protect_last")
+    controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"importance": ("random",)}
 
     removed: Annotated[float, Field(gt=0, lt=1)]
     importance: Literal["taylor1", "taylor2", "vector", "magnitude", "random"] = "taylor1"
     protect_first: Annotated[int, Field(ge=0, strict=True)] = 4
     protect_last: Annotated[int, Field(ge=0, strict=True)] = 2
-    sham: bool = False
+    shuffled: bool = False
 
     @model_validator(mode="after")
     def _gradients_to_shuffle(self) -> Settings:
-        if self.sham and not self.statistics:
-            raise ValueError(f"sham shuffles gradients, and importance {self.importance} reads none")
+        if self.shuffled and not self.statistics:
+            raise ValueError(f"shuffled: gradients are what is shuffled, and importance {self.importance} reads none")
         return self
-
-    @property
-    def severity(self) -> float:
-        """Share of the weights of all blocks, spared ones included."""
-        return self.removed
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{100 * self.removed:g} % of the blocks' weights{self._control}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        spared = f", {self.protect_first}+{self.protect_last} blocks spared"
-        return self.importance + (spared if self.protect_first or self.protect_last else "") + self._control
-
-    @property
-    def _control(self) -> str:
-        return ", sham" if self.sham else ""
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -141,7 +140,7 @@ class Shape:
         return groups, max(0, round((target - groups * self.group_weights) / self.channel_weights))
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Make the blocks of ``model`` narrower in place."""
     stack = blocks(model)
     shapes = [_shape(block) for block in stack]
@@ -149,13 +148,13 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     if problem:
         raise ValueError(problem)
     share = _share(shapes, settings)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(context.seed)
     chosen = [index for index in range(len(stack)) if _pruned(index, len(stack), settings)]
     with torch.no_grad():
         for index in tqdm(chosen, desc="width", unit="block", mininterval=5, leave=False):
             shape = shapes[index]
             groups, channels = shape.gone(share)
-            of_groups, of_channels = importances(model, index, shape, settings, statistics, generator)
+            of_groups, of_channels = importances(model, index, shape, settings, context.statistics, generator)
             _narrow(stack[index], shape, _kept(of_groups, groups), _kept(of_channels, channels))
     _write_config(model.config, [_shape(block) for block in stack])
 
@@ -185,7 +184,7 @@ def importances(
                 raise ValueError(f"{names[linear]}: the gradients are those of a model of another width")
             if settings.importance == "taylor2":
                 root = statistics.gradient_rms(names[linear])
-            if settings.sham:
+            if settings.shuffled:
                 # Both in one order, so that they stay what belongs together.
                 order = torch.randperm(gradient.numel(), generator=generator)
                 gradient = gradient.flatten()[order].view_as(gradient)
@@ -329,3 +328,28 @@ def _write_config(config: Any, shapes: list[Shape]) -> None:
         config.num_attention_heads = shape.heads
         config.num_key_value_heads = shape.groups
         config.head_dim = shape.head_dim
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Width pruning (LLM-Pruner)",
+        summary="heads with their query heads, and MLP channels, by Taylor importance, magnitude or at random",
+        papers=(Paper("Ma et al.", "2305.11627"),),
+        examples=({"removed": 0.2}, {"removed": 0.2, "importance": "random", "protect_first": 0, "protect_last": 0}),
+        storage=("plain", "narrow"),
+        improves_on=tuple(
+            Comparison(
+                GRADIENTS,
+                "width",
+                ("removed", "protect_first", "protect_last"),
+                treated={"importance": ("taylor1", "taylor2", "vector")},
+                untreated={"importance": (control,)},
+            )
+            for control in ("magnitude", "random")
+        ),
+        values=FEWER,
+        spares_blocks=True,
+    ),
+    Settings,
+    alter,
+)

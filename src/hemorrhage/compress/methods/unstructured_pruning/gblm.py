@@ -8,8 +8,8 @@ So what is added up here is ``sqrt(length) · norms + alpha · sqrt(n) · gradie
 code, whose ``scale`` is alpha. The first term grows with the windows' length, the second with their number,
 so how much the gradient counts depends on the calibration set; the paper's has 128 windows of 2048 tokens.
 
-Gradients are the dense model's, as in the code; activations are, too, unless ``sequential``. ``sham`` is the control:
-the gradients of a layer in random places.
+Gradients are the dense model's, as in the code; activations are, too, unless ``sequential``. ``shuffled`` is the
+control: the gradients of a layer in random places.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.checks.integrity import zero_share
+from hemorrhage.compress.info import GRADIENTS, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.methods.unstructured_pruning import wanda
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
-from hemorrhage.compress.solvers.sparsity import check_zeros
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.sparsity import SHARES, check_zeros
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -37,18 +38,7 @@ class Settings(wanda.Settings):
 
     alpha: Annotated[float, Field(ge=0)] = 100.0
     """Weight of the gradient; 0 is Wanda."""
-    sham: bool = False
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{super().label}, sham" if self.sham else super().label
-
-    @property
-    def curve(self) -> str:
-        """What the points of one curve have in common."""
-        own = [f"alpha {self.alpha:g}" if self.alpha != 100 else "", "sham" if self.sham else ""]
-        return ", ".join(filter(None, [super().curve, *own]))
+    shuffled: bool = False
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -56,17 +46,17 @@ class Settings(wanda.Settings):
         return (*super().statistics, "gradients", "tokens")
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place."""
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     before = zero_share(linears)
     samples, length = statistics.tokens().shape
-    generator = dealer(settings.sham, seed)
+    generator = shuffler(settings.shuffled, context.seed)
     with torch.inference_mode():
         for first, names in statistics.shared().items():
             norms = statistics.norms(first)
             for name in names:
-                gradient = dealt(statistics.gradient_rms(name), generator)
+                gradient = shuffle(statistics.gradient_rms(name), generator)
                 gain = importance(norms, gradient, samples, length, settings.alpha)
                 weight = linears[name].weight
                 weight.masked_fill_(wanda.mask(weight, gain, settings, name), 0)
@@ -80,3 +70,17 @@ def importance(norms: Tensor, gradient: Tensor, samples: int, length: int, alpha
     windows of ``length``, and over the windows.
     """
     return math.sqrt(length) * norms + alpha * math.sqrt(samples) * gradient
+
+
+METHOD = Method(
+    MethodInfo(
+        title="GBLM-Pruner",
+        summary="Wanda and the gradient of the loss",
+        papers=(Paper("Das et al.", "2311.04902"),),
+        examples=({"sparsity": 0.5}, {"sparsity": 0.5, "shuffled": True}),
+        improves_on=(Comparison(GRADIENTS, "wanda", ("sparsity", "sequential")),),
+        values=SHARES,
+    ),
+    Settings,
+    alter,
+)

@@ -14,16 +14,17 @@ are the dense model's: those of all blocks are needed before the first is pruned
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import LAYERWISE, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.unstructured_pruning import sparsegpt
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
-from hemorrhage.compress.solvers.sparsity import SparsitySettings, lowest
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.sparsity import SHARES, SparsitySettings, lowest
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 class Settings(SparsitySettings):
     """Settings of OWL; the defaults are the paper's."""
+
+    words: ClassVar[Mapping[str, Wording]] = {**SparsitySettings.words, "by": "{}"}
+    said: ClassVar[tuple[str, ...]] = ("by",)
 
     by: Literal["wanda", "sparsegpt", "magnitude"] = "wanda"
     threshold: Annotated[float, Field(gt=0)] = 5.0
@@ -49,20 +53,8 @@ class Settings(SparsitySettings):
             raise ValueError("OWL varies the share from block to block: a share between 0 and 1, no pattern")
         return value
 
-    sham: bool = False
-    """The control: the blocks' shares of outliers are dealt out at random."""
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return ", ".join([super().label, self.by, *(["sham"] if self.sham else [])])
-
-    @property
-    def curve(self) -> str:
-        """What the points of one curve have in common."""
-        own = [f"threshold {self.threshold:g}"] if self.threshold != 5 else []
-        own += [f"spread {self.spread:g}"] if self.spread != 0.08 else []
-        return ", ".join([self.by, *own, *(["sham"] if self.sham else [])])
+    shuffled: bool = False
+    """The control: the blocks' shares of outliers in random places."""
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -70,9 +62,9 @@ class Settings(SparsitySettings):
         return ("hessian", "activations") if self.by == "sparsegpt" else ("activations",)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place. Raises ValueError where the zeros are not as many as they were to be."""
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     groups = statistics.shared()
     with torch.inference_mode():
         norms = {first: statistics.norms(first) for first in groups}
@@ -85,7 +77,9 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
             pairs = [(linears[name].weight, norms[first]) for first, names in group.items() for name in names]
             outliers.append(outlier_share(pairs, settings.threshold))
             sizes.append(sum(weight.numel() for weight, _ in pairs))
-        outliers = dealt(torch.tensor(outliers, dtype=torch.float64), dealer(settings.sham, seed)).tolist()
+        outliers = shuffle(
+            torch.tensor(outliers, dtype=torch.float64), shuffler(settings.shuffled, context.seed)
+        ).tolist()
         ratios = sparsities(outliers, sizes, settings.severity, settings.spread)
 
         # What is due in total less what is done is each layer's number, so that nothing rounds away.
@@ -168,3 +162,20 @@ def _sparsegpt(weights: list[Tensor], moment: Tensor, share: float, first: str) 
     for weight, new in zip(weights, sparsegpt.prune(weights, moment, own, first), strict=True):
         weight.copy_(new)
     return 0.5 * len(weights) * -(-len(moment) // own.block_size)
+
+
+METHOD = Method(
+    MethodInfo(
+        title="OWL",
+        summary="less pruning where outliers are, by Wanda, SparseGPT or magnitude",
+        papers=(Paper("Yin et al.", "2310.05175"),),
+        examples=({"sparsity": 0.5}, {"sparsity": 0.5, "by": "sparsegpt"}),
+        improves_on=tuple(
+            Comparison(LAYERWISE, by, ("sparsity",), treated={"by": (by,)}, untreated={"sequential": (False,)})
+            for by in ("wanda", "sparsegpt", "magnitude")
+        ),
+        values=SHARES,
+    ),
+    Settings,
+    alter,
+)

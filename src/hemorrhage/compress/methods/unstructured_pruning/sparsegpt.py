@@ -10,16 +10,18 @@ already, as in the paper; all layers of a block still see the same pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.checks.integrity import zero_share
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.columns import Layers, batches, reach_of, stacked, sweep, wide
-from hemorrhage.compress.solvers.sparsity import CalibratedSettings, check_zeros, lowest, lowest_of_groups
+from hemorrhage.compress.solvers.sparsity import SHARES, CalibratedSettings, check_zeros, lowest, lowest_of_groups
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -32,26 +34,33 @@ class Settings(CalibratedSettings):
     """Settings of SparseGPT; the defaults are the paper's, but for ``sequential``."""
 
     on_gpu: ClassVar[bool] = True
+    words: ClassVar[Mapping[str, Wording]] = {**CalibratedSettings.words, "block_size": "blocks of {}"}
 
     damp: Annotated[float, Field(gt=0, le=1)] = 0.01
     block_size: Annotated[int, Field(ge=1, strict=True)] = 128
     """Columns that are ranked together where sparsity is unstructured."""
 
+    @property
+    def second_order(self) -> bool:
+        """Columns make up for each other by the inverse of H."""
+        return True
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    from hemorrhage.models.checkpoint import device
-
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     before = zero_share(linears)
     alone = settings.sequential or statistics.collected or wide(each.in_features for each in linears.values())
     groups = statistics.shared()
     # Layers that wait for others of their shape are in no block that is finished.
-    items = remaining(model, groups, statistics) if alone else iter(groups.items())
+    items = remaining(model, groups, context.progress, statistics) if alone else iter(groups.items())
     shared = tqdm(items, total=len(groups), desc="sparsegpt", unit="input", mininterval=5, leave=False)
     layers = (
         Layers.of(
-            names, [linears[name].weight for name in names], statistics.second_moment(first, device()), settings.damp
+            names,
+            [linears[name].weight for name in names],
+            statistics.second_moment(first, context.device),
+            settings.damp,
         )
         for first, names in shared
     )
@@ -106,3 +115,16 @@ def _prune(batch: list[Layers], settings: Settings) -> list[list[Tensor]]:
     # Zeros of negative weights are negative zeros; a stored mask knows one kind of zero.
     W += 0.0
     return [[part.T for part in w.split(heights, 1)] for w in W]
+
+
+METHOD = Method(
+    MethodInfo(
+        title="SparseGPT",
+        summary="columns make up for what is pruned; `sequential`",
+        papers=(Paper("Frantar and Alistarh", "2301.00774"),),
+        examples=({"sparsity": 0.5}, {"sparsity": "2:4", "sequential": True}),
+        values=SHARES,
+    ),
+    Settings,
+    alter,
+)

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.checks.integrity import zero_share
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.progress import remaining
-from hemorrhage.compress.solvers.sparsity import CalibratedSettings, check_zeros, lowest_of_groups, lowest_of_rows
+from hemorrhage.compress.solvers.sparsity import (
+    SHARES,
+    CalibratedSettings,
+    check_zeros,
+    lowest_of_groups,
+    lowest_of_rows,
+)
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -30,12 +37,12 @@ class Settings(CalibratedSettings):
         return ("activations",)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     before = zero_share(linears)
     with torch.no_grad():
-        for first, names in remaining(model, statistics.shared(), statistics):
+        for first, names in remaining(model, statistics.shared(), context.progress, statistics):
             norms = statistics.norms(first)
             for name in names:
                 weight = linears[name].weight
@@ -49,3 +56,16 @@ def mask(weight: Tensor, norms: Tensor, settings: Settings, name: str = "") -> T
     if settings.pattern:
         return lowest_of_groups(scores, *settings.pattern, name)
     return lowest_of_rows(scores, settings.severity)
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Wanda",
+        summary="weight times activation; `sequential`",
+        papers=(Paper("Sun et al.", "2306.11695"),),
+        examples=({"sparsity": 0.5}, {"sparsity": "2:4", "sequential": True}),
+        values=SHARES,
+    ),
+    Settings,
+    alter,
+)

@@ -14,24 +14,25 @@ squares as the loss and a step a window are those of the reproduction that the p
 The steps are taken in float32. What is stored has the weight's own dtype, and at a rate of 3e-7 most of what
 a weight moves is below the spacing of bfloat16, so in a bfloat16 model it rounds away.
 
-``sham`` is the control of the score: the gradients of a layer in random places.
+``shuffled`` is the control of the score: the gradients of a layer in random places.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.checks.integrity import zero_share
+from hemorrhage.compress.info import GRADIENTS, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.unstructured_pruning import wanda
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
-from hemorrhage.compress.solvers.sparsity import check_zeros
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.sparsity import SHARES, check_zeros
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -50,27 +51,13 @@ WINDOWS = 32
 class Settings(wanda.Settings):
     """Settings of Wanda++; alpha is the paper's."""
 
+    words: ClassVar[Mapping[str, Wording]] = {**wanda.Settings.words, "optimize": "{} rounds"}
+
     alpha: Annotated[float, Field(ge=0)] = 100.0
     """Weight of the gradient; 0 is Wanda."""
     optimize: Annotated[int, Field(ge=0, strict=True)] = 0
     """Rounds of regional optimization."""
-    sham: bool = False
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        own = [f"{self.optimize} rounds" if self.optimize else "", "sham" if self.sham else ""]
-        return ", ".join(filter(None, [super().label, *own]))
-
-    @property
-    def curve(self) -> str:
-        """What the points of one curve have in common."""
-        own = [
-            f"alpha {self.alpha:g}" if self.alpha != 100 else "",
-            f"{self.optimize} rounds" if self.optimize else "",
-            "sham" if self.sham else "",
-        ]
-        return ", ".join(filter(None, [super().curve, *own]))
+    shuffled: bool = False
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -78,21 +65,21 @@ class Settings(wanda.Settings):
         return (*super().statistics, "local_gradients", "tokens")
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place."""
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     before = zero_share(linears)
     tokens = statistics.tokens()
     groups = statistics.shared()
-    generator = dealer(settings.sham, seed)
-    regional = Regional(model, tokens, seed) if settings.optimize else None
+    generator = shuffler(settings.shuffled, context.seed)
+    regional = Regional(model, tokens, context.seed) if settings.optimize else None
     for block in tqdm(blocks(model), desc="wanda++", unit="block", mininterval=5, leave=False):
         inside = set(block.modules())
         gains = (
             Gain(
                 name,
                 linears[name].weight,
-                importance(norms, dealt(statistics.local_gradient(name), generator), tokens.numel(), settings.alpha),
+                importance(norms, shuffle(statistics.local_gradient(name), generator), tokens.numel(), settings.alpha),
             )
             for first, names in groups.items()
             if linears[first] in inside
@@ -165,3 +152,17 @@ class Regional:
                 weight.copy_(twins[weight])
             with self._walk.in_float32(block):
                 self._states = [self._walk.step(block, states, arguments) for states in self._states]
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Wanda++",
+        summary="Wanda and the gradient of the block's output",
+        papers=(Paper("Yang et al.", "2503.04992"),),
+        examples=({"sparsity": 0.5}, {"sparsity": 0.5, "shuffled": True}),
+        improves_on=(Comparison(GRADIENTS, "wanda", ("sparsity", "sequential")),),
+        values=SHARES,
+    ),
+    Settings,
+    alter,
+)

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.compress.progress import CURRENT
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, code_dtype, group_width
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
@@ -40,6 +40,14 @@ class Settings(GridSettings):
     ``samples``: the calibration windows that are tuned on, all where nothing is said; ``batch`` of them make a step.
     """
 
+    words: ClassVar[Mapping[str, Wording]] = {
+        **GridSettings.words,
+        "iterations": "{} steps",
+        "samples": "{} windows",
+        "batch": "batches of {}",
+    }
+    said: ClassVar[tuple[str, ...]] = (*GridSettings.said, "iterations")
+
     iterations: Annotated[int, Field(ge=1, strict=True)] = 200
     samples: Annotated[int, Field(ge=1, strict=True)] | None = None
     batch: Annotated[int, Field(ge=1, strict=True)] = 8
@@ -51,9 +59,9 @@ class Settings(GridSettings):
         return self
 
     @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return f"{super().curve}, {self.iterations} steps"
+    def second_order(self) -> bool:
+        """How the weights of a block are rounded is learned together."""
+        return True
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -61,20 +69,19 @@ class Settings(GridSettings):
         return ("tokens",)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place.
 
     Raises ValueError where the calibration set has too few windows, and for a block whose output is not finite.
     """
     from hemorrhage.models.walk import enter, in_float32
 
-    tokens = statistics.tokens()
+    tokens, current = context.calibration.tokens(), context.progress
     samples = settings.samples or max(len(tokens), settings.batch)
     if len(tokens) < samples:
         raise ValueError(f"wants {samples} calibration windows; the calibration set has {len(tokens)}")
     names = {linear: name for name, linear in linears_of(model).items()}
-    generator = torch.Generator().manual_seed(seed)
-    current = CURRENT.get()
+    generator = torch.Generator().manual_seed(context.seed)
     with torch.no_grad():
         # Windows enter one by one, so that masks and positions are those of a batch of any size.
         states, arguments = enter(model, tokens[:samples].to(model.device).split(1))
@@ -222,3 +229,17 @@ def run(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments:
 def _through(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: dict[str, Any]) -> Tensor:
     after = torch.func.functional_call(block, weights, (states,), arguments)
     return after[0] if isinstance(after, tuple) else after
+
+
+METHOD = Method(
+    MethodInfo(
+        title="AutoRound",
+        summary="learned rounding and ranges, block by block",
+        papers=(Paper("Cheng et al.", "2309.05516"),),
+        examples=({"bits": 3, "group_size": 64}, {"bits": 3, "group_size": 64, "samples": 16}),
+        storage=("packed",),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

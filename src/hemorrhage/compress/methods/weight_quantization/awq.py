@@ -10,24 +10,26 @@ largest weight of every group is clipped to the best of ten shares of it, again 
 own output; not for queries and keys, as in the paper's code. That code scales by the error of the whole
 attention or MLP output; the formula above is the paper's equation 4.
 
-``sham`` is the control: what was found is dealt out at random, the scales of an input among its features and the
-clipped shares of a layer among its groups.
+``shuffled`` is the control: what was found is shuffled, the scales of an input among its features and the clipped
+shares of a layer among its groups.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate import triangle
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import rtn
-from hemorrhage.compress.solvers.grid import Grid, GridSettings, fit, group_width
+from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -56,24 +58,26 @@ MODELS = ("llama", "mistral", "qwen2")
 class Settings(GridSettings):
     """Settings of AWQ. ``scale`` and ``clip`` can be taken away to see what each is worth."""
 
-    moved: ClassVar[str] = "scaled"
+    words: ClassVar[Mapping[str, Wording]] = {
+        **GridSettings.words,
+        "scale": {False: "without scales"},
+        "clip": {False: "without clipping"},
+    }
 
     scale: bool = True
     clip: bool = True
-    sham: bool = False
+    shuffled: bool = False
 
     @model_validator(mode="after")
     def _something_to_shuffle(self) -> Settings:
-        if self.sham and not (self.scale or self.clip):
-            raise ValueError("sham shuffles scales and clipping, and both are taken away")
+        if self.shuffled and not (self.scale or self.clip):
+            raise ValueError("shuffled: scales and clipping are what is shuffled, and both are taken away")
         return self
 
     @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        without = [what for what, wanted in (("scales", self.scale), ("clipping", self.clip)) if not wanted]
-        own = [f"without {' and '.join(without)}" if without else "", "sham" if self.sham else ""]
-        return ", ".join(filter(None, [super().curve, *own]))
+    def moved(self) -> str:
+        """Scales are folded into the layers before."""
+        return "scaled"
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -87,17 +91,17 @@ class Settings(GridSettings):
         return super().check(config)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    linears = linears_of(model)
-    generator = dealer(settings.sham, seed)
+    linears, statistics = linears_of(model), context.calibration
+    generator = shuffler(settings.shuffled, context.seed)
     with torch.no_grad():
         for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
             dtype = linears[next(iter(shared))].weight.dtype
             scales = {}
             if settings.scale:
                 scales = {
-                    first: dealt(
+                    first: shuffle(
                         best_scale(
                             [linears[name].weight for name in names],
                             statistics.second_moment(first),
@@ -212,7 +216,7 @@ def clipped(
     """``weight`` float32 [rows, columns], every group of ``width`` columns clipped to the best share of its largest.
 
     The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``moment``
-    [columns, columns]. A ``generator`` deals the shares out at random.
+    [columns, columns]. A ``generator`` shuffles the shares.
     """
     groups = weight.unflatten(1, (-1, width))
     blocks = moment.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2).movedim(2, 0)
@@ -226,7 +230,7 @@ def clipped(
         best = torch.where(error < least, limit, best)
         least = torch.minimum(error, least)
     if generator is not None:
-        best = largest * dealt(torch.where(largest > 0, best / largest, 1.0), generator)
+        best = largest * shuffle(torch.where(largest > 0, best / largest, 1.0), generator)
     return groups.clamp(-best.unsqueeze(2), best.unsqueeze(2)).flatten(1)
 
 
@@ -236,3 +240,18 @@ def _rounded(groups: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor:
     values = torch.empty_like(groups)
     Grid(grid.scale.unsqueeze(2), grid.zero.unsqueeze(2), grid.bits).round(groups, torch.empty_like(groups), values)
     return values
+
+
+METHOD = Method(
+    MethodInfo(
+        title="AWQ",
+        summary="input scales folded into the layer before, and clipping (Llama, Mistral, Qwen2)",
+        papers=(Paper("Lin et al.", "2306.00978"),),
+        examples=({"bits": 4, "group_size": 64}, {"bits": 4, "group_size": 64, "shuffled": True}),
+        storage=("packed",),
+        improves_on=(Comparison(SCALES, "rtn", GRID),),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

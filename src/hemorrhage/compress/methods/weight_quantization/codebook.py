@@ -10,12 +10,14 @@ bitsandbytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import Settings as Base
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -30,11 +32,15 @@ LEAST = 1e-38
 """A block of zeros is divided by this."""
 
 
-class Settings(BaseModel):
-    """The table, the weights that share an absmax, and whether the absmax values are quantized too."""
+class Settings(Base):
+    """The table, the weights that share an absmax, and whether the absmax values are quantized too.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    All have 4 bits, so none is the severity's: each is a point of its own.
+    """
+
     axis: ClassVar[str] = "bits"
+    words: ClassVar[Mapping[str, Wording]] = {"type": str.upper, "block_size": "blocks of {}"}
+    said: ClassVar[tuple[str, ...]] = ("type", "block_size")
 
     type: Literal["nf4", "fp4"] = "nf4"
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
@@ -45,27 +51,8 @@ class Settings(BaseModel):
         """Bits of a code; the absmax values are counted in the manifest's effective bits."""
         return 4.0
 
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.type.upper()}, blocks of {self.block_size}{', double' if self.double else ''}"
 
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common: each setting is a point of its own."""
-        return self.label
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """None: the table is laid over the weights alone."""
-        return ()
-
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
-        return None
-
-
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place; its ``config.quantization_config`` is what bitsandbytes reads."""
     from hemorrhage.models.formats.codebook import CodebookLinear
     from hemorrhage.models.formats.forms import replace
@@ -152,3 +139,16 @@ def configuration(settings: Settings, dtype: torch.dtype, plain: list[str]) -> d
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_skip_modules": plain,
     }
+
+
+METHOD = Method(
+    MethodInfo(
+        title="NF4 and FP4 (QLoRA)",
+        summary="the nearest value of a table of 16, stored as bitsandbytes does",
+        papers=(Paper("Dettmers et al.", "2305.14314"),),
+        examples=({"type": "nf4"}, {"type": "fp4", "double": True}),
+        storage=("codebook",),
+    ),
+    Settings,
+    alter,
+)

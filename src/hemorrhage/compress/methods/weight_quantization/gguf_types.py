@@ -14,12 +14,14 @@ llama.cpp's imatrix. The search is hemorrhage.compress.solvers.kquants; the chec
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo
+from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.kquants import WIDTHS, quantize
 from hemorrhage.models.formats.gguf_names import problem
 from hemorrhage.models.linears import linears_of
@@ -36,11 +38,12 @@ FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_
 """Type -> the type of a tensor whose rows its super-blocks do not divide."""
 
 
-class Settings(BaseModel):
+class Settings(Base):
     """The type, and whether embeddings get one and importances are used."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "bits"
+    severity_field: ClassVar[str] = "type"
+    words: ClassVar[Mapping[str, Wording]] = {"type": str.upper}
 
     type: Literal["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]
     importance: bool = False
@@ -52,16 +55,6 @@ class Settings(BaseModel):
         return BITS[self.type]
 
     @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.type.upper()}, {self.curve}" if self.curve else self.type.upper()
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return ", ".join(name for name in ("importance", "embeddings") if getattr(self, name))
-
-    @property
     def statistics(self) -> tuple[str, ...]:
         """The norms of the layers' inputs, with ``importance``."""
         return ("hessian",) if self.importance else ()
@@ -71,7 +64,7 @@ class Settings(BaseModel):
         return problem(config)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Quantize ``model`` in place; it becomes one that is stored as a GGUF file."""
     from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.gguf_file import BlockLinear, embed
@@ -79,7 +72,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     reason = problem(model.config.to_dict())
     if reason:
         raise ValueError(reason)
-    norms = _norms(settings, statistics)
+    norms = _norms(settings, context)
     for name, linear in tqdm(linears_of(model).items(), desc=settings.type, unit="layer", mininterval=5, leave=False):
         kind = type_of(settings.type, linear.in_features)
         if kind is not None:
@@ -90,9 +83,10 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
         if kind is not None:
             embed(module, _blocks("the embedding", module.weight, kind, None), kind)
     model.config.hemorrhage = {"form": "gguf_file", "type": settings.type}
+    return counted(model, settings)
 
 
-def facts(model: PreTrainedModel, settings: Settings) -> dict[str, Any]:
+def counted(model: PreTrainedModel, settings: Settings) -> Facts:
     """For the manifest: ``types`` (tensors by type), ``fell_back`` (tensors without the type asked for),
     ``layer_bits`` (stored bits per weight of the blocks' linear layers)."""
     from hemorrhage.models.blocks import blocks
@@ -130,11 +124,11 @@ def _blocks(name: str, weight: Tensor, kind: str, importance: Tensor | None) -> 
     return found
 
 
-def _norms(settings: Settings, statistics: Statistics | None) -> dict[str, Any]:
+def _norms(settings: Settings, context: Context) -> dict[str, Any]:
     """``{layer: function that gives the root mean square of its inputs}``."""
     if not settings.importance:
         return {}
-    assert statistics is not None
+    statistics = context.calibration
     return {
         name: lambda first=first: statistics.norms(first)
         for first, shared in statistics.shared().items()
@@ -151,3 +145,15 @@ def _embeddings(model: PreTrainedModel, settings: Settings) -> list[tuple[Any, s
     if model.config.tie_word_embeddings:
         return [(into, output)]
     return [(into, settings.type), (out, output)]
+
+
+METHOD = Method(
+    MethodInfo(
+        title="GGUF block types (llama.cpp)",
+        summary="Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K; fallbacks counted (Llama)",
+        examples=({"type": "q4_k"}, {"type": "q4_k", "importance": True}),
+        storage=("gguf_file",),
+    ),
+    Settings,
+    alter,
+)

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from tqdm import tqdm
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import COMPENSATION, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.columns import Layers, batches, reach_of, stacked, sweep, wide
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, code_dtype, fit, group_width
+from hemorrhage.compress.solvers.grid import GRID, WIDTHS, GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -44,10 +45,14 @@ class Settings(GridSettings):
     sequential: bool = False
 
     @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        order = ["act order"] if self.act_order else []
-        return ", ".join([super().curve, *order, *(["sequential"] if self.sequential else [])])
+    def propagates(self) -> bool:
+        """Whether H is that of the model whose blocks before are quantized already."""
+        return self.sequential
+
+    @property
+    def second_order(self) -> bool:
+        """Columns make up for each other by the inverse of H."""
+        return True
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -55,21 +60,19 @@ class Settings(GridSettings):
         return ("hessian",)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    from hemorrhage.models.checkpoint import device
-
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     alone = settings.sequential or statistics.collected or wide(each.in_features for each in linears.values())
     groups = statistics.shared()
     # Layers that wait for others of their shape are in no block that is finished.
-    items = remaining(model, groups, statistics) if alone else iter(groups.items())
+    items = remaining(model, groups, context.progress, statistics) if alone else iter(groups.items())
     shared = tqdm(items, total=len(groups), desc="gptq", unit="input", mininterval=5, leave=False)
     layers = (
         Layers.of(
             names,
             [linears[name].weight for name in names],
-            statistics.second_moment(first, device()),
+            statistics.second_moment(first, context.device),
             settings.damp,
             settings.act_order,
         )
@@ -168,3 +171,21 @@ def _parts(
             strict=True,
         )
     ]
+
+
+METHOD = Method(
+    MethodInfo(
+        title="GPTQ",
+        summary="columns make up for each other's rounding; `act_order`, `sequential`",
+        papers=(Paper("Frantar et al.", "2210.17323"),),
+        examples=(
+            {"bits": 4, "group_size": 64},
+            {"bits": 4, "group_size": 64, "act_order": True, "sequential": True},
+        ),
+        storage=("packed",),
+        improves_on=(Comparison(COMPENSATION, "rtn", GRID),),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

@@ -7,22 +7,26 @@ gradient of the per-token loss with respect to output i. That is K-FAC's Fisher 
 1905.03696). Every layer is rounded at every width; then a width is chosen for each so that the estimates add up to
 the least under the budget, exactly on a grid of bytes. The estimates are added: layers are taken to err on their own.
 
-``sham`` is the control: each layer gets the estimates of another one, drawn by lot.
+``shuffled`` is the control: each layer gets the estimates of another one, drawn at random.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width
+from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
 from hemorrhage.compress.solvers.packing import store
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -37,22 +41,29 @@ CELLS = 1 << 17
 Width = Annotated[int, Field(ge=2, le=8, strict=True)]
 
 
-class Settings(BaseModel):
+class Settings(Base):
     """The budget and what it can be spent on.
 
     ``budget``: stored bits per weight of the decoder blocks' linear layers, scales and zero points counted.
     ``widths``: bits of a code that a layer can have. ``rounding`` with ``gptq`` reads second moments twice.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     axis: ClassVar[str] = "bits"
+    severity_field: ClassVar[str] = "budget"
+    words: ClassVar[Mapping[str, Wording]] = {
+        "budget": "{} bits on average",
+        "widths": "mixed {}",
+        "group_size": grouping,
+        "rounding": "{}",
+    }
+    said: ClassVar[tuple[str, ...]] = ("widths", "group_size", "rounding")
 
     budget: Annotated[float, Field(gt=2, le=16)]
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
     symmetric: bool = False
     rounding: Literal["rtn", "gptq"] = "rtn"
-    sham: bool = False
+    shuffled: bool = False
 
     @field_validator("widths")
     @classmethod
@@ -67,20 +78,9 @@ class Settings(BaseModel):
         return kind(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
 
     @property
-    def severity(self) -> float:
-        """Stored bits per weight of the quantized layers."""
-        return self.budget
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.budget:g} bits on average, {self.curve}"
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        widths, grid = ", ".join(map(str, self.widths)), self.grid(self.widths[0]).curve
-        return ", ".join([f"mixed {widths}", grid, self.rounding, *(["sham"] if self.sham else [])])
+    def second_order(self) -> bool:
+        """Where GPTQ rounds, columns make up for each other."""
+        return self.rounding == "gptq"
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -107,9 +107,9 @@ class Settings(BaseModel):
         return columns if self.group_size == "channel" else self.group_size
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place. Raises ValueError where the budget is less than the least widths take."""
-    linears = linears_of(model)
+    linears, statistics = linears_of(model), context.calibration
     sizes = [
         [
             stored_bits(linear.out_features, linear.in_features, settings.grid(bits), linear.weight.dtype)
@@ -120,7 +120,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     limit = int(settings.budget * sum(linear.weight.numel() for linear in linears.values()))
     with torch.no_grad():
         estimates = sensitivities(linears, settings, statistics)
-        order = dealt(torch.arange(len(linears)), dealer(settings.sham, seed))
+        order = shuffle(torch.arange(len(linears)), shuffler(settings.shuffled, context.seed))
         found = [estimates[name] for name in linears]
         chosen = allocate([found[place] for place in order.tolist()], sizes, limit)
         grids = {name: settings.grid(settings.widths[index]) for name, index in zip(linears, chosen, strict=True)}
@@ -210,3 +210,27 @@ def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> l
         chosen.append(int(pick[left]))
         left -= -(-cost[chosen[-1]] // step)
     return chosen[::-1]
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Mixed precision by sensitivity",
+        summary="bits per layer from a measured sensitivity, under a budget of bytes",
+        papers=(Paper("Martens and Grosse", "1503.05671"), Paper("Dong et al.", "1905.03696")),
+        examples=({"budget": 4.5, "group_size": 64}, {"budget": 4.5, "group_size": 64, "rounding": "gptq"}),
+        storage=("packed",),
+        improves_on=tuple(
+            Comparison(
+                SCALES,
+                rounding,
+                ("group_size", "symmetric"),
+                treated={"rounding": (rounding,)},
+                untreated={"sequential": (False,)},
+                equal_bytes=True,
+            )
+            for rounding in ("rtn", "gptq")
+        ),
+    ),
+    Settings,
+    alter,
+)

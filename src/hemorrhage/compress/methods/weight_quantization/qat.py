@@ -8,22 +8,24 @@ follow the weights, from least to greatest, without clipping. Learning rate, sch
 for a warm-up of a tenth of the steps and gradients clipped to a norm of 1; its text is generated, this is calibration
 text. What is no linear layer of a block stays as it is. In the end the weights are rounded once more and packed.
 
-``sham`` is the control: in every step the gradients of a matrix in random places.
+``shuffled`` is the control: in every step the gradients of a matrix in random places.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.recovery.recovery import CLIP, batches, rate
 from hemorrhage.compress.methods.weight_quantization import rtn
-from hemorrhage.compress.solvers.grid import Grid, GridSettings, fit, group_width
+from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
-from hemorrhage.compress.solvers.shuffle import dealer, dealt
+from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.compress.solvers.training import Training
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -38,15 +40,18 @@ log = logging.getLogger(__name__)
 class Settings(GridSettings):
     """Steps on ``batch`` windows each, the highest learning rate, and the control."""
 
+    words: ClassVar[Mapping[str, Wording]] = {
+        **GridSettings.words,
+        "steps": "{} steps",
+        "learning_rate": "learning rate {}",
+        "batch": "batches of {}",
+    }
+    said: ClassVar[tuple[str, ...]] = (*GridSettings.said, "steps")
+
     steps: Annotated[int, Field(ge=1, strict=True)] = 200
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-5
     batch: Annotated[int, Field(ge=1, strict=True)] = 4
-    sham: bool = False
-
-    @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        return ", ".join([super().curve, f"{self.steps} steps", *(["sham"] if self.sham else [])])
+    shuffled: bool = False
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -54,7 +59,7 @@ class Settings(GridSettings):
         return ("tokens",)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Train and quantize ``model`` in place; the whole of it is in float32 while it trains.
 
     Raises ValueError where groups don't divide a layer's inputs, and where the loss is not finite.
@@ -64,7 +69,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
     widths = {name: group_width(name, linear.in_features, settings) for name, linear in linears.items()}
     model.float().requires_grad_(False)
     weights = {name: linear.weight.detach().clone() for name, linear in linears.items()}
-    train(model, weights, widths, {name: dtypes[f"{name}.weight"] for name in linears}, settings, statistics, seed)
+    train(model, weights, widths, {name: dtypes[f"{name}.weight"] for name in linears}, settings, context)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         value.data = value.data.to(dtypes[name])
     with torch.no_grad():
@@ -79,8 +84,7 @@ def train(
     widths: dict[str, int],
     dtypes: dict[str, torch.dtype],
     settings: Settings,
-    statistics: Statistics,
-    seed: int,
+    context: Context,
 ) -> None:
     """Move ``weights``, float32 of each linear layer, in place; ``model`` with its own weights is the teacher.
 
@@ -90,9 +94,9 @@ def train(
     zeros = [weight.detach() == 0 for weight in parameters] if settings.keep_zeros else []
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
-    drawn = batches(statistics.tokens(), settings.batch, seed)
-    generator = dealer(settings.sham, seed)
-    training = Training(parameters, optimizer, schedule, settings.steps, generator)
+    drawn = batches(context.calibration.tokens(), settings.batch, context.seed)
+    generator = shuffler(settings.shuffled, context.seed)
+    training = Training(parameters, optimizer, schedule, settings.steps, context.progress, generator)
     for tokens in training.remaining(drawn, "qat"):
         batch = tokens.to(model.device)
         with torch.no_grad():
@@ -108,7 +112,7 @@ def train(
         loss.backward()
         for weight in parameters:
             if weight.grad is not None:
-                weight.grad = dealt(weight.grad, generator)
+                weight.grad = shuffle(weight.grad, generator)
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         schedule.step()
@@ -137,3 +141,18 @@ def straight_through(weight: Tensor, width: int, settings: GridSettings, dtype: 
         wide.round(groups, torch.empty_like(groups), values)
         change = values.flatten(1) - weight
     return weight + change
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Quantization-aware training (LLM-QAT)",
+        summary="trains the weights through the rounding towards the model's own predictions, some steps",
+        papers=(Paper("Liu et al.", "2305.17888"),),
+        examples=({"bits": 3, "group_size": 64, "steps": 50},),
+        storage=("packed",),
+        improves_on=(Comparison(TRAINING, "rtn", GRID),),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

@@ -1,11 +1,11 @@
 """Rotation before rounding: orthogonal matrices spread the outliers of a weight over all of its entries.
 
-``transform: spinquant`` is the rotation of the network itself (SpinQuant, Liu et al., arXiv 2405.16406;
-QuaRot, Ashkboos et al., arXiv 2404.00456), only with those matrices that can be multiplied into the weights,
-so that the checkpoint is one like any other: the norms' weights go into the linear layers behind them, R1
-turns the residual stream, and an R2 per block turns each head between ``v_proj`` and ``o_proj``. They are
-QuaRot's random Hadamard matrices: SpinQuant goes on to learn them, which is left out here, and so are R3 and
-R4, which have to be computed when the model runs. The output embedding takes in the last norm, so it is no
+``transform: quarot`` is the rotation of the network itself (QuaRot, Ashkboos et al., arXiv 2404.00456), only
+with those matrices that can be multiplied into the weights, so that the checkpoint is one like any other: the
+norms' weights go into the linear layers behind them, R1 turns the residual stream, and an R2 per block turns
+each head between ``v_proj`` and ``o_proj``. They are random Hadamard matrices: SpinQuant (Liu et al., arXiv
+2405.16406) goes on to learn them, which is left out here, and so are R3 and R4, which have to be computed when
+the model runs. The output embedding takes in the last norm, so it is no
 longer the transposed input embedding: a model that ties both is stored with two. SmolLM2-135M, rotated and
 rounded to nothing coarser than bfloat16, is 2e-4 nats per token from what it was.
 
@@ -26,15 +26,16 @@ The rounding is that of RTN, or of GPTQ with the second moment ``Vᵀ H V`` of t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width
+from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, group_width
 from hemorrhage.compress.solvers.packing import pack, store
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.hadamard import Rotation, factors, rotation
@@ -63,8 +64,18 @@ ROWS = 16384
 class Settings(GridSettings):
     """The grid, what is rotated, and how the rotated weights are rounded."""
 
-    transform: Literal["spinquant", "quip"]
+    words: ClassVar[Mapping[str, Wording]] = {**GridSettings.words, "transform": "{}", "rounding": "{}"}
+    said: ClassVar[tuple[str, ...]] = (*GridSettings.said, "rounding")
+
+    transform: Literal["quarot", "quip"]
     rounding: Literal["rtn", "gptq"] = "rtn"
+
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _not_learned(cls, value: object) -> object:
+        if value == "spinquant":
+            raise ValueError("spinquant is now quarot: its Hadamard matrices are not learned")
+        return value
 
     @model_validator(mode="after")
     def _zeros_are_mixed(self) -> Settings:
@@ -74,14 +85,13 @@ class Settings(GridSettings):
 
     @property
     def moved(self) -> str:
-        """SpinQuant's rotations stay in the weights; QuIP's are undone by whoever reads them."""
-        return "turned" if self.transform == "spinquant" else ""
+        """QuaRot's rotations stay in the weights; QuIP's are undone by whoever reads them."""
+        return "turned" if self.transform == "quarot" else ""
 
     @property
-    def curve(self) -> str:
-        """What the points of one damage curve have in common."""
-        turned = "spinquant, not learned" if self.transform == "spinquant" else "quip"
-        return f"{turned}, {self.rounding}, {super().curve}"
+    def second_order(self) -> bool:
+        """Where GPTQ rounds, columns make up for each other."""
+        return self.rounding == "gptq"
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -91,8 +101,8 @@ class Settings(GridSettings):
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""
         kind = config.get("model_type", "llama")
-        if self.transform == "spinquant" and kind not in MODEL_TYPES:
-            return f"transform spinquant is for {', '.join(MODEL_TYPES)}; the model is a {kind}"
+        if self.transform == "quarot" and kind not in MODEL_TYPES:
+            return f"transform quarot is for {', '.join(MODEL_TYPES)}; the model is a {kind}"
         return super().check(config)
 
 
@@ -128,38 +138,38 @@ class Turn:
         return moment if self.inward is None else self.inward.rotate(self.inward.rotate(moment).T)
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Rotate ``model`` and quantize its decoder blocks, in place."""
     with torch.no_grad():
-        if settings.transform == "spinquant":
-            _alter_network(model, settings, statistics, seed)
+        if settings.transform == "quarot":
+            _alter_network(model, settings, context)
         else:
-            _alter_layers(model, settings, statistics, seed)
+            _alter_layers(model, settings, context)
 
 
-def _alter_network(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
-    plan, linears = turns(model, seed), linears_of(model)
-    for name, quantized in _rounded(model, plan.__getitem__, settings, statistics):
+def _alter_network(model: PreTrainedModel, settings: Settings, context: Context) -> None:
+    plan, linears = turns(model, context.seed), linears_of(model)
+    for name, quantized in _rounded(model, plan.__getitem__, settings, context):
         bias = linears[name].bias
         if bias is not None:
             bias.copy_(plan[name].bias(bias))
         store(model, name, quantized, settings)
-    turn_stream(model, seed)
+    turn_stream(model, context.seed)
 
 
-def _alter_layers(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.rotated import made, rotated
 
-    groups = statistics.shared() if statistics is not None and settings.statistics else None
+    groups = context.calibration.shared() if settings.statistics else None
     linears = linears_of(model)
-    origins = incoherence(linears, groups, seed)
+    origins = incoherence(linears, groups, context.seed)
 
     def turn(name: str) -> Turn:
         inward, outward = origins[name]
         return Turn(made(inward), made(outward))
 
-    for name, quantized in _rounded(model, turn, settings, statistics):
+    for name, quantized in _rounded(model, turn, settings, context):
         inward, outward = origins[name]
         packed = pack(name, quantized, settings.bits)
         replace(model, name, rotated(packed, settings.bits, outward, inward, linears[name].bias))
@@ -171,7 +181,7 @@ def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
     Raises ValueError for another architecture, and where a block has other layers than these.
     """
     if model.config.model_type not in MODEL_TYPES:
-        raise ValueError(f"transform spinquant is for {', '.join(MODEL_TYPES)}; this is a {model.config.model_type}")
+        raise ValueError(f"transform quarot is for {', '.join(MODEL_TYPES)}; this is a {model.config.model_type}")
     names = {module: name for name, module in model.named_modules()}
     numbers = random.Random(seed)
     stream = _spin(model.config.hidden_size, numbers)
@@ -189,7 +199,7 @@ def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
             found[names[block.get_submodule(writer)]] = Turn(inward, stream)
     other = set(linears_of(model)) ^ set(found)
     if other:
-        raise ValueError(f"{min(other)}: spinquant does not know this layer")
+        raise ValueError(f"{min(other)}: quarot does not know this layer")
     return found
 
 
@@ -230,7 +240,7 @@ def incoherence(
 
 
 def _rounded(
-    model: PreTrainedModel, turn: Callable[[str], Turn], settings: Settings, statistics: Statistics | None
+    model: PreTrainedModel, turn: Callable[[str], Turn], settings: Settings, context: Context
 ) -> Iterator[tuple[str, Quantized]]:
     """Every linear layer of the blocks, turned and rounded, one input after the other."""
     linears = linears_of(model)
@@ -240,7 +250,7 @@ def _rounded(
             turned = turn(name).weight(linear.weight)
             yield name, rtn.quantize(turned, width, settings, linear.weight.dtype)
         return
-    assert statistics is not None
+    statistics = context.calibration
     chosen = gptq.Settings(bits=settings.bits, group_size=settings.group_size, symmetric=settings.symmetric)
     for first, names in statistics.shared().items():
         width = group_width(first, linears[first].in_features, settings)
@@ -260,3 +270,20 @@ def _spin(width: int, numbers: random.Random) -> Rotation:
 
 def _origin(width: int, numbers: random.Random) -> tuple[int, int, int, bool]:
     return (numbers.getrandbits(62), *factors(width))
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Rotation (QuaRot, QuIP)",
+        summary="`quarot`: Hadamard rotations folded into the weights; `quip`: incoherence; then RTN or GPTQ",
+        papers=(Paper("Ashkboos et al.", "2404.00456"), Paper("Chee et al.", "2307.13304")),
+        examples=(
+            {"transform": "quarot", "bits": 4, "group_size": 64, "rounding": "gptq"},
+            {"transform": "quip", "bits": 4, "group_size": 64},
+        ),
+        storage=("packed", "rotated"),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hemorrhage.calibrate.reader import Statistics
+from hemorrhage.compress.info import MethodInfo, Paper
+from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.progress import remaining
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, code_dtype, fit, group_width
+from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import rows_at_once
@@ -26,10 +27,10 @@ class Settings(GridSettings):
     """Settings of round to nearest."""
 
 
-def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
     with torch.no_grad():
-        for name, linear in remaining(model, linears_of(model)):
+        for name, linear in remaining(model, linears_of(model), context.progress):
             width = group_width(name, linear.in_features, settings)
             store(model, name, quantize(linear.weight, width, settings, linear.weight.dtype), settings)
 
@@ -58,3 +59,17 @@ def _round(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtyp
         scale=grid.scale.to(dtype),
         zero=None if settings.symmetric else grid.zero.to(code_dtype(settings.bits)),
     )
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Round to nearest (RTN)",
+        summary="every weight becomes the nearest point of its group's grid; 2 to 8 bits, any group or per channel",
+        papers=(Paper("Frantar et al.", "2210.17323"),),
+        examples=({"bits": 4, "group_size": 64}, {"bits": 4, "group_size": "channel", "symmetric": True}),
+        storage=("packed",),
+        values=WIDTHS,
+    ),
+    Settings,
+    alter,
+)

@@ -1,0 +1,251 @@
+"""The contract of a method: every setting is in its damage curve or its severity, and one file makes a method."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from hemorrhage.compress.catalogue import method_of, module_of
+from hemorrhage.compress.info import ARMS, FAMILIES, MethodInfo
+from hemorrhage.compress.method import SHUFFLED, Method, Settings, described
+from hemorrhage.models.engines import STORED
+from hemorrhage.study.registry import METHODS
+from tests.conftest import ROOT
+
+NUMBERS = (1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 256, 0.0005, 0.02, 0.05, 0.1, 0.3, 0.4, 0.6, 0.9, 2.0, 4.0, 12.0)
+OTHERS = (True, False, "channel", 0.35, "2:4", "4:8", (2, 4), (3, 4, 8))
+CONSTANT = {("rotation", "keep_zeros")}
+"""Settings that can have one value only: a rotation leaves no weight zero."""
+
+
+def literals(annotation: Any) -> Iterator[Any]:
+    """The values that an annotation names."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        for part in get_args(annotation):
+            yield from literals(part)
+
+
+def others(settings: Settings, example: dict[str, Any], name: str) -> Iterator[Settings]:
+    """Valid settings that differ from those of an example in the setting ``name``."""
+    named = literals(type(settings).model_fields[name].annotation)
+    for value in (*named, *NUMBERS, *OTHERS, None):
+        try:
+            other = type(settings).model_validate({**example, name: value})
+        except ValidationError:
+            continue
+        if getattr(other, name) != getattr(settings, name):
+            yield other
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return method_of(request.param)
+
+
+def test_a_method_is_known_by_its_file(method: Method) -> None:
+    assert module_of(method.name) == f"hemorrhage.compress.methods.{method.family}.{method.name}"
+    assert method.family in FAMILIES
+    assert method.info.title
+    assert method.info.summary
+    assert set(method.info.storage) <= set(STORED)
+    assert {each.arm for each in method.info.improves_on} <= set(ARMS)
+    assert {each.plain for each in method.info.improves_on} <= {"", *METHODS}
+
+
+def test_every_family_has_a_folder_and_every_file_a_line() -> None:
+    files = {(path.parent.name, path.stem) for path in (ROOT / "src/hemorrhage/compress/methods").glob("*/[a-z]*.py")}
+    assert files == {(method_of(name).family, name) for name in METHODS}
+    assert {family for family, _ in files} == set(FAMILIES)
+
+
+def test_every_setting_is_in_the_curve_and_in_the_label(method: Method) -> None:
+    found: dict[str, list[Settings]] = {name: [] for name in method.settings.model_fields}
+    for settings, example in zip(method.examples, method.info.examples, strict=True):
+        for name in found:
+            for other in others(settings, dict(example), name):
+                found[name].append(other)
+                assert other.label != settings.label, f"{name} is not in the label {other.label!r}"
+                if name != settings.severity_field:
+                    assert other.identity != settings.identity, f"{name} is not in the curve's identity"
+                    assert other.curve != settings.curve, f"{name} is not in the curve {other.curve!r}"
+                elif other.severity_kind == settings.severity_kind:
+                    assert (other.identity, other.curve) == (settings.identity, settings.curve)
+                    assert other.severity != settings.severity
+    assert {(method.name, name) for name, tried in found.items() if not tried} <= CONSTANT
+    everything = {*method.examples, *itertools.chain(*found.values())}
+    places = {(settings.identity, settings.severity) for settings in everything}
+    assert len(places) == len(everything) == len({settings.label for settings in everything})
+    names = {settings.identity: settings.curve for settings in everything}
+    assert len(set(names.values())) == len(names)
+
+
+def test_what_the_manifest_says_is_read_back(method: Method) -> None:
+    for settings in method.examples:
+        manifest = described(method, settings)
+        info = MethodInfo.of_manifest(manifest)
+        assert (info.title, info.values, info.by_blocks) == (
+            method.info.title,
+            method.info.values,
+            method.info.by_blocks,
+        )
+        assert [each.same for each in info.improves_on] == [each.same for each in method.info.improves_on]
+    assert MethodInfo.of_manifest({"method": "old"}).title == "old"
+
+
+def test_a_control_is_the_same_but_shuffled(method: Method) -> None:
+    for settings in method.examples:
+        control = settings.shuffled_control
+        if control is not None:
+            assert control.is_control
+            assert settings.model_dump(exclude={SHUFFLED}) == control.model_dump(exclude={SHUFFLED})
+            assert settings.identity != control.identity
+
+
+def test_settings_that_a_comparison_names_exist(method: Method) -> None:
+    for each in method.info.improves_on:
+        plain = method_of(each.plain) if each.plain else method
+        assert {*each.same, *each.changed, *each.treated} <= set(method.settings.model_fields) | {"sequential"}
+        assert {*each.same, *each.changed} <= set(plain.settings.model_fields)
+
+
+class Made(Settings):
+    """Settings without any wording of their own."""
+
+    axis: ClassVar[str] = "bits"
+    severity_field: ClassVar[str] = "bits"
+
+    bits: int = 4
+    damp: float = 0.01
+    blocks: tuple[int, ...] = (1, 2)
+    fast: bool = True
+    name: str | None = None
+
+
+def test_words_are_derived_where_a_method_has_none() -> None:
+    assert (Made().curve, Made().identity, Made().label) == ("", "{}", "bits 4")
+    made = Made(bits=3, damp=0.123456789, blocks=(3,), fast=False, name="x")
+    assert made.curve == "damp 0.123456789, blocks 3, no fast, name x"
+    assert made.label == f"bits 3, {made.curve}"
+    assert made.identity == '{"blocks": [3], "damp": 0.123456789, "fast": false, "name": "x"}'
+
+
+def test_a_curve_can_not_be_written_by_hand() -> None:
+    by_hand = {
+        name: {"identity", "curve"} & set(vars(each))
+        for name in METHODS
+        for each in method_of(name).settings.__mro__
+        if each not in (Settings, BaseModel, object)
+    }
+    assert not any(by_hand.values())
+
+
+# A new method: one file and one line.
+
+STUB = '''
+"""Sign rounding: every weight becomes plus or minus the mean magnitude of its row."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from hemorrhage.compress.info import COMPENSATION, Comparison, MethodInfo
+from hemorrhage.compress.method import Context, Facts, Method, Settings as Base
+from hemorrhage.models.linears import linears_of
+
+
+class Settings(Base):
+    """How much of the magnitude stays."""
+
+    axis: ClassVar[str] = "bits"
+    severity_field: ClassVar[str] = "bits"
+
+    bits: int = 1
+    share: float = 1.0
+
+
+def alter(model, settings: Settings, context: Context) -> Facts:
+    """Alter ``model`` in place."""
+    for linear in linears_of(model).values():
+        weight = linear.weight.data
+        linear.weight.data = weight.sign() * weight.abs().mean(1, keepdim=True) * settings.share
+    return {"seen_seed": context.seed}
+
+
+METHOD = Method(
+    MethodInfo(
+        title="Sign rounding",
+        summary="signs",
+        examples=({"bits": 1}, {"bits": 1, "share": 0.5}),
+        improves_on=(Comparison(COMPENSATION, "rtn", ("bits",)),),
+    ),
+    Settings,
+    alter,
+)
+'''
+
+USE = """
+import json, sys
+from pathlib import Path
+import pandas as pd
+from hemorrhage.analyze import inputs
+from hemorrhage.analyze.__main__ import analyze
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.study import params as config
+from hemorrhage.tools import methods
+from tests import synthetic
+
+folder, tiny, root = map(Path, sys.argv[1:])
+params = config.read(root / "params.yaml")
+sweep = {"method": "signs", "bits": [1], "share": [1.0, 0.5]}
+variants = config.variants(params.model_copy(update={"compress": {**params.compress, "signs": sweep}}))
+assert variants["signs-1-0.5"].family == "weight_quantization"
+spec = {"sweep": "signs", "method": "signs", "settings": {"bits": 1, "share": 0.5}, "seed": 3}
+compress(folder / "out", "signs-1-0.5", tiny, None, None, [], spec)
+manifest = json.loads((folder / "out/manifest.json").read_text())
+assert "failure" not in manifest, manifest
+assert (manifest["seen_seed"], manifest["curve"], manifest["label"]) == (3, "share 0.5", "bits 1, share 0.5")
+points, stored = synthetic.points, 3e8
+more = [synthetic.Point(f"signs-1-{share}", "signs", "signs", {"bits": 1, "share": share}, 1, stored,
+                        synthetic.PARAMETERS, 2.0 / share) for share in (1.0, 0.5)]
+synthetic.points = lambda: [*points(), *more]
+written = synthetic.write(folder / "study", windows=8, window=32, items=16)
+kinds = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+found = inputs.read(written["base"], *(written[kind] for kind in kinds))
+analyze(folder / "reports", found, Spec(100, 0.95, 0, budget=synthetic.BUDGET), "0123456789ab")
+rows = pd.read_parquet(folder / "reports/hemorrhage.parquet")
+assert {"signs-1-1.0", "signs-1-0.5"} <= set(rows.variant)
+curves = json.loads((folder / "reports/thresholds.json").read_text())["curves"]
+assert {curve["name"] for curve in curves if curve["sweep"] == "signs"} == {"signs", "signs share 0.5"}
+assert "`signs`: Sign rounding" in methods.table()
+"""
+
+
+def test_one_file_and_one_line_make_a_method(tmp_path: Path, tiny: Path) -> None:
+    """In a copy of the sources: params.yaml, the compress step, the analysis and the table of methods know it."""
+    tree = tmp_path / "src"
+    shutil.copytree(ROOT / "src", tree, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (tree / "hemorrhage/compress/methods/weight_quantization/signs.py").write_text(STUB.lstrip())
+    registry = tree / "hemorrhage/study/registry.py"
+    registry.write_text(registry.read_text().replace('    "rtn",\n', '    "rtn",\n    "signs",\n', 1))
+    done = subprocess.run(
+        [sys.executable, "-c", USE, str(tmp_path), str(tiny), str(ROOT)],
+        env={**os.environ, "PYTHONPATH": f"{tree}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
