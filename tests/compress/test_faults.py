@@ -86,7 +86,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_download_that_breaks_in_the_middle_is_tried_again_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    def broken(repository: str, revision: str, folder: Path) -> str:
+    def broken(repository: str, revision: str, folder: Path, names: object) -> str:
         (folder / "model.safetensors").write_bytes(b"half")
         raise httpx.RemoteProtocolError("peer closed connection without sending complete message body")
 

@@ -52,8 +52,6 @@ def _got(spec: dict[str, Any], scratch: Path, names: Sequence[str]) -> Path:
     try:
         return Path(fetched(spec["id"], lambda: download(spec["id"], spec["revision"], scratch, names)))
     except HfHubHTTPError as error:
-        if isinstance(error, ConnectionError):
-            raise
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise InputError(f"{spec['id']} at {spec['revision'][:8]} can't be had: {reason}") from error
 
