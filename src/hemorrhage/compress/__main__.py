@@ -81,6 +81,7 @@ def _compress(
     from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
 
+    _check(settings, parent or base)
     # What changes no weight leaves packed ones packed.
     model = load(parent or base, "stored", as_stored=not getattr(settings, "changes_weights", True), base=base).cpu()
     of_base = Weights(base)
@@ -139,6 +140,16 @@ def _compress(
         "calibration": _calibration(settings, calibration),
         **measured,
     }
+
+
+def _check(settings: Any, folder: Path) -> None:
+    """Raise Refused where these settings can't be for the model of a folder: the plan may not have known it yet."""
+    from hemorrhage.models.refused import Refused
+    from hemorrhage.models.architecture import text_entries
+
+    problem = settings.check(text_entries(folder)) if hasattr(settings, "check") else None
+    if problem:
+        raise Refused(problem)
 
 
 def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:

@@ -33,8 +33,8 @@ from hemorrhage.evaluate.diagnostics import collect as inside
 from hemorrhage.evaluate.language import (
     TOKENS_PER_BATCH,
     corpus_damage,
-    head_of,
     resumed,
+    stored_head,
     windows_per_batch,
     write_tokens,
 )
@@ -80,7 +80,7 @@ def evaluate(
         raise ValueError(f"not made: {reason}")
     facts, made = read_manifest(reference), read_manifest(checkpoint)
     same_tokenizer(checkpoint, base)
-    base_head = head_of(base)
+    base_head = stored_head(base)
     model, tokenizer = open_model(checkpoint, base, len(base_head), memory_gb), load_tokenizer(base)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():

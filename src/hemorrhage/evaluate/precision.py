@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.models.blocks import blocks, decoder
 from hemorrhage.models.walk import streams
 from hemorrhage.runtime.lazy import torch
 
@@ -27,9 +28,8 @@ def computing(model: PreTrainedModel, dtype: str) -> Iterator[None]:
     if dtype == "float32":
         yield
         return
-    decoder: Any = model.get_decoder()
     # Blocks, too: they are called without the decoder where a model is read block by block.
-    modules = [decoder, *getattr(decoder, "layers", ())] if streams(model) else [decoder]
+    modules: list[Any] = [decoder(model), *blocks(model)] if streams(model) else [decoder(model)]
     own = [(module, vars(module).get("forward"), module.forward) for module in modules]
 
     def cast(forward: Any) -> Any:

@@ -31,6 +31,8 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
 
     Observed while the model runs over one token, and so independent of what an architecture calls its layers.
     """
+    from hemorrhage.models.walk import through
+
     inside = [module for block in blocks(model) for module in block.modules()]
     names = {module: name for name, module in model.named_modules()}
     # The outputs are kept until the end, or else a later tensor could have an earlier one's identity.
@@ -53,8 +55,7 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
         elif isinstance(weight, torch.nn.Parameter) and weight.dim() == 1:
             hooks.append(module.register_forward_hook(made))
     try:
-        with torch.inference_mode():
-            model.get_decoder()(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+        through(model, torch.zeros((1, 1), dtype=torch.long, device=model.device))
     finally:
         for hook in hooks:
             hook.remove()
