@@ -38,7 +38,7 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
 
     model = load(base, dtype="stored")
     sources = [read_manifest(text) for text in texts]
-    bos = model.config.bos_token_id if _adds_bos(base) else None
+    bos = model.config.get_text_config(decoder=True).bos_token_id if _adds_bos(base) else None
     tokens = torch.empty((spec["samples"], spec["length"]), dtype=torch.int32)
     for place, text in enumerate(texts):
         # Every so many windows one of this text, so that no method sees all of one before the other.

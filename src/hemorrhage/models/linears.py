@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import Refused
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from hemorrhage.models.blocks import blocks, decoder
 from hemorrhage.models.formats.dequantized import DequantizedLinear
-from hemorrhage.models.head import head_of
+from hemorrhage.models.head import GIVEN, head_of
 from hemorrhage.models.refused import Refused
 
 STREAMS = "_hemorrhage_streams"
@@ -86,7 +86,10 @@ def by_blocks(model: PreTrainedModel) -> None:
         block.forward = _alone(block, block.forward)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     embedding.forward = _embedded(embedding)
-    head.forward = head_of(model).product
+    whole = vars(model)[GIVEN] = head_of(model)
+    head.forward = whole.product
+    # Some models cast what the head reads to the dtype of its weight.
+    head.weight = nn.Parameter(torch.zeros(()).expand(whole.weight.shape), requires_grad=False)
     inside = {id(value) for module in (*blocks(model), embedding, head) for value in module.parameters()}
     for value in (*model.parameters(), *model.buffers()):
         if id(value) not in inside and value.is_floating_point():
@@ -231,8 +234,12 @@ def leave(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tens
 
         return forward
 
+    def like(batch: Tensor, given: Tensor) -> Tensor:
+        # Positions of other states than the batch's are no places of a text.
+        return batch if batch.shape == given.shape[:2] else batch.new_zeros(given.shape[:2])
+
     with _replaced(blocks(model), ending):
-        return [_decode(model, batch) for batch in batches]
+        return [_decode(model, like(batch, given)) for batch, given in zip(batches, states, strict=True)]
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

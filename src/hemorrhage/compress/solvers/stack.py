@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.models.blocks import blocks
+from hemorrhage.models.blocks import blocks, replace_blocks
+from hemorrhage.models.refused import Refused
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -78,14 +79,76 @@ def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010
     stack = torch.nn.ModuleList(new)
-    model.get_decoder().layers = stack
-    config = model.config
-    types = getattr(config, "layer_types", None)
-    config.num_hidden_layers = len(order)
-    # Mamba's are computed from the number of layers.
-    if types and not isinstance(getattr(type(config), "layer_types", None), property):
-        config.layer_types = [types[place] for place in order]
+    replace_blocks(model, stack)
+    config = model.config.get_text_config(decoder=True)
+    _rewrite(config, order, len(old))
+    if len(order) != len(old) or order != sorted(order):
+        _check_kinds(model)
     return stack
+
+
+INDICES = ("attn_layer_indices", "full_attn_idxs", "mlp_only_layers", "moe_layers")
+"""Entries of configurations that name some of the blocks."""
+
+FIRST = ("first_k_dense_replace",)
+"""Entries that say how many of the first blocks are of a kind."""
+
+
+def _rewrite(config: Any, order: list[int], before: int) -> None:
+    """Rewrite the entries of ``config`` that have a value per block, or name blocks."""
+    computed = {name for name in vars(type(config)) if isinstance(getattr(type(config), name, None), property)}
+    for name, value in list(vars(config).items()):
+        own = name.removeprefix("_")
+        # Token ids may be as many as there are blocks.
+        if own in computed or not isinstance(value, list) or own.endswith(("_id", "_ids", "architectures")):
+            continue
+        if own in INDICES:
+            setattr(config, name, [index for index, place in enumerate(order) if place in value])
+        elif len(value) == before:
+            setattr(config, name, [value[place] for place in order])
+    for name in FIRST:
+        if getattr(config, name, None):
+            setattr(config, name, sum(place < getattr(config, name) for place in order))
+    config.num_hidden_layers = len(order)
+
+
+def _check_kinds(model: PreTrainedModel) -> None:
+    """Raise Refused where config.json can't say which kind of block each is, or blocks depend on their place.
+
+    Some families compute that: every fourth block attends, the first is dense, a factor falls with the depth.
+    """
+    from hemorrhage.models.architecture import skeleton
+    from hemorrhage.models.experts import unfuse
+
+    twin = skeleton(model.config)
+    unfuse(twin)
+    for index, (block, wanted) in enumerate(zip(blocks(model), blocks(twin), strict=True)):
+        if (difference := _difference(block, wanted)) is not None:
+            raise Refused(
+                f"the blocks of a {model.config.model_type} depend on their place, which config.json can't say otherwise: "
+                f"block {index} would have another {difference}"
+            )
+
+
+def _difference(block: nn.Module, wanted: nn.Module) -> str | None:
+    """What a block that is to stand in a place has another than the block that config.json puts there."""
+    theirs = dict(wanted.named_modules())
+    for name, module in block.named_modules():
+        where = f"{name}." if name else ""
+        if name not in theirs or type(theirs[name]) is not type(module):
+            # A layer that was packed or narrowed is one in the same place.
+            if name in theirs and hasattr(module, "stored"):
+                continue
+            return name or type(wanted).__name__
+        for key, value in vars(theirs[name]).items():
+            plain = isinstance(value, int | float | str | bool) and not key.startswith("_") and key not in KEPT
+            if plain and vars(module).get(key, value) != value:
+                return f"{where}{key}"
+    return None
+
+
+KEPT = ("layer_idx", "training", "in_features", "out_features", "num_key_value_groups", "num_heads", "source")
+"""Attributes of modules that say nothing of a block's kind, or that narrowing a layer changes."""
 
 
 def sources(model: PreTrainedModel) -> list[int]:
