@@ -27,8 +27,10 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.grid import Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers import folding
 from hemorrhage.compress.solvers.shuffle import dealer, dealt
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import Refused
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -41,16 +43,8 @@ ALPHAS = 20
 CLIPS = 10
 """Shares of the largest weight tried: 1, 0.95, ... 0.55; those of the paper's code."""
 
-BEFORE = {
-    "self_attn.q_proj": "input_layernorm",
-    "self_attn.o_proj": "self_attn.v_proj",
-    "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.down_proj": "mlp.up_proj",
-}
-"""The first linear layer that reads an input -> the layer that makes the input, which takes the division."""
-
-MODELS = ("llama", "mistral", "qwen2")
-"""Model types whose blocks compute with exactly these layers."""
+UNCLIPPED = ("q_", "k_"), ("qkv", "query", "c_attn")
+"""How the names of the layers begin that make queries and keys, and what is in the names of fused ones."""
 
 
 class Settings(GridSettings):
@@ -80,16 +74,16 @@ class Settings(GridSettings):
         """The second moments and the mean magnitudes of the layers' inputs."""
         return ("hessian", "activations")
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
-        if config["model_type"] not in MODELS:
-            return f"awq knows the layers of {', '.join(MODELS)}; this model is a {config['model_type']}"
-        return super().check(config)
-
 
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
-    """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
+    """Quantize ``model`` in place.
+
+    Raises ValueError where groups don't divide a layer's inputs, and Refused where no factor can be moved into a norm.
+    """
     linears = linears_of(model)
+    makers = folding.makers(model, statistics.shared()) if settings.scale else {}
+    if settings.scale and not any(model.get_submodule(maker).weight.dim() == 1 for maker in makers.values()):
+        raise Refused(f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any")
     generator = dealer(settings.sham, seed)
     with torch.no_grad():
         for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
@@ -109,14 +103,14 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
                         generator,
                     )
                     for first, names in shared.items()
-                    if foldable(model, first)
+                    if first in makers
                 }
             for name in (name for names in shared.values() for name in names):
                 # A layer takes up to two scales, and is rounded once after both.
                 linears[name].weight.data = linears[name].weight.data.float()
             for first, names in shared.items():
                 if first in scales:
-                    scales[first] = fold(model, first, names, scales[first])
+                    scales[first] = fold(model, makers[first], names, scales[first])
             for first, names in shared.items():
                 moment = statistics.second_moment(first)
                 if first in scales:
@@ -124,7 +118,7 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, se
                 width = group_width(first, linears[first].in_features, settings)
                 for name in names:
                     weight = linears[name].weight.data
-                    if settings.clip and not name.endswith(("q_proj", "k_proj")):
+                    if settings.clip and not _attends(name):
                         weight = clipped(weight, moment, width, settings, dtype, generator)
                     store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
 
@@ -137,15 +131,10 @@ def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     return list(found.values())
 
 
-def before(model: PreTrainedModel, first: str) -> Any:
-    """The layer that makes the input of the linear layer ``first``."""
-    block, part, name = first.rsplit(".", 2)
-    return model.get_submodule(f"{block}.{BEFORE[f'{part}.{name}']}")
-
-
-def foldable(model: PreTrainedModel, first: str) -> bool:
-    """Whether each feature that ``first`` reads is made by one row before; not so where queries share values."""
-    return len(before(model, first).weight) == linears_of(model)[first].in_features
+def _attends(name: str) -> bool:
+    """Whether a layer makes queries or keys, whose products suffer from clipping."""
+    last = name.rpartition(".")[2].lower()
+    return last.startswith(UNCLIPPED[0]) or any(part in last for part in UNCLIPPED[1])
 
 
 def best_scale(
@@ -180,24 +169,26 @@ def best_scale(
     return best
 
 
-def fold(model: PreTrainedModel, first: str, names: list[str], scale: Tensor) -> Tensor:
-    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what makes them by it.
+def fold(model: PreTrainedModel, name: str, names: list[str], scale: Tensor) -> Tensor:
+    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what the layer ``name`` gives by it.
 
     Returns the scale that was applied: a norm's weight is rounded to the dtype it is stored in, and the layers
     take the factor that this leaves, so that folding is exact. Linear layers must be float32.
     """
-    maker = before(model, first)
+    maker: Any = model.get_submodule(name)
     if maker.weight.dim() == 1:
         divided = (maker.weight.float() / scale).to(maker.weight.dtype)
         scale = torch.where(divided == 0, scale, maker.weight.float() / divided.float())
         maker.weight.copy_(divided)
+        if getattr(maker, "bias", None) is not None:
+            maker.bias.copy_(maker.bias.float() / scale)
     else:
         maker.weight.div_(scale.unsqueeze(1))
         if maker.bias is not None:
             maker.bias.copy_(maker.bias.float() / scale)
     linears = linears_of(model)
-    for name in names:
-        linears[name].weight.mul_(scale)
+    for reader in names:
+        linears[reader].weight.mul_(scale)
     return scale
 
 
