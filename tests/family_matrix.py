@@ -63,6 +63,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "wanda": ("wanda", {"sparsity": 0.5}),
     "depth": ("depth", {"removed": 0.25, "order": "influence"}),
     "duplication": ("duplication", {"added": 0.25}),
+    "scaled copies": ("duplication", {"added": 0.25, "scale": 0.5}),
     "awq": ("awq", {"bits": 8, "group_size": "channel"}),
     "smoothquant": ("activations", {"bits": 8, "activation_bits": 8, "smooth": 0.5}),
     "rotation": ("rotation", {"bits": 8, "group_size": "channel", "transform": "spinquant"}),

@@ -52,7 +52,9 @@ def pack(name: str, quantized: Quantized, bits: int) -> dict[str, Tensor]:
         "weight_shape": torch.tensor(quantized.codes.shape),
     }
     if quantized.zero is not None:
-        tensors["weight_zero_point"] = pack_to_int32(quantized.zero, bits, packed_dim=0).contiguous()
+        # A single row or column counts as contiguous, whatever lies between its words.
+        packed = pack_to_int32(quantized.zero, bits, packed_dim=0)
+        tensors["weight_zero_point"] = packed.clone(memory_format=torch.contiguous_format)
     return tensors
 
 

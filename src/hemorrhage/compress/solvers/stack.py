@@ -172,6 +172,21 @@ def scale_writes(block: nn.Module, factor: float) -> None:
                 parameter.copy_(parameter.float() * factor)
 
 
+def refuse_normed_writes(model: PreTrainedModel) -> None:
+    """Raise Refused where scaling the output projections of blocks would change nothing, because norms follow them."""
+    from hemorrhage.models.walk import enter, in_float32, step
+
+    block = copy.deepcopy(blocks(model)[0])
+    with torch.no_grad():
+        (states,), arguments = enter(model, (torch.arange(1, 5, device=model.device)[None],))
+        with in_float32(block):
+            usual = step(block, states, arguments[0])
+            scale_writes(block, 0.5)
+            scaled = step(block, states, arguments[0])
+    if (scaled - usual).abs().max() < 1e-3 * (usual - states).abs().max():
+        raise Refused(f"the blocks of {type(model).__name__} normalise what they write, so that scaling it changes nothing")
+
+
 def count(share: float, number: int) -> int:
     """``share`` of ``number`` blocks as a whole number, halves up."""
     return int(share * number + 0.5)

@@ -30,6 +30,7 @@ from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation.activations import InputRounding, is_exact
+from hemorrhage.models.refused import Refused
 
 SCALE_BITS = 16
 """Bits of a group's scale; a zero point has as many as a code."""
@@ -184,13 +185,18 @@ def described(rounding: TokenRounding) -> dict[str, Any]:
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:
-    """The modules that hand keys and values to the cache, one of each decoder block."""
+    """The modules that hand keys and values to the cache, one of each decoder block that attends.
+
+    Raises Refused where none does, and where a block has several.
+    """
     found: list[Any] = []
     for index, block in enumerate(blocks(model)):
-        takers = [module for module in block.modules() if module is not block and _takes_cache(module)]
-        if len(takers) != 1:
-            raise ValueError(f"block {index} has {len(takers)} attention layers with a cache; 1 is expected")
+        takers = [module for module in block.modules() if module is not block and _takes_keys(module)]
+        if len(takers) > 1:
+            raise Refused(f"block {index} of {type(model).__name__} has {len(takers)} attention layers with a cache, not 1")
         found += takers
+    if not found:
+        raise Refused(f"no block of {type(model).__name__} hands keys and values to a cache that can be rounded")
     return found
 
 
@@ -230,8 +236,10 @@ def attend(
     return read.transpose(1, 2).contiguous(), weights
 
 
-def _takes_cache(module: nn.Module) -> bool:
-    return "past_key_values" in inspect.signature(module.forward).parameters
+def _takes_keys(module: nn.Module) -> bool:
+    """Whether a module attends with a cache; a state-space or convolution layer takes the cache for its states."""
+    takes = "past_key_values" in inspect.signature(module.forward).parameters
+    return takes and "attention" in type(module).__name__.lower()
 
 
 def _refuse_second(model: PreTrainedModel) -> None:

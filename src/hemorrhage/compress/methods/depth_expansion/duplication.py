@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.compress.solvers.stack import AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.compress.solvers.stack import AddedSettings, rearrange, refuse_normed_writes, scale_writes, sources
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics | N
     added = settings.number(number)
     first = (number - added) // 2
     run = range(first, first + added)
+    if settings.scale != 1:
+        refuse_normed_writes(model)
     stack = rearrange(model, sorted([*range(number), *run]))
     if settings.scale != 1:
         for index in range(added):
