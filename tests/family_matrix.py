@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import math
+import re
 import sys
 import tempfile
 import traceback
@@ -33,10 +34,11 @@ from hemorrhage.evaluate import __main__ as evaluation
 from hemorrhage.evaluate import reference as reference_step
 from hemorrhage.models import walk
 from hemorrhage.models.__main__ import prepare as prepare_base
-from hemorrhage.models.blocks import blocks
 from hemorrhage.models.architecture import architecture
+from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import failure, read_manifest
 from hemorrhage.tools.export import export
@@ -58,7 +60,7 @@ REFERENCE: dict[str, Any] = {
 }
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "rtn 8": ("rtn", {"bits": 8, "group_size": "channel"}),
+    "rtn 8": ("rtn", {"bits": 8, "group_size": 16}),
     "gptq 4": ("gptq", {"bits": 4, "group_size": "channel"}),
     "wanda": ("wanda", {"sparsity": 0.5}),
     "depth": ("depth", {"removed": 0.25, "order": "influence"}),
@@ -158,7 +160,9 @@ def plain(folder: Path) -> PreTrainedModel:
 
 def perplexity(logits: Tensor, tokens: Tensor) -> float:
     """Of logits [n, length, vocabulary] about ``tokens`` [n, length]."""
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).double().exp().item()
+    return (
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).double().exp().item()
+    )
 
 
 def of_base(study: Study) -> str:
@@ -185,7 +189,7 @@ def calibrated(study: Study) -> str:
     """The calibrate step: statistics for every linear layer of the blocks."""
     statistics = Statistics(study.calibration)
     names = {name for group in statistics.shared().values() for name in group}
-    expected = {name for name in linears_of(load(study.base, "stored"))}
+    expected = set(linears_of(load(study.base, "stored")))
     if names != expected:
         return f"wrong: {len(expected - names)} layers without statistics"
     for first in statistics.shared():
@@ -204,10 +208,11 @@ def compressed(study: Study, column: str) -> str:
     out = study.variant(column)
     reason = failure(out)
     if reason:
-        return reason.replace("Refused: ", "refused: ", 1) if reason.startswith("Refused: ") else f"wrong: {reason}"
+        kind, _, why = reason.partition(": ")
+        return f"refused: {why}" if kind == RefusedError.__name__ else f"wrong: {reason}"
     before, after = Weights(study.base), Weights(out, study.base)
     model = load(out, base=study.base)
-    names = {name for name in linears_of(load(study.base, "stored"))}
+    names = set(linears_of(load(study.base, "stored")))
     if column in ("rtn 8", "gptq 4", "wanda"):
         different = {name for name in before.names() if name not in after or before.digest(name) != after.digest(name)}
         expected = {f"{name}.weight" for name in names}
@@ -297,23 +302,28 @@ COLUMNS: dict[str, Callable[[Study], str]] = {
     "export": exported,
 }
 
-FAST = ("base", "calibrate", "rtn 8", "depth", "evaluate", "decode")
-"""Columns of the part that runs with the unit tests."""
+FAST = ("base", "calibrate", "rtn 8", "depth", "evaluate", "decode", "export")
+"""Columns that the unit tests look at for the families of ``SHOWN``; of all others they look at ``base``."""
+
+SHOWN = (
+    "llama", "qwen2", "gemma3", "granite", "phi", "gpt2", "bloom", "gpt_neox", "mixtral", "deepseek_v3", "gpt_oss",
+    "granitemoe", "mamba2", "bamba", "jamba",
+)  # fmt: skip
+"""One family of each class: heads, norms, names, experts, states."""
 
 
 def cell(study: Study, column: str) -> str:
     """What a step does with a family."""
-    from hemorrhage.models.refused import Refused
-
     try:
         return COLUMNS[column](study)
-    except Refused as error:
+    except RefusedError as error:
         return f"refused: {error}"
     except Exception as error:
         if "-v" in sys.argv:
             traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"wrong: {' '.join(f'{type(error).__name__}: {error}'.split())[:200]} ({Path(where.filename).name}:{where.lineno})"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"wrong: {reason} ({Path(where.filename).name}:{where.lineno})"
 
 
 def row(name: str, columns: Iterable[str] = COLUMNS) -> dict[str, str]:
@@ -323,13 +333,65 @@ def row(name: str, columns: Iterable[str] = COLUMNS) -> dict[str, str]:
         return {column: cell(study, column) for column in columns}
 
 
+def mark(what: str) -> str:
+    """A cell as the page shows it."""
+    return {"right": "yes", "refused": "no", "gap": "part"}.get(what.partition(":")[0], "WRONG")
+
+
+def page(found: dict[str, dict[str, str]]) -> str:
+    """docs/families.md: the table, and why what is refused is."""
+    columns = list(COLUMNS)
+    lines = [
+        "# Families of models",
+        "",
+        "What each step and some methods do with a small model of a family, in bfloat16, at odd sizes, beside plain",
+        "transformers in float32. Made by `python -m tests.family_matrix --write`; `pytest -m families` makes it anew",
+        "and compares, `make test` a part of it. `yes`: the numbers are right. `no`: refused in one line before any",
+        "work. `part`: done but for a part, which the output names (`gaps` in its manifest).",
+        "",
+        f"| family | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(f"| {name} | {' | '.join(mark(cells[column]) for column in columns)} |" for name, cells in found.items()),
+        "",
+        "## Why not",
+        "",
+    ]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, cells in found.items():
+        for column, what in cells.items():
+            if what != RIGHT:
+                reasons.setdefault((column, _general(what, name)), []).append(name)
+    lines += [f"- {column}: {why} ({', '.join(names)})" for (column, why), names in sorted(reasons.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _general(what: str, name: str) -> str:
+    """A reason without the name of the family, so that those of several families are one."""
+    kind = str(FAMILIES[name].get("model_type", name))
+    why = re.sub(
+        r"\b\w+For(CausalLM|ConditionalGeneration)\b|\bGPT2LMHeadModel\b", "the model", what.partition(": ")[2]
+    )
+    why = re.sub(rf"\b{re.escape(kind)}\b", "model", why)
+    return re.sub(r"model\.(language_model\.|decoder\.)?|transformer\.|backbone\.|gpt_neox\.", "", why)
+
+
+def committed() -> dict[str, dict[str, str]]:
+    """Family -> column -> mark, as docs/families.md has them."""
+    rows = [
+        line.strip("|").split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")
+    ]
+    header, _, *cells = [[cell.strip() for cell in row] for row in rows]
+    return {name: dict(zip(header[1:], marks, strict=True)) for name, *marks in cells}
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.family_matrix", description="families and steps")
     parser.add_argument("names", nargs="*", help="default: all")
-    parser.add_argument("--columns", default=",".join(COLUMNS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("-v", action="store_true")
+    parser.add_argument("--columns", default=",".join(COLUMNS), help="default: all")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/families.md")
+    parser.add_argument("--json", type=Path, help="put the cells into this file")
+    parser.add_argument("-v", action="store_true", help="tracebacks of what is wrong")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     found: dict[str, dict[str, str]] = {}
@@ -341,6 +403,8 @@ def main() -> None:
             print(f"    {column}: {what}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1))
+    if arguments.write:
+        PAGE.write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -143,13 +143,13 @@ def _compress(
 
 
 def _check(settings: Any, folder: Path) -> None:
-    """Raise Refused where these settings can't be for the model of a folder: the plan may not have known it yet."""
-    from hemorrhage.models.refused import Refused
+    """Raise RefusedError where these settings can't be for the model of a folder: the plan may not have known it yet."""
     from hemorrhage.models.architecture import text_entries
+    from hemorrhage.models.refused import RefusedError
 
     problem = settings.check(text_entries(folder)) if hasattr(settings, "check") else None
     if problem:
-        raise Refused(problem)
+        raise RefusedError(problem)
 
 
 def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:

@@ -31,10 +31,10 @@ from tqdm import tqdm
 from hemorrhage.evaluate.schema import TOKENS
 from hemorrhage.models import head as heads
 from hemorrhage.models import walk
-from hemorrhage.models.blocks import decoder
 from hemorrhage.models.architecture import skeleton
+from hemorrhage.models.blocks import decoder
 from hemorrhage.models.head import Head
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.stream import IN_MEMORY, TensorFile
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import verify, whole
@@ -67,7 +67,7 @@ FIGURES = ("peak", "log_mass", "entropy", "nll")
 def output_embedding(model: PreTrainedModel) -> Tensor:
     """Weight of a head that multiplies and scales, the scale in it: float32 ``[vocabulary, hidden]``.
 
-    Raises Refused for heads that cap their logits or have a bias.
+    Raises RefusedError for heads that cap their logits or have a bias.
     """
     return _matrix(heads.head_of(model), model.config.model_type)
 
@@ -75,7 +75,7 @@ def output_embedding(model: PreTrainedModel) -> Tensor:
 def _matrix(head: Head, kind: str) -> Tensor:
     if head.cap is not None or head.bias is not None:
         what = "caps its logits" if head.cap is not None else "has a bias"
-        raise Refused(f"a {kind}'s head {what}: its logits are no product of the states")
+        raise RefusedError(f"a {kind}'s head {what}: its logits are no product of the states")
     return head.weight.float() if head.before * head.scale == 1 else head.weight.float() * (head.before * head.scale)
 
 
@@ -271,8 +271,8 @@ def corpus_damage(
     """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: the base's head
-    in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to leave out. Raises ValueError where
-    the vocabulary is not the base's and where a number is not finite.
+    in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to
+    leave out. Raises ValueError where the vocabulary is not the base's and where a number is not finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
     counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ def decoder(model: PreTrainedModel) -> Any:
     # Some families give the model itself.
     inside = [child for child in model.children() if hasattr(child, "get_input_embeddings")]
     if not inside:
-        raise Refused(f"{type(model).__name__} has no decoder that can be told from its head")
+        raise RefusedError(f"{type(model).__name__} has no decoder that can be told from its head")
     return inside[0]
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks, in order. Raises Refused where the model has no stack of blocks."""
+    """The decoder blocks, in order. Raises RefusedError where the model has no stack of blocks."""
     return getattr(decoder(model), _stack_name(model))
 
 
@@ -39,5 +39,5 @@ def _stack_name(model: PreTrainedModel) -> str:
     stacks = {name: child for name, child in decoder(model).named_children() if isinstance(child, torch.nn.ModuleList)}
     found = max(stacks, key=lambda name: len(stacks[name]), default=None)
     if found is None or not len(stacks[found]):
-        raise Refused(f"{type(model).__name__} has no stack of decoder blocks; it can't be altered")
+        raise RefusedError(f"{type(model).__name__} has no stack of decoder blocks; it can't be altered")
     return found

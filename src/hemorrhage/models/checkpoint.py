@@ -152,18 +152,19 @@ def _widen_computed(model: PreTrainedModel) -> None:
         return
     twin = skeleton(model.config)
     for value in twin.parameters():
-        value._is_hf_initialized = True
+        vars(value)["_is_hf_initialized"] = True
     for name in narrow:
         owner, _, own = name.rpartition(".")
-        buffers = twin.get_submodule(owner)._buffers
+        buffers: dict[str, Any] = twin.get_submodule(owner)._buffers
         buffers[own] = torch.empty_like(buffers[own], device="cpu")
     with torch.no_grad():
         for module in twin.modules():
             twin._init_weights(module)
     for name in narrow:
         owner, _, own = name.rpartition(".")
-        there = model.get_submodule(owner)._buffers
-        there[own] = twin.get_submodule(owner)._buffers[own].to(there[own].device)
+        there: dict[str, Any] = model.get_submodule(owner)._buffers
+        made: Any = twin.get_submodule(owner)._buffers[own]
+        there[own] = made.to(there[own].device)
 
 
 def _rebuild(

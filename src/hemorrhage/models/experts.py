@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -43,7 +43,7 @@ ROUTERS = ("gate", "router")
 class Expert(nn.Module):
     """A gated MLP: down(act(gate(x)) · up(x)), or what else its family makes of gate and up."""
 
-    def __init__(self, parts: dict[str, nn.Linear], act: nn.Module, gating: Any = None) -> None:
+    def __init__(self, parts: dict[str, nn.Linear], act: Any, gating: Callable[..., Tensor] | None = None) -> None:
         """``parts``: the gate, up and down projection, in this order, by their names in a checkpoint; ``gating``: what
         the family makes of the outputs of gate and up, where that is not the act of one times the other."""
         super().__init__()
@@ -51,12 +51,14 @@ class Expert(nn.Module):
         for name, linear in parts.items():
             self.add_module(name, linear)
         self.act_fn = act
+        # No module: it has no weights.
+        self._gating: Callable[..., Tensor] | None
         vars(self)["_gating"] = gating
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [tokens, hidden] -> [tokens, hidden]."""
         gate, up, down = (self.get_submodule(name) for name in self._names)
-        return down(self._gating(gate(x), up(x)) if self._gating else self.act_fn(gate(x)) * up(x))
+        return down(self._gating(gate(x), up(x)) if self._gating is not None else self.act_fn(gate(x)) * up(x))
 
 
 class Experts(nn.ModuleList):
@@ -113,7 +115,7 @@ class NoSharedExpert(nn.Module):
 def unfuse(model: PreTrainedModel) -> None:
     """Make the experts of ``model``, and GPT-2's transposed layers, linear layers, in place; others stay as they are.
 
-    A layer at a time, so that no second copy of the model is made. Raises Refused where a block has a tensor of three
+    A layer at a time, so that no second copy of the model is made. Raises RefusedError where a block has a tensor of three
     dimensions that is in no known mixture: methods would silently pass it by.
     """
     kind = model.config.get_text_config(decoder=True).model_type
@@ -130,7 +132,9 @@ def unfuse(model: PreTrainedModel) -> None:
             if value.dim() == 3 and not isinstance(block.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
         ]
         if passed and any(part in passed[0] for part in ("expert", "gate_up", "down_proj")):
-            raise Refused(f"the experts of a {kind} ({passed[0]}) are of a kind that is not known, and can't be altered")
+            raise RefusedError(
+                f"the experts of a {kind} ({passed[0]}) are of a kind that is not known, and can't be altered"
+            )
 
 
 def _turn(block: nn.Module) -> None:
@@ -163,9 +167,12 @@ def apart(fused: Any, names: tuple[str, ...]) -> Experts:
     experts = []
     for index, (gate_up, down) in enumerate(zip(fused.gate_up_proj.data, fused.down_proj.data, strict=True)):
         whole = (gate_up.T, down.T) if turned else (gate_up, down)
-        weights = [weight.clone(memory_format=torch.contiguous_format) for weight in (*_halves(whole[0], interleaved), whole[1])]
+        weights = [
+            weight.clone(memory_format=torch.contiguous_format)
+            for weight in (*_halves(whole[0], interleaved), whole[1])
+        ]
         of_expert = [None if bias is None else bias.data[index] for bias in biases]
-        given = [None] * 3
+        given: list[Tensor | None] = [None] * 3
         if of_expert[0] is not None and of_expert[1] is not None:
             given = [bias.clone() for bias in (*_halves(of_expert[0], interleaved), of_expert[1])]
         parts = {name: _linear(weight, bias) for name, weight, bias in zip(names, weights, given, strict=True)}

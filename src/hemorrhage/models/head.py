@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from hemorrhage.models.blocks import decoder
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ class Head:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a model, which shares its tensors. Raises Refused for a head that does something else."""
+    """The head of a model, which shares its tensors. Raises RefusedError for a head that does something else."""
     if GIVEN in vars(model):
         return vars(model)[GIVEN]
     module: Any = model.get_output_embeddings()
     if module is None:
-        raise Refused(f"{type(model).__name__} has no language-model head")
+        raise RefusedError(f"{type(model).__name__} has no language-model head")
     bias = getattr(module, "bias", None)
     return Head(module.weight.detach(), None if bias is None else bias.detach(), *_observed(model))
 
@@ -129,7 +129,7 @@ def _measured(model: PreTrainedModel) -> tuple[float, float, float | None]:
     read, finished = _passed(model, hidden, products)
     expected = _capped(products.clone(), scale, cap)
     if not (torch.allclose(read, before * hidden, rtol=1e-5) and torch.allclose(finished, expected, rtol=1e-4)):
-        raise Refused(f"the head of {type(model).__name__} does more than multiply, add, scale and cap")
+        raise RefusedError(f"the head of {type(model).__name__} does more than multiply, add, scale and cap")
     return before, scale, cap
 
 

@@ -40,8 +40,8 @@ STACKED = {
     "llama4_text": (True, False),
     "gpt_oss": (True, True),
 }
-"""Model types that store experts as one tensor: whether its matrices are [inputs, outputs], and whether gate and up take
-turns in them."""
+"""Model types that store experts as one tensor: whether its matrices are [inputs, outputs], and whether gate and up
+take turns in them."""
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
 _FUSED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_bias)?")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -40,12 +40,14 @@ def linears_of(model: PreTrainedModel, missing_ok: bool = False) -> dict[str, nn
 
 
 def _refuse_shared(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> None:
-    """Raise Refused where two layers have one weight: altered for one block it would be for all."""
+    """Raise RefusedError where two layers have one weight: altered for one block it would be for all."""
     owners: dict[int, str] = {}
     for name, linear in linears.items():
         first = owners.setdefault(id(linear.weight), name)
         if first != name:
-            raise Refused(f"blocks of {type(model).__name__} share weights ({first} is {name}); none can be altered alone")
+            raise RefusedError(
+                f"blocks of {type(model).__name__} share weights ({first} is {name}); none can be altered alone"
+            )
 
 
 def uncalled(model: PreTrainedModel) -> frozenset[tuple[type, str]]:

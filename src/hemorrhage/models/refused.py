@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """A method or step does not go with a model; the message is one line that says why."""

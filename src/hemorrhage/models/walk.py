@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from hemorrhage.models.blocks import blocks, decoder
 from hemorrhage.models.formats.dequantized import DequantizedLinear
 from hemorrhage.models.head import GIVEN, head_of
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 
 STREAMS = "_hemorrhage_streams"
 """Mark of a model that ``by_blocks`` has changed."""
@@ -210,12 +210,12 @@ def enter(model: PreTrainedModel, batches: tuple[Tensor, ...]) -> tuple[list[Ten
 def step(block: nn.Module, states: Tensor, arguments: dict[str, Any], batch: int | None = None) -> Tensor:
     """What leaves ``block`` when ``states`` [n, length, hidden] enter it, those of the batch of that number.
 
-    Raises Refused without a number where the block reads more of a text than its states.
+    Raises RefusedError without a number where the block reads more of a text than its states.
     """
     varying = [name for name, value in arguments.items() if isinstance(value, Varying)]
     if varying:
         if batch is None and len(arguments[varying[0]]) > 1:
-            raise Refused(f"a {type(block).__name__} reads {varying[0]} of each text, which is not handed on here")
+            raise RefusedError(f"a {type(block).__name__} reads {varying[0]} of each text, which is not handed on here")
         arguments = arguments | {name: arguments[name][batch or 0] for name in varying}
     after = block(states, **arguments)
     return after[0] if isinstance(after, tuple) else after

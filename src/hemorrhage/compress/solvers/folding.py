@@ -1,7 +1,7 @@
 """Which layer's output can be divided by feature where its readers are multiplied: by trying, and not by names.
 
-A factor for each feature moves from the columns of the layers that read an input into the layer that makes it, a norm or
-a linear layer, if the block computes what it did. That is not so where something else reads it as well (a router, the
+A factor for each feature moves from the columns of the layers that read an input into the layer that makes it, a norm
+or a linear layer, if the block computes what it did. That is not so where something else reads it as well (a router, the
 residual stream), where the norm is no product with its weight (Gemma's 1 + weight), or where what lies between is no
 product (an activation that is not proportional to its input).
 """
@@ -50,9 +50,7 @@ def makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[
                     kinds[kind] = {
                         first.removeprefix(prefix): maker
                         for first, group in own.items()
-                        if (
-                            maker := _maker(block, [linears[name] for name in group], usual, states, arguments[index])
-                        )
+                        if (maker := _maker(block, [linears[name] for name in group], usual, states, arguments[index]))
                     }
             found |= {
                 first: prefix + kinds[kind][first.removeprefix(prefix)]
@@ -71,9 +69,7 @@ def _maker(
     modules = {name: module for name, module in block.named_modules() if module not in readers}
     norms = [name for name, module in modules.items() if _is_norm(module, width)]
     linear = [
-        name
-        for name, module in modules.items()
-        if isinstance(module, torch.nn.Linear) and module.out_features == width
+        name for name, module in modules.items() if isinstance(module, torch.nn.Linear) and module.out_features == width
     ]
     factor = torch.tensor([0.5, 2.0, 4.0], device=usual.device).repeat(width // 3 + 1)[:width]
     for name in (*norms, *linear):

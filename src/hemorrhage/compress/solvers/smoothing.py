@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.compress.solvers import folding
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -68,17 +68,19 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
 def foldable_norms(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """``norms_before`` of the ``inputs`` {first linear: [linears]} whose norm takes their factors.
 
-    Raises Refused where one does not, or none is there: smoothing would alter what the model computes, or nothing.
+    Raises RefusedError where one does not, or none is there: smoothing would alter what the model computes, or nothing.
     """
     norms = norms_before(model)
     groups = {first: names for first, names in inputs.items() if first in norms}
     name = type(model).__name__
     if not groups:
-        raise Refused(f"no linear layer of {name} reads what a norm makes, so there is nothing to smooth")
+        raise RefusedError(f"no linear layer of {name} reads what a norm makes, so there is nothing to smooth")
     makers = folding.makers(model, groups)
     for first in groups:
         if first not in makers or model.get_submodule(makers[first]) is not norms[first]:
-            raise Refused(f"the norm before {first} of {name} takes no factors: it is none that only scales, or others read it")
+            raise RefusedError(
+                f"the norm before {first} of {name} takes no factors: it is none that only scales, or others read it"
+            )
     return norms
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.models.blocks import blocks, replace_blocks
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _rewrite(config: Any, order: list[int], before: int) -> None:
 
 
 def _check_kinds(model: PreTrainedModel) -> None:
-    """Raise Refused where config.json can't say which kind of block each is, or blocks depend on their place.
+    """Raise RefusedError where config.json can't say which kind of block each is, or blocks depend on their place.
 
     Some families compute that: every fourth block attends, the first is dense, a factor falls with the depth.
     """
@@ -124,8 +124,8 @@ def _check_kinds(model: PreTrainedModel) -> None:
     unfuse(twin)
     for index, (block, wanted) in enumerate(zip(blocks(model), blocks(twin), strict=True)):
         if (difference := _difference(block, wanted)) is not None:
-            raise Refused(
-                f"the blocks of a {model.config.model_type} depend on their place, which config.json can't say otherwise: "
+            raise RefusedError(
+                f"the blocks of a {model.config.model_type} depend on their place, and config.json can't say otherwise: "
                 f"block {index} would have another {difference}"
             )
 
@@ -173,7 +173,7 @@ def scale_writes(block: nn.Module, factor: float) -> None:
 
 
 def refuse_normed_writes(model: PreTrainedModel) -> None:
-    """Raise Refused where scaling the output projections of blocks would change nothing, because norms follow them."""
+    """Raise RefusedError where scaling the output projections of blocks would change nothing, because norms follow them."""
     from hemorrhage.models.walk import enter, in_float32, step
 
     block = copy.deepcopy(blocks(model)[0])
@@ -184,7 +184,9 @@ def refuse_normed_writes(model: PreTrainedModel) -> None:
             scale_writes(block, 0.5)
             scaled = step(block, states, arguments[0])
     if (scaled - usual).abs().max() < 1e-3 * (usual - states).abs().max():
-        raise Refused(f"the blocks of {type(model).__name__} normalise what they write, so that scaling it changes nothing")
+        raise RefusedError(
+            f"the blocks of {type(model).__name__} normalise what they write, so that scaling it changes nothing"
+        )
 
 
 def count(share: float, number: int) -> int:

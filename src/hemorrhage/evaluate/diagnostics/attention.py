@@ -25,7 +25,6 @@ from transformers import PreTrainedModel
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation import kv_cache
 
-
 CACHES = ("past_key_values", "layer_past")
 """What attention layers call the cache."""
 

@@ -150,9 +150,9 @@ def measure(
 
     ``source``: the base's block that each block was made from, None for one that has none. Without it blocks are those
     of the base in their order, or where their number differs only what needs no base is measured. ``ablate``
-    adds self-repair, at the cost of a pass for every two blocks. Where a model has no such thing as a metric
-    needs, the reason goes into ``gaps``, without which it is raised. Raises ValueError for states that are not finite, a
-    ``source`` that does not fit, and a vocabulary that is not the base's.
+    adds self-repair, at the cost of a pass for every two blocks. Where a model lacks what a metric needs, the reason
+    goes into ``gaps``, without which it is raised. Raises ValueError for states that are not finite, a ``source``
+    that does not fit, and a vocabulary that is not the base's.
     """
     of_base = {name: value.to(model.device) for name, value in of_base.items()}
     tokens, base_states, log_p = of_base["tokens"].long(), of_base["states"], of_base["lens"]

@@ -30,7 +30,7 @@ from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation.activations import InputRounding, is_exact
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 
 SCALE_BITS = 16
 """Bits of a group's scale; a zero point has as many as a code."""
@@ -187,16 +187,18 @@ def described(rounding: TokenRounding) -> dict[str, Any]:
 def attention_layers(model: PreTrainedModel) -> list[Any]:
     """The modules that hand keys and values to the cache, one of each decoder block that attends.
 
-    Raises Refused where none does, and where a block has several.
+    Raises RefusedError where none does, and where a block has several.
     """
     found: list[Any] = []
     for index, block in enumerate(blocks(model)):
         takers = [module for module in block.modules() if module is not block and _takes_keys(module)]
         if len(takers) > 1:
-            raise Refused(f"block {index} of {type(model).__name__} has {len(takers)} attention layers with a cache, not 1")
+            raise RefusedError(
+                f"block {index} of {type(model).__name__} has {len(takers)} attention layers with a cache, not 1"
+            )
         found += takers
     if not found:
-        raise Refused(f"no block of {type(model).__name__} hands keys and values to a cache that can be rounded")
+        raise RefusedError(f"no block of {type(model).__name__} hands keys and values to a cache that can be rounded")
     return found
 
 

@@ -25,12 +25,12 @@ from tqdm import tqdm
 from hemorrhage.calibrate import triangle
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.methods.weight_quantization import rtn
+from hemorrhage.compress.solvers import folding
 from hemorrhage.compress.solvers.grid import Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
-from hemorrhage.compress.solvers import folding
 from hemorrhage.compress.solvers.shuffle import dealer, dealt
 from hemorrhage.models.linears import linears_of
-from hemorrhage.models.refused import Refused
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -78,12 +78,14 @@ class Settings(GridSettings):
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Quantize ``model`` in place.
 
-    Raises ValueError where groups don't divide a layer's inputs, and Refused where no factor can be moved into a norm.
+    Raises ValueError where groups don't divide a layer's inputs, and RefusedError where no factor can be moved into a norm.
     """
     linears = linears_of(model)
     makers = folding.makers(model, statistics.shared()) if settings.scale else {}
-    if settings.scale and not any(model.get_submodule(maker).weight.dim() == 1 for maker in makers.values()):
-        raise Refused(f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any")
+    if settings.scale and not any(_is_norm(model, maker) for maker in makers.values()):
+        raise RefusedError(
+            f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any"
+        )
     generator = dealer(settings.sham, seed)
     with torch.no_grad():
         for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
@@ -131,6 +133,11 @@ def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     return list(found.values())
 
 
+def _is_norm(model: PreTrainedModel, name: str) -> bool:
+    layer: Any = model.get_submodule(name)
+    return layer.weight.dim() == 1
+
+
 def _attends(name: str) -> bool:
     """Whether a layer makes queries or keys, whose products suffer from clipping."""
     last = name.rpartition(".")[2].lower()
@@ -170,7 +177,7 @@ def best_scale(
 
 
 def fold(model: PreTrainedModel, name: str, names: list[str], scale: Tensor) -> Tensor:
-    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what the layer ``name`` gives by it.
+    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what ``name`` gives by it.
 
     Returns the scale that was applied: a norm's weight is rounded to the dtype it is stored in, and the layers
     take the factor that this leaves, so that folding is exact. Linear layers must be float32.
