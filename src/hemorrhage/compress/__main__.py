@@ -143,7 +143,7 @@ def _compress(
 
 
 def _check(settings: Any, folder: Path) -> None:
-    """Raise RefusedError where these settings can't be for the model of a folder: the plan may not have known it yet."""
+    """Raise RefusedError where these settings can't be for the model in a folder; the plan may not have known it."""
     from hemorrhage.models.architecture import text_entries
     from hemorrhage.models.refused import RefusedError
 

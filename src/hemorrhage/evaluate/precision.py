@@ -8,6 +8,7 @@ says so.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def computing(model: PreTrainedModel, dtype: str) -> Iterator[None]:
     own = [(module, vars(module).get("forward"), module.forward) for module in modules]
 
     def cast(forward: Any) -> Any:
+        # Who calls a block binds its arguments to the names of the block's own.
+        @functools.wraps(forward)
         def within(*arguments: Any, **named: Any) -> Any:
             with torch.autocast(model.device.type, dtype=getattr(torch, dtype)):
                 return forward(*arguments, **named)

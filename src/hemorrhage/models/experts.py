@@ -36,6 +36,9 @@ LAYOUTS = {
 
 Of others the mixture is called on disk what it is in memory, and the projections are ``PROJECTIONS``."""
 
+SMALL = 0.1
+"""Share of a block's weights that may be in tensors which no method alters, such as the gates of a recurrence."""
+
 ROUTERS = ("gate", "router")
 """What mixtures call their router."""
 
@@ -115,8 +118,8 @@ class NoSharedExpert(nn.Module):
 def unfuse(model: PreTrainedModel) -> None:
     """Make the experts of ``model``, and GPT-2's transposed layers, linear layers, in place; others stay as they are.
 
-    A layer at a time, so that no second copy of the model is made. Raises RefusedError where a block has a tensor of three
-    dimensions that is in no known mixture: methods would silently pass it by.
+    A layer at a time, so that no second copy of the model is made. Raises RefusedError where a block has a tensor of
+    three dimensions that is in no known mixture and not small: methods would silently pass it by.
     """
     kind = model.config.get_text_config(decoder=True).model_type
     for block in blocks(model):
@@ -131,10 +134,9 @@ def unfuse(model: PreTrainedModel) -> None:
             for name, value in block.named_parameters()
             if value.dim() == 3 and not isinstance(block.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
         ]
-        if passed and any(part in passed[0] for part in ("expert", "gate_up", "down_proj")):
-            raise RefusedError(
-                f"the experts of a {kind} ({passed[0]}) are of a kind that is not known, and can't be altered"
-            )
+        size = sum(block.get_parameter(name).numel() for name in passed)
+        if size > SMALL * sum(value.numel() for value in block.parameters()):
+            raise RefusedError(f"the experts of a {kind} ({passed[0]}) are of an unknown kind and can't be altered")
 
 
 def _turn(block: nn.Module) -> None:

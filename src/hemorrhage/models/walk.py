@@ -141,7 +141,7 @@ def traits(model: PreTrainedModel) -> Traits:
             hidden, keywords = _bound(own, positional, named)
             seen[-1].append(keywords)
             if type(block) not in known.tuples:
-                with in_float32(block):
+                with _hollow(block), in_float32(block):
                     after = own(hidden, **keywords)
                 known.tuples[type(block)] = len(after) if isinstance(after, tuple) else 0
             return _returned(known, block, hidden)
@@ -155,6 +155,20 @@ def traits(model: PreTrainedModel) -> Traits:
     for one, other in zip(*seen, strict=True):
         known.varying |= {name for name in one if _differ(one[name], other.get(name))}
     return known
+
+
+@contextlib.contextmanager
+def _hollow(block: nn.Module) -> Iterator[None]:
+    """Inside, layers of ``block`` that are dequantized compute with zeros, and nothing is read for them."""
+    forms = [each for each in block.modules() if isinstance(each, DequantizedLinear) and "dense" not in vars(each)]
+    try:
+        for form in forms:
+            nothing = torch.zeros(()).expand(form.out_features, form.in_features)
+            vars(form)["dense"] = functools.partial(_given, nothing)
+        yield
+    finally:
+        for form in forms:
+            vars(form).pop("dense", None)
 
 
 def _differ(one: Any, other: Any) -> bool:

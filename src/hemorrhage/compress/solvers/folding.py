@@ -1,9 +1,9 @@
 """Which layer's output can be divided by feature where its readers are multiplied: by trying, and not by names.
 
 A factor for each feature moves from the columns of the layers that read an input into the layer that makes it, a norm
-or a linear layer, if the block computes what it did. That is not so where something else reads it as well (a router, the
-residual stream), where the norm is no product with its weight (Gemma's 1 + weight), or where what lies between is no
-product (an activation that is not proportional to its input).
+or a linear layer, if the block computes what it did. That is not so where something else reads it as well (a router,
+the residual stream), where the norm is no product with its weight (Gemma's 1 + weight), or where what lies between is
+no product (an activation that is not proportional to its input).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _check_kinds(model: PreTrainedModel) -> None:
     for index, (block, wanted) in enumerate(zip(blocks(model), blocks(twin), strict=True)):
         if (difference := _difference(block, wanted)) is not None:
             raise RefusedError(
-                f"the blocks of a {model.config.model_type} depend on their place, and config.json can't say otherwise: "
+                f"the blocks of a {model.config.model_type} depend on their place, which config.json can't alter: "
                 f"block {index} would have another {difference}"
             )
 
@@ -135,9 +135,11 @@ def _difference(block: nn.Module, wanted: nn.Module) -> str | None:
     theirs = dict(wanted.named_modules())
     for name, module in block.named_modules():
         where = f"{name}." if name else ""
-        if name not in theirs or type(theirs[name]) is not type(module):
-            # A layer that was packed or narrowed is one in the same place.
-            if name in theirs and hasattr(module, "stored"):
+        if name not in theirs:
+            return name
+        if type(theirs[name]) is not type(module):
+            # A layer that was packed is one in the same place.
+            if not list(theirs[name].children()):
                 continue
             return name or type(wanted).__name__
         for key, value in vars(theirs[name]).items():
@@ -173,7 +175,7 @@ def scale_writes(block: nn.Module, factor: float) -> None:
 
 
 def refuse_normed_writes(model: PreTrainedModel) -> None:
-    """Raise RefusedError where scaling the output projections of blocks would change nothing, because norms follow them."""
+    """Raise RefusedError where scaling the output projections of blocks changes nothing, as norms follow them."""
     from hemorrhage.models.walk import enter, in_float32, step
 
     block = copy.deepcopy(blocks(model)[0])
@@ -185,7 +187,7 @@ def refuse_normed_writes(model: PreTrainedModel) -> None:
             scaled = step(block, states, arguments[0])
     if (scaled - usual).abs().max() < 1e-3 * (usual - states).abs().max():
         raise RefusedError(
-            f"the blocks of {type(model).__name__} normalise what they write, so that scaling it changes nothing"
+            f"{type(model).__name__} normalises what its blocks write, so that scaling it changes nothing"
         )
 
 

@@ -78,7 +78,7 @@ class Settings(GridSettings):
 def alter(model: PreTrainedModel, settings: Settings, statistics: Statistics, seed: int) -> None:
     """Quantize ``model`` in place.
 
-    Raises ValueError where groups don't divide a layer's inputs, and RefusedError where no factor can be moved into a norm.
+    Raises ValueError where groups don't divide a layer's inputs, and RefusedError where no norm takes a factor.
     """
     linears = linears_of(model)
     makers = folding.makers(model, statistics.shared()) if settings.scale else {}
