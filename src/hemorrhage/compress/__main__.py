@@ -88,8 +88,8 @@ def _compress(
     dtype = folder.dtype_of(of_base)
     linears = linears_of(model, missing_ok=True)
     names, before = list(linears), sum(linear.weight.numel() for linear in linears.values())
-    # Expansion leaves silent layers: of such a parent they stay.
-    silent = sum(integrity.constant(linear.weight) for linear in linears.values()) if parent else 0
+    # Expansion leaves silent layers, and some bases have them: they stay.
+    silent = sum(integrity.constant(linear.weight) for linear in linears.values())
     del linears
     statistics, kind = _statistics(settings, model, parent, calibration, gradients, part)
     method.alter(model, settings, statistics, seed)

@@ -187,6 +187,8 @@ def _rebuild(
     from hemorrhage.models.formats.masked import MaskedLinear
 
     masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
+    # Codes of a form have masks, too, where most of them are zero.
+    masked = {name for name in masked if weights.dtype(name).is_floating_point}
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()

@@ -161,13 +161,13 @@ def sources(model: PreTrainedModel) -> list[int]:
 def scale_writes(block: nn.Module, factor: float) -> None:
     """Multiply the output projections of ``block``, so what it adds to the residual stream, by ``factor``.
 
-    Computed in float32 and stored in the weights' own dtype. Raises ValueError where the block has no such
+    Computed in float32 and stored in the weights' own dtype. Raises RefusedError where the block has no such
     projections, or none that are plain linear layers.
     """
     writes = [module for name, module in block.named_modules() if name.rsplit(".", 1)[-1] in WRITES]
     if len(writes) != len(WRITES) or not all(isinstance(module, torch.nn.Linear) for module in writes):
         needed = " and ".join(WRITES)
-        raise ValueError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
+        raise RefusedError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
     with torch.no_grad():
         for module in writes:
             for parameter in module.parameters():

@@ -110,6 +110,9 @@ class _Rounded:
         keys, values = self._rounding.rounded(keys), self._rounding.rounded(values)
         return (keys, values) if self._cache is None else self._cache.update(keys, values, *arguments, **keywords)
 
+    def get_seq_length(self, *arguments: Any) -> int:
+        return 0 if self._cache is None else self._cache.get_seq_length(*arguments)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
 

@@ -17,6 +17,7 @@ clipped shares of a layer among its groups.
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
@@ -129,7 +130,9 @@ def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     """The inputs ``{first linear: [linears]}`` of each decoder block."""
     found: dict[str, dict[str, list[str]]] = {}
     for first, names in shared.items():
-        found.setdefault(first.rsplit(".", 2)[0], {})[first] = names
+        # Up to the first number, which is the block's; experts have one behind it.
+        block = re.match(r".*?\.\d+\.", first)
+        found.setdefault(block[0] if block else "", {})[first] = names
     return list(found.values())
 
 
