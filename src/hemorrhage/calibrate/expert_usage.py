@@ -26,14 +26,23 @@ def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, An
     stack: Any = blocks(model)
     for index, block in enumerate(stack):
         seen: list[Tensor] = []
-        hook = block.mlp.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].flatten(0, -2)))
+        mlp = _mlp(block)
+        hook = (mlp or block).register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].flatten(0, -2)))
         with in_float32(block):
             try:
                 with torch.no_grad():
-                    states = [step(block, state, arguments[index]) for state in states]
+                    states = [step(block, state, arguments[index], place) for place, state in enumerate(states)]
             finally:
                 hook.remove()
-            yield index, block.mlp, torch.cat(seen)
+            if mlp is not None:
+                yield index, mlp, torch.cat(seen)
+
+
+def _mlp(block: Any) -> Any:
+    """The MLP or mixture of a block; None where it has neither, as a state-space model's."""
+    from hemorrhage.models.experts import mixtures
+
+    return next(iter(mixtures(block).values()), None) or getattr(block, "mlp", None)
 
 
 def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, dict[str, Any]]:
@@ -43,16 +52,17 @@ def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, dict[str, Any]]:
     its largest value, 1 where all get the same, "routing_entropy": mean over tokens of the entropy of the router's
     softmax, nats}}``.
     """
-    from hemorrhage.models.experts import mixtures
+    from hemorrhage.models.experts import chosen_experts, mixtures, routing_logits
 
     names = {mixture: name for name, mixture in mixtures(model).items()}
     found = {}
     for _, mixture, x in mlp_inputs(model, tokens):
         if mixture not in names:
             continue
-        with torch.no_grad():
-            chosen = mixture.gate(x)[2]
-            routing = torch.distributions.Categorical(logits=x @ mixture.gate.weight.T)
+        with torch.no_grad(), chosen_experts(mixture) as taken:
+            mixture(x[None])
+            chosen = taken[0]
+            routing = torch.distributions.Categorical(logits=routing_logits(mixture, x))
         tally = torch.bincount(chosen.flatten(), minlength=len(mixture.experts))
         load = torch.distributions.Categorical(probs=tally.double())
         found[names[mixture]] = {

@@ -159,7 +159,7 @@ def measure_local(model: PreTrainedModel, tokens: Tensor, file: Path) -> None:
                 weights = [linears[name].weight.requires_grad_() for name in names]
                 squares = [torch.zeros_like(weight) for weight in weights]
                 for sample, before in enumerate(states):
-                    after = run(block, before, keywords)
+                    after = run(block, before, keywords, sample)
                     # A layer that a window does not reach, an expert say, has no gradient.
                     found = torch.autograd.grad(after.norm(), weights, allow_unused=True)
                     for square, gradient in zip(squares, found, strict=True):

@@ -214,7 +214,7 @@ class Walk:
         block, aside = blocks(self.model)[self.block], Aside(self.folder)
         with in_float32(block, self.where):
             for index, before in enumerate(self.states):
-                self.states[index] = aside.put(step(block, before, self.arguments[self.block]))
+                self.states[index] = aside.put(step(block, before, self.arguments[self.block], index))
 
     def last(self) -> Tensor:
         """Hidden states of the windows' last tokens: float32 [samples, hidden]."""
@@ -256,8 +256,8 @@ def observe(
     aside = Aside(folder)
     try:
         with every_token(block):
-            for before in states:
-                leaving = step(block, before, arguments)
+            for number, before in enumerate(states):
+                leaving = step(block, before, arguments, number)
                 similarity += torch.cosine_similarity(before, leaving, dim=-1).double().sum().item()
                 after.append(aside.put(leaving))
     finally:
@@ -280,6 +280,7 @@ def shared_inputs(model: PreTrainedModel, tokens: Tensor) -> dict[str, list[str]
     Raises ValueError for a linear layer that the pass does not reach.
     """
     from hemorrhage.models.experts import every_token
+    from hemorrhage.models.walk import through
 
     names = {module: name for name, module in linears_of(model).items()}
     # The tensors are kept until the end, or else a later one could lie where an earlier one was freed.
@@ -293,7 +294,7 @@ def shared_inputs(model: PreTrainedModel, tokens: Tensor) -> dict[str, list[str]
 
     hooks = [module.register_forward_pre_hook(note) for module in names]
     with every_token(model):
-        model.get_decoder()(tokens.long().to(model.device), use_cache=False)
+        through(model, tokens.long().to(model.device))
     for hook in hooks:
         hook.remove()
     missing = set(names.values()) - {name for group in shared.values() for name in group}

@@ -81,14 +81,15 @@ def _compress(
     from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
 
+    _check(settings, parent or base)
     # What changes no weight leaves packed ones packed.
     model = load(parent or base, "stored", as_stored=not settings.changes_weights, base=base).cpu()
     of_base = Weights(base)
     dtype = folder.dtype_of(of_base)
     linears = linears_of(model, missing_ok=True)
     names, before = list(linears), sum(linear.weight.numel() for linear in linears.values())
-    # Expansion leaves silent layers: of such a parent they stay.
-    silent = sum(integrity.constant(linear.weight) for linear in linears.values()) if parent else 0
+    # Expansion leaves silent layers, and some bases have them: they stay.
+    silent = sum(integrity.constant(linear.weight) for linear in linears.values())
     del linears
     statistics, kind = _statistics(settings, model, parent, calibration, gradients, part)
     own = method.alter(model, settings, replace(context, statistics=statistics, device=device())) or {}
@@ -138,6 +139,16 @@ def _compress(
         "calibration": _calibration(settings, calibration),
         **measured,
     }
+
+
+def _check(settings: Any, folder: Path) -> None:
+    """Raise RefusedError where these settings can't be for the model in a folder; the plan may not have known it."""
+    from hemorrhage.models.architecture import text_entries
+    from hemorrhage.models.refused import RefusedError
+
+    problem = settings.check(text_entries(folder)) if hasattr(settings, "check") else None
+    if problem:
+        raise RefusedError(problem)
 
 
 def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:

@@ -30,16 +30,11 @@ def exit_layer(model: PreTrainedModel, layers: int | None) -> int:
 def early_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     """Logits float32 [batch, n, vocabulary] of ``states`` [batch, n, width] that any block but the last has left."""
     # Imported here: it imports torch, and strategies are read with params.yaml.
-    from hemorrhage.models.walk import leave
+    from hemorrhage.models.walk import leave, logits
 
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
     (normed,) = leave(model, (tokens,), [states])
-    config = model.config.get_text_config(decoder=True)
-    logits = model.get_output_embeddings()(normed).float()
-    # What heads do beside the product: Cohere multiplies, Granite divides, Gemma 2 caps.
-    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    return logits(model, normed)
 
 
 def implausible(logits: torch.Tensor, alpha: float) -> torch.Tensor:

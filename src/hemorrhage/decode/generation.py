@@ -68,10 +68,14 @@ class Reading:
 
 
 def read(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading | None:
-    """Read a left-padded batch of prompts; None where they are one token long and leave nothing to read."""
+    """Read a left-padded batch of prompts.
+
+    None where they are one token long and leave nothing to read, and where the model goes on from no cache that it is
+    given: it then reads them with each strategy.
+    """
     from transformers import DynamicCache
 
-    if input_ids.shape[1] < 2:
+    if input_ids.shape[1] < 2 or cache_name(model) != "past_key_values":
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     with torch.no_grad():
@@ -97,16 +101,27 @@ def every_state(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """As ``forward``, but the states of the embeddings and behind every block; the last went through the last norm."""
     positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+    given = {
+        "position_ids": positions[:, -tokens.shape[1] :],
+        "logits_to_keep": logits,
+    }
+    known = inspect.signature(model.forward).parameters
+    name = cache_name(model)
     output = model(
         input_ids=tokens,
         attention_mask=attention_mask,
-        position_ids=positions[:, -tokens.shape[1] :],
-        past_key_values=cache,
         use_cache=True,
         output_hidden_states=True,
-        logits_to_keep=logits,
+        **{key: value for key, value in given.items() if key in known},
+        **({name: cache} if name else {}),
     )
-    return output.logits.float(), output.hidden_states
+    return output.logits[:, -logits:].float(), output.hidden_states
+
+
+def cache_name(model: PreTrainedModel) -> str | None:
+    """What a model calls the cache that it is given: None where it keeps its states to itself."""
+    known = inspect.signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in known), None)
 
 
 @dataclass(frozen=True)

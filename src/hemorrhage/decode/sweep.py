@@ -42,7 +42,7 @@ from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
 from hemorrhage.models.checkpoint import load, load_tokenizer
-from hemorrhage.runtime.artifact import read_manifest, write_manifest, writing
+from hemorrhage.runtime.artifact import disk_is_full, read_manifest, write_manifest, writing
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -117,8 +117,13 @@ def sweep(
         check_context(model, batch.longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")
     check_strategies(model, chosen, batches)
 
-    parts = list(_parts(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec))
-    order = [strategy.name for strategy in chosen]
+    gaps: dict[str, str] = {}
+    parts = list(_parts(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec, gaps))
+    if len(gaps) == len(chosen):
+        raise ValueError(next(f"strategies.{name}: {reason}" for name, reason in gaps.items()))
+    order = [strategy.name for strategy in chosen if strategy.name not in gaps]
+    # A strategy that failed on a later batch has no rows of the earlier ones.
+    parts = [part[~part["strategy"].isin(gaps)] if "strategy" in part else part for part in parts]
     rows = _ordered([part for part in parts if "strategy" in part], batches, order)
     human = _ordered([_NO_HUMAN, *(part for part in parts if "strategy" not in part)], batches)
     features = {
@@ -130,7 +135,7 @@ def sweep(
         GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
         _save_features(features, part / "features.safetensors")
-        write_manifest(part, **about(variant, closed, opened, spec))
+        write_manifest(part, **about(variant, closed, opened, spec), **({"gaps": gaps} if gaps else {}))
 
 
 _NO_HUMAN = pd.DataFrame(
@@ -236,8 +241,13 @@ def _parts(
     of_base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     spec: Spec,
+    gaps: dict[str, str],
 ) -> Iterator[pd.DataFrame]:
-    """The rows of every strategy and batch, and with each open batch what people wrote."""
+    """The rows of every strategy and batch, and with each open batch what people wrote.
+
+    A strategy that runs alone and fails, since the model has not what it needs, goes into ``gaps`` with the reason, and
+    leaves the others' texts as they are.
+    """
     resume.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(chosen) * len(batches), desc="batches", mininterval=5) as progress:
         for batch in batches:
@@ -255,12 +265,23 @@ def _parts(
             for group in rounds(model, chosen, batch):
                 progress.set_postfix_str(f"{batch.dataset} {group[0].name}", refresh=False)
                 # Those that run together do so again, where one is missing: rounding may depend on the company.
-                if not all(parts[strategy.name].exists() for strategy in group):
-                    for strategy, rows in zip(group, desk.rows(group), strict=True):
+                if not any(s.name in gaps for s in group) and not all(parts[s.name].exists() for s in group):
+                    for strategy, rows in zip(group, _rows(desk, group, gaps), strict=False):
                         _save(rows, parts[strategy.name])
                 progress.update(len(group))
             for strategy in chosen:
-                yield pd.read_parquet(parts[strategy.name])
+                if strategy.name not in gaps:
+                    yield pd.read_parquet(parts[strategy.name])
+
+
+def _rows(desk: _Desk, group: Sequence[Strategy], gaps: dict[str, str]) -> list[pd.DataFrame]:
+    try:
+        return desk.rows(group)
+    except Exception as error:
+        if len(group) > 1 or disk_is_full(error):
+            raise
+        gaps[group[0].name] = " ".join(f"{type(error).__name__}: {error}".split())
+        return []
 
 
 def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> list[list[Strategy]]:

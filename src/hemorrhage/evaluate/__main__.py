@@ -21,7 +21,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from safetensors import safe_open
@@ -33,8 +33,8 @@ from hemorrhage.evaluate.diagnostics import collect as inside
 from hemorrhage.evaluate.language import (
     TOKENS_PER_BATCH,
     corpus_damage,
-    head_of,
     resumed,
+    stored_head,
     windows_per_batch,
     write_tokens,
 )
@@ -80,7 +80,7 @@ def evaluate(
         raise ValueError(f"not made: {reason}")
     facts, made = read_manifest(reference), read_manifest(checkpoint)
     same_tokenizer(checkpoint, base)
-    base_head = head_of(base)
+    base_head = stored_head(base)
     model, tokenizer = open_model(checkpoint, base, len(base_head), memory_gb), load_tokenizer(base)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():
@@ -101,6 +101,7 @@ def evaluate(
     def damage(corpus: str, skip: int) -> Iterator[pd.DataFrame]:
         return corpus_damage(model, reference, corpus, base_head, at_once, skip)
 
+    gaps: dict[str, str] = {}
     with resuming(out) as kept, writing(out) as part:
         with computing(model, facts["dtype"]):
             write_tokens(resumed(facts["corpora"], damage, kept), part / "tokens.parquet")
@@ -114,10 +115,10 @@ def evaluate(
             ITEMS.validate(items).to_parquet(part / "items.parquet", index=False)
         if facts["inside"]:
             of_base_inside = load_file(reference / "inside.safetensors")
-            found = inside.measure(model, of_base_inside, made.get("blocks"), ablate)
+            found = inside.measure(model, of_base_inside, made.get("blocks"), ablate, gaps)
             inside.INSIDE.validate(found).to_parquet(part / "inside.parquet", index=False)
         # The speed of a disk is none of a model's.
-        measured = {} if streams(model) else cost.measure(model)
+        measured = {} if streams(model) else _cost(model, gaps)
         costs = {**measured, "theoretical": cost.theoretical(checkpoint)}
         (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(
@@ -128,8 +129,18 @@ def evaluate(
             inside=facts["inside"],
             dtype=facts["dtype"],
             **({"membership": facts["membership"]} if variant == BASE and "membership" in facts else {}),
+            **({"gaps": gaps} if gaps else {}),
             **noise,
         )
+
+
+def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> dict[str, Any]:
+    """What running the model costs; nothing, and a gap, where it can't be run like others."""
+    try:
+        return cost.measure(model)
+    except Exception as error:
+        gaps["cost"] = " ".join(f"{type(error).__name__}: {error}".split())
+        return {}
 
 
 def _answers(

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states, output_embedding
+from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states
 from hemorrhage.evaluate.trie import Trie, readable
+from hemorrhage.models.head import Head, head_of
 from hemorrhage.models.stream import rows_at_once
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def log_likelihoods(
 
     Raises ValueError where one is not finite.
     """
-    head = output_embedding(model)
+    head = head_of(model).float()
     scores: dict[int, list[float]] = {}
     for batch, read in tqdm(_passes(model, rows, pad, tokens_per_batch), desc="items", mininterval=5):
         # Choices of a row are of one length, since they are several only where each is one token.
@@ -69,12 +70,12 @@ def log_likelihoods(
     return scores
 
 
-def _log_p(states: torch.Tensor, head: torch.Tensor, wanted: list[list[int]]) -> list[list[float]]:
+def _log_p(states: torch.Tensor, head: Head, wanted: list[list[int]]) -> list[list[float]]:
     """Log-probabilities of each state's ``wanted`` tokens, of ``states`` [n, hidden]; the vocabulary's for a few."""
     found = []
     at_once = rows_at_once(len(head))
     for start in range(0, len(states), at_once):
-        log_p = torch.log_softmax(states[start : start + at_once] @ head.T, dim=-1)
+        log_p = torch.log_softmax(head.logits(states[start : start + at_once]), dim=-1)
         asked = wanted[start : start + at_once]
         row = torch.tensor([index for index, tokens in enumerate(asked) for _ in tokens], device=log_p.device)
         token = torch.tensor([token for tokens in asked for token in tokens], device=log_p.device)

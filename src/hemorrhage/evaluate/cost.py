@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hemorrhage.evaluate.diagnostics.attention import attention_layers
-from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.artifact import read_manifest
 
 BATCH = 1
@@ -53,7 +51,6 @@ def measure(model: PreTrainedModel) -> dict[str, Any]:
         decode.append(BATCH * NEW_TOKENS / decoding)
     peak, of = _peak(model.device)
     dtype = next(model.parameters()).dtype
-    layers = _key_widths(model)
     return {
         "prefill": prefill,
         "decode": decode,
@@ -65,7 +62,9 @@ def measure(model: PreTrainedModel) -> dict[str, Any]:
         "peak_bytes": peak,
         "peak_of": of,
         "kv_bytes": cache_bytes(cache),
-        "kv_bytes_formula": sum(kv_bytes(dtype.itemsize, BATCH, LENGTH + NEW_TOKENS, 1, width) for width in layers),
+        "kv_bytes_formula": sum(
+            dtype.itemsize * BATCH * (LENGTH + NEW_TOKENS) * width for width in _cached_widths(cache)
+        ),
     }
 
 
@@ -113,14 +112,16 @@ def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float
 def _next(model: PreTrainedModel, tokens: Tensor, cache: dict[str, Any]) -> tuple[Tensor, str, Any]:
     """The likeliest tokens [batch, 1] behind ``tokens``, and the cache under the name the model gives it."""
     output: Any = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **cache)
-    name = next(name for name in ("past_key_values", "cache_params") if output.get(name) is not None)
+    name = next((name for name in ("past_key_values", "cache_params") if output.get(name) is not None), None)
+    if name is None:
+        raise ValueError(f"{type(model).__name__} hands no cache out")
     return output.logits[:, -1:].argmax(-1), name, output[name]
 
 
-def _key_widths(model: PreTrainedModel) -> list[int]:
-    """Width of a token's keys, in every layer that caches some: pruned layers may be narrower than config.json says."""
-    layers: list[Any] = [layer for block in blocks(model) for layer in attention_layers(block)]
-    return [layer.k_proj.out_features for layer in layers]
+def _cached_widths(cache: Any) -> list[int]:
+    """Numbers that a token's keys and values have in every layer that caches some, whatever makes them."""
+    layers = [layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor)]
+    return [part.shape[1] * part.shape[-1] for layer in layers for part in (layer.keys, layer.values)]
 
 
 def _tensors(values: dict[Any, Any]) -> list[Tensor]:

@@ -18,6 +18,7 @@ vocabulary times window.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hemorrhage.evaluate.schema import TOKENS
+from hemorrhage.models import head as heads
 from hemorrhage.models import walk
+from hemorrhage.models.architecture import skeleton
+from hemorrhage.models.blocks import decoder
+from hemorrhage.models.head import Head
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.stream import IN_MEMORY, TensorFile
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import verify, whole
@@ -59,16 +65,18 @@ FIGURES = ("peak", "log_mass", "entropy", "nll")
 
 
 def output_embedding(model: PreTrainedModel) -> Tensor:
-    """Weight of the language-model head, float32 ``[vocabulary, hidden]``.
+    """Weight of a head that multiplies and scales, the scale in it: float32 ``[vocabulary, hidden]``.
 
-    Raises ValueError for heads that do more than multiply: their logits can't be rebuilt from hidden states.
+    Raises RefusedError for heads that cap their logits or have a bias.
     """
-    if getattr(model.config, "final_logit_softcapping", None) or getattr(model.config, "logits_scaling", 1.0) != 1.0:
-        raise ValueError(f"{model.config.model_type}: a head that scales or caps its logits is not supported")
-    head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise ValueError(f"{model.config.model_type}: a head with a bias is not supported")
-    return head.weight.detach().float()
+    return _matrix(heads.head_of(model), model.config.model_type)
+
+
+def _matrix(head: Head, kind: str) -> Tensor:
+    if head.cap is not None or head.bias is not None:
+        what = "caps its logits" if head.cap is not None else "has a bias"
+        raise RefusedError(f"a {kind}'s head {what}: its logits are no product of the states")
+    return head.weight.float() if head.before * head.scale == 1 else head.weight.float() * (head.before * head.scale)
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> T
     ``places``: the decoder's ``attention_mask`` and ``position_ids``, where they are not those of a text.
     """
     with torch.inference_mode():
-        return model.get_decoder()(input_ids=tokens, use_cache=False, **places).last_hidden_state.float()
+        return decoder(model)(input_ids=tokens, use_cache=False, **places).last_hidden_state.float()
 
 
 def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -87,7 +95,7 @@ def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Itera
     """
     most = 1
     if walk.streams(model) and parts:
-        width = 4 * model.get_output_embeddings().weight.shape[1]
+        width = 4 * heads.head_of(model).width
         most = max(1, IN_MEMORY // (width * windows[parts[0]].numel()))
     for start in range(0, len(parts), most):
         some = parts[start : start + most]
@@ -112,23 +120,26 @@ class Predictions:
     Memory for the logits of some tokens is taken once and used again.
     """
 
-    def __init__(self, head: Tensor, tokens: int, base_head: Tensor | None = None) -> None:
-        """``head``, ``base_head``: float32 [vocabulary, hidden], of one vocabulary; ``tokens``: most that come at once.
+    def __init__(self, head: Head | Tensor, tokens: int, base_head: Head | Tensor | None = None) -> None:
+        """``head``, ``base_head``: heads in float32, or their weights [vocabulary, hidden] alone, of one vocabulary;
+        ``tokens``: most that come at once.
 
         Raises ValueError where the vocabularies differ.
         """
-        self.head, self.base_head = head, base_head
-        self.vocabulary = len(head)
+        self.head = Head(head) if isinstance(head, Tensor) else head
+        self.base_head = Head(base_head) if isinstance(base_head, Tensor) else base_head
+        weight = self.head.weight
+        self.vocabulary = len(weight)
         if base_head is not None and len(base_head) != self.vocabulary:
             raise ValueError(f"a vocabulary of {self.vocabulary} tokens, and the base model's has {len(base_head)}")
-        kind = head.device.type
+        kind = weight.device.type
         self.rows = min(tokens, max(1, KEPT_LOGITS[kind] // self.vocabulary))
         groups = -(-self.vocabulary // GROUP)
         self.width = GROUP * min(groups, max(1, TILE_LOGITS[kind] // self.rows // GROUP))
         # Columns beyond the vocabulary fill its last group, and are never the largest.
-        self.logits = head.new_full((self.rows, groups * GROUP), -torch.inf)
-        self.maxima = head.new_empty((self.rows, groups))
-        self.scratch = head.new_empty((3, self.rows * self.width))
+        self.logits = weight.new_full((self.rows, groups * GROUP), -torch.inf)
+        self.maxima = weight.new_empty((self.rows, groups))
+        self.scratch = weight.new_empty((3, self.rows * self.width))
 
     def of(
         self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor, Tensor] | None = None
@@ -155,16 +166,19 @@ class Predictions:
     def _part(
         self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = len(states)
+        rows, states = len(states), self.head.read(states)
         logits, maxima = self.logits[:rows], self.maxima[:rows]
         peak = logits.new_full((rows,), torch.finfo(torch.float32).min, dtype=torch.float64)
+        if base is not None and self.base_head is not None:
+            base = self.base_head.read(base[0]), base[1]
         # mass Σ exp(z − peak), energy Σ exp(z − peak) (z − peak), cross Σ p (base's logit − variant's)
         mass, energy, cross = torch.zeros((3, rows), dtype=torch.float64, device=logits.device)
         for start in range(0, self.vocabulary, self.width):
             stop = min(start + self.width, self.vocabulary)
             tile = logits[:, start:stop]
             first, second, third = (memory[: rows * (stop - start)].view(tile.shape) for memory in self.scratch)
-            torch.mm(states, self.head[start:stop].T, out=tile)
+            torch.mm(states, self.head.weight[start:stop].T, out=tile)
+            self.head.finish(tile, slice(start, stop))
 
             grouped = logits[:, start : start + self.width].unflatten(1, (-1, GROUP))
             largest = maxima[:, start // GROUP : start // GROUP + grouped.shape[1]]
@@ -179,7 +193,8 @@ class Predictions:
             peak = higher
 
             if base is not None and self.base_head is not None:
-                of_base = torch.mm(base[0], self.base_head[start:stop].T, out=third)
+                of_base = torch.mm(base[0], self.base_head.weight[start:stop].T, out=third)
+                self.base_head.finish(of_base, slice(start, stop))
                 torch.sub(of_base, base[1][:, 0].float()[:, None], out=first)
                 weights = torch.exp(first, out=second)
                 difference = torch.sub(of_base, tile, out=first)
@@ -214,8 +229,8 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
     the likeliest tokens. A tensor of each is named after its corpus, and written batch by batch.
     Raises ValueError where a logit is not finite.
     """
-    head = output_embedding(model)
-    hidden = {corpus: (*each.shape, head.shape[1]) for corpus, each in windows.items()}
+    head = heads.head_of(model).float()
+    hidden = {corpus: (*each.shape, head.width) for corpus, each in windows.items()}
     predicted = {corpus: (len(each), each.shape[1] - 1) for corpus, each in windows.items()}
     figured = {corpus: (*shape, len(FIGURES)) for corpus, shape in predicted.items()}
     likeliest = {corpus: (*shape, min(TOP, len(head))) for corpus, shape in predicted.items()}
@@ -251,18 +266,18 @@ def read_slice(file: Path, name: str, part: slice) -> Tensor:
 
 
 def corpus_damage(
-    model: PreTrainedModel, reference: Path, corpus: str, base_head: Tensor, at_once: int, skip: int = 0
+    model: PreTrainedModel, reference: Path, corpus: str, base_head: Head | Tensor, at_once: int, skip: int = 0
 ) -> Iterator[pd.DataFrame]:
     """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
-    ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: float32 [vocabulary,
-    hidden of the base]; ``at_once``: windows in a forward pass; ``skip``: tables to leave out. Raises ValueError where
-    the vocabulary is not the base's and where a number is not finite.
+    ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: the base's head
+    in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to
+    leave out. Raises ValueError where the vocabulary is not the base's and where a number is not finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
     counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)
     count, window = windows.shape
-    predictions = Predictions(output_embedding(model), min(count, at_once) * (window - 1), base_head)
+    predictions = Predictions(heads.head_of(model).float(), min(count, at_once) * (window - 1), base_head)
     waiting: list[dict[str, Tensor]] = []
     together = -(-ROWS // (at_once * (window - 1)))
     remaining = batches(count, at_once)[skip * together :]
@@ -358,21 +373,26 @@ def write_tokens(pieces: Iterable[pd.DataFrame], file: Path) -> None:
 
 
 def head_of(base: Path) -> Tensor:
-    """The base model's output embedding, read from its checkpoint: float32 ``[vocabulary, hidden]``.
+    """``output_embedding`` of the base model, read from its checkpoint alone."""
+    head = stored_head(base)
+    return _matrix(head, "base model")
 
-    What its tensor is called is asked of the architecture; a tied one is stored under the input embedding's name.
+
+def stored_head(base: Path) -> Head:
+    """The base model's head, read from its checkpoint: in float32.
+
+    What its tensors are called is asked of the architecture; a tied one is stored under the input embedding's name.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     verify(base)
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    own = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-    names = [name for name in (own, model.all_tied_weights_keys.get(own)) if name]
-    weights = Weights(base)
-    for name in names:
-        if name in weights:
-            return weights.tensor(name).float()
-    raise ValueError(f"{base}: {' or '.join(names)} is not in its safetensors")
+    model = skeleton(config)
+    head, own, weights = heads.head_of(model), heads.stored_name(model), Weights(base)
+    tied = model.all_tied_weights_keys.get(f"{own}.weight")
+    names = [name for name in (f"{own}.weight", tied) if name]
+    stored = next((name for name in names if name in weights), None)
+    if stored is None:
+        raise ValueError(f"{base}: {' or '.join(names)} is not in its safetensors")
+    bias = None if head.bias is None else weights.tensor(f"{own}.bias")
+    return replace(head, weight=weights.tensor(stored), bias=bias).float()

@@ -8,9 +8,11 @@ says so.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.models.blocks import blocks, decoder
 from hemorrhage.models.walk import streams
 from hemorrhage.runtime.lazy import torch
 
@@ -27,12 +29,13 @@ def computing(model: PreTrainedModel, dtype: str) -> Iterator[None]:
     if dtype == "float32":
         yield
         return
-    decoder: Any = model.get_decoder()
     # Blocks, too: they are called without the decoder where a model is read block by block.
-    modules = [decoder, *getattr(decoder, "layers", ())] if streams(model) else [decoder]
+    modules: list[Any] = [decoder(model), *blocks(model)] if streams(model) else [decoder(model)]
     own = [(module, vars(module).get("forward"), module.forward) for module in modules]
 
     def cast(forward: Any) -> Any:
+        # Who calls a block binds its arguments to the names of the block's own.
+        @functools.wraps(forward)
         def within(*arguments: Any, **named: Any) -> Any:
             with torch.autocast(model.device.type, dtype=getattr(torch, dtype)):
                 return forward(*arguments, **named)

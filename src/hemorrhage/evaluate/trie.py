@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hemorrhage.models.blocks import decoder
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -63,10 +65,10 @@ def readable(model: PreTrainedModel) -> bool:
 
     Not so are recurrent layers, sliding windows, and keys that are rounded in groups of neighbouring tokens.
     """
-    config = model.config
+    config = model.config.get_text_config(decoder=True)
     return (
         config._attn_implementation == "sdpa"
-        and "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+        and "position_ids" in inspect.signature(decoder(model).forward).parameters
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
         and not getattr(config, "alibi", False)

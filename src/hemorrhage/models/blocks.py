@@ -1,9 +1,10 @@
-"""The decoder blocks of a model and the linear layers in them."""
+"""The decoder of a model and its blocks, wherever a family keeps them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -11,9 +12,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def decoder(model: PreTrainedModel) -> Any:
+    """The module that makes final hidden states of tokens: embeddings, blocks, last norm."""
+    found = model.get_decoder()
+    if found is not model:
+        return found
+    # Some families give the model itself.
+    inside = [child for child in model.children() if hasattr(child, "get_input_embeddings")]
+    if not inside:
+        raise RefusedError(f"{type(model).__name__} has no decoder that can be told from its head")
+    return inside[0]
+
+
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks, in order. Raises ValueError where the model has no stack of blocks."""
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList) or not len(layers):
-        raise ValueError(f"{type(model).__name__} has no decoder blocks at .layers; it can't be altered")
-    return layers
+    """The decoder blocks, in order. Raises RefusedError where the model has no stack of blocks."""
+    return getattr(decoder(model), _stack_name(model))
+
+
+def replace_blocks(model: PreTrainedModel, stack: nn.ModuleList) -> None:
+    """Make ``stack`` the decoder blocks of ``model``."""
+    setattr(decoder(model), _stack_name(model), stack)
+
+
+def _stack_name(model: PreTrainedModel) -> str:
+    """What the decoder calls its blocks: ``layers`` in most families, ``h`` in GPT-2's, ``blocks`` in MPT's."""
+    stacks = {name: child for name, child in decoder(model).named_children() if isinstance(child, torch.nn.ModuleList)}
+    found = max(stacks, key=lambda name: len(stacks[name]), default=None)
+    if found is None or not len(stacks[found]):
+        raise RefusedError(f"{type(model).__name__} has no stack of decoder blocks; it can't be altered")
+    return found

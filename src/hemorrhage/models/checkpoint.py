@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.models.architecture import architecture, skeleton
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.layout import to_memory
 from hemorrhage.models.stream import keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares
 from hemorrhage.runtime.artifact import verify
@@ -76,12 +79,13 @@ def size(folder: Path) -> int | None:
     """
     from transformers import AutoConfig
 
-    from hemorrhage.models.experts import LAYOUTS
+    from hemorrhage.models.experts import is_fused
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if "form" in (getattr(config, "hemorrhage", None) or {}) or config.model_type in LAYOUTS:
+    model = skeleton(config)
+    if "form" in (getattr(config, "hemorrhage", None) or {}) or is_fused(model):
         return None
-    return 4 * sum(shape.numel() for shape in expected_shapes(config).values())
+    return 4 * sum(value.numel() for value in model.parameters())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -107,24 +111,21 @@ def device() -> str:
 
 
 def expected_shapes(config: Any) -> dict[str, torch.Size]:
-    """Shape of every parameter of the architecture that ``config`` describes."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """Shape of every parameter of the architecture that ``config`` describes, by the names it has in memory."""
+    from hemorrhage.models.experts import unfuse
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = skeleton(config)
+    unfuse(model)
     return {name: value.shape for name, value in model.named_parameters()}
 
 
 def _from_pretrained(folder: Path | None, config: Any, dtype: str, **arguments: Any) -> PreTrainedModel:
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from hemorrhage.models.experts import unfuse
 
     # The class itself: the automatic one wants a folder also where the weights are given.
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model = kind.from_pretrained(
+    model = architecture(config).from_pretrained(
         folder,
         config=config,
         dtype="auto" if dtype == "stored" else getattr(torch, dtype),
@@ -133,7 +134,40 @@ def _from_pretrained(folder: Path | None, config: Any, dtype: str, **arguments: 
         **arguments,
     )
     unfuse(model)
+    _widen_computed(model)
     return model
+
+
+def _widen_computed(model: PreTrainedModel) -> None:
+    """Buffers that are computed and not stored, such as Gemma's scale of the embedding, in float32.
+
+    A model that is loaded in 16 bits computes them in 16 bits, and would never give the numbers that it gives in 32.
+    """
+    import torch
+
+    stored = set(model.state_dict())
+    narrow = [
+        name
+        for name, value in model.named_buffers()
+        if name not in stored and value.is_floating_point() and value.dtype in (torch.bfloat16, torch.float16)
+    ]
+    if not narrow:
+        return
+    twin = skeleton(model.config)
+    for value in twin.parameters():
+        vars(value)["_is_hf_initialized"] = True
+    for name in narrow:
+        owner, _, own = name.rpartition(".")
+        buffers: dict[str, Any] = twin.get_submodule(owner)._buffers
+        buffers[own] = torch.empty_like(buffers[own], device="cpu")
+    with torch.no_grad():
+        for module in twin.modules():
+            twin._init_weights(module)
+    for name in narrow:
+        owner, _, own = name.rpartition(".")
+        there: dict[str, Any] = model.get_submodule(owner)._buffers
+        made: Any = twin.get_submodule(owner)._buffers[own]
+        there[own] = made.to(there[own].device)
 
 
 def _rebuild(
@@ -156,6 +190,8 @@ def _rebuild(
     from hemorrhage.models.formats.masked import MaskedLinear
 
     masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
+    # Codes of a form have masks, too, where most of them are zero.
+    masked = {name for name in masked if weights.dtype(name).is_floating_point}
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()
@@ -179,6 +215,7 @@ def _rebuild(
         # transformers takes no other shapes than config.json's: zeros stand in while it loads.
         shapes = expected_shapes(config)
         state |= {name: torch.zeros((), dtype=value.dtype).expand(shapes[name]) for name, value in narrow.items()}
+    state = to_memory(state, config.get_text_config(decoder=True).model_type)
     model = _from_pretrained(None, config, str(wanted).removeprefix("torch."), state_dict=state)
     for name, form in kept.items():
         forms.replace(model, name, form)
@@ -195,11 +232,9 @@ def _rebuild(
 def _linear_weights(config: Any) -> set[str]:
     """Names of the weights of the decoder blocks' linear layers in the architecture that ``config`` describes."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    inside = {module for block in model.get_decoder().layers for module in block.modules()}
+    model = skeleton(config)
+    inside = {module for block in blocks(model) for module in block.modules()}
     return {
         f"{name}.weight"
         for name, module in model.named_modules()

@@ -9,37 +9,59 @@ ordinary checkpoint of its family.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import RefusedError
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+MIXTRAL = ("block_sparse_moe", ("w1", "w3", "w2"))
+
 LAYOUTS = {
-    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
-    "olmoe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
-    "qwen2_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
-    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    "mixtral": MIXTRAL,
+    "phimoe": MIXTRAL,
+    "olmoe": ("mlp", PROJECTIONS),
+    "qwen2_moe": ("mlp", PROJECTIONS),
+    "qwen3_moe": ("mlp", PROJECTIONS),
 }
-"""Model type -> what its checkpoints call a block's mixture, and an expert's gate, up and down projection."""
+"""Model type -> what its checkpoints call a block's mixture, and an expert's gate, up and down projection.
+
+Of others the mixture is called on disk what it is in memory, and the projections are ``PROJECTIONS``."""
+
+SMALL = 0.1
+"""Share of a block's weights that may be in tensors which no method alters, such as the gates of a recurrence."""
+
+ROUTERS = ("gate", "router")
+"""What mixtures call their router."""
 
 
 class Expert(nn.Module):
-    """A gated MLP: down(act(gate(x)) · up(x))."""
+    """A gated MLP: down(act(gate(x)) · up(x)), or what else its family makes of gate and up."""
 
-    def __init__(self, parts: dict[str, nn.Linear], act: nn.Module) -> None:
-        """``parts``: the gate, up and down projection, in this order, by their names in a checkpoint."""
+    def __init__(self, parts: dict[str, nn.Linear], act: Any, gating: Callable[..., Tensor] | None = None) -> None:
+        """``parts``: the gate, up and down projection, in this order, by their names in a checkpoint; ``gating``: what
+        the family makes of the outputs of gate and up, where that is not the act of one times the other."""
         super().__init__()
         self._names = tuple(parts)
         for name, linear in parts.items():
             self.add_module(name, linear)
         self.act_fn = act
+        # No module: it has no weights.
+        self._gating: Callable[..., Tensor] | None
+        vars(self)["_gating"] = gating
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [tokens, hidden] -> [tokens, hidden]."""
         gate, up, down = (self.get_submodule(name) for name in self._names)
-        return down(self.act_fn(gate(x)) * up(x))
+        return down(self._gating(gate(x), up(x)) if self._gating is not None else self.act_fn(gate(x)) * up(x))
 
 
 class Experts(nn.ModuleList):
@@ -61,6 +83,15 @@ class Experts(nn.ModuleList):
             weighted = given * top_k_weights[token, place, None]
             result.index_add_(0, token, weighted.to(result.dtype))
         return result
+
+
+class SortedExperts(Experts):
+    """Llama 4's, which get as many copies of all tokens as there are experts, those of others times zero."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+        """``hidden_states`` [experts · tokens, hidden], and so is what leaves."""
+        parts = hidden_states.view(len(self), -1, hidden_states.shape[-1])
+        return torch.cat([expert(part) for expert, part in zip(self, parts, strict=True)])
 
 
 class SharedGate(nn.Module):
@@ -85,36 +116,99 @@ class NoSharedExpert(nn.Module):
 
 
 def unfuse(model: PreTrainedModel) -> None:
-    """Make the experts of ``model`` linear layers, in place; a model without experts stays as it is.
+    """Make the experts of ``model``, and GPT-2's transposed layers, linear layers, in place; others stay as they are.
 
-    A layer at a time, so that no second copy of the model is made. Raises ValueError where the model has experts of a
-    family that is not in ``LAYOUTS``: its methods would silently pass them by.
+    A layer at a time, so that no second copy of the model is made. Raises RefusedError where a block has a tensor of
+    three dimensions that is in no known mixture and not small: methods would silently pass it by.
     """
-    stack: Any = getattr(model.get_decoder(), "layers", ())
-    for block in stack:
-        mlp: Any = getattr(block, "mlp", None)
+    kind = model.config.get_text_config(decoder=True).model_type
+    for block in blocks(model):
+        _turn(block)
+        for mixture in [module for module in block.modules() if _is_fused(getattr(module, "experts", None))]:
+            mixture.experts = apart(mixture.experts, LAYOUTS.get(kind, ("", PROJECTIONS))[1])
+            if mixture is getattr(block, "mlp", None):
+                arrange(block, kind)
         # A convolution's weight has three dimensions too.
-        fused = [
+        passed = [
             name
             for name, value in block.named_parameters()
             if value.dim() == 3 and not isinstance(block.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
         ]
-        if not fused or isinstance(getattr(mlp, "experts", None), Experts):
-            continue
-        kind = model.config.model_type
-        if kind not in LAYOUTS or not hasattr(getattr(mlp, "experts", None), "gate_up_proj"):
-            raise ValueError(f"experts of {kind} can't be altered; of {', '.join(LAYOUTS)} they can")
-        mlp.experts = apart(mlp.experts, LAYOUTS[kind][1])
-        arrange(block, kind)
+        size = sum(block.get_parameter(name).numel() for name in passed)
+        if size > SMALL * sum(value.numel() for value in block.parameters()):
+            raise RefusedError(f"the experts of a {kind} ({passed[0]}) are of an unknown kind and can't be altered")
+
+
+def _turn(block: nn.Module) -> None:
+    """Make linear layers of the layers whose weights are stored as [inputs, outputs]."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(block.named_modules()):
+        if isinstance(module, Conv1D):
+            block.set_submodule(name, _linear(module.weight.data.T.contiguous(), module.bias.data))
+
+
+def _is_fused(experts: Any) -> bool:
+    parts = [getattr(experts, name, None) for name in ("gate_up_proj", "down_proj")]
+    return all(isinstance(part, nn.Parameter) and part.dim() == 3 for part in parts)
+
+
+def is_fused(model: PreTrainedModel) -> bool:
+    """Whether a model has experts that ``unfuse`` takes apart."""
+    return any(_is_fused(module) for module in model.modules())
 
 
 def apart(fused: Any, names: tuple[str, ...]) -> Experts:
     """The experts of transformers' module ``fused``, whose ``gate_up_proj`` is [experts, 2 · width, hidden]."""
+    from transformers.integrations.moe import _default_apply_gate
+
+    turned, interleaved = stacking(type(fused).__name__)
+    own = getattr(type(fused), "_apply_gate", _default_apply_gate)
+    gating = None if own is _default_apply_gate else _Gating(fused, interleaved)
+    biases = [getattr(fused, f"{name}_bias", None) for name in ("gate_up_proj", "down_proj")]
     experts = []
-    for gate_up, down in zip(fused.gate_up_proj.data, fused.down_proj.data, strict=True):
-        weights = [weight.clone() for weight in (*gate_up.chunk(2), down)]
-        experts.append(expert(weights, names, fused.act_fn))
-    return Experts(experts)
+    for index, (gate_up, down) in enumerate(zip(fused.gate_up_proj.data, fused.down_proj.data, strict=True)):
+        whole = (gate_up.T, down.T) if turned else (gate_up, down)
+        weights = [
+            weight.clone(memory_format=torch.contiguous_format)
+            for weight in (*_halves(whole[0], interleaved), whole[1])
+        ]
+        of_expert = [None if bias is None else bias.data[index] for bias in biases]
+        given: list[Tensor | None] = [None] * 3
+        if of_expert[0] is not None and of_expert[1] is not None:
+            given = [bias.clone() for bias in (*_halves(of_expert[0], interleaved), of_expert[1])]
+        parts = {name: _linear(weight, bias) for name, weight, bias in zip(names, weights, given, strict=True)}
+        experts.append(Expert(parts, getattr(fused, "act_fn", None), gating))
+    return (SortedExperts if _is_sorted(fused) else Experts)(experts)
+
+
+def stacking(name: str) -> tuple[bool, bool]:
+    """Of a class of fused experts: whether it has [inputs, outputs], and whether gate and up take turns."""
+    return name.startswith(("GptOss", "Llama4")), name.startswith("GptOss")
+
+
+def _halves(stacked: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Gate and up of [2 · width, ...]."""
+    if interleaved:
+        return stacked[::2], stacked[1::2]
+    return stacked[: len(stacked) // 2], stacked[len(stacked) // 2 :]
+
+
+def _is_sorted(fused: Any) -> bool:
+    return len(inspect.signature(fused.forward).parameters) == 1 and type(fused).__name__.startswith("Llama4")
+
+
+class _Gating:
+    """What a family's experts make of gate and up, without their weights."""
+
+    def __init__(self, fused: Any, interleaved: bool) -> None:
+        self._fused = copy.copy(fused)
+        self._fused._parameters = {}
+        self._interleaved = interleaved
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        both = torch.stack([gate, up], -1).flatten(-2) if self._interleaved else torch.cat([gate, up], -1)
+        return self._fused._apply_gate(both)
 
 
 def expert(weights: Sequence[Tensor], names: tuple[str, ...], act: nn.Module) -> Expert:
@@ -129,19 +223,67 @@ def arrange(block: Any, kind: str) -> None:
         mlp.shared_expert_gate = SharedGate(mlp.shared_expert_gate.weight)
         if not mlp.shared_expert.down_proj.in_features:
             mlp.shared_expert = NoSharedExpert()
-    name = LAYOUTS[kind][0]
-    if name != "mlp":
-        # The block's forward goes on finding its mixture at .mlp, where it is no registered module any more.
-        del block.mlp
-        block.add_module(name, mlp)
-        vars(block)["mlp"] = mlp
+    name = LAYOUTS.get(kind, ("mlp", ()))[0]
+    if name == "mlp":
+        return
+    # The block's forward goes on finding its mixture at .mlp, where it is no registered module any more.
+    _called(block, "mlp", name)
+    if hasattr(mlp, "router"):
+        _called(mlp, "router", "gate")
+
+
+def _called(module: Any, before: str, name: str) -> None:
+    """Register the part ``before`` of ``module`` under another name; the old one goes on leading to it."""
+    part = getattr(module, before)
+    delattr(module, before)
+    module.add_module(name, part)
+    vars(module)[before] = part
 
 
 def mixtures(model: nn.Module) -> dict[str, Any]:
-    """``{name: module}`` of the mixtures of experts of ``model``: each has ``gate``, the router, and ``experts``."""
+    """``{name: module}`` of the mixtures of experts of ``model``: each has a ``router`` and ``experts``."""
     return {
         name: module for name, module in model.named_modules() if isinstance(getattr(module, "experts", None), Experts)
     }
+
+
+def router(mixture: nn.Module) -> Any:
+    """The module that chooses the experts of each token."""
+    return mixture.get_submodule(_router_name(mixture))
+
+
+def _router_name(mixture: nn.Module) -> str:
+    return next(name for name in ROUTERS if name in dict(mixture.named_children()))
+
+
+def routing_logits(mixture: nn.Module, x: Tensor) -> Tensor:
+    """What a mixture's router makes of ``x`` [tokens, hidden] before any softmax: float32 [tokens, experts]."""
+    module = router(mixture)
+    # Hunyuan's is a module with a linear layer.
+    module = getattr(module, "wg", module)
+    found = nn.functional.linear(x, module.weight.to(x.dtype)).float()
+    bias = getattr(module, "bias", None)
+    return found if bias is None else found + bias.float()
+
+
+@contextlib.contextmanager
+def chosen_experts(mixture: Any) -> Iterator[list[Tensor]]:
+    """Inside, the experts that ``mixture`` chooses go into the list that is given: int64 [tokens, k] a pass."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if isinstance(mixture.experts, SortedExperts):
+            parts = arguments[0].view(len(mixture.experts), -1, arguments[0].shape[-1])
+            taken = parts.abs().amax(-1).T.topk(mixture.top_k, dim=-1).indices
+            found.append(taken)
+            return
+        found.append(named["top_k_index"] if "top_k_index" in named else arguments[1])
+
+    hook = mixture.experts.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def routing_layers(model: PreTrainedModel) -> list[str]:
@@ -152,7 +294,7 @@ def routing_layers(model: PreTrainedModel) -> list[str]:
     """
     names = []
     for name, mixture in mixtures(model).items():
-        names.append(f"{name}.gate")
+        names.append(f"{name}.{_router_name(mixture)}")
         if hasattr(mixture, "shared_expert_gate"):
             names.append(f"{name}.shared_expert_gate")
         if isinstance(getattr(mixture, "shared_expert", None), NoSharedExpert):
@@ -176,8 +318,10 @@ def every_token(model: nn.Module) -> Iterator[None]:
             del experts.every_token
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     rows, columns = weight.shape
-    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear = nn.Linear(columns, rows, bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias)
     return linear

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.models.formats.forms import distinct
+from hemorrhage.models.layout import OWN, differs
 from hemorrhage.models.weights import Weights, write
 from hemorrhage.runtime.lazy import torch
 
@@ -76,7 +77,9 @@ def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
             config[own] = after[name]
             config.pop(name, None)
     if _whole_form(model) is None:
-        found = {"narrow": _narrow(model), "forms": _own_forms(model)}
+        found: dict[str, Any] = {"narrow": _narrow(model), "forms": _own_forms(model)}
+        if differs(config):
+            found[OWN] = "by layer"
         bench = {**(config.get("hemorrhage") or {}), **{key: names for key, names in found.items() if names}}
         if bench:
             config["hemorrhage"] = bench

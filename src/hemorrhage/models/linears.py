@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -16,21 +17,37 @@ if TYPE_CHECKING:
 def linears_of(model: PreTrainedModel, missing_ok: bool = False) -> dict[str, nn.Linear]:
     """``{name in the model: module}`` of every linear layer of the decoder blocks, in their order.
 
-    Embeddings and the language-model head are none of them: no method alters these; nor are the layers of ``uncalled``.
+    Embeddings, the language-model head and routers are none of them: no method alters these; nor are the layers of
+    ``uncalled``.
     Raises ValueError where the blocks hold no linear layer, unless ``missing_ok``: all of them may have become packed.
     """
+    from hemorrhage.models.experts import mixtures, router
+
     left_out = uncalled(model)
+    routing = {part for mixture in mixtures(model).values() for part in router(mixture).modules()}
     inside = {
         child
         for block in blocks(model)
         for module in block.modules()
         for name, child in module.named_children()
-        if isinstance(child, torch.nn.Linear) and (type(module), name) not in left_out
+        if isinstance(child, torch.nn.Linear) and (type(module), name) not in left_out and child not in routing
     }
     found = {name: module for name, module in model.named_modules() if module in inside}
+    _refuse_shared(model, found)
     if not found and not missing_ok:
         raise ValueError(f"the decoder blocks of {type(model).__name__} hold no linear layers")
     return found
+
+
+def _refuse_shared(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> None:
+    """Raise RefusedError where two layers have one weight: altered for one block it would be for all."""
+    owners: dict[int, str] = {}
+    for name, linear in linears.items():
+        first = owners.setdefault(id(linear.weight), name)
+        if first != name:
+            raise RefusedError(
+                f"blocks of {type(model).__name__} share weights ({first} is {name}); none can be altered alone"
+            )
 
 
 def uncalled(model: PreTrainedModel) -> frozenset[tuple[type, str]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.models.layout import view
 from hemorrhage.models.stream import Aside, Place, TensorFile, header, places
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest
 from hemorrhage.runtime.lazy import torch
@@ -60,6 +61,7 @@ class Weights:
         self._places: dict[str, Place] = {}
         for file in weight_files(folder):
             self._places |= places(file)
+        self._places = view(folder, self._places)
         said = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares(folder) else {}
         self._shared: dict[str, dict[str, Any]] = said.get("tensors", {})
         used = {entry["base"]: entry["digest"] for entry in self._shared.values() if "base" in entry}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.analyze.report.card import card
+from hemorrhage.models.layout import OWN, Joined, to_family
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
@@ -226,7 +227,19 @@ def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple
     name = settings.get("dtype") or settings.get("torch_dtype")
     if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
         return _from_gguf(folder, settings), getattr(torch, name or "float32")
-    return _from_safetensors(weights, settings), getattr(torch, name) if name else dtype_of(weights)
+    supplies = _from_safetensors(weights, settings)
+    if OWN in (settings.get("hemorrhage") or {}):
+        supplies = {name: _joined(made, supplies) for name, made in to_family(folder, supplies).items()}
+    return supplies, getattr(torch, name) if name else dtype_of(weights)
+
+
+def _joined(made: Joined, supplies: dict[str, Supply]) -> Supply:
+    """A tensor of the family, of the bench's tensors that it is made of."""
+    import torch
+
+    parts = [supplies[part] for part in made.parts]
+    shape = made.join([torch.empty(part.shape, device="meta") for part in parts]).shape
+    return Supply(tuple(shape), lambda: made.join([part.load() for part in parts]))
 
 
 def _from_gguf(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:

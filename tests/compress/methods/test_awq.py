@@ -15,6 +15,7 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import awq, rtn
+from hemorrhage.compress.solvers import folding
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
@@ -148,12 +149,10 @@ def spread(columns: int) -> Tensor:
 
 @torch.no_grad()
 def fold_everything(model: PreTrainedModel, shared: dict[str, list[str]]) -> int:
-    folded = 0
-    for first, names in shared.items():
-        if awq.foldable(model, first):
-            awq.fold(model, first, names, spread(model.get_submodule(first).in_features))
-            folded += 1
-    return folded
+    makers = folding.makers(model, shared)
+    for first, maker in makers.items():
+        awq.fold(model, maker, shared[first], spread(model.get_submodule(first).in_features))
+    return len(makers)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -177,7 +176,7 @@ def test_folding_skips_values_that_queries_share(tiny: Path) -> None:
     tokens = torch.randint(500, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(tokens).logits
-        assert not awq.foldable(model, "model.layers.0.self_attn.o_proj")
+        assert "model.layers.0.self_attn.o_proj" not in folding.makers(model, shared_inputs(model, tokens))
         assert fold_everything(model, shared_inputs(model, tokens)) == 3 * len(model.model.layers)
         torch.testing.assert_close(model(tokens).logits, expected, rtol=0, atol=1e-4)
 
@@ -190,7 +189,7 @@ def test_folding_into_a_norm_is_exact_in_the_norms_dtype() -> None:
     names = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
     with torch.no_grad():
         wanted = spread(32)
-        applied = awq.fold(model, names[0], names, wanted)
+        applied = awq.fold(model, "model.layers.0.input_layernorm", names, wanted)
     assert norm.weight.dtype == torch.bfloat16
     torch.testing.assert_close(norm.weight.float() * applied, before)
     torch.testing.assert_close(applied, wanted, rtol=2**-7, atol=0)
@@ -266,5 +265,3 @@ def test_settings() -> None:
     assert awq.Settings(bits=4, group_size=4).check(config) is None
     problem = awq.Settings(bits=4, group_size=64).check(config)
     assert problem == "group_size 64 does not divide the model's intermediate_size of 172"
-    problem = awq.Settings(bits=4, group_size=4).check({**config, "model_type": "gpt2"})
-    assert problem == "awq knows the layers of llama, mistral, qwen2; this model is a gpt2"

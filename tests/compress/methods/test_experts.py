@@ -94,9 +94,9 @@ def test_experts_become_linear_layers_with_the_names_of_the_checkpoint(family: s
 
 def test_experts_of_an_unknown_family_are_refused() -> None:
     config = AutoConfig.for_model(
-        "granitemoe", vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        "jetmoe", vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, kv_channels=8
     )
-    with pytest.raises(ValueError, match="experts of granitemoe can't be altered"):
+    with pytest.raises(ValueError, match=r"experts of a jetmoe .* can't be altered"):
         unfuse(AutoModelForCausalLM.from_config(config))
 
 

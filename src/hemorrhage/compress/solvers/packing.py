@@ -25,6 +25,7 @@ def store(
     ``inputs`` is what compressed-tensors calls ``input_activations``. Raises ValueError where all packed words are
     the same: nothing real quantizes to that.
     """
+    from hemorrhage.compress.checks.integrity import constant
     from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.packed import PackedLinear
 
@@ -33,18 +34,22 @@ def store(
     if inputs:
         # Without its format compressed-tensors would take the words for bytes.
         group |= {"input_activations": inputs, "format": "pack-quantized"}
-    replace(model, name, PackedLinear(pack(name, quantized, settings.bits), group, layer.bias))
+    packed = pack(name, quantized, settings.bits, constant(layer.weight))
+    replace(model, name, PackedLinear(packed, group, layer.bias))
     # Whoever still holds the layer needs its own weights no more; in memory they would be a second model.
     layer.weight.data = layer.weight.data.new_empty(0)
 
 
-def pack(name: str, quantized: Quantized, bits: int) -> dict[str, Tensor]:
-    """Tensors to store for the linear layer ``name``, by suffix; see hemorrhage.models.formats.packed."""
+def pack(name: str, quantized: Quantized, bits: int, silent: bool = False) -> dict[str, Tensor]:
+    """Tensors to store for the linear layer ``name``, by suffix; see hemorrhage.models.formats.packed.
+
+    ``silent``: all of its weights were one number before.
+    """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     codes = quantized.codes.split(rows_at_once(quantized.codes.shape[1]))
     words = torch.cat([pack_to_int32(rows, bits) for rows in codes])
-    if (words == words.flatten()[0]).all():
+    if not silent and (words == words.flatten()[0]).all():
         raise ValueError(f"{name}: all packed words are the same")
     tensors = {
         "weight_packed": words,
@@ -52,7 +57,9 @@ def pack(name: str, quantized: Quantized, bits: int) -> dict[str, Tensor]:
         "weight_shape": torch.tensor(quantized.codes.shape),
     }
     if quantized.zero is not None:
-        tensors["weight_zero_point"] = pack_to_int32(quantized.zero, bits, packed_dim=0).contiguous()
+        # A single row or column counts as contiguous, whatever lies between its words.
+        packed = pack_to_int32(quantized.zero, bits, packed_dim=0)
+        tensors["weight_zero_point"] = packed.clone(memory_format=torch.contiguous_format)
     return tensors
 
 

@@ -7,9 +7,12 @@ it: the model computes what it did, with inputs that are easier to round.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.compress.solvers import folding
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
 
     Observed while the model runs over one token, and so independent of what an architecture calls its layers.
     """
+    from hemorrhage.models.walk import through
+
     inside = [module for block in blocks(model) for module in block.modules()]
     names = {module: name for name, module in model.named_modules()}
     # The outputs are kept until the end, or else a later tensor could have an earlier one's identity.
@@ -53,12 +58,30 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
         elif isinstance(weight, torch.nn.Parameter) and weight.dim() == 1:
             hooks.append(module.register_forward_hook(made))
     try:
-        with torch.inference_mode():
-            model.get_decoder()(torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+        through(model, torch.zeros((1, 1), dtype=torch.long, device=model.device))
     finally:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def foldable_norms(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """``norms_before`` of the ``inputs`` {first linear: [linears]} whose norm takes their factors.
+
+    Raises RefusedError where one does not, or none is there: smoothing would alter what the model computes, or nothing.
+    """
+    norms = norms_before(model)
+    groups = {first: names for first, names in inputs.items() if first in norms}
+    name = type(model).__name__
+    if not groups:
+        raise RefusedError(f"no linear layer of {name} reads what a norm makes, so there is nothing to smooth")
+    makers = folding.makers(model, groups)
+    for first in groups:
+        if first not in makers or model.get_submodule(makers[first]) is not norms[first]:
+            raise RefusedError(
+                f"the norm before {first} of {name} takes no factors: it is none that only scales, or others read it"
+            )
+    return norms
 
 
 def scales(largest: Tensor, weights: list[Tensor], alpha: float) -> Tensor:

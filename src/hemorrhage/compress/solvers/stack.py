@@ -10,7 +10,8 @@ from pydantic import Field
 
 from hemorrhage.compress.info import Spacing
 from hemorrhage.compress.method import Settings, Wording, percent
-from hemorrhage.models.blocks import blocks
+from hemorrhage.models.blocks import blocks, replace_blocks
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -74,14 +75,78 @@ def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010
     stack = torch.nn.ModuleList(new)
-    model.get_decoder().layers = stack
-    config = model.config
-    types = getattr(config, "layer_types", None)
-    config.num_hidden_layers = len(order)
-    # Mamba's are computed from the number of layers.
-    if types and not isinstance(getattr(type(config), "layer_types", None), property):
-        config.layer_types = [types[place] for place in order]
+    replace_blocks(model, stack)
+    config = model.config.get_text_config(decoder=True)
+    _rewrite(config, order, len(old))
+    if len(order) != len(old) or order != sorted(order):
+        _check_kinds(model)
     return stack
+
+
+INDICES = ("attn_layer_indices", "full_attn_idxs", "mlp_only_layers", "moe_layers")
+"""Entries of configurations that name some of the blocks."""
+
+FIRST = ("first_k_dense_replace",)
+"""Entries that say how many of the first blocks are of a kind."""
+
+
+def _rewrite(config: Any, order: list[int], before: int) -> None:
+    """Rewrite the entries of ``config`` that have a value per block, or name blocks."""
+    computed = {name for name in vars(type(config)) if isinstance(getattr(type(config), name, None), property)}
+    for name, value in list(vars(config).items()):
+        own = name.removeprefix("_")
+        # Token ids may be as many as there are blocks.
+        if own in computed or not isinstance(value, list) or own.endswith(("_id", "_ids", "architectures")):
+            continue
+        if own in INDICES:
+            setattr(config, name, [index for index, place in enumerate(order) if place in value])
+        elif len(value) == before:
+            setattr(config, name, [value[place] for place in order])
+    for name in FIRST:
+        if getattr(config, name, None):
+            setattr(config, name, sum(place < getattr(config, name) for place in order))
+    config.num_hidden_layers = len(order)
+
+
+def _check_kinds(model: PreTrainedModel) -> None:
+    """Raise RefusedError where config.json can't say which kind of block each is, or blocks depend on their place.
+
+    Some families compute that: every fourth block attends, the first is dense, a factor falls with the depth.
+    """
+    from hemorrhage.models.architecture import skeleton
+    from hemorrhage.models.experts import unfuse
+
+    twin = skeleton(model.config)
+    unfuse(twin)
+    for index, (block, wanted) in enumerate(zip(blocks(model), blocks(twin), strict=True)):
+        if (difference := _difference(block, wanted)) is not None:
+            raise RefusedError(
+                f"the blocks of a {model.config.model_type} depend on their place, which config.json can't alter: "
+                f"block {index} would have another {difference}"
+            )
+
+
+def _difference(block: nn.Module, wanted: nn.Module) -> str | None:
+    """What a block that is to stand in a place has another than the block that config.json puts there."""
+    theirs = dict(wanted.named_modules())
+    for name, module in block.named_modules():
+        where = f"{name}." if name else ""
+        if name not in theirs:
+            return name
+        if type(theirs[name]) is not type(module):
+            # A layer that was packed is one in the same place.
+            if not list(theirs[name].children()):
+                continue
+            return name or type(wanted).__name__
+        for key, value in vars(theirs[name]).items():
+            plain = isinstance(value, int | float | str | bool) and not key.startswith("_") and key not in KEPT
+            if plain and vars(module).get(key, value) != value:
+                return f"{where}{key}"
+    return None
+
+
+KEPT = ("layer_idx", "training", "in_features", "out_features", "num_key_value_groups", "num_heads", "source")
+"""Attributes of modules that say nothing of a block's kind, or that narrowing a layer changes."""
 
 
 def sources(model: PreTrainedModel) -> list[int]:
@@ -92,17 +157,34 @@ def sources(model: PreTrainedModel) -> list[int]:
 def scale_writes(block: nn.Module, factor: float) -> None:
     """Multiply the output projections of ``block``, so what it adds to the residual stream, by ``factor``.
 
-    Computed in float32 and stored in the weights' own dtype. Raises ValueError where the block has no such
+    Computed in float32 and stored in the weights' own dtype. Raises RefusedError where the block has no such
     projections, or none that are plain linear layers.
     """
     writes = [module for name, module in block.named_modules() if name.rsplit(".", 1)[-1] in WRITES]
     if len(writes) != len(WRITES) or not all(isinstance(module, torch.nn.Linear) for module in writes):
         needed = " and ".join(WRITES)
-        raise ValueError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
+        raise RefusedError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
     with torch.no_grad():
         for module in writes:
             for parameter in module.parameters():
                 parameter.copy_(parameter.float() * factor)
+
+
+def refuse_normed_writes(model: PreTrainedModel) -> None:
+    """Raise RefusedError where scaling the output projections of blocks changes nothing, as norms follow them."""
+    from hemorrhage.models.walk import enter, in_float32, step
+
+    block = copy.deepcopy(blocks(model)[0])
+    with torch.no_grad():
+        (states,), arguments = enter(model, (torch.arange(1, 5, device=model.device)[None],))
+        with in_float32(block):
+            usual = step(block, states, arguments[0])
+            scale_writes(block, 0.5)
+            scaled = step(block, states, arguments[0])
+    if (scaled - usual).abs().max() < 1e-3 * (usual - states).abs().max():
+        raise RefusedError(
+            f"{type(model).__name__} normalises what its blocks write, so that scaling it changes nothing"
+        )
 
 
 def count(share: float, number: int) -> int:

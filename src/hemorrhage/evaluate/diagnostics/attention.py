@@ -25,6 +25,9 @@ from transformers import PreTrainedModel
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation import kv_cache
 
+CACHES = ("past_key_values", "layer_past")
+"""What attention layers call the cache."""
+
 
 @contextlib.contextmanager
 def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
@@ -36,12 +39,15 @@ def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     maps: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-        if isinstance(output, tuple) and isinstance(output[1], Tensor):
-            maps.append(output[1])
+        found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(found, Tensor) and found.dim() == 4 and found.shape[-1] == found.shape[-2]:
+            maps.append(found)
 
     layers: list[Any] = [layer for block in blocks(model) for layer in attention_layers(block)]
     # A block that was copied in memory has a configuration of its own.
-    before = [(config, config._attn_implementation) for config in [model.config, *(layer.config for layer in layers)]]
+    own = [layer.config for layer in layers if hasattr(layer, "config")]
+    configs = [model.config, model.config.get_text_config(decoder=True), *own]
+    before = [(config, config._attn_implementation) for config in configs]
     hooks = []
     try:
         for config, implementation in before:
@@ -52,17 +58,19 @@ def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-        for config, implementation in before:
+        for config, implementation in reversed(before):
             config._attn_implementation = implementation
 
 
 def attention_layers(block: nn.Module) -> list[nn.Module]:
     """The modules in ``block`` that hand keys and values to a cache: one in a transformer's, none in Mamba's."""
-    return [
-        module
-        for module in block.modules()
-        if module is not block and "past_key_values" in inspect.signature(module.forward).parameters
-    ]
+    return [module for module in block.modules() if module is not block and takes_cache(module)]
+
+
+def takes_cache(module: nn.Module) -> bool:
+    """Whether a module is given the cache of keys and values, whatever a family calls it."""
+    names = inspect.signature(module.forward).parameters
+    return any(name in names for name in CACHES)
 
 
 def triangle(maps: Tensor) -> Tensor:

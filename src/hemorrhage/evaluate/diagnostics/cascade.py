@@ -67,10 +67,11 @@ def lens(model: PreTrainedModel, tokens: Tensor, states: list[Tensor], log_p: Te
     ``states``: [n, positions, d] each, ``log_p`` [n, positions, vocabulary], the base's final log-probabilities there.
     Norm and output embedding are those of ``model``; ``tokens`` int64 [n, T] only lead to them.
     """
-    (normed,) = walk.leave(model, (tokens,), [torch.cat(states, dim=1)])
+    # As many texts as there are states, so that no position is beyond a text.
+    (normed,) = walk.leave(model, (tokens,), [torch.cat(states)])
     p = log_p.exp()
     found: list[Tensor] = []
-    layers = normed.split(log_p.shape[1], dim=1)
+    layers = normed.split(len(log_p))
     # One product of all windows' positions in several layers: small ones take several times as long.
     at_once = max(1, ROWS // log_p[..., 0].numel())
     for start in range(0, len(layers), at_once):

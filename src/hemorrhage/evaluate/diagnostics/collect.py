@@ -140,14 +140,19 @@ def base_side(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
 
 
 def measure(
-    model: PreTrainedModel, of_base: dict[str, Tensor], source: list[int | None] | None, ablate: bool
+    model: PreTrainedModel,
+    of_base: dict[str, Tensor],
+    source: list[int | None] | None,
+    ablate: bool,
+    gaps: dict[str, str] | None = None,
 ) -> pd.DataFrame:
     """The diagnostics of ``model`` beside the base's ``base_side``: a table INSIDE of the metrics METRICS.
 
     ``source``: the base's block that each block was made from, None for one that has none. Without it blocks are those
     of the base in their order, or where their number differs only what needs no base is measured. ``ablate``
-    adds self-repair, at the cost of a pass for every two blocks. Raises ValueError for states that are not finite, a
-    ``source`` that does not fit, and a vocabulary that is not the base's.
+    adds self-repair, at the cost of a pass for every two blocks. Where a model lacks what a metric needs, the reason
+    goes into ``gaps``, without which it is raised. Raises ValueError for states that are not finite, a ``source``
+    that does not fit, and a vocabulary that is not the base's.
     """
     of_base = {name: value.to(model.device) for name, value in of_base.items()}
     tokens, base_states, log_p = of_base["tokens"].long(), of_base["states"], of_base["lens"]
@@ -194,10 +199,23 @@ def measure(
             rows.add(-1, {"log_amplification": torch.where(each.isfinite(), each, torch.nan).nanmean(0)})
         for index, value in enumerate(cascade.lens(model, tokens, seen_by_lens, log_p)):
             rows.add(index, {"lens_kl": value})
+    if gaps is not None and not any(name.startswith("attention.") for name in of_base) and _attends(model):
+        gaps["attention"] = f"{type(model).__name__} hands no attention weights out"
     if ablate:
-        for index, effects in enumerate(residual.repair(model, tokens)):
-            rows.add(index, effects)
+        try:
+            effects = residual.repair(model, tokens)
+        except ValueError as error:
+            if gaps is None:
+                raise
+            gaps["self_repair"] = str(error)
+            effects = []
+        for index, effect in enumerate(effects):
+            rows.add(index, effect)
     return rows.table()
+
+
+def _attends(model: PreTrainedModel) -> bool:
+    return any(attention.attention_layers(block) for block in blocks(model))
 
 
 def _pass(

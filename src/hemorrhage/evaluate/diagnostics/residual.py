@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hemorrhage.models import walk
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.formats.sliced import SlicedBlock
+from hemorrhage.models.head import head_of
 
 LARGE = 1e4
 """States of this size make the constant that norms add under the root vanish."""
@@ -94,9 +95,11 @@ def _step(block: nn.Module, states: Tensor, keywords: dict[str, Any]) -> Tensor:
 
 def _directions(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """What final hidden states are multiplied with to give the centred logits of the next tokens: [n, T - 1, d]."""
-    head: Any = model.get_output_embeddings()
-    mean = head.weight.data.mean(0, dtype=torch.float32)
-    return head.weight.data[tokens[:, 1:]].float() - mean
+    head = head_of(model)
+    mean = head.weight.mean(0, dtype=torch.float32)
+    found = head.weight[tokens[:, 1:]].float() - mean
+    factor = head.before * head.scale
+    return found if factor == 1 else found * factor
 
 
 def _centred(hidden: Tensor, directions: Tensor) -> Tensor:

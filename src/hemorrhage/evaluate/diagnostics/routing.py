@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from hemorrhage.models.experts import mixtures
+from hemorrhage.models.experts import chosen_experts, mixtures, routing_logits
 
 
 @contextlib.contextmanager
@@ -18,18 +18,16 @@ def recorded(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Inside, what a router computes goes into the list that is given: logits [tokens, experts], chosen [tokens, k]."""
     found: list[tuple[Tensor, Tensor]] = []
 
-    def keep(module: Any, arguments: tuple[Any, ...], output: Any) -> None:
-        # The first that families return are logits or already probabilities.
+    def keep(mixture: Any, arguments: tuple[Any, ...], chosen: list[Tensor]) -> None:
         x = arguments[0].flatten(0, -2)
-        found.append((nn.functional.linear(x, module.weight.to(x.dtype)).float(), output[2]))
+        found.append((routing_logits(mixture, x), chosen.pop()))
 
-    hooks = []
-    try:
-        hooks = [mixture.gate.register_forward_hook(keep) for mixture in mixtures(model).values()]
+    with contextlib.ExitStack() as stack:
+        for mixture in mixtures(model).values():
+            chosen = stack.enter_context(chosen_experts(mixture))
+            hook = mixture.register_forward_hook(lambda module, x, _, chosen=chosen: keep(module, x, chosen))
+            stack.callback(hook.remove)
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def uncertainty(logits: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation.activations import InputRounding, is_exact
+from hemorrhage.models.refused import RefusedError
 
 SCALE_BITS = 16
 """Bits of a group's scale; a zero point has as many as a code."""
@@ -109,6 +110,9 @@ class _Rounded:
         keys, values = self._rounding.rounded(keys), self._rounding.rounded(values)
         return (keys, values) if self._cache is None else self._cache.update(keys, values, *arguments, **keywords)
 
+    def get_seq_length(self, *arguments: Any) -> int:
+        return 0 if self._cache is None else self._cache.get_seq_length(*arguments)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
 
@@ -184,13 +188,20 @@ def described(rounding: TokenRounding) -> dict[str, Any]:
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:
-    """The modules that hand keys and values to the cache, one of each decoder block."""
+    """The modules that hand keys and values to the cache, one of each decoder block that attends.
+
+    Raises RefusedError where none does, and where a block has several.
+    """
     found: list[Any] = []
     for index, block in enumerate(blocks(model)):
-        takers = [module for module in block.modules() if module is not block and _takes_cache(module)]
-        if len(takers) != 1:
-            raise ValueError(f"block {index} has {len(takers)} attention layers with a cache; 1 is expected")
+        takers = [module for module in block.modules() if module is not block and _takes_keys(module)]
+        if len(takers) > 1:
+            raise RefusedError(
+                f"block {index} of {type(model).__name__} has {len(takers)} attention layers with a cache, not 1"
+            )
         found += takers
+    if not found:
+        raise RefusedError(f"no block of {type(model).__name__} hands keys and values to a cache that can be rounded")
     return found
 
 
@@ -230,8 +241,10 @@ def attend(
     return read.transpose(1, 2).contiguous(), weights
 
 
-def _takes_cache(module: nn.Module) -> bool:
-    return "past_key_values" in inspect.signature(module.forward).parameters
+def _takes_keys(module: nn.Module) -> bool:
+    """Whether a module attends with a cache; a state-space or convolution layer takes the cache for its states."""
+    takes = "past_key_values" in inspect.signature(module.forward).parameters
+    return takes and "attention" in type(module).__name__.lower()
 
 
 def _refuse_second(model: PreTrainedModel) -> None:

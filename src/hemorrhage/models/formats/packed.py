@@ -51,7 +51,8 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
 
     In memory the words are a row of octets, of which every ``bits`` hold eight codes.
     """
-    octets = words.contiguous().view(torch.uint8)
+    # A column alone counts as contiguous, whatever lies between its words.
+    octets = words.contiguous().flatten().view(torch.uint8).view(len(words), -1)
     eights = -(-columns // 8)
     octets = torch.nn.functional.pad(octets, (0, max(0, eights * bits - octets.shape[1])))
     octets = octets[:, : eights * bits].unflatten(1, (eights, bits))

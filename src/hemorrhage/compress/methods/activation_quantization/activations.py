@@ -99,9 +99,9 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     from hemorrhage.models.emulation.activations import InputRounding, scale_of
 
     linears = linears_of(model)
-    norms = {} if settings.smooth is None else smoothing.norms_before(model)
     statistics, generator = context.statistics, shuffler(settings.shuffled, context.seed)
     inputs = {name: [name] for name in linears} if statistics is None else statistics.shared()
+    norms = {} if settings.smooth is None else smoothing.foldable_norms(model, inputs)
     with torch.no_grad():
         for first, names in tqdm(inputs.items(), desc="activations", unit="input", mininterval=5, leave=False):
             largest = None if statistics is None else statistics.max_abs(first).to(model.device)

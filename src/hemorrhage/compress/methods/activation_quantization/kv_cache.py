@@ -78,6 +78,8 @@ class Settings(Base):
 
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""
+        if not config.get("num_attention_heads"):
+            return "this model has no attention, and so no keys and values"
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         if head % self.group_size:
             return f"group_size {self.group_size} does not divide the model's head_dim of {head}"

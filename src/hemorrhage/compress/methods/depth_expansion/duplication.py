@@ -17,7 +17,14 @@ from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Facts, Method, Wording
-from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.compress.solvers.stack import (
+    MORE,
+    AddedSettings,
+    rearrange,
+    refuse_normed_writes,
+    scale_writes,
+    sources,
+)
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -38,6 +45,8 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
     added = settings.number(number)
     first = (number - added) // 2
     run = range(first, first + added)
+    if settings.scale != 1:
+        refuse_normed_writes(model)
     stack = rearrange(model, sorted([*range(number), *run]))
     if settings.scale != 1:
         for index in range(added):

@@ -99,7 +99,7 @@ def _replace(
     kept = rank(linear.out_features, linear.in_features, settings.removed)
     inner, outer = factors(linear.weight.float(), moment, kept, settings.damp)
     # Both factors as large as each other, so that neither loses more in a narrow dtype.
-    balance = (inner.norm() / outer.norm()).sqrt()
+    balance = (inner.norm() / outer.norm()).sqrt() if inner.any() and outer.any() else torch.ones(())
     dtype = linear.weight.dtype
     form = LowRankLinear((inner / balance).to(dtype), (outer * balance).to(dtype), linear.bias)
     replace(model, name, form)

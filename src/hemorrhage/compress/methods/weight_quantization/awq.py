@@ -17,6 +17,7 @@ shares of a layer among its groups.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,10 +28,12 @@ from hemorrhage.calibrate import triangle
 from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import rtn
+from hemorrhage.compress.solvers import folding
 from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -43,16 +46,8 @@ ALPHAS = 20
 CLIPS = 10
 """Shares of the largest weight tried: 1, 0.95, ... 0.55; those of the paper's code."""
 
-BEFORE = {
-    "self_attn.q_proj": "input_layernorm",
-    "self_attn.o_proj": "self_attn.v_proj",
-    "mlp.gate_proj": "post_attention_layernorm",
-    "mlp.down_proj": "mlp.up_proj",
-}
-"""The first linear layer that reads an input -> the layer that makes the input, which takes the division."""
-
-MODELS = ("llama", "mistral", "qwen2")
-"""Model types whose blocks compute with exactly these layers."""
+UNCLIPPED = ("q_", "k_"), ("qkv", "query", "c_attn")
+"""How the names of the layers begin that make queries and keys, and what is in the names of fused ones."""
 
 
 class Settings(GridSettings):
@@ -84,16 +79,18 @@ class Settings(GridSettings):
         """The second moments and the mean magnitudes of the layers' inputs."""
         return ("hessian", "activations")
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
-        if config["model_type"] not in MODELS:
-            return f"awq knows the layers of {', '.join(MODELS)}; this model is a {config['model_type']}"
-        return super().check(config)
-
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
-    """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
+    """Quantize ``model`` in place.
+
+    Raises ValueError where groups don't divide a layer's inputs, and RefusedError where no norm takes a factor.
+    """
     linears, statistics = linears_of(model), context.calibration
+    makers = folding.makers(model, statistics.shared()) if settings.scale else {}
+    if settings.scale and not any(_is_norm(model, maker) for maker in makers.values()):
+        raise RefusedError(
+            f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any"
+        )
     generator = shuffler(settings.shuffled, context.seed)
     with torch.no_grad():
         for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
@@ -113,14 +110,14 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                         generator,
                     )
                     for first, names in shared.items()
-                    if foldable(model, first)
+                    if first in makers
                 }
             for name in (name for names in shared.values() for name in names):
                 # A layer takes up to two scales, and is rounded once after both.
                 linears[name].weight.data = linears[name].weight.data.float()
             for first, names in shared.items():
                 if first in scales:
-                    scales[first] = fold(model, first, names, scales[first])
+                    scales[first] = fold(model, makers[first], names, scales[first])
             for first, names in shared.items():
                 moment = statistics.second_moment(first)
                 if first in scales:
@@ -128,7 +125,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                 width = group_width(first, linears[first].in_features, settings)
                 for name in names:
                     weight = linears[name].weight.data
-                    if settings.clip and not name.endswith(("q_proj", "k_proj")):
+                    if settings.clip and not _attends(name):
                         weight = clipped(weight, moment, width, settings, dtype, generator)
                     store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
 
@@ -137,19 +134,21 @@ def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     """The inputs ``{first linear: [linears]}`` of each decoder block."""
     found: dict[str, dict[str, list[str]]] = {}
     for first, names in shared.items():
-        found.setdefault(first.rsplit(".", 2)[0], {})[first] = names
+        # Up to the first number, which is the block's; experts have one behind it.
+        block = re.match(r".*?\.\d+\.", first)
+        found.setdefault(block[0] if block else "", {})[first] = names
     return list(found.values())
 
 
-def before(model: PreTrainedModel, first: str) -> Any:
-    """The layer that makes the input of the linear layer ``first``."""
-    block, part, name = first.rsplit(".", 2)
-    return model.get_submodule(f"{block}.{BEFORE[f'{part}.{name}']}")
+def _is_norm(model: PreTrainedModel, name: str) -> bool:
+    layer: Any = model.get_submodule(name)
+    return layer.weight.dim() == 1
 
 
-def foldable(model: PreTrainedModel, first: str) -> bool:
-    """Whether each feature that ``first`` reads is made by one row before; not so where queries share values."""
-    return len(before(model, first).weight) == linears_of(model)[first].in_features
+def _attends(name: str) -> bool:
+    """Whether a layer makes queries or keys, whose products suffer from clipping."""
+    last = name.rpartition(".")[2].lower()
+    return last.startswith(UNCLIPPED[0]) or any(part in last for part in UNCLIPPED[1])
 
 
 def best_scale(
@@ -184,24 +183,26 @@ def best_scale(
     return best
 
 
-def fold(model: PreTrainedModel, first: str, names: list[str], scale: Tensor) -> Tensor:
-    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what makes them by it.
+def fold(model: PreTrainedModel, name: str, names: list[str], scale: Tensor) -> Tensor:
+    """Multiply the columns of the layers ``names`` by ``scale`` [columns], and divide what ``name`` gives by it.
 
     Returns the scale that was applied: a norm's weight is rounded to the dtype it is stored in, and the layers
     take the factor that this leaves, so that folding is exact. Linear layers must be float32.
     """
-    maker = before(model, first)
+    maker: Any = model.get_submodule(name)
     if maker.weight.dim() == 1:
         divided = (maker.weight.float() / scale).to(maker.weight.dtype)
         scale = torch.where(divided == 0, scale, maker.weight.float() / divided.float())
         maker.weight.copy_(divided)
+        if getattr(maker, "bias", None) is not None:
+            maker.bias.copy_(maker.bias.float() / scale)
     else:
         maker.weight.div_(scale.unsqueeze(1))
         if maker.bias is not None:
             maker.bias.copy_(maker.bias.float() / scale)
     linears = linears_of(model)
-    for name in names:
-        linears[name].weight.mul_(scale)
+    for reader in names:
+        linears[reader].weight.mul_(scale)
     return scale
 
 

@@ -23,6 +23,7 @@ from hemorrhage.compress.info import MethodInfo
 from hemorrhage.compress.method import Context, Facts, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.kquants import WIDTHS, quantize
+from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.formats.gguf_names import problem
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -61,6 +62,11 @@ class Settings(Base):
 
     def check(self, config: dict[str, Any]) -> str | None:
         """Why these settings can't be for a model with this config.json, or None."""
+        widths = input_widths(config)
+        if all(type_of(self.type, width) is None for width in widths.values()):
+            return (
+                f"no layer's rows are whole blocks of {self.type} ({', '.join(f'{k} {v}' for k, v in widths.items())})"
+            )
         return problem(config)
 
 
@@ -119,7 +125,8 @@ def type_of(wanted: str, columns: int) -> str | None:
 def _blocks(name: str, weight: Tensor, kind: str, importance: Tensor | None) -> Tensor:
     with torch.no_grad():
         found = quantize(weight.float(), kind, importance)
-    if (found == found[0, 0]).all():
+    # A layer that was silent before stays so.
+    if (found == found[0, 0]).all() and weight.any():
         raise ValueError(f"{name}: all bytes of the blocks are the same")
     return found
 

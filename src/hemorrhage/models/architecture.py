@@ -1,0 +1,44 @@
+"""What config.json says a model is: its class, its text tower, its modules without numbers."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+
+def architecture(config: Any) -> Any:
+    """The class of language models that ``config`` is of; of a wrapper of a text tower the wrapper's.
+
+    Raises ValueError where transformers has none.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise ValueError(f"transformers has no language model of the type {config.model_type}")
+
+
+def text_entries(folder: Path) -> dict[str, Any]:
+    """The entries of a folder's config.json that are about text: of a wrapper those of its text tower.
+
+    Settings have the names that transformers has for all families, ``hidden_size`` where GPT-2 says ``n_embd``.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    text = config.get_text_config(decoder=True)
+    return text.to_dict() | {name: getattr(text, own) for name, own in text.attribute_map.items() if hasattr(text, own)}
+
+
+def skeleton(config: Any) -> PreTrainedModel:
+    """The model that ``config`` describes, in float32, without numbers."""
+    import torch
+
+    with torch.device("meta"):
+        return architecture(config)._from_config(copy.deepcopy(config), dtype=torch.float32)

@@ -1,0 +1,30 @@
+"""What the bench can do with each family of models is what docs/families.md says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.families import FAMILIES
+from tests.family_matrix import COLUMNS, FAST, SHOWN, committed, mark, row
+
+
+def test_the_page_has_every_family_and_nothing_wrong() -> None:
+    found = committed()
+    assert list(found) == list(FAMILIES)
+    assert all(list(cells) == list(COLUMNS) for cells in found.values())
+    wrong = [(name, column) for name, cells in found.items() for column, what in cells.items() if what == "WRONG"]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_as_the_page_says(name: str) -> None:
+    columns = FAST if name in SHOWN else ("base",)
+    found, said = row(name, columns), committed()[name]
+    assert {column: mark(what) for column, what in found.items()} == {column: said[column] for column in columns}, found
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_in_every_step_as_the_page_says(name: str) -> None:
+    found, said = row(name), committed()[name]
+    assert {column: mark(what) for column, what in found.items()} == said, found
