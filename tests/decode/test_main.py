@@ -1,10 +1,8 @@
-"""The decode step as it is run: files, resuming, failures."""
+"""The decode step: every strategy on every prompt, and what is recorded instead of texts."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +12,13 @@ import torch
 from safetensors.numpy import load_file
 
 from hemorrhage.decode import sweep
-from hemorrhage.decode.__main__ import main
 from hemorrhage.decode.answers import final_number
 from hemorrhage.decode.generation import generate
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.strategies import fsd, greedy
 from hemorrhage.models.checkpoint import load, load_tokenizer
-from hemorrhage.runtime.artifact import read_manifest, write_manifest
-
-STORY = "Once upon a time there was a little girl named Lily. She liked to play outside in the park. "
-
-SPEC: dict[str, Any] = {
-    "strategies": {
-        "greedy": {"strategy": "greedy"},
-        "warm/1.2": {"strategy": "temperature", "temperature": 1.2},
-        "fsd": {"strategy": "fsd", "alpha": 0.6},
-    },
-    "closed": [{"task": "agreement", "items": 4, "new_tokens": 3}],
-    "open": [{"task": "stories", "items": 3, "prefix": 6, "new_tokens": 6}],
-    "batch": 2,
-    "seed": 11,
-}
-
-
-@pytest.fixture(scope="module")
-def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("decode")
-    for name in ("base", "checkpoint"):
-        shutil.copytree(tiny, root / name)
-        write_manifest(root / name, variant=name)
-    text, task = root / "text", root / "task"
-    text.mkdir()
-    task.mkdir()
-    documents = [("evaluation", i, STORY * (i % 3 + 1)) for i in range(8)] + [("evaluation", 8, "Too short.")]
-    documents += [("calibration", 9, STORY)]
-    pd.DataFrame(documents, columns=["split", "document", "text"]).to_parquet(text / "documents.parquet")
-    write_manifest(text, corpus="stories", sha256="a" * 64)
-    items = [(i, f"The {'red ' * i}cats", [" is", " are"], 1) for i in range(6)] + [(6, "2 + 2 =", [" 4", " 5"], 0)]
-    pd.DataFrame(items, columns=["item", "prompt", "choices", "answer"]).to_parquet(task / "items.parquet")
-    write_manifest(task, task="agreement", sha256="b" * 64, chance=0.5)
-    return {"base": root / "base", "checkpoint": root / "checkpoint", "open": text, "closed": task}
-
-
-def run(out: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
-    options = [part for name, folder in folders.items() for part in (f"--{name}", str(folder))]
-    spec = json.dumps({**SPEC, **changes})
-    monkeypatch.setattr(sys, "argv", ["decode", str(out), "--variant", "v", "--spec", spec, *options])
-    main()
-    return read_manifest(out)
+from hemorrhage.runtime.artifact import write_manifest
+from tests.decode.sweeps import SPEC, STORY, run
 
 
 def test_every_strategy_continues_every_prompt(
@@ -176,43 +133,6 @@ def test_the_first_tokens_of_documents_are_the_open_prompts(
         assert len(tokenizer(row.prompt, add_special_tokens=False)["input_ids"]) == 6
 
 
-def test_a_killed_job_goes_on_with_the_next_batch(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(tmp_path / "whole", folders, monkeypatch)
-    out = tmp_path / "out"
-    rows, made = sweep._Desk.rows, []
-
-    def killed(desk: Any, group: Any) -> Any:
-        if len(made) == 7:
-            raise KeyboardInterrupt
-        made.append((group[0].name, desk.batch.task, desk.batch.number))
-        return rows(desk, group)
-
-    monkeypatch.setattr(sweep._Desk, "rows", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(out, folders, monkeypatch)
-    assert not out.exists()
-    # Greedy search and the sampler run together, so four groups have two strategies; and what people wrote behind the
-    # prompts of two open batches.
-    assert len(list(sweep.resume_directory(out).iterdir())) == 7 + 4 + 2
-
-    def counted(desk: Any, group: Any) -> Any:
-        made.append((group[0].name, desk.batch.task, desk.batch.number))
-        return rows(desk, group)
-
-    monkeypatch.setattr(sweep._Desk, "rows", counted)
-    run(out, folders, monkeypatch)
-    assert len(made) == len(set(made)) == 2 * (2 + 2)
-    resumed, whole = (pd.read_parquet(tmp_path / name / "generations.parquet") for name in ("out", "whole"))
-    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
-    resumed, whole = (pd.read_parquet(tmp_path / name / "human.parquet") for name in ("out", "whole"))
-    pd.testing.assert_frame_equal(resumed, whole)
-    resumed, whole = (load_file(tmp_path / name / "features.safetensors") for name in ("out", "whole"))
-    assert resumed.keys() == whole.keys()
-    assert all((resumed[name] == whole[name]).all() for name in whole)
-
-
 def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,39 +142,3 @@ def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
     manifest = run(tmp_path / "out", {**folders, "checkpoint": broken}, monkeypatch)
     assert manifest["failure"] == "not decoded: ValueError: no weights"
     assert manifest["variant"] == "v"
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"closed": [{"task": "agreement", "items": 50, "new_tokens": 4}]}, "closed.items: 50 wanted"),
-        (
-            {"open": [{"task": "stories", "items": 9, "prefix": 6, "new_tokens": 10}]},
-            "has 8 evaluation documents of at least",
-        ),
-        ({"chat": True}, "no chat template"),
-        ({"closed": [{"task": "agreement", "items": 5, "new_tokens": 600}]}, "exceed the model's context of 512"),
-        ({"strategies": {"k": {"strategy": "top_k", "k": 0}}}, "greater than or equal to 1"),
-        ({"strategies": {"b": {"strategy": "top_k", "k": 10**6}}}, "strategies.b: k: 1000000 is more than the vocab"),
-        ({"strategies": {"b": {"strategy": "assisted", "layers": 99}}}, "strategies.b: layers: 99, between 1 and"),
-        ({"strategies": {"k": {"k": 3}}}, "strategies.k: the key strategy is missing"),
-    ],
-)
-def test_impossible_specs_are_refused_before_generation(
-    folders: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any],
-    reason: str,
-) -> None:
-    monkeypatch.setattr(sweep, "_Desk", None)
-    assert reason in run(tmp_path / "out", folders, monkeypatch, **changes)["failure"]
-
-
-def test_an_empty_prompt_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = tmp_path / "task"
-    shutil.copytree(folders["closed"], task)
-    items = pd.read_parquet(task / "items.parquet").assign(prompt=" ")
-    items.to_parquet(task / "items.parquet")
-    manifest = run(tmp_path / "out", {**folders, "closed": task}, monkeypatch)
-    assert "has an empty prompt" in manifest["failure"]
