@@ -9,6 +9,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import harness as benchmarks
+from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
+from hemorrhage.data.benchmarks.entry import Place
 
 NAMES = ("Lily", "Tom", "Ben", "Sue", "Max", "Amy", "Sam", "Mia")
 
@@ -95,8 +97,80 @@ def rows_of(task: str, split: str) -> list[dict[str, Any]]:
     return [makers[task](row) for row in range(ROWS)]
 
 
-def write(folder: Path, place: benchmarks.Place, split: str, table: pa.Table) -> Path:
+def write(folder: Path, place: Place, split: str, table: pa.Table) -> Path:
     file = folder / place.repository / place.config / f"{split}-00000-of-00001.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, file)
     return file
+
+
+def write_mirror(folder: Path) -> Path:
+    """A mirror: the last place of every task, with the splits that the hub has beside those that are prepared."""
+    for task, benchmark in BENCHMARKS.items():
+        place = benchmark.places[-1]
+        for split in {*benchmarks.splits(benchmark), "train", "validation"}:
+            write(folder, place, split, pa.Table.from_pylist(rows_of(task, split)))
+    return folder
+
+
+def prepared_all(mirror: Path, out: Path) -> dict[str, Path]:
+    """Every task of the ``mirror``, prepared in ``out``."""
+    for task in BENCHMARKS:
+        benchmarks.prepare(task, {"source": "mirror", "path": str(mirror)}, out / task)
+    return {task: out / task for task in BENCHMARKS}
+
+
+def mbpp_row(number: int, text: str, code: str, *tests: str, setup: str = "") -> dict[str, Any]:
+    return {
+        "task_id": number,
+        "text": text,
+        "code": code,
+        "test_list": list(tests),
+        "test_setup_code": setup,
+        "challenge_test_list": [],
+    }
+
+
+MBPP = {
+    "prompt": [
+        mbpp_row(1, "Write a function to add one.", "def add_one(x):\r\n  return x + 1", "assert add_one(1) == 2"),
+        mbpp_row(
+            2,
+            "Write a function to find the letters of two words.",
+            "def both(a, b):\r\n  return sorted(set(a) & set(b))",
+            "assert both('tree', 'bear') == ['e', 'r']",
+            "assert both('a', 'b') == []",
+        ),
+        mbpp_row(3, "Write a function to tell odd numbers.", "def is_odd(n):\n  return n % 2 == 1", "assert is_odd(3)"),
+        mbpp_row(
+            4, "Write a function to find the largest.", "def largest(l):\n  return max(l)", "assert largest([2]) == 2"
+        ),
+    ],
+    "test": [
+        mbpp_row(
+            11,
+            "Write a function to double\r\na number.",
+            "def twice(x):\r\n  return 2 * x",
+            "assert twice(2) == 4",
+            "assert twice(0) == 0",
+        ),
+        mbpp_row(
+            12,
+            "Write a function to sum the leaves of a tree.",
+            "class Leaf:\r\n  def __init__(self, x):\r\n    self.x = x\r\ndef total(l):\r\n  return sum(e.x for e in l)",
+            "assert total(leaves) == 6",
+            setup="leaves = [Leaf(1),\r\n  Leaf(5)]",
+        ),
+        mbpp_row(
+            13, "Write a function to turn a text around.", "def turn(s):\n  return s[::-1]", "assert turn('ab') == 'ba'"
+        ),
+    ],
+}
+"""Split -> problems in the columns of google-research-datasets/mbpp; some have the line ends of Windows."""
+
+
+def write_mbpp(folder: Path) -> Path:
+    """A mirror ``folder`` that holds MBPP."""
+    for split, rows in MBPP.items():
+        write(folder, Place("google-research-datasets/mbpp", "full"), split, pa.Table.from_pylist(rows))
+    return folder

@@ -8,13 +8,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.skips import (
+    pytest_collectreport,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
 if TYPE_CHECKING:
     from tests.project import Project
 
+__all__ = ["pytest_collectreport", "pytest_runtest_logreport", "pytest_sessionfinish", "pytest_terminal_summary"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
+SHARED = ROOT.parent / "shared"
+"""Real models and data, where somebody has put them beside the repository; nothing is skipped without them."""
 
-STORIES = ROOT.parent / "shared" / "models" / "stories260K"
+STORIES = SHARED / "models" / "stories260K"
+MIRROR = SHARED / "data" / "hf"
+
+SOURCES = ["invented", "real"] if MIRROR.is_dir() else ["invented"]
+"""Where a test of a data set takes its rows from: its own, and the real ones where they are."""
 
 
 @pytest.fixture(scope="session")

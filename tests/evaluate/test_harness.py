@@ -28,28 +28,19 @@ from hemorrhage.evaluate import harness
 from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.runtime.artifact import failure, read_manifest
-from tests.benchmark_rows import ROWS, SUBJECTS, rows_of, write
+from tests.benchmark_rows import ROWS, SUBJECTS, prepared_all, rows_of, write, write_mirror
 
 PACKAGE = Path(lm_eval.tasks.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last place of every task, with the splits that the hub has beside those that are prepared."""
-    folder = tmp_path_factory.mktemp("hf")
-    for task, benchmark in BENCHMARKS.items():
-        place = benchmark.places[-1]
-        for split in {*benchmarks.splits(benchmark), "train", "validation"}:
-            write(folder, place, split, pa.Table.from_pylist(rows_of(task, split)))
-    return folder
+    return write_mirror(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture(scope="module")
 def prepared(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("benchmarks")
-    for task in BENCHMARKS:
-        benchmarks.prepare(task, {"source": "mirror", "path": str(mirror)}, out / task)
-    return {task: out / task for task in BENCHMARKS}
+    return prepared_all(mirror, tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.sources import path
 from hemorrhage.runtime.artifact import read_manifest
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from tests.conftest import MIRROR, SOURCES
 
 
 def test_path_base_has_the_facts_of_the_folder(tiny: Path, tmp_path: Path) -> None:
@@ -66,17 +65,19 @@ def test_untied_output_counts_as_parameters(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_has_its_published_size_and_perplexity(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_smollm2_has_its_published_size_and_perplexity(source: str, tmp_path: Path) -> None:
     """WikiText-2 test, rows concatenated, its first 4,092 tokens as 4 windows of 1,023 after a BOS: 23.31."""
     prepare({"source": "wheel", "name": "smollm2-135m-instruct"}, tmp_path / "base")
     assert read_manifest(tmp_path / "base")["parameters"] == 134_515_008
-    file = SHARED / "data/hf/Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet"
-    if not file.is_file():
-        pytest.skip("no WikiText-2 beside the repository")
+    model, tokenizer = load(tmp_path / "base"), load_tokenizer(tmp_path / "base")
+    if source == "invented":
+        assert tokenizer.decode(tokenizer("A sentence.").input_ids) == "A sentence."
+        return
     from pyarrow import parquet
 
+    file = MIRROR / "Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet"
     text = "".join(parquet.read_table(file)["text"].to_pylist())[:40000]
-    model, tokenizer = load(tmp_path / "base"), load_tokenizer(tmp_path / "base")
     tokens = torch.tensor(tokenizer(text).input_ids[:4092]).view(4, 1023)
     nll = 0.0
     with torch.inference_mode():

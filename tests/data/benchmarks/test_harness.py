@@ -19,31 +19,20 @@ from hemorrhage.data.benchmarks.harness import identity, reachable
 from hemorrhage.runtime import address
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.study.registry import HARNESS_TASKS
-from tests.benchmark_rows import ROWS, SUBJECTS, rows_of, winogrande, write
-
-MIRROR = Path(__file__).resolve().parents[3] / "shared" / "data" / "hf"
-
+from tests.benchmark_rows import ROWS, SUBJECTS, prepared_all, rows_of, winogrande, write, write_mirror
+from tests.conftest import MIRROR, SOURCES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last place of every task, with the splits that the hub has beside those that are prepared."""
-    folder = tmp_path_factory.mktemp("hf")
-    for task, benchmark in BENCHMARKS.items():
-        place = benchmark.places[-1]
-        for split in {*benchmarks.splits(benchmark), "train", "validation"}:
-            write(folder, place, split, pa.Table.from_pylist(rows_of(task, split)))
-    return folder
+    return write_mirror(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture(scope="module")
 def prepared(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("benchmarks")
-    for task in BENCHMARKS:
-        benchmarks.prepare(task, {"source": "mirror", "path": str(mirror)}, out / task)
-    return {task: out / task for task in BENCHMARKS}
+    return prepared_all(mirror, tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.mark.parametrize(
@@ -157,15 +146,22 @@ def test_what_the_plan_imports_is_light() -> None:
     assert not heavy & set(json.loads(ran.stdout))
 
 
-@pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror beside the repository")
-def test_the_real_data_have_the_published_sizes(tmp_path: Path) -> None:
-    data = {"source": "mirror", "path": str(MIRROR)}
+SIZES = {
+    "invented": dict.fromkeys(("arc_challenge", "openbookqa", "boolq", "piqa"), ROWS),
+    "real": {"arc_challenge": 1172, "openbookqa": 500, "boolq": 3270, "piqa": 1838},
+}
+# 62.2 % of BoolQ's answers are yes (Clark et al. 2019, arXiv 1905.10044).
+FLOOR = {"invented": 6 / 8, "real": 0.622}
+# Of the real ARC-Challenge two of 1,172 questions have three choices, one has five.
+CHANCE = {"invented": (4 / 4 + 2 / 3 + 2 / 5) / 8, "real": 0.25}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_sizes_floor_and_chance_are_those_of_the_data(source: str, mirror: Path, tmp_path: Path) -> None:
+    data = {"source": "mirror", "path": str(MIRROR if source == "real" else mirror)}
     assert all(reachable(task, data) is None for task in BENCHMARKS)
-    sizes = {"arc_challenge": 1172, "openbookqa": 500, "boolq": 3270, "piqa": 1838}
-    for task, items in sizes.items():
+    for task, items in SIZES[source].items():
         benchmarks.prepare(task, data, tmp_path / task)
         assert read_manifest(tmp_path / task)["items"] == items
-    # 62.2 % of BoolQ's answers are yes (Clark et al. 2019, arXiv 1905.10044).
-    assert read_manifest(tmp_path / "boolq")["floor"] == pytest.approx(0.622, abs=5e-4)
-    # Two of 1,172 questions have three choices, one has five.
-    assert read_manifest(tmp_path / "arc_challenge")["chance"] == pytest.approx(0.25, abs=5e-4)
+    assert read_manifest(tmp_path / "boolq")["floor"] == pytest.approx(FLOOR[source], abs=5e-4)
+    assert read_manifest(tmp_path / "arc_challenge")["chance"] == pytest.approx(CHANCE[source], abs=5e-4)

@@ -6,25 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import programs as data
+from hemorrhage.data.benchmarks.entry import Place
 from hemorrhage.evaluate import programs
 from hemorrhage.evaluate.programs_schema import PROBLEMS
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.sandbox import runner as sandbox
+from tests.benchmark_rows import MBPP, write, write_mbpp
+from tests.conftest import MIRROR, SOURCES
 
 EMBEDDED = {"source": "embedded"}
-
-
-MIRROR = {"source": "mirror", "path": str(Path(__file__).resolve().parents[3] / "shared" / "data" / "hf")}
 
 
 needs_sandbox = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
 
 
-needs_mbpp = pytest.mark.skipif(data.reachable("mbpp", MIRROR) is not None, reason=str(data.reachable("mbpp", MIRROR)))
+@pytest.fixture(params=SOURCES)
+def mbpp(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """A mirror with MBPP."""
+    return {"source": "mirror", "path": str(MIRROR if request.param == "real" else write_mbpp(tmp_path / "hf"))}
 
 
 def outcome(problem: Any, completion: str) -> str:
@@ -47,29 +51,31 @@ def test_humaneval_is_the_package_s(tmp_path: Path) -> None:
         assert programs.before_stop(problem.solution, manifest["stop"]) == problem.solution
 
 
-@needs_mbpp
-def test_mbpp_asks_as_the_paper_does(tmp_path: Path) -> None:
-    data.prepare("mbpp", MIRROR, tmp_path / "task")
+def test_mbpp_asks_as_the_paper_does(mbpp: dict[str, Any], tmp_path: Path) -> None:
+    real = mbpp["path"] == str(MIRROR)
+    data.prepare("mbpp", mbpp, tmp_path / "task")
     problems = PROBLEMS.validate(pd.read_parquet(tmp_path / "task" / "items.parquet"))
     manifest = read_manifest(tmp_path / "task")
-    assert (manifest["items"], manifest["shots"], manifest["stop"], manifest["chance"]) == (500, 3, ["[DONE]"], 0.0)
-    [file] = data.mirror_files(MIRROR, "test")
+    assert (manifest["items"], manifest["shots"], manifest["stop"], manifest["chance"]) == (
+        500 if real else 3,
+        3,
+        ["[DONE]"],
+        0.0,
+    )
+    [file] = data.mirror_files(mbpp, "test")
     raw = parquet.read_table(file).to_pylist()
     for problem, theirs in zip(problems.itertuples(), raw, strict=True):
         *shots, asked = problem.prompt.split("You are an expert Python programmer, and here is your task: ")[1:]
         assert len(shots) == 3
         assert all(shot.endswith("\n[DONE]\n\n") and shot.count("[BEGIN]\n") == 1 for shot in shots)
         tests = "\n".join(theirs["test_list"]).replace("\r\n", "\n")
-        assert asked == f"{theirs['text']} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n".replace(
-            "\r\n", "\n"
-        )
+        text = theirs["text"].replace("\r\n", "\n")
+        assert asked == f"{text} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
         setup = theirs["test_setup_code"].replace("\r\n", "\n")
         assert (problem.prefix, problem.tests) == ("", f"\n{setup}\n{tests}\n" if setup else f"\n{tests}\n")
-    assert [shot.split("def ")[1].split("(")[0] for shot in shots] == [
-        "similar_elements",
-        "is_not_prime",
-        "heap_queue_largest",
-    ]
+    worked = [shot.split("def ")[1].split("(")[0] for shot in shots]
+    of_the_paper = ["similar_elements", "is_not_prime", "heap_queue_largest"]
+    assert worked == (of_the_paper if real else ["both", "is_odd", "largest"])
 
 
 def test_what_can_t_be_had_is_said_in_a_line(tmp_path: Path) -> None:
@@ -96,11 +102,27 @@ def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
 
 
 @needs_sandbox
-@needs_mbpp
-def test_the_reference_code_of_mbpp_passes(tmp_path: Path) -> None:
-    data.prepare("mbpp", MIRROR, tmp_path / "task")
+def test_the_reference_code_of_mbpp_passes(mbpp: dict[str, Any], tmp_path: Path) -> None:
+    data.prepare("mbpp", mbpp, tmp_path / "task")
     problems = programs.drawn(tmp_path / "task", "all", seed=0)
-    with_setup = problems[problems.name == "MBPP/367"]
-    for problem in pd.concat([problems.sample(5, random_state=0), with_setup]).itertuples():
+    with_setup = problems[problems.name.isin(["MBPP/367", "MBPP/12"])]
+    for problem in pd.concat([problems.sample(min(5, len(problems)), random_state=0), with_setup]).itertuples():
         assert outcome(problem, str(problem.solution)) == "passed", problem.name
         assert outcome(problem, "pass") == "error"
+
+
+def test_a_worked_problem_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = write_mbpp(tmp_path)
+    place = Place(data.REPOSITORY, data.CONFIG)
+    write(folder, place, "prompt", pa.Table.from_pylist([row for row in MBPP["prompt"] if row["task_id"] != 3]))
+    with pytest.raises(ValueError, match="task mbpp: the prompt split lacks the problems 3"):
+        data.read("mbpp", {"source": "mirror", "path": str(folder)})
+
+
+def test_the_identity_of_mbpp_is_what_its_files_say(tmp_path: Path) -> None:
+    memory = tmp_path / "fingerprints.json"
+    here, there = ({"source": "mirror", "path": str(write_mbpp(tmp_path / name))} for name in ("a", "b"))
+    assert data.identity("mbpp", here, memory) == data.identity("mbpp", there, memory)
+    before = data.identity("mbpp", there, memory)
+    write(Path(there["path"]), Place(data.REPOSITORY, data.CONFIG), "test", pa.Table.from_pylist(MBPP["test"][:2]))
+    assert data.identity("mbpp", there, memory) != before
