@@ -157,9 +157,9 @@ MBPP = {
         mbpp_row(
             12,
             "Write a function to sum the leaves of a tree.",
-            "class Leaf:\r\n  def __init__(self, x):\r\n    self.x = x\r\ndef total(l):\r\n  return sum(e.x for e in l)",
+            "class Tip:\r\n  def __init__(self, x):\r\n    self.x = x\r\ndef total(l):\r\n  return sum(x.x for x in l)",
             "assert total(leaves) == 6",
-            setup="leaves = [Leaf(1),\r\n  Leaf(5)]",
+            setup="leaves = [Tip(1),\r\n  Tip(5)]",
         ),
         mbpp_row(
             13, "Write a function to turn a text around.", "def turn(s):\n  return s[::-1]", "assert turn('ab') == 'ba'"

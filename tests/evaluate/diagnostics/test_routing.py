@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hemorrhage.compress.methods.moe import routing, upcycling
+from hemorrhage.evaluate.diagnostics import routing as routers
 from hemorrhage.evaluate.diagnostics.collect import base_side, measure
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.experts import mixtures, unfuse
@@ -65,3 +66,26 @@ def test_dropped_experts_and_experts_of_a_dense_base(tiny: Path, of_base: dict[s
     assert of(found, "local_error").max() < 1e-5
     assert {"routing_entropy", "expert_load_cv"} <= set(found.metric)
     assert "experts_dropped" not in set(found.metric)
+
+
+def test_uncertainty_is_0_of_a_sure_router_and_1_of_one_that_guesses() -> None:
+    sure, guessing = torch.tensor([[100.0, 0, 0, 0]]).repeat(3, 1), torch.zeros(3, 4)
+    assert routers.uncertainty(torch.stack([sure, guessing])).tolist() == pytest.approx([0, 1])
+
+
+def test_agreement_is_the_share_of_the_bases_choices_whatever_their_order() -> None:
+    of_base = torch.tensor([[[0, 1], [2, 3]], [[0, 1], [2, 3]]])
+    chosen = torch.tensor([[[1, 0], [3, 1]], [[2, 3], [0, 1]]])
+    assert routers.agreement(chosen, of_base).tolist() == [0.75, 0]
+
+
+def test_load_is_even_where_all_get_the_same() -> None:
+    even, one = torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([[[2, 2], [2, 2]]])
+    assert {name: value.tolist() for name, value in routers.load(even, 4).items()} == {
+        "expert_load_cv": [0.0],
+        "experts_unused": [0.0],
+    }
+    # One expert gets 4 of 4 tokens, three get none: deviation sqrt(3) over mean 1.
+    found = routers.load(one, 4)
+    assert found["expert_load_cv"].item() == pytest.approx(3**0.5)
+    assert found["experts_unused"].item() == 0.75
