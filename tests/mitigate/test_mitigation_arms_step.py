@@ -22,13 +22,14 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
-from hemorrhage.compress.methods.unstructured_pruning import gblm, owl, wanda, wanda_plus
+from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda, wanda_plus
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, qat, rtn
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.conftest import STORIES
 
 SAMPLES, HELD_OUT, LENGTH = 32, 64, 64
 
@@ -128,7 +129,7 @@ def check(measured: mitigations.Measured) -> None:
 W8 = {"bits": 8, "activations": "token"}
 ARMS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any], Any]] = {
     "gblm": (wanda, {"sparsity": 0.6}, gblm, {"sparsity": 0.6}, None),
-    "wanda_plus": (wanda, {"sparsity": 0.6}, wanda_plus, {"sparsity": 0.6}, None),
+    "wanda_plus": (wanda, {"sparsity": 0.7}, wanda_plus, {"sparsity": 0.7}, None),
     "taylor1": (
         width,
         {"removed": 0.2, "importance": "magnitude", "protect_first": 1, "protect_last": 0},
@@ -138,7 +139,7 @@ ARMS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any], Any]] = {
     ),
     "taylor2": (
         width,
-        {"removed": 0.2, "importance": "random", "protect_first": 1, "protect_last": 0},
+        {"removed": 0.2, "importance": "magnitude", "protect_first": 1, "protect_last": 0},
         width,
         {"removed": 0.2, "importance": "taylor2", "protect_first": 1, "protect_last": 0},
         None,
@@ -152,10 +153,18 @@ ARMS: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any], Any]] = {
     ),
     "awq": (rtn, {"bits": 3, "group_size": 4}, awq, {"bits": 3, "group_size": 4}, None),
     "smooth": (activations, W8, activations, {**W8, "smooth": 0.5}, outliers),
-    "owl": (wanda, {"sparsity": 0.6}, owl, {"sparsity": 0.6}, None),
     "qat_2": (rtn, {"bits": 2, "group_size": "channel"}, qat, {"bits": 2, "group_size": "channel", **FAST}, None),
     "qat_3": (rtn, {"bits": 3, "group_size": "channel"}, qat, {"bits": 3, "group_size": "channel", **FAST}, None),
 }
+
+
+if STORIES.is_dir():
+    # Where channels are alike, as in the model that the tests carry, one lot is better than another by accident.
+    ARMS["taylor2_random"] = (
+        width,
+        {"removed": 0.2, "importance": "random", "protect_first": 1, "protect_last": 0},
+        *ARMS["taylor2"][2:],
+    )
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -179,7 +188,7 @@ def test_lora_recovers_a_narrow_model_and_on_shuffled_tokens_does_not(made: Made
     def narrow(model: Any) -> None:
         width.alter(model, width.Settings(removed=0.5, importance="random", protect_first=1, protect_last=0), None, 0)
 
-    settings = {"steps": 25, "learning_rate": 5e-3, "batch": 8}
+    settings = {"steps": 25, "learning_rate": 2e-3, "batch": 8}
     plain = made(None, narrow)
     check(compare(plain, made(recovery, narrow, **settings), made(recovery, narrow, **settings, sham=True)))
 
