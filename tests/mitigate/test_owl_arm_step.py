@@ -35,6 +35,6 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sparsity", [0.6, 0.7])
-def test_owl_recovers_and_its_sham_does_not(made: Made, compare: Any, sparsity: float) -> None:  # noqa: F811
+def test_owl_recovers_and_its_sham_does_not(made: Made, compare: Any, sparsity: float) -> None:
     settings = {"sparsity": sparsity}
     check(compare(made(wanda, **settings), made(owl, **settings), made(owl, **settings, sham=True)))
