@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hemorrhage.tools.params import merge
 from ruamel.yaml import YAML
 
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import Plan
+from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
