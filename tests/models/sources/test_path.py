@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.sources.files import architecture
 from hemorrhage.models.sources.path import digest_of_adopted, refusal
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
@@ -372,14 +371,3 @@ def test_reading_what_can_be_refused_imports_no_large_library(folder: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "nested"])
-def test_sizes_are_known_under_the_names_of_other_families(tmp_path: Path, kind: str) -> None:
-    own = {"n_embd": 80, "n_layer": 3, "n_head": 5, "n_positions": 200}
-    usual = {"hidden_size": 80, "num_hidden_layers": 3, "num_attention_heads": 5, "max_position_embeddings": 200}
-    said = {"model_type": "gpt2", **own} if kind == "gpt2" else {"model_type": "gemma3", "text_config": usual}
-    (tmp_path / "config.json").write_text(json.dumps(said))
-    found = architecture(tmp_path)
-    assert {key: found[key] for key in usual} == usual
-    assert found["model_type"] == said["model_type"]
