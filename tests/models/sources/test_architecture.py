@@ -29,8 +29,7 @@ def test_a_checkpoint_of_its_architecture_has_nothing_to_leave_behind(folder: Pa
     assert compare(folder, stored(folder)) == found
 
 
-def test_the_first_that_is_missing_is_the_first_in_numbers(tiny: Path, tmp_path: Path) -> None:
-    folder = llama(tiny, tmp_path / "model", num_hidden_layers=3)
+def test_the_first_that_is_missing_is_the_first_in_numbers(folder: Path) -> None:
     settings(folder / "config.json", num_hidden_layers=12)
     with pytest.raises(InputError, match=r"lacks model\.layers\.3\.input_layernorm\.weight and \d+ more tensors"):
         compare(folder, stored(folder))
