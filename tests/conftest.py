@@ -8,30 +8,43 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.skips import (
+    pytest_collectreport,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
 if TYPE_CHECKING:
     from tests.project import Project
 
+__all__ = ["pytest_collectreport", "pytest_runtest_logreport", "pytest_sessionfinish", "pytest_terminal_summary"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
+SHARED = ROOT.parent / "shared"
+"""Real models and data, where somebody has put them beside the repository; nothing is skipped without them."""
 
-STORIES = ROOT.parent / "shared" / "models" / "stories260K"
+STORIES = SHARED / "models" / "stories260K"
+MIRROR = SHARED / "data" / "hf"
+
+SOURCES = ["invented", "real"] if MIRROR.is_dir() else ["invented"]
+"""Where a test of a data set takes its rows from: its own, and the real ones where they are."""
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else a stand-in."""
+    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else the one in tests/tiny."""
     if STORIES.is_dir():
         return STORIES
-    from tests.tiny_model import build
+    from tests.tiny_model import expand
 
-    return build(tmp_path_factory.mktemp("tiny") / "model")
+    return expand(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")
 def trained(tiny: Path) -> Path:
-    """The tiny model where it is stories260K: which method does better says nothing on a stand-in of 150 steps."""
-    if tiny != STORIES:
-        pytest.skip("an order among methods needs a model that has learned something: stories260K is not there")
+    """The tiny model, for tests of an order among methods: those say nothing on a model that has learned nothing."""
     return tiny
 
 

@@ -1,10 +1,15 @@
 """A tiny trained Llama for machines that have none: 260,000 parameters, trained here in under a minute.
 
     python -m tests.tiny_model models/tiny
+    python -m tests.tiny_model tests/tiny --carried
 
 The shape is that of the stories260K model: 5 layers of width 64, grouped queries, tied embeddings, a
 vocabulary and a context of 512 tokens; texts start with a beginning-of-sequence token. It learns the
 calibration split of the embedded prose, enough that compressing it does damage that can be measured.
+
+The tests carry one in float16 (tests/tiny), so that they need no training and all machines see the same numbers. It
+learned for longer, and its features were given unequal scales, as those of large models have: the function is the same,
+but methods that look at inputs know more than those that do not.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -39,6 +45,49 @@ def build(out: Path, steps: int = 150) -> Path:
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2)
     model.save_pretrained(out)
     return out
+
+
+CARRIED = Path(__file__).resolve().parent / "tiny"
+CARRIED_STEPS = 400
+
+
+def build_carried(out: Path) -> Path:
+    """Train the model that tests/tiny holds, and save it as it lies there: float16."""
+    build(out, CARRIED_STEPS)
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+    scale_features(model)
+    model.half().save_pretrained(out)
+    return out
+
+
+def expand(out: Path) -> Path:
+    """Write the model of tests/tiny as a Hugging Face folder ``out`` in float32, which is returned."""
+    shutil.copytree(CARRIED, out)
+    LlamaForCausalLM.from_pretrained(CARRIED, dtype=torch.float32).save_pretrained(out)
+    return out
+
+
+def scale_features(model: LlamaForCausalLM, first: float = 0.3, last: float = 1.0) -> None:
+    """Multiply each feature between norm and linear layer, and between up and down projection, by a log-normal number.
+
+    What reads the feature is divided by it, so the function stays. The deviation of the logarithm goes from ``first``
+    in the first block to ``last`` in the last.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    layers = model.model.layers
+    with torch.no_grad():
+        for index, block in enumerate(layers):
+            deviation = first + (last - first) * index / (len(layers) - 1)
+            attention, mlp = block.self_attn, block.mlp
+            for source, readers in (
+                (block.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                (block.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+                (mlp.up_proj, (mlp.down_proj,)),
+            ):
+                scale = (deviation * torch.randn(len(source.weight), generator=generator)).exp()
+                source.weight *= scale.view(-1, *[1] * (source.weight.dim() - 1))
+                for reader in readers:
+                    reader.weight /= scale
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -115,7 +164,9 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.tiny_model", description="train a tiny Llama")
     parser.add_argument("out", type=Path)
-    build(parser.parse_args().out)
+    parser.add_argument("--carried", action="store_true", help="the one that the tests carry")
+    arguments = parser.parse_args()
+    (build_carried if arguments.carried else build)(arguments.out)
 
 
 if __name__ == "__main__":

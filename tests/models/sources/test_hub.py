@@ -12,11 +12,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.sources import hub
+from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
-from tests.models.sources.folders import llama, settings, sharded
+from tests.models.sources.folders import folder_with, llama, settings, sharded
 
-SPEC = {"source": "hub", "id": "some/model", "revision": "0123456789abcdef0123456789abcdef01234567"}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SPEC = {"source": "hub", "id": "some/model", "revision": COMMIT}
 
 
 class Hub:
@@ -82,3 +84,35 @@ def test_a_repository_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch:
         prepare(SPEC, tmp_path / "base")
     line = "model.id: some/model at 01234567 can't be had: RepositoryNotFoundError: 404 Client Error."
     assert str(error.value) == line
+
+
+def test_hub_takes_what_the_pinned_download_brings(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot(repository: str, **options: object) -> str:
+        asked.append((repository, options["revision"], options["allow_patterns"]))
+        shutil.copytree(tiny, str(options["local_dir"]), dirs_exist_ok=True)
+        return str(options["local_dir"])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spec = {"source": "hub", "id": "some/model", "revision": COMMIT}
+    prepare(spec, tmp_path / "base")
+    assert asked == [("some/model", COMMIT, [*NAMES, INDEX]), ("some/model", COMMIT, [WEIGHTS])]
+    assert not any(name.endswith((".bin", ".py", ".pt")) for name in NAMES)
+    assert read_manifest(tmp_path / "base")["model"] == spec
+    assert [entry.name for entry in tmp_path.iterdir()] == ["base"]
+
+
+def test_hub_refuses_branches_and_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"model\.revision: 'main' is no commit"):
+        prepare({"source": "hub", "id": "some/model", "revision": "main"}, tmp_path / "base")
+
+    def pickles(repository: str, revision: str, folder: Path, names: object) -> str:
+        return str(folder_with(folder / "snapshot", {}, "pytorch_model.bin", "tokenizer.json"))
+
+    monkeypatch.setattr(hub, "download", pickles)
+    with pytest.raises(ValueError, match=r"model\.id: some/model holds only pickled weights"):
+        prepare({"source": "hub", "id": "some/model", "revision": COMMIT}, tmp_path / "base")
+    assert list(tmp_path.iterdir()) == []

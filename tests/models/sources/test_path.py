@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.sources.files import architecture
 from hemorrhage.models.sources.path import digest_of_adopted, refusal
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
-from tests.models.sources.folders import META, POINTER, llama, settings, sharded, weights
+from tests.models.sources.folders import META, POINTER, folder_with, llama, settings, sharded, weights
 
 State = dict[str, torch.Tensor]
 
@@ -51,6 +50,37 @@ def test_whole_folder_is_adopted_as_it_is(folder: Path) -> None:
     manifest = read_manifest(base)
     assert manifest["note"] == "The base is a folder of this machine."
     assert (manifest["bos"], manifest["vocabulary"], manifest["quantized_before"]) == (1, 512, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "reason"),
+    [
+        ({}, ["pytorch_model.bin", "tokenizer.json"], "only pickled weights"),
+        ({}, ["tokenizer.json"], r"no \*\.safetensors"),
+        ({}, ["model.safetensors"], "no tokenizer"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, ["model.safetensors", "tokenizer.json"], "code of its own"),
+        ({"quantization_config": {}}, ["model.safetensors", "tokenizer.json"], "quantized already"),
+    ],
+)
+def test_folders_that_cannot_be_the_base_are_refused(
+    tmp_path: Path, config: dict[str, object], files: list[str], reason: str
+) -> None:
+    folder = folder_with(tmp_path / "folder", config, *files)
+    with pytest.raises(ValueError, match=rf"model\.path: .*{reason}"):
+        prepare({"source": "path", "path": str(folder)}, tmp_path / "base")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_model_needs_is_copied_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(tiny, source)
+    for name in ("pytorch_model.bin", "modeling_own.py", "training.log"):
+        (source / name).write_bytes(b"x")
+    prepare({"source": "path", "path": str(source)}, out)
+    there = {file.name for file in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= there
+    assert not there & {"pytorch_model.bin", "modeling_own.py", "training.log"}
+    assert (out / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
 
 
 # Weights that are not those of the architecture.
@@ -341,14 +371,3 @@ def test_reading_what_can_be_refused_imports_no_large_library(folder: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "nested"])
-def test_sizes_are_known_under_the_names_of_other_families(tmp_path: Path, kind: str) -> None:
-    own = {"n_embd": 80, "n_layer": 3, "n_head": 5, "n_positions": 200}
-    usual = {"hidden_size": 80, "num_hidden_layers": 3, "num_attention_heads": 5, "max_position_embeddings": 200}
-    said = {"model_type": "gpt2", **own} if kind == "gpt2" else {"model_type": "gemma3", "text_config": usual}
-    (tmp_path / "config.json").write_text(json.dumps(said))
-    found = architecture(tmp_path)
-    assert {key: found[key] for key in usual} == usual
-    assert found["model_type"] == said["model_type"]

@@ -1,0 +1,56 @@
+"""FSD against a slow, literal one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hemorrhage.decode.generation import ends, generate
+from hemorrhage.decode.strategies import (
+    fsd,
+    greedy,
+)
+from tests.decode.literal import cosine, padded, states_of, texts
+
+
+def fsd_reference(model: Any, ids: list[int], new_tokens: int, alpha: float, k: int, n: int) -> list[int]:
+    ids, start = list(ids), len(ids)
+    for _ in range(new_tokens):
+        states = states_of(model, ids)
+        p = model.lm_head(states[-1]).softmax(-1)
+        scores = {}
+        for token in p.topk(k).indices.tolist():
+            penalty = 0.0
+            # Every n-gram of the text: n - 1 tokens from `first`, and the token behind them.
+            for first in range(len(ids) - n + 1):
+                if ids[first + n - 1] == token:
+                    key, query = states[first : first + n - 1].flatten(), states[-(n - 1) :].flatten()
+                    penalty = max(penalty, min(1.0, cosine(query, key)))
+            scores[token] = (1 - alpha) * float(p[token]) - alpha * penalty
+        ids.append(max(scores, key=scores.__getitem__))
+        if ids[-1] in ends(model):
+            break
+    return ids[start:]
+
+
+@pytest.mark.parametrize(("alpha", "k", "n"), [(0.45, 3, 2), (0.6, 4, 3), (0.8, 4, 4)])
+def test_fsd_is_the_literal_one(model: Any, prompts: list[list[int]], alpha: float, k: int, n: int) -> None:
+    settings = fsd.Settings(alpha=alpha, k=k, n=n)
+    with torch.no_grad():
+        expected = [fsd_reference(model, ids, 28, alpha, k, n) for ids in prompts]
+    assert texts(model, generate(fsd, model, *padded(prompts), 28, settings, 0)) == expected
+    assert expected != texts(model, generate(greedy, model, *padded(prompts), 28, greedy.Settings(), 0))
+
+
+def test_no_penalty_is_greedy_search(model: Any, prompts: list[list[int]]) -> None:
+    greedily = generate(greedy, model, *padded(prompts), 24, greedy.Settings(), 0)
+    assert torch.equal(generate(fsd, model, *padded(prompts), 24, fsd.Settings(alpha=0), 0), greedily)
+
+
+def test_any_user_of_transformers_can_pass_it_to_generate(model: Any, prompts: list[list[int]]) -> None:
+    prompt = torch.tensor([prompts[2]])
+    generated = model.generate(prompt, max_new_tokens=12, custom_generate=fsd.fsd, alpha=0.6, candidates=4, order=3)
+    with torch.no_grad():
+        assert generated[0, prompt.shape[1] :].tolist() == fsd_reference(model, prompts[2], 12, 0.6, 4, 3)

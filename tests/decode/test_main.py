@@ -1,0 +1,144 @@
+"""The decode step: every strategy on every prompt, and what is recorded instead of texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from hemorrhage.decode import sweep
+from hemorrhage.decode.answers import final_number
+from hemorrhage.decode.generation import generate
+from hemorrhage.decode.schema import GENERATIONS, HUMAN
+from hemorrhage.decode.strategies import fsd, greedy
+from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.runtime.artifact import write_manifest
+from tests.decode.sweeps import SPEC, STORY, run
+
+
+def test_every_strategy_continues_every_prompt(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = run(tmp_path / "out", folders, monkeypatch)
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    GENERATIONS.validate(rows)
+    assert manifest["datasets"] == {"agreement": {"sha256": "b" * 64, "chance": 0.5}, "stories": {"sha256": "a" * 64}}
+    assert manifest["seed"] == 11
+    assert "failure" not in manifest
+    assert not sweep.resume_directory(tmp_path / "out").exists()
+    assert list(rows.strategy.unique()) == list(SPEC["strategies"])
+    assert rows.groupby(["strategy", "task"]).size().tolist() == [4, 3] * 3
+    assert json.loads(rows[rows.strategy == "fsd"].settings.iloc[0]) == {
+        "strategy": "fsd",
+        "n": 2,
+        "k": 3,
+        "alpha": 0.6,
+    }
+    assert not rows[rows.task == "open"].correct.any()
+
+    # Every text again, alone and without any cache of prompts; its likelihood by a plain forward pass.
+    model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
+    for row in rows.itertuples():
+        ids = tokenizer(row.prompt, return_tensors="pt")["input_ids"]
+        tokens = list(row.tokens)
+        if row.strategy != "warm/1.2":
+            module: Any = {"greedy": greedy, "fsd": fsd}[str(row.strategy)]
+            settings = module.Settings(**({"alpha": 0.6} if module is fsd else {}))
+            limit = 3 if row.task == "closed" else 6
+            alone = generate(module, model, ids, torch.ones_like(ids), limit, settings, 0)
+            assert alone[0, : len(tokens)].tolist() == tokens
+        whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
+        assert tokenizer.decode(whole[0], skip_special_tokens=True).endswith(row.text)
+        if row.task == "closed":
+            assert pd.isna(row.base_nll)
+            continue
+        with torch.no_grad():
+            logp = model(whole).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+        expected = -logp.gather(1, torch.tensor(tokens)[:, None]).mean()
+        assert row.base_nll == pytest.approx(float(expected), abs=2e-4)
+
+
+def test_texts_and_their_human_counterparts_have_features(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "out", folders, monkeypatch)
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    human = HUMAN.validate(pd.read_parquet(tmp_path / "out" / "human.parquet"))
+    features = load_file(tmp_path / "out" / "features.safetensors")
+    assert sorted(features) == [
+        "stories.human",
+        *(f"stories.strategy.{name}" for name in ("fsd", "greedy", "warm/1.2")),
+    ]
+    greedily = rows[(rows.task == "open") & (rows.strategy == "greedy")]
+    assert human.item.tolist() == greedily.item.tolist()
+    assert all(STORY.startswith(prompt + text) for prompt, text in zip(greedily.prompt, human.text, strict=True))
+
+    model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
+    for name, texts in (("stories.human", human), ("stories.strategy.greedy", greedily)):
+        for row, (prompt, text) in enumerate(zip(greedily.prompt, texts.itertuples(), strict=True)):
+            ids = [*tokenizer(prompt)["input_ids"], *text.tokens]
+            with torch.no_grad():
+                output = model(torch.tensor([ids]), output_hidden_states=True)
+            before = slice(len(ids) - len(text.tokens) - 1, -1)
+            expected = output.hidden_states[-1][0, before].mean(0).numpy()
+            assert features[name][row] == pytest.approx(expected, abs=2e-4)
+            logp = output.logits[0, before].log_softmax(-1)
+            nll = -logp.gather(1, torch.tensor(text.tokens)[:, None]).mean()
+            assert text.base_nll == pytest.approx(float(nll), abs=2e-4)
+
+
+def test_worked_problems_and_summaries_are_swept_like_other_tasks(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, text = tmp_path / "gsm8k", tmp_path / "xsum"
+    (task / "gsm8k").mkdir(parents=True)
+    text.mkdir()
+    problems = [
+        (f"Tom has {i} big dogs and buys 2. How many?", f"{i}+2=<<{i}+2={i + 2}>>\n#### {i + 2}") for i in range(5)
+    ]
+    for split in ("train", "test"):
+        pd.DataFrame(problems, columns=["question", "answer"]).to_parquet(task / "gsm8k" / f"{split}.parquet")
+    write_manifest(task, task="gsm8k", sha256="c" * 64, chance=0.0)
+    articles = [(i, STORY * 2, "Lily plays.") for i in range(3)]
+    pd.DataFrame(articles, columns=["item", "document", "summary"]).to_parquet(text / "items.parquet")
+    write_manifest(text, task="xsum", sha256="d" * 64)
+    closed = [{"task": "gsm8k", "items": 4, "new_tokens": 6, "shots": 2}]
+    opened = [{"task": "xsum", "items": 3, "prefix": 6, "new_tokens": 6}]
+    places = {**folders, "closed": task, "open": text}
+    manifest = run(tmp_path / "out", places, monkeypatch, closed=closed, open=opened)
+    assert "failure" not in manifest
+    assert set(manifest["datasets"]) == set(manifest["protocol"]) == {"gsm8k", "xsum"}
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    worked = rows[rows.dataset == "gsm8k"]
+    assert worked.prompt.str.count("Question: ").eq(3).all()
+    assert all(row.answer == final_number(row.text) for row in worked.itertuples())
+    human = pd.read_parquet(tmp_path / "out" / "human.parquet")
+    assert human.text.str.strip().eq("Lily plays.").all()
+
+
+def test_the_first_tokens_of_documents_are_the_open_prompts(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "out", folders, monkeypatch, strategies={"greedy": {"strategy": "greedy"}})
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    tokenizer = load_tokenizer(folders["base"])
+    for row in rows[rows.task == "open"].itertuples():
+        assert 0 <= row.item < 8
+        assert STORY.startswith(row.prompt)
+        assert len(tokenizer(row.prompt, add_special_tokens=False)["input_ids"]) == 6
+
+
+def test_a_broken_checkpoint_becomes_a_row_with_its_reason(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    write_manifest(broken, failure="ValueError: no weights")
+    manifest = run(tmp_path / "out", {**folders, "checkpoint": broken}, monkeypatch)
+    assert manifest["failure"] == "not decoded: ValueError: no weights"
+    assert manifest["variant"] == "v"

@@ -1,0 +1,87 @@
+"""The sweep: it goes on behind its last batch, and refuses before it generates."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from hemorrhage.decode import sweep
+from tests.decode.sweeps import run
+
+
+def test_a_killed_job_goes_on_with_the_next_batch(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", folders, monkeypatch)
+    out = tmp_path / "out"
+    rows, made = sweep._Desk.rows, []
+
+    def killed(desk: Any, group: Any) -> Any:
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        made.append((group[0].name, desk.batch.task, desk.batch.number))
+        return rows(desk, group)
+
+    monkeypatch.setattr(sweep._Desk, "rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, folders, monkeypatch)
+    assert not out.exists()
+    # Greedy search and the sampler run together, so four groups have two strategies; and what people wrote behind the
+    # prompts of two open batches.
+    assert len(list(sweep.resume_directory(out).iterdir())) == 7 + 4 + 2
+
+    def counted(desk: Any, group: Any) -> Any:
+        made.append((group[0].name, desk.batch.task, desk.batch.number))
+        return rows(desk, group)
+
+    monkeypatch.setattr(sweep._Desk, "rows", counted)
+    run(out, folders, monkeypatch)
+    assert len(made) == len(set(made)) == 2 * (2 + 2)
+    resumed, whole = (pd.read_parquet(tmp_path / name / "generations.parquet") for name in ("out", "whole"))
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
+    resumed, whole = (pd.read_parquet(tmp_path / name / "human.parquet") for name in ("out", "whole"))
+    pd.testing.assert_frame_equal(resumed, whole)
+    resumed, whole = (load_file(tmp_path / name / "features.safetensors") for name in ("out", "whole"))
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == whole[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"closed": [{"task": "agreement", "items": 50, "new_tokens": 4}]}, "closed.items: 50 wanted"),
+        (
+            {"open": [{"task": "stories", "items": 9, "prefix": 6, "new_tokens": 10}]},
+            "has 8 evaluation documents of at least",
+        ),
+        ({"chat": True}, "no chat template"),
+        ({"closed": [{"task": "agreement", "items": 5, "new_tokens": 600}]}, "exceed the model's context of 512"),
+        ({"strategies": {"k": {"strategy": "top_k", "k": 0}}}, "greater than or equal to 1"),
+        ({"strategies": {"b": {"strategy": "top_k", "k": 10**6}}}, "strategies.b: k: 1000000 is more than the vocab"),
+        ({"strategies": {"b": {"strategy": "assisted", "layers": 99}}}, "strategies.b: layers: 99, between 1 and"),
+        ({"strategies": {"k": {"k": 3}}}, "strategies.k: the key strategy is missing"),
+    ],
+)
+def test_impossible_specs_are_refused_before_generation(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(sweep, "_Desk", None)
+    assert reason in run(tmp_path / "out", folders, monkeypatch, **changes)["failure"]
+
+
+def test_an_empty_prompt_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tmp_path / "task"
+    shutil.copytree(folders["closed"], task)
+    items = pd.read_parquet(task / "items.parquet").assign(prompt=" ")
+    items.to_parquet(task / "items.parquet")
+    manifest = run(tmp_path / "out", {**folders, "closed": task}, monkeypatch)
+    assert "has an empty prompt" in manifest["failure"]

@@ -1,0 +1,65 @@
+"""Likelihoods of choices against a full pass over each."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from hemorrhage.evaluate.choices import answers, choice_rows, log_likelihoods
+
+
+def test_choices_against_one_full_pass_each(model, tokenizer) -> None:
+    prompt = "Once upon a time there was a little"
+    choices = [" girl", " boy who", " x", " happy old dog"]
+    rows = choice_rows(0, prompt, choices, tokenizer)
+    scores = log_likelihoods(model, rows, pad=0)[0]
+    start = len(tokenizer(prompt).input_ids)
+    literal = []
+    for choice in choices:
+        ids = torch.tensor([tokenizer(prompt + choice).input_ids])
+        with torch.no_grad():
+            log_p = model(ids).logits[0].log_softmax(-1)
+        literal.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
+    assert [a - scores[0] for a in scores] == pytest.approx([b - literal[0] for b in literal], abs=1e-4)
+
+
+def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer) -> None:
+    (row,) = choice_rows(7, "Once upon a", [" time a", " time s"], tokenizer)
+    item, read, endings = row
+    assert item == 7
+    assert [len(ending) for ending in endings] == [1, 1]
+    assert tokenizer.decode(read[1:]).endswith("time")
+
+
+def test_a_choice_must_not_change_the_prompts_tokens(tokenizer) -> None:
+    with pytest.raises(ValueError, match="melts into the prompt"):
+        choice_rows(0, "Once upon a ti", ["me", "de"], tokenizer)
+
+
+def by_likelihood(model, tokenizer, prompt: str, words: list[str]) -> tuple[str, str]:
+    """The likeliest and the unlikeliest of ``words`` behind ``prompt``, by a pass over each."""
+    start = len(tokenizer(prompt).input_ids)
+    found = {}
+    for word in words:
+        ids = torch.tensor([tokenizer(prompt + word).input_ids])
+        with torch.no_grad():
+            log_p = model(ids).logits[0].log_softmax(-1)
+        found[word] = sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1]))
+    return max(found, key=found.__getitem__), min(found, key=found.__getitem__)
+
+
+def test_answers_of_a_task(model, tokenizer, tmp_path) -> None:
+    likely, unlikely = by_likelihood(model, tokenizer, "Once upon a", [" the", " time", " x", " girl"])
+    items = [
+        {"prompt": "Once upon a", "choices": [likely, unlikely], "answer": 0},
+        {"prompt": "Once upon a", "choices": [unlikely, likely], "answer": 1},
+        {"prompt": "Once upon a", "choices": [unlikely, likely], "answer": 0},
+    ]
+    table = pd.DataFrame(items).assign(item=range(3), group=[0, 1, 1])
+    table.to_parquet(tmp_path / "items.parquet")
+    found = answers(model, tokenizer, tmp_path)
+    assert list(found.correct) == [True, True, False]
+    assert list(found.group) == [0, 1, 1]
+    assert (found.margin > 0).equals(found.correct)
+    pd.testing.assert_frame_equal(answers(model, tokenizer, tmp_path, tokens_per_batch=1), found, atol=1e-4)

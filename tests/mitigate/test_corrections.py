@@ -1,0 +1,183 @@
+"""Calibration of decoding: fits against grid searches and definitions, on small heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hemorrhage.mitigate import corrections
+from hemorrhage.mitigate.corrections import Model, identity
+
+VOCABULARY, HIDDEN, TOKENS_THERE = 60, 12, 500
+
+
+def sides(noise: float = 0.6, scale: float = 1.6) -> tuple[Model, Model]:
+    """A base, and a variant whose logits are noisy and too large."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(VOCABULARY, HIDDEN, generator=generator) * 0.6
+    states = torch.randn(TOKENS_THERE, HIDDEN, generator=generator)
+    wrong = scale * (states + noise * torch.randn(states.shape, generator=generator))
+    return Model(wrong, head + 0.05 * torch.randn(head.shape, generator=generator)), Model(states, head)
+
+
+def kl(correction: corrections.Correction, variant: Model, base: Model) -> Tensor:
+    """KL(base || corrected) of each token, by the definition."""
+    raw = variant.states @ variant.head.T
+    p = (base.states @ base.head.T).double().log_softmax(-1)
+    q = correction.logits(raw, variant.states, variant.head).double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 1.6, 5.0])
+def test_the_temperature_is_that_of_a_grid_search(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "LOGITS", 70 * VOCABULARY)
+    variant, base = sides(scale=scale)
+    found = corrections.temperatures(corrections.pair(variant, base), 1)
+    grid = torch.linspace(0.02, 5, 2000).tolist()
+    costs = [kl(replace(identity(), beta=torch.tensor([beta])), variant, base).mean().item() for beta in grid[::20]]
+    near = int(np.argmin(costs)) * 20
+    close = grid[max(near - 20, 0) : near + 20]
+    costs = [kl(replace(identity(), beta=torch.tensor([beta])), variant, base).mean().item() for beta in close]
+    assert found.beta.item() == pytest.approx(close[int(np.argmin(costs))], abs=0.003)
+    # The optimum's condition: both predictions give the variant's logits the same mean.
+    z = (variant.states @ variant.head.T).double()
+    p = (base.states @ base.head.T).double().softmax(-1)
+    q = (z * found.beta.item()).softmax(-1)
+    assert (p * z).sum(-1).mean().item() == pytest.approx((q * z).sum(-1).mean().item(), abs=2e-3)
+
+
+def test_newton_converges_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairing = corrections.pair(*sides(scale=8.0))
+    whole = corrections.temperatures(pairing, 4)
+    monkeypatch.setattr(corrections, "NEWTON_STEPS", 12)
+    torch.testing.assert_close(corrections.temperatures(pairing, 4).beta, whole.beta, rtol=1e-4, atol=0)
+
+
+def test_buckets_are_temperatures_of_their_own() -> None:
+    variant, base = sides()
+    pairing = corrections.pair(variant, base)
+    found = corrections.temperatures(pairing, 3)
+    bucket = torch.bucketize(corrections.entropy(variant.states @ variant.head.T), found.edges)
+    assert bucket.bincount().tolist() == pytest.approx([TOKENS_THERE / 3] * 3, abs=1)
+    for number in range(3):
+        members = (bucket == number).nonzero()[:, 0]
+        alone = corrections.temperatures(corrections.pair(variant.at(members), base.at(members)), 1)
+        assert found.beta[number].item() == pytest.approx(alone.beta.item(), rel=1e-3)
+    one = corrections.temperatures(pairing, 1)
+    assert kl(found, variant, base).mean() <= kl(one, variant, base).mean() + 1e-9
+
+
+def test_equal_predictions_need_no_correction() -> None:
+    _, base = sides()
+    found = corrections.fit(base, base, buckets=3, steps=3, p=0.9, seed=0)
+    for name in ("temperature", "entropy buckets", "bias", "gain", "nucleus"):
+        one = found[name, 0]
+        torch.testing.assert_close(one.beta, torch.ones_like(one.beta), rtol=1e-3, atol=0)
+        if one.bias is not None:
+            assert one.bias.abs().max() < 1e-3
+        if one.gain is not None:
+            torch.testing.assert_close(one.gain, torch.ones(HIDDEN), rtol=0, atol=2e-3)
+        if one.top_p is not None:
+            assert one.top_p == pytest.approx(0.9, abs=0.01)
+
+
+def test_biases_move_the_mean_of_the_predictions_to_the_bases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "PRIOR", 0.0)
+    monkeypatch.setattr(corrections, "ROUNDS", 30)
+    variant, base = sides()
+    pairing = corrections.pair(variant, base)
+    start = corrections.temperatures(pairing, 1)
+    found = corrections.biased(pairing, start)
+    raw = variant.states @ variant.head.T
+    mean = found.logits(raw, variant.states, variant.head).softmax(-1).mean(0)
+    torch.testing.assert_close(mean.double(), pairing.frequency, rtol=2e-3, atol=1e-6)
+    costs = []
+    for rounds in range(4):
+        monkeypatch.setattr(corrections, "ROUNDS", rounds)
+        costs.append(kl(corrections.biased(pairing, start), variant, base).mean().item())
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_gains_are_the_optimum_of_their_convex_objective() -> None:
+    variant, base = sides()
+    found = corrections.gained(corrections.pair(variant, base), 60)
+    gain = torch.ones(HIDDEN, dtype=torch.float64, requires_grad=True)
+    states, head = variant.states.double(), variant.head.double()
+    p = (base.states @ base.head.T).double().softmax(-1)
+    optimizer = torch.optim.LBFGS([gain], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        q = ((states * gain) @ head.T).log_softmax(-1)
+        loss = -(p * q).sum(-1).mean() + corrections.RIDGE * (gain - 1).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert found.gain is not None
+    torch.testing.assert_close(found.gain.double(), gain.detach(), rtol=0, atol=3e-3)
+
+
+def test_the_nucleus_surprises_as_much_as_the_bases() -> None:
+    variant, base = sides(scale=0.7)
+    found = corrections.remapped(variant, base, 0.9)[0]
+
+    def surprise(side: Model, share: float) -> float:
+        left = corrections.nucleus(side.states @ side.head.T, share).double().softmax(-1)
+        return -(left * left.clamp(min=1e-300).log()).sum(-1).mean().item()
+
+    assert found.top_p is not None
+    assert surprise(variant, found.top_p) == pytest.approx(surprise(base, 0.9), abs=0.01)
+    assert abs(surprise(variant, 0.9) - surprise(base, 0.9)) > 0.1
+
+
+def test_a_nucleus_is_the_fewest_likeliest_tokens_with_the_mass() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.5, 0.3]]).log()
+    for p, kept in ((0.4, 1), (0.79, 2), (0.94, 3), (0.999, 4)):
+        inside = corrections.nucleus(logits, p).isfinite()
+        assert inside.sum(-1).tolist() == [kept, kept]
+        assert inside[0].tolist() == [place < kept for place in range(4)]
+
+
+def test_scores_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "LOGITS", 33 * VOCABULARY)
+    variant, base = sides()
+    targets = torch.randint(VOCABULARY, (TOKENS_THERE,), generator=torch.Generator().manual_seed(1))
+    found = corrections.fit(variant, base, buckets=3, steps=2, p=0.9, seed=0)
+    rows = corrections.score(found, variant, base, targets, 0.9)
+    raw = variant.states @ variant.head.T
+    p = (base.states @ base.head.T).softmax(-1)
+    for name, correction in found.items():
+        q = correction.logits(raw, variant.states, variant.head).softmax(-1)
+        of_base = p if correction.top_p is None else corrections.nucleus(p.log(), 0.9).softmax(-1)
+        torch.testing.assert_close(rows[name]["distance"], (q - of_base).abs().sum(-1) / 2)
+        assert torch.equal(rows[name]["right"], q.argmax(-1) == targets)
+        if correction.top_p is None:
+            expected = kl(correction, variant, base).float()
+            torch.testing.assert_close(rows[name]["kl"], expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(rows[name]["nll"], -q.log().gather(1, targets[:, None])[:, 0])
+    # What was registered before it was measured: a temperature can't change which token is the likeliest.
+    for name in ("temperature", "entropy buckets"):
+        assert torch.equal(rows[name, 0]["right"], rows["none", 0]["right"])
+        assert torch.equal(rows[name, 0]["same_top1"], rows["none", 0]["same_top1"])
+
+
+def test_controls_shuffle_the_same_numbers() -> None:
+    variant, base = sides()
+    true = corrections.pair(variant, base)
+    shuffle = corrections.draw_shuffle(TOKENS_THERE, torch.Generator().manual_seed(0), torch.device("cpu"))
+    control, other = corrections.controls_of(true, [shuffle, shuffle.opposite()])
+    own = (variant.states @ variant.head.T).softmax(-1) @ variant.head
+    before, after = ((one.target - own).norm(dim=1).sort().values for one in (true, control))
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((control.target + other.target) / 2, own, rtol=0, atol=1e-5)
+    found = corrections.biased(true, identity())
+    shuffled = corrections.shuffled_biases(found, true.frequency, torch.Generator().manual_seed(0))
+    assert found.bias is not None
+    assert shuffled.bias is not None
+    assert torch.equal(found.bias.sort().values, shuffled.bias.sort().values)
+    assert not torch.equal(found.bias, shuffled.bias)

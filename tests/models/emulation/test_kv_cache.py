@@ -1,0 +1,117 @@
+"""Keys and values that are rounded, against grids written out and attention query by query."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.utils import calculate_qparams
+
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.emulation import kv_cache
+from hemorrhage.models.emulation.activations import exact
+from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding
+from tests import tiny_mamba
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(group: list[float], bits: int) -> list[float]:
+    """A group on its asymmetric grid, number by number; the scale is kept in float16."""
+    low, high, half = min(*group, 0.0), max(*group, 0.0), 2 ** (bits - 1)
+    step = (high - low) / (2**bits - 1)
+    zero = max(-half, min(half - 1, round(-half - low / step)))
+    stored = float(torch.tensor(step).half())
+    return [(max(-half, min(half - 1, round(x / stored + zero))) - zero) * stored for x in group]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_group_lies_on_its_own_grid(bits: int) -> None:
+    groups = random(3, 4, 8)
+    found = kv_cache.rounded(groups, bits)
+    for group, values in zip(groups.flatten(0, 1).tolist(), found.flatten(0, 1).tolist(), strict=True):
+        assert values == pytest.approx(by_hand(group, bits), abs=1e-5)
+    assert kv_cache.rounded(torch.zeros(2, 4), bits).tolist() == [[0.0] * 4] * 2
+
+
+def test_per_token_it_is_what_compressed_tensors_computes() -> None:
+    rounding, x = TokenRounding(4, 8), random(2, 3, 16)
+    scheme = {key: value for key, value in kv_cache.described(rounding).items() if key != "scale_dtype"}
+    args = QuantizationArgs(**scheme)
+    groups = x.unflatten(-1, (-1, 8))
+    scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+    theirs = fake_quantize(x.flatten(0, 1), scale.flatten(0, 1).half().float(), zero.flatten(0, 1), args)
+    # Half a step of a grid may fall to either side.
+    assert ((rounding.rounded(x).flatten(0, 1) - theirs).abs() < 1e-5).float().mean() > 0.97
+
+
+def test_channels_share_a_grid_over_complete_groups_of_tokens() -> None:
+    rounding, keys = ChannelRounding(2, 4, 8), random(1, 2, 10, 6)
+    found = rounding.keys(keys)
+    assert torch.equal(found[..., 8:, :], keys[..., 8:, :]), "an incomplete group is exact"
+    for head in range(2):
+        for channel in range(6):
+            for start in (0, 4):
+                group = keys[0, head, start : start + 4, channel].tolist()
+                assert found[0, head, start : start + 4, channel].tolist() == pytest.approx(by_hand(group, 2), abs=1e-5)
+    values = random(1, 2, 10, 8)
+    assert torch.equal(rounding.values(values), TokenRounding(2, 4).rounded(values))
+
+
+def test_attention_is_what_each_query_sees_one_after_the_other() -> None:
+    rounding = ChannelRounding(2, 4, 4)
+    query, key, value = random(1, 4, 5, 8), random(1, 2, 13, 8, seed=1), random(1, 2, 13, 8, seed=2)
+    module = SimpleNamespace(kv_cache_rounding=rounding)
+    found, _ = kv_cache.attend(module, query, key, value, None, scaling=0.3)
+    for row in range(5):
+        position = 8 + row
+        for head in range(4):
+            k, v = key[0, head // 2], value[0, head // 2]
+            k_round, v_round = rounding.keys(key)[0, head // 2], rounding.values(value)[0, head // 2]
+            keys = [k_round[t] if t < position // 4 * 4 else k[t] for t in range(position + 1)]
+            values = [v_round[t] if t < position - 4 else v[t] for t in range(position + 1)]
+            weights = torch.stack([query[0, head, row] @ each * 0.3 for each in keys]).softmax(0)
+            expected = sum(weight * each for weight, each in zip(weights, values, strict=True))
+            torch.testing.assert_close(found[0, row, head], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["token", "channel"])
+def test_a_model_rounds_until_it_is_to_be_exact(tiny: Path, kind: str) -> None:
+    model: Any = load(tiny)
+    tokens = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        expected = model(tokens).logits
+        if kind == "token":
+            kv_cache.round_per_token(model, TokenRounding(2, 8))
+        else:
+            kv_cache.round_per_channel(model, ChannelRounding(2, 4, 8))
+        assert kv_cache.rounds(model)
+        assert not torch.allclose(model(tokens).logits, expected, atol=1e-2)
+        torch.testing.assert_close(model(tokens, use_cache=False).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
+        with exact():
+            torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="keys and values are quantized already"):
+        kv_cache.round_per_token(model, TokenRounding(2, 8))
+
+
+def test_the_configuration_installs_what_it_describes(tiny: Path) -> None:
+    rounding, tokens = TokenRounding(3, 8), torch.arange(3, 43)[None]
+    one, other = load(tiny), load(tiny)
+    kv_cache.round_per_token(one, rounding)
+    kv_cache.install(other, kv_cache.described(rounding))
+    with torch.no_grad():
+        assert torch.equal(one(tokens).logits, other(tokens).logits)
+    with pytest.raises(ValueError, match=r"keys and values quantized as .* can't be emulated"):
+        kv_cache.install(load(tiny), {**kv_cache.described(rounding), "symmetric": True})
+
+
+def test_a_model_without_keys_has_no_attention_layers() -> None:
+    with pytest.raises(ValueError, match="block 0 has 0 attention layers with a cache; 1 is expected"):
+        kv_cache.attention_layers(tiny_mamba.new_model())

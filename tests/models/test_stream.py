@@ -1,0 +1,45 @@
+"""Tensors mapped from their files, and states put aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hemorrhage.models import stream
+from hemorrhage.models.stream import Aside, mapped, places
+
+
+def test_tensors_that_are_put_aside_come_back_from_files_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "IN_MEMORY", 100)
+    values = [torch.arange(20.0).view(4, 5).bfloat16(), torch.zeros(0, 3), torch.arange(16), torch.tensor(True)]
+    aside = Aside(tmp_path)
+    kept = [aside.put(value) for value in values]
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(kept, values, strict=True))
+    assert [one is other for one, other in zip(kept, values, strict=True)] == [True, True, False, False]
+    kept[2] += 1
+    assert values[2][0] == 0
+    assert kept[2][-1] == 16
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_cut_off_is_no_checkpoint(base: Path, tmp_path: Path) -> None:
+    whole = (base / "model.safetensors").read_bytes()
+    for length in (4, 100, len(whole) - 1):
+        (tmp_path / "model.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="no whole safetensors file"):
+            places(tmp_path / "model.safetensors")
+
+
+def test_a_mapped_tensor_is_read_wherever_it_begins_and_never_written_back(tmp_path: Path) -> None:
+    file = tmp_path / "numbers"
+    for offset in (0, 3, 4096, 5000):
+        file.write_bytes(bytes(offset) + torch.arange(1000.0).numpy().tobytes())
+        found = mapped(file, offset, (10, 100), torch.float32)
+        assert torch.equal(found, torch.arange(1000.0).view(10, 100))
+        before = file.read_bytes()
+        found.zero_()
+        assert file.read_bytes() == before
