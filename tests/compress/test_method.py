@@ -154,47 +154,8 @@ def test_a_curve_can_not_be_written_by_hand() -> None:
 
 # A new method: one file and one line.
 
-STUB = '''
-"""Sign rounding: every weight becomes plus or minus the mean magnitude of its row."""
-
-from __future__ import annotations
-
-from typing import ClassVar
-
-from hemorrhage.compress.info import COMPENSATION, Comparison, MethodInfo
-from hemorrhage.compress.method import Context, Facts, Method, Settings as Base
-from hemorrhage.models.linears import linears_of
-
-
-class Settings(Base):
-    """How much of the magnitude stays."""
-
-    axis: ClassVar[str] = "bits"
-    severity_field: ClassVar[str] = "bits"
-
-    bits: int = 1
-    share: float = 1.0
-
-
-def alter(model, settings: Settings, context: Context) -> Facts:
-    """Alter ``model`` in place."""
-    for linear in linears_of(model).values():
-        weight = linear.weight.data
-        linear.weight.data = weight.sign() * weight.abs().mean(1, keepdim=True) * settings.share
-    return {"seen_seed": context.seed}
-
-
-METHOD = Method(
-    MethodInfo(
-        title="Sign rounding",
-        summary="signs",
-        examples=({"bits": 1}, {"bits": 1, "share": 0.5}),
-        improves_on=(Comparison(COMPENSATION, "rtn", ("bits",)),),
-    ),
-    Settings,
-    alter,
-)
-'''
+STUB = (ROOT / "docs" / "add-a-method.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
+"""The file that docs/add-a-method.md shows."""
 
 USE = """
 import json, sys
@@ -238,7 +199,7 @@ def test_one_file_and_one_line_make_a_method(tmp_path: Path, tiny: Path) -> None
     """In a copy of the sources: params.yaml, the compress step, the analysis and the table of methods know it."""
     tree = tmp_path / "src"
     shutil.copytree(ROOT / "src", tree, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    (tree / "hemorrhage/compress/methods/weight_quantization/signs.py").write_text(STUB.lstrip())
+    (tree / "hemorrhage/compress/methods/weight_quantization/signs.py").write_text(STUB)
     registry = tree / "hemorrhage/study/registry.py"
     registry.write_text(registry.read_text().replace('    "rtn",\n', '    "rtn",\n    "signs",\n', 1))
     done = subprocess.run(
