@@ -293,10 +293,19 @@ def new_model(name: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def fill(model: PreTrainedModel) -> None:
-    """Draw every weight, so that none has the value that a fault would leave unnoticed."""
+    """Draw every weight, so that none has the value that a fault would leave unnoticed.
+
+    Routers are sure of themselves, and recurrent layers do not outweigh the embedding that they write to: what hangs on
+    a hair's breadth is no matter of 8 bits.
+    """
+    tied, recurrent = model.all_tied_weights_keys, any("conv" in name for name, _ in model.named_parameters())
+    embedding = model.get_input_embeddings().weight
     for name, value in model.named_parameters():
         if value.dim() > 1:
-            spread = 0.3 if "conv" in name else 0.08
+            routes = ".router" in name or name.endswith(("mlp.gate.weight", "gate.wg.weight"))
+            spread = 0.6 if routes else 0.3 if "conv" in name else 0.08
+            if value is embedding and recurrent and not tied:
+                spread = 0.6
             value.normal_(0, spread) if "A_log" not in name else None
         elif name.rpartition(".")[2] in ("weight", "bias", "sinks"):
             value.add_(0.1 * torch.randn_like(value))

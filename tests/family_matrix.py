@@ -357,23 +357,25 @@ def page(found: dict[str, dict[str, str]]) -> str:
         "## Why not",
         "",
     ]
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for name, cells in found.items():
         for column, what in cells.items():
             if what != RIGHT:
-                reasons.setdefault((column, _general(what, name)), []).append(name)
-    lines += [f"- {column}: {why} ({', '.join(names)})" for (column, why), names in sorted(reasons.items())]
+                of_reason = reasons.setdefault(_general(what, name), ({}, {}))
+                of_reason[0][column], of_reason[1][name] = None, None
+    lines += [f"- {', '.join(steps)}: {why} ({', '.join(names)})" for why, (steps, names) in sorted(reasons.items())]
     return "\n".join(lines) + "\n"
 
 
 def _general(what: str, name: str) -> str:
     """A reason without the name of the family, so that those of several families are one."""
-    kind = str(FAMILIES[name].get("model_type", name))
     why = re.sub(
         r"\b\w+For(CausalLM|ConditionalGeneration)\b|\bGPT2LMHeadModel\b", "the model", what.partition(": ")[2]
     )
-    why = re.sub(rf"\b{re.escape(kind)}\b", "model", why)
-    return re.sub(r"model\.(language_model\.|decoder\.)?|transformer\.|backbone\.|gpt_neox\.", "", why)
+    why = re.sub(r"\b[A-Z]\w*(DecoderLayer|Block|Layer)\b", "block", why)
+    why = re.sub(r"\b(th(is|e) model|this one|this) is a \w+", "this model is another", why)
+    why = re.sub(rf"blocks of a {FAMILIES[name].get('model_type', name)}\b", "blocks", why)
+    return re.sub(r"(model|transformer|backbone|gpt_neox)\.(language_model\.|decoder\.)?(?=layers)", "", why)
 
 
 def committed() -> dict[str, dict[str, str]]:

@@ -25,7 +25,7 @@ def architecture(config: Any) -> Any:
 
 
 def text_entries(folder: Path) -> dict[str, Any]:
-    """The entries of a folder's config.json that are about text: of a wrapper those of its text tower.
+    """The entries of a folder's config.json that are about text: of a wrapper its text tower's, but its own type.
 
     Settings have the names that transformers has for all families, ``hidden_size`` where GPT-2 says ``n_embd``.
     """
@@ -33,7 +33,8 @@ def text_entries(folder: Path) -> dict[str, Any]:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config(decoder=True)
-    return text.to_dict() | {name: getattr(text, own) for name, own in text.attribute_map.items() if hasattr(text, own)}
+    others = {name: getattr(text, own) for name, own in text.attribute_map.items() if hasattr(text, own)}
+    return text.to_dict() | others | {"model_type": config.model_type}
 
 
 def skeleton(config: Any) -> PreTrainedModel:

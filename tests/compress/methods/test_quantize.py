@@ -378,7 +378,7 @@ def test_a_group_that_divides_no_width_is_refused_before_and_recorded_after(tiny
     assert rtn.Settings(bits=4, group_size="channel").check(config) is None
     compress(tmp_path / "out", "v", tiny, None, None, [], spec("rtn", bits=4, group_size=64))
     manifest = read_manifest(tmp_path / "out")
-    assert "does not divide the 172 inputs" in manifest["failure"]
+    assert "group_size 64 does not divide the model's intermediate_size of 172" in manifest["failure"]
     assert manifest["variant"] == "v"
 
 

@@ -181,7 +181,8 @@ def refuse_normed_writes(model: PreTrainedModel) -> None:
             usual = step(block, states, arguments[0])
             scale_writes(block, 0.5)
             scaled = step(block, states, arguments[0])
-    if (scaled - usual).abs().max() < 1e-3 * (usual - states).abs().max():
+    # Half of what is written is gone where no norm follows; the number that a norm adds under its root leaves a little.
+    if (scaled - usual).norm() < 0.1 * (usual - states).norm():
         raise RefusedError(
             f"{type(model).__name__} normalises what its blocks write, so that scaling it changes nothing"
         )

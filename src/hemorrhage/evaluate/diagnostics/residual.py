@@ -71,6 +71,8 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
             states.append(_step(block, states[-1], keywords))
         (final,) = walk.leave(model, (tokens,), states[-1:])
         directions = _directions(model, tokens)
+        if final.shape != states[-1].shape:
+            raise ValueError("self-repair needs a last norm that leaves the width as it is")
         gain = _frozen(model, tokens, states[-1], final)
         whole = _centred(final, directions)
         found = []
