@@ -22,8 +22,10 @@ def test_blocks_are_the_modules_themselves_in_order(tiny: Path) -> None:
     assert len(blocks(tiny_moe.new_model("mixtral"))) == 2
 
 
-@pytest.mark.parametrize("layers", [None, [nn.Linear(1, 1)], nn.ModuleList()])
-def test_a_model_without_blocks_is_refused(layers: Any) -> None:
-    model: Any = SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=layers))
-    with pytest.raises(ValueError, match=r"SimpleNamespace has no decoder blocks at \.layers"):
+@pytest.mark.parametrize("layers", [None, nn.Linear(1, 1), nn.ModuleList()])
+def test_a_model_without_blocks_is_refused(layers: nn.Module | None) -> None:
+    decoder = nn.Module()
+    decoder.layers = layers
+    model: Any = SimpleNamespace(get_decoder=lambda: decoder)
+    with pytest.raises(ValueError, match="SimpleNamespace has no stack of decoder blocks"):
         blocks(model)

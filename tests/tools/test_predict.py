@@ -148,7 +148,7 @@ def test_a_checkpoint_that_is_made_says_how_far_its_layers_moved(nothing_ran: Pl
     (planned,) = predict.asked_of(nothing_ran, "rtn-4", base, {"prose": NLL})
     folder = Path(nothing_ran.checkpoint("rtn-4")).parent
     folder.mkdir(parents=True)
-    made = {"variant": "rtn-4", "method": "rtn", "family": "quantize", "axis": "bits", "severity": 4.0}
+    made = {"variant": "rtn-4", "method": "rtn", "family": "weight_quantization", "axis": "bits", "severity": 4.0}
     (folder / "manifest.json").write_text(json.dumps({**made, "settings": {"bits": 4, "group_size": 64}}))
     layer = {"weight_sqnr": 20.0, "output_sqnr": 10.0, "input_outliers": 4.0}
     (folder / "layers.json").write_text(json.dumps({f"layer{place}": layer for place in range(3)}))

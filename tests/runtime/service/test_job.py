@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -85,7 +86,9 @@ def test_what_it_used_is_what_it_spent_and_held(folder: Path) -> None:
     used = dict(zip(header, map(float, row), strict=True))
     assert used["s"] >= 0.5
     assert used["cpu_time"] >= 0.5 + used["start_up"] - 0.1
-    assert 300 < used["max_rss"] < 1500
+    # The kernel hands a parent's peak down to what it starts.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    assert 300 < used["max_rss"] < max(1500, 1.1 * own)
 
 
 def test_imports_are_measured_by_the_outermost_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""What a head does is observed: factors, a cap, a bias, as the model's own forward pass has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, LlamaConfig, PhiConfig
+
+from hemorrhage.models.head import Head, head_of, stored_name
+
+SMALL = {
+    "hidden_size": 80,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+}
+
+
+def new(config: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LlamaConfig(**SMALL), (1.0, 1.0, None)),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), (1.0, 1 / 8.0, None)),
+        (Gemma2Config(**SMALL, head_dim=20, final_logit_softcapping=30.0), (1.0, 1.0, 30.0)),
+        (PhiConfig(**SMALL), (1.0, 1.0, None)),
+    ],
+    ids=["llama", "granite", "gemma2", "phi"],
+)
+def test_its_logits_are_the_models_own(config: Any, expected: tuple[float, float, float | None]) -> None:
+    model = new(config)
+    head = head_of(model)
+    assert (head.before, head.scale, head.cap) == expected
+    tokens = torch.arange(7)[None]
+    with torch.no_grad():
+        states = model.get_decoder()(tokens, use_cache=False).last_hidden_state
+        assert torch.allclose(head.logits(states), model(tokens, use_cache=False).logits, rtol=1e-5, atol=1e-6)
+    assert (head.bias is not None) == (config.model_type == "phi")
+
+
+def test_a_tile_of_products_becomes_logits() -> None:
+    weight, bias, hidden = torch.randn(11, 5), torch.randn(11), torch.randn(3, 5)
+    head = Head(weight, bias, before=2.0, scale=0.5, cap=3.0)
+    expected = 3.0 * torch.tanh(0.5 * (2.0 * hidden @ weight.T + bias) / 3.0)
+    assert torch.allclose(head.logits(hidden), expected)
+    tile = head.read(hidden) @ weight[4:9].T
+    assert torch.allclose(head.finish(tile, slice(4, 9)), expected[:, 4:9])
+    assert (len(head), head.width) == (11, 5)
+
+
+def test_its_name_is_that_of_its_module() -> None:
+    assert stored_name(new(LlamaConfig(**SMALL))) == "lm_head"
