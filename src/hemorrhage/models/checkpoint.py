@@ -152,7 +152,10 @@ def _rebuild(
     from hemorrhage.models.formats import forms
     from hemorrhage.models.formats.masked import MaskedLinear
 
-    masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
+    # Codes of integer weights can lie as a mask, too: those belong to their form.
+    masked = {
+        name for name in weights.names() if streamed and weights.masked(name) and weights.dtype(name).is_floating_point
+    } & _linear_weights(config)
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     if not isinstance(quantization, dict | None):
         quantization = quantization.to_dict()
