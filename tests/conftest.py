@@ -32,20 +32,35 @@ SOURCES = ["invented", "real"] if MIRROR.is_dir() else ["invented"]
 """Where a test of a data set takes its rows from: its own, and the real ones where they are."""
 
 
+ORDERED = ("test_awq", "test_gradient_pruning", "test_peers", "test_slicegpt")
+"""Files that compare methods: which one does better says nothing on a model whose features are all alike."""
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else the one in tests/tiny."""
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else tests/tiny/plain."""
+    return _carried("plain", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``plain``, for tests of an order among methods: else tests/tiny/scaled."""
+    return _carried("scaled", tmp_path_factory)
+
+
+def _carried(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if STORIES.is_dir():
         return STORIES
     from tests.tiny_model import expand
 
-    return expand(tmp_path_factory.mktemp("tiny") / "model")
+    return expand(name, tmp_path_factory.mktemp("tiny") / name)
 
 
-@pytest.fixture(scope="session")
-def trained(tiny: Path) -> Path:
-    """The tiny model, for tests of an order among methods: those say nothing on a model that has learned nothing."""
-    return tiny
+@pytest.fixture(scope="module")
+def tiny(request: pytest.FixtureRequest) -> Path:
+    """The tiny model of a file of tests."""
+    ordered = request.module.__name__.rpartition(".")[2] in ORDERED
+    return request.getfixturevalue("trained" if ordered else "plain")
 
 
 @pytest.fixture(scope="module")
