@@ -36,31 +36,21 @@ ORDERED = ("test_awq", "test_gradient_pruning", "test_peers", "test_slicegpt")
 """Files that compare methods: which one does better says nothing on a model whose features are all alike."""
 
 
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else tests/tiny/plain."""
-    return _carried("plain", tmp_path_factory)
+CARRIED = ROOT / "tests" / "tiny"
+"""Models that tests.tiny_model has made."""
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``plain``, for tests of an order among methods: else tests/tiny/scaled."""
-    return _carried("scaled", tmp_path_factory)
-
-
-def _carried(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if STORIES.is_dir():
-        return STORIES
-    from tests.tiny_model import expand
-
-    return expand(name, tmp_path_factory.mktemp("tiny") / name)
+def trained() -> Path:
+    """Folder of the tiny trained Llama for tests of an order among methods: stories260K, else tests/tiny/scaled."""
+    return STORIES if STORIES.is_dir() else CARRIED / "scaled"
 
 
 @pytest.fixture(scope="module")
-def tiny(request: pytest.FixtureRequest) -> Path:
-    """The tiny model of a file of tests."""
+def tiny(request: pytest.FixtureRequest, trained: Path) -> Path:
+    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else one of tests/tiny."""
     ordered = request.module.__name__.rpartition(".")[2] in ORDERED
-    return request.getfixturevalue("trained" if ordered else "plain")
+    return trained if STORIES.is_dir() or ordered else CARRIED / "plain"
 
 
 @pytest.fixture(scope="module")

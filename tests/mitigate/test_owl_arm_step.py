@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from hemorrhage.compress.methods.unstructured_pruning import owl, wanda
-from tests.conftest import STORIES
+from tests.conftest import CARRIED, STORIES
 from tests.mitigate.test_mitigation_arms_step import Made, check, compare, made, statistics, texts
-from tests.tiny_model import expand, scale_features
+from tests.tiny_model import scale_features
 
 __all__ = ["compare", "made", "statistics", "texts"]
 
@@ -25,7 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     if STORIES.is_dir():
         return STORIES
-    out = expand("scaled", tmp_path_factory.mktemp("early") / "model")
+    out = tmp_path_factory.mktemp("early") / "model"
+    shutil.copytree(CARRIED / "scaled", out)
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     scale_features(model, first=0.7, last=-0.7)
     model.save_pretrained(out)
