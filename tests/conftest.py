@@ -32,20 +32,25 @@ SOURCES = ["invented", "real"] if MIRROR.is_dir() else ["invented"]
 """Where a test of a data set takes its rows from: its own, and the real ones where they are."""
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else the one in tests/tiny."""
-    if STORIES.is_dir():
-        return STORIES
-    from tests.tiny_model import expand
+ORDERED = ("test_awq", "test_gradient_pruning", "test_peers", "test_slicegpt")
+"""Files that compare methods: which one does better says nothing on a model whose features are all alike."""
 
-    return expand(tmp_path_factory.mktemp("tiny") / "model")
+
+CARRIED = ROOT / "tests" / "tiny"
+"""Models that tests.tiny_model has made."""
 
 
 @pytest.fixture(scope="session")
-def trained(tiny: Path) -> Path:
-    """The tiny model, for tests of an order among methods: those say nothing on a model that has learned nothing."""
-    return tiny
+def trained() -> Path:
+    """Folder of the tiny trained Llama for tests of an order among methods: stories260K, else tests/tiny/scaled."""
+    return STORIES if STORIES.is_dir() else CARRIED / "scaled"
+
+
+@pytest.fixture(scope="module")
+def tiny(request: pytest.FixtureRequest, trained: Path) -> Path:
+    """Folder of a tiny trained Llama: stories260K where it lies beside the repository, else one of tests/tiny."""
+    ordered = request.module.__name__.rpartition(".")[2] in ORDERED
+    return trained if STORIES.is_dir() or ordered else CARRIED / "plain"
 
 
 @pytest.fixture(scope="module")

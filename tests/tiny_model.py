@@ -1,15 +1,16 @@
 """A tiny trained Llama for machines that have none: 260,000 parameters, trained here in under a minute.
 
     python -m tests.tiny_model models/tiny
-    python -m tests.tiny_model tests/tiny --carried
+    python -m tests.tiny_model tests/tiny/plain
+    python -m tests.tiny_model tests/tiny/scaled --steps 400 --scaled
 
 The shape is that of the stories260K model: 5 layers of width 64, grouped queries, tied embeddings, a
 vocabulary and a context of 512 tokens; texts start with a beginning-of-sequence token. It learns the
 calibration split of the embedded prose, enough that compressing it does damage that can be measured.
 
-The tests carry one in float16 (tests/tiny), so that they need no training and all machines see the same numbers. It
-learned for longer, and its features were given unequal scales, as those of large models have: the function is the same,
-but methods that look at inputs know more than those that do not.
+The tests carry two (tests/tiny), so that they need no training and all machines see the same numbers. ``scaled``
+learned for longer, and its features were given unequal scales, as those of large models have: the function is the
+same, but methods that look at inputs know more than those that do not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -44,26 +44,6 @@ def build(out: Path, steps: int = 150) -> Path:
     train(model, tokens, steps)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2)
     model.save_pretrained(out)
-    return out
-
-
-CARRIED = Path(__file__).resolve().parent / "tiny"
-CARRIED_STEPS = 400
-
-
-def build_carried(out: Path) -> Path:
-    """Train the model that tests/tiny holds, and save it as it lies there: float16."""
-    build(out, CARRIED_STEPS)
-    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
-    scale_features(model)
-    model.half().save_pretrained(out)
-    return out
-
-
-def expand(out: Path) -> Path:
-    """Write the model of tests/tiny as a Hugging Face folder ``out`` in float32, which is returned."""
-    shutil.copytree(CARRIED, out)
-    LlamaForCausalLM.from_pretrained(CARRIED, dtype=torch.float32).save_pretrained(out)
     return out
 
 
@@ -164,9 +144,14 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.tiny_model", description="train a tiny Llama")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--carried", action="store_true", help="the one that the tests carry")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--scaled", action="store_true", help="give its features unequal scales")
     arguments = parser.parse_args()
-    (build_carried if arguments.carried else build)(arguments.out)
+    build(arguments.out, arguments.steps)
+    if arguments.scaled:
+        model = LlamaForCausalLM.from_pretrained(arguments.out, dtype=torch.float32)
+        scale_features(model)
+        model.save_pretrained(arguments.out)
 
 
 if __name__ == "__main__":

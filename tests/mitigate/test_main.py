@@ -30,10 +30,10 @@ WINDOWS, LENGTH = 64, 64
 
 
 @pytest.fixture(scope="module")
-def study(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference on what the model itself says, and a variant of 2 bits."""
     root = tmp_path_factory.mktemp("mitigate")
-    model = load(tiny)
+    model = load(trained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = torch.full((WINDOWS, 1), model.config.bos_token_id)
@@ -47,7 +47,7 @@ def study(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest(folder, corpora={"prose": {"sha256": "ab", "protocol": protocol}})
     spec = {"sweep": "s", "method": "rtn", "seed": 0}
     settings = {"bits": 3, "group_size": "channel"}
-    compress(root / "variant", "v", tiny, None, None, [], {**spec, "settings": settings})
+    compress(root / "variant", "v", trained, None, None, [], {**spec, "settings": settings})
     return root
 
 
@@ -63,8 +63,8 @@ SPEC: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def table(study: Path, tiny: Path) -> pd.DataFrame:
-    step.mitigate(study / "out", "v", study / "variant", tiny, study / "reference", SPEC)
+def table(study: Path, trained: Path) -> pd.DataFrame:
+    step.mitigate(study / "out", "v", study / "variant", trained, study / "reference", SPEC)
     return TOKENS.validate(pd.read_parquet(study / "out" / "tokens.parquet"))
 
 
@@ -93,9 +93,9 @@ def test_the_step_scores_the_other_half_and_generations(study: Path, table: pd.D
     assert len(fits["entropy buckets"]["temperature"]) == 3
 
 
-def test_the_plain_side_is_the_variant_itself(study: Path, tiny: Path, table: pd.DataFrame) -> None:
+def test_the_plain_side_is_the_variant_itself(study: Path, trained: Path, table: pd.DataFrame) -> None:
     plain = table[(table["correction"] == "none") & (table["part"] == "text")]
-    base, variant = load(tiny), load(study / "variant", base=tiny)
+    base, variant = load(trained), load(study / "variant", base=trained)
     windows = step.read_slice(study / "reference" / "windows.safetensors", "prose", slice(32, 34)).long()
     with torch.no_grad():
         p, q = (model(windows).logits[:, :-1].double().log_softmax(-1) for model in (base, variant))
@@ -128,12 +128,12 @@ def test_on_the_other_half_it_is_never_worse_and_its_shuffled_recovers_nothing(
 
 
 def test_a_variant_that_was_not_made_is_recorded(
-    study: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     write_manifest(broken, variant="v", failure="out of luck")
-    folders = {"--checkpoint": broken, "--base": tiny, "--reference": study / "reference"}
+    folders = {"--checkpoint": broken, "--base": trained, "--reference": study / "reference"}
     words = [str(word) for pair in folders.items() for word in pair]
     command = ["mitigate", str(tmp_path / "out"), "--variant", "v", *words, "--spec", json.dumps(SPEC)]
     monkeypatch.setattr(sys, "argv", command)

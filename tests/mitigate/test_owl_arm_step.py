@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from hemorrhage.compress.methods.unstructured_pruning import owl, wanda
-from tests.conftest import STORIES
+from tests.conftest import CARRIED, STORIES
 from tests.mitigate.test_mitigation_arms_step import Made, check, compare, made, statistics, texts
 from tests.tiny_model import scale_features
 
@@ -19,16 +19,16 @@ __all__ = ["compare", "made", "statistics", "texts"]
 
 
 @pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """stories260K, whose early blocks have outliers and matter most; the carried model with its scales turned around.
 
     The carried one has its outliers in the last block, which matters least: what OWL supposes is wrong of it.
     """
-    if tiny == STORIES:
-        return tiny
+    if STORIES.is_dir():
+        return STORIES
     out = tmp_path_factory.mktemp("early") / "model"
-    shutil.copytree(tiny, out)
-    model = LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    shutil.copytree(CARRIED / "scaled", out)
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     scale_features(model, first=0.7, last=-0.7)
     model.save_pretrained(out)
     return out

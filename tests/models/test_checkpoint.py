@@ -7,7 +7,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hemorrhage.models import folder
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
+from hemorrhage.models.formats.forms import replace
+from hemorrhage.models.formats.int8 import Int8Linear
+from hemorrhage.models.weights import Weights
 
 
 def test_load_is_a_frozen_plain_model_of_the_asked_dtype(tiny: Path) -> None:
@@ -28,3 +32,22 @@ def test_tokenizer_is_the_one_of_tokenizer_json(tiny: Path) -> None:
 
 def test_the_size_is_that_in_float32(base: Path) -> None:
     assert size(base) == 4 * sum(value.numel() for value in load(base).parameters())
+
+
+def test_codes_with_many_zeros_are_read_with_their_scale_block_by_block(tiny: Path, tmp_path: Path) -> None:
+    """Such codes lie as a mask, which is made when the layer computes only where it is a plain weight."""
+    model = load(tiny)
+    name = "model.layers.1.mlp.up_proj"
+    codes = torch.zeros(172, 64, dtype=torch.int8)
+    codes[:, ::9] = torch.arange(-86, 86, dtype=torch.int8)[:, None]
+    stored = {"weight": codes, "weight_scale": torch.full((172, 1), 0.01)}
+    replace(model, name, Int8Linear(stored, {"weights": {"num_bits": 8}, "format": "int-quantized"}, None))
+    (tmp_path / "v").mkdir()
+    folder.save(model, torch.float32, tiny, tmp_path / "v", tiny)
+    assert Weights(tmp_path / "v", tiny).masked(f"{name}.weight")
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = model(tokens).logits
+        for streamed in (False, True):
+            read = load(tmp_path / "v", base=tiny, streamed=streamed)
+            torch.testing.assert_close(read(tokens).logits, expected, rtol=1e-4, atol=1e-4)

@@ -86,8 +86,10 @@ def diverse_beam_search(
         taken = log_probs.new_zeros(batch, log_probs.shape[-1])
         parents = []
         for number, group in enumerate(searches):
+            # Also of a group that ends with this step: its last tokens were chosen at the same time as the next ones'.
+            counts = group.open[:, None].to(taken).expand(-1, size)
             parents.append(first + number * size + group.step(log_probs[:, number] - penalty * taken[:, None]))
-            taken.scatter_add_(1, group.ids[:, :, -1], group.open[:, None].to(taken).expand(-1, size))
+            taken.scatter_add_(1, group.ids[:, :, -1], counts)
         if not any(bool((group.open & group.running).any()) for group in searches):
             return best(searches, input_ids, generation_config)
         cache.batch_select_indices(torch.stack(parents, 1).flatten())
@@ -135,8 +137,10 @@ class Group:
         finishing[:, self.size :] = False
         self.ended = self.ended.joined(torch.where(finishing, top.values / generated, NEVER), ids, self.size)
 
-        going = (top.values + NEVER * stops).topk(self.size)
-        self.ids, self.scores = rows(ids, going.indices), going.values
+        # In float64: beside NEVER float32 tells no two beams apart, and where all stop, other groups are kept from the
+        # last tokens of these.
+        going = (top.values.double() + NEVER * stops).topk(self.size)
+        self.ids, self.scores = rows(ids, going.indices), going.values.to(top.values.dtype)
         self.running = ~stops.all(-1)
         self.open = self.open & (self.scores[:, 0] / generated > self.ended.scores.amin(-1))
         return parents.gather(1, going.indices)
