@@ -48,7 +48,7 @@ gguf: $(READY)
 
 report: $(READY)
 	@snakemake; status=$$?; \
-	if python -m hemorrhage.study.plan show | grep -q '^page *current$$'; then echo "open reports/index.html"; \
+	if python -m hemorrhage.cli plan | grep -q '^page *current$$'; then echo "open reports/index.html"; \
 	elif test $$status -eq 0; then echo "there is no report of this params.yaml; run again" >&2; status=1; fi; \
 	exit $$status
 

@@ -186,7 +186,8 @@ def test_of_two_runs_at_once_one_stops_with_a_clear_message(project: Project) ->
 
 def test_a_failing_variant_is_a_row_with_its_reason_and_the_rest_finishes(project: Project) -> None:
     method = project.root / "src/hemorrhage/compress/methods/unstructured_pruning/wanda.py"
-    method.write_text(method.read_text() + '\ndef alter(*arguments, **named):\n    raise ValueError("planted fault")\n')
+    planted = '\ndef fail(*arguments: object) -> None:\n    raise ValueError("planted fault")\n'
+    method.write_text(f"{method.read_text()}\n{planted}\n\nMETHOD = Method(METHOD.info, Settings, fail)\n")
     ran = project.jobs("snakemake", check=False)
     assert ran == {"compress": 1, "evaluate": 1, **REPORT}
     for command, status in (("snakemake",), 1), (("dvc", "repro"), 0):
