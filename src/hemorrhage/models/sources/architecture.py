@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.models.architecture import architecture
 from hemorrhage.models.sources.files import Tensor, listed, read_json
 from hemorrhage.runtime.step import InputError
 
@@ -94,12 +95,14 @@ def _loaded(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model without numbers, and what transformers says of its tensors among ``stored``."""
     import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, __version__
+    from transformers import __version__
     from transformers.utils import logging
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"{folder}: {config.model_type} is no causal language model of transformers {__version__}")
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    try:
+        kind = architecture(config)
+    except ValueError:
+        line = f"{folder}: {config.model_type} is no causal language model of transformers {__version__}"
+        raise InputError(line) from None
     state = {
         name: torch.empty(tensor.shape, dtype=getattr(torch, TYPES[tensor.dtype]), device="meta")
         for name, tensor in stored.items()
