@@ -33,7 +33,9 @@ class Project:
             "JOURNAL": str(journal),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self.environment.pop("PYTHONPATH", None)
+        # `make test` would hand its own flags to a make that a test starts, which then prints its directories.
+        for name in ("PYTHONPATH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+            self.environment.pop(name, None)
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command in the project; its output is shown when it fails."""
