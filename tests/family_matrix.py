@@ -32,7 +32,7 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.evaluate import __main__ as evaluation
 from hemorrhage.evaluate import reference as reference_step
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 from hemorrhage.models.__main__ import prepare as prepare_base
 from hemorrhage.models.architecture import architecture
 from hemorrhage.models.blocks import blocks
@@ -173,8 +173,8 @@ def of_base(study: Study) -> str:
         stored = load(study.base, "stored")
         found = {
             "loaded": whole,
-            "blockwise": walk.logits(model, walk.through(model, study.tokens)),
-            "blockwise, stored": walk.logits(stored, walk.through(stored, study.tokens)),
+            "blockwise": blockwise.logits(model, blockwise.forward_blockwise(model, study.tokens)),
+            "blockwise, stored": blockwise.logits(stored, blockwise.forward_blockwise(stored, study.tokens)),
             "streamed": load(study.base, streamed=True)(study.tokens, use_cache=False).logits,
         }
     for what, logits in found.items():

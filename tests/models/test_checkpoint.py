@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hemorrhage.models import folder
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
-from hemorrhage.models.formats.forms import replace
 from hemorrhage.models.formats.int8 import Int8Linear
+from hemorrhage.models.formats.storage import replace
 from hemorrhage.models.weights import Weights
 
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from hemorrhage.models import folder
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.formats.forms import replace
 from hemorrhage.models.formats.low_rank import LowRankLinear
+from hemorrhage.models.formats.storage import replace
 from hemorrhage.models.weights import Weights
 
 TOKENS = torch.arange(3, 40)[None]

@@ -40,7 +40,7 @@ def new(config: Any) -> Any:
 def test_its_logits_are_the_models_own(config: Any, expected: tuple[float, float, float | None]) -> None:
     model = new(config)
     head = head_of(model)
-    assert (head.before, head.scale, head.cap) == expected
+    assert (head.input_scale, head.output_scale, head.softcap) == expected
     tokens = torch.arange(7)[None]
     with torch.no_grad():
         states = model.get_decoder()(tokens, use_cache=False).last_hidden_state
@@ -50,10 +50,10 @@ def test_its_logits_are_the_models_own(config: Any, expected: tuple[float, float
 
 def test_a_tile_of_products_becomes_logits() -> None:
     weight, bias, hidden = torch.randn(11, 5), torch.randn(11), torch.randn(3, 5)
-    head = Head(weight, bias, before=2.0, scale=0.5, cap=3.0)
+    head = Head(weight, bias, input_scale=2.0, output_scale=0.5, softcap=3.0)
     expected = 3.0 * torch.tanh(0.5 * (2.0 * hidden @ weight.T + bias) / 3.0)
     assert torch.allclose(head.logits(hidden), expected)
-    tile = head.read(hidden) @ weight[4:9].T
+    tile = head.scale_input(hidden) @ weight[4:9].T
     assert torch.allclose(head.finish(tile, slice(4, 9)), expected[:, 4:9])
     assert (len(head), head.width) == (11, 5)
 

@@ -86,9 +86,11 @@ def test_a_clean_up_moves_no_address(tree: Path, moved: Callable[[], set[str]]) 
     replace(tree / "runtime/artifact.py", "the disk is full; make room", "no room is left; make some")
     replace(tree / "compress/checks/integrity.py", "holds NaN or infinite weights", "has weights that are not finite")
     replace(tree / "evaluate/__main__.py", "above it a model is read block by block", "in GB")
-    replace(tree / "models/walk.py", "def _decode(model: PreTrainedModel, batch: Tensor)", "def _decode(model, batch)")
+    replace(
+        tree / "models/blockwise.py", "def _decode(model: PreTrainedModel, batch: Tensor)", "def _decode(model, batch)"
+    )
     replace(tree / "study/registry.py", '    "rtn",\n', '    "rtn",\n    "hqq",\n')
-    for name in ("models/walk.py", "runtime/artifact.py", "calibrate/reader.py"):
+    for name in ("models/blockwise.py", "runtime/artifact.py", "calibrate/reader.py"):
         file = tree / name
         file.write_text(file.read_text() + "\n\ndef unused() -> None:\n    print(1)\n")
     assert moved() == set()
@@ -121,9 +123,9 @@ def test_how_a_form_is_read_moves_the_methods_that_store_it(tree: Path, here: So
 
 def test_a_renamed_local_variable_moves_what_reaches_it(tree: Path, moved: Callable[[], set[str]]) -> None:
     """It was 95 of 99 when a program was all that its modules import."""
-    file = tree / "models/walk.py"
+    file = tree / "models/blockwise.py"
     text = file.read_text()
-    start = text.index("def together(")
+    start = text.index("def forward_batches(")
     end = text.index("\n\n\n", start)
     file.write_text(text[:start] + re.sub(r"\bplace\b", "number", text[start:end]) + text[end:])
     after = moved()

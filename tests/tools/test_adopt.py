@@ -359,10 +359,10 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
         )
 
     before, places = data(), addresses()
-    walk = project.root / "src/hemorrhage/models/walk.py"
-    source = walk.read_text()
-    start = source.index("def together(")
-    walk.write_text(source[:start] + source[start:].replace("arguments", "given"))
+    blockwise = project.root / "src/hemorrhage/models/blockwise.py"
+    source = blockwise.read_text()
+    start = source.index("def forward_batches(")
+    blockwise.write_text(source[:start] + source[start:].replace("arguments", "given"))
     changed = {name for name, key in addresses().items() if places[name] != key}
     assert {"references/base", "checkpoints/rtn-4", "evaluations/base"} <= changed
     done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.tools.adopt", "HEAD")

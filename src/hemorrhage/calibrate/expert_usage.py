@@ -19,10 +19,10 @@ def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, An
     The MLP is in float32 while it is looked at, and must not be altered then. The inputs are float32 [tokens, hidden],
     the unaltered model's.
     """
-    from hemorrhage.models.walk import enter, in_float32, step
+    from hemorrhage.models.blockwise import embed, in_float32, run_block
 
     with torch.no_grad():
-        states, arguments = enter(model, tokens.long().to(model.device).split(1))
+        states, arguments = embed(model, tokens.long().to(model.device).split(1))
     stack: Any = blocks(model)
     for index, block in enumerate(stack):
         seen: list[Tensor] = []
@@ -31,7 +31,7 @@ def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, An
         with in_float32(block):
             try:
                 with torch.no_grad():
-                    states = [step(block, state, arguments[index], place) for place, state in enumerate(states)]
+                    states = [run_block(block, state, arguments[index], place) for place, state in enumerate(states)]
             finally:
                 hook.remove()
             if mlp is not None:

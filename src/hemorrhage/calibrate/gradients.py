@@ -140,15 +140,15 @@ def measure_local(model: PreTrainedModel, tokens: Tensor, file: Path) -> None:
 
     ``model`` in any dtype, no weight requiring a gradient; ``tokens`` int [samples, length].
     """
-    from hemorrhage.models.walk import enter, in_float32
-    from hemorrhage.models.walk import step as run
+    from hemorrhage.models.blockwise import embed, in_float32
+    from hemorrhage.models.blockwise import run_block as run
 
     linears = linears_of(model)
     shapes = {f"{name}.local": linear.weight.shape for name, linear in linears.items()}
     dtypes = dict.fromkeys(shapes, torch.bfloat16)
     _log_size(shapes, dtypes)
     with torch.no_grad():
-        states, arguments = enter(model, tokens.long().to(model.device).split(1))
+        states, arguments = embed(model, tokens.long().to(model.device).split(1))
     with TensorFile(file, shapes, dtypes, {}) as stream:
         for block, keywords in zip(
             tqdm(blocks(model), desc="gradients", unit="block", mininterval=5), arguments, strict=True

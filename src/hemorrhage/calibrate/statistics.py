@@ -180,16 +180,16 @@ class Walk:
         """``tokens`` int [samples, length]; ``shared`` is that of ``shared_inputs``; ``folder``: on the disk on which
         states lie between two blocks that are too many for memory, where that is wanted; ``where``: the device that
         blocks compute on, one at a time, if it is not the model's."""
-        from hemorrhage.models.walk import enter, moved
+        from hemorrhage.models.blockwise import embed, to_device
 
         self.model = model
         self.shared = shared
         self.folder = folder
         self.where = where or model.device
         self.batches = tokens.long().to(model.device).split(_batch(*tokens.shape))
-        states, arguments = enter(model, self.batches)
-        self.states: list[Tensor] = moved(states, self.where)
-        self.arguments: list[dict[str, Any]] = moved(arguments, self.where)
+        states, arguments = embed(model, self.batches)
+        self.states: list[Tensor] = to_device(states, self.where)
+        self.arguments: list[dict[str, Any]] = to_device(arguments, self.where)
         self.block = -1
 
     def advance(self, moments: bool) -> Seen:
@@ -197,7 +197,7 @@ class Walk:
 
         ``moments``: whether the second moments of inputs are wanted.
         """
-        from hemorrhage.models.walk import in_float32
+        from hemorrhage.models.blockwise import in_float32
 
         self.block += 1
         block = blocks(self.model)[self.block]
@@ -209,12 +209,12 @@ class Walk:
 
     def leave(self) -> None:
         """Let the states through the block as it is now."""
-        from hemorrhage.models.walk import in_float32, step
+        from hemorrhage.models.blockwise import in_float32, run_block
 
         block, aside = blocks(self.model)[self.block], Aside(self.folder)
         with in_float32(block, self.where):
             for index, before in enumerate(self.states):
-                self.states[index] = aside.put(step(block, before, self.arguments[self.block], index))
+                self.states[index] = aside.put(run_block(block, before, self.arguments[self.block], index))
 
     def last(self) -> Tensor:
         """Hidden states of the windows' last tokens: float32 [samples, hidden]."""
@@ -235,8 +235,8 @@ def observe(
     The block is in float32, on the device of the states. What leaves it is put aside in ``folder``
     (hemorrhage.models.stream).
     """
+    from hemorrhage.models.blockwise import run_block
     from hemorrhage.models.experts import every_token
-    from hemorrhage.models.walk import step
 
     inputs = {first: Input.empty(linears[first].in_features, states[0].device, moments) for first in firsts}
     outputs = dict.fromkeys(linears, (0.0, 0.0))
@@ -257,7 +257,7 @@ def observe(
     try:
         with every_token(block):
             for number, before in enumerate(states):
-                leaving = step(block, before, arguments, number)
+                leaving = run_block(block, before, arguments, number)
                 similarity += torch.cosine_similarity(before, leaving, dim=-1).double().sum().item()
                 after.append(aside.put(leaving))
     finally:
@@ -279,8 +279,8 @@ def shared_inputs(model: PreTrainedModel, tokens: Tensor) -> dict[str, list[str]
     Observed in a forward pass over ``tokens``, and so independent of what an architecture calls its layers.
     Raises ValueError for a linear layer that the pass does not reach.
     """
+    from hemorrhage.models.blockwise import forward_blockwise
     from hemorrhage.models.experts import every_token
-    from hemorrhage.models.walk import through
 
     names = {module: name for name, module in linears_of(model).items()}
     # The tensors are kept until the end, or else a later one could lie where an earlier one was freed.
@@ -294,7 +294,7 @@ def shared_inputs(model: PreTrainedModel, tokens: Tensor) -> dict[str, list[str]
 
     hooks = [module.register_forward_pre_hook(note) for module in names]
     with every_token(model):
-        through(model, tokens.long().to(model.device))
+        forward_blockwise(model, tokens.long().to(model.device))
     for hook in hooks:
         hook.remove()
     missing = set(names.values()) - {name for group in shared.values() for name in group}

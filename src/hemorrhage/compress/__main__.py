@@ -76,7 +76,7 @@ def _compress(
     from hemorrhage.models import folder
     from hemorrhage.models.blocks import blocks
     from hemorrhage.models.checkpoint import device, load
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
     from hemorrhage.models.linears import linears_of
     from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
@@ -115,7 +115,7 @@ def _compress(
     mask_bits = settings.mask_bits
     if mask_bits is None and parent is not None:
         mask_bits = read_manifest(parent).get("mask_bits")
-    bits = size.stored_layers(part, on_disk, {*names, *found.zeros}, mask_bits, found.zeros, forms_of(model))
+    bits = size.stored_layers(part, on_disk, {*names, *found.zeros}, mask_bits, found.zeros, formatted_layers(model))
     measured: dict[str, Any] = {}
     if settings.axis in ("removed", "added"):
         # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.

@@ -57,7 +57,7 @@ class Progress:
         """Make a block of ``model`` what it was when it was finished."""
         from safetensors import safe_open
 
-        from hemorrhage.models.formats import forms, reader
+        from hemorrhage.models.formats import reader, storage
 
         with safe_open(self._file(index), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -69,7 +69,7 @@ class Progress:
                 form.scheme = schemes[name]
             layer: Any = model.get_submodule(name)
             form.bias = layer.bias
-            forms.replace(model, name, form)
+            storage.replace(model, name, form)
         for name, value in plain.items():
             place, _, kind = name.rpartition(".")
             getattr(model.get_submodule(place), kind).data = value

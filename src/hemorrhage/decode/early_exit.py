@@ -30,10 +30,10 @@ def exit_layer(model: PreTrainedModel, layers: int | None) -> int:
 def early_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     """Logits float32 [batch, n, vocabulary] of ``states`` [batch, n, width] that any block but the last has left."""
     # Imported here: it imports torch, and strategies are read with params.yaml.
-    from hemorrhage.models.walk import leave, logits
+    from hemorrhage.models.blockwise import final_norm, logits
 
     tokens = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
-    (normed,) = leave(model, (tokens,), [states])
+    (normed,) = final_norm(model, (tokens,), [states])
     return logits(model, normed)
 
 

@@ -1,7 +1,7 @@
 """The decode sweep of one variant: every strategy on the same batches of prompts, resumable by batch.
 
 A batch of prompts is read once by the variant and once by the base model; the strategies start from copies
-of what that left in the cache, those that need one forward pass a token together (hemorrhage.decode.together).
+of what that left in the cache, those that need one forward pass a token together (hemorrhage.decode.batching).
 Finished batches lie in ``<out>.resume`` until the output is in place.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hemorrhage.decode import together
+from hemorrhage.decode import batching
 from hemorrhage.decode.answers import extract, final_number, is_right
 from hemorrhage.decode.generation import (
     Prompts,
@@ -292,8 +292,8 @@ def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> 
     alone: list[Strategy] = []
     for strategy in chosen:
         parameters = strategy.chooses.parameters(model, strategy.settings, prompts)
-        (joining if together.joins(parameters) else alone).append(strategy)
-    size = max(1, together.TOKENS // (len(batch.prompts) * (batch.longest + batch.new_tokens)))
+        (joining if batching.joins(parameters) else alone).append(strategy)
+    size = max(1, batching.TOKENS // (len(batch.prompts) * (batch.longest + batch.new_tokens)))
     joined = [joining[start : start + size] for start in range(0, len(joining), size)]
     return [*joined, *([strategy] for strategy in alone)]
 
@@ -358,7 +358,7 @@ class _Desk:
             ]
         else:
             prompts = Prompts(self.mask, batch.new_tokens)
-            found = together.continuations(
+            found = batching.continuations(
                 self.model,
                 self.ids,
                 self.mask,

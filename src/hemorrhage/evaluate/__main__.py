@@ -40,9 +40,9 @@ from hemorrhage.evaluate.language import (
 )
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ITEMS
+from hemorrhage.models.blockwise import is_streamed
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
 from hemorrhage.models.reload import verify
-from hemorrhage.models.walk import streams
 from hemorrhage.models.weights import CHECK
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import (
@@ -118,7 +118,7 @@ def evaluate(
             found = inside.measure(model, of_base_inside, made.get("blocks"), ablate, gaps)
             inside.INSIDE.validate(found).to_parquet(part / "inside.parquet", index=False)
         # The speed of a disk is none of a model's.
-        measured = {} if streams(model) else _cost(model, gaps)
+        measured = {} if is_streamed(model) else _cost(model, gaps)
         costs = {**measured, "theoretical": cost.theoretical(checkpoint)}
         (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(

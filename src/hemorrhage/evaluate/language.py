@@ -29,8 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hemorrhage.evaluate.schema import TOKENS
+from hemorrhage.models import blockwise
 from hemorrhage.models import head as heads
-from hemorrhage.models import walk
 from hemorrhage.models.architecture import skeleton
 from hemorrhage.models.blocks import decoder
 from hemorrhage.models.head import Head
@@ -73,10 +73,14 @@ def output_embedding(model: PreTrainedModel) -> Tensor:
 
 
 def _matrix(head: Head, kind: str) -> Tensor:
-    if head.cap is not None or head.bias is not None:
-        what = "caps its logits" if head.cap is not None else "has a bias"
+    if head.softcap is not None or head.bias is not None:
+        what = "caps its logits" if head.softcap is not None else "has a bias"
         raise RefusedError(f"a {kind}'s head {what}: its logits are no product of the states")
-    return head.weight.float() if head.before * head.scale == 1 else head.weight.float() * (head.before * head.scale)
+    return (
+        head.weight.float()
+        if head.input_scale * head.output_scale == 1
+        else head.weight.float() * (head.input_scale * head.output_scale)
+    )
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> Tensor:
@@ -94,13 +98,16 @@ def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Itera
     A model that is read block by block takes as many parts through it at once as have room in memory.
     """
     most = 1
-    if walk.streams(model) and parts:
+    if blockwise.is_streamed(model) and parts:
         width = 4 * heads.head_of(model).width
         most = max(1, IN_MEMORY // (width * windows[parts[0]].numel()))
     for start in range(0, len(parts), most):
         some = parts[start : start + most]
         tokens = [windows[part].to(model.device).long() for part in some]
-        states = walk.together(model, tokens) if walk.streams(model) else [hidden_states(model, tokens[0])]
+        if blockwise.is_streamed(model):
+            states = blockwise.forward_batches(model, tokens)
+        else:
+            states = [hidden_states(model, tokens[0])]
         yield from zip(some, tokens, states, strict=True)
 
 
@@ -166,11 +173,11 @@ class Predictions:
     def _part(
         self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, states = len(states), self.head.read(states)
+        rows, states = len(states), self.head.scale_input(states)
         logits, maxima = self.logits[:rows], self.maxima[:rows]
         peak = logits.new_full((rows,), torch.finfo(torch.float32).min, dtype=torch.float64)
         if base is not None and self.base_head is not None:
-            base = self.base_head.read(base[0]), base[1]
+            base = self.base_head.scale_input(base[0]), base[1]
         # mass Σ exp(z − peak), energy Σ exp(z − peak) (z − peak), cross Σ p (base's logit − variant's)
         mass, energy, cross = torch.zeros((3, rows), dtype=torch.float64, device=logits.device)
         for start in range(0, self.vocabulary, self.width):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 
 WINDOWS = 8
 """Of each split."""
@@ -40,12 +40,12 @@ def known(model: PreTrainedModel, evaluation: Tensor, calibration: Tensor) -> di
 
 def scores(model: PreTrainedModel, windows: Tensor) -> dict[str, list[float]]:
     """``nll`` (nats per token) and ``min_k`` of each of the windows int64 ``[n, window]``."""
-    states = walk.through(model, windows.to(model.device))
+    states = blockwise.forward_blockwise(model, windows.to(model.device))
     found: dict[str, list[float]] = {"nll": [], "min_k": []}
     with torch.inference_mode():
         for hidden, tokens in zip(states[:, :-1], windows[:, 1:], strict=True):
             parts = [
-                min_k_terms(walk.logits(model, rows), targets.to(rows.device))
+                min_k_terms(blockwise.logits(model, rows), targets.to(rows.device))
                 for rows, targets in zip(hidden.split(ROWS), tokens.split(ROWS), strict=True)
             ]
             ln_p, term = (torch.cat(column) for column in zip(*parts, strict=True))

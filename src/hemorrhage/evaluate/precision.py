@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.blocks import blocks, decoder
-from hemorrhage.models.walk import streams
+from hemorrhage.models.blockwise import is_streamed
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def computing(model: PreTrainedModel, dtype: str) -> Iterator[None]:
         yield
         return
     # Blocks, too: they are called without the decoder where a model is read block by block.
-    modules: list[Any] = [decoder(model), *blocks(model)] if streams(model) else [decoder(model)]
+    modules: list[Any] = [decoder(model), *blocks(model)] if is_streamed(model) else [decoder(model)]
     own = [(module, vars(module).get("forward"), module.forward) for module in modules]
 
     def cast(forward: Any) -> Any:

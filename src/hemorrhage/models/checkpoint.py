@@ -31,14 +31,14 @@ def load(
     (hemorrhage.models.weights). Files are compared with the checksums of their manifests before.
     Its weights are cast to ``dtype``, a torch name, or stay in the dtype they lie in (``stored``). Reads safetensors of
     this machine only and never runs code that a checkpoint brings along. Weights in another form than a plain tensor
-    (hemorrhage.models.formats.forms) become dense ones here, computed in float32; with ``as_stored`` the forms stay
+    (hemorrhage.models.formats.storage) become dense ones here, computed in float32; with ``as_stored`` the forms stay
     and dequantize when they compute. Quantized activations and caches are emulated
     (models.emulation.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
     a file is damaged or ``base`` is missing or another one.
 
     With ``streamed`` the model computes in float32 with the weights of one block in memory at a time, read from the
-    files when it is the block's turn (hemorrhage.models.walk.by_blocks). It stays on the processor. What ``size`` has
-    no answer for is loaded whole.
+    files when it is the block's turn (models.blockwise.stream_blocks). It stays on the processor. What ``size`` has no
+    answer for is loaded whole.
     """
     from transformers import AutoConfig
 
@@ -64,9 +64,9 @@ def load(
     else:
         model = _from_pretrained(folder, config, dtype)
     if streamed:
-        from hemorrhage.models.walk import by_blocks
+        from hemorrhage.models.blockwise import stream_blocks
 
-        by_blocks(model)
+        stream_blocks(model)
     else:
         model.to(device())
     return model.eval()
@@ -186,7 +186,7 @@ def _rebuild(
     import torch
 
     from hemorrhage.models.emulation.install import install
-    from hemorrhage.models.formats import forms, reader
+    from hemorrhage.models.formats import reader, storage
     from hemorrhage.models.formats.masked import MaskedLinear
 
     masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
@@ -218,7 +218,7 @@ def _rebuild(
     state = to_memory(state, config.get_text_config(decoder=True).model_type)
     model = _from_pretrained(None, config, str(wanted).removeprefix("torch."), state_dict=state)
     for name, form in kept.items():
-        forms.replace(model, name, form)
+        storage.replace(model, name, form)
     for name, value in narrow.items():
         layer, _, kind = name.rpartition(".")
         module: Any = model.get_submodule(layer)

@@ -13,7 +13,7 @@ STORED: dict[str, dict[str, Any]] = {
     "rotated": {"hemorrhage": {"forms": ["rotated"]}},
     "low_rank": {"hemorrhage": {"forms": ["low_rank"]}},
     "sliced": {"hemorrhage": {"form": "sliced"}},
-    "narrow": {"hemorrhage": {"narrow": {"layer": [1, 1]}}},
+    "pruned_width": {"hemorrhage": {"narrow": {"layer": [1, 1]}}},
     "kv_cache": {"hemorrhage": {"kv_cache": {"bits": 4}}},
 }
 """How a method's result can be stored -> what of its config.json says so. A test holds it to real checkpoints."""

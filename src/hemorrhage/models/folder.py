@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import expected_shapes
-from hemorrhage.models.formats.forms import distinct
-from hemorrhage.models.layout import OWN, differs
+from hemorrhage.models.formats.storage import distinct
+from hemorrhage.models.layout import LAYOUT, differs
 from hemorrhage.models.weights import Weights, write
 from hemorrhage.runtime.lazy import torch
 
@@ -44,13 +44,13 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, s
 
 def stored(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, torch.dtype]]]:
     """Name, tensor, and dtype on disk of everything a checkpoint of ``model`` holds."""
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
 
     own = _whole_form(model)
     if own is not None:
         yield from ((name, (value, _kind(value, dtype))) for name, value in own.tensors(model).items())
         return
-    found = forms_of(model)
+    found = formatted_layers(model)
     for name, value in _plain(model, found):
         yield name, (value, _kind(value, dtype))
     for name, form in found.items():
@@ -79,7 +79,7 @@ def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
     if _whole_form(model) is None:
         found: dict[str, Any] = {"narrow": _narrow(model), "forms": _own_forms(model)}
         if differs(config):
-            found[OWN] = "by layer"
+            found[LAYOUT] = "by layer"
         bench = {**(config.get("hemorrhage") or {}), **{key: names for key, names in found.items() if names}}
         if bench:
             config["hemorrhage"] = bench
@@ -100,9 +100,9 @@ def dtype_of(weights: Weights) -> torch.dtype:
 
 def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight the model computes with, dense, one at a time."""
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
 
-    found = forms_of(model)
+    found = formatted_layers(model)
     yield from _plain(model, found)
     for name, form in found.items():
         yield f"{name}.weight", form.dense()
@@ -135,16 +135,16 @@ def _narrow(model: PreTrainedModel) -> list[str]:
 
 def _own_forms(model: PreTrainedModel) -> list[str]:
     """Forms that no quantization_config speaks of, so that a reader knows to look for them."""
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
 
-    return sorted({form.form for form in forms_of(model).values() if form.scheme is None})
+    return sorted({form.storage_format for form in formatted_layers(model).values() if form.scheme is None})
 
 
 def _quantization(model: PreTrainedModel) -> dict[str, Any] | None:
     """compressed-tensors' configuration of the layers that are packed, a group for each scheme."""
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
 
-    found = {name: form.scheme for name, form in forms_of(model).items() if form.scheme is not None}
+    found = {name: form.scheme for name, form in formatted_layers(model).items() if form.scheme is not None}
     if not found:
         return None
     from compressed_tensors import __version__

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROWS = 16384
 """Rows of the output embedding that are in float32 at once."""
 
-GIVEN = "_hemorrhage_head"
+HEAD_OVERRIDE = "_hemorrhage_head"
 """Where a model has its head that does not keep it in its output embedding."""
 
 EXACT = 1e-6
@@ -38,9 +38,9 @@ class Head:
 
     weight: Tensor
     bias: Tensor | None = None
-    before: float = 1.0
-    scale: float = 1.0
-    cap: float | None = None
+    input_scale: float = 1.0
+    output_scale: float = 1.0
+    softcap: float | None = None
 
     def __len__(self) -> int:
         """Tokens of the vocabulary."""
@@ -59,9 +59,9 @@ class Head:
         """The same in float32."""
         return replace(self, weight=self.weight.float(), bias=None if self.bias is None else self.bias.float())
 
-    def read(self, hidden: Tensor) -> Tensor:
+    def scale_input(self, hidden: Tensor) -> Tensor:
         """What the product reads of ``hidden`` [..., hidden]."""
-        return hidden if self.before == 1 else hidden * self.before
+        return hidden if self.input_scale == 1 else hidden * self.input_scale
 
     def product(self, hidden: Tensor) -> Tensor:
         """W h + b: float32 [..., vocabulary]."""
@@ -73,17 +73,17 @@ class Head:
         """Make logits of ``tile`` [..., n], in place: products without the bias of the tokens ``columns``."""
         if self.bias is not None:
             tile += self.bias[columns]
-        return _capped(tile, self.scale, self.cap)
+        return _capped(tile, self.output_scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
-        return _capped(self.product(self.read(hidden)), self.scale, self.cap)
+        return _capped(self.product(self.scale_input(hidden)), self.output_scale, self.softcap)
 
 
 def head_of(model: PreTrainedModel) -> Head:
     """The head of a model, which shares its tensors. Raises RefusedError for a head that does something else."""
-    if GIVEN in vars(model):
-        return vars(model)[GIVEN]
+    if HEAD_OVERRIDE in vars(model):
+        return vars(model)[HEAD_OVERRIDE]
     module: Any = model.get_output_embeddings()
     if module is None:
         raise RefusedError(f"{type(model).__name__} has no language-model head")

@@ -24,7 +24,7 @@ from hemorrhage.runtime.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-OWN = "layout"
+LAYOUT = "layout"
 """Key of config.json's ``hemorrhage`` that a checkpoint with the bench's names has."""
 
 RENAMED = ("gpt_neox", "ernie4_5_moe", "granitemoe", "granitemoeshared", "granitemoehybrid")
@@ -76,7 +76,7 @@ def view(folder: Path, places: dict[str, Place]) -> dict[str, Place]:
     if not file.is_file():
         return places
     config = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not differs(config) or OWN in (config.get("hemorrhage") or {}):
+    if not differs(config) or LAYOUT in (config.get("hemorrhage") or {}):
         return places
     kind = _text_kind(config)
     if "text_config" in config or kind in RENAMED:

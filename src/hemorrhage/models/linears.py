@@ -66,7 +66,7 @@ _UNCALLED: WeakKeyDictionary[PreTrainedModel, frozenset[tuple[type, str]]] = Wea
 
 
 def _observed(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
-    from hemorrhage.models.walk import enter, in_float32, step
+    from hemorrhage.models.blockwise import embed, in_float32, run_block
 
     kinds: dict[tuple[tuple[str, type], ...], int] = {}
     for index, block in enumerate(blocks(model)):
@@ -74,7 +74,7 @@ def _observed(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
     called = set()
     with torch.no_grad():
         tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        (states,), arguments = enter(model, (tokens,))
+        (states,), arguments = embed(model, (tokens,))
         for index in kinds.values():
             block = blocks(model)[index]
             hooks = [
@@ -82,7 +82,7 @@ def _observed(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
             ]
             try:
                 with in_float32(block):
-                    step(block, states, arguments[index])
+                    run_block(block, states, arguments[index])
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -41,7 +41,7 @@ class FreshProcess:
         import safetensors.torch  # noqa: F401 - imported for the child
         import transformers.models.llama.modeling_llama  # noqa: F401
 
-        import hemorrhage.models.walk  # noqa: F401
+        import hemorrhage.models.blockwise  # noqa: F401
 
         self._pipe, remote = multiprocessing.Pipe()
         self._child = os.fork()
@@ -112,10 +112,10 @@ def verify(model: PreTrainedModel, folder: Path) -> None:
 
     Raises ValueError where a logit differs by more than ``TOLERANCE`` of the largest.
     """
+    from hemorrhage.models.blockwise import is_streamed
     from hemorrhage.models.emulation.activations import exact
-    from hemorrhage.models.walk import streams
 
-    if model.dtype != torch.float32 and not streams(model):
+    if model.dtype != torch.float32 and not is_streamed(model):
         raise ValueError(f"reload is checked in float32, and the model is in {model.dtype}")
 
     tokens = _tokens(folder).long().to(model.device)
@@ -132,11 +132,11 @@ def _tokens(folder: Path) -> Tensor:
 
 def _streamed(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Logits float32 [4, vocabulary] at the last positions, computed block by block."""
-    from hemorrhage.models import walk
+    from hemorrhage.models import blockwise
 
     with torch.inference_mode():
-        hidden = walk.through(model, tokens.long().to(model.device))
-        return walk.logits(model, hidden[0, -POSITIONS:]).cpu().contiguous()
+        hidden = blockwise.forward_blockwise(model, tokens.long().to(model.device))
+        return blockwise.logits(model, hidden[0, -POSITIONS:]).cpu().contiguous()
 
 
 def _compare(logits: Tensor, folder: Path, which: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.analyze.report.card import card
-from hemorrhage.models.layout import OWN, Joined, to_family
+from hemorrhage.models.layout import LAYOUT, Joined, to_family
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
@@ -228,7 +228,7 @@ def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple
     if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
         return _from_gguf(folder, settings), getattr(torch, name or "float32")
     supplies = _from_safetensors(weights, settings)
-    if OWN in (settings.get("hemorrhage") or {}):
+    if LAYOUT in (settings.get("hemorrhage") or {}):
         supplies = {name: _joined(made, supplies) for name, made in to_family(folder, supplies).items()}
     return supplies, getattr(torch, name) if name else dtype_of(weights)
 

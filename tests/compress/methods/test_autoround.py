@@ -14,9 +14,9 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import autoround, rtn
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.blockwise import embed
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
-from hemorrhage.models.walk import enter
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import divergence
@@ -142,7 +142,7 @@ def test_a_block_is_as_good_as_the_library_s(tiny: Path, text: Tensor) -> None:
     model = load(tiny)
     block = blocks(model)[2]
     with torch.no_grad():
-        states, arguments = enter(model, text[:WINDOWS].split(1))
+        states, arguments = embed(model, text[:WINDOWS].split(1))
         for earlier, keywords in zip(blocks(model)[:2], arguments, strict=False):
             states = [earlier(state, **keywords) for state in states]
         target = [block(state, **arguments[2]) for state in states]

@@ -26,7 +26,7 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import rotation, rtn
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.formats.forms import forms_of
+from hemorrhage.models.formats.storage import formatted_layers
 from hemorrhage.models.hadamard import constructible, factors, hadamard
 from hemorrhage.models.hadamard import rotation as rotation_of
 from hemorrhage.models.linears import linears_of
@@ -240,7 +240,7 @@ def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
     base, model = load(tiny), load(tiny)
     settings = rotation.Settings(transform="quip", bits=3, group_size=4)
     rotation.alter(model, settings, Context(seed=7))
-    forms = forms_of(model)
+    forms = formatted_layers(model)
     assert set(forms) == set(linears_of(base))
     for name, form in list(forms.items())[:7]:
         weight = base.get_submodule(name).weight.detach()

@@ -27,7 +27,7 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.structured_pruning import slicegpt
 from hemorrhage.decode.generation import forward
 from hemorrhage.evaluate.language import hidden_states, output_embedding
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
@@ -289,7 +289,7 @@ def test_a_checkpoint_with_a_basis_per_block(tiny: Path, calibration: Path, tmp_
     assert sum(value.numel() for value in tensors.values()) == manifest["parameters"]
     assert sorted(linears_of(model)) == sorted(linears_of(load(tiny)))
     with torch.inference_mode():
-        hidden = walk.through(model, TOKENS)
+        hidden = blockwise.forward_blockwise(model, TOKENS)
     assert close(hidden, hidden_states(model, TOKENS))
     assert close(hidden @ output_embedding(model).T, logits(model))
 

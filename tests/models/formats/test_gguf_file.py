@@ -23,7 +23,7 @@ from hemorrhage.compress.solvers.kquants import SUPER_TYPES, WIDTHS, quantize
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.folder import configuration
 from hemorrhage.models.formats import gguf_file, gguf_names
-from hemorrhage.models.formats.forms import forms_of
+from hemorrhage.models.formats.storage import formatted_layers
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
 from hemorrhage.models.sources import wheel
@@ -381,7 +381,7 @@ def test_a_model_loaded_as_stored_keeps_its_blocks(wide: Path, tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(configuration(model, wide)))
     dense = load(tmp_path)
     again = gguf_file.build(tmp_path, AutoConfig.from_pretrained(tmp_path), "stored", as_stored=True)
-    for name, form in forms_of(model).items():
+    for name, form in formatted_layers(model).items():
         found = again.get_submodule(name)
         assert torch.equal(found.tensors["blocks"], form.tensors["blocks"]), name
         assert torch.equal(found.dense(), dense.get_submodule(name).weight)

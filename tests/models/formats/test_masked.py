@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hemorrhage.compress.__main__ import compress
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats.masked import MaskedLinear
@@ -41,7 +41,7 @@ def test_weights_of_one_block_are_in_float32_and_masked_ones_are_nowhere(
     monkeypatch.setattr(MaskedLinear, "dense", lambda self: self._weights.tensor(self._name))
     for block in blocks(model):
         block.float()
-    walk.together(model, [torch.arange(8)[None], torch.arange(5)[None]])
+    blockwise.forward_batches(model, [torch.arange(8)[None], torch.arange(5)[None]])
     # One pass over the weights for both batches.
     assert len(made) == len(masks)
     assert max(alive) <= 8

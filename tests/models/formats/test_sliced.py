@@ -14,8 +14,8 @@ from transformers import AutoConfig
 
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats import sliced
-from hemorrhage.models.formats.forms import replace
 from hemorrhage.models.formats.low_rank import LowRankLinear
+from hemorrhage.models.formats.storage import replace
 
 TOKENS = torch.arange(3, 40)[None]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.models.folder import weights
-from hemorrhage.models.formats.forms import forms_of
+from hemorrhage.models.formats.storage import formatted_layers
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import rows_at_once
 from hemorrhage.runtime.lazy import torch
@@ -82,7 +82,7 @@ class Fidelity:
 
     def go_through(self, model: PreTrainedModel) -> None:
         """See all linear layers of ``model``."""
-        linears = {*linears_of(model, missing_ok=True), *forms_of(model)}
+        linears = {*linears_of(model, missing_ok=True), *formatted_layers(model)}
         for name, value in weights(model):
             layer = name.removesuffix(".weight")
             if layer in linears and name.endswith(".weight"):

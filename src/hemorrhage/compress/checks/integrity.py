@@ -47,9 +47,9 @@ def survey(
     Raises ValueError where a weight is NaN or infinite, or where more than ``silent`` of ``layers``, as many as there
     were before, have only one value left.
     """
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
 
-    forms = forms_of(model)
+    forms = formatted_layers(model)
     linears = {*linears_of(model, missing_ok=True), *forms}
     before = {name: of_base.shape(name) for name in of_base.names()}
     different = total = parameters = layer_weights = dense = 0

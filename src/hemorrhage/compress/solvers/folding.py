@@ -31,7 +31,7 @@ def makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[
     ``inputs``: first linear -> all linears that read the same. Tried on one block of each kind; blocks of a kind are
     alike. The first that can be found in a block, norms before linear layers, is taken.
     """
-    from hemorrhage.models.walk import enter, in_float32, step
+    from hemorrhage.models.blockwise import embed, in_float32, run_block
 
     names = {module: name for name, module in model.named_modules()}
     linears = linears_of(model)
@@ -39,14 +39,14 @@ def makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[
     found: dict[str, str] = {}
     with torch.no_grad():
         tokens = torch.arange(1, TOKENS + 1, device=model.device)[None]
-        (states,), arguments = enter(model, (tokens,))
+        (states,), arguments = embed(model, (tokens,))
         for index, block in enumerate(blocks(model)):
             prefix = f"{names[block]}."
             own = {first: group for first, group in inputs.items() if first.startswith(prefix)}
             kind = tuple((name, type(module)) for name, module in block.named_modules())
             if kind not in kinds:
                 with in_float32(block):
-                    usual = step(block, states, arguments[index])
+                    usual = run_block(block, states, arguments[index])
                     kinds[kind] = {
                         first.removeprefix(prefix): maker
                         for first, group in own.items()
@@ -63,7 +63,7 @@ def makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[
 def _maker(
     block: nn.Module, readers: list[nn.Linear], usual: Tensor, states: Tensor, arguments: dict[str, Any]
 ) -> str | None:
-    from hemorrhage.models.walk import step
+    from hemorrhage.models.blockwise import run_block
 
     width = readers[0].in_features
     modules = {name: module for name, module in block.named_modules() if module not in readers}
@@ -74,9 +74,9 @@ def _maker(
     factor = torch.tensor([0.5, 2.0, 4.0], device=usual.device).repeat(width // 3 + 1)[:width]
     for name in (*norms, *linear):
         with _moved(modules[name], readers, factor):
-            after = step(block, states, arguments)
+            after = run_block(block, states, arguments)
         with _scaled(modules[name], factor):
-            alone = step(block, states, arguments)
+            alone = run_block(block, states, arguments)
         limit = CLOSE * usual.abs().max()
         # A layer that nothing reads could be divided by anything.
         if (after - usual).abs().max() <= limit < (alone - usual).abs().max():

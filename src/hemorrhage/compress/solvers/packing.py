@@ -26,8 +26,8 @@ def store(
     the same: nothing real quantizes to that.
     """
     from hemorrhage.compress.checks.integrity import constant
-    from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.packed import PackedLinear
+    from hemorrhage.models.formats.storage import replace
 
     layer: Any = model.get_submodule(name)
     group: dict[str, Any] = {"weights": scheme(settings)}

@@ -34,7 +34,7 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
 
     Observed while the model runs over one token, and so independent of what an architecture calls its layers.
     """
-    from hemorrhage.models.walk import through
+    from hemorrhage.models.blockwise import forward_blockwise
 
     inside = [module for block in blocks(model) for module in block.modules()]
     names = {module: name for name, module in model.named_modules()}
@@ -58,7 +58,7 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
         elif isinstance(weight, torch.nn.Parameter) and weight.dim() == 1:
             hooks.append(module.register_forward_hook(made))
     try:
-        through(model, torch.zeros((1, 1), dtype=torch.long, device=model.device))
+        forward_blockwise(model, torch.zeros((1, 1), dtype=torch.long, device=model.device))
     finally:
         for hook in hooks:
             hook.remove()

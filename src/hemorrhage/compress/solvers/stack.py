@@ -172,15 +172,15 @@ def scale_writes(block: nn.Module, factor: float) -> None:
 
 def refuse_normed_writes(model: PreTrainedModel) -> None:
     """Raise RefusedError where scaling the output projections of blocks changes nothing, as norms follow them."""
-    from hemorrhage.models.walk import enter, in_float32, step
+    from hemorrhage.models.blockwise import embed, in_float32, run_block
 
     block = copy.deepcopy(blocks(model)[0])
     with torch.no_grad():
-        (states,), arguments = enter(model, (torch.arange(1, 5, device=model.device)[None],))
+        (states,), arguments = embed(model, (torch.arange(1, 5, device=model.device)[None],))
         with in_float32(block):
-            usual = step(block, states, arguments[0])
+            usual = run_block(block, states, arguments[0])
             scale_writes(block, 0.5)
-            scaled = step(block, states, arguments[0])
+            scaled = run_block(block, states, arguments[0])
     # Half of what is written is gone where no norm follows; the number that a norm adds under its root leaves a little.
     if (scaled - usual).norm() < 0.1 * (usual - states).norm():
         raise RefusedError(

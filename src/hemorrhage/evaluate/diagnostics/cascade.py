@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 
 ROWS = 256
 """States whose logits are made at once by the logit lens."""
@@ -68,7 +68,7 @@ def lens(model: PreTrainedModel, tokens: Tensor, states: list[Tensor], log_p: Te
     Norm and output embedding are those of ``model``; ``tokens`` int64 [n, T] only lead to them.
     """
     # As many texts as there are states, so that no position is beyond a text.
-    (normed,) = walk.leave(model, (tokens,), [torch.cat(states)])
+    (normed,) = blockwise.final_norm(model, (tokens,), [torch.cat(states)])
     p = log_p.exp()
     found: list[Tensor] = []
     layers = normed.split(len(log_p))
@@ -83,7 +83,7 @@ def lens(model: PreTrainedModel, tokens: Tensor, states: list[Tensor], log_p: Te
 
 def log_probabilities(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """float32 [..., vocabulary] of final hidden states [..., d], which are after the last norm."""
-    return torch.log_softmax(walk.logits(model, hidden), dim=-1)
+    return torch.log_softmax(blockwise.logits(model, hidden), dim=-1)
 
 
 def _without_diagonal(gram: Tensor) -> Tensor:

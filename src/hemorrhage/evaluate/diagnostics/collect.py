@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hemorrhage.evaluate.diagnostics import attention, cascade, residual, routing
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 
 LENS_STRIDE = 16
@@ -121,7 +121,7 @@ def base_side(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
     tokens = windows.long().to(model.device)
     found: dict[str, Tensor] = {"tokens": windows}
     with torch.no_grad(), attention.recorded(model) as maps, routing.recorded(model) as routes:
-        (state,), arguments = walk.enter(model, (tokens,))
+        (state,), arguments = blockwise.embed(model, (tokens,))
         states = [state]
         for index, block in enumerate(blocks(model)):
             states.append(_pass(block, index, states[-1], arguments[index], maps, routes))
@@ -131,7 +131,7 @@ def base_side(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
                 logits, chosen = routes[0]
                 found[f"routing.{index}"] = chosen.view(*tokens.shape, -1)
                 found[f"experts.{index}"] = torch.tensor([logits.shape[-1]])
-        (final,) = walk.leave(model, (tokens,), states[-1:])
+        (final,) = blockwise.final_norm(model, (tokens,), states[-1:])
         predicting = final[:, _positions(tokens.shape[1])]
         log_p = cascade.log_probabilities(model, predicting.reshape(-1, predicting.shape[-1]))
         found["lens"] = log_p.view(*predicting.shape[:2], -1)
@@ -164,7 +164,7 @@ def measure(
     positions = _positions(tokens.shape[1])
     rows = Rows()
     with torch.no_grad(), attention.recorded(model) as maps, routing.recorded(model) as routes:
-        (state,), arguments = walk.enter(model, (tokens,))
+        (state,), arguments = blockwise.embed(model, (tokens,))
         comparable = _same_basis(base_states[0], state)
         clean = base_states[0]
         error = cascade.relative_error(clean, state) if comparable else None
@@ -224,8 +224,8 @@ def _pass(
     """What leaves ``block``; afterwards ``maps`` and ``routes`` hold what was recorded of this pass alone."""
     maps.clear()
     routes.clear()
-    with walk.in_float32(block):
-        after = walk.step(block, states, keywords)
+    with blockwise.in_float32(block):
+        after = blockwise.run_block(block, states, keywords)
     if not after.isfinite().all():
         raise ValueError(f"block {index}: the states that leave it are not finite")
     return after

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from hemorrhage.models import walk
+from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.formats.sliced import SlicedBlock
 from hemorrhage.models.head import head_of
@@ -64,12 +64,12 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
     Raises ValueError where the last norm does more than scale.
     """
     with torch.no_grad():
-        (first,), arguments = walk.enter(model, (tokens,))
+        (first,), arguments = blockwise.embed(model, (tokens,))
         states = [first]
         stack: Any = blocks(model)
         for block, keywords in zip(stack, arguments, strict=True):
             states.append(_step(block, states[-1], keywords))
-        (final,) = walk.leave(model, (tokens,), states[-1:])
+        (final,) = blockwise.final_norm(model, (tokens,), states[-1:])
         directions = _directions(model, tokens)
         if final.shape != states[-1].shape:
             raise ValueError("self-repair needs a last norm that leaves the width as it is")
@@ -83,7 +83,7 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
                 written = carried(later, written)
                 without = _step(later, without, keywords)
             direct = _centred(written * gain, directions).double().mean(-1)
-            (ablated,) = walk.leave(model, (tokens,), [without])
+            (ablated,) = blockwise.final_norm(model, (tokens,), [without])
             total = (whole - _centred(ablated, directions)).double().mean(-1)
             ratio = torch.where(direct == 0, torch.nan, 1 - total / direct)
             found.append({"direct_effect": direct, "total_effect": total, "self_repair": ratio})
@@ -91,8 +91,8 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
 
 
 def _step(block: nn.Module, states: Tensor, keywords: dict[str, Any]) -> Tensor:
-    with walk.in_float32(block):
-        return walk.step(block, states, keywords)
+    with blockwise.in_float32(block):
+        return blockwise.run_block(block, states, keywords)
 
 
 def _directions(model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _directions(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     head = head_of(model)
     mean = head.weight.mean(0, dtype=torch.float32)
     found = head.weight[tokens[:, 1:]].float() - mean
-    factor = head.before * head.scale
+    factor = head.input_scale * head.output_scale
     return found if factor == 1 else found * factor
 
 
@@ -114,7 +114,7 @@ def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor)
     The weights come from a state of equal entries, the root that a token is divided by from the token.
     """
     even = torch.full_like(last[:1, :1], LARGE)
-    weights, negative = walk.leave(model, (tokens, tokens), [even, -even])
+    weights, negative = blockwise.final_norm(model, (tokens, tokens), [even, -even])
     if not torch.equal(weights, -negative):
         raise ValueError("self-repair needs a last norm that only scales; leave this model out of inside's ablate")
     scaled = weights * last

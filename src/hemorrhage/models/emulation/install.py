@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hemorrhage.models.emulation import kv_cache
 from hemorrhage.models.emulation.activations import rounding_of
-from hemorrhage.models.formats.forms import scheme_of
+from hemorrhage.models.formats.storage import scheme_of
 
 
 def install(model: PreTrainedModel, quantization: dict[str, Any], tensors: dict[str, Tensor]) -> None:

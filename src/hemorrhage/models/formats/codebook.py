@@ -50,7 +50,7 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 class CodebookLinear(DequantizedLinear):
     """A linear layer of codes of a table, dequantized whenever it computes."""
 
-    form = "codebook"
+    storage_format = "codebook"
 
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring."""

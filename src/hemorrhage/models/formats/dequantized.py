@@ -1,4 +1,4 @@
-"""What forms have in common whose weight is dequantized whenever the layer computes (models.formats.forms)."""
+"""What forms have in common whose weight is dequantized whenever the layer computes (models.formats.storage)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class DequantizedLinear(nn.Module):
     """A linear layer that computes with ``dense()``, which its kind defines."""
 
-    form: str
+    storage_format: str
     keep = False
     scheme: dict[str, Any] | None = None
 

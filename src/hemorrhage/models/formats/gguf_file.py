@@ -76,7 +76,7 @@ class Entry:
 class BlockLinear(DequantizedLinear):
     """A linear layer of ggml's blocks, dequantized whenever it computes."""
 
-    form = "gguf_file"
+    storage_format = "gguf_file"
 
     def __init__(self, blocks: Tensor, kind: str, bias: nn.Parameter | None) -> None:
         """``blocks`` uint8 [rows, bytes of a row] of the type ``kind``, a name in lower case."""
@@ -126,9 +126,9 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -
     ``base`` is the folder that has the tokenizer; where llama.cpp's name for it is not known, the file has
     none.
     """
-    from hemorrhage.models.formats.forms import distinct, forms_of
+    from hemorrhage.models.formats.storage import distinct, formatted_layers
 
-    found = forms_of(model)
+    found = formatted_layers(model)
     entries = {f"{name}.weight": form.entry() for name, form in found.items()}
     inside = tuple(f"{name}." for name in found)
     for name, value in distinct(model).items():
@@ -242,7 +242,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
     """
     from transformers import LlamaForCausalLM
 
-    from hemorrhage.models.formats.forms import replace
+    from hemorrhage.models.formats.storage import replace
 
     wanted = (config.dtype or torch.float32) if dtype == "stored" else getattr(torch, dtype)
     state: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from hemorrhage.models.formats.dequantized import DequantizedLinear
 class Int8Linear(DequantizedLinear):
     """A linear layer of signed bytes with a scale for each row or group, dequantized whenever it computes."""
 
-    form = "int8"
+    storage_format = "int8"
 
     def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring; ``scheme`` is the group of the configuration."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class LowRankLinear(nn.Module):
     """``y = out (in x) + bias``."""
 
-    form = "low_rank"
+    storage_format = "low_rank"
     keep = True
     scheme = None
 

@@ -11,7 +11,7 @@ from hemorrhage.models.weights import Weights
 class MaskedLinear(DequantizedLinear):
     """A linear layer of a model that is read block by block: nothing of it is in memory between two passes."""
 
-    form = "masked"
+    storage_format = "masked"
 
     def __init__(self, weights: Weights, name: str, bias: Tensor | None) -> None:
         """``name``: that of the weight [rows, columns] in the checkpoint ``weights``."""

@@ -19,7 +19,7 @@ from hemorrhage.models.stream import rows_at_once
 class PackedLinear(DequantizedLinear):
     """A linear layer of packed integers, dequantized whenever it computes."""
 
-    form = "packed"
+    storage_format = "packed"
 
     def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring; ``scheme`` is the group of the configuration."""

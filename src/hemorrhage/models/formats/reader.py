@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.models.formats.forms import scheme_of
+from hemorrhage.models.formats.storage import scheme_of
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ Origin = tuple[int, int, int, bool]
 class RotatedLinear(DequantizedLinear):
     """A linear layer whose weight is stored as packed integers in a rotated basis."""
 
-    form = "rotated"
+    storage_format = "rotated"
 
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
         """``stored`` as in the module's docstring."""

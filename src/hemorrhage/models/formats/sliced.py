@@ -97,9 +97,9 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
 
 def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """What a checkpoint of ``model`` holds. Raises ValueError where a layer is no plain linear layer any more."""
-    from hemorrhage.models.formats.forms import forms_of
+    from hemorrhage.models.formats.storage import formatted_layers
 
-    packed = forms_of(model)
+    packed = formatted_layers(model)
     if packed:
         raise ValueError(f"{min(packed)}: in a sliced model no layer can be packed or factored")
     return {name: value.detach() for name, value in model.state_dict().items()}

@@ -131,8 +131,8 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
     from torch.nn import Parameter
 
     from hemorrhage.models.emulation.activations import described
-    from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.int8 import Int8Linear
+    from hemorrhage.models.formats.storage import replace
 
     layer: Any = model.get_submodule(name)
     if grid.bits == 8:

@@ -134,7 +134,7 @@ def least_loss(model: PreTrainedModel, tokens: Tensor, removed: int) -> set[int]
     A candidate is tried with one pass from its place to the end: what enters it is carried along from
     candidate to candidate. Computed in float32, one block's weights at a time; ``model`` stays as it is.
     """
-    from hemorrhage.models.walk import enter
+    from hemorrhage.models.blockwise import embed
 
     number = len(blocks(model))
     batches = tokens.to(model.device).split(_batch(*tokens.shape))
@@ -149,7 +149,7 @@ def least_loss(model: PreTrainedModel, tokens: Tensor, removed: int) -> set[int]
             leave=False,
         ) as progress,
     ):
-        states, arguments = enter(model, batches)
+        states, arguments = embed(model, batches)
         after_first = _through(model, [0], states, arguments)
         for _ in range(removed):
             states = after_first
@@ -173,22 +173,22 @@ def _through(
     model: PreTrainedModel, places: list[int], states: list[Tensor], arguments: list[dict[str, Any]]
 ) -> list[Tensor]:
     """What leaves the blocks ``places``, run one after the other, when ``states`` enter the first of them."""
-    from hemorrhage.models.walk import in_float32, step
+    from hemorrhage.models.blockwise import in_float32, run_block
 
     for place in places:
         block = blocks(model)[place]
         with in_float32(block):
-            states = [step(block, state, arguments[place]) for state in states]
+            states = [run_block(block, state, arguments[place]) for state in states]
     return states
 
 
 def _loss(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> float:
     """Mean loss per predicted token, in nats, of ``states`` that left the last block."""
-    from hemorrhage.models.walk import leave, logits
+    from hemorrhage.models.blockwise import final_norm, logits
 
     total = 0.0
     for batch, state in zip(batches, states, strict=True):
-        (hidden,) = leave(model, (batch,), [state])
+        (hidden,) = final_norm(model, (batch,), [state])
         predicted = logits(model, hidden[:, :-1]).flatten(0, 1)
         total += torch.nn.functional.cross_entropy(predicted, batch[:, 1:].flatten(), reduction="sum").item()
     return total / sum(batch[:, 1:].numel() for batch in batches)

@@ -93,8 +93,8 @@ def factors(W: Tensor, moment: Tensor | None, rank: int, damp: float) -> tuple[T
 def _replace(
     model: PreTrainedModel, name: str, linear: torch.nn.Linear, moment: Tensor | None, settings: Settings
 ) -> None:
-    from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.low_rank import LowRankLinear
+    from hemorrhage.models.formats.storage import replace
 
     kept = rank(linear.out_features, linear.in_features, settings.removed)
     inner, outer = factors(linear.weight.float(), moment, kept, settings.damp)

@@ -175,8 +175,8 @@ def writes(value: Tensor, turn: Tensor) -> Tensor:
 
 
 def _slice_blocks(model: PreTrainedModel, settings: Settings, tokens: Tensor, generator: torch.Generator) -> None:
+    from hemorrhage.models.blockwise import in_float32
     from hemorrhage.models.formats.sliced import SlicedBlock, SlicedNorm, put
-    from hemorrhage.models.walk import in_float32
 
     config: Any = model.config
     kept = settings.kept(config.hidden_size, config.num_attention_heads)
@@ -255,7 +255,7 @@ def _slice_model(model: PreTrainedModel, settings: Settings, tokens: Tensor, gen
 
 def _stream_moment(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Sum over the inputs of all norms of the stream of their second moments: float64 [n, n]."""
-    from hemorrhage.models.walk import in_float32, step
+    from hemorrhage.models.blockwise import in_float32, run_block
 
     walk = Walk(model, tokens, {})
     found: list[Tensor] = [torch.zeros((), dtype=torch.float64)]
@@ -268,7 +268,7 @@ def _stream_moment(model: PreTrainedModel, tokens: Tensor) -> Tensor:
         hooks = [block.get_submodule(norm).register_forward_pre_hook(see) for norm in NORMS]
         try:
             with in_float32(block):
-                states = [step(block, state, arguments) for state in states]
+                states = [run_block(block, state, arguments) for state in states]
         finally:
             for hook in hooks:
                 hook.remove()

@@ -336,7 +336,7 @@ METHOD = Method(
         summary="heads with their query heads, and MLP channels, by Taylor importance, magnitude or at random",
         papers=(Paper("Ma et al.", "2305.11627"),),
         examples=({"removed": 0.2}, {"removed": 0.2, "importance": "random", "protect_first": 0, "protect_last": 0}),
-        storage=("plain", "narrow"),
+        storage=("plain", "pruned_width"),
         improves_on=tuple(
             Comparison(
                 GRADIENTS,

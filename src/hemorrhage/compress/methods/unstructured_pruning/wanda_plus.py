@@ -122,12 +122,12 @@ class Regional:
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor, seed: int) -> None:
         """``tokens`` int64 [samples, length]; ``seed`` draws the windows of each round."""
-        from hemorrhage.models import walk
+        from hemorrhage.models import blockwise
 
-        self._walk = walk
+        self._blockwise = blockwise
         self._generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            self._states, arguments = walk.enter(model, tokens.split(1))
+            self._states, arguments = blockwise.embed(model, tokens.split(1))
         self._arguments = iter(arguments)
 
     def advance(self, block: nn.Module, gains: list[Gain], settings: Settings) -> None:
@@ -142,7 +142,9 @@ class Regional:
         for _ in range(settings.optimize):
             for sample in torch.randperm(len(self._states), generator=self._generator)[:WINDOWS].tolist():
                 states = self._states[sample]
-                error = self._walk.step(altered, states, arguments) - self._walk.step(dense, states, arguments)
+                error = self._blockwise.run_block(altered, states, arguments) - self._blockwise.run_block(
+                    dense, states, arguments
+                )
                 optimizer.zero_grad()
                 error.square().sum().backward()
                 optimizer.step()
@@ -150,8 +152,8 @@ class Regional:
         with torch.no_grad():
             for _, weight, _ in gains:
                 weight.copy_(twins[weight])
-            with self._walk.in_float32(block):
-                self._states = [self._walk.step(block, states, arguments) for states in self._states]
+            with self._blockwise.in_float32(block):
+                self._states = [self._blockwise.run_block(block, states, arguments) for states in self._states]
 
 
 METHOD = Method(

@@ -74,7 +74,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
     Raises ValueError where the calibration set has too few windows, and for a block whose output is not finite.
     """
-    from hemorrhage.models.walk import enter, in_float32
+    from hemorrhage.models.blockwise import embed, in_float32
 
     tokens, current = context.calibration.tokens(), context.progress
     samples = settings.samples or max(len(tokens), settings.batch)
@@ -84,7 +84,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     generator = torch.Generator().manual_seed(context.seed)
     with torch.no_grad():
         # Windows enter one by one, so that masks and positions are those of a batch of any size.
-        states, arguments = enter(model, tokens[:samples].to(model.device).split(1))
+        states, arguments = embed(model, tokens[:samples].to(model.device).split(1))
         dense = torch.cat(states)
         tuned = dense.clone()
         stack = tqdm(blocks(model), desc="autoround", unit="block", mininterval=5, leave=False)

@@ -55,7 +55,7 @@ class Settings(Base):
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place; its ``config.quantization_config`` is what bitsandbytes reads."""
     from hemorrhage.models.formats.codebook import CodebookLinear
-    from hemorrhage.models.formats.forms import replace
+    from hemorrhage.models.formats.storage import replace
 
     dtype = model.dtype
     for name, linear in tqdm(linears_of(model).items(), desc="codebook", unit="layer", mininterval=5, leave=False):

@@ -72,8 +72,8 @@ class Settings(Base):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
     """Quantize ``model`` in place; it becomes one that is stored as a GGUF file."""
-    from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.gguf_file import BlockLinear, embed
+    from hemorrhage.models.formats.storage import replace
 
     reason = problem(model.config.to_dict())
     if reason:

@@ -158,8 +158,8 @@ def _alter_network(model: PreTrainedModel, settings: Settings, context: Context)
 
 
 def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) -> None:
-    from hemorrhage.models.formats.forms import replace
     from hemorrhage.models.formats.rotated import made, rotated
+    from hemorrhage.models.formats.storage import replace
 
     groups = context.calibration.shared() if settings.statistics else None
     linears = linears_of(model)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def forms_of(model: nn.Module) -> dict[str, Any]:
+def formatted_layers(model: nn.Module) -> dict[str, Any]:
     """``{name: form}`` of the layers of ``model`` that are forms, in order."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "stored")}
 

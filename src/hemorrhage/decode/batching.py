@@ -50,13 +50,13 @@ def continuations(
         new_tokens,
         seed=seed,
         reading=reading and reading.repeated(number),
-        processors=[Together(choosers)],
+        processors=[BatchedStrategies(choosers)],
         stopping=stopping,
     )
     return [found[turn::number] for turn in range(number)]
 
 
-class Together:
+class BatchedStrategies:
     """Logits processor: of rows that belong to strategies in turn, leaves each the token that its strategy takes."""
 
     def __init__(self, choosers: Sequence[Chooser]) -> None:

@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 
 from hemorrhage.models.blocks import blocks, decoder
 from hemorrhage.models.formats.dequantized import DequantizedLinear
-from hemorrhage.models.head import GIVEN, head_of
+from hemorrhage.models.head import HEAD_OVERRIDE, head_of
 from hemorrhage.models.refused import RefusedError
 
-STREAMS = "_hemorrhage_streams"
+STREAMED = "_hemorrhage_streamed"
 """Mark of a model that ``by_blocks`` has changed."""
 
 
@@ -53,9 +53,9 @@ def in_float32(module: nn.Module, where: torch.device | None = None) -> Iterator
     ]
     try:
         for form in forms:
-            vars(form)["dense"] = functools.partial(_given, moved(form.dense(), where))
+            vars(form)["dense"] = functools.partial(_given, to_device(form.dense(), where))
         for tensor, data in kept:
-            there = moved(data, where)
+            there = to_device(data, where)
             tensor.data = there.float() if data.is_floating_point() else there
         yield
     finally:
@@ -65,28 +65,28 @@ def in_float32(module: nn.Module, where: torch.device | None = None) -> Iterator
             vars(form).pop("dense", None)
 
 
-def moved(value: Any, where: torch.device | None) -> Any:
+def to_device(value: Any, where: torch.device | None) -> Any:
     """``value`` with all tensors in it, at whatever depth of lists, tuples and dicts, on the device ``where``."""
     if isinstance(value, Tensor):
         return value if where is None else value.to(where)
     if isinstance(value, dict):
-        return {key: moved(each, where) for key, each in value.items()}
-    return type(value)(moved(each, where) for each in value) if isinstance(value, (list, tuple)) else value
+        return {key: to_device(each, where) for key, each in value.items()}
+    return type(value)(to_device(each, where) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def _given(value: Tensor) -> Tensor:
     return value
 
 
-def by_blocks(model: PreTrainedModel) -> None:
+def stream_blocks(model: PreTrainedModel) -> None:
     """Make ``model`` compute in float32, one block after the other, in place: all weights but a block's stay as they
     are. It gives the numbers that it would give with all of its weights in float32."""
-    vars(model)[STREAMS] = True
+    vars(model)[STREAMED] = True
     for block in blocks(model):
         block.forward = _alone(block, block.forward)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     embedding.forward = _embedded(embedding)
-    whole = vars(model)[GIVEN] = head_of(model)
+    whole = vars(model)[HEAD_OVERRIDE] = head_of(model)
     head.forward = whole.product
     # Some models cast what the head reads to the dtype of its weight.
     head.weight = nn.Parameter(torch.zeros(()).expand(whole.weight.shape), requires_grad=False)
@@ -96,9 +96,9 @@ def by_blocks(model: PreTrainedModel) -> None:
             value.data = value.data.float()
 
 
-def streams(model: PreTrainedModel) -> bool:
+def is_streamed(model: PreTrainedModel) -> bool:
     """Whether a model is one of ``by_blocks``."""
-    return STREAMS in vars(model)
+    return STREAMED in vars(model)
 
 
 def _alone(block: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,7 +191,7 @@ def _returned(known: Traits, block: nn.Module, hidden: Tensor) -> Any:
     return (hidden, *[None] * (number - 1)) if number else hidden
 
 
-def enter(model: PreTrainedModel, batches: tuple[Tensor, ...]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+def embed(model: PreTrainedModel, batches: tuple[Tensor, ...]) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Hidden states that enter the first block, a float32 tensor a batch, and the other arguments of each block.
 
     ``batches``: int64 [n, length], all of one shape: masks and positions of the first are those of all; what else
@@ -221,7 +221,7 @@ def enter(model: PreTrainedModel, batches: tuple[Tensor, ...]) -> tuple[list[Ten
     return states, arguments
 
 
-def step(block: nn.Module, states: Tensor, arguments: dict[str, Any], batch: int | None = None) -> Tensor:
+def run_block(block: nn.Module, states: Tensor, arguments: dict[str, Any], batch: int | None = None) -> Tensor:
     """What leaves ``block`` when ``states`` [n, length, hidden] enter it, those of the batch of that number.
 
     Raises RefusedError without a number where the block reads more of a text than its states.
@@ -235,7 +235,7 @@ def step(block: nn.Module, states: Tensor, arguments: dict[str, Any], batch: int
     return after[0] if isinstance(after, tuple) else after
 
 
-def leave(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> list[Tensor]:
+def final_norm(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> list[Tensor]:
     """Final hidden states, after the last norm, of ``states`` that left the last block."""
     last = len(blocks(model)) - 1
     remaining = iter(states)
@@ -261,12 +261,12 @@ def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return head_of(model).logits(hidden)
 
 
-def through(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+def forward_blockwise(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Final hidden states float32 [n, length, hidden] of ``tokens`` int64 [n, length], block by block."""
-    return together(model, (tokens,))[0]
+    return forward_batches(model, (tokens,))[0]
 
 
-def together(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Tensor]:
+def forward_batches(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Tensor]:
     """``through`` of several batches, which may differ in shape: all of them go through a block before the next."""
     states: list[Tensor] = []
     arguments: dict[Any, list[dict[str, Any]]] = {}
@@ -274,15 +274,15 @@ def together(model: PreTrainedModel, batches: Sequence[Tensor]) -> list[Tensor]:
         # What is the same for all batches of a shape is kept once.
         keys = [place if traits(model).varying else batch.shape for place, batch in enumerate(batches)]
         for key, batch in zip(keys, batches, strict=True):
-            entering, keywords = enter(model, (batch,))
+            entering, keywords = embed(model, (batch,))
             states += entering
             arguments.setdefault(key, keywords)
         for index, block in enumerate(blocks(model)):
             with in_float32(block):
                 for place, key in enumerate(keys):
-                    states[place] = step(block, states[place], arguments[key][index])
+                    states[place] = run_block(block, states[place], arguments[key][index])
         for place, batch in enumerate(batches):
-            states[place] = leave(model, (batch,), [states[place]])[0]
+            states[place] = final_norm(model, (batch,), [states[place]])[0]
     return states
 
 
@@ -307,7 +307,7 @@ def _shell_in_float32(model: PreTrainedModel) -> Iterator[None]:
     try:
         for value, data in kept:
             value.data = data.float()
-        if not streams(model):
+        if not is_streamed(model):
             embedding.forward = _embedded(embedding)
         yield
     finally:

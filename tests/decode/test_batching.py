@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode import together
+from hemorrhage.decode import batching
 from hemorrhage.decode.generation import Prompts, generate, read, special_tokens, until_end
 from hemorrhage.decode.prompts import Prompt, left_padded
 
@@ -40,9 +40,9 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
     modules = {name: importlib.import_module(f"hemorrhage.decode.strategies.{name}") for name in SETTINGS}
     chosen = {name: module.Settings(**SETTINGS[name]) for name, module in modules.items()}
     parameters = [module.parameters(model, chosen[name], Prompts(mask, 12)) for name, module in modules.items()]
-    assert all(together.joins(found) for found in parameters)
+    assert all(batching.joins(found) for found in parameters)
     reading = read(model, ids, mask) if ahead else None
-    found = together.continuations(model, ids, mask, 12, parameters, seed=5, reading=reading)
+    found = batching.continuations(model, ids, mask, 12, parameters, seed=5, reading=reading)
     ends = {special_tokens(model)["eos_token_id"]}
     for (name, module), texts in zip(modules.items(), found, strict=True):
         alone = generate(module, model, ids, mask, 12, chosen[name], seed=5, reading=reading)
@@ -52,4 +52,4 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
 @pytest.mark.parametrize("name", ["beam", "diverse_beam", "contrastive_search", "dola", "fsd", "assisted"])
 def test_searches_run_alone(model: Any, name: str) -> None:
     module = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
-    assert not together.joins(module.parameters(model, module.Settings(), Prompts(torch.ones(1, 4), 4)))
+    assert not batching.joins(module.parameters(model, module.Settings(), Prompts(torch.ones(1, 4), 4)))
