@@ -40,5 +40,5 @@ def test_windows_of_several_texts_take_turns(tiny: Path, tmp_path: Path) -> None
     tokens = load_file(tmp_path / "out/tokens.safetensors")["tokens"]
     assert (tokens[0::2] < 200).all()
     assert (tokens[1::2] >= 300).all()
-    assert torch.equal(tokens[0::2], draw(torch.arange(10, 110, dtype=torch.int32), 3, 32, SPEC["seed"], None))
+    assert torch.equal(tokens[0::2], draw(torch.arange(10, 110, dtype=torch.int32), 3, 32, SPEC["seed"], []))
     assert read_manifest(tmp_path / "out")["corpora"] == {"prose": "0", "code": "1"}

@@ -50,7 +50,7 @@ def study(tiny: Path, damaged, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A base, two texts, a task, the reference and a sound checkpoint."""
     root = tmp_path_factory.mktemp("study")
     shutil.copytree(tiny, root / "base")
-    write_manifest(root / "base", bos=1)
+    write_manifest(root / "base", leading=[1])
     tokenizer = load_tokenizer(tiny)
     for corpus, task in (("prose", "agreement"), ("code", "recall")):
         folder = root / corpus

@@ -42,6 +42,14 @@ def damage_of(altered, of_base: Path, model, at_once: int = 2) -> pd.DataFrame:
     return pd.concat(corpus_damage(altered, of_base, "prose", output_embedding(model), at_once), ignore_index=True)
 
 
+def test_special_tokens_in_front_of_a_text_are_not_predicted(model, damaged, of_base) -> None:
+    head = output_embedding(model)
+    table = pd.concat(corpus_damage(damaged, of_base, "prose", head, 2, first_predicted=2), ignore_index=True)
+    whole = damage_of(damaged, of_base, model)
+    pd.testing.assert_frame_equal(table, whole[whole.position >= 2].reset_index(drop=True))
+    assert len(table) == 3 * (WINDOW - 2)
+
+
 def test_damage_against_a_literal_double_loop(model, damaged, windows, of_base) -> None:
     table = TOKENS.validate(damage_of(damaged, of_base, model))
     assert len(table) == 3 * (WINDOW - 1)
@@ -73,7 +81,7 @@ def test_damage_against_a_literal_double_loop(model, damaged, windows, of_base) 
 def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(model, damaged, tiny, tmp_path) -> None:
     tokenizer = load_tokenizer(tiny)
     stream = stream_of("agreement", tokenizer)
-    windows = cut_windows(stream, 64, 20, tokenizer.bos_token_id)
+    windows = cut_windows(stream, 64, 20, [tokenizer.bos_token_id])
     save_file({"prose": windows}, tmp_path / "windows.safetensors")
     save_file({"prose": torch.bincount(stream, minlength=512)}, tmp_path / "counts.safetensors")
     write_base_side(model, {"prose": windows}, tmp_path)

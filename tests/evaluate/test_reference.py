@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hemorrhage.evaluate.diagnostics import collect as inside
-from hemorrhage.evaluate.reference import cut_windows, protocol, reference, spread, text_sizes, token_bytes
+from hemorrhage.evaluate.reference import (
+    cut_windows,
+    first_predicted,
+    protocol,
+    reference,
+    spread,
+    text_sizes,
+    token_bytes,
+)
 from hemorrhage.evaluate.schema import WINDOWS
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
 from tests.tiny_model import train_tokenizer
@@ -16,25 +24,36 @@ from tests.tiny_model import train_tokenizer
 
 def test_windows_are_spread_evenly_and_do_not_overlap() -> None:
     tokens = torch.arange(103, dtype=torch.int32)
-    every = cut_windows(tokens, 10, "all", None)
+    every = cut_windows(tokens, 10, "all", [])
     assert every.shape == (10, 10)
     assert torch.equal(every.flatten(), tokens[:100])
-    some = cut_windows(tokens, 10, 5, None)
+    some = cut_windows(tokens, 10, 5, [])
     assert some[:, 0].tolist() == [0, 20, 40, 60, 80]
-    with_bos = cut_windows(tokens, 11, 5, 999)
+    with_bos = cut_windows(tokens, 11, 5, [999])
     assert with_bos[:, 0].tolist() == [999] * 5
     assert with_bos[:, 1].tolist() == [0, 20, 40, 60, 80]
     with pytest.raises(ValueError, match="103 tokens make 10 windows of 10, not 11"):
-        cut_windows(tokens, 10, 11, None)
+        cut_windows(tokens, 10, 11, [])
+
+
+def test_windows_begin_with_all_that_the_tokenizer_puts_there_and_none_of_it_is_predicted(tokenizer) -> None:
+    windows = cut_windows(torch.arange(3, 103, dtype=torch.int32), 12, 5, [1, 2])
+    assert windows[:, :2].tolist() == [[1, 2]] * 5
+    assert windows[:, 2].tolist() == [3, 23, 43, 63, 83]
+    assert (first_predicted([]), first_predicted([1]), first_predicted([1, 2])) == (1, 1, 2)
+    sizes = text_sizes(windows, tokenizer, "prose", first_place=2)
+    assert sizes["tokens"].tolist() == [10] * 5
+    assert "bos=2" in (stated := protocol(12, 5, 10, [1, 2], ""))
+    assert "predicted=50" in stated
 
 
 def test_protocols_differ_with_everything_a_perplexity_depends_on() -> None:
     kinds = {
-        protocol(256, 16, 300, None, "\n\n"),
-        protocol(128, 16, 300, None, "\n\n"),
-        protocol(256, 8, 300, None, "\n\n"),
-        protocol(256, 16, 300, 1, "\n\n"),
-        protocol(256, 16, 300, None, " "),
+        protocol(256, 16, 300, [], "\n\n"),
+        protocol(128, 16, 300, [], "\n\n"),
+        protocol(256, 8, 300, [], "\n\n"),
+        protocol(256, 16, 300, [1], "\n\n"),
+        protocol(256, 16, 300, [], " "),
     }
     assert len(kinds) == 5
 
@@ -55,7 +74,7 @@ def test_bytes_and_words_of_a_text_are_those_of_its_windows(tokenizer) -> None:
         known = backend or type("Known", (), {"backend_tokenizer": byte_level})()
         ids = own.encode(TEXT, add_special_tokens=False).ids
         # The first token of each window is not predicted: here the beginning-of-sequence token.
-        windows = cut_windows(torch.tensor(ids, dtype=torch.int32), 9, "all", 1)
+        windows = cut_windows(torch.tensor(ids, dtype=torch.int32), 9, "all", [1])
         table = WINDOWS.validate(text_sizes(windows, known, "prose"))
         read = own.decode(windows[:, 1:].flatten().tolist())
         # sentencepiece puts a space in front of a text, which decoding takes away.

@@ -44,7 +44,7 @@ def study(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({"prose": windows}, folder / "windows.safetensors")
     write_base_side(model, {"prose": windows}, folder)
     protocol = f'window={LENGTH} stride={LENGTH} windows={WINDOWS}/99 bos=1 join="" predicted=4032 dtype=float32'
-    write_manifest(folder, corpora={"prose": {"sha256": "ab", "protocol": protocol}})
+    write_manifest(folder, corpora={"prose": {"sha256": "ab", "protocol": protocol}}, first_predicted=1)
     spec = {"sweep": "s", "method": "rtn", "seed": 0}
     settings = {"bits": 3, "group_size": "channel"}
     compress(root / "variant", "v", trained, None, None, [], {**spec, "settings": settings})

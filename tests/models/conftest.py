@@ -24,7 +24,7 @@ def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(tiny / "model.safetensors")
     save_file({name: value.bfloat16() for name, value in tensors.items()}, folder / "model.safetensors")
-    write_manifest(folder, bos=None)
+    write_manifest(folder, leading=[])
     return folder
 
 

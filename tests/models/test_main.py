@@ -29,7 +29,7 @@ def test_path_base_has_the_facts_of_the_folder(tiny: Path, tmp_path: Path) -> No
     assert manifest["disk_bytes"] == (tiny / "model.safetensors").stat().st_size
     assert manifest["sparsity"] == sum(int((w == 0).sum()) for w in linear) / sum(w.numel() for w in linear)
     assert manifest["context"] == 512
-    assert manifest["bos"] == 1
+    assert manifest["leading"] == [1]
     assert manifest["model"] == spec
     assert (manifest["variant"], manifest["size_ratio"], manifest["changed"], manifest["seed"]) == (
         "base",
@@ -103,4 +103,4 @@ def test_tiny_model_learns_more_than_the_unigram(tmp_path: Path) -> None:
     unigram = math.exp(float(torch.special.entr(share).sum()))
     assert perplexity < 0.5 * unigram
     prepare({"source": "path", "path": str(folder)}, tmp_path / "base")
-    assert read_manifest(tmp_path / "base")["bos"] == 1
+    assert read_manifest(tmp_path / "base")["leading"] == [1]

@@ -2,9 +2,9 @@
 
 python -m hemorrhage.calibrate OUT --base DIR --texts DIR... --spec JSON
 
-``spec``: ``samples`` windows of ``length`` tokens (with BOS where the tokenizer adds it), of several texts in turn,
-``seed``, and ``hessian_gb``: second moments that are larger are not stored, and compression collects them block by
-block.
+``spec``: ``samples`` windows of ``length`` tokens (those that the tokenizer puts in front of a text are among them), of
+several texts in turn, ``seed``, and ``hessian_gb``: second moments that are larger are not stored, and compression
+collects them block by block.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
 
     model = load(base, dtype="stored")
     sources = [read_manifest(text) for text in texts]
-    bos = _bos(base)
+    leading = _leading(base)
     tokens = torch.empty((spec["samples"], spec["length"]), dtype=torch.int32)
     for place, text in enumerate(texts):
         # Every so many windows one of this text, so that no method sees all of one before the other.
         turns = tokens[place :: len(texts)]
         stream = load_file(text / "tokens.safetensors")["calibration"]
-        turns[:] = draw(stream, len(turns), spec["length"], spec["seed"], bos)
+        turns[:] = draw(stream, len(turns), spec["length"], spec["seed"], leading)
     with writing(out) as part:
         save_file({"tokens": tokens}, part / "tokens.safetensors")
         collected = collect(model, tokens, part, 1e9 * spec["hessian_gb"])
@@ -68,9 +68,9 @@ def _experts(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
     return {"experts_without_tokens": without_tokens(usage(model, tokens))} if mixtures(model) else {}
 
 
-def _bos(base: Path) -> int | None:
-    """The token that the base's tokenizer puts in front of a text; None for a folder without a manifest."""
-    return read_manifest(base)["bos"] if (base / MANIFEST).is_file() else None
+def _leading(base: Path) -> list[int]:
+    """The tokens that the base's tokenizer puts in front of a text; none for a folder without a manifest."""
+    return read_manifest(base)["leading"] if (base / MANIFEST).is_file() else []
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ def evaluate(
     base_head = base_head.to(model.device)
 
     def damage(corpus: str, skip: int) -> Iterator[pd.DataFrame]:
-        return corpus_damage(model, reference, corpus, base_head, at_once, skip)
+        return corpus_damage(model, reference, corpus, base_head, at_once, skip, facts["first_predicted"])
 
     gaps: dict[str, str] = {}
     with resuming(out) as kept, writing(out) as part:

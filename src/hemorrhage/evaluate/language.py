@@ -273,13 +273,20 @@ def read_slice(file: Path, name: str, part: slice) -> Tensor:
 
 
 def corpus_damage(
-    model: PreTrainedModel, reference: Path, corpus: str, base_head: Head | Tensor, at_once: int, skip: int = 0
+    model: PreTrainedModel,
+    reference: Path,
+    corpus: str,
+    base_head: Head | Tensor,
+    at_once: int,
+    skip: int = 0,
+    first_predicted: int = 1,
 ) -> Iterator[pd.DataFrame]:
     """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: the base's head
     in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to
-    leave out. Raises ValueError where the vocabulary is not the base's and where a number is not finite.
+    leave out; ``first_predicted``: place in a window of the first token that is one of the text. Raises ValueError
+    where the vocabulary is not the base's and where a number is not finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
     counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)
@@ -306,7 +313,8 @@ def corpus_damage(
             }
         )
         if len(waiting) == together or part.stop == count:
-            yield _table(waiting, corpus)
+            table = _table(waiting, corpus)
+            yield table[table["position"] >= first_predicted].reset_index(drop=True)
             waiting = []
 
 

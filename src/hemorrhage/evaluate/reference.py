@@ -33,41 +33,48 @@ from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import read_manifest, sha256, write_manifest, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerFast
 
 FILES = ("windows", "counts", "hidden", "figures", "top")
 """Safetensors files of every reference."""
 
 
-def cut_windows(tokens: torch.Tensor, window: int, count: int | str, bos: int | None) -> torch.Tensor:
+def cut_windows(tokens: torch.Tensor, window: int, count: int | str, leading: Sequence[int]) -> torch.Tensor:
     """``count`` (or ``"all"``) windows of a token stream: int32 ``[count, window]`` of int32 ``[n]``.
+
+    Each begins with the tokens ``leading`` that the tokenizer puts in front of a text.
 
     Raises ValueError when the stream is too short.
     """
-    taken = window - (bos is not None)
+    taken = window - len(leading)
     there = len(tokens) // taken
     wanted = there if count == "all" else int(count)
     if there < wanted or there < 2:
         raise ValueError(f"{len(tokens)} tokens make {there} windows of {window}, not {max(wanted, 2)}")
     grid = tokens[: there * taken].view(there, taken)
     chosen = grid[[index * there // wanted for index in range(wanted)]]
-    if bos is None:
-        return chosen.contiguous()
-    return torch.cat([torch.full((wanted, 1), bos, dtype=chosen.dtype), chosen], dim=1)
+    return torch.cat([torch.tensor(leading, dtype=chosen.dtype).expand(wanted, -1), chosen], dim=1)
 
 
-def _control(tokens: torch.Tensor | None, window: int, bos: int | None) -> torch.Tensor | None:
+def _control(tokens: torch.Tensor | None, window: int, leading: Sequence[int]) -> torch.Tensor | None:
     """Windows of the calibration split, as many as there are; None where they are fewer than two."""
     if tokens is None or len(tokens) < 2 * window:
         return None
-    return cut_windows(tokens, window, "all", bos)
+    return cut_windows(tokens, window, "all", leading)
 
 
-def protocol(window: int, windows: int, there: int, bos: int | None, join: str, dtype: str = "float32") -> str:
+def first_predicted(leading: Sequence[int]) -> int:
+    """Return the place of the first token of a window that is predicted: none of ``leading`` is, nor a first one."""
+    return max(len(leading), 1)
+
+
+def protocol(window: int, windows: int, there: int, leading: Sequence[int], join: str, dtype: str = "float32") -> str:
     """What a perplexity's value depends on beside model and text, as one string."""
-    predicted = windows * (window - 1)
+    predicted = windows * (window - first_predicted(leading))
     return (
-        f"window={window} stride={window} windows={windows}/{there} bos={int(bos is not None)} "
+        f"window={window} stride={window} windows={windows}/{there} bos={len(leading)} "
         f"join={json.dumps(join)} predicted={predicted} dtype={dtype}"
     )
 
@@ -101,22 +108,26 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     return sizes
 
 
-def text_sizes(windows: torch.Tensor, tokenizer: PreTrainedTokenizerFast, corpus: str) -> pd.DataFrame:
+def text_sizes(
+    windows: torch.Tensor, tokenizer: PreTrainedTokenizerFast, corpus: str, first_place: int = 1
+) -> pd.DataFrame:
     """Tokens, words and bytes that are predicted in each of the windows int32 ``[n, window]``; columns as in WINDOWS.
+
+    Those before ``first_place`` are not predicted.
 
     Words are what stands between white space, counted where they begin: one that the first token, which is not
     predicted, begins is not counted.
     """
     sizes = token_bytes(tokenizer)
     backend = tokenizer.backend_tokenizer
-    first, whole = (backend.decode_batch(part.tolist()) for part in (windows[:, :1], windows))
+    first, whole = (backend.decode_batch(part.tolist()) for part in (windows[:, :first_place], windows))
     return pd.DataFrame(
         {
             "corpus": corpus,
             "window": range(len(windows)),
-            "tokens": windows.shape[1] - 1,
+            "tokens": windows.shape[1] - first_place,
             "words": [len(text.split()) - len(start.split()) for text, start in zip(whole, first, strict=True)],
-            "bytes": sizes[windows[:, 1:].long()].sum(1).numpy(),
+            "bytes": sizes[windows[:, first_place:].long()].sum(1).numpy(),
         }
     )
 
@@ -127,7 +138,7 @@ def reference(
     """Write the base model's side. Raises ValueError where a text is too short and where the model is broken."""
     model = load(base, streamed=(size(base) or 0) > 1e9 * memory_gb)
     tokenizer = load_tokenizer(base)
-    bos = read_manifest(base)["bos"]
+    leading = read_manifest(base)["leading"]
     window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
 
     windows: dict[str, torch.Tensor] = {}
@@ -140,15 +151,15 @@ def reference(
         splits = load_file(text / "tokens.safetensors")
         tokens = splits["evaluation"]
         try:
-            windows[corpus] = cut_windows(tokens, window, spec["windows"], bos)
+            windows[corpus] = cut_windows(tokens, window, spec["windows"], leading)
         except ValueError as error:
             raise step.InputError(f"corpus {corpus}: {error}") from error
         counts[corpus] = torch.bincount(tokens, minlength=vocabulary)
-        unmeasured[corpus] = _control(splits.get("calibration"), window, bos)
-        there = len(tokens) // (window - (bos is not None))
+        unmeasured[corpus] = _control(splits.get("calibration"), window, leading)
+        there = len(tokens) // (window - len(leading))
         corpora[corpus] = {
             "sha256": facts["sha256"],
-            "protocol": protocol(window, len(windows[corpus]), there, bos, facts["join"], spec["dtype"]),
+            "protocol": protocol(window, len(windows[corpus]), there, leading, facts["join"], spec["dtype"]),
         }
 
     asked: dict[str, dict[str, Any]] = {}
@@ -170,7 +181,10 @@ def reference(
         save_file(counts, part / "counts.safetensors")
         with computing(model, spec["dtype"]):
             write_base_side(model, windows, part)
-        sizes = pd.concat([text_sizes(each, tokenizer, corpus) for corpus, each in windows.items()], ignore_index=True)
+        first_place = first_predicted(leading)
+        sizes = pd.concat(
+            [text_sizes(each, tokenizer, corpus, first_place) for corpus, each in windows.items()], ignore_index=True
+        )
         WINDOWS.validate(sizes).to_parquet(part / "windows.parquet", index=False)
         if answered:
             columns = list(ANSWERS.columns)
@@ -187,6 +201,7 @@ def reference(
             part,
             corpora=corpora,
             tasks=asked,
+            first_predicted=first_place,
             inside=looked_inside,
             dtype=spec["dtype"],
             membership={

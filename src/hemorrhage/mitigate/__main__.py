@@ -52,7 +52,8 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     if reason:
         raise ValueError(f"not made: {reason}")
     corpus, asked = spec["corpus"], spec["open"]
-    facts = read_manifest(reference)["corpora"][corpus]
+    of_reference = read_manifest(reference)
+    facts, start = of_reference["corpora"][corpus], of_reference["first_predicted"]
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()
     states = read_slice(reference / "hidden.safetensors", corpus, slice(None))
     base_head, half = head_of(base), len(windows) // 2
@@ -64,17 +65,17 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     states, base_head = states.to(head.device), base_head.to(head.device)
 
     first, second = slice(0, half), slice(half, None)
-    fitted = spread((half) * (windows.shape[1] - 1), spec["tokens"]).to(head.device)
+    fitted = spread((half) * (windows.shape[1] - start), spec["tokens"]).to(head.device)
     found = corrections.fit(
-        Model(predicting(altered[first]), head).at(fitted),
-        Model(predicting(states[first]), base_head).at(fitted),
+        Model(predicting(altered[first], start), head).at(fitted),
+        Model(predicting(states[first], start), base_head).at(fitted),
         spec["buckets"],
         spec["steps"],
         spec["p"],
         spec["seed"],
     )
     tables = [
-        scored(found, windows[second], Model(altered[second], head), Model(states[second], base_head), spec["p"], 1)
+        scored(found, windows[second], Model(altered[second], head), Model(states[second], base_head), spec["p"], start)
     ]
     tables[0] = tables[0].assign(part="text", window=tables[0]["window"] + half)
     if asked["items"]:
@@ -93,7 +94,7 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
             variant=variant,
             corpus=corpus,
             sha256=facts["sha256"],
-            protocol=protocol(facts["protocol"], len(windows) - half, windows.shape[1]),
+            protocol=protocol(facts["protocol"], len(windows) - half, windows.shape[1] - start),
             fitted=len(fitted),
             spec=spec,
         )
@@ -105,9 +106,12 @@ def all_states(model: PreTrainedModel, windows: Tensor) -> Tensor:
     return torch.cat([hidden_states(model, windows[part].to(model.device)) for part in parts])
 
 
-def predicting(states: Tensor) -> Tensor:
-    """The states that predict a token of their window: [n (window - 1), hidden] of [n, window, hidden]."""
-    return states[:, :-1].flatten(0, 1)
+def predicting(states: Tensor, start: int) -> Tensor:
+    """Return the states that predict the tokens of their window from place ``start`` on.
+
+    [n (window - start), hidden] of [n, window, hidden].
+    """
+    return states[:, start - 1 : -1].flatten(0, 1)
 
 
 def spread(there: int, wanted: int) -> Tensor:
@@ -219,10 +223,10 @@ def _title(name: tuple[str, int]) -> str:
     return f"{name[0]}, control {name[1]}" if name[1] else name[0]
 
 
-def protocol(whole: str, windows: int, window: int) -> str:
-    """The reference's protocol of a corpus, as it is for the last ``windows`` of it."""
+def protocol(whole: str, windows: int, predicted: int) -> str:
+    """The reference's protocol of a corpus, as it is for the last ``windows`` of it, each of so many ``predicted``."""
     found = re.sub(r"windows=(\S+)", rf"windows=last-{windows}-of-\1", whole)
-    return re.sub(r"predicted=\d+", f"predicted={windows * (window - 1)}", found)
+    return re.sub(r"predicted=\d+", f"predicted={windows * predicted}", found)
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         "sparsity": zeros / sum(weight.numel() for weight in linears),
         "context": getattr(model.config, "max_position_embeddings", None),
         "vocabulary": rows(model),
-        "bos": bos(tokenizer),
+        "leading": leading(tokenizer),
     }
 
 
@@ -103,27 +103,21 @@ def rows(model: PreTrainedModel) -> int:
     return embedding.weight.shape[0]
 
 
-def bos(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """The token that windows of a text begin with: what the tokenizer puts there, where that is a single one."""
-    first = leading(tokenizer)
-    return first[0] if len(first) == 1 else None
-
-
 def beginnings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
-    """What is to be said of the tokens in front of a text: that config.json has another one, that they are several.
+    """Return what is to be said of the tokens in front of a text: that config.json names another one.
 
     Raises InputError where the tokenizer puts a token there that the embedding does not have.
     """
     first, said = leading(tokenizer), model.config.get_text_config(decoder=True).bos_token_id
     if first and max(first) >= rows(model):
         raise InputError(f"the tokenizer begins a text with token {max(first)}, the embedding has {rows(model)} rows")
-    if len(first) > 1:
-        return f" The tokenizer begins a prompt with {len(first)} special tokens; windows of texts have none of them."
-    if first and said != first[0]:
-        note = f"The tokenizer begins a text with token {first[0]}, config.json names {said}: the tokenizer's counts."
-        log.warning("%s", note)
-        return f" {note}"
-    return ""
+    if not first or said in first or (said is None and len(first) > 1):
+        return ""
+    put = " and ".join(map(str, first))
+    tokens = "token" if len(first) == 1 else "tokens"
+    note = f"The tokenizer begins a text with {tokens} {put}, config.json names {said}: the tokenizer's counts."
+    log.warning("%s", note)
+    return f" {note}"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_whole_folder_is_adopted_as_it_is(folder: Path) -> None:
         assert (base / file.name).read_bytes() == file.read_bytes()
     manifest = read_manifest(base)
     assert manifest["note"] == "The base is a folder of this machine."
-    assert (manifest["bos"], manifest["vocabulary"], manifest["quantized_before"]) == (1, 512, None)
+    assert (manifest["leading"], manifest["vocabulary"], manifest["quantized_before"]) == ([1], 512, None)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_a_special_token_beyond_the_embedding_is_none_that_a_text_becomes(folder
 def test_a_config_that_names_another_beginning_than_the_tokenizer_gets_a_line(folder: Path) -> None:
     settings(folder / "config.json", bos_token_id=None)
     manifest = read_manifest(prepared(folder))
-    assert manifest["bos"] == 1
+    assert manifest["leading"] == [1]
     assert "begins a text with token 1, config.json names None: the tokenizer's counts." in manifest["note"]
 
 

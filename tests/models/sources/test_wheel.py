@@ -71,7 +71,7 @@ def test_wheel_rebuilds_the_model_of_a_gguf_file(tiny: Path, tmp_path: Path, mon
     manifest = read_manifest(tmp_path / "base")
     assert manifest["parameters"] == 260032
     assert manifest["effective_bits"] == 16.0
-    assert manifest["bos"] is None
+    assert manifest["leading"] == []
     assert "dequantized 4-bit file" in manifest["note"]
     assert manifest["quantized_before"]["type"] == "Q4_1"
     assert manifest["quantized_before"]["bytes"] < manifest["disk_bytes"]
