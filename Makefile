@@ -12,6 +12,9 @@ A ?= HEAD
 B ?= workspace
 OUT ?= reports/compare.html
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
+# uv and Snakemake keep caches there.
+CHECK_CACHE = cache="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || { \
+	echo "$$cache can't be written: export XDG_CACHE_HOME=<a folder that can be>" >&2; exit 2; }
 
 .PHONY: help setup gguf report plan predict gate compare params test test-slurm check unit end-to-end lock clean
 
@@ -34,6 +37,7 @@ help:
 setup: $(READY)
 
 $(READY):
+	@$(CHECK_CACHE)
 	$(PYTHON) -c "import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 14)) and 'Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=python3.12 ...')"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
@@ -47,6 +51,7 @@ gguf: $(READY)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llama-cpp-python==0.3.36
 
 report: $(READY)
+	@$(CHECK_CACHE)
 	@snakemake; status=$$?; \
 	if python -m hemorrhage.cli plan | grep -q '^page *current$$'; then echo "open reports/index.html"; \
 	elif test $$status -eq 0; then echo "there is no report of this params.yaml; run again" >&2; status=1; fi; \

@@ -78,6 +78,47 @@ def test_failures_and_the_workspace_are_not_shared(project: Path) -> None:
     assert (project / "ran").exists()
 
 
+def test_a_store_that_another_user_made_is_read_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is refused anything where tests run as root: the system's answers are those that another user gets."""
+    of_store = tmp_path / "store"
+    monkeypatch.setenv("HEMORRHAGE_STORE", str(of_store))
+    monkeypatch.chdir(tmp_path)
+    with store.shared(Path(OUT)) as linked:
+        assert not linked
+        Path(OUT).mkdir(parents=True)
+        Path(OUT, "manifest.json").write_text("{}")
+    before = {file: file.stat().st_mtime_ns for file in of_store.rglob("*")}
+
+    open_file, access = Path.open, os.access
+
+    def refusing(file: Path, mode: str = "r", **named: str) -> object:
+        if "w" in mode and file.is_relative_to(of_store):
+            raise PermissionError(13, "Permission denied", str(file))
+        return open_file(file, mode, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr(
+        os,
+        "access",
+        lambda file, mode: not (mode & os.W_OK and Path(file).is_relative_to(of_store)) and access(file, mode),
+    )
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "second")
+    with store.shared(Path(OUT)) as linked:
+        assert linked
+    assert Path(OUT, "manifest.json").read_text() == "{}"
+    for other in (Path(OUT).with_name("ffffffffffff"), Path("data/base/base/0123456789ab")):
+        with store.shared(other) as linked:
+            assert not linked
+            other.mkdir(parents=True)
+            (other / "manifest.json").write_text("{}")
+        assert not (of_store / other.relative_to("data")).exists()
+    after = {file: file.stat().st_mtime_ns for file in of_store.rglob("*") if file.suffix}
+    assert after == {file: time for file, time in before.items() if file.suffix}
+
+
 def test_a_named_store_is_anyones_and_forget_reaches_it(
     project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

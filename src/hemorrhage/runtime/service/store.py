@@ -41,20 +41,19 @@ def project() -> Path | None:
 
 @contextlib.contextmanager
 def shared(out: Path) -> Iterator[bool]:
-    """Yields whether ``out`` was linked from the store; else the block makes it, and it is put there.
+    """Yield whether ``out`` was linked from the store; else the block makes it, and it is put there.
 
     While one run makes an output, another that wants the same waits. A failure is never put there, and nothing is
-    where the block raises or ends the process otherwise than by SystemExit with 0.
+    where the block raises or ends the process otherwise than by SystemExit with 0. A store of another user, which this
+    one can't write, is only read.
     """
     store = folder()
     if store is None or not out.is_relative_to(DATA):
         yield False
         return
     place = store / out.relative_to(DATA)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_name(f"{place.name}.lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (place / MANIFEST).is_file() and not (out / MANIFEST).is_file():
+    with _locked(place.with_name(f"{place.name}.lock")) as may_write:
+        if _is_whole(place) and not (out / MANIFEST).is_file():
             # Snakemake makes the folder of a manifest before the job begins.
             shutil.rmtree(out, ignore_errors=True)
             link(place, out)
@@ -63,10 +62,30 @@ def shared(out: Path) -> Iterator[bool]:
         try:
             yield False
         except SystemExit as end:
-            if not end.code:
+            if not end.code and may_write:
                 publish(out, place)
             raise
-        publish(out, place)
+        if may_write:
+            publish(out, place)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[bool]:
+    """Hold the lock of an output, where this user may; yields whether the output may be put there."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(PermissionError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A lock that another user made can be held without being written.
+            mode = "r" if file.exists() and not os.access(file, os.W_OK) else "w"
+            fcntl.flock(held.enter_context(file.open(mode, encoding="utf-8")), fcntl.LOCK_EX)
+        yield os.access(file.parent, os.W_OK | os.X_OK)
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        return (place / MANIFEST).is_file() and os.access(place / MANIFEST, os.R_OK)
+    except PermissionError:
+        return False
 
 
 def publish(out: Path, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -25,11 +26,17 @@ def speedup() -> float:
     known = json.loads(REMEMBERED.read_text(encoding="utf-8")) if REMEMBERED.is_file() else {}
     if machine not in known:
         known[machine] = round(min(map(_measured, SHAPES)), 2)
-        REMEMBERED.parent.mkdir(parents=True, exist_ok=True)
-        part = REMEMBERED.with_name(f"{REMEMBERED.name}.{os.getpid()}")
-        part.write_text(json.dumps(known, indent=1), encoding="utf-8")
-        part.replace(REMEMBERED)
+        # Where HOME can't be written it is measured each time.
+        with contextlib.suppress(PermissionError):
+            _remember(known)
     return float(known[machine])
+
+
+def _remember(known: dict[str, float]) -> None:
+    REMEMBERED.parent.mkdir(parents=True, exist_ok=True)
+    part = REMEMBERED.with_name(f"{REMEMBERED.name}.{os.getpid()}")
+    part.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    part.replace(REMEMBERED)
 
 
 def _measured(shape: tuple[int, int, int]) -> float:
