@@ -39,7 +39,7 @@ from hemorrhage.study import params as config
 
 CORPORA = ("prose", "code")
 WINDOW, WINDOWS = 128, 12
-CALIBRATION = {"samples": 32, "length": 128, "seed": 0, "hessian_gb": 1}
+CALIBRATION = {"samples": 32, "length": 128, "seed": 0, "max_hessian_gb": 1}
 BATCH, LENGTH = 8, 128
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"
 
@@ -133,7 +133,12 @@ class Bench:
         self.calibration = folder / "calibration"
         calibrate(self.calibration, self.base, [folder / calibration], CALIBRATION)
         self.reference = folder / "reference"
-        spec = {"dtype": "float32", "window": WINDOW, "windows": WINDOWS, "inside": {"windows": 0, "window": WINDOW}}
+        spec = {
+            "dtype": "float32",
+            "window": WINDOW,
+            "windows": WINDOWS,
+            "diagnostics": {"windows": 0, "window": WINDOW},
+        }
         reference(self.reference, self.base, [folder / corpus for corpus in CORPORA], [], spec)
 
     def variants(self, sweeps: dict[str, dict[str, Any]]) -> dict[str, config.Variant]:

@@ -185,9 +185,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch, limited(arguments.limit_gib) as limit:
         here = Path(scratch)
         words = str(text(here / "text", 128 * arguments.windows))
-        calibrate = {"samples": arguments.windows, "length": 128, "seed": 0, "hessian_gb": 0}
+        calibrate = {"samples": arguments.windows, "length": 128, "seed": 0, "max_hessian_gb": 0}
         alter = {"sweep": "memory", "family": "", "method": arguments.method, "settings": arguments.settings, "seed": 0}
-        read = {"dtype": "float32", "window": 128, "windows": arguments.windows, "inside": {"windows": 0}}
+        read = {"dtype": "float32", "window": 128, "windows": arguments.windows, "diagnostics": {"windows": 0}}
         based, part = ["--base", str(base)], ["--memory-gb", str(arguments.limit_gib)]
         calibration, checkpoint, reference = here / "calibration", here / "checkpoint", here / "reference"
         run(

@@ -60,7 +60,7 @@ def prepare(model: Path) -> list[str | Path]:
     tokens = torch.randint(3, 500, (2000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     save_file({"evaluation": tokens}, text / "tokens.safetensors")
     write_manifest(text, corpus="prose", sha256="0", join="\n\n")
-    spec = json.dumps({"dtype": "float32", "window": 32, "windows": 4, "inside": {"windows": 3, "window": 24}})
+    spec = json.dumps({"dtype": "float32", "window": 32, "windows": 4, "diagnostics": {"windows": 3, "window": 24}})
     step("hemorrhage.evaluate.reference", reference, "--base", base, "--texts", text, "--tasks", task, "--spec", spec)
     return [
         "--variant", "base", "--checkpoint", base, "--base", base, "--reference", reference, "--tasks", task,

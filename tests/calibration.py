@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from hemorrhage.calibrate.__main__ import calibrate
 
-SPEC: dict[str, Any] = {"samples": 6, "length": 32, "seed": 3, "hessian_gb": 1}
+SPEC: dict[str, Any] = {"samples": 6, "length": 32, "seed": 3, "max_hessian_gb": 1}
 
 
 def text_folder(folder: Path, tokens: int = 4000) -> Path:

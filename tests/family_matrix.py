@@ -50,13 +50,13 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 
 RIGHT = "right"
 
-CALIBRATION: dict[str, Any] = {"samples": 4, "length": 24, "seed": 3, "hessian_gb": 1}
+CALIBRATION: dict[str, Any] = {"samples": 4, "length": 24, "seed": 3, "max_hessian_gb": 1}
 
 REFERENCE: dict[str, Any] = {
     "dtype": "float32",
     "window": 24,
     "windows": 4,
-    "inside": {"windows": 2, "window": 20},
+    "diagnostics": {"windows": 2, "window": 20},
 }
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -247,7 +247,7 @@ def evaluated(study: Study) -> str:
         return f"wrong: base perplexity off by {off:.1e}"
     if not rows.kl.mean() < LOSSLESS:
         return f"wrong: 8 bits cost {rows.kl.mean():.2g} nats"
-    inside = pd.read_parquet(out / "inside.parquet")
+    inside = pd.read_parquet(out / "diagnostics.parquet")
     if not {"relative_error", "lens_kl"} <= set(inside.metric):
         return "wrong: no diagnostics"
     gaps = read_manifest(out).get("gaps") or {}

@@ -117,15 +117,21 @@ def write(folder: Path, windows: int = 32, window: int = 256, items: int = 40, s
     base = _directory(folder, "base", "base", _base_manifest())
     (base / "config.json").write_text(json.dumps(ARCHITECTURE), encoding="utf-8")
     study = Study(folder, texts, _base_items(rng, items), rng, windows, window)
-    found: dict[str, list[Path]] = {"base": [base], "checkpoints": [], "evaluations": [], "harness": [], "programs": []}
+    found: dict[str, list[Path]] = {
+        "base": [base],
+        "checkpoints": [],
+        "evaluations": [],
+        "harness": [],
+        "code_tasks": [],
+    }
     found["evaluations"].append(study.evaluation("base", 0.0))
     found["harness"].append(study.harness("base", 0.0))
-    found["programs"].append(study.programs("base", 0.0))
+    found["code_tasks"].append(study.code_tasks("base", 0.0))
     for point in everything:
         found["checkpoints"].append(_checkpoint(folder, point))
         found["evaluations"].append(study.evaluation(point.variant, point.damage, point.failure, point.stored_bits))
         found["harness"].append(study.harness(point.variant, point.damage, point.failure))
-        found["programs"].append(study.programs(point.variant, point.damage, point.failure))
+        found["code_tasks"].append(study.code_tasks(point.variant, point.damage, point.failure))
     prompts = rng.random(24)
     by_name = {point.variant: point.damage for point in everything}
     found["decodes"] = [
@@ -253,7 +259,7 @@ class Study:
             return _directory(self.folder, "evaluations", variant, {**facts, "failure": f"ValueError: {failure}"})
         facts |= {
             "dtype": "float32",
-            "inside": {"protocol": f"windows={DIAGNOSED} window={self.window}", "sha256": "ab" * 32},
+            "diagnostics": {"protocol": f"windows={DIAGNOSED} window={self.window}", "sha256": "ab" * 32},
         }
         parts = [_tokens(self.rng, corpus, text, damage) for corpus, text in self.texts.items()]
         windows = pd.DataFrame(
@@ -269,7 +275,7 @@ class Study:
             tokens=pd.concat(parts, ignore_index=True),
             items=_items(self.rng, self.base_items, damage),
             windows=windows,
-            inside=_inside(self.rng, damage),
+            diagnostics=_diagnostics(self.rng, damage),
         )
         (directory / "cost.json").write_text(json.dumps(_cost(self.rng, stored)), encoding="utf-8")
         return directory
@@ -300,11 +306,11 @@ class Study:
             )
         return _directory(self.folder, "harness", variant, facts, items=pd.concat(frames, ignore_index=True))
 
-    def programs(self, variant: str, damage: float, failure: str | None = None) -> Path:
+    def code_tasks(self, variant: str, damage: float, failure: str | None = None) -> Path:
         """Programs that pass or fail their tests."""
         facts = {"variant": variant, "tasks": _tasks({PROGRAMS: {"chance": 0.0}})}
         if failure:
-            return _directory(self.folder, "programs", variant, {**facts, "failure": f"ValueError: {failure}"})
+            return _directory(self.folder, "code_tasks", variant, {**facts, "failure": f"ValueError: {failure}"})
         kept = self.rng.random(20) < math.exp(-1.5 * damage)
         correct = self.solved["base_correct"].to_numpy() & kept
         programs = pd.DataFrame(
@@ -317,7 +323,7 @@ class Study:
                 "seconds": 0.1,
             }
         )
-        return _directory(self.folder, "programs", variant, facts, programs=programs)
+        return _directory(self.folder, "code_tasks", variant, facts, programs=programs)
 
 
 def _tasks(levels: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -388,7 +394,7 @@ def _items(rng: np.random.Generator, base: pd.DataFrame, damage: float) -> pd.Da
     )
 
 
-def _inside(rng: np.random.Generator, damage: float) -> pd.DataFrame:
+def _diagnostics(rng: np.random.Generator, damage: float) -> pd.DataFrame:
     """Errors that grow with depth; the whole model's, the layers' and the heads'."""
     rows: list[tuple[int, int, int, str, float]] = []
     for window in range(DIAGNOSED):
@@ -444,7 +450,7 @@ def _decode(folder: Path, variant: str, damage: float, prompts: np.ndarray, rng:
         stated = json.dumps({"strategy": strategy, **settings})
         for item, difficulty in enumerate(prompts):
             right = bool(difficulty < skill * math.exp(-0.6 * damage))
-            rows.append(_text_row(strategy, stated, "closed", "recall", item, [5, 6, 7], right, math.nan))
+            rows.append(_text_row(strategy, stated, "closed_ended", "recall", item, [5, 6, 7], right, math.nan))
         for item in range(12):
             period = rng.integers(8, 30) if skill > 0.8 else 40
             tokens = np.resize(rng.integers(0, 400, period), 40)
@@ -453,7 +459,7 @@ def _decode(folder: Path, variant: str, damage: float, prompts: np.ndarray, rng:
                 tokens = np.resize(np.random.default_rng(item).integers(0, 400, 12), 40)
                 tokens[min(int(rng.exponential(8 / max(damage, 1e-9))), 40) :] += 1
             surprise = rng.normal(0.8 + 2.2 * (1 - skill) + damage, 0.2)
-            rows.append(_text_row(strategy, stated, "open", "prose", item, tokens.tolist(), False, surprise))
+            rows.append(_text_row(strategy, stated, "open_ended", "prose", item, tokens.tolist(), False, surprise))
         features[f"prose.strategy.{strategy}"] = features["prose.human"] + np.float32(damage + 1 - skill)
     manifest = {
         "variant": variant,
@@ -497,7 +503,7 @@ def _text_row(
         "prompt": "a prompt",
         "text": "a text",
         "tokens": tokens,
-        "answer": "42" if task == "closed" else "",
+        "answer": "42" if task == "closed_ended" else "",
         "correct": right,
         "base_nll": nll,
         "seconds": 0.5,
@@ -510,7 +516,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     write(folder)
-    kinds = ("evaluations", "harness", "programs", "decodes", "checkpoints", "base")
+    kinds = ("evaluations", "harness", "code_tasks", "decodes", "checkpoints", "base")
     given = " ".join(f"--outputs {kind} {folder}/{kind}/*/*" for kind in kinds)
     spec = json.dumps({"resamples": 1000, "confidence": 0.95, "seed": 0, "budget": BUDGET})
     print(f"python -m hemorrhage.analyze {folder}/reports {given} --spec '{spec}' --address 0123456789ab")

@@ -15,7 +15,7 @@ from hemorrhage.analyze.report.card import card
 from hemorrhage.analyze.spec import Spec
 from tests import synthetic
 
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 VARIANTS = ("base", "gptq-4", "wanda-0.5")
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF, TOO_FEW
-from hemorrhage.analyze.inputs import BASE, Inputs, Output, Relative, Variant
+from hemorrhage.analyze.inputs import BASE, Inputs, Output, Sibling, Variant
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
@@ -46,7 +46,7 @@ class Study:
         self.replicates: dict[tuple[str, str], np.ndarray] = {}
         self.outputs: dict[str, Output] = {}
         self.decodes: dict[str, Output] = {}
-        self.relative: Relative | None = None
+        self.sibling: Sibling | None = None
         self.losses: dict[str, tuple[float, np.ndarray, int]] = {}
 
     def add(
@@ -61,7 +61,9 @@ class Study:
         table = {}
         if attention is not None:
             windows = {"metric": "attention_js", "layer": 0, "head": 0, "window": range(4)}
-            table["inside.parquet"] = pd.DataFrame({**windows, "value": attention * np.array([0.9, 1.0, 1.0, 1.1])})
+            table["diagnostics.parquet"] = pd.DataFrame(
+                {**windows, "value": attention * np.array([0.9, 1.0, 1.0, 1.1])}
+            )
         self.outputs[one.name] = Output({}, table)
         if lost is not None:
             self.losses[one.name] = (lost, lost + self.rng.normal(0, 0.01, 300), 80)
@@ -69,7 +71,7 @@ class Study:
     def evidence(self, thresholds: list[dict[str, Any]] | None = None, model: str = "m") -> Evidence:
         table = pd.DataFrame(self.rows)
         found = Inputs(
-            {"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {}, relative=self.relative
+            {"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {}, sibling=self.sibling
         )
         results = Results(
             table,
@@ -245,9 +247,9 @@ def spread(study: Study, name: str, metric: str, value: float, low: float, high:
 )
 def test_aligned_and_unaligned(own: float, other: float, expected: str) -> None:
     study = Study()
-    study.relative = Relative(variant("relative", "", ""), False, Output({}, {}))
+    study.sibling = Sibling(variant("sibling_model", "", ""), False, Output({}, {}))
     spread(study, BASE, "spread_cv", own, own - 0.02, own + 0.02)
-    spread(study, "relative", "spread_cv", other, other - 0.02, other + 0.02)
+    spread(study, "sibling_model", "spread_cv", other, other - 0.02, other + 0.02)
     assert study.verdict("aligned_steady") == expected
 
 

@@ -167,7 +167,7 @@ def test_rows_of_texts(found: inputs.Inputs) -> None:
         "entropy": lambda tokens: -sum((n := list(tokens).count(t) / len(tokens)) * math.log(n) for t in set(tokens)),
         "length": len,
     }.items():
-        mine = generated[(generated.strategy == "top_p") & (generated.task == "open")]
+        mine = generated[(generated.strategy == "top_p") & (generated.task == "open_ended")]
         assert rows.loc[(name, "top_p"), "estimate"] == pytest.approx(np.mean([per_text(t) for t in mine.tokens]))
     near, far = (rows.loc[("mauve", name)] for name in ("beam_4", "temperature_high"))
     features = output.features
@@ -200,7 +200,7 @@ def sweep_of(right: dict[str, list[bool]], settings: dict[str, dict[str, Any]], 
         {
             "strategy": name,
             "settings": json.dumps(settings[name]),
-            "task": "closed",
+            "task": "closed_ended",
             "dataset": "recall",
             "item": item,
             "accuracy": float(one),
@@ -290,11 +290,11 @@ def test_the_other_model_of_the_family_is_no_variant(found: inputs.Inputs, tmp_p
     for file in base.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     manifest = json.loads((base / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps({**manifest, "variant": "relative"}))
+    (other / "manifest.json").write_text(json.dumps({**manifest, "variant": "sibling_model"}))
     read = inputs.read(
-        {"base": outputs["base"], "relatives": outputs["base"], "decodes": [base, other]}, is_aligned=True
+        {"base": outputs["base"], "sibling_models": outputs["base"], "decodes": [base, other]}, is_aligned=True
     )
-    assert read.relative is not None
+    assert read.sibling is not None
     assert list(read.variants) == ["base"]
     assert list(read.decodes) == ["base"]
     compared = find(read, [], [], SPEC).stability

@@ -21,7 +21,7 @@ from hemorrhage.evaluate import membership
 from tests import synthetic
 
 BASE = Base("m", 2e6, 1.5e6, 4, 64, 1e9, 512)
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 
 
 def alteration(**changes: Any) -> Alteration:

@@ -21,7 +21,7 @@ from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import flags
-from hemorrhage.evaluate.diagnostics import collect as inside
+from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.models.blocks import blocks
 from tests import synthetic
 
@@ -205,7 +205,7 @@ def test_real_faults_in_a_real_model(tiny: Path) -> None:
     models["nothing-4"] = (copy.deepcopy(model), 4)
 
     protocol = 'window=64 stride=64 windows=8/8 bos=0 join="" predicted=504 dtype=float32'
-    of_base = inside.base_side(model, windows[:3].int())
+    of_base = collect.base_side(model, windows[:3].int())
     variants, evaluations = {}, {}
     for name, (altered, bits) in models.items():
         manifest = {"size_ratio": 1.0, "changed": 0.5, "effective_bits": float(bits), "parameters": 1, "disk_bytes": 1}
@@ -223,10 +223,14 @@ def test_real_faults_in_a_real_model(tiny: Path) -> None:
             manifest=manifest,
         )
         evaluations[name] = Output(
-            {"corpora": {"prose": {"sha256": "00", "protocol": protocol}}, "tasks": {}, "inside": {"protocol": "w"}},
+            {
+                "corpora": {"prose": {"sha256": "00", "protocol": protocol}},
+                "tasks": {},
+                "diagnostics": {"protocol": "w"},
+            },
             {
                 "tokens.parquet": tokens_of(altered, model, windows),
-                "inside.parquet": inside.measure(altered, of_base, None, False),
+                "diagnostics.parquet": collect.measure(altered, of_base, None, False),
             },
         )
     found = Inputs(variants["base"].manifest, variants, evaluations, {}, {}, {}, {})

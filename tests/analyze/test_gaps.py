@@ -17,7 +17,7 @@ from hemorrhage.study.kinds import PAGE_FILES, ROWS_FILES
 from tests import synthetic
 
 SPEC = Spec(resamples=100, confidence=0.95, seed=0, budget=synthetic.BUDGET)
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 VARIANTS = ("base", "rtn-8", "gptq-4", "gptq-3", "wanda-0.5", "sparsegpt-0.7")
 
 
@@ -59,7 +59,7 @@ def fail(folder: Path) -> None:
         ("evaluations", "base"),
         ("checkpoints", "gptq-4"),
         ("harness", "gptq-4"),
-        ("programs", "base"),
+        ("code_tasks", "base"),
         ("decodes", "gptq-4"),
         ("decodes", "base"),
     ],
@@ -77,7 +77,7 @@ def test_a_failed_output_is_a_gap_with_its_reason(
     assert failed.reason.str.contains("out of memory").any()
 
 
-@pytest.mark.parametrize("table", ["inside.parquet", "windows.parquet", "items.parquet", "no tasks", "cost.json"])
+@pytest.mark.parametrize("table", ["diagnostics.parquet", "windows.parquet", "items.parquet", "no tasks", "cost.json"])
 def test_an_evaluation_without_a_table_is_a_gap(outputs: dict[str, Any], tmp_path: Path, table: str) -> None:
     def remove(folder: Path) -> None:
         (folder / table.replace("no tasks", "items.parquet")).unlink()

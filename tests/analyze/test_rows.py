@@ -42,7 +42,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def table(outputs: dict[str, Any]) -> pd.DataFrame:
-    kinds = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+    kinds = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
     return rows.build(inputs.read({kind: outputs[kind] for kind in ("base", *kinds)}), SPEC).rows
 
 
@@ -159,7 +159,7 @@ def test_items_that_the_base_did_not_answer_fail(outputs: dict[str, Any], tmp_pa
 
 def test_inside_and_cost(outputs: dict[str, Any], table: pd.DataFrame) -> None:
     directory = of(outputs, "evaluations", "wanda-0.5")
-    seen = pd.read_parquet(directory / "inside.parquet")
+    seen = pd.read_parquet(directory / "diagnostics.parquet")
     mine = table[table.variant == "wanda-0.5"].set_index("metric")
     one = seen.query("metric == 'local_error' and layer == 3").value
     found = mine.loc["local_error{layer=3}"]
@@ -185,7 +185,7 @@ def test_what_an_output_lacks_has_no_rows(outputs: dict[str, Any], tmp_path: Pat
     less = []
     for path in outputs["evaluations"]:
         less.append(tmp_path / path.parent.name / path.name)
-        shutil.copytree(path, less[-1], ignore=shutil.ignore_patterns("inside*", "windows*", "cost*"))
+        shutil.copytree(path, less[-1], ignore=shutil.ignore_patterns("diagnostics*", "windows*", "cost*"))
     found = inputs.read({**pick(outputs, "base", "checkpoints"), "evaluations": less})
     analyze(tmp_path / "reports", found, SPEC, "a")
     metrics = set(pd.read_parquet(tmp_path / "reports" / "hemorrhage.parquet").metric)

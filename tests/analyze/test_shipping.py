@@ -21,7 +21,7 @@ from hemorrhage.models.engines import engine
 from tests import synthetic
 
 SPEC = Spec(resamples=300, confidence=0.95, seed=0, budget=synthetic.BUDGET)
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 
 
 @pytest.fixture(scope="module")

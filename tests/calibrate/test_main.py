@@ -36,7 +36,7 @@ def test_windows_of_several_texts_take_turns(tiny: Path, tmp_path: Path) -> None
         save_file({"calibration": torch.arange(first, first + 100, dtype=torch.int32)}, text / "tokens.safetensors")
         (text / "manifest.json").write_text(json.dumps({"corpus": corpus, "sha256": str(place)}))
         texts.append(text)
-    calibrate(tmp_path / "out", tiny, texts, {**SPEC, "samples": 5, "hessian_gb": 0})
+    calibrate(tmp_path / "out", tiny, texts, {**SPEC, "samples": 5, "max_hessian_gb": 0})
     tokens = load_file(tmp_path / "out/tokens.safetensors")["tokens"]
     assert (tokens[0::2] < 200).all()
     assert (tokens[1::2] >= 300).all()

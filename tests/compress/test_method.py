@@ -184,7 +184,7 @@ more = [synthetic.Point(f"signs-1-{share}", "signs", "signs", {"bits": 1, "share
                         synthetic.PARAMETERS, 2.0 / share) for share in (1.0, 0.5)]
 synthetic.points = lambda: [*points(), *more]
 written = synthetic.write(folder / "study", windows=8, window=32, items=16)
-kinds = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+kinds = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 found = inputs.read({"base": written["base"], **{kind: written[kind] for kind in kinds}})
 analyze(folder / "reports", found, Spec(100, 0.95, 0, budget=synthetic.BUDGET), "0123456789ab")
 rows = pd.read_parquet(folder / "reports/hemorrhage.parquet")

@@ -68,4 +68,4 @@ def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     items = [(i, f"The {'red ' * i}cats", [" is", " are"], 1) for i in range(6)] + [(6, "2 + 2 =", [" 4", " 5"], 0)]
     pd.DataFrame(items, columns=["item", "prompt", "choices", "answer"]).to_parquet(task / "items.parquet")
     write_manifest(task, task="agreement", sha256="b" * 64, chance=0.5)
-    return {"base": root / "base", "checkpoint": root / "checkpoint", "open": text, "closed": task}
+    return {"base": root / "base", "checkpoint": root / "checkpoint", "open_ended": text, "closed_ended": task}

@@ -21,15 +21,15 @@ SPEC: dict[str, Any] = {
         "warm/1.2": {"strategy": "temperature", "temperature": 1.2},
         "fsd": {"strategy": "fsd", "alpha": 0.6},
     },
-    "closed": [{"task": "agreement", "items": 4, "new_tokens": 3}],
-    "open": [{"task": "stories", "items": 3, "prefix": 6, "new_tokens": 6}],
+    "closed_ended": [{"task": "agreement", "items": 4, "new_tokens": 3}],
+    "open_ended": [{"task": "stories", "items": 3, "prefix": 6, "new_tokens": 6}],
     "batch": 2,
     "seed": 11,
 }
 
 
 def run(out: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
-    options = [part for name, folder in folders.items() for part in (f"--{name}", str(folder))]
+    options = [part for name, folder in folders.items() for part in (f"--{name.replace('_', '-')}", str(folder))]
     spec = json.dumps({**SPEC, **changes})
     monkeypatch.setattr(sys, "argv", ["decode", str(out), "--variant", "v", "--spec", spec, *options])
     main()

@@ -39,7 +39,7 @@ def test_every_strategy_continues_every_prompt(
         "k": 3,
         "alpha": 0.6,
     }
-    assert not rows[rows.task == "open"].correct.any()
+    assert not rows[rows.task == "open_ended"].correct.any()
 
     # Every text again, alone and without any cache of prompts; its likelihood by a plain forward pass.
     model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
@@ -49,12 +49,12 @@ def test_every_strategy_continues_every_prompt(
         if row.strategy != "warm/1.2":
             module: Any = {"greedy": greedy, "fsd": fsd}[str(row.strategy)]
             settings = module.Settings(**({"alpha": 0.6} if module is fsd else {}))
-            limit = 3 if row.task == "closed" else 6
+            limit = 3 if row.task == "closed_ended" else 6
             alone = generate(module, model, ids, torch.ones_like(ids), limit, settings, 0)
             assert alone[0, : len(tokens)].tolist() == tokens
         whole = torch.cat([ids, torch.tensor([tokens])], dim=1)
         assert tokenizer.decode(whole[0], skip_special_tokens=True).endswith(row.text)
-        if row.task == "closed":
+        if row.task == "closed_ended":
             assert pd.isna(row.base_nll)
             continue
         with torch.no_grad():
@@ -74,7 +74,7 @@ def test_texts_and_their_human_counterparts_have_features(
         "stories.human",
         *(f"stories.strategy.{name}" for name in ("fsd", "greedy", "warm/1.2")),
     ]
-    greedily = rows[(rows.task == "open") & (rows.strategy == "greedy")]
+    greedily = rows[(rows.task == "open_ended") & (rows.strategy == "greedy")]
     assert human.item.tolist() == greedily.item.tolist()
     assert all(STORY.startswith(prompt + text) for prompt, text in zip(greedily.prompt, human.text, strict=True))
 
@@ -109,8 +109,8 @@ def test_worked_problems_and_summaries_are_swept_like_other_tasks(
     write_manifest(text, task="xsum", sha256="d" * 64)
     closed = [{"task": "gsm8k", "items": 4, "new_tokens": 6, "shots": 2}]
     opened = [{"task": "xsum", "items": 3, "prefix": 6, "new_tokens": 6}]
-    places = {**folders, "closed": task, "open": text}
-    manifest = run(tmp_path / "out", places, monkeypatch, closed=closed, open=opened)
+    places = {**folders, "closed_ended": task, "open_ended": text}
+    manifest = run(tmp_path / "out", places, monkeypatch, closed_ended=closed, open_ended=opened)
     assert "failure" not in manifest
     assert set(manifest["datasets"]) == set(manifest["protocol"]) == {"gsm8k", "xsum"}
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
@@ -127,7 +127,7 @@ def test_the_first_tokens_of_documents_are_the_open_prompts(
     run(tmp_path / "out", folders, monkeypatch, strategies={"greedy": {"strategy": "greedy"}})
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
     tokenizer = load_tokenizer(folders["base"])
-    for row in rows[rows.task == "open"].itertuples():
+    for row in rows[rows.task == "open_ended"].itertuples():
         assert 0 <= row.item < 8
         assert STORY.startswith(row.prompt)
         assert len(tokenizer(row.prompt, add_special_tokens=False)["input_ids"]) == 6

@@ -17,7 +17,7 @@ from hemorrhage.decode.prompts import (
     uses_chat,
     worked_prompts,
 )
-from hemorrhage.decode.spec import Closed, Open
+from hemorrhage.decode.spec import ClosedEnded, OpenEnded
 from hemorrhage.models.checkpoint import load_tokenizer
 
 # Rows in the hub's columns.
@@ -77,7 +77,7 @@ def test_items_and_shots_of_gsm8k_are_drawn(tokenizer: Any, chatting: Any, tmp_p
     (tmp_path / "gsm8k").mkdir()
     for split in ("train", "test"):
         rows.to_parquet(tmp_path / "gsm8k" / f"{split}.parquet")
-    spec = Closed(task="gsm8k", items=5, new_tokens=8, shots=4)
+    spec = ClosedEnded(task="gsm8k", items=5, new_tokens=8, shots=4)
     prompts = closed_prompts(tmp_path, tokenizer, spec, seed=3)
     assert [p.item for p in prompts] == sorted({p.item for p in prompts})
     assert len(prompts) == 5
@@ -86,8 +86,8 @@ def test_items_and_shots_of_gsm8k_are_drawn(tokenizer: Any, chatting: Any, tmp_p
     assert prompts != closed_prompts(tmp_path, tokenizer, spec, seed=4)
     assert "Question: " not in closed_prompts(tmp_path, chatting, spec, seed=3, chat=True)[0].text
     assert "Question: " in closed_prompts(tmp_path, chatting, spec, seed=3, chat=False)[0].text
-    with pytest.raises(ValueError, match=r"closed\.shots: 20 wanted, the task at .* has 12"):
-        closed_prompts(tmp_path, tokenizer, Closed(task="gsm8k", items=5, new_tokens=8, shots=20), seed=3)
+    with pytest.raises(ValueError, match=r"closed_ended\.shots: 20 wanted, the task at .* has 12"):
+        closed_prompts(tmp_path, tokenizer, ClosedEnded(task="gsm8k", items=5, new_tokens=8, shots=20), seed=3)
 
 
 def test_articles_are_cut_and_their_summaries_kept(tokenizer: Any, chatting: Any, tmp_path: Path) -> None:
@@ -107,10 +107,12 @@ def test_articles_are_cut_and_their_summaries_kept(tokenizer: Any, chatting: Any
     assert tokenizer.decode(long.human).strip() == "A dog ran."
     assert long.right is None
     rows.to_parquet(tmp_path / "items.parquet")
-    found = open_prompts(tmp_path, chatting, Open(task="xsum", items=2, prefix=20, new_tokens=5), seed=0, chat=True)
+    found = open_prompts(
+        tmp_path, chatting, OpenEnded(task="xsum", items=2, prefix=20, new_tokens=5), seed=0, chat=True
+    )
     assert [p.text.endswith("Summary:") for p in found] == [False, False]
-    with pytest.raises(ValueError, match=r"open\.items: 3 wanted"):
-        open_prompts(tmp_path, chatting, Open(task="xsum", items=3, prefix=20, new_tokens=5), seed=0)
+    with pytest.raises(ValueError, match=r"open_ended\.items: 3 wanted"):
+        open_prompts(tmp_path, chatting, OpenEnded(task="xsum", items=3, prefix=20, new_tokens=5), seed=0)
 
 
 def test_the_first_turn_of_an_instruction_counts(tokenizer: Any, chatting: Any) -> None:

@@ -54,13 +54,13 @@ def test_a_killed_job_goes_on_with_the_next_batch(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"closed": [{"task": "agreement", "items": 50, "new_tokens": 4}]}, "closed.items: 50 wanted"),
+        ({"closed_ended": [{"task": "agreement", "items": 50, "new_tokens": 4}]}, "closed_ended.items: 50 wanted"),
         (
-            {"open": [{"task": "stories", "items": 9, "prefix": 6, "new_tokens": 10}]},
+            {"open_ended": [{"task": "stories", "items": 9, "prefix": 6, "new_tokens": 10}]},
             "has 8 evaluation documents of at least",
         ),
         ({"chat": True}, "no chat template"),
-        ({"closed": [{"task": "agreement", "items": 5, "new_tokens": 600}]}, "exceed the model's context of 512"),
+        ({"closed_ended": [{"task": "agreement", "items": 5, "new_tokens": 600}]}, "exceed the model's context of 512"),
         ({"strategies": {"k": {"strategy": "top_k", "k": 0}}}, "greater than or equal to 1"),
         ({"strategies": {"b": {"strategy": "top_k", "k": 10**6}}}, "strategies.b: k: 1000000 is more than the vocab"),
         ({"strategies": {"b": {"strategy": "assisted", "layers": 99}}}, "strategies.b: layers: 99, between 1 and"),
@@ -80,8 +80,8 @@ def test_impossible_specs_are_refused_before_generation(
 
 def test_an_empty_prompt_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tmp_path / "task"
-    shutil.copytree(folders["closed"], task)
+    shutil.copytree(folders["closed_ended"], task)
     items = pd.read_parquet(task / "items.parquet").assign(prompt=" ")
     items.to_parquet(task / "items.parquet")
-    manifest = run(tmp_path / "out", {**folders, "closed": task}, monkeypatch)
+    manifest = run(tmp_path / "out", {**folders, "closed_ended": task}, monkeypatch)
     assert "has an empty prompt" in manifest["failure"]

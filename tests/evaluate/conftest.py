@@ -58,7 +58,7 @@ def study(tiny: Path, damaged, tmp_path_factory: pytest.TempPathFactory) -> Path
         save_file({"evaluation": stream_of(task, tokenizer)}, folder / "tokens.safetensors")
         write_manifest(folder, corpus=corpus, sha256=f"sha of {corpus}", join="")
     prepare("agreement", 8, 0, root / "tasks" / "agreement" / "x")
-    spec = {"dtype": "float32", "window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+    spec = {"dtype": "float32", "window": 32, "windows": 6, "diagnostics": {"windows": 2, "window": 24}}
     texts, tasks = [root / "prose", root / "code"], [root / "tasks" / "agreement" / "x"]
     reference(root / "reference", root / "base", texts, tasks, spec)
     damaged.save_pretrained(root / "checkpoint")

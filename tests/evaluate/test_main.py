@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hemorrhage.analyze.protocol import tag
 from hemorrhage.evaluate import __main__ as step
 from hemorrhage.evaluate import language
-from hemorrhage.evaluate.diagnostics import collect as inside
+from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.reference import reference
 from hemorrhage.evaluate.schema import ITEMS, TOKENS, WINDOWS
 from hemorrhage.models.checkpoint import load
@@ -46,7 +46,7 @@ def test_evaluation_of_a_variant_and_of_the_base(study, tmp_path, monkeypatch) -
     assert tokens.kl.mean() > 1e-3
     ITEMS.validate(pd.read_parquet(out / "items.parquet"))
     WINDOWS.validate(pd.read_parquet(out / "windows.parquet"))
-    assert len(inside.INSIDE.validate(pd.read_parquet(out / "inside.parquet")))
+    assert len(collect.DIAGNOSTICS.validate(pd.read_parquet(out / "diagnostics.parquet")))
     cost = json.loads((out / "cost.json").read_text())
     assert cost["theoretical"] == "nothing gained"
     assert cost["peak_bytes"] > 0
@@ -139,7 +139,7 @@ def test_another_tokenizer_is_recorded(study, tmp_path, monkeypatch) -> None:
 
 def test_products_in_bfloat16_are_another_protocol_and_near(study, tmp_path, monkeypatch) -> None:
     """Both sides in bfloat16: the same damage within its rounding, none for the base, and no name in common."""
-    spec = {"dtype": "bfloat16", "window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+    spec = {"dtype": "bfloat16", "window": 32, "windows": 6, "diagnostics": {"windows": 2, "window": 24}}
     texts, tasks = [study / "prose", study / "code"], [study / "tasks" / "agreement" / "x"]
     reference(tmp_path / "reference", study / "base", texts, tasks, spec)
     exact = pd.read_parquet(run(study, tmp_path / "f32", "v", study / "checkpoint", monkeypatch) / "tokens.parquet")
@@ -188,5 +188,5 @@ def test_a_killed_evaluation_goes_on_behind_the_last_windows(study, tmp_path, mo
     out = run(study, tmp_path / "out", "v", study / "checkpoint", monkeypatch)
     assert passes[10:] == [2, 2]
     assert not kept.exists()
-    for name in ("tokens.parquet", "items.parquet", "inside.parquet"):
+    for name in ("tokens.parquet", "items.parquet", "diagnostics.parquet"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name

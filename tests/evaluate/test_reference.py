@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hemorrhage.evaluate.diagnostics import collect as inside
+from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.reference import (
     cut_windows,
     first_predicted,
@@ -61,7 +61,7 @@ def test_protocols_differ_with_everything_a_perplexity_depends_on() -> None:
 def test_windows_to_look_inside_are_spread_over_the_first_corpus() -> None:
     windows = torch.arange(10, dtype=torch.int32)[:, None]
     assert spread(windows, 4).flatten().tolist() == [0, 2, 5, 7]
-    with pytest.raises(ValueError, match=r"inside\.windows: 11 wanted, and evaluate\.windows leaves 10"):
+    with pytest.raises(ValueError, match=r"diagnostics\.windows: 11 wanted, and evaluate\.windows leaves 10"):
         spread(windows, 11)
 
 
@@ -95,9 +95,9 @@ def test_a_word_that_the_first_token_begins_is_not_counted(tokenizer) -> None:
 def test_reference_holds_what_every_evaluation_reads(study) -> None:
     facts = read_manifest(study / "reference")
     assert list(facts["corpora"]) == ["code", "prose"]
-    assert facts["inside"]["sha256"] == "sha of prose", "the first corpus is looked into"
-    assert facts["inside"]["protocol"] == inside.protocol(2, 24)
-    assert load_file(study / "reference" / "inside.safetensors")["tokens"].shape == (2, 24)
+    assert facts["diagnostics"]["sha256"] == "sha of prose", "the first corpus is looked into"
+    assert facts["diagnostics"]["protocol"] == collect.protocol(2, 24)
+    assert load_file(study / "reference" / "diagnostics.safetensors")["tokens"].shape == (2, 24)
     counts = load_file(study / "reference" / "counts.safetensors")["code"]
     stream = load_file(study / "code" / "tokens.safetensors")["evaluation"]
     assert counts.tolist() == torch.bincount(stream, minlength=512).tolist()
@@ -114,7 +114,7 @@ def test_a_text_that_is_too_short_is_named(tokens: int, there: int, study, tmp_p
             study / "base",
             [tmp_path],
             [],
-            {"dtype": "float32", "window": 32, "windows": 6, "inside": {"windows": 0}},
+            {"dtype": "float32", "window": 32, "windows": 6, "diagnostics": {"windows": 0}},
         )
     assert not (tmp_path / "out").exists()
 
@@ -125,7 +125,7 @@ def test_without_windows_to_look_inside_nothing_is_written(study, tmp_path) -> N
         study / "base",
         [study / "prose"],
         [],
-        {"dtype": "float32", "window": 16, "windows": 2, "inside": {"windows": 0}},
+        {"dtype": "float32", "window": 16, "windows": 2, "diagnostics": {"windows": 0}},
     )
-    assert read_manifest(tmp_path / "out")["inside"] is None
-    assert not (tmp_path / "out" / "inside.safetensors").exists()
+    assert read_manifest(tmp_path / "out")["diagnostics"] is None
+    assert not (tmp_path / "out" / "diagnostics.safetensors").exists()

@@ -57,7 +57,7 @@ SPEC: dict[str, Any] = {
     "buckets": 3,
     "steps": 6,
     "p": 0.95,
-    "open": {"items": 6, "prefix": 8, "new_tokens": 12},
+    "open_ended": {"items": 6, "prefix": 8, "new_tokens": 12},
     "seed": 0,
 }
 

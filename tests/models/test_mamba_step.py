@@ -170,7 +170,7 @@ def test_reference_and_evaluation(folder: Path, tmp_path: Path, monkeypatch: pyt
                     task,
                     "--spec",
                     json.dumps(
-                        {"dtype": "float32", "window": 32, "windows": 6, "inside": {"windows": 2, "window": 24}}
+                        {"dtype": "float32", "window": 32, "windows": 6, "diagnostics": {"windows": 2, "window": 24}}
                     ),
                 ),
             ],

@@ -23,7 +23,7 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure
 from tests.calibration import calibrated, text_folder
 
-TABLES = ("tokens", "items", "inside")
+TABLES = ("tokens", "items", "diagnostics")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def measured(
     out: Path, base: Path, texts: Path, task: Path, checkpoint: Path, memory_gb: float, dtype: str = "float32"
 ) -> dict[str, pd.DataFrame]:
     """Tables of an evaluation of ``checkpoint``, and what the reference keeps of the base."""
-    spec = {"dtype": dtype, "window": 32, "windows": 35, "inside": {"windows": 2, "window": 16}}
+    spec = {"dtype": dtype, "window": 32, "windows": 35, "diagnostics": {"windows": 2, "window": 16}}
     reference(out / "reference", base, [texts], [task], spec, memory_gb)
     evaluate(out / "evaluation", "v", checkpoint, base, out / "reference", [task], False, memory_gb)
     tables = {name: pd.read_parquet(out / "evaluation" / f"{name}.parquet") for name in TABLES}

@@ -141,7 +141,7 @@ def test_a_page_that_was_not_drawn_leaves_its_numbers_and_is_drawn_later(project
 
 
 def test_kill_in_the_middle_of_a_write_leaves_nothing_half_made(project: Project) -> None:
-    project.edit("params.yaml", "epoch: 1", "epoch: 2")
+    project.edit("params.yaml", "cache_version: 1", "cache_version: 2")
     project.journal.write_text("")
     run = subprocess.Popen(
         ["snakemake", "--cores", "1"], cwd=project.root, env=project.environment,

@@ -58,7 +58,7 @@ def sources(device: str, tiny: Path, folder: Path) -> tuple[Path, Path, Path]:
     tokens = torch.tensor(ids, dtype=torch.int32)
     save_file({"calibration": tokens, "evaluation": tokens.clone()}, text / "tokens.safetensors")
     write_manifest(text, corpus="prose", sha256="0", join="\n\n")
-    sampling = json.dumps({"samples": 8, "length": 128, "seed": 0, "hessian_gb": 1})
+    sampling = json.dumps({"samples": 8, "length": 128, "seed": 0, "max_hessian_gb": 1})
     step(device, "hemorrhage.calibrate", calibration, "--base", base, "--texts", text, "--spec", sampling)
     return base, text, calibration
 
@@ -92,7 +92,7 @@ def run(device: str, dtype: str, tiny: Path, folder: Path) -> dict[str, Path]:
         "--spec",
         json.dumps(altering),
     )
-    windows = {"dtype": dtype, "window": 128, "windows": 16, "inside": {"windows": 2, "window": 64}}
+    windows = {"dtype": dtype, "window": 128, "windows": 16, "diagnostics": {"windows": 2, "window": 64}}
     step(
         device, "hemorrhage.evaluate.reference", out["reference"], "--base", base, "--texts", text, "--tasks", task,
         "--spec", json.dumps(windows),

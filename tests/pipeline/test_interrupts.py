@@ -22,7 +22,7 @@ from tests.project import Project
 
 pytestmark = pytest.mark.end_to_end
 
-ABSENT = {"relatives", "benchmarks", "gradients", "harness", "programs"}
+ABSENT = {"sibling_models", "benchmarks", "gradients", "harness", "code_tasks"}
 """Kinds of which the quick profile asks for none."""
 
 TARGETS = ("calibrated", "compressed", "evaluated", "decoded", "mitigated", "analyzed", "all")

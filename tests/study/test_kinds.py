@@ -24,16 +24,16 @@ CODE = ["src/hemorrhage", "rules", "Snakefile"]
 
 
 def designs() -> list[Design]:
-    relative = {"is_aligned": False, "model": {"source": "wheel", "name": "smollm2-135m-instruct"}}
+    sibling = {"is_aligned": False, "model": {"source": "wheel", "name": "smollm2-135m-instruct"}}
     contents = (
         DEFAULT,
-        changed("decode/relative", relative),
+        changed("decode/sibling_model", sibling),
         changed("compress/gblm", {"method": "gblm", "sparsity": [0.5]}),
     )
     return [Design(config.Params.model_validate(content)) for content in contents]
 
 
-@pytest.mark.parametrize("design", designs(), ids=["default", "relative", "gradients"])
+@pytest.mark.parametrize("design", designs(), ids=["default", "sibling_model", "gradients"])
 def test_inputs_are_outputs_of_the_kinds_they_name_and_of_rows_above(design: Design) -> None:
     earlier: set[str] = set()
     for name, kind in KINDS.items():

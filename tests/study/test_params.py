@@ -62,8 +62,8 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("calibrate/seed", None, "calibrate.seed: missing"),
         ("mitigate/variants", ["gptq-9"], "mitigate.variants: 'gptq-9' is unknown"),
         ("mitigate/corpus", "humaneval", "mitigate.corpus: 'humaneval' is unknown; allowed: prose, code"),
-        ("mitigate/open/prefix", 500, "mitigate.open.prefix: at most evaluate.window = 64"),
-        ("mitigate/open/items", 9, "mitigate.open.items: at most half of evaluate.windows = 16"),
+        ("mitigate/open_ended/prefix", 500, "mitigate.open_ended.prefix: at most evaluate.window = 64"),
+        ("mitigate/open_ended/items", 9, "mitigate.open_ended.items: at most half of evaluate.windows = 16"),
         ("model/name", "gpt-5", "model.name: Input should be 'smollm2-135m-instruct'"),
         ("model", {"source": "hub", "id": "a/b", "revision": "main"}, "model.revision: String should match"),
         ("model", {"source": "path", "path": "/absent"}, "model.path: /absent holds no config.json"),
@@ -78,11 +78,15 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("evaluate/tasks", ["chess"], "evaluate.tasks: 'chess' is unknown; allowed: agreement"),
         ("evaluate/harness/tasks", ["arc"], "evaluate.harness.tasks: 'arc' is unknown; allowed: arc_easy"),
         ("evaluate/harness/tasks", ["arc_easy"], "evaluate.harness.tasks: task arc_easy"),
-        ("evaluate/programs/tasks", ["apps"], "evaluate.programs.tasks: 'apps' is unknown; allowed: humaneval, mbpp"),
-        ("evaluate/programs/tasks", ["mbpp"], "evaluate.programs.tasks: task mbpp is in no installed package"),
-        ("evaluate/inside/window", 256, "evaluate.inside.window: at most evaluate.window = 64"),
-        ("evaluate/inside/windows", 17, "evaluate.inside.windows: at most evaluate.windows = 16"),
-        ("evaluate/inside/ablate", ["rtn-7"], "evaluate.inside.ablate: 'rtn-7' is unknown"),
+        (
+            "evaluate/code_tasks/tasks",
+            ["apps"],
+            "evaluate.code_tasks.tasks: 'apps' is unknown; allowed: humaneval, mbpp",
+        ),
+        ("evaluate/code_tasks/tasks", ["mbpp"], "evaluate.code_tasks.tasks: task mbpp is in no installed package"),
+        ("evaluate/diagnostics/window", 256, "evaluate.diagnostics.window: at most evaluate.window = 64"),
+        ("evaluate/diagnostics/windows", 17, "evaluate.diagnostics.windows: at most evaluate.windows = 16"),
+        ("evaluate/diagnostics/ablate", ["rtn-7"], "evaluate.diagnostics.ablate: 'rtn-7' is unknown"),
         ("evaluate/window", 9000, "evaluate.window: 9000 tokens do not fit the model's context of 8192"),
         ("compress/rtn/bits", [4, 9], "compress.rtn.bits: Input should be less than or equal to 8 (got 9)"),
         ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),
@@ -91,7 +95,6 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("compress/rtn/group_size", 100, "compress.rtn: rtn-8: "),
         ("compress/wanda/sparsity", [1.5], "compress.wanda.sparsity"),
         ("compress/wanda/sparsity", ["5:4"], "compress.wanda.sparsity"),
-        ("compress/awq/sham", True, "compress.awq.sham: sham is now shuffled"),
         (
             "compress/quarot",
             {"method": "rotation", "transform": "spinquant", "bits": [4]},
@@ -117,19 +120,63 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             "decode.strategies.dola.layers: 30 of a model",
         ),
         ("decode/strategies/top_k/k", 50000, "decode.strategies.top_k.k: 50000 is more than the vocabulary's 49152"),
-        ("decode/closed", [{"task": "recall", "items": 99, "new_tokens": 4}], "decode.closed.0.items: 99 of a task"),
-        ("decode/closed", [{"task": "chess", "items": 9, "new_tokens": 4}], "decode.closed.0.task: 'chess' is unknown"),
-        ("decode/closed", [{"task": "recall", "items": 9}], "decode.closed.0.new_tokens: missing"),
-        ("decode/closed", [{"task": "gsm8k", "items": 9, "new_tokens": 64}], "decode: task gsm8k needs data.source"),
-        ("decode/closed", [{"task": "recall", "items": 9, "new_tokens": 4, "shots": 2}], "decode.closed.0.shots"),
-        ("decode/closed", [{"task": "recall", "items": 9, "new_tokens": 4}] * 2, "a task stands there twice"),
-        ("decode/closed", [{"task": "recall", "items": 9, "new_tokens": 8193}], "decode.closed.0.new_tokens: 8193"),
-        ("decode/open", [{"task": "poetry", "items": 4, "new_tokens": 9}], "decode.open: 'poetry' is unknown"),
-        ("decode/open", [{"task": "prose", "items": 4, "new_tokens": 9}], "decode.open.0.prefix: prose needs one"),
-        ("decode/open", [{"task": "mt_bench", "items": 4, "prefix": 3, "new_tokens": 9}], "prefix: mt_bench has none"),
-        ("decode/open", [{"task": "xsum", "items": 4, "prefix": 3, "new_tokens": 9}], "decode: task xsum is in no"),
-        ("decode/open", [{"task": "prose", "items": 4, "prefix": 8190, "new_tokens": 9}], "do not fit the model's con"),
-        ("decode/relative", {"is_aligned": True, "model": {"source": "path", "path": "/absent"}}, "/absent holds no"),
+        (
+            "decode/closed_ended",
+            [{"task": "recall", "items": 99, "new_tokens": 4}],
+            "decode.closed_ended.0.items: 99 of a task",
+        ),
+        (
+            "decode/closed_ended",
+            [{"task": "chess", "items": 9, "new_tokens": 4}],
+            "decode.closed_ended.0.task: 'chess' is unknown",
+        ),
+        ("decode/closed_ended", [{"task": "recall", "items": 9}], "decode.closed_ended.0.new_tokens: missing"),
+        (
+            "decode/closed_ended",
+            [{"task": "gsm8k", "items": 9, "new_tokens": 64}],
+            "decode: task gsm8k needs data.source",
+        ),
+        (
+            "decode/closed_ended",
+            [{"task": "recall", "items": 9, "new_tokens": 4, "shots": 2}],
+            "decode.closed_ended.0.shots",
+        ),
+        ("decode/closed_ended", [{"task": "recall", "items": 9, "new_tokens": 4}] * 2, "a task stands there twice"),
+        (
+            "decode/closed_ended",
+            [{"task": "recall", "items": 9, "new_tokens": 8193}],
+            "decode.closed_ended.0.new_tokens: 8193",
+        ),
+        (
+            "decode/open_ended",
+            [{"task": "poetry", "items": 4, "new_tokens": 9}],
+            "decode.open_ended: 'poetry' is unknown",
+        ),
+        (
+            "decode/open_ended",
+            [{"task": "prose", "items": 4, "new_tokens": 9}],
+            "decode.open_ended.0.prefix: prose needs one",
+        ),
+        (
+            "decode/open_ended",
+            [{"task": "mt_bench", "items": 4, "prefix": 3, "new_tokens": 9}],
+            "prefix: mt_bench has none",
+        ),
+        (
+            "decode/open_ended",
+            [{"task": "xsum", "items": 4, "prefix": 3, "new_tokens": 9}],
+            "decode: task xsum is in no",
+        ),
+        (
+            "decode/open_ended",
+            [{"task": "prose", "items": 4, "prefix": 8190, "new_tokens": 9}],
+            "do not fit the model's con",
+        ),
+        (
+            "decode/sibling_model",
+            {"is_aligned": True, "model": {"source": "path", "path": "/absent"}},
+            "/absent holds no",
+        ),
         ("analyze/confidence", 2, "analyze.confidence"),
     ],
 )
@@ -138,6 +185,18 @@ def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, valu
         parse(tmp_path, changed(keys, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_every_renamed_key_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    for path, new in config.RENAMED.items():
+        keys = path.replace("*", "awq").split(".")
+        where = ".".join(keys[:-1])
+        message = f"{'.'.join(keys)} is now {where}{'.' if where else ''}{new}"
+        with pytest.raises(config.ConfigError) as caught:
+            parse(tmp_path, changed("/".join(keys), 1))
+        assert str(caught.value) == f"{tmp_path}/params.yaml: {message}"
+        if new != "shuffled":
+            assert new in (DEFAULT[keys[0]] if len(keys) > 1 else DEFAULT), "the new name is a key"
 
 
 def test_variants_at_one_place_of_a_curve_may_differ_by_their_seed_alone(default: config.Params) -> None:

@@ -88,7 +88,7 @@ def test_an_evaluation_parameter_moves_evaluations_only() -> None:
 
 
 def test_a_variant_that_is_ablated_is_evaluated_again() -> None:
-    assert moved(changed("evaluate/inside/ablate", ["base", "rtn-4"])) == {"evaluations/rtn-4"} | REPORT
+    assert moved(changed("evaluate/diagnostics/ablate", ["base", "rtn-4"])) == {"evaluations/rtn-4"} | REPORT
 
 
 def mirrored(folder: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def mirrored(folder: Path) -> dict[str, Any]:
         file.write_bytes(name.encode())
     content = changed("data", {"source": "mirror", "path": str(folder), "items": 24, "seed": 0})
     content["evaluate"]["harness"]["tasks"] = ["arc_easy"]
-    content["evaluate"]["programs"]["tasks"] = ["mbpp", "humaneval"]
+    content["evaluate"]["code_tasks"]["tasks"] = ["mbpp", "humaneval"]
     return content
 
 
@@ -111,7 +111,7 @@ def test_benchmarks_are_prepared_once_and_run_on_every_model(tmp_path: Path) -> 
         f"benchmarks/{task}" for task in ("arc_easy", "mbpp", "humaneval")
     }
     models = {"base", *Plan(config.Params.model_validate(content)).variants}
-    for kind in ("harness", "programs"):
+    for kind in ("harness", "code_tasks"):
         assert {name for name in before if name.startswith(f"{kind}/")} == {f"{kind}/{model}" for model in models}
         assert not of(kind), "none is asked for by default"
     (tmp_path / "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet").write_bytes(b"another")
@@ -149,7 +149,7 @@ def test_a_mixed_calibration_reads_every_text_of_it() -> None:
 
 
 def test_the_epoch_moves_everything() -> None:
-    assert moved(changed("epoch", 2)) == set(BEFORE)
+    assert moved(changed("cache_version", 2)) == set(BEFORE)
 
 
 def test_settle_keeps_what_the_plan_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_too_few_tokens_of_an_earlier_text_stop_the_plan(tmp_path: Path, monkeyp
 
 
 def test_the_order_of_corpora_counts() -> None:
-    """The diagnostics inside the network read the first one."""
+    """The diagnostics read the first one."""
     assert moved(changed("evaluate/corpora", ["code", "prose"])) == BEFORE.keys() - {
         name
         for name in BEFORE

@@ -35,7 +35,7 @@ def test_other_encodings_are_one_line(tmp_path: Path) -> None:
     for encoding in ("utf-16", "utf-16-be"):
         content = TEXT.encode(encoding) if encoding == "utf-16" else b"\xfe\xff" + TEXT.encode(encoding)
         assert refused(file, content) == f"{file}: it is in UTF-16; save it as UTF-8"
-    assert refused(file, b"epoch: 1 # caf\xe9\n") == f"{file}: line 1 is not in UTF-8; save it as UTF-8"
+    assert refused(file, b"cache_version: 1 # caf\xe9\n") == f"{file}: line 1 is not in UTF-8; save it as UTF-8"
     assert refused(file, TEXT.encode() + "# né\n".encode("latin-1")).endswith("is not in UTF-8; save it as UTF-8")
 
 

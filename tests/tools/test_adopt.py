@@ -341,8 +341,8 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
     content["compress"] = {"rtn": content["compress"]["rtn"]}
     content["calibrate"] |= {"samples": 2}
     content["evaluate"] |= {"windows": 3, "tasks": []}
-    content["evaluate"]["inside"] |= {"windows": 1}
-    content["decode"] |= {"variants": [], "closed": []}
+    content["evaluate"]["diagnostics"] |= {"windows": 1}
+    content["decode"] |= {"variants": [], "closed_ended": []}
     content["mitigate"]["variants"] = []
     yaml.dump(content, params)
     project.run("snakemake")

@@ -51,7 +51,9 @@ def test_it_shows_what_is_missing_and_what_ran_next_to_its_prediction(workload: 
     assert f"evaluations       {models - 1}" in shown
     assert "what ran" in shown
     assert " 10%" in shown, "start-up's share"
-    moved = newest(Workload(Plan(config.Params.model_validate(changed("epoch", 2)))).jobs["evaluations", "rtn-4"])
+    moved = newest(
+        Workload(Plan(config.Params.model_validate(changed("cache_version", 2)))).jobs["evaluations", "rtn-4"]
+    )
     assert [seen.cpu_s for seen in observed([moved])] == [10.0], "at another address, after an edit of the code"
     output.write_text(json.dumps({"failure": "out of memory"}))
     assert not observed([workload.jobs["evaluations", "rtn-4"]])

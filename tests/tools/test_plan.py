@@ -45,7 +45,7 @@ def test_machines_read_every_output(plan: Plan, capsys: pytest.CaptureFixture[st
 
 
 def test_params_that_cannot_be_run_are_one_line(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("params.yaml").write_text("epoch: none\n")
+    Path("params.yaml").write_text("cache_version: none\n")
     assert cli.main(["plan"]) == USAGE
     Path("params.yaml").unlink()
     assert cli.main(["plan"]) == USAGE

@@ -32,7 +32,7 @@ from tests import synthetic
 from tests.study.test_params import DEFAULT, changed
 from tests.test_cli import ended
 
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "programs")
+KINDS = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 WITHHELD = "gptq-3"
 SWEEPS = ("rtn", "gptq", "wanda", "shortgpt", "nf4")
 NLL = math.log(30.0)

@@ -4,9 +4,9 @@
         --address A
 
 KIND is a kind of output (hemorrhage.study.kinds); ``base`` has to be among them. ``--aligned``: the second model of the
-family that was decoded, of kind ``relatives``, is the aligned one. ``spec``: ``{"resamples": int, "confidence": float,
-"seed": int, "budget": {limit: float}}``. Every file of OUT appears whole; ``provenance.json``, which says at which
-address the numbers were made, is removed first and written last.
+family that was decoded, of kind ``sibling_models``, is the aligned one. ``spec``: ``{"resamples": int, "confidence":
+float, "seed": int, "budget": {limit: float}}``. Every file of OUT appears whole; ``provenance.json``, which says at
+which address the numbers were made, is removed first and written last.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
 def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
     """What the report was made from."""
     manifests = [found.base, *(variant.manifest for variant in found.variants.values())]
-    for outputs in (found.evaluations, found.harness, found.programs, found.decodes, found.corrections):
+    for outputs in (found.evaluations, found.harness, found.code_tasks, found.decodes, found.corrections):
         manifests += [output.manifest for output in outputs.values()]
     environments = {
         facts["id"]: dict(facts)

@@ -17,7 +17,7 @@ from hemorrhage.compress.info import MethodInfo
 from hemorrhage.runtime.artifact import read_manifest
 
 BASE = "base"
-RELATIVE = "relative"
+SIBLING = "sibling_model"
 """What the other model of the family is called, whose texts are decoded beside the base's."""
 
 Tokens = npt.NDArray[np.int32]
@@ -90,7 +90,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; the relative,
+    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; the sibling,
     which is no variant, is not among them. ``configs`` are the checkpoints' config.json."""
 
     base: dict[str, Any]
@@ -98,11 +98,11 @@ class Inputs:
     evaluations: dict[str, Output]
     decodes: dict[str, Output]
     harness: dict[str, Output]
-    programs: dict[str, Output]
+    code_tasks: dict[str, Output]
     directories: dict[str, list[str]]
     configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     corrections: dict[str, Output] = field(default_factory=dict)
-    relative: Relative | None = None
+    sibling: Sibling | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     """The base model's config.json, where there is one."""
     calibration: Tokens = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32), repr=False)
@@ -114,7 +114,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Relative:
+class Sibling:
     """The base or the aligned model of the base model's family, and its decoding sweep."""
 
     variant: Variant
@@ -123,15 +123,15 @@ class Relative:
 
 
 TABLES = {
-    "evaluations": ("tokens.parquet", "windows.parquet", "items.parquet", "inside.parquet"),
+    "evaluations": ("tokens.parquet", "windows.parquet", "items.parquet", "diagnostics.parquet"),
     "decodes": ("generations.parquet", "human.parquet"),
     "harness": ("items.parquet",),
-    "programs": ("programs.parquet",),
+    "code_tasks": ("programs.parquet",),
     "corrections": ("tokens.parquet",),
 }
 """Kind of what is measured on a model -> the tables that are read of it."""
 
-READ_APART = ("base", "relatives", "checkpoints", "calibrations", "references")
+READ_APART = ("base", "sibling_models", "checkpoints", "calibrations", "references")
 """Kinds of which something else is read than tables."""
 
 Folders = Mapping[str, Sequence[Path]]
@@ -151,7 +151,7 @@ def read(given: Folders, is_aligned: bool = False) -> Inputs:
     variants = {BASE: _base_variant(base_manifest)}
     variants.update({name: _variant(name, manifest, layers[name]) for name, manifest in manifests.items()})
     measured = {kind: _outputs(given.get(kind, []), files) for kind, files in TABLES.items()}
-    its_texts = measured["decodes"].pop(RELATIVE, None)
+    its_texts = measured["decodes"].pop(SIBLING, None)
     others = {kind: _outputs(paths, None) for kind, paths in given.items() if kind not in (*TABLES, *READ_APART)}
     for name in (name for outputs in (measured | others).values() for name in outputs):
         if name not in variants:
@@ -163,24 +163,30 @@ def read(given: Folders, is_aligned: bool = False) -> Inputs:
         evaluations=measured["evaluations"],
         decodes=measured["decodes"],
         harness=measured["harness"],
-        programs=measured["programs"],
+        code_tasks=measured["code_tasks"],
         corrections=measured["corrections"],
         directories={
             kind: [_identity(path) for path in given.get(kind, [])]
-            for kind in ("base", "checkpoints", *TABLES, *others, *(["relatives"] if given.get("relatives") else []))
+            for kind in (
+                "base",
+                "checkpoints",
+                *TABLES,
+                *others,
+                *(["sibling_models"] if given.get("sibling_models") else []),
+            )
         },
         configs=_configs(checkpoints),
-        relative=_relative(given.get("relatives", []), its_texts, is_aligned),
+        sibling=_sibling(given.get("sibling_models", []), its_texts, is_aligned),
         architecture=_json(base / "config.json"),
         others=others,
         **_tokens(given.get("calibrations", []), given.get("references", [])),
     )
 
 
-def _relative(folders: Sequence[Path], decoded: Output | None, is_aligned: bool) -> Relative | None:
+def _sibling(folders: Sequence[Path], decoded: Output | None, is_aligned: bool) -> Sibling | None:
     if not folders or decoded is None:
         return None
-    return Relative(_base_variant(read_manifest(folders[0]), RELATIVE, "the other model"), is_aligned, decoded)
+    return Sibling(_base_variant(read_manifest(folders[0]), SIBLING, "the other model"), is_aligned, decoded)
 
 
 def _check_protocols(evaluations: dict[str, Output]) -> None:

@@ -65,18 +65,18 @@ class Study:
 
 def bare(found: Inputs) -> Inputs:
     """Inputs without tables, texts and layers: manifests, and what follows from them."""
-    relative = found.relative
+    sibling = found.sibling
     return Inputs(
         base=found.base,
         variants={name: _bare_variant(variant) for name, variant in found.variants.items()},
         evaluations=bare_outputs(found.evaluations),
         decodes=bare_outputs(found.decodes),
         harness=bare_outputs(found.harness),
-        programs=bare_outputs(found.programs),
+        code_tasks=bare_outputs(found.code_tasks),
         directories=found.directories,
         corrections=bare_outputs(found.corrections),
         others={kind: bare_outputs(outputs) for kind, outputs in found.others.items()},
-        relative=None if relative is None else replace(relative, decoded=Output(relative.decoded.manifest, {})),
+        sibling=None if sibling is None else replace(sibling, decoded=Output(sibling.decoded.manifest, {})),
     )
 
 

@@ -3,7 +3,7 @@
 python -m hemorrhage.calibrate OUT --base DIR --texts DIR... --spec JSON
 
 ``spec``: ``samples`` windows of ``length`` tokens (those that the tokenizer puts in front of a text are among them), of
-several texts in turn, ``seed``, and ``hessian_gb``: second moments that are larger are not stored, and compression
+several texts in turn, ``seed``, and ``max_hessian_gb``: second moments that are larger are not stored, and compression
 collects them block by block.
 """
 
@@ -47,7 +47,7 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
         turns[:] = draw(stream, len(turns), spec["length"], spec["seed"], leading)
     with writing(out) as part:
         save_file({"tokens": tokens}, part / "tokens.safetensors")
-        collected = collect(model, tokens, part, 1e9 * spec["hessian_gb"])
+        collected = collect(model, tokens, part, 1e9 * spec["max_hessian_gb"])
         write_manifest(
             part,
             corpora={source["corpus"]: source["sha256"] for source in sources},

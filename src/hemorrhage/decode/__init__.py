@@ -1,4 +1,4 @@
-"""The decode step: one variant, every strategy, closed and open prompts.
+"""The decode step: one variant, every strategy, closed-ended and open-ended prompts.
 
 A strategy ``name`` is the module ``hemorrhage/decode/name.py`` with ``Settings`` (pydantic; ``label`` and
 ``deterministic``) and ``parameters``, which ``generation.generate`` goes by. ``sweep`` runs them, ``prompts`` chooses

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from hemorrhage.decode.answers import final_number
-from hemorrhage.decode.spec import Closed, Open
+from hemorrhage.decode.spec import ClosedEnded, OpenEnded
 from hemorrhage.models.tokenizer import leading
 from hemorrhage.runtime.lazy import torch
 
@@ -31,7 +31,7 @@ TO_THE_POINT = "Summarize the article in one sentence."
 class Prompt:
     """One prompt.
 
-    ``right`` is the right answer of a closed task, None where there is none; it is the final number of a
+    ``right`` is the right answer of a closed-ended task, None where there is none; it is the final number of a
     solution where it is ``worked``. ``tests`` decide about the program that ``prefix`` and the continuation make, None
     where it is none. ``human`` are the tokens that a person wrote behind the prompt, None where nobody did.
     """
@@ -47,7 +47,7 @@ class Prompt:
 
 
 def closed_prompts(
-    task: Path, tokenizer: PreTrainedTokenizerBase, spec: Closed, seed: int, chat: bool = False
+    task: Path, tokenizer: PreTrainedTokenizerBase, spec: ClosedEnded, seed: int, chat: bool = False
 ) -> list[Prompt]:
     """``spec.items`` items of a prepared task, drawn with ``seed``, in the order of their items.
 
@@ -61,7 +61,7 @@ def closed_prompts(
     if "item" not in items:
         items.insert(0, "item", range(len(items)))
     if len(items) < spec.items:
-        raise ValueError(f"closed.items: {spec.items} wanted, the task at {task} has {len(items)}")
+        raise ValueError(f"closed_ended.items: {spec.items} wanted, the task at {task} has {len(items)}")
     drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
     asked = "question" if "question" in drawn else "prompt"
     for item, prompt in zip(drawn["item"], drawn[asked], strict=True):
@@ -75,7 +75,7 @@ def closed_prompts(
         return worked_prompts(drawn, drawn.iloc[:0], tokenizer, chat=True)
     shots = pd.read_parquet(worked.with_name("train.parquet"))
     if len(shots) < spec.shots:
-        raise ValueError(f"closed.shots: {spec.shots} wanted, the task at {task} has {len(shots)}")
+        raise ValueError(f"closed_ended.shots: {spec.shots} wanted, the task at {task} has {len(shots)}")
     return worked_prompts(drawn, shots.sample(spec.shots, random_state=seed % 2**32), tokenizer, chat=False)
 
 
@@ -116,7 +116,7 @@ def worked_prompts(
 
 
 def open_prompts(
-    text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, seed: int, chat: bool = False
+    text: Path, tokenizer: PreTrainedTokenizerBase, spec: OpenEnded, seed: int, chat: bool = False
 ) -> list[Prompt]:
     """``spec.items`` prompts without a right answer, drawn with ``seed``, in the order of their items.
 
@@ -128,16 +128,16 @@ def open_prompts(
         return _continuations(text, tokenizer, spec, seed)
     items = pd.read_parquet(text / "items.parquet")
     if len(items) < spec.items:
-        raise ValueError(f"open.items: {spec.items} wanted, {text} has {len(items)}")
+        raise ValueError(f"open_ended.items: {spec.items} wanted, {text} has {len(items)}")
     drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
     if "document" in drawn:
         if spec.prefix is None:
-            raise ValueError(f"open.prefix: the articles of {spec.task} need one")
+            raise ValueError(f"open_ended.prefix: the articles of {spec.task} need one")
         return summary_prompts(drawn, tokenizer, spec.prefix, chat)
     return instruction_prompts(drawn, tokenizer, chat)
 
 
-def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, seed: int) -> list[Prompt]:
+def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: OpenEnded, seed: int) -> list[Prompt]:
     """The first ``spec.prefix`` tokens of documents.
 
     A document must hold prefix and new tokens, so that the continuation its author wrote is there to
@@ -147,7 +147,7 @@ def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, s
     order = list(documents.sort_values("document")[["document", "text"]].itertuples(index=False, name=None))
     random.Random(seed).shuffle(order)
     if spec.prefix is None:
-        raise ValueError(f"open.prefix: the documents of {spec.task} need one")
+        raise ValueError(f"open_ended.prefix: the documents of {spec.task} need one")
     enough = spec.prefix + spec.new_tokens
     prompts: list[Prompt] = []
     for document, content in tqdm(order, desc="documents", mininterval=5):
@@ -161,7 +161,7 @@ def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: Open, s
             prompts.append(Prompt(int(document), shown, [*leading(tokenizer), *prefix], human=rest))
     if len(prompts) < spec.items:
         raise ValueError(
-            f"open.items: {spec.items} wanted, the text at {text} has {len(prompts)} evaluation documents "
+            f"open_ended.items: {spec.items} wanted, the text at {text} has {len(prompts)} evaluation documents "
             f"of at least prefix + new_tokens = {enough} tokens"
         )
     return sorted(prompts, key=lambda prompt: prompt.item)

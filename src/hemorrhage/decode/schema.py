@@ -8,7 +8,7 @@ GENERATIONS = pa.DataFrameSchema(
     {
         "strategy": pa.Column(str, description="name in params.yaml"),
         "settings": pa.Column(str, description="JSON: the strategy's module and all its settings"),
-        "task": pa.Column(str, pa.Check.isin(["closed", "open"])),
+        "task": pa.Column(str, pa.Check.isin(["closed_ended", "open_ended"])),
         "dataset": pa.Column(str, description="task or corpus"),
         "item": pa.Column("int64", pa.Check.ge(0), description="item of the task, document of the corpus"),
         "prompt": pa.Column(str),
@@ -19,14 +19,14 @@ GENERATIONS = pa.DataFrameSchema(
             description="generated token ids, with the end-of-sequence token where one ended the text",
         ),
         "answer": pa.Column(
-            str, description="what was extracted from the text, or became of the program; empty when open"
+            str, description="what was extracted from the text, or became of the program; empty when open-ended"
         ),
-        "correct": pa.Column(bool, description="false when open"),
+        "correct": pa.Column(bool, description="false when open-ended"),
         "base_nll": pa.Column(
             "float64",
             pa.Check.ge(0),
             nullable=True,
-            description="mean nats per generated token under the base model; NaN when closed",
+            description="mean nats per generated token under the base model; NaN when closed-ended",
         ),
         "seconds": pa.Column(
             "float64",
@@ -42,7 +42,7 @@ GENERATIONS = pa.DataFrameSchema(
 
 HUMAN = pa.DataFrameSchema(
     {
-        "dataset": pa.Column(str, description="corpus or task of the open prompts"),
+        "dataset": pa.Column(str, description="corpus or task of the open-ended prompts"),
         "item": pa.Column("int64", pa.Check.ge(0)),
         "text": pa.Column(str, description="what a person wrote behind the prompt, all of it"),
         "tokens": pa.Column(object, description="its first token ids, as many as a generated text may have"),
@@ -52,4 +52,4 @@ HUMAN = pa.DataFrameSchema(
     ordered=True,
     unique=["dataset", "item"],
 )
-"""A row per open prompt that a person went on from; none where nobody did."""
+"""A row per open-ended prompt that a person went on from; none where nobody did."""

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Closed(BaseModel):
+class ClosedEnded(BaseModel):
     """A task whose items have right answers: a generated probe, GSM8K, or a code task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -18,7 +18,7 @@ class Closed(BaseModel):
     shots: int = Field(8, ge=0, description="Worked examples before a question of GSM8K, without chat template.")
 
 
-class Open(BaseModel):
+class OpenEnded(BaseModel):
     """Documents to continue, articles to sum up, or instructions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,9 +50,9 @@ class Spec(BaseModel):
     strategies: dict[str, dict[str, Any]] = Field(
         min_length=1, description="Name -> {strategy: module of hemorrhage.decode, and its settings}."
     )
-    closed: list[Closed]
-    open: list[Open]
-    programs: Limits | None = Field(None, description="Of the programs that code tasks ask for.")
+    closed_ended: list[ClosedEnded]
+    open_ended: list[OpenEnded]
+    code_tasks: Limits | None = Field(None, description="Of the programs that code tasks make a model write.")
     chat: bool | None = Field(
         None, description="Questions and instructions through the tokenizer's chat template; null is where it has one."
     )

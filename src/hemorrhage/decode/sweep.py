@@ -128,7 +128,7 @@ def sweep(
     human = _ordered([_NO_HUMAN, *(part for part in parts if "strategy" not in part)], batches)
     features = {
         f"{dataset}.strategy.{name}": found
-        for (dataset, name), found in rows[rows["task"] == "open"].groupby(["dataset", "strategy"])
+        for (dataset, name), found in rows[rows["task"] == "open_ended"].groupby(["dataset", "strategy"])
     }
     features |= {f"{dataset}.human": found for dataset, found in human.groupby("dataset")}
     with writing(out) as part:
@@ -179,14 +179,14 @@ def about(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Sp
     shared = f"batch={spec.batch}; dtype=float32"
     datasets: dict[str, dict[str, str]] = {}
     protocol: dict[str, str] = {}
-    for folder, task in zip(closed, spec.closed, strict=True):
+    for folder, task in zip(closed, spec.closed_ended, strict=True):
         facts = read_manifest(folder)
         datasets[task.task] = {"sha256": facts["sha256"], "chance": facts["chance"]}
         shots = f"; shots={task.shots} or chat" if _is_worked(folder, task.task) else ""
         ends = f"; stop={json.dumps(facts['stop'])}" if "stop" in facts else ""
-        limits = f"; seconds={spec.programs.seconds:g}" if spec.programs and "stop" in facts else ""
+        limits = f"; seconds={spec.code_tasks.seconds:g}" if spec.code_tasks and "stop" in facts else ""
         protocol[task.task] = f"items={task.items} new_tokens={task.new_tokens}; {shared}{shots}{ends}{limits}"
-    for folder, beginnings in zip(opened, spec.open, strict=True):
+    for folder, beginnings in zip(opened, spec.open_ended, strict=True):
         facts = read_manifest(folder)
         datasets[beginnings.task] = {"sha256": facts["sha256"]}
         prefix = f" prefix={beginnings.prefix}" if beginnings.prefix else ""
@@ -208,20 +208,20 @@ ANOTHER_QUESTION = ("Question:",)
 def _closed_batches(
     folders: Sequence[Path], tokenizer: PreTrainedTokenizerBase, spec: Spec, chat: bool
 ) -> Iterator[Batch]:
-    for folder, task in zip(folders, spec.closed, strict=True):
+    for folder, task in zip(folders, spec.closed_ended, strict=True):
         prompts = closed_prompts(folder, tokenizer, task, spec.seed, chat)
         stops = tuple(read_manifest(folder).get("stop", ()))
         if _is_worked(folder, task.task) and not chat:
             stops = ANOTHER_QUESTION
-        yield from _batches("closed", task.task, prompts, task.new_tokens, spec.batch, stops)
+        yield from _batches("closed_ended", task.task, prompts, task.new_tokens, spec.batch, stops)
 
 
 def _open_batches(
     folders: Sequence[Path], tokenizer: PreTrainedTokenizerBase, spec: Spec, chat: bool
 ) -> Iterator[Batch]:
-    for folder, task in zip(folders, spec.open, strict=True):
+    for folder, task in zip(folders, spec.open_ended, strict=True):
         prompts = open_prompts(folder, tokenizer, task, spec.seed, chat)
-        yield from _batches("open", task.task, prompts, task.new_tokens, spec.batch)
+        yield from _batches("open_ended", task.task, prompts, task.new_tokens, spec.batch)
 
 
 def _batches(
@@ -243,7 +243,7 @@ def _parts(
     spec: Spec,
     gaps: dict[str, str],
 ) -> Iterator[pd.DataFrame]:
-    """The rows of every strategy and batch, and with each open batch what people wrote.
+    """The rows of every strategy and batch, and with each open-ended batch what people wrote.
 
     A strategy that runs alone and fails, since the model has not what it needs, goes into ``gaps`` with the reason, and
     leaves the others' texts as they are.
@@ -255,10 +255,10 @@ def _parts(
             parts = {s.name: resume / f"{quote(s.name, safe='')}.{there}" for s in chosen}
             # No quoted name has a bracket: this is not a strategy's file.
             written = resume / f"(human).{there}"
-            wanted = [*parts.values(), *([written] if batch.task == "open" else [])]
+            wanted = [*parts.values(), *([written] if batch.task == "open_ended" else [])]
             if not all(part.exists() for part in wanted):
                 desk = _Desk(batch, model, of_base, tokenizer, spec)
-            if batch.task == "open":
+            if batch.task == "open_ended":
                 if not written.exists():
                     _save(desk.human(), written)
                 yield pd.read_parquet(written)
@@ -325,12 +325,12 @@ class _Desk:
         ids, mask = left_padded(batch.prompts, special_tokens(model)["pad_token_id"])
         self.ids, self.mask = ids.to(model.device), mask.to(model.device)
         self.reading = read(model, self.ids, self.mask)
-        self.opened = batch.task == "open"
+        self.opened = batch.task == "open_ended"
         self.base_reading: Reading | None = None
         if self.opened:
             self.base_reading = self.reading if of_base is model else read(of_base, self.ids, self.mask)
         self.seed = batch_seed(spec.seed, batch)
-        self.limits = spec.programs
+        self.limits = spec.code_tasks
 
     def rows(self, group: Sequence[Strategy]) -> list[pd.DataFrame]:
         """The rows of ``generations.parquet`` for this batch under each strategy of a group of ``rounds``."""
@@ -434,7 +434,7 @@ class _Desk:
         """What was answered, or became of the program, and whether it is right; nothing where nothing was asked."""
         if prompt.tests is not None:
             if self.limits is None:
-                raise ValueError(f"programs: limits are wanted for {self.batch.dataset}")
+                raise ValueError(f"code_tasks: limits are wanted for {self.batch.dataset}")
             # Found by name: only sweeps with code tasks depend on it, and the plan says which.
             sandbox = importlib.import_module("hemorrhage.sandbox.runner")
             program = prompt.prefix + before_stop(text, self.batch.stops) + prompt.tests

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from hemorrhage.evaluate import cost
 from hemorrhage.evaluate.choices import answers
-from hemorrhage.evaluate.diagnostics import collect as inside
+from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.language import (
     TOKENS_PER_BATCH,
     corpus_damage,
@@ -113,10 +113,10 @@ def evaluate(
             of_base = of_base.rename(columns={"choice": "base_choice", "correct": "base_correct"})
             items = items.merge(of_base, on=["task", "item"], validate="one_to_one")[list(ITEMS.columns)]
             ITEMS.validate(items).to_parquet(part / "items.parquet", index=False)
-        if facts["inside"]:
-            of_base_inside = load_file(reference / "inside.safetensors")
-            found = inside.measure(model, of_base_inside, made.get("blocks"), ablate, gaps)
-            inside.INSIDE.validate(found).to_parquet(part / "inside.parquet", index=False)
+        if facts["diagnostics"]:
+            of_base_diagnosed = load_file(reference / "diagnostics.safetensors")
+            found = collect.measure(model, of_base_diagnosed, made.get("blocks"), ablate, gaps)
+            collect.DIAGNOSTICS.validate(found).to_parquet(part / "diagnostics.parquet", index=False)
         # The speed of a disk is none of a model's.
         measured = {} if is_streamed(model) else _cost(model, gaps)
         costs = {**measured, "theoretical": cost.theoretical(checkpoint)}
@@ -126,7 +126,7 @@ def evaluate(
             variant=variant,
             corpora=facts["corpora"],
             tasks=facts["tasks"],
-            inside=facts["inside"],
+            diagnostics=facts["diagnostics"],
             dtype=facts["dtype"],
             **({"membership": facts["membership"]} if variant == BASE and "membership" in facts else {}),
             **({"gaps": gaps} if gaps else {}),
@@ -207,7 +207,7 @@ def main() -> None:
         variant=arguments.variant,
         corpora=facts["corpora"],
         tasks=facts["tasks"],
-        inside=facts["inside"],
+        diagnostics=facts["diagnostics"],
     ):
         evaluate(
             arguments.out,

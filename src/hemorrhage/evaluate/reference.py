@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from hemorrhage.evaluate import membership
 from hemorrhage.evaluate.choices import answers
-from hemorrhage.evaluate.diagnostics import collect as inside
+from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.language import write_base_side
 from hemorrhage.evaluate.precision import computing
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
@@ -82,7 +82,7 @@ def protocol(window: int, windows: int, there: int, leading: Sequence[int], join
 def spread(windows: torch.Tensor, count: int) -> torch.Tensor:
     """``count`` of the windows int32 ``[n, window]``, evenly spread. Raises ValueError where there are fewer."""
     if count > len(windows):
-        raise ValueError(f"inside.windows: {count} wanted, and evaluate.windows leaves {len(windows)}")
+        raise ValueError(f"diagnostics.windows: {count} wanted, and evaluate.windows leaves {len(windows)}")
     return windows[[index * len(windows) // count for index in range(count)]]
 
 
@@ -175,7 +175,7 @@ def reference(
         }
 
     first = next(iter(windows))
-    looked_inside = None
+    diagnosed = None
     with writing(out) as part:
         save_file(windows, part / "windows.safetensors")
         save_file(counts, part / "counts.safetensors")
@@ -189,20 +189,22 @@ def reference(
         if answered:
             columns = list(ANSWERS.columns)
             ANSWERS.validate(pd.concat(answered, ignore_index=True)[columns]).to_parquet(part / "items.parquet")
-        if spec["inside"]["windows"]:
-            of_first = spread(windows[first], spec["inside"]["windows"])[:, : spec["inside"]["window"]].contiguous()
-            save_file(inside.base_side(model, of_first), part / "inside.safetensors")
-            looked_inside = {
+        if spec["diagnostics"]["windows"]:
+            of_first = spread(windows[first], spec["diagnostics"]["windows"])[
+                :, : spec["diagnostics"]["window"]
+            ].contiguous()
+            save_file(collect.base_side(model, of_first), part / "diagnostics.safetensors")
+            diagnosed = {
                 "corpus": first,
                 "sha256": corpora[first]["sha256"],
-                "protocol": inside.protocol(*of_first.shape),
+                "protocol": collect.protocol(*of_first.shape),
             }
         write_manifest(
             part,
             corpora=corpora,
             tasks=asked,
             first_predicted=first_place,
-            inside=looked_inside,
+            diagnostics=diagnosed,
             dtype=spec["dtype"],
             membership={
                 corpus: membership.known(model, windows[corpus], control)
@@ -224,8 +226,8 @@ def main() -> None:
         "--spec",
         type=json.loads,
         required=True,
-        help="{dtype, window, windows, inside: {windows, window}}: of products, tokens, windows of a corpus, and of how"
-        " many windows of the first corpus the first tokens are looked inside",
+        help="{dtype, window, windows, diagnostics: {windows, window}}: of products, tokens, windows of a corpus, and"
+        " what the diagnostics read: the first tokens of so many windows of the first corpus",
     )
     parser.add_argument("--memory-gb", type=float, default=math.inf, help="above it a model is read block by block")
     arguments = parser.parse_args()

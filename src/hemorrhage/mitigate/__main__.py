@@ -3,7 +3,8 @@
     python -m hemorrhage.mitigate OUT --variant V --checkpoint DIR --base DIR --reference DIR --spec JSON
 
 ``spec``: ``corpus`` (of the reference), ``tokens`` of the first half of its windows that are fitted to, ``buckets`` of
-entropy, ``steps`` of the gains' fit, ``p`` of the nucleus, ``open`` (``items``, ``prefix``, ``new_tokens``), ``seed``.
+entropy, ``steps`` of the gains' fit, ``p`` of the nucleus, ``open_ended`` (``items``, ``prefix``, ``new_tokens``),
+``seed``.
 Besides the second half, corrections are scored on what the corrected model samples itself: continuations of the second
 half's windows, with the same random numbers for every correction. Each correction has its control: see
 ``corrections``.
@@ -51,7 +52,7 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
-    corpus, asked = spec["corpus"], spec["open"]
+    corpus, asked = spec["corpus"], spec["open_ended"]
     of_reference = read_manifest(reference)
     facts, start = of_reference["corpora"][corpus], of_reference["first_predicted"]
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()

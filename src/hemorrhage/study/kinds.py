@@ -20,7 +20,7 @@ from hemorrhage.data.texts.repositories import identity
 from hemorrhage.models.sources.path import digest_of_adopted
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
-from hemorrhage.study.registry import OPEN_TASKS, PROGRAM_TASKS, TASKS
+from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
 from hemorrhage.study.work import Load
 
 Key = tuple[str, str]
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
 
-BASE, RELATIVE = "base", "relative"
+BASE, SIBLING = "base", "sibling_model"
 """What the models that are no variant are called: the base, and the other model of its family."""
 
 
@@ -112,8 +112,8 @@ class Kind:
 # What outputs are called.
 
 
-def _relatives(design: Design) -> list[str]:
-    return [] if design.params.decode.relative is None else [RELATIVE]
+def _siblings(design: Design) -> list[str]:
+    return [] if design.params.decode.sibling_model is None else [SIBLING]
 
 
 def _models(design: Design) -> list[str]:
@@ -125,7 +125,7 @@ def _gradients(design: Design) -> list[str]:
 
 
 def _decoded(design: Design) -> list[str]:
-    return [BASE, *design.params.decode.variants, *_relatives(design)]
+    return [BASE, *design.params.decode.variants, *_siblings(design)]
 
 
 # What a step is given of other kinds.
@@ -136,21 +136,21 @@ def _calibration_name(design: Design) -> str:
 
 
 def model_of(name: str) -> Key:
-    """The output that is the model of this name: the base, its relative, or a variant's checkpoint."""
-    kinds = {BASE: "base", RELATIVE: "relatives"}
+    """The output that is the model of this name: the base, its sibling, or a variant's checkpoint."""
+    kinds = {BASE: "base", SIBLING: "sibling_models"}
     return kinds.get(name, "checkpoints"), name
 
 
 def measures(name: str) -> Key:
-    """The model under which a model's texts are measured; the relative, which may have other tokens, under itself."""
-    return model_of(RELATIVE if name == RELATIVE else BASE)
+    """The model under which a model's texts are measured; the sibling, which may have other tokens, under itself."""
+    return model_of(SIBLING if name == SIBLING else BASE)
 
 
 def _prepared(task: str, kind: str) -> Key:
     """The output that holds a task of the decoding sweep; a name may be a corpus and a task."""
-    if kind == "closed":
+    if kind == "closed_ended":
         return ("tasks" if task in TASKS else "benchmarks"), task
-    return ("benchmarks" if task in OPEN_TASKS else "texts"), task
+    return ("benchmarks" if task in OPEN_ENDED_TASKS else "texts"), task
 
 
 def _statistics(design: Design, name: str) -> list[Key]:
@@ -196,10 +196,10 @@ def _source(chosen: config.WheelModel | config.HubModel | config.PathModel) -> J
     return chosen.model_dump(mode="json")
 
 
-def _relative(design: Design) -> config.WheelModel | config.HubModel | config.PathModel:
-    relative = design.params.decode.relative
-    assert relative is not None, "named by _relatives alone"
-    return relative.model
+def _sibling(design: Design) -> config.WheelModel | config.HubModel | config.PathModel:
+    sibling = design.params.decode.sibling_model
+    assert sibling is not None, "named by _siblings alone"
+    return sibling.model
 
 
 def _reader(source: str) -> list[str]:
@@ -216,7 +216,7 @@ def tokens_needed(design: Design, corpus: str) -> dict[str, int]:
     if corpus in params.evaluate.corpora:
         windows = 2 if params.evaluate.windows == "all" else params.evaluate.windows
         needed["evaluation"] = windows * params.evaluate.window
-    for entry in params.decode.open:
+    for entry in params.decode.open_ended:
         if corpus == entry.task:
             needed["evaluation"] = max(needed["evaluation"], entry.items * (entry.prefix or 0))
     return needed
@@ -242,12 +242,12 @@ def _benchmark(design: Design, task: str) -> Json:
 
 def _reference(design: Design, name: str) -> Json:
     evaluate = design.params.evaluate
-    inside = evaluate.inside.model_dump(mode="json", exclude={"ablate"})
-    return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": evaluate.windows, "inside": inside}
+    diagnostics = evaluate.diagnostics.model_dump(mode="json", exclude={"ablate"})
+    return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": evaluate.windows, "diagnostics": diagnostics}
 
 
 def _reference_arguments(design: Design, name: str) -> Json:
-    return {"spec": _reference(design, name), "memory-gb": design.params.evaluate.memory_gb}
+    return {"spec": _reference(design, name), "memory_gb": design.params.evaluate.memory_gb}
 
 
 def _alteration(design: Design, variant: str) -> Json:
@@ -262,12 +262,12 @@ def _alteration_arguments(design: Design, variant: str) -> Json:
 
 
 def _evaluation(design: Design, name: str) -> Json:
-    return {"ablate": name in design.params.evaluate.inside.ablate}
+    return {"ablate": name in design.params.evaluate.diagnostics.ablate}
 
 
 def _evaluation_arguments(design: Design, name: str) -> Json:
     memory = design.params.evaluate.memory_gb
-    return {"variant": name, "spec": _evaluation(design, name), "memory-gb": memory}
+    return {"variant": name, "spec": _evaluation(design, name), "memory_gb": memory}
 
 
 def _harness(design: Design, name: str) -> Json:
@@ -275,23 +275,23 @@ def _harness(design: Design, name: str) -> Json:
     return {"items": harness.items, "batch": harness.batch, "seed": design.params.data.seed}
 
 
-def _programs(design: Design, name: str) -> Json:
-    programs = design.params.evaluate.programs
-    return {**programs.model_dump(mode="json"), "seed": design.params.data.seed}
+def _code_tasks(design: Design, name: str) -> Json:
+    code = design.params.evaluate.code_tasks
+    return {**code.model_dump(mode="json"), "seed": design.params.data.seed}
 
 
-def _runs_programs(design: Design) -> bool:
-    return any(entry.task in PROGRAM_TASKS for entry in design.params.decode.closed)
+def _runs_code(design: Design) -> bool:
+    return any(entry.task in CODE_TASKS for entry in design.params.decode.closed_ended)
 
 
 def _decoding_spec(design: Design) -> Json:
-    decode, programs = design.params.decode, design.params.evaluate.programs
-    limits = {"seconds": programs.seconds, "memory_mb": programs.memory_mb}
+    decode, code = design.params.decode, design.params.evaluate.code_tasks
+    limits = {"seconds": code.seconds, "memory_mb": code.memory_mb}
     return {
         "strategies": design.strategies,
-        "closed": [entry.model_dump(mode="json") for entry in decode.closed],
-        "open": [entry.model_dump(mode="json") for entry in decode.open],
-        "programs": limits if _runs_programs(design) else None,
+        "closed_ended": [entry.model_dump(mode="json") for entry in decode.closed_ended],
+        "open_ended": [entry.model_dump(mode="json") for entry in decode.open_ended],
+        "code_tasks": limits if _runs_code(design) else None,
         "batch": decode.batch,
         "seed": decode.seed,
     }
@@ -305,7 +305,7 @@ def _decoding(design: Design, name: str) -> Json:
 
 def _decoding_code(design: Design, name: str) -> list[str]:
     used = sorted({found["strategy"] for found in design.strategies.values()})
-    sandbox = ["hemorrhage.sandbox.runner"] if _runs_programs(design) else []
+    sandbox = ["hemorrhage.sandbox.runner"] if _runs_code(design) else []
     return [*(f"hemorrhage.decode.strategies.{strategy}" for strategy in used), *sandbox]
 
 
@@ -341,14 +341,14 @@ KINDS: dict[str, Kind] = {
             is_analyzed=True,
         ),
         Kind(
-            "relatives",
-            rule="relative",
+            "sibling_models",
+            rule="sibling_model",
             stage="calibrate",
             step="hemorrhage.models",
-            names=_relatives,
-            settings=lambda design, name: _source(_relative(design)),
-            arguments=lambda design, name: {"spec": _relative(design).model_dump(mode="json")},
-            code=lambda design, name: _reader(_relative(design).source),
+            names=_siblings,
+            settings=lambda design, name: _source(_sibling(design)),
+            arguments=lambda design, name: {"spec": _sibling(design).model_dump(mode="json")},
+            code=lambda design, name: _reader(_sibling(design).source),
             stored=lambda load, name: 1e-9 * load.shape.parameters,
             priority=100,
             costs_like="base",
@@ -481,7 +481,7 @@ KINDS: dict[str, Kind] = {
             on_gpu=_always,
             # The head is multiplied with the base model's states once more.
             arithmetic=lambda load, name: (
-                load.shape.forward(load.evaluated(10 if name in load.design.params.evaluate.inside.ablate else 1))
+                load.shape.forward(load.evaluated(10 if name in load.design.params.evaluate.diagnostics.ablate else 1))
                 + 2e-12 * load.windows() * load.shape.embedding
             ),
             by_blocks=True,
@@ -510,23 +510,23 @@ KINDS: dict[str, Kind] = {
             is_analyzed=True,
         ),
         Kind(
-            "programs",
-            rule="programs",
+            "code_tasks",
+            rule="code_tasks",
             stage="evaluate",
             step="hemorrhage.evaluate.programs",
-            names=lambda design: _models(design) if design.params.evaluate.programs.tasks else [],
+            names=lambda design: _models(design) if design.params.evaluate.code_tasks.tasks else [],
             inputs={
                 "checkpoint": MODEL,
                 "base": BASE_MODEL,
                 "benchmarks": Input(
                     ("benchmarks",),
-                    lambda design, name: [("benchmarks", task) for task in design.params.evaluate.programs.tasks],
+                    lambda design, name: [("benchmarks", task) for task in design.params.evaluate.code_tasks.tasks],
                 ),
             },
-            settings=_programs,
-            arguments=_of_variant(_programs),
+            settings=_code_tasks,
+            arguments=_of_variant(_code_tasks),
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.programs()),
+            arithmetic=lambda load, name: load.shape.forward(load.code_tasks()),
             of_models=True,
             is_analyzed=True,
         ),
@@ -537,15 +537,19 @@ KINDS: dict[str, Kind] = {
             step="hemorrhage.decode",
             names=_decoded,
             inputs={
-                "checkpoint": Input(("base", "relatives", "checkpoints"), lambda design, name: [model_of(name)]),
-                "base": Input(("base", "relatives"), lambda design, name: [measures(name)]),
-                "closed": Input(
+                "checkpoint": Input(("base", "sibling_models", "checkpoints"), lambda design, name: [model_of(name)]),
+                "base": Input(("base", "sibling_models"), lambda design, name: [measures(name)]),
+                "closed_ended": Input(
                     ("tasks", "benchmarks"),
-                    lambda design, name: [_prepared(entry.task, "closed") for entry in design.params.decode.closed],
+                    lambda design, name: [
+                        _prepared(entry.task, "closed_ended") for entry in design.params.decode.closed_ended
+                    ],
                 ),
-                "open": Input(
+                "open_ended": Input(
                     ("texts", "benchmarks"),
-                    lambda design, name: [_prepared(entry.task, "open") for entry in design.params.decode.open],
+                    lambda design, name: [
+                        _prepared(entry.task, "open_ended") for entry in design.params.decode.open_ended
+                    ],
                 ),
             },
             settings=_decoding,
@@ -632,5 +636,5 @@ def analysis(design: Design) -> Json:
 
 def is_aligned(design: Design) -> bool:
     """Whether the second model of the family is the aligned one."""
-    relative = design.params.decode.relative
-    return relative is not None and relative.is_aligned
+    sibling = design.params.decode.sibling_model
+    return sibling is not None and sibling.is_aligned

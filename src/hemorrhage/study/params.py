@@ -28,11 +28,11 @@ from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.service import store
 from hemorrhage.sandbox import runner as sandbox
 from hemorrhage.study.registry import (
+    CODE_TASKS,
     EMBEDDED_CORPORA,
     HARNESS_TASKS,
     METHODS,
-    OPEN_TASKS,
-    PROGRAM_TASKS,
+    OPEN_ENDED_TASKS,
     REPOSITORY_CORPORA,
     STRATEGIES,
     TASKS,
@@ -114,14 +114,14 @@ class HubTexts(Section):
 class Calibrate(Section):
     """The calibration set: ``samples`` random windows of ``length`` tokens, of one corpus or evenly of several.
 
-    Second moments of more than ``hessian_gb`` gigabytes are not stored but collected by each variant.
+    Input second moments of more than ``max_hessian_gb`` gigabytes are not stored but collected by each variant.
     """
 
     corpus: str | Annotated[list[str], Field(min_length=1)]
     samples: Positive
     length: Annotated[int, Field(ge=8)]
     seed: Seed
-    hessian_gb: Annotated[float, Field(ge=0)]
+    max_hessian_gb: Annotated[float, Field(ge=0)]
 
     @property
     def corpora(self) -> list[str]:
@@ -137,7 +137,7 @@ class Harness(Section):
     batch: Positive
 
 
-class Programs(Section):
+class CodeTasks(Section):
     """Tasks whose generated programs are run in a sandbox, each within ``seconds`` and ``memory_mb``."""
 
     tasks: list[str]
@@ -148,9 +148,9 @@ class Programs(Section):
     memory_mb: Annotated[int, Field(ge=64)]
 
 
-class Inside(Section):
-    """The diagnostics inside the network: ``windows`` of the first corpus (0: none), their first ``window`` tokens, and
-    the models whose blocks are left out one at a time (``base`` or variants)."""
+class Diagnostics(Section):
+    """Diagnostics of the network, block by block: ``windows`` of the first corpus (0: none), their first ``window``
+    tokens, and the models whose blocks are left out one at a time (``base`` or variants)."""
 
     windows: Annotated[int, Field(ge=0)]
     window: Annotated[int, Field(ge=8)]
@@ -171,11 +171,11 @@ class Evaluate(Section):
     memory_gb: Annotated[float, Field(ge=0)] = 16
     tasks: list[str]
     harness: Harness
-    programs: Programs
-    inside: Inside
+    code_tasks: CodeTasks
+    diagnostics: Diagnostics
 
 
-class Closed(Section):
+class ClosedEnded(Section):
     """A task with right answers that the sweep generates on; ``shots`` worked examples where it is gsm8k."""
 
     task: str
@@ -184,7 +184,7 @@ class Closed(Section):
     shots: Annotated[int, Field(ge=0)] = 8
 
 
-class Open(Section):
+class OpenEnded(Section):
     """A corpus whose documents are continued behind ``prefix`` tokens, articles of xsum that are cut there, or
     instructions of mt_bench, which have none."""
 
@@ -197,7 +197,7 @@ class Open(Section):
 Model = Annotated[WheelModel | HubModel | PathModel, Field(discriminator="source")]
 
 
-class Relative(Section):
+class SiblingModel(Section):
     """The base or the aligned model of the same family: ``is_aligned`` says which of the two it is."""
 
     is_aligned: bool
@@ -208,10 +208,10 @@ class Decode(Section):
     """The decoding sweep."""
 
     variants: list[str]
-    relative: Relative | None
+    sibling_model: SiblingModel | None
     strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    closed: list[Closed]
-    open: list[Open]
+    closed_ended: list[ClosedEnded]
+    open_ended: list[OpenEnded]
     batch: Positive
     seed: Seed
 
@@ -248,7 +248,7 @@ class Mitigate(Section):
     buckets: Annotated[int, Field(ge=2)]
     steps: Positive
     p: Annotated[float, Field(gt=0, lt=1)]
-    open: Generated
+    open_ended: Generated
     seed: Seed
 
 
@@ -264,7 +264,7 @@ class Analyze(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    epoch: int
+    cache_version: int
     model: Model
     data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
     calibrate: Calibrate
@@ -311,10 +311,23 @@ WHEELS: dict[str, dict[str, Any]] = {
 }
 """Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""
 
-RESERVED = ("base", "relative")
+RESERVED = ("base", "sibling_model")
 """What models that are no variant are called."""
 
 NAME = re.compile(r"^[a-z0-9_]+$")
+
+RENAMED = {
+    "epoch": "cache_version",
+    "calibrate.hessian_gb": "max_hessian_gb",
+    "compress.*.sham": SHUFFLED,
+    "evaluate.programs": "code_tasks",
+    "evaluate.inside": "diagnostics",
+    "decode.closed": "closed_ended",
+    "decode.open": "open_ended",
+    "decode.relative": "sibling_model",
+    "mitigate.open": "open_ended",
+}
+"""Keys of earlier versions, ``*`` for every sweep -> the name that their last part has now."""
 
 
 def read(path: Path) -> Params:
@@ -326,14 +339,30 @@ def read(path: Path) -> Params:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: it holds no sections by name")
     try:
+        _refuse_renamed(content)
         params = Params.model_validate(content)
+        _check(params)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_error(error)}") from None
-    try:
-        _check(params)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return params
+
+
+def _refuse_renamed(content: dict[str, Any]) -> None:
+    for path, new in RENAMED.items():
+        *above, old = path.split(".")
+        sections = {"": content}
+        for key in above:
+            sections = {
+                f"{where}{name}.": value
+                for where, section in sections.items()
+                for name, value in section.items()
+                if key in ("*", name) and isinstance(value, dict)
+            }
+        for where, section in sections.items():
+            if old in section:
+                raise ConfigError(f"{where}{old} is now {where}{new}")
 
 
 def text(path: Path) -> str:
@@ -366,21 +395,23 @@ def first_error(error: ValidationError, prefix: str = "") -> str:
 
 def corpora(params: Params) -> list[str]:
     """Names of all corpora the run reads."""
-    continued = {entry.task for entry in params.decode.open if entry.task not in OPEN_TASKS}
+    continued = {entry.task for entry in params.decode.open_ended if entry.task not in OPEN_ENDED_TASKS}
     return sorted({*params.calibrate.corpora, *params.evaluate.corpora, *continued})
 
 
 def tasks(params: Params) -> list[str]:
     """Names of all tasks the run reads."""
-    return sorted({*params.evaluate.tasks, *(entry.task for entry in params.decode.closed if entry.task in TASKS)})
+    return sorted(
+        {*params.evaluate.tasks, *(entry.task for entry in params.decode.closed_ended if entry.task in TASKS)}
+    )
 
 
 def benchmark_names(params: Params) -> list[str]:
     """Names of all benchmarks the run reads, those of lm-eval and of code first."""
     evaluate, decode = params.evaluate, params.decode
-    asked = [entry.task for entry in decode.closed if entry.task not in TASKS]
-    asked += [entry.task for entry in decode.open if entry.task in OPEN_TASKS]
-    return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.programs.tasks, *asked]))
+    asked = [entry.task for entry in decode.closed_ended if entry.task not in TASKS]
+    asked += [entry.task for entry in decode.open_ended if entry.task in OPEN_ENDED_TASKS]
+    return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.code_tasks.tasks, *asked]))
 
 
 def data_of(corpus: str, params: Params) -> dict[str, Any]:
@@ -405,9 +436,9 @@ def benchmark_data(task: str, params: Params) -> dict[str, Any]:
 
 def benchmark_step(task: str) -> Any:
     """The module of hemorrhage.data that prepares a benchmark."""
-    if task in OPEN_TASKS:
+    if task in OPEN_ENDED_TASKS:
         return instructions
-    return programs if task in PROGRAM_TASKS else benchmarks
+    return programs if task in CODE_TASKS else benchmarks
 
 
 def architecture(params: Params) -> dict[str, Any] | None:
@@ -429,9 +460,6 @@ def variants(params: Params) -> dict[str, Variant]:
             raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not {' or '.join(RESERVED)}")
         grid = dict(content)
         method = method_of(_known(grid.pop("method", None), METHODS, f"{where}.method"))
-        for old, new in RENAMED.items():
-            if old in grid and old not in method.settings.model_fields:
-                raise ConfigError(f"{where}.{old}: {old} is now {new}")
         lists = {key: value for key, value in grid.items() if isinstance(value, list)}
         for key, values in lists.items():
             if not values:
@@ -460,10 +488,6 @@ def variants(params: Params) -> dict[str, Variant]:
             )
     _check_places(found)
     return found
-
-
-RENAMED = {"sham": SHUFFLED}
-"""Settings of methods that had another name."""
 
 
 def _check_places(expanded: dict[str, Variant]) -> None:
@@ -562,23 +586,23 @@ def _check(params: Params) -> None:
     used = {
         "calibrate.corpus": params.calibrate.corpora,
         "evaluate.corpora": params.evaluate.corpora,
-        "decode.open": [entry.task for entry in params.decode.open if entry.task not in OPEN_TASKS],
+        "decode.open_ended": [entry.task for entry in params.decode.open_ended if entry.task not in OPEN_ENDED_TASKS],
     }
     for where, names in used.items():
         for name in names:
             if name in REPOSITORY_CORPORA and name not in offered:
                 raise ConfigError(f"{where}: {name} needs data.source mirror or hub; embedded has {', '.join(offered)}")
-            _known(name, offered + OPEN_TASKS if where == "decode.open" else offered, where)
+            _known(name, offered + OPEN_ENDED_TASKS if where == "decode.open_ended" else offered, where)
             missing = reachable(name, data_of(name, params))
             if missing:
                 raise ConfigError(f"{where}: {missing}")
     for name in params.evaluate.tasks:
         _known(name, TASKS, "evaluate.tasks")
     _check_decoded(params)
-    harness, code, inside = params.evaluate.harness, params.evaluate.programs, params.evaluate.inside
+    harness, code, diagnostics = params.evaluate.harness, params.evaluate.code_tasks, params.evaluate.diagnostics
     for where, listed, allowed in (
         ("evaluate.harness.tasks", harness.tasks, HARNESS_TASKS),
-        ("evaluate.programs.tasks", code.tasks, PROGRAM_TASKS),
+        ("evaluate.code_tasks.tasks", code.tasks, CODE_TASKS),
     ):
         for name in listed:
             _known(name, allowed, where)
@@ -586,11 +610,11 @@ def _check(params: Params) -> None:
             if missing:
                 raise ConfigError(f"{where}: {missing}")
     if code.tasks and (lacking := sandbox.missing()):
-        raise ConfigError(f"evaluate.programs.tasks: {lacking}")
-    if inside.window > params.evaluate.window:
-        raise ConfigError(f"evaluate.inside.window: at most evaluate.window = {params.evaluate.window}")
-    if params.evaluate.windows != "all" and inside.windows > params.evaluate.windows:
-        raise ConfigError(f"evaluate.inside.windows: at most evaluate.windows = {params.evaluate.windows}")
+        raise ConfigError(f"evaluate.code_tasks.tasks: {lacking}")
+    if diagnostics.window > params.evaluate.window:
+        raise ConfigError(f"evaluate.diagnostics.window: at most evaluate.window = {params.evaluate.window}")
+    if params.evaluate.windows != "all" and diagnostics.windows > params.evaluate.windows:
+        raise ConfigError(f"evaluate.diagnostics.windows: at most evaluate.windows = {params.evaluate.windows}")
     if params.calibrate.samples < len(params.calibrate.corpora):
         raise ConfigError("calibrate.samples: at least one window of each corpus of calibrate.corpus")
     for where, listed in {
@@ -598,7 +622,7 @@ def _check(params: Params) -> None:
         "evaluate.corpora": params.evaluate.corpora,
         "evaluate.tasks": params.evaluate.tasks,
         "evaluate.harness.tasks": harness.tasks,
-        "evaluate.programs.tasks": code.tasks,
+        "evaluate.code_tasks.tasks": code.tasks,
     }.items():
         if len(set(listed)) < len(listed):
             raise ConfigError(f"{where}: a name stands there twice")
@@ -611,8 +635,8 @@ def _check(params: Params) -> None:
     for name in params.decode.variants:
         _known(name, tuple(expanded), "decode.variants")
     _check_mitigate(params, expanded)
-    for name in inside.ablate:
-        _known(name, ("base", *expanded), "evaluate.inside.ablate")
+    for name in diagnostics.ablate:
+        _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
     shape = architecture(params)
     if shape is not None:
         _check_shape(params, shape, expanded)
@@ -621,34 +645,36 @@ def _check(params: Params) -> None:
 def _check_decoded(params: Params) -> None:
     """The tasks of the decoding sweep: known, reachable, each with what it needs, and none twice."""
     decode = params.decode
-    if not decode.closed and not decode.open:
-        raise ConfigError("decode.closed: neither closed nor open tasks are named; at least one is needed")
-    for place, task in enumerate(decode.closed):
-        where = f"decode.closed.{place}"
-        _known(task.task, (*TASKS, *WORKED_TASKS, *PROGRAM_TASKS), f"{where}.task")
+    if not decode.closed_ended and not decode.open_ended:
+        raise ConfigError(
+            "decode.closed_ended: neither closed-ended nor open-ended tasks are named; at least one is needed"
+        )
+    for place, task in enumerate(decode.closed_ended):
+        where = f"decode.closed_ended.{place}"
+        _known(task.task, (*TASKS, *WORKED_TASKS, *CODE_TASKS), f"{where}.task")
         if "shots" in task.model_fields_set and task.task not in WORKED_TASKS:
             raise ConfigError(f"{where}.shots: {task.task} is asked without examples of ours; allowed for gsm8k")
         if task.task in TASKS and task.items > params.data.items:
             raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
-        if task.task in PROGRAM_TASKS and (lacking := sandbox.missing()):
+        if task.task in CODE_TASKS and (lacking := sandbox.missing()):
             raise ConfigError(f"{where}.task: {lacking}")
-    for place, beginnings in enumerate(decode.open):
-        where = f"decode.open.{place}"
+    for place, beginnings in enumerate(decode.open_ended):
+        where = f"decode.open_ended.{place}"
         if (beginnings.prefix is None) != (beginnings.task == "mt_bench"):
             need = "has none" if beginnings.task == "mt_bench" else "needs one: the tokens that a text is cut behind"
             raise ConfigError(f"{where}.prefix: {beginnings.task} {need}")
-    evaluated = (*params.evaluate.harness.tasks, *params.evaluate.programs.tasks)
+    evaluated = (*params.evaluate.harness.tasks, *params.evaluate.code_tasks.tasks)
     for name in benchmark_names(params):
         missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
         if missing and name not in evaluated:
             raise ConfigError(f"decode: {missing}")
-    names = [*(entry.task for entry in decode.closed), *(entry.task for entry in decode.open)]
+    names = [*(entry.task for entry in decode.closed_ended), *(entry.task for entry in decode.open_ended)]
     if len(set(names)) < len(names):
-        raise ConfigError("decode.closed, decode.open: a task stands there twice")
-    if decode.relative is not None and isinstance(decode.relative.model, PathModel):
-        problem = refusal(Path(decode.relative.model.path))
+        raise ConfigError("decode.closed_ended, decode.open_ended: a task stands there twice")
+    if decode.sibling_model is not None and isinstance(decode.sibling_model.model, PathModel):
+        problem = refusal(Path(decode.sibling_model.model.path))
         if problem:
-            raise ConfigError(f"decode.relative.model.path: {problem}")
+            raise ConfigError(f"decode.sibling_model.model.path: {problem}")
 
 
 def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
@@ -658,10 +684,10 @@ def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
     if not asked.variants:
         return
     _known(asked.corpus, tuple(evaluate.corpora), "mitigate.corpus")
-    if asked.open.prefix > evaluate.window:
-        raise ConfigError(f"mitigate.open.prefix: at most evaluate.window = {evaluate.window}")
-    if evaluate.windows != "all" and asked.open.items > evaluate.windows - evaluate.windows // 2:
-        raise ConfigError(f"mitigate.open.items: at most half of evaluate.windows = {evaluate.windows}")
+    if asked.open_ended.prefix > evaluate.window:
+        raise ConfigError(f"mitigate.open_ended.prefix: at most evaluate.window = {evaluate.window}")
+    if evaluate.windows != "all" and asked.open_ended.items > evaluate.windows - evaluate.windows // 2:
+        raise ConfigError(f"mitigate.open_ended.items: at most half of evaluate.windows = {evaluate.windows}")
 
 
 def _check_strategies(params: Params, shape: dict[str, Any]) -> None:
@@ -688,11 +714,15 @@ def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Vari
         "calibrate.length": params.calibrate.length,
         "evaluate.window": params.evaluate.window,
         **{
-            f"decode.open.{place}.prefix + new_tokens": (entry.prefix or 1) + entry.new_tokens
-            for place, entry in enumerate(params.decode.open)
+            f"decode.open_ended.{place}.prefix + new_tokens": (entry.prefix or 1) + entry.new_tokens
+            for place, entry in enumerate(params.decode.open_ended)
         },
-        **{f"decode.closed.{place}.new_tokens": entry.new_tokens for place, entry in enumerate(params.decode.closed)},
-        "mitigate.open.prefix + new_tokens": params.mitigate.open.prefix + params.mitigate.open.new_tokens,
+        **{
+            f"decode.closed_ended.{place}.new_tokens": entry.new_tokens
+            for place, entry in enumerate(params.decode.closed_ended)
+        },
+        "mitigate.open_ended.prefix + new_tokens": params.mitigate.open_ended.prefix
+        + params.mitigate.open_ended.new_tokens,
     }
     for where, length in lengths.items():
         if length > context:

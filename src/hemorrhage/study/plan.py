@@ -73,7 +73,9 @@ class Plan:
                 if given.is_read
             }
             code = [program(_entry(module)) for module in (row.module(name), *row.code(self.design, name))]
-            self._addresses[key] = address(kind, self.params.epoch, row.settings(self.design, name), inputs, code)
+            self._addresses[key] = address(
+                kind, self.params.cache_version, row.settings(self.design, name), inputs, code
+            )
         return self._addresses[key]
 
     @cached_property
@@ -82,7 +84,7 @@ class Plan:
         inputs = {kind.name: self.names(kind.name) for kind in kinds.analyzed()}
         settings = {**kinds.analysis(self.design), "aligned": kinds.is_aligned(self.design)}
         code = [program("hemorrhage.analyze.__main__"), _content([EXPERIENCE])]
-        return address("rows", self.params.epoch, settings, inputs, code)
+        return address("rows", self.params.cache_version, settings, inputs, code)
 
     @cached_property
     def page(self) -> str:
@@ -119,9 +121,9 @@ class Plan:
         words = [row.module(name), str(DATA / kind / name / self.address(kind, name))]
         for option, manifests in self.inputs(kind, name).items():
             if manifests and row.inputs[option].is_read:
-                words += [f"--{option}", *(str(Path(manifest).parent) for manifest in manifests)]
+                words += [_flag(option), *(str(Path(manifest).parent) for manifest in manifests)]
         for option, value in row.options(self.design, name).items():
-            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+            words += [_flag(option), json.dumps(value) if isinstance(value, dict) else str(value)]
         return " ".join(map(quote, words))
 
     def rows_command(self) -> str:
@@ -176,6 +178,10 @@ def evaluable(manifest: Path) -> dict[str, int]:
     there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     tokens: dict[str, int] = there.get("tokens", {})
     return tokens
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _entry(module: str) -> str:

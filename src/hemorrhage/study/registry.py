@@ -87,13 +87,13 @@ HARNESS_TASKS = (
 )
 """Tasks of lm-eval: hemorrhage/data/benchmarks/catalogue.py says where their data lie."""
 
-PROGRAM_TASKS = ("humaneval", "mbpp")
+CODE_TASKS = ("humaneval", "mbpp")
 """Tasks whose answers are programs: hemorrhage/data/benchmarks/programs.py."""
 
 WORKED_TASKS = ("gsm8k",)
 """Tasks that the decoding sweep answers with worked solutions; data as for lm-eval."""
 
-OPEN_TASKS = ("xsum", "mt_bench")
+OPEN_ENDED_TASKS = ("xsum", "mt_bench")
 """Tasks without right answers beside the corpora: hemorrhage/data/benchmarks/instructions.py."""
 
 TASKS = ("agreement", "arithmetic", "recall", "cloze")

@@ -73,7 +73,7 @@ class Load:
         """Tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
         evaluate, data = self.design.params.evaluate, self.design.params.data
         items = len(evaluate.tasks) * data.items * PROBE_TOKENS
-        looked = evaluate.inside.windows * evaluate.inside.window
+        looked = evaluate.diagnostics.windows * evaluate.diagnostics.window
         return self.windows() + items + looked * 3 * blocks
 
     def harness(self) -> float:
@@ -82,17 +82,17 @@ class Load:
         items = 1000 if chosen.items == "all" else chosen.items
         return float(len(chosen.tasks) * items * HARNESS_TOKENS)
 
-    def programs(self) -> float:
+    def code_tasks(self) -> float:
         """Tokens that the code tasks read and generate."""
-        chosen = self.design.params.evaluate.programs
+        chosen = self.design.params.evaluate.code_tasks
         items = 1000 if chosen.items == "all" else chosen.items
         return float(len(chosen.tasks) * items * (PROGRAM_TOKENS + chosen.new_tokens))
 
     def generated(self) -> float:
         """Tokens that a decoding sweep generates, each as often as its strategy computes it."""
         decode = self.design.params.decode
-        tokens = sum(entry.items * entry.new_tokens for entry in decode.closed)
-        tokens += sum(entry.items * ((entry.prefix or 0) + entry.new_tokens) for entry in decode.open)
+        tokens = sum(entry.items * entry.new_tokens for entry in decode.closed_ended)
+        tokens += sum(entry.items * ((entry.prefix or 0) + entry.new_tokens) for entry in decode.open_ended)
         times = 0
         for settings in self.design.strategies.values():
             candidates = settings["k"] + 1 if settings["strategy"].startswith(("contrastive_s", "fsd")) else 1

@@ -39,7 +39,7 @@ from hemorrhage.runtime.artifact import MANIFEST, read_manifest, sync, whole
 from hemorrhage.runtime.command import NO, USAGE, YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.runtime.service import store
-from hemorrhage.study.kinds import BASE, KINDS, RELATIVE, STAGES
+from hemorrhage.study.kinds import BASE, KINDS, SIBLING, STAGES
 from hemorrhage.study.params import ConfigError
 from hemorrhage.study.plan import DATA, Plan
 
@@ -204,7 +204,7 @@ def sort_of(moved: Moved) -> tuple[Any, ...]:
             for key, value in made["settings"].items()
         )
         return made["sweep"], made["method"], json.dumps(sorted(settings))
-    if KINDS[moved.kind].of_models and moved.name not in (BASE, RELATIVE):
+    if KINDS[moved.kind].of_models and moved.name not in (BASE, SIBLING):
         return _stored(moved.name)
     return (moved.name,)
 

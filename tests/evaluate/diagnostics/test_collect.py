@@ -18,8 +18,7 @@ from hemorrhage.compress.methods.depth_expansion import depth_up_scaling, duplic
 from hemorrhage.compress.methods.structured_pruning import slicegpt
 from hemorrhage.compress.methods.weight_quantization import rotation
 from hemorrhage.compress.solvers.stack import rearrange
-from hemorrhage.evaluate.diagnostics import attention, cascade
-from hemorrhage.evaluate.diagnostics import collect as inside
+from hemorrhage.evaluate.diagnostics import attention, cascade, collect
 from hemorrhage.evaluate.diagnostics.collect import METRICS, base_side, measure
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
@@ -45,14 +44,14 @@ def test_the_base_does_not_differ_from_itself(tiny: Path, of_base: dict[str, Ten
 
 def test_everything_has_a_description_and_its_own_row(table: pd.DataFrame, of_base: dict[str, Tensor]) -> None:
     assert set(table.metric) <= set(METRICS)
-    inside.INSIDE.validate(table)
+    collect.DIAGNOSTICS.validate(table)
     heads = table[table.metric == "attention_js"]
     assert sorted(heads["head"].unique()) == list(range(8))
     assert len(heads) == 5 * 8 * 3
     assert all(value.is_contiguous() and value.device.type == "cpu" for value in of_base.values())
     assert of_base["states"].shape == (6, 3, 24, 64)
     assert of_base["lens"].shape == (3, 2, 512)
-    assert inside.protocol(3, 24) == "windows=3 window=24 lens_stride=16 dtype=float32"
+    assert collect.protocol(3, 24) == "windows=3 window=24 lens_stride=16 dtype=float32"
 
 
 def test_noise_grows(tiny: Path, of_base: dict[str, Tensor], table: pd.DataFrame) -> None:

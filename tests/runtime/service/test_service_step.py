@@ -29,7 +29,7 @@ def steps(root: Path, tiny: Path) -> list[list[str]]:
     base, task, out = root / "base" / "x", root / "tasks" / "x", root / "evaluations" / "x"
     altered, reference = root / "checkpoints" / "x", root / "references" / "x"
     rtn = {"sweep": "rtn", "method": "rtn", "seed": 0, "settings": {"bits": 3, "group_size": 4}}
-    windows = {"dtype": "float32", "window": 32, "windows": 4, "inside": {"windows": 3, "window": 24}}
+    windows = {"dtype": "float32", "window": 32, "windows": 4, "diagnostics": {"windows": 3, "window": 24}}
     return [
         ["hemorrhage.models", str(base), "--spec", json.dumps({"source": "path", "path": str(tiny)})],
         ["hemorrhage.data.tasks.probes", str(task), "--task", "agreement", "--items", "8", "--seed", "0"],

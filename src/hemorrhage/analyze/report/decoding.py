@@ -79,7 +79,7 @@ def section(inputs: Inputs, numbers: Numbers, found: Findings) -> dict[str, Any]
         "survival_names": [(dataset, dataset) for dataset in found.survival],
         "survival_rows": survival_rows(numbers, found),
         "signature_groups": signature_groups(found.signatures),
-        "relative": _relative(inputs),
+        "sibling": _sibling(inputs),
         "stability_rows": [(dataset, one, answer(one)) for dataset, one in (found.stability or {}).items()],
         "published_stability": published.said()["stability"],
         "choices": found.choices,
@@ -87,15 +87,15 @@ def section(inputs: Inputs, numbers: Numbers, found: Findings) -> dict[str, Any]
     }
 
 
-def _relative(inputs: Inputs) -> str:
+def _sibling(inputs: Inputs) -> str:
     """What the second model is, or the reason why there is none."""
-    if inputs.relative is None:
+    if inputs.sibling is None:
         return ""
-    if inputs.relative.decoded.failure:
-        return f"could not be decoded: {inputs.relative.decoded.failure}"
-    model = inputs.relative.variant.manifest.get("model", {})
+    if inputs.sibling.decoded.failure:
+        return f"could not be decoded: {inputs.sibling.decoded.failure}"
+    model = inputs.sibling.variant.manifest.get("model", {})
     name = model.get("name") or model.get("id") or model.get("path", "the other model")
-    return f"{name}, which is {'aligned' if inputs.relative.is_aligned else 'the base model of the family'}"
+    return f"{name}, which is {'aligned' if inputs.sibling.is_aligned else 'the base model of the family'}"
 
 
 def answer(one: stability.Stability) -> str:

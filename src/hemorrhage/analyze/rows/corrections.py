@@ -116,7 +116,7 @@ def _blocks(side: pd.DataFrame, output: Output, part: str, spec: Spec) -> tuple[
 
 def _about(output: Output, part: str) -> dict[str, str]:
     manifest = output.manifest
-    asked = manifest["spec"]["open"]
+    asked = manifest["spec"]["open_ended"]
     own = f" generated={asked['new_tokens']}-after-{asked['prefix']}" if part == GENERATION else ""
     return {
         "dataset": manifest["corpus"],

@@ -83,11 +83,11 @@ def decoding_rows(
         about.update(dataset=dataset, data=hashes[dataset], protocol=protocols[dataset])
         for strategy, generated in part.groupby("strategy", sort=False):
             fields = {**about, "method": strategy, "setting": _settings(generated["settings"].iloc[0])}
-            measured = _closed(generated, spec) if kind == "closed" else _open(generated, output, spec)
+            measured = _closed(generated, spec) if kind == "closed_ended" else _open(generated, output, spec)
             for metric, found in measured.items():
                 yield row(variant, metric, **{**fields, **found})
         of_all = {**about, "method": ALL_STRATEGIES, "setting": ALL_STRATEGIES}
-        if kind == "closed":
+        if kind == "closed_ended":
             for metric, fields in _spread(part, spec).items():
                 yield row(variant, metric, **{**of_all, **fields})
         if base is not None:
@@ -95,12 +95,12 @@ def decoding_rows(
 
 
 def measured_texts(output: Output) -> pd.DataFrame:
-    """The texts of a sweep with what each shows by itself: columns of OPEN_METRICS, NaN where closed."""
+    """The texts of a sweep with what each shows by itself: columns of OPEN_METRICS, NaN where closed-ended."""
     texts = output.tables["generations.parquet"].copy()
     tokens = [[int(token) for token in text] for text in texts["tokens"]]
     texts["tokens"] = tokens
     texts["accuracy"] = texts["correct"].astype(float)
-    opened = (texts["task"] == "open").to_numpy()
+    opened = (texts["task"] == "open_ended").to_numpy()
     measures: dict[str, Callable[[list[int]], float]] = {
         "distinct_2": lambda text: distinct_n(text, 2),
         "distinct_3": lambda text: distinct_n(text, 3),
@@ -132,11 +132,11 @@ def _against_base(
     """Rows that compare a variant's texts with the base's of the same items, ``base``."""
     theirs = base[base["dataset"] == dataset]
     for metric in INTERACTIONS:
-        if (metric == "accuracy") == (kind == "closed"):
+        if (metric == "accuracy") == (kind == "closed_ended"):
             yield from _interactions(
                 variant, metric, dataset, outcomes(texts, metric), outcomes(theirs, metric), about, spec
             )
-    if kind == "closed":
+    if kind == "closed_ended":
         changed = stability.compare(
             outcomes(theirs, "accuracy").to_numpy(), outcomes(texts, "accuracy").to_numpy(), dataset, spec
         )
@@ -271,6 +271,7 @@ def _spread(generated: pd.DataFrame, spec: Spec) -> dict[str, dict[str, Any]]:
     items, strategies = right.shape
     if strategies < 2:
         return {}
+    # The name seeds the draws: another would move every interval.
     counts = bootstrap.draws("closed", items, spec.resamples, spec.seed)
     estimates = spreads(right.mean(axis=0, keepdims=True))
     resampled = spreads(counts @ right / items)

@@ -1,4 +1,4 @@
-"""Rows of what the evaluate step saw inside the network, and of what running a variant costs."""
+"""Rows of what the evaluate step measured layer by layer (diagnostics), and of what running a variant costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
 
-INSIDE = "inside"
+DIAGNOSTICS = "diagnostics"
 """Data set of these rows: the windows that the diagnostics read, which their protocol names."""
 
 COST = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
@@ -27,19 +27,19 @@ LESS_IS_WORSE = ("cosine", "sqnr", "cka", "agreement", "overlap")
 """Parts of a metric's name that say that the layer with the smallest value is the worst."""
 
 
-def inside_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[str, Any]]:
+def diagnostics_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[str, Any]]:
     """Mean over windows of each metric of each layer and head, with Student's interval; mean and worst over layers.
 
     A metric of layer 3 is ``metric{layer=3}``, of its head 2 ``metric{layer=3,head=2}``, of the whole model
     ``metric``; over layers ``metric{layers=mean}`` and ``metric{layers=worst}``, which is the interval of that layer
     alone and does not know that it was chosen.
     """
-    table = output.tables.get("inside.parquet")
+    table = output.tables.get("diagnostics.parquet")
     if table is None:
         return
-    facts = output.manifest.get("inside") or {}
+    facts = output.manifest.get("diagnostics") or {}
     about = {
-        "dataset": INSIDE,
+        "dataset": DIAGNOSTICS,
         "protocol": facts.get("protocol", ""),
         "data": facts.get("sha256", ""),
         "environment": made_in(output.manifest),

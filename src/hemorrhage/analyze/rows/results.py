@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.decoding import decoding_rows, measured_texts
-from hemorrhage.analyze.rows.diagnostics import cost_rows, inside_rows
+from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
 from hemorrhage.analyze.rows.language import Texts, language
 from hemorrhage.analyze.rows.schema import ROWS, made_in, row
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
@@ -52,7 +52,7 @@ def build(inputs: Inputs, spec: Spec) -> Results:
         rows.extend(_sizes(variant))
     for name, output in tqdm(evaluations.items(), desc="intervals", mininterval=5):
         rows.extend(language(inputs.variants[name], output, spec, texts))
-        rows.extend(inside_rows(inputs.variants[name], output, spec))
+        rows.extend(diagnostics_rows(inputs.variants[name], output, spec))
         rows.extend(cost_rows(inputs.variants[name], output))
     for suite in answered:
         for variant in inputs.variants.values():
@@ -61,8 +61,8 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     texts_of_base = None if decoded is None or decoded.failure else measured_texts(decoded)
     for name, output in inputs.decodes.items():
         rows.extend(decoding_rows(inputs.variants[name], output, spec, None if name == BASE else texts_of_base))
-    if inputs.relative is not None:
-        rows.extend(decoding_rows(inputs.relative.variant, inputs.relative.decoded, spec))
+    if inputs.sibling is not None:
+        rows.extend(decoding_rows(inputs.sibling.variant, inputs.sibling.decoded, spec))
     trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
     rows.extend(mitigations.trial_rows(trials, spec))
     rows.extend(corrections.correction_rows(inputs, spec))

@@ -56,7 +56,7 @@ def suites(inputs: Inputs, evaluations: dict[str, Output], spec: Spec) -> list[S
     answered = {
         ALL_TASKS: {name: _whole(output) for name, output in evaluations.items()},
         ALL_HARNESS_TASKS: _paired({name: _whole(output) for name, output in inputs.harness.items()}, "items.parquet"),
-        ALL_PROGRAMS: _paired({name: _answered(output) for name, output in inputs.programs.items()}, "items.parquet"),
+        ALL_PROGRAMS: _paired({name: _answered(output) for name, output in inputs.code_tasks.items()}, "items.parquet"),
     }
     return [
         Suite(together, outputs, _tasks_at_chance(outputs, spec)) for together, outputs in answered.items() if outputs

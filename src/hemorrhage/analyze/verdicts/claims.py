@@ -17,7 +17,7 @@ import numpy as np
 
 from hemorrhage.analyze.axes import failure
 from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF
-from hemorrhage.analyze.inputs import BASE, RELATIVE, Inputs, Variant
+from hemorrhage.analyze.inputs import BASE, SIBLING, Inputs, Variant
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
@@ -436,7 +436,7 @@ SILENT = 1e-6
 def _divergences(evidence: Evidence, variant: str) -> Floats | None:
     """Divergence of attention from the base's, mean over blocks and heads, in each window."""
     output = evidence.inputs.evaluations.get(variant)
-    table = output.tables.get("inside.parquet") if output and output.failure is None else None
+    table = output.tables.get("diagnostics.parquet") if output and output.failure is None else None
     if table is None:
         return None
     chosen = table[(table["metric"] == "attention_js") & (table["window"] >= 0)]
@@ -445,10 +445,12 @@ def _divergences(evidence: Evidence, variant: str) -> Floats | None:
 
 def _steady(evidence: Evidence) -> Finding:
     """Accuracy of the aligned model varies less over decoding strategies than that of the unaligned one."""
-    relative = evidence.inputs.relative
-    if relative is None or relative.decoded.failure is not None:
-        return Finding(NOT_MEASURED, "one model only; decode.relative of params.yaml names its base or aligned model")
-    names = (RELATIVE, BASE) if relative.is_aligned else (BASE, RELATIVE)
+    sibling = evidence.inputs.sibling
+    if sibling is None or sibling.decoded.failure is not None:
+        return Finding(
+            NOT_MEASURED, "one model only; decode.sibling_model of params.yaml names its base or aligned model"
+        )
+    names = (SIBLING, BASE) if sibling.is_aligned else (BASE, SIBLING)
     found = []
     for dataset in evidence.numbers.datasets("spread_cv", strategy=True):
         both = [evidence.numbers.get(name, "spread_cv", dataset, ALL_STRATEGIES) for name in names]

@@ -56,14 +56,14 @@ def _finite(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared(inputs: Inputs, spec: Spec) -> dict[str, stability.Stability] | None:
-    """Data set -> the aligned model's steadiness against the base model's, on the closed tasks of both."""
-    relative, own = inputs.relative, inputs.decodes.get(BASE)
-    if relative is None or own is None or own.failure is not None or relative.decoded.failure is not None:
+    """Data set -> the aligned model's steadiness against the base model's, on the closed-ended tasks of both."""
+    sibling, own = inputs.sibling, inputs.decodes.get(BASE)
+    if sibling is None or own is None or own.failure is not None or sibling.decoded.failure is not None:
         return None
-    mine, other = measured_texts(own), measured_texts(relative.decoded)
-    sides = (mine, other) if relative.is_aligned else (other, mine)
+    mine, other = measured_texts(own), measured_texts(sibling.decoded)
+    sides = (mine, other) if sibling.is_aligned else (other, mine)
     found = {}
-    for dataset in dict.fromkeys(mine[mine["task"] == "closed"]["dataset"]):
+    for dataset in dict.fromkeys(mine[mine["task"] == "closed_ended"]["dataset"]):
         first, second = (outcomes(side[side["dataset"] == dataset], "accuracy") for side in sides)
         items = first.index.intersection(second.index)
         shared = [name for name in first.columns if name in second.columns]
@@ -86,7 +86,7 @@ def survivals(inputs: Inputs, spec: Spec) -> dict[str, dict[str, Survival]]:
         if name == BASE or output.failure is not None:
             continue
         texts = measured_texts(output)
-        for dataset in dict.fromkeys(base[base["task"] == "open"]["dataset"]):
+        for dataset in dict.fromkeys(base[base["task"] == "open_ended"]["dataset"]):
             theirs, mine = (side[side["dataset"] == dataset] for side in (base, texts))
             curve = greedy_survival(theirs, mine, str(dataset), spec)
             if curve is not None:

@@ -76,12 +76,12 @@ def best(column: int) -> list[list[str]]:
 
 
 def closed_cells(strategies: Sequence[str]) -> int:
-    """Of the 18 closed cells (nine models on MBPP and GSM8K), those in which one of ``strategies`` is best."""
+    """Of the 18 closed-ended cells (nine models on MBPP and GSM8K), those in which one of ``strategies`` is best."""
     return sum(bool(set(strategies) & set(names)) for column in (0, 1) for names in best(column))
 
 
 def greedy_is_worst() -> int:
-    """Of the 18 closed cells, those in which no strategy is below greedy search."""
+    """Of the 18 closed-ended cells, those in which no strategy is below greedy search."""
     return sum(bool(table[0, column] == table[:, column].min()) for table in POST_TRAINED.values() for column in (0, 1))
 
 
@@ -98,8 +98,9 @@ def said() -> dict[str, str]:
         f"({', '.join(fires)}; MBPP or GSM8K, table of arXiv 2503.23924), so it does not tell aligned models apart.",
         "repetition": "No printed table holds repetition; rep-4 of greedy search is called high in arXiv 2202.06417.",
         "incoherence": "No printed table holds it.",
-        "closed": f"FSD or FSD-d is best in {closed_cells(['FSD', 'FSD-d'])} of 18 closed cells of arXiv 2503.23924's "
-        f"table, temperature in {closed_cells(['temperature'])}; greedy search is worst in {greedy_is_worst()}.",
+        "closed_ended": f"FSD or FSD-d is best in {closed_cells(['FSD', 'FSD-d'])} of 18 closed-ended cells of arXiv "
+        f"2503.23924's table, temperature in {closed_cells(['temperature'])}; greedy search is worst in"
+        f" {greedy_is_worst()}.",
         "stability": f"Spread of base against aligned on MBPP (arXiv 2402.06925): {pairs}. arXiv 2503.23924's table "
         "has no base model.",
     }

@@ -30,7 +30,7 @@ RULES = {
     "repetition": "Repetition: greedy search, or a temperature too low",
     "incoherence": "Incoherence: a temperature too high, or too few bits",
     "spread": f"Spread over strategies above {100 * LIMIT:.0f} %: not aligned",
-    "closed": "FSD is the choice for tasks with right answers, better than temperature",
+    "closed_ended": "FSD is the choice for tasks with right answers, better than temperature",
 }
 """Rule -> what it claims."""
 
@@ -95,7 +95,7 @@ def judge(inputs: Inputs, spec: Spec) -> list[Verdict]:
         for texts in _texts(name, output):
             if name == BASE:
                 base[texts.dataset] = texts
-            if texts.texts["task"].iloc[0] == "closed":
+            if texts.texts["task"].iloc[0] == "closed_ended":
                 found += [_spread(texts, spec), _fsd(texts, spec)]
             else:
                 found += [*_repetition(texts, spec), *_incoherence(texts, base.get(texts.dataset), spec)]
@@ -196,7 +196,7 @@ def _fsd(texts: Texts, spec: Spec) -> Verdict:
     right = texts.by("accuracy")
     ours, theirs = texts.named(*FSD), texts.temperatures
     test = "FSD is right more often than temperature sampling"
-    about = ("closed", texts.variant, texts.dataset)
+    about = ("closed_ended", texts.variant, texts.dataset)
     if not ours or not theirs:
         return Verdict(*about, test, UNTESTED, "the sweep lacks FSD or a temperature")
     one, other = (max(names, key=lambda name: right[name].mean()) for names in (ours, theirs))

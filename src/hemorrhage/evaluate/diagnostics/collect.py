@@ -62,7 +62,7 @@ METRICS = {
 }
 """Metric -> what it is, for people."""
 
-INSIDE = pa.DataFrameSchema(
+DIAGNOSTICS = pa.DataFrameSchema(
     {
         "layer": pa.Column("int64", pa.Check.ge(-1)),
         "head": pa.Column("int64", pa.Check.ge(-1)),
@@ -73,7 +73,7 @@ INSIDE = pa.DataFrameSchema(
     strict=True,
     unique=["layer", "head", "window", "metric"],
 )
-"""``inside.parquet``: layer -1 is the whole model, head -1 the layer, window -1 all windows together."""
+"""``diagnostics.parquet``: layer -1 is the whole model, head -1 the layer, window -1 all windows together."""
 
 
 class Rows:
@@ -89,8 +89,8 @@ class Rows:
             self._found.append((layer, metric, together, value.double().cpu().numpy()))
 
     def table(self) -> pd.DataFrame:
-        """All of them, with the columns of INSIDE."""
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in INSIDE.columns}
+        """All of them, with the columns of DIAGNOSTICS."""
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in DIAGNOSTICS.columns}
         for layer, metric, together, value in self._found:
             places = np.indices(value.shape).reshape(value.ndim, -1)
             none = np.full(value.size, -1)
@@ -100,7 +100,7 @@ class Rows:
             parts["metric"].append(np.full(value.size, metric, dtype=object))
             parts["value"].append(value.ravel())
         table = pd.DataFrame({name: np.concatenate(part) for name, part in parts.items()})
-        return INSIDE.validate(table.dropna().reset_index(drop=True))
+        return DIAGNOSTICS.validate(table.dropna().reset_index(drop=True))
 
 
 def protocol(windows: int, window: int) -> str:
@@ -146,7 +146,7 @@ def measure(
     ablate: bool,
     gaps: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """The diagnostics of ``model`` beside the base's ``base_side``: a table INSIDE of the metrics METRICS.
+    """The diagnostics of ``model`` beside the base's ``base_side``: a table DIAGNOSTICS of the metrics METRICS.
 
     ``source``: the base's block that each block was made from, None for one that has none. Without it blocks are those
     of the base in their order, or where their number differs only what needs no base is measured. ``ablate``

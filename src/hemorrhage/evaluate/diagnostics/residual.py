@@ -116,7 +116,7 @@ def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor)
     even = torch.full_like(last[:1, :1], LARGE)
     weights, negative = blockwise.final_norm(model, (tokens, tokens), [even, -even])
     if not torch.equal(weights, -negative):
-        raise ValueError("self-repair needs a last norm that only scales; leave this model out of inside's ablate")
+        raise ValueError("self-repair needs a last norm that only scales; leave this model out of diagnostics.ablate")
     scaled = weights * last
     root = (scaled.square().sum(-1, keepdim=True) / (scaled * final).sum(-1, keepdim=True)).nan_to_num()
     return weights / root
