@@ -23,6 +23,7 @@ from hemorrhage.analyze.report import decoding as decoding_page
 from hemorrhage.analyze.report import doctor as examination
 from hemorrhage.analyze.report import mitigations as mitigation_report
 from hemorrhage.analyze.report.layer_figures import MAPS, layer_maps, profiles, told
+from hemorrhage.analyze.rows.missing import missing_parts
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.study import Study
@@ -133,6 +134,7 @@ def render(study: Study) -> str:
             profiled=[key.partition("|")[2] for key in inside if key.startswith("cascade|")],
             map_height=80 + 15 * len(inputs.variants),
             failures=findings.failures(inputs),
+            missing=missing_parts(inputs),
             protocols=_protocols(rows),
             provenance=study.provenance,
             palettes=PALETTES,
