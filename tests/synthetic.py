@@ -25,7 +25,7 @@ from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.report.__main__ import draw
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.compress.catalogue import method_of
-from hemorrhage.compress.method import described
+from hemorrhage.compress.method import describe
 
 CORPORA = ("prose", "code")
 TASKS = {"agreement": 0.5, "arithmetic": 0.25, "recall": 0.25, "cloze": 0.25}
@@ -186,7 +186,7 @@ def _base_manifest() -> dict[str, Any]:
 def _checkpoint(folder: Path, point: Point) -> Path:
     method = method_of(point.method)
     settings = method.settings.model_validate(point.settings)
-    manifest = {"variant": point.variant, "sweep": point.sweep, "seed": 0, **described(method, settings)}
+    manifest = {"variant": point.variant, "sweep": point.sweep, "seed": 0, **describe(method, settings)}
     if point.failure:
         return _directory(folder, "checkpoints", point.variant, {**manifest, "failure": point.failure})
     stored = point.stored_bits

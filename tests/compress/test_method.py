@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from hemorrhage.compress.catalogue import method_of, module_of
 from hemorrhage.compress.info import ARMS, FAMILIES, MethodInfo
-from hemorrhage.compress.method import SHUFFLED, Method, Settings, described
+from hemorrhage.compress.method import SHUFFLED, Method, Settings, describe
 from hemorrhage.models.engines import STORED
 from hemorrhage.study.registry import METHODS
 from tests.conftest import ROOT
@@ -81,7 +81,7 @@ def test_every_setting_is_in_the_curve_and_in_the_label(method: Method) -> None:
                 if name != settings.severity_field:
                     assert other.identity != settings.identity, f"{name} is not in the curve's identity"
                     assert other.curve != settings.curve, f"{name} is not in the curve {other.curve!r}"
-                elif other.severity_kind == settings.severity_kind:
+                elif other.severity_pattern == settings.severity_pattern:
                     assert (other.identity, other.curve) == (settings.identity, settings.curve)
                     assert other.severity != settings.severity
     assert {(method.name, name) for name, tried in found.items() if not tried} <= CONSTANT
@@ -94,7 +94,7 @@ def test_every_setting_is_in_the_curve_and_in_the_label(method: Method) -> None:
 
 def test_what_the_manifest_says_is_read_back(method: Method) -> None:
     for settings in method.examples:
-        manifest = described(method, settings)
+        manifest = describe(method, settings)
         info = MethodInfo.of_manifest(manifest)
         assert (info.title, info.values, info.by_blocks) == (
             method.info.title,

@@ -1,4 +1,4 @@
-"""One altered model.
+"""Step ``compress``: one altered model.
 
 python -m hemorrhage.compress OUT --variant V --base DIR [--parent DIR] [--calibration DIR] [--gradients DIR...]
     --spec JSON
@@ -11,19 +11,60 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hemorrhage.compress.catalogue import method_of
-from hemorrhage.compress.method import Context, Method, Settings, described
+from hemorrhage.compress.method import Alteration, Context, Json, Method, Settings, describe
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from hemorrhage.calibrate.reader import Statistics
+    from hemorrhage.compress.checks.fidelity import EquivalentTransform
 
 MASKS = "masks: no engine today stores or computes less for zeros"
+
+
+class Spec(TypedDict):
+    """The step's ``--spec``."""
+
+    sweep: str
+    method: str
+    settings: Mapping[str, Json]
+    seed: int
+    on: NotRequired[str | None]
+
+
+class CalibrationSource(TypedDict):
+    """The calibration set of a variant: its corpora and tokens, and the experts that none of its tokens takes."""
+
+    corpora: list[str]
+    tokens: int
+    experts_without_tokens: list[str]
+
+
+class Measured(TypedDict):
+    """What a variant's manifest says of its checkpoint, besides the entries of the method."""
+
+    statistics: str
+    theoretical: str
+    mask_bits: float | None
+    disk_bytes: int
+    stored_bytes: int
+    effective_bits: float
+    layer_bits: float
+    size_ratio: float
+    parameters: int
+    layers: int
+    sparsity: float
+    changed: float
+    equivalent_transform: EquivalentTransform
+    calibration: CalibrationSource | None
 
 
 def compress(
@@ -33,7 +74,7 @@ def compress(
     parent: Path | None,
     calibration: Path | None,
     gradients: list[Path],
-    spec: dict[str, Any],
+    spec: Spec,
 ) -> None:
     """Write the altered model into ``out``; where that fails, a manifest that says why."""
     method = method_of(spec["method"])
@@ -41,35 +82,54 @@ def compress(
     on = spec.get("on")
     identity = {
         "variant": variant,
-        **{key: spec[key] for key in ("sweep", "seed")},
+        "sweep": spec["sweep"],
+        "seed": spec["seed"],
         "on": on,
-        **described(method, settings),
+        **describe(method, settings),
         "curve": ", ".join(filter(None, [settings.curve, on and f"on {on}"])),
     }
-    from hemorrhage.compress import progress
+    from hemorrhage.compress.progress import keep_progress
     from hemorrhage.models.reload import FreshProcess
 
-    with failure_recorded(out, **identity), progress.kept(out) as kept, FreshProcess() as fresh, writing(out) as part:
+    with (
+        failure_recorded(out, **identity),
+        keep_progress(out) as progress,
+        FreshProcess() as fresh,
+        writing(out) as scratch,
+    ):
         reason = parent and failure(parent)
         if reason:
             raise ValueError(f"{on} was not made: {reason}")
-        context = Context(seed=spec["seed"], progress=kept)
-        measured = _compress(part, method, settings, base, parent, calibration, gradients, context)
-        fresh.verify(part, base)
-        write_manifest(part, **{**identity, **measured})
+        context = Context(seed=spec["seed"], progress=progress)
+        inputs = Inputs(base, parent, calibration, gradients)
+        measured, entries = _compress(scratch, method, settings, inputs, context)
+        fresh.verify(scratch, base)
+        write_manifest(scratch, **{**identity, **measured, **entries})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders that the step reads: the base model, the variant that is altered further, statistics and gradients."""
+
+    base: Path
+    parent: Path | None
+    calibration: Path | None
+    gradients: list[Path]
+
+    @property
+    def altered(self) -> Path:
+        """The model that is altered."""
+        return self.parent or self.base
+
+    def of_parent(self, key: str) -> Any:
+        """Return an entry of the parent's manifest; None without a parent or without the entry."""
+        return read_manifest(self.parent).get(key) if self.parent else None
 
 
 def _compress(
-    part: Path,
-    method: Method,
-    settings: Settings,
-    base: Path,
-    parent: Path | None,
-    calibration: Path | None,
-    gradients: list[Path],
-    context: Context,
-) -> dict[str, Any]:
-    """Alter, check, save; returns the measured fields of the manifest."""
+    out: Path, method: Method, settings: Settings, inputs: Inputs, context: Context
+) -> tuple[Measured, Mapping[str, Json]]:
+    """Alter, check and save into ``out``; return the measured fields of the manifest and the method's entries."""
     from hemorrhage.calibrate.reader import Statistics
     from hemorrhage.compress.checks import integrity, size
     from hemorrhage.compress.checks.fidelity import Fidelity
@@ -81,121 +141,131 @@ def _compress(
     from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
 
-    _check(settings, parent or base)
+    base, parent = inputs.base, inputs.parent
+    _check(settings, inputs.altered)
     # What changes no weight leaves packed ones packed.
-    model = load(parent or base, "stored", as_stored=not settings.changes_weights, base=base).cpu()
+    model = load(inputs.altered, "stored", as_stored=not settings.changes_weights, base=base).cpu()
     of_base = Weights(base)
     dtype = folder.dtype_of(of_base)
     linears = linears_of(model, missing_ok=True)
     names, before = list(linears), sum(linear.weight.numel() for linear in linears.values())
-    # Expansion leaves silent layers, and some bases have them: they stay.
-    silent = sum(integrity.constant(linear.weight) for linear in linears.values())
+    # Expansion leaves layers with constant output, and some bases have them: they stay.
+    constant = sum(integrity.constant(linear.weight) for linear in linears.values())
     del linears
-    statistics, kind = _statistics(settings, model, parent, calibration, gradients, part)
-    own = method.alter(model, settings, replace(context, statistics=statistics, device=device())) or {}
+    statistics, source = _statistics(settings, model, inputs, out)
+    alteration = method.alter(model, settings, replace(context, statistics=statistics, device=device())) or Alteration()
     del statistics
-    own |= _blocks(parent, own.pop("blocks", None))
-    seen = Statistics(calibration) if calibration else None
-    fidelity = Fidelity(of_base, own.get("blocks"), _moved(settings, parent), seen)
-    # Copies of blocks may be meant to be silent; a layer that was there may not fall silent.
-    kept = () if settings.axis == "added" else names
+    origins = _origins(inputs.of_parent("blocks"), alteration.blocks)
+    transform = _transform(settings.equivalent_transform, inputs.of_parent("equivalent_transform") or "")
+    calibration = Statistics(inputs.calibration) if inputs.calibration else None
+    fidelity = Fidelity(of_base, origins, transform, calibration)
+    # Copies of blocks may be meant to be constant; a layer of the base may not become so.
+    watched = () if settings.axis == "added" else names
     altered = Weights(parent, base) if parent else of_base
-    found = integrity.survey(model, altered, kept, silent, None if parent else fidelity)
+    survey = integrity.survey(model, altered, watched, constant, None if parent else fidelity)
     if parent:
-        # Against the base, not against what was altered.
+        # Against the base, not against the parent.
         fidelity.go_through(model)
-    fidelity.write(part)
-    if found.changed == 0 and settings.changes_weights:
+    fidelity.write(out)
+    if survey.changed == 0 and settings.changes_weights:
         raise ValueError("changed no weight of the model")
-    folder.save(model, dtype, base, part, shared_with=base)
-    on_disk = Weights(part, base)
+    folder.save(model, dtype, base, out, shared_with=base)
+    on_disk = Weights(out, base)
     integrity.check_disk(model, on_disk, dtype)
-    write_check(model, part, context.seed)
+    write_check(model, out, context.seed)
 
     mask_bits = settings.mask_bits
-    if mask_bits is None and parent is not None:
-        mask_bits = read_manifest(parent).get("mask_bits")
-    bits = size.stored_layers(part, on_disk, {*names, *found.zeros}, mask_bits, found.zeros, formatted_layers(model))
-    measured: dict[str, Any] = {}
+    if mask_bits is None:
+        mask_bits = inputs.of_parent("mask_bits")
+    layers = {*names, *survey.zeros}
+    bits = size.stored_layers(out, on_disk, layers, mask_bits, survey.zeros, formatted_layers(model))
+    measured = Measured(
+        statistics=source,
+        theoretical=settings.theoretical or (MASKS if mask_bits is not None else ""),
+        mask_bits=mask_bits,
+        disk_bytes=size.disk_bytes(out),
+        stored_bytes=size.stored_bytes(out),
+        effective_bits=bits.all / survey.parameters,
+        layer_bits=bits.layers / max(survey.layer_weights, 1),
+        size_ratio=bits.all / size.stored_bits(of_base),
+        parameters=survey.parameters,
+        layers=len(blocks(model)),
+        sparsity=survey.sparsity,
+        changed=survey.changed,
+        equivalent_transform=transform,
+        calibration=_calibration(settings, inputs.calibration),
+    )
+    entries: dict[str, Json] = {}
     if settings.axis in ("removed", "added"):
-        # What was asked for was rounded to whole blocks, heads, ranks; the manifest says what was done.
-        measured["severity"] = abs(found.layer_weights - before) / before
-    measured |= own
-    theoretical = settings.theoretical or (MASKS if mask_bits is not None else "")
-    return {
-        "statistics": kind,
-        "theoretical": theoretical,
-        "mask_bits": mask_bits,
-        "disk_bytes": size.disk_bytes(part),
-        "stored_bytes": size.stored_bytes(part),
-        "effective_bits": bits.all / found.parameters,
-        "layer_bits": bits.layers / max(found.layer_weights, 1),
-        "size_ratio": bits.all / size.stored_bits(of_base),
-        "parameters": found.parameters,
-        "layers": len(blocks(model)),
-        "sparsity": found.sparsity,
-        "changed": found.changed,
-        "moved": _moved(settings, parent),
-        "calibration": _calibration(settings, calibration),
-        **measured,
-    }
+        # The setting was rounded to whole blocks, heads, ranks; the manifest has the measured severity.
+        entries["severity"] = abs(survey.layer_weights - before) / before
+    if origins is not None:
+        entries["blocks"] = origins
+    return measured, {**entries, **alteration.entries}
 
 
-def _check(settings: Any, folder: Path) -> None:
-    """Raise RefusedError where these settings can't be for the model in a folder; the plan may not have known it."""
+def _check(settings: Settings, folder: Path) -> None:
+    """Raise RefusedError where the model in a folder can't be altered like this; the plan may not have known it."""
     from hemorrhage.models.architecture import text_entries
     from hemorrhage.models.refused import RefusedError
 
-    problem = settings.check(text_entries(folder)) if hasattr(settings, "check") else None
+    problem = settings.check(text_entries(folder))
     if problem:
         raise RefusedError(problem)
 
 
-def _blocks(parent: Path | None, own: list[int] | None) -> dict[str, list[int]]:
-    """``blocks``: the base's block that each block was made from; nothing where none was moved."""
-    before = read_manifest(parent).get("blocks") if parent else None
-    if own is None or before is None:
-        found = before if own is None else own
-        return {} if found is None else {"blocks": found}
-    return {"blocks": [before[place] for place in own]}
+def _origins(parent: list[int] | None, altered: list[int] | None) -> list[int] | None:
+    """Return the base's block that each block was made from; None where the blocks are the base's.
+
+    ``parent``: the same of the model that was altered; ``altered``: the block of that model, of each block.
+    """
+    if parent is None or altered is None:
+        return parent if altered is None else altered
+    return [parent[index] for index in altered]
 
 
-def _moved(settings: Settings, parent: Path | None) -> str:
-    """Whether weights were ``scaled`` or ``turned`` without changing what the model computes; see Fidelity."""
-    before = read_manifest(parent).get("moved", "") if parent else ""
-    return "turned" if "turned" in (settings.moved, before) else settings.moved or before
+def _transform(added: EquivalentTransform, before: EquivalentTransform) -> EquivalentTransform:
+    """Return the transform of a variant on another: a rotation hides a scaling."""
+    return "rotated" if "rotated" in (added, before) else added or before
 
 
-def _calibration(settings: Settings, calibration: Path | None) -> dict[str, Any] | None:
-    """What the method was calibrated on, and which experts no token takes; None where it read no statistics."""
+def _calibration(settings: Settings, calibration: Path | None) -> CalibrationSource | None:
+    """Return the calibration set of the method; None where it read no statistics."""
     if calibration is None or not settings.statistics:
         return None
-    facts = read_manifest(calibration)
-    without = facts.get("experts_without_tokens", [])
-    return {"corpora": list(facts["corpora"]), "tokens": facts["tokens"], "experts_without_tokens": without}
+    manifest = read_manifest(calibration)
+    return CalibrationSource(
+        corpora=list(manifest["corpora"]),
+        tokens=manifest["tokens"],
+        experts_without_tokens=manifest.get("experts_without_tokens", []),
+    )
 
 
 def _statistics(
-    settings: Settings, model: Any, parent: Path | None, calibration: Path | None, gradients: list[Path], aside: Path
+    settings: Settings, model: PreTrainedModel, inputs: Inputs, aside: Path
 ) -> tuple[Statistics | None, str]:
-    """What the method may read, and what the report says of it; ``aside``: a folder for states between blocks."""
+    """Return the statistics for the method and their source for the report.
+
+    ``aside``: a folder for states between blocks.
+    """
     from hemorrhage.calibrate.reader import Statistics, Streamed
     from hemorrhage.models.checkpoint import device
     from hemorrhage.runtime.lazy import torch
 
     if not settings.statistics:
         return None, ""
-    if calibration is None:
+    if inputs.calibration is None:
         raise ValueError(f"needs --calibration: {', '.join(settings.statistics)}")
-    parts = {read_manifest(folder)["spec"]["part"]: folder for folder in gradients}
+    gradients = {read_manifest(folder)["spec"]["part"]: folder for folder in inputs.gradients}
     of_inputs = {"hessian", "activations"} & set(settings.statistics)
     propagated = settings.propagates
-    absent = "hessian" in of_inputs and not read_manifest(calibration)["hessian_stored"]
-    if propagated or (of_inputs and (parent is not None or absent)):
-        kind = "errors propagated" if propagated else "of the unaltered model, not stored"
+    absent = "hessian" in of_inputs and not read_manifest(inputs.calibration)["hessian_stored"]
+    if propagated or (of_inputs and (inputs.parent is not None or absent)):
+        source = "errors propagated" if propagated else "of the unaltered model, not stored"
         where = torch.device(device()) if settings.on_gpu else None
-        return Streamed(calibration, parts, model, propagated, "hessian" in of_inputs, aside, where), kind
-    return Statistics(calibration, parts), "of the base model"
+        statistics = Streamed(inputs.calibration, gradients, model, propagated, "hessian" in of_inputs, aside, where)
+        return statistics, source
+    return Statistics(inputs.calibration, gradients), "of the base model"
 
 
 def main() -> None:

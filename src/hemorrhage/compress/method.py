@@ -1,17 +1,17 @@
 """The contract of a compression method, which is one file: ``compress/methods/<family>/<method>.py``.
 
 The file holds ``Settings``, a subclass of the one here, a function ``alter(model, settings, context)`` that alters a
-model in place and may return entries for the manifest, and ``METHOD``, which joins both with a ``MethodInfo``. Its
-name and its folder are the method's name and family. A line in study/registry.py makes it known.
+model in place and may return an ``Alteration``, and ``METHOD``, which joins both with a ``MethodInfo``. Its name and
+its folder are the method's name and family. A line in study/registry.py makes it known.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,25 +21,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hemorrhage.calibrate.reader import Statistics
+    from hemorrhage.compress.checks.fidelity import EquivalentTransform
     from hemorrhage.compress.progress import Progress
 
 SHUFFLED = "shuffled"
 """The setting that makes a method's control: the same work with the information in random places."""
 
-Facts = dict[str, Any]
-"""Entries for the manifest of a variant."""
+ConfigJson = Mapping[str, Any]
+"""A model's config.json, whose keys are transformers' and differ from one architecture to the next."""
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+"""What a manifest can hold."""
 
 Wording = str | Mapping[Any, str] | Callable[[Any], str]
-"""How the value of a setting reads: a format, a text for each value, or a function of the value."""
+"""The text of a setting: a format, a text for each value, or a function of the value."""
 
 
 class Settings(BaseModel):
     """Settings of one variant; the base of every method's.
 
     ``severity_field`` names the setting that places a variant on its ``axis``. All others are what the points of one
-    damage curve have in common: ``identity`` and ``curve`` are derived from them. ``words`` says how settings read,
-    ``said`` names those that are also said at their default; the rest is left out there. ``controls`` names values
-    that make a variant a control. ``on_gpu``: the method has use for a GPU. ``theoretical``: what of the variant no
+    damage curve have in common: ``identity`` and ``curve`` are derived from them. ``words`` says how settings read. A
+    setting at its default is left out of a label, except for those in ``always_named``. ``controls`` names values that
+    make a variant a control. ``on_gpu``: the method has use for a GPU. ``theoretical``: a gain of the variant that no
     program can use today.
     """
 
@@ -48,53 +52,53 @@ class Settings(BaseModel):
     axis: ClassVar[str]
     severity_field: ClassVar[str] = ""
     words: ClassVar[Mapping[str, Wording]] = {}
-    said: ClassVar[tuple[str, ...]] = ()
+    always_named: ClassVar[tuple[str, ...]] = ()
     controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     on_gpu: ClassVar[bool] = False
     theoretical: ClassVar[str] = ""
 
-    # Where a variant stands, and what it is called.
+    # The variant's position on its curve, and its names.
 
     @property
     def severity(self) -> float:
-        """Place of the variant on its axis; the value of ``severity_field`` unless the method says otherwise."""
+        """Position of the variant on its axis: the value of ``severity_field`` unless a method overrides it."""
         return float(getattr(self, self.severity_field))
 
     @property
-    def severity_kind(self) -> str:
-        """What the severity's setting says beside how much, such as the group of an n:m pattern."""
+    def severity_pattern(self) -> str:
+        """Structure that the severity's setting implies besides its amount, such as the group of an n:m pattern."""
         return ""
 
     @property
-    def common(self) -> dict[str, Any]:
-        """The settings that the points of one damage curve have in common, those at their default left out."""
-        return {
-            name: getattr(self, name)
+    def common(self) -> list[str]:
+        """Names of the settings that the points of one damage curve share, without those at their default."""
+        return [
+            name
             for name, declared in type(self).model_fields.items()
             if name != self.severity_field
-            and (declared.is_required() or name in self.said or getattr(self, name) != declared.default)
-        }
+            and (declared.is_required() or name in self.always_named or getattr(self, name) != declared.default)
+        ]
 
     @property
     def identity(self) -> str:
-        """What the points of one damage curve have in common, as JSON: equal on one curve, different on two."""
-        kind = {"kind": self.severity_kind} if self.severity_kind else {}
+        """The settings that the points of one damage curve share, as JSON: equal on one curve, different on two."""
+        pattern = {"kind": self.severity_pattern} if self.severity_pattern else {}
         values = self.model_dump(mode="json", include=set(self.common))
-        return json.dumps({**kind, **values}, sort_keys=True)
+        return json.dumps({**pattern, **values}, sort_keys=True)
 
     @property
     def curve(self) -> str:
-        """What the points of one damage curve have in common, for people."""
-        return ", ".join(filter(None, [self.severity_kind, *map(self.wording, self.common)]))
+        """The settings that the points of one damage curve share, for people."""
+        return ", ".join(filter(None, [self.severity_pattern, *map(self.wording, self.common)]))
 
     @property
     def label(self) -> str:
-        """The variant for people: its severity, and what it has in common with its curve."""
+        """The variant for people: its severity, and the settings of its curve."""
         severity = [self.wording(self.severity_field)] if self.severity_field else []
         return ", ".join([*severity, *map(self.wording, self.common)])
 
     def wording(self, name: str) -> str:
-        """Return how a setting reads."""
+        """Return the text of a setting."""
         value = getattr(self, name)
         wording = self.words.get(name)
         if isinstance(wording, Mapping):
@@ -106,7 +110,7 @@ class Settings(BaseModel):
             return wording or (plain if value else f"no {plain}")
         return (wording or f"{plain} {{}}").format(number(value))
 
-    # What the step needs to know; a method overrides what is not so.
+    # Read by the compress step; a method overrides what differs.
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -115,27 +119,27 @@ class Settings(BaseModel):
 
     @property
     def propagates(self) -> bool:
-        """Whether statistics are those of the model as far as it is altered already."""
+        """True where statistics are those of the model as far as it is altered already."""
         return False
 
     @property
     def second_order(self) -> bool:
-        """Whether other weights make up for an error, by second moments or by learning."""
+        """True where other weights compensate for an error, by input second moments or by learning."""
         return False
 
     @property
     def changes_weights(self) -> bool:
-        """Whether a weight has to change."""
+        """True where at least one weight has to change."""
         return True
 
     @property
-    def moved(self) -> str:
-        """Whether weights are ``scaled`` or ``turned`` without changing what the model computes; see Fidelity."""
+    def equivalent_transform(self) -> EquivalentTransform:
+        """Transform of weights that leaves the model's function unchanged, before they are rounded or cut."""
         return ""
 
     @property
     def mask_bits(self) -> float | None:
-        """Bits of a weight that say whether it is there; None where nothing is masked."""
+        """Bits that the mask takes for each weight; None where nothing is masked."""
         return None
 
     @property
@@ -143,19 +147,19 @@ class Settings(BaseModel):
         """Bits of a stored weight, roughly; None where weights are stored as they were."""
         return None
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Return why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         return None
 
-    def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the config.json that a variant on this one finds."""
+    def altered_config(self, config: ConfigJson) -> ConfigJson:
+        """Return the config.json that an alteration of this variant starts from."""
         return config
 
     # Controls.
 
     @property
     def is_control(self) -> bool:
-        """Whether the variant is a control: shuffled, or with one of the values of ``controls``."""
+        """True for a control: shuffled, or with one of the values of ``controls``."""
         controls = {SHUFFLED: (True,), **self.controls}
         return any(getattr(self, name) in controls.get(name, ()) for name in type(self).model_fields)
 
@@ -185,11 +189,11 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is given besides the model and its settings.
+    """A method's arguments besides the model and its settings.
 
     ``statistics`` of the base model, None where the settings name none; ``seed`` of what is drawn at random;
-    ``progress``: blocks that a job before has finished, None where nothing is kept; ``device``: where to compute what
-    a GPU is faster at.
+    ``progress``: blocks that an earlier job has finished, None where nothing is resumed; ``device`` for what a GPU
+    computes faster.
     """
 
     statistics: Statistics | None = None
@@ -206,18 +210,27 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Alteration:
+    """What a method reports of an alteration, for the variant's manifest.
+
+    ``blocks``: for each block of the altered model the index of the block that it was made from, None where none was
+    removed, added or reordered. ``entries`` are written into the manifest as they are.
+    """
+
+    blocks: list[int] | None = None
+    entries: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Method:
-    """A compression method."""
+    """A compression method. ``name`` and ``family`` are those of its file and folder; the catalogue fills them in."""
 
     info: MethodInfo
     settings: type[Settings]
-    alter: Callable[[PreTrainedModel, Any, Context], Facts | None]
-    """Alter the model in place. ``blocks`` among the entries for the manifest: the block of the model that was altered
-    which each block was made from."""
+    alter: Callable[[PreTrainedModel, Any, Context], Alteration | None]
+    """Alter the model in place."""
     name: str = ""
-    """The name of its file; hemorrhage.compress.catalogue says it."""
     family: str = ""
-    """The name of its folder; hemorrhage.compress.catalogue says it."""
 
     @cached_property
     def examples(self) -> list[Settings]:
@@ -225,7 +238,26 @@ class Method:
         return [self.settings.model_validate(example) for example in self.info.examples]
 
 
-def described(method: Method, settings: Settings) -> dict[str, Any]:
+class Description(TypedDict):
+    """What a manifest says of a variant before it is made."""
+
+    family: str
+    method: str
+    method_info: Mapping[str, Json]
+    settings: Mapping[str, Json]
+    axis: str
+    severity_field: str
+    severity: float
+    label: str
+    curve: str
+    identity: str
+    calibrated: bool
+    second_order: bool
+    is_control: bool
+    can_be_shuffled: bool
+
+
+def describe(method: Method, settings: Settings) -> Description:
     """Return what a manifest says of a variant before it is made."""
     return {
         "family": method.family,

@@ -98,8 +98,8 @@ class Progress:
 
 
 @contextlib.contextmanager
-def kept(out: Path) -> Iterator[Progress]:
-    """Inside, finished blocks are kept beside ``out``; afterwards, but for a kill or a full disk, they are gone."""
+def keep_progress(out: Path) -> Iterator[Progress]:
+    """Keep finished blocks next to ``out`` inside the context; remove them afterwards, unless killed or out of disk."""
     with resuming(out) as folder:
         yield Progress(folder)
 

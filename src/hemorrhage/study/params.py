@@ -734,4 +734,4 @@ def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Vari
         problem = variant.settings.check(before)
         if problem:
             raise ConfigError(f"compress.{variant.sweep}: {variant.name}: {problem}")
-        shapes[variant.name] = variant.settings.becomes(before)
+        shapes[variant.name] = variant.settings.altered_config(before)

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.models.folder import weights
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 LAYERS = "layers.json"
 
+EquivalentTransform = Literal["", "scaled", "rotated"]
+"""A transform of weights that leaves the model's function unchanged: ``scaled``, rows and columns of layers against
+each other; ``rotated``, the residual stream."""
+
 LIMIT = 150.0
 """dB of a layer that was not altered: float32 rounds at 144.5."""
 
@@ -44,11 +48,14 @@ SWEEPS = 4
 class Fidelity:
     """Collects the layers while somebody goes through the weights of an altered model."""
 
-    def __init__(self, base: Weights, blocks: list[int] | None, moved: str, calibration: Statistics | None) -> None:
-        """``blocks``: the base's block that each block was made from, None where none was moved. ``moved``: ``scaled``
-        where a method scales rows and columns of layers against each other, which changes nothing and is taken out
-        before comparing; ``turned`` where it turns the residual stream, after which nothing can be compared."""
-        self._base, self._blocks, self._moved = base, blocks, moved
+    def __init__(
+        self, base: Weights, blocks: list[int] | None, transform: EquivalentTransform, calibration: Statistics | None
+    ) -> None:
+        """``blocks``: the base's block that each block was made from, None where the order is the base's.
+        ``transform``: ``scaled`` where a method scales rows and columns of layers against each other, which changes
+        nothing and is taken out before comparing; ``rotated`` where it rotates the residual stream, after which
+        nothing can be compared."""
+        self._base, self._blocks, self._transform = base, blocks, transform
         self._calibration = calibration
         self._first = {} if calibration is None else _readers(calibration)
         self._moment: tuple[str, Tensor] | None = None
@@ -62,7 +69,7 @@ class Fidelity:
 
     def see(self, layer: str, after: Tensor, before: Tensor | None = None) -> None:
         """A layer's dense weight [rows, columns]; ``before``: the base's of the same name where it is at hand."""
-        if self._moved == "turned":
+        if self._transform == "rotated":
             return
         source = self.source(layer)
         if before is None or source != layer:
@@ -71,7 +78,7 @@ class Fidelity:
             before = self._base.tensor(f"{source}.weight")
         if before.shape != after.shape:
             return
-        if self._moved == "scaled":
+        if self._transform == "scaled":
             after = unscaled(before, after)
         signal, noise, largest = _sums(before, after)
         found = {

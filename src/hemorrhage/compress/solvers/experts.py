@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hemorrhage.compress.method import Settings
+from hemorrhage.compress.method import ConfigJson, Settings
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
 
@@ -42,12 +42,12 @@ class MixtureSettings(Settings):
         return self
 
 
-def number_of_experts(config: dict[str, Any]) -> int:
+def number_of_experts(config: ConfigJson) -> int:
     """Experts of a block of a model with this config.json; 0 where it has none."""
     return config.get("num_local_experts") or config.get("num_experts") or 0
 
 
-def dense_problem(config: dict[str, Any]) -> str | None:
+def dense_problem(config: ConfigJson) -> str | None:
     """Why a model with this config.json can't become a mixture of experts, in one line, or None."""
     if config["model_type"] not in DENSE:
         return f"model_type {config['model_type']} can't become a mixture of experts; {' and '.join(DENSE)} can"

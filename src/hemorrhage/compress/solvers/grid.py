@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from hemorrhage.compress.info import Spacing
-from hemorrhage.compress.method import Settings, Wording
+from hemorrhage.compress.method import ConfigJson, Settings, Wording
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.runtime.lazy import torch
 
@@ -50,7 +50,7 @@ class GridSettings(Settings):
         "group_size": grouping,
         "keep_zeros": "zeros kept",
     }
-    said: ClassVar[tuple[str, ...]] = ("group_size",)
+    always_named: ClassVar[tuple[str, ...]] = ("group_size",)
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
@@ -63,8 +63,8 @@ class GridSettings(Settings):
         """Bits of a code."""
         return float(self.bits)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         if self.group_size == "channel":
             return None
         for what, width in input_widths(config).items():

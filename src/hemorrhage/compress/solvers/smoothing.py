@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.compress.method import ConfigJson
 from hemorrhage.compress.solvers import folding
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.refused import RefusedError
@@ -23,7 +24,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """Keys of config.json that a mixture of experts has."""
 
 
-def check(config: dict[str, Any]) -> str | None:
+def check(config: ConfigJson) -> str | None:
     """Why a model with this config.json can't be smoothed, or None."""
     found = next((key for key in EXPERTS if config.get(key)), None)
     return found and f"smoothing is for dense blocks, and this model has {found} {config[found]}"

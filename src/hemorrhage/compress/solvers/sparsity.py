@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import field_validator
 
 from hemorrhage.compress.checks.integrity import zero_share
 from hemorrhage.compress.info import Spacing
-from hemorrhage.compress.method import Settings, Wording, percent
+from hemorrhage.compress.method import ConfigJson, Settings, Wording, percent
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.runtime.lazy import torch
 
@@ -65,7 +65,7 @@ class SparsitySettings(Settings):
         return 1 - kept / among
 
     @property
-    def severity_kind(self) -> str:
+    def severity_pattern(self) -> str:
         """The size of a pattern's groups; nothing where sparsity is unstructured."""
         return f"n:{self.pattern[1]}" if self.pattern else ""
 
@@ -77,8 +77,8 @@ class SparsitySettings(Settings):
         kept, among = self.pattern
         return math.log2(math.comb(among, kept)) / among
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         if self.pattern:
             for what, width in input_widths(config).items():
                 if width % self.pattern[1]:

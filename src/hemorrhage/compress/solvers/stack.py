@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from hemorrhage.compress.info import Spacing
-from hemorrhage.compress.method import Settings, Wording, percent
+from hemorrhage.compress.method import ConfigJson, Settings, Wording, percent
 from hemorrhage.models.blocks import blocks, replace_blocks
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
@@ -43,8 +43,8 @@ class AddedSettings(Settings):
 
     added: Annotated[float, Field(gt=0, le=1)]
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         number = config["num_hidden_layers"]
         return None if count(self.added, number) else f"added {self.added} of {number} layers is no layer"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from hemorrhage.compress.method import ConfigJson
 
 
-def input_widths(config: dict[str, Any]) -> dict[str, int]:
-    """The widths of the inputs of a decoder block's linear layers, by what config.json calls them.
+def input_widths(config: ConfigJson) -> dict[str, int]:
+    """Return the widths of the inputs of a decoder block's linear layers, by their names in config.json.
 
     A state-space model has no attention and, where config.json does not name the width of its mixer, ``expand`` of it.
     """

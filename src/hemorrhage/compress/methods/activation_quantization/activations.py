@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper, Spacing
-from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers import smoothing
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from hemorrhage.compress.checks.fidelity import EquivalentTransform
     from hemorrhage.models.emulation.activations import InputRounding
 
 NAMES = {"static": "static inputs", "tensor": "inputs per tensor", "token": "inputs per token"}
@@ -48,7 +49,7 @@ class Settings(Base):
         "activations": NAMES,
         "smooth": "smoothed {}",
     }
-    said: ClassVar[tuple[str, ...]] = ("bits", "group_size", "activations")
+    always_named: ClassVar[tuple[str, ...]] = ("bits", "group_size", "activations")
     theoretical: ClassVar[str] = "speed: the integer arithmetic of quantized inputs is emulated in floating point"
 
     bits: Literal[4, 8] = 8
@@ -65,7 +66,7 @@ class Settings(Base):
         return self
 
     @property
-    def moved(self) -> str:
+    def equivalent_transform(self) -> EquivalentTransform:
         """Smoothing scales columns of weights against the norms before them."""
         return "" if self.smooth is None else "scaled"
 
@@ -89,8 +90,8 @@ class Settings(Base):
         """The inputs' ranges, where scales are fixed or inputs are smoothed."""
         return () if self.activations != "static" and self.smooth is None else ("activations",)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         return self.grid.check(config) or (smoothing.check(config) if self.smooth is not None else None)
 
 

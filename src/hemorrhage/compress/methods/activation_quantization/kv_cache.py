@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Json, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.grid import WIDTHS
 
@@ -37,7 +37,7 @@ class Settings(Base):
         "group_size": "groups of {}",
         "residual": "{} tokens exact",
     }
-    said: ClassVar[tuple[str, ...]] = ("keys", "group_size")
+    always_named: ClassVar[tuple[str, ...]] = ("keys", "group_size")
     theoretical: ClassVar[str] = "cache: rounded values are kept in floating point; bytes are what they would pack to"
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]
@@ -76,8 +76,8 @@ class Settings(Base):
         """Bits of a cached number, which the cost model was fitted with."""
         return float(self.bits)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         if not config.get("num_attention_heads"):
             return "this model has no attention, and so no keys and values"
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -91,7 +91,7 @@ class Settings(Base):
         return None
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Make ``model`` round its keys and values; its weights stay as they are."""
     from hemorrhage.models.emulation import kv_cache
 
@@ -100,11 +100,11 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
     else:
         rounding = kv_cache.ChannelRounding(settings.bits, settings.group_size, settings.exact_tokens)
         kv_cache.round_per_channel(model, rounding)
-    return cache_bytes(model, settings)
+    return Alteration(entries=cache_bytes(model, settings))
 
 
-def cache_bytes(model: PreTrainedModel, settings: Settings) -> Facts:
-    """Bytes that a token adds to the cache, of the base model's cache too (in the dtype of its weights).
+def cache_bytes(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json]:
+    """Return the bytes that a token adds to the cache, of the base model's cache too (in the dtype of its weights).
 
     ``cache_exact_tokens``: the newest tokens, which take the base's bytes.
     """

@@ -7,12 +7,12 @@ the model has 2 (n - m): with the paper's n = 32 and m = 8, blocks 0-23 and then
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.stack import count, layers_added, rearrange, sources
 from hemorrhage.models.blocks import blocks
@@ -45,12 +45,12 @@ class Settings(Base):
         """Blocks more, over the model's blocks: 1 - 2 m / n."""
         return more(self.overlap)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         return _problem(self.overlap, config["num_hidden_layers"])
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Scale ``model`` up in place."""
     number = len(blocks(model))
     problem = _problem(settings.overlap, number)
@@ -58,7 +58,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
         raise ValueError(problem)
     left_out = count(settings.overlap, number)
     rearrange(model, [*range(number - left_out), *range(left_out, number)])
-    return {"blocks": sources(model)}
+    return Alteration(blocks=sources(model))
 
 
 def _problem(share: float, number: int) -> str | None:

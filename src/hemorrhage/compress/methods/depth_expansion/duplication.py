@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Alteration, Context, Method, Wording
 from hemorrhage.compress.solvers.stack import (
     MORE,
     AddedSettings,
@@ -39,7 +39,7 @@ class Settings(AddedSettings):
     scale: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Duplicate blocks of ``model`` in place."""
     number = len(blocks(model))
     added = settings.number(number)
@@ -51,7 +51,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
     if settings.scale != 1:
         for index in range(added):
             scale_writes(stack[first + 2 * index + 1], settings.scale)
-    return {"blocks": sources(model)}
+    return Alteration(blocks=sources(model))
 
 
 METHOD = Method(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method
+from hemorrhage.compress.method import Alteration, Context, Method
 from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources
 from hemorrhage.models.blocks import blocks
 
@@ -26,7 +26,7 @@ class Settings(AddedSettings):
     added: Annotated[float, Field(gt=0, le=1)] = 0.25
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Put new blocks into ``model`` in place."""
     number = len(blocks(model))
     added = settings.number(number)
@@ -36,7 +36,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
     for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
         if place == before:
             scale_writes(block, 0.0)
-    return {"blocks": sources(model)}
+    return Alteration(blocks=sources(model))
 
 
 METHOD = Method(

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method, Wording, percent
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.stack import FEWER, count, rearrange, sources
 from hemorrhage.models.blocks import blocks
@@ -83,12 +83,12 @@ class Settings(Base):
         """Measures of the blocks or calibration text, where the order needs them."""
         return STATISTICS.get(self.order, ())
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         return _problem(self, config["num_hidden_layers"])
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Take blocks out of ``model`` in place."""
     number = len(blocks(model))
     problem = _problem(settings, number)
@@ -102,7 +102,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
     else:
         gone = _chosen(model, settings, context.calibration, removed)
     rearrange(model, [index for index in range(number) if index not in gone])
-    return {"blocks": sources(model)}
+    return Alteration(blocks=sources(model))
 
 
 def _chosen(model: PreTrainedModel, settings: Settings, statistics: Statistics, removed: int) -> set[int]:

@@ -40,7 +40,7 @@ class Settings(Base):
         "removed": weights_removed,
         "whiten": {True: "whitened", False: "plain"},
     }
-    said: ClassVar[tuple[str, ...]] = ("whiten",)
+    always_named: ClassVar[tuple[str, ...]] = ("whiten",)
 
     removed: Annotated[float, Field(gt=0, lt=1)]
     whiten: bool = True

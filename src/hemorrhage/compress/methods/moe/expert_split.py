@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hemorrhage.calibrate.expert_usage import mlp_inputs
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.solvers.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
@@ -54,7 +54,7 @@ class Settings(MixtureSettings):
         "router": "{} router",
         "scale": {"expected": "rescaled"},
     }
-    said: ClassVar[tuple[str, ...]] = ("experts", "router")
+    always_named: ClassVar[tuple[str, ...]] = ("experts", "router")
     controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"router": ("random",)}
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 8
@@ -76,16 +76,16 @@ class Settings(MixtureSettings):
         """The calibration tokens, where a router has to be fitted."""
         return ("tokens",) if self.router == "regression" and self.top_k < self.experts else ()
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         problem = dense_problem(config)
         if problem is None and config["intermediate_size"] % self.experts:
             width = config["intermediate_size"]
             return f"experts {self.experts} does not divide the model's intermediate_size of {width}"
         return problem
 
-    def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the config.json that a variant on this one finds."""
+    def altered_config(self, config: ConfigJson) -> ConfigJson:
+        """Return the config.json that an alteration of this variant starts from."""
         experts = {"num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
         return {
             **config,

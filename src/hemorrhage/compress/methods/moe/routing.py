@@ -28,7 +28,7 @@ from tqdm import tqdm
 from hemorrhage.calibrate.expert_usage import mlp_inputs, usage
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Method, Wording, number, percent
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording, number, percent
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers.experts import number_of_experts
@@ -111,8 +111,8 @@ class Settings(Base):
         """Whether a weight has to change: the number of experts a token takes lies in the configuration alone."""
         return self.alteration != "top_k"
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         number = number_of_experts(config)
         if not number:
             return "routing needs a model with experts: config.json has neither num_local_experts nor num_experts"

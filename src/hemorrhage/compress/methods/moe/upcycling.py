@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording
 from hemorrhage.compress.solvers.experts import PROJECTIONS, MixtureSettings, dense_problem, from_dense
 from hemorrhage.runtime.lazy import torch
 
@@ -38,7 +38,7 @@ class Settings(MixtureSettings):
         "top_k": "top {}",
         "normalize": {False: "not normalised"},
     }
-    said: ClassVar[tuple[str, ...]] = ("top_k",)
+    always_named: ClassVar[tuple[str, ...]] = ("top_k",)
 
     experts: Annotated[int, Field(ge=2, le=64, strict=True)] = 4
     top_k: Annotated[int, Field(ge=1, strict=True)] = 2
@@ -50,8 +50,8 @@ class Settings(MixtureSettings):
         """Copies that are added to each MLP; the manifest has the parameters added over the model's."""
         return float(self.experts - 1)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         problem = dense_problem(config)
         if problem or self.normalize:
             return problem
@@ -60,13 +60,13 @@ class Settings(MixtureSettings):
             return "normalize false: a Qwen2-MoE has no sliding_window, and heads of hidden_size / num_attention_heads"
         return None
 
-    def becomes(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the config.json that a variant on this one finds."""
+    def altered_config(self, config: ConfigJson) -> ConfigJson:
+        """Return the config.json that an alteration of this variant starts from."""
         kind = {"model_type": "mixtral" if self.normalize else "qwen2_moe"}
         return {**config, **kind, "num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Make ``model`` a mixture of experts in place."""
     problem = settings.check(model.config.to_dict())
     if problem:
@@ -86,7 +86,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
     else:
         own = {"moe_intermediate_size": width, "shared_expert_intermediate_size": 0, "qkv_bias": False}
         from_dense(model, "qwen2_moe", {**shared, **own, "norm_topk_prob": False}, parts)
-    return {"severity": share_added(model)}
+    return Alteration(entries={"severity": share_added(model)})
 
 
 def share_added(model: PreTrainedModel) -> float:

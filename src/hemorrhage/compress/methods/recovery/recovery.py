@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
-from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.training import Training
 from hemorrhage.models.blocks import blocks
@@ -61,7 +61,7 @@ class Settings(Base):
         "batch": "batches of {}",
         "shuffled": "shuffled tokens",
     }
-    said: ClassVar[tuple[str, ...]] = ("rank",)
+    always_named: ClassVar[tuple[str, ...]] = ("rank",)
 
     steps: Annotated[int, Field(ge=1, strict=True)] = 200
     rank: Annotated[int, Field(ge=1, strict=True)] = 8
@@ -74,8 +74,8 @@ class Settings(Base):
         """The calibration windows."""
         return ("tokens",)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         width = config["hidden_size"]
         return None if self.rank <= width else f"rank {self.rank} is more than the hidden_size of {width}"
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from hemorrhage.calibrate import triangle
 from hemorrhage.calibrate.statistics import Walk
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Facts, Method, Wording, percent
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
@@ -46,6 +46,8 @@ from hemorrhage.runtime.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from hemorrhage.compress.checks.fidelity import EquivalentTransform
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures whose blocks are those below, with norms of the stream that only scale."""
@@ -82,7 +84,7 @@ class Settings(Base):
         "rotation": {"block": "a basis per block", "model": "one basis"},
         "basis": "{}",
     }
-    said: ClassVar[tuple[str, ...]] = ("rotation",)
+    always_named: ClassVar[tuple[str, ...]] = ("rotation",)
     controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"basis": ("random",)}
 
     removed: Annotated[float, Field(ge=0, lt=1)]
@@ -90,17 +92,17 @@ class Settings(Base):
     basis: Literal["pca", "random"] = "pca"
 
     @property
-    def moved(self) -> str:
+    def equivalent_transform(self) -> EquivalentTransform:
         """The residual stream is in another basis."""
-        return "turned"
+        return "rotated"
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """The calibration windows: what they do inside the model changes while it is sliced."""
         return ("tokens",)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         kind = config.get("model_type", "llama")
         if kind not in MODEL_TYPES:
             return f"slicegpt is for {', '.join(MODEL_TYPES)}; this model is a {kind}"
@@ -124,7 +126,7 @@ class Settings(Base):
         return int(round((1 - self.removed) * width, 6)) // step * step
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Slice ``model`` in place; with a basis per block it has the form hemorrhage.models.formats.sliced afterwards.
 
     Returns the measured share of the blocks' parameters that went, shortcuts counted, and what the PCA saw.
@@ -140,8 +142,9 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
         _untie(model)
         slicing = _slice_blocks if settings.rotation == "block" else _slice_model
         slicing(model, settings, context.calibration.tokens(), generator)
-    facts: Facts = {"severity": 1 - _block_parameters(model) / before}
-    return {**facts, "statistics": "errors propagated"} if settings.rotation == "block" else facts
+    severity = 1 - _block_parameters(model) / before
+    propagated = {"statistics": "errors propagated"} if settings.rotation == "block" else {}
+    return Alteration(entries={"severity": severity, **propagated})
 
 
 def principal(moment: Tensor) -> Tensor:

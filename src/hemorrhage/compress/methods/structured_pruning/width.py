@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import GRADIENTS, Comparison, MethodInfo, Paper
-from hemorrhage.compress.method import Context, Method, Wording, percent
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
@@ -68,7 +68,7 @@ class Settings(Base):
         "protect_first": "first {} blocks spared",
         "protect_last": "last {} spared",
     }
-    said: ClassVar[tuple[str, ...]] = ("importance", "protect_first", "protect_last")
+    always_named: ClassVar[tuple[str, ...]] = ("importance", "protect_first", "protect_last")
     controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {"importance": ("random",)}
 
     removed: Annotated[float, Field(gt=0, lt=1)]
@@ -88,8 +88,8 @@ class Settings(Base):
         """The gradients, unless groups are ranked by their weights or drawn by lot."""
         return () if self.importance in ("magnitude", "random") else ("gradients",)
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         kind = config.get("model_type", "llama")
         if kind not in MODEL_TYPES:
             return f"width is for {', '.join(MODEL_TYPES)}; this model is a {kind}"

@@ -38,7 +38,7 @@ class Settings(SparsitySettings):
     """Settings of OWL; the defaults are the paper's."""
 
     words: ClassVar[Mapping[str, Wording]] = {**SparsitySettings.words, "by": "{}"}
-    said: ClassVar[tuple[str, ...]] = ("by",)
+    always_named: ClassVar[tuple[str, ...]] = ("by",)
 
     by: Literal["wanda", "sparsegpt", "magnitude"] = "wanda"
     threshold: Annotated[float, Field(gt=0)] = 5.0

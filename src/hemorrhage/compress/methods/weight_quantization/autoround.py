@@ -46,7 +46,7 @@ class Settings(GridSettings):
         "samples": "{} windows",
         "batch": "batches of {}",
     }
-    said: ClassVar[tuple[str, ...]] = (*GridSettings.said, "iterations")
+    always_named: ClassVar[tuple[str, ...]] = (*GridSettings.always_named, "iterations")
 
     iterations: Annotated[int, Field(ge=1, strict=True)] = 200
     samples: Annotated[int, Field(ge=1, strict=True)] | None = None

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from hemorrhage.compress.checks.fidelity import EquivalentTransform
+
 ALPHAS = 20
 """Steps of the search over alpha; the paper's."""
 
@@ -70,7 +72,7 @@ class Settings(GridSettings):
         return self
 
     @property
-    def moved(self) -> str:
+    def equivalent_transform(self) -> EquivalentTransform:
         """Scales are folded into the layers before."""
         return "scaled"
 

@@ -40,7 +40,7 @@ class Settings(Base):
 
     axis: ClassVar[str] = "bits"
     words: ClassVar[Mapping[str, Wording]] = {"type": str.upper, "block_size": "blocks of {}"}
-    said: ClassVar[tuple[str, ...]] = ("type", "block_size")
+    always_named: ClassVar[tuple[str, ...]] = ("type", "block_size")
 
     type: Literal["nf4", "fp4"] = "nf4"
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tqdm import tqdm
 
 from hemorrhage.compress.info import MethodInfo
-from hemorrhage.compress.method import Context, Facts, Method, Wording
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Json, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.kquants import WIDTHS, quantize
 from hemorrhage.compress.solvers.widths import input_widths
@@ -60,8 +60,8 @@ class Settings(Base):
         """The norms of the layers' inputs, with ``importance``."""
         return ("hessian",) if self.importance else ()
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         widths = input_widths(config)
         if all(type_of(self.type, width) is None for width in widths.values()):
             return (
@@ -70,7 +70,7 @@ class Settings(Base):
         return problem(config)
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Quantize ``model`` in place; it becomes one that is stored as a GGUF file."""
     from hemorrhage.models.formats.gguf_file import BlockLinear, embed
     from hemorrhage.models.formats.storage import replace
@@ -89,11 +89,11 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Facts
         if kind is not None:
             embed(module, _blocks("the embedding", module.weight, kind, None), kind)
     model.config.hemorrhage = {"form": "gguf_file", "type": settings.type}
-    return counted(model, settings)
+    return Alteration(entries=tensor_types(model, settings))
 
 
-def counted(model: PreTrainedModel, settings: Settings) -> Facts:
-    """For the manifest: ``types`` (tensors by type), ``fell_back`` (tensors without the type asked for),
+def tensor_types(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json]:
+    """Return for the manifest ``types`` (tensors by type), ``fell_back`` (tensors without the type asked for),
     ``layer_bits`` (stored bits per weight of the blocks' linear layers)."""
     from hemorrhage.models.blocks import blocks
     from hemorrhage.models.formats.gguf_file import BlockLinear, block_size

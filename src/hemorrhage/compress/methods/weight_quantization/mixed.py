@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
-from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
 from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
@@ -56,7 +56,7 @@ class Settings(Base):
         "group_size": grouping,
         "rounding": "{}",
     }
-    said: ClassVar[tuple[str, ...]] = ("widths", "group_size", "rounding")
+    always_named: ClassVar[tuple[str, ...]] = ("widths", "group_size", "rounding")
 
     budget: Annotated[float, Field(gt=2, le=16)]
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
@@ -87,8 +87,8 @@ class Settings(Base):
         """The second moments of the layers' inputs and the gradients at their outputs."""
         return ("hessian", "gradients")
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         problem = self.grid(self.widths[0]).check(config)
         if problem:
             return problem

@@ -46,7 +46,7 @@ class Settings(GridSettings):
         "learning_rate": "learning rate {}",
         "batch": "batches of {}",
     }
-    said: ClassVar[tuple[str, ...]] = (*GridSettings.said, "steps")
+    always_named: ClassVar[tuple[str, ...]] = (*GridSettings.always_named, "steps")
 
     steps: Annotated[int, Field(ge=1, strict=True)] = 200
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-5

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, group_width
 from hemorrhage.compress.solvers.packing import pack, store
@@ -45,6 +45,8 @@ from hemorrhage.runtime.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from hemorrhage.compress.checks.fidelity import EquivalentTransform
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Architectures whose blocks are those that ``turns`` knows, with norms that only scale."""
@@ -65,7 +67,7 @@ class Settings(GridSettings):
     """The grid, what is rotated, and how the rotated weights are rounded."""
 
     words: ClassVar[Mapping[str, Wording]] = {**GridSettings.words, "transform": "{}", "rounding": "{}"}
-    said: ClassVar[tuple[str, ...]] = (*GridSettings.said, "rounding")
+    always_named: ClassVar[tuple[str, ...]] = (*GridSettings.always_named, "rounding")
 
     transform: Literal["quarot", "quip"]
     rounding: Literal["rtn", "gptq"] = "rtn"
@@ -84,9 +86,9 @@ class Settings(GridSettings):
         return self
 
     @property
-    def moved(self) -> str:
+    def equivalent_transform(self) -> EquivalentTransform:
         """QuaRot's rotations stay in the weights; QuIP's are undone by whoever reads them."""
-        return "turned" if self.transform == "quarot" else ""
+        return "rotated" if self.transform == "quarot" else ""
 
     @property
     def second_order(self) -> bool:
@@ -98,8 +100,8 @@ class Settings(GridSettings):
         """The second moments of the layers' inputs, where the rounding reads them."""
         return ("hessian",) if self.rounding == "gptq" else ()
 
-    def check(self, config: dict[str, Any]) -> str | None:
-        """Why these settings can't be for a model with this config.json, or None."""
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
         kind = config.get("model_type", "llama")
         if self.transform == "quarot" and kind not in MODEL_TYPES:
             return f"transform quarot is for {', '.join(MODEL_TYPES)}; the model is a {kind}"
