@@ -10,7 +10,7 @@ import importlib
 import itertools
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -728,7 +728,7 @@ def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Vari
         if length > context:
             raise ConfigError(f"{where}: {length} tokens do not fit the model's context of {context}")
     _check_strategies(params, shape)
-    shapes: dict[str | None, dict[str, Any]] = {None: shape}
+    shapes: dict[str | None, Mapping[str, Any]] = {None: shape}
     for variant in expanded.values():
         before = shapes[variant.on]
         problem = variant.settings.check(before)
