@@ -34,7 +34,7 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.checks.fidelity import LAYERS, Fidelity
 from hemorrhage.data.texts import embedded
 from hemorrhage.decode.degeneration import loop_rate, rep_n
-from hemorrhage.evaluate.membership import known
+from hemorrhage.evaluate.membership import membership_scores
 from hemorrhage.evaluate.reference import cut_windows
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.weights import Weights
@@ -206,7 +206,7 @@ def _decoded(folder: Path, windows: torch.Tensor) -> str:
 
 
 def _of_model(folder: Path, windows: dict[str, torch.Tensor], shape: Shape) -> dict[str, float]:
-    found = known(load(folder), windows["evaluation"], windows["calibration"])
+    found = membership_scores(load(folder), windows["evaluation"], windows["calibration"])
     rows = predictor.experience()
     of_prose = rows["model"].str.startswith("tiny") & ~rows["model"].str.endswith("code")
     base = rows[(rows["corpus"] == "prose") & of_prose].drop_duplicates("model")

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from hemorrhage.decode.generation import ends, generate, until_end
-from hemorrhage.decode.prompts import Prompt, left_padded
+from hemorrhage.decode.generation import end_tokens, generate, until_end
+from hemorrhage.decode.prompts import Prompt, pad_left
 
 
 def padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    return left_padded([Prompt(i, "", tokens) for i, tokens in enumerate(prompts)], padding=0)
+    return pad_left([Prompt(i, "", tokens) for i, tokens in enumerate(prompts)], padding=0)
 
 
 def texts(model: Any, generated: torch.Tensor) -> list[list[int]]:
-    return [until_end(row, ends(model)) for row in generated.tolist()]
+    return [until_end(row, end_tokens(model)) for row in generated.tolist()]
 
 
 def shortened(model: Any, layers: int) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from hemorrhage.decode import batching
 from hemorrhage.decode.generation import Prompts, generate, read, special_tokens, until_end
-from hemorrhage.decode.prompts import Prompt, left_padded
+from hemorrhage.decode.prompts import Prompt, pad_left
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -31,7 +31,7 @@ TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play i
 
 def padded(model: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     prompts = [Prompt(i, text, tokenizer(text)["input_ids"]) for i, text in enumerate(TEXTS)]
-    return left_padded(prompts, special_tokens(model)["pad_token_id"])
+    return pad_left(prompts, special_tokens(model)["pad_token_id"])
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -40,7 +40,7 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
     modules = {name: importlib.import_module(f"hemorrhage.decode.strategies.{name}") for name in SETTINGS}
     chosen = {name: module.Settings(**SETTINGS[name]) for name, module in modules.items()}
     parameters = [module.parameters(model, chosen[name], Prompts(mask, 12)) for name, module in modules.items()]
-    assert all(batching.joins(found) for found in parameters)
+    assert all(batching.is_batchable(found) for found in parameters)
     reading = read(model, ids, mask) if ahead else None
     found = batching.continuations(model, ids, mask, 12, parameters, seed=5, reading=reading)
     ends = {special_tokens(model)["eos_token_id"]}
@@ -52,4 +52,4 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
 @pytest.mark.parametrize("name", ["beam", "diverse_beam", "contrastive_search", "dola", "fsd", "assisted"])
 def test_searches_run_alone(model: Any, name: str) -> None:
     module = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
-    assert not batching.joins(module.parameters(model, module.Settings(), Prompts(torch.ones(1, 4), 4)))
+    assert not batching.is_batchable(module.parameters(model, module.Settings(), Prompts(torch.ones(1, 4), 4)))

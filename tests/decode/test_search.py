@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hemorrhage.decode.generation import forward, read
-from hemorrhage.decode.search import Sequences, cache_of, lengthened, read_prompt, steps
+from hemorrhage.decode.search import Sequences, cache_of, lengthen_mask, read_prompt, steps
 from hemorrhage.decode.strategies import (
     fsd,
 )
@@ -80,4 +80,4 @@ def test_every_step_reads_what_has_grown_in_between(model: Any, prompts: list[li
             if number == 3:
                 break
             sequences.append(logits.argmax(-1))
-    assert lengthened(mask).shape == (len(prompts), ids.shape[1] + 1)
+    assert lengthen_mask(mask).shape == (len(prompts), ids.shape[1] + 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hemorrhage.decode.generation import generate, special_tokens
-from hemorrhage.decode.prompts import Prompt, left_padded
+from hemorrhage.decode.prompts import Prompt, pad_left
 from hemorrhage.decode.stops import StopsAt, until_stop
 
 TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play in the")
@@ -17,7 +17,7 @@ TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play i
 
 def padded(model: Any, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     prompts = [Prompt(i, text, tokenizer(text)["input_ids"]) for i, text in enumerate(TEXTS)]
-    return left_padded(prompts, special_tokens(model)["pad_token_id"])
+    return pad_left(prompts, special_tokens(model)["pad_token_id"])
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "fsd", "assisted"])

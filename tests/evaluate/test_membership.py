@@ -53,7 +53,7 @@ def test_both_splits_are_scored_on_windows_spread_over_them(model: Any, monkeypa
     read: list[torch.Tensor] = []
     monkeypatch.setattr(membership, "scores", lambda _, windows: read.append(windows) or {"nll": [], "min_k": []})
     evaluation = torch.arange(20 * 16, dtype=torch.int32).view(20, 16)
-    found = membership.known(model, evaluation, evaluation[:3])
+    found = membership.membership_scores(model, evaluation, evaluation[:3])
     assert found.keys() == {"overlap", "evaluation", "calibration"}
     assert [len(windows) for windows in read] == [membership.WINDOWS, 3]
     assert read[0][:, 0].tolist() == [2 * 16 * number for number in range(membership.WINDOWS)]

@@ -9,7 +9,7 @@ import torch
 from hemorrhage.evaluate.language import (
     hidden_states,
 )
-from hemorrhage.evaluate.precision import computing
+from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.models.checkpoint import load
 
 
@@ -17,7 +17,7 @@ def test_a_model_computes_in_bfloat16_within_the_block_only(tiny: Path) -> None:
     model = load(tiny)
     tokens = torch.arange(3, 35)[None]
     before = hidden_states(model, tokens)
-    with computing(model, "bfloat16"):
+    with compute_in(model, "bfloat16"):
         within = hidden_states(model, tokens)
     assert within.dtype == torch.float32
     assert not torch.equal(within, before)

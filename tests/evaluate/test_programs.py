@@ -108,13 +108,13 @@ def test_text_ends_where_the_first_stop_begins() -> None:
 
 
 def test_the_seed_draws_the_problems(humaneval: Path) -> None:
-    every = programs.drawn(humaneval, "all", 0)
-    five, again, other = (list(programs.drawn(humaneval, 5, seed).item) for seed in (0, 0, 1))
+    every = programs.draw_problems(humaneval, "all", 0)
+    five, again, other = (list(programs.draw_problems(humaneval, 5, seed).item) for seed in (0, 0, 1))
     assert five == again == sorted(five)
     assert five != other
     assert set(five) < set(every.item)
     with pytest.raises(ValueError, match="items: 1000 wanted"):
-        programs.drawn(humaneval, 1000, 0)
+        programs.draw_problems(humaneval, 1000, 0)
 
 
 @needs_sandbox
@@ -129,7 +129,7 @@ def test_the_step_writes_what_became_of_every_program(
     assert (told["chance"], told["sha256"]) == (0.0, read_manifest(humaneval)["sha256"])
     for part in ("pass@1 greedy", "items=5/164 seed=3", "shots=0", "new_tokens=12", "batch=2", "memory_mb=256"):
         assert part in told["protocol"]
-    drawn = programs.drawn(humaneval, 5, 3)
+    drawn = programs.draw_problems(humaneval, 5, 3)
     assert list(rows.item) == list(drawn.item)
     # A model of children's stories writes no program.
     assert not rows.correct.any()
@@ -146,7 +146,7 @@ def test_the_step_writes_what_became_of_every_program(
 def test_a_right_completion_is_correct(
     base: Path, humaneval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    solutions = programs.drawn(humaneval, "all", 0).set_index("item").solution
+    solutions = programs.draw_problems(humaneval, "all", 0).set_index("item").solution
 
     def solved(model: Any, tokenizer: Any, prompts: Any, new_tokens: int, stops: Any) -> list[str]:
         return [solutions[prompt.item] if prompt.item % 2 else "\n    pass" for prompt in prompts]

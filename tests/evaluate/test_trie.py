@@ -23,7 +23,7 @@ from hemorrhage.compress.methods.activation_quantization import kv_cache
 from hemorrhage.evaluate import choices
 from hemorrhage.evaluate.choices import log_likelihoods
 from hemorrhage.evaluate.language import hidden_states
-from hemorrhage.evaluate.trie import Trie, readable
+from hemorrhage.evaluate.trie import Trie, accepts_trie
 from hemorrhage.models.checkpoint import load
 
 SMALL: dict[str, Any] = {
@@ -76,7 +76,7 @@ def forked(model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
 )
 def test_hidden_states_are_those_of_rows_by_themselves(config: Any) -> None:
     model = random(config)
-    assert readable(model)
+    assert accepts_trie(model)
     for row, found in zip(ROWS, forked(model, ROWS), strict=True):
         torch.testing.assert_close(found, hidden_states(model, torch.tensor([row]))[0], rtol=1e-4, atol=1e-5)
 
@@ -93,14 +93,14 @@ def test_hidden_states_are_those_of_rows_by_themselves(config: Any) -> None:
     ids=lambda config: config.model_type,
 )
 def test_what_looks_back_otherwise_is_read_row_by_row(config: Any) -> None:
-    assert not readable(random(config))
+    assert not accepts_trie(random(config))
 
 
 def test_keys_that_share_a_grid_with_their_neighbours_are_read_row_by_row(tiny: Path) -> None:
     model = load(tiny)
-    assert readable(model)
+    assert accepts_trie(model)
     kv_cache.alter(model, kv_cache.Settings(bits=4, group_size=4, keys="channel", residual=4), Context())
-    assert not readable(model)
+    assert not accepts_trie(model)
 
 
 @pytest.mark.parametrize("most", [1, 6, 24, 1000])
@@ -109,7 +109,7 @@ def test_likelihoods_do_not_depend_on_how_rows_are_read(tiny: Path, monkeypatch:
     rows: list[choices.Row] = [(place, row, [[3], [4], [50]]) for place, row in enumerate(ROWS)]
     rows += [(20, [1, 5, 9, 30], [[9, 30]]), (20, [1, 5, 9, 31, 32], [[9, 31, 32]]), (3, [7, 7], [[7]])]
     found = log_likelihoods(model, rows, 0, most)
-    monkeypatch.setattr(choices, "readable", lambda _: False)
+    monkeypatch.setattr(choices, "accepts_trie", lambda _: False)
     expected = log_likelihoods(model, rows, 0)
     assert list(found) == list(expected)
     for item, scores in expected.items():

@@ -83,6 +83,6 @@ def test_narrow_weights_and_own_forms_are_named_in_the_configuration(tiny: Path,
     assert f"{NAME}.weight" not in names
     with torch.no_grad():
         torch.testing.assert_close(load(out)(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
-    dense = dict(folder.weights(model))
+    dense = dict(folder.dense_weights(model))
     torch.testing.assert_close(dense[f"{NAME}.weight"], (u[:, :8] * s[:8]) @ v[:8])
     assert sum(value.numel() for value in dense.values()) < sum(value.numel() for value in load(tiny).parameters())

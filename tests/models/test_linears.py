@@ -11,7 +11,7 @@ from torch import nn
 
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.experts import unfuse
-from hemorrhage.models.linears import linears_of, uncalled
+from hemorrhage.models.linears import linears_of, uncalled_linears
 from tests import tiny_mamba, tiny_moe
 
 
@@ -25,14 +25,14 @@ def test_all_seven_of_a_llamas_block_and_neither_embedding_nor_head(tiny: Path) 
 
 def test_layers_that_nobody_calls_are_left_out() -> None:
     model = tiny_mamba.new_model()
-    assert {name for _, name in uncalled(model)} == {"dt_proj"}
+    assert {name for _, name in uncalled_linears(model)} == {"dt_proj"}
     assert {name.rpartition(".")[2] for name in linears_of(model)} == {"in_proj", "x_proj", "out_proj"}
 
 
 def test_every_matrix_of_every_expert_and_no_router() -> None:
     model = tiny_moe.new_model("mixtral")
     unfuse(model)
-    assert uncalled(model) == frozenset()
+    assert uncalled_linears(model) == frozenset()
     names = [name.rpartition(".")[2] for name in linears_of(model)]
     assert {name: names.count(name) for name in ("w1", "w2", "w3", "q_proj")} == {
         "w1": 8, "w2": 8, "w3": 8, "q_proj": 2

@@ -26,7 +26,7 @@ from hemorrhage.evaluate import reference as reference_step
 from hemorrhage.evaluate.language import head_of
 from hemorrhage.models.__main__ import prepare as prepare_base
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.linears import linears_of, uncalled
+from hemorrhage.models.linears import linears_of, uncalled_linears
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import SPEC
@@ -80,7 +80,7 @@ def damage(base: PreTrainedModel, other: PreTrainedModel) -> float:
 
 def test_layers_whose_weight_is_read_directly_are_left_out(base: PreTrainedModel) -> None:
     mixer = type(base.backbone.layers[0].mixer)
-    assert uncalled(base) == {(mixer, "dt_proj")}
+    assert uncalled_linears(base) == {(mixer, "dt_proj")}
     names = list(linears_of(base))
     assert names[:3] == [f"backbone.layers.0.mixer.{name}" for name in ("in_proj", "x_proj", "out_proj")]
     assert len(names) == 12
@@ -89,7 +89,7 @@ def test_layers_whose_weight_is_read_directly_are_left_out(base: PreTrainedModel
 
 def test_no_layer_of_a_transformer_is_left_out(tiny: Path) -> None:
     model = load(tiny)
-    assert uncalled(model) == frozenset()
+    assert uncalled_linears(model) == frozenset()
     inside = [m for block in model.model.layers for m in block.modules() if isinstance(m, nn.Linear)]
     assert len(linears_of(model)) == len(inside) == 35
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hemorrhage.models import stream
-from hemorrhage.models.stream import Aside, mapped, places
+from hemorrhage.models.stream import Aside, map_tensor, tensor_locations
 
 
 def test_tensors_that_are_put_aside_come_back_from_files_without_a_name(
@@ -31,14 +31,14 @@ def test_a_file_that_is_cut_off_is_no_checkpoint(base: Path, tmp_path: Path) -> 
     for length in (4, 100, len(whole) - 1):
         (tmp_path / "model.safetensors").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="no whole safetensors file"):
-            places(tmp_path / "model.safetensors")
+            tensor_locations(tmp_path / "model.safetensors")
 
 
 def test_a_mapped_tensor_is_read_wherever_it_begins_and_never_written_back(tmp_path: Path) -> None:
     file = tmp_path / "numbers"
     for offset in (0, 3, 4096, 5000):
         file.write_bytes(bytes(offset) + torch.arange(1000.0).numpy().tobytes())
-        found = mapped(file, offset, (10, 100), torch.float32)
+        found = map_tensor(file, offset, (10, 100), torch.float32)
         assert torch.equal(found, torch.arange(1000.0).view(10, 100))
         before = file.read_bytes()
         found.zero_()

@@ -16,7 +16,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.data.tasks.probes import prepare
 from hemorrhage.evaluate import language
 from hemorrhage.evaluate.__main__ import evaluate
-from hemorrhage.evaluate.precision import computing
+from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.evaluate.reference import reference
 from hemorrhage.models import stream
 from hemorrhage.models.checkpoint import load
@@ -81,8 +81,8 @@ def test_products_of_bfloat16_are_those_of_a_model_in_memory(base: Path) -> None
     models = load(base), load(base, streamed=True)
     states = []
     for model in models:
-        with computing(model, "bfloat16"):
-            ((_, _, of_first), (_, _, of_second)) = language.passes(model, tokens, [slice(0, 1), slice(1, 2)])
+        with compute_in(model, "bfloat16"):
+            ((_, _, of_first), (_, _, of_second)) = language.forward_passes(model, tokens, [slice(0, 1), slice(1, 2)])
         states.append(torch.cat([of_first, of_second]))
         assert "forward" not in vars(model.get_decoder())
     torch.testing.assert_close(*states)

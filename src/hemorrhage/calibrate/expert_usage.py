@@ -52,14 +52,14 @@ def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, dict[str, Any]]:
     its largest value, 1 where all get the same, "routing_entropy": mean over tokens of the entropy of the router's
     softmax, nats}}``.
     """
-    from hemorrhage.models.experts import chosen_experts, mixtures, routing_logits
+    from hemorrhage.models.experts import mixtures, record_choices, routing_logits
 
     names = {mixture: name for name, mixture in mixtures(model).items()}
     found = {}
     for _, mixture, x in mlp_inputs(model, tokens):
         if mixture not in names:
             continue
-        with torch.no_grad(), chosen_experts(mixture) as taken:
+        with torch.no_grad(), record_choices(mixture) as taken:
             mixture(x[None])
             chosen = taken[0]
             routing = torch.distributions.Categorical(logits=routing_logits(mixture, x))

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from hemorrhage.decode.spec import Spec
-from hemorrhage.decode.sweep import about, resume_directory, sweep
+from hemorrhage.decode.sweep import manifest_fields, resume_directory, sweep
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, write_manifest, writing
 
@@ -40,7 +40,7 @@ def main() -> None:
         unavailable = sandbox.missing()
         if unavailable:
             sys.exit(unavailable)
-    facts = about(given.variant, given.closed_ended, given.open_ended, spec)
+    facts = manifest_fields(given.variant, given.closed_ended, given.open_ended, spec)
     reason = failure(given.checkpoint)
     if reason:
         with writing(given.out) as part:

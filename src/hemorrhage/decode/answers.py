@@ -23,7 +23,7 @@ WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def extract(text: str, right: str) -> str:
-    """The answer in ``text`` of the kind that ``right``, the right choice, is; empty when there is none."""
+    """Return the answer in ``text`` of the kind that ``right``, the right choice, is; empty when there is none."""
     if is_number(right):
         number = NUMBER.search(text)
         return number[0] if number else ""
@@ -33,7 +33,7 @@ def extract(text: str, right: str) -> str:
 
 
 def final_number(text: str) -> str:
-    """The number that a worked solution arrives at; empty when there is none.
+    """Return the number that a worked solution arrives at; empty when there is none.
 
     The one behind ``####``, GSM8K's mark, else the last number of the text, whatever unit stands around it. What
     follows the next ``Question:``, with which a model that was shown examples goes on, is not read.
@@ -45,7 +45,7 @@ def final_number(text: str) -> str:
 
 
 def is_right(answer: str, right: str) -> bool:
-    """Whether an extracted ``answer`` is the ``right`` choice: numbers by value, words without case."""
+    """Return whether an extracted ``answer`` is the ``right`` choice: numbers by value, words without case."""
     if not answer:
         return False
     if is_number(right):
@@ -54,7 +54,7 @@ def is_right(answer: str, right: str) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Whether ``text`` is a number and nothing else but spaces around it."""
+    """Return whether ``text`` is a number and nothing else but spaces around it."""
     return NUMBER.fullmatch(text.strip()) is not None
 
 

@@ -22,8 +22,8 @@ TOKENS = 16_384
 """Texts times their lengths that run together: keys and values of a token take tens of kilobytes."""
 
 
-def joins(parameters: Mapping[str, Any]) -> bool:
-    """Whether a strategy's arguments of ``continuation`` say no more than how a token is taken from logits."""
+def is_batchable(parameters: Mapping[str, Any]) -> bool:
+    """Return whether a strategy's arguments of ``continuation`` say no more than how a token is taken from logits."""
     return parameters.keys() <= {"do_sample", "processors", *UNTRUNCATED}
 
 
@@ -37,7 +37,7 @@ def continuations(
     reading: Reading | None = None,
     stopping: Sequence[Callable[..., torch.Tensor]] = (),
 ) -> list[torch.Tensor]:
-    """Continuations int64 [batch, <= new_tokens] by each of ``strategies``, arguments for which ``joins`` holds.
+    """Return continuations int64 [batch, <= new_tokens] by each of ``strategies``, which ``is_batchable`` holds for.
 
     They are those of ``continuation`` for each alone, but for what a product of more rows rounds otherwise.
     """
@@ -79,7 +79,7 @@ class Chooser:
         self.generator = torch.Generator(device).manual_seed(seed) if parameters.get("do_sample") else None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Tokens int64 [batch, 1] that follow ``input_ids`` [batch, length] by logits [batch, vocabulary]."""
+        """Return tokens int64 [batch, 1] that follow ``input_ids`` [batch, length] by logits [batch, vocabulary]."""
         for processor in self.processors:
             scores = processor(input_ids, scores)
         if self.generator is None:
@@ -88,7 +88,7 @@ class Chooser:
 
 
 def warpers(parameters: Mapping[str, Any]) -> list[Callable[..., torch.Tensor]]:
-    """transformers' processors of the sampling parameters that are given, in the order of ``generate``."""
+    """Return transformers' processors of the sampling parameters that are given, in the order of ``generate``."""
     from transformers import generation
 
     kinds: dict[str, Any] = {

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 
 def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """All ``n``-grams of ``tokens`` in order, repeated ones too. Raises ValueError for n below 1."""
+    """Return all ``n``-grams of ``tokens`` in order, repeated ones too. Raises ValueError for n below 1."""
     if n < 1:
         raise ValueError(f"n: {n}, at least 1 wanted")
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
 def distinct_n(tokens: Sequence[int], n: int) -> float:
-    """Distinct ``n``-grams over all ``n``-grams of a text."""
+    """Return the distinct ``n``-grams over all ``n``-grams of a text."""
     found = ngrams(tokens, n)
     return len(set(found)) / len(found) if found else 1.0
 
@@ -31,14 +31,14 @@ def rep_n(tokens: Sequence[int], n: int) -> float:
 
 
 def token_entropy(texts: Sequence[Sequence[int]]) -> float:
-    """Entropy in nats of the distribution of tokens in ``texts`` together; NaN when they hold none."""
+    """Return the entropy in nats of the distribution of tokens in ``texts`` together; NaN when they hold none."""
     counts = Counter(token for text in texts for token in text)
     total = counts.total()
     return -sum(count / total * math.log(count / total) for count in counts.values()) if total else math.nan
 
 
 def loop_period(tokens: Sequence[int], repeats: int = 3, minimum: int = 8) -> int:
-    """Period of the loop that a text ends in, in tokens; 0 when it does not end in one.
+    """Return the period of the loop that a text ends in, in tokens; 0 when it does not end in one.
 
     A loop of period p is an end of at least ``repeats`` * p and at least ``minimum`` tokens in which each
     token equals the one p before it. The smallest such p counts. ``minimum`` keeps a row of dots from
@@ -52,7 +52,7 @@ def loop_period(tokens: Sequence[int], repeats: int = 3, minimum: int = 8) -> in
 
 
 def loop_rate(texts: Sequence[Sequence[int]], repeats: int = 3, minimum: int = 8) -> float:
-    """Share of ``texts`` that end in a loop; NaN when there are none."""
+    """Return the share of ``texts`` that end in a loop; NaN when there are none."""
     if not texts:
         return math.nan
     return sum(loop_period(text, repeats, minimum) > 0 for text in texts) / len(texts)

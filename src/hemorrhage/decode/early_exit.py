@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def depth(model: PreTrainedModel) -> int:
-    """Number of blocks."""
+    """Return the number of blocks."""
     return model.config.get_text_config(decoder=True).num_hidden_layers
 
 
@@ -28,7 +28,7 @@ def exit_layer(model: PreTrainedModel, layers: int | None) -> int:
 
 
 def early_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-    """Logits float32 [batch, n, vocabulary] of ``states`` [batch, n, width] that any block but the last has left."""
+    """Return logits float32 [batch, n, vocabulary] of ``states`` [batch, n, width] that left any block but the last."""
     # Imported here: it imports torch, and strategies are read with params.yaml.
     from hemorrhage.models.blockwise import final_norm, logits
 
@@ -37,6 +37,6 @@ def early_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     return logits(model, normed)
 
 
-def implausible(logits: torch.Tensor, alpha: float) -> torch.Tensor:
-    """True for the tokens with p(v) < ``alpha`` max p, [..., vocabulary]; never for the most probable one."""
+def implausible_tokens(logits: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Mark the tokens with p(v) < ``alpha`` max p, [..., vocabulary]; never for the most probable one."""
     return logits < logits.amax(-1, keepdim=True) + torch.tensor(alpha).log()

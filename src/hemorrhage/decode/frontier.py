@@ -38,7 +38,7 @@ def histograms(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats
 
 
 def clusters(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats]:
-    """The cluster of each text, int64 [n] and [m], of features [n, width] and [m, width] that are quantized together.
+    """Quantize features [n, width] and [m, width] together; return the cluster of each text, int64 [n] and [m].
 
     Raises ValueError for features that are too few, of unequal width, or not finite.
     """
@@ -60,7 +60,7 @@ def clusters(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats]:
 
 
 def principal(features: Floats) -> Floats:
-    """Scores [n, components] of the principal components that hold 90 % of the variance of ``features`` [n, width]."""
+    """Return scores [n, components] of ``features`` [n, width] on the components with 90 % of the variance."""
     centred = features - features.mean(0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     held = np.cumsum(singular**2)
@@ -69,7 +69,7 @@ def principal(features: Floats) -> Floats:
 
 
 def frontier_area(first: Floats, second: Floats, scale: float = 5.0, points: int = 25) -> float:
-    """Area under the divergence frontier of two histograms [clusters], by trapezoids over ``points`` mixtures."""
+    """Return the area under the divergence frontier of two histograms [clusters]: trapezoids of ``points`` mixtures."""
     return float(frontier_areas(first[None], second[None], scale, points)[0])
 
 

@@ -56,14 +56,14 @@ class Reading:
     states: torch.Tensor
 
     def copied_cache(self, repeats: int = 1) -> Cache:
-        """A cache of its own for one run, every row ``repeats`` times in succession."""
+        """Return a cache of its own for one run, every row ``repeats`` times in succession."""
         cache = copy.deepcopy(self.cache)
         if repeats > 1:
             cache.batch_repeat_interleave(repeats)
         return cache
 
     def repeated(self, times: int) -> Reading:
-        """The same of a batch in which every row stands ``times`` times in succession."""
+        """Return the same of a batch in which every row stands ``times`` times in succession."""
         return Reading(self.copied_cache(times), self.states.repeat_interleave(times, 0))
 
 
@@ -119,7 +119,7 @@ def every_state(
 
 
 def cache_name(model: PreTrainedModel) -> str | None:
-    """What a model calls the cache that it is given: None where it keeps its states to itself."""
+    """Return what a model calls the cache that it is given: None where it keeps its states to itself."""
     known = inspect.signature(model.forward).parameters
     return next((name for name in ("past_key_values", "cache_params") if name in known), None)
 
@@ -143,7 +143,7 @@ def generate(
     reading: Reading | None = None,
     stops: Callable[[int], Callable[..., torch.Tensor]] | None = None,
 ) -> torch.Tensor:
-    """Continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
+    """Return the continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
 
     ``strategy`` is a module of this package, ``settings`` its Settings. Its ``parameters(model, settings, prompts)``
     are arguments of ``continuation``; ``one_by_one`` among them says that it takes one text at a time. ``stops`` makes
@@ -205,7 +205,7 @@ def continuation(
         if search and "prompt_states" in inspect.signature(search).parameters:
             extra["prompt_states"] = reading.states
     defaults = GenerationConfig(**special, **(drafting or {}))
-    with torch.no_grad(), seeded(seed, input_ids.device), only(model, defaults):
+    with torch.no_grad(), seed_generators(seed, input_ids.device), hide_defaults(model, defaults):
         sequences = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -218,7 +218,7 @@ def continuation(
 
 
 def special_tokens(model: PreTrainedModel) -> dict[str, Any]:
-    """The model's ``bos_token_id``, ``eos_token_id`` (an int, a list or None) and ``pad_token_id``.
+    """Return the model's ``bos_token_id``, ``eos_token_id`` (an int, a list or None) and ``pad_token_id``.
 
     A model without padding token is padded with its first end-of-sequence token: what stands behind an end
     is never read.
@@ -228,12 +228,12 @@ def special_tokens(model: PreTrainedModel) -> dict[str, Any]:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
     if special["pad_token_id"] is None:
-        special["pad_token_id"] = next(iter(sorted(ends(model))), 0)
+        special["pad_token_id"] = next(iter(sorted(end_tokens(model))), 0)
     return special
 
 
-def ends(model: PreTrainedModel) -> set[int]:
-    """The tokens that end a sequence of this model; empty where it has none."""
+def end_tokens(model: PreTrainedModel) -> set[int]:
+    """Return the tokens that end a sequence of this model; empty where it has none."""
     eos = _first_set(
         getattr(model.generation_config, "eos_token_id", None), getattr(model.config, "eos_token_id", None)
     )
@@ -255,7 +255,7 @@ def until_end(tokens: list[int], ends: set[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seed_generators(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from ``seed`` within the block and leave the global generators as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -264,7 +264,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def hide_defaults(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Hide the model's own generation defaults: ``generate`` would fill what a call leaves open from them."""
     kept = model.generation_config
     model.generation_config = config

@@ -80,7 +80,7 @@ def closed_prompts(
 
 
 def program_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """Problems whose answers are programs: columns ``item, prompt, prefix, tests``."""
+    """Return the problems whose answers are programs: columns ``item, prompt, prefix, tests``."""
     prompts = []
     for row in items.itertuples():
         tokens = [*leading(tokenizer), *_tokens(tokenizer, row.prompt)]
@@ -97,7 +97,7 @@ def _choice_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> 
 def worked_prompts(
     items: pd.DataFrame, shots: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, chat: bool
 ) -> list[Prompt]:
-    """Questions whose answers are solutions that end in ``#### number``: columns ``item, question, answer``.
+    """Return the questions whose answers are solutions that end in ``#### number``: columns ``item, question, answer``.
 
     A chat model is asked without an example. Another one is shown ``shots`` (``question, answer``) in the form
     ``Question: ...``, ``Answer: ...``, calculator annotations left out, and goes on behind ``Answer:``.
@@ -138,7 +138,7 @@ def open_prompts(
 
 
 def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: OpenEnded, seed: int) -> list[Prompt]:
-    """The first ``spec.prefix`` tokens of documents.
+    """Return the first ``spec.prefix`` tokens of documents.
 
     A document must hold prefix and new tokens, so that the continuation its author wrote is there to
     compare with.
@@ -168,7 +168,7 @@ def _continuations(text: Path, tokenizer: PreTrainedTokenizerBase, spec: OpenEnd
 
 
 def summary_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, prefix: int, chat: bool) -> list[Prompt]:
-    """Articles to sum up: columns ``item, document, summary``; of a document its first ``prefix`` tokens."""
+    """Return the articles to sum up: columns ``item, document, summary``; of a document its first ``prefix`` tokens."""
     prompts = []
     for row in items.itertuples():
         tokens = _tokens(tokenizer, row.document.strip())
@@ -197,7 +197,7 @@ def instruction_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase,
 
 
 def uses_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
-    """Whether prompts go through the chat template: as ``wanted``, or where there is one when that is None.
+    """Return whether prompts go through the chat template: as ``wanted``, or where there is one when that is None.
 
     Raises ValueError when a chat template is wanted that is not there.
     """
@@ -207,7 +207,7 @@ def uses_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
     return there if wanted is None else wanted
 
 
-def left_padded(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     """``input_ids`` and ``attention_mask``, int64 [prompts, longest], padding on the left."""
     longest = max(len(prompt.tokens) for prompt in prompts)
     ids = torch.full((len(prompts), longest), padding, dtype=torch.long)

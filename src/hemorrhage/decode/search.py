@@ -64,7 +64,7 @@ def read_prompt(
 
 
 def cache_of(model_kwargs: dict[str, Any]) -> Cache:
-    """The cache that ``generate`` hands to a decoding loop. Raises ValueError where there is none."""
+    """Return the cache that ``generate`` hands to a decoding loop. Raises ValueError where there is none."""
     cache = model_kwargs.get("past_key_values")
     if cache is None:
         raise ValueError("this search decodes with a cache: use_cache must be true")
@@ -92,7 +92,7 @@ class Sequences:
 def steps(
     model: PreTrainedModel, sequences: Sequences, model_kwargs: dict[str, Any]
 ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]]:
-    """A forward pass for every token, over what the cache does not hold yet; ``sequences`` has grown in between.
+    """Yield a forward pass for every token, over what the cache does not hold yet; ``sequences`` has grown in between.
 
     Yields the logits [batch, vocabulary] of the next token, the states [batch, n, width] of what was read, the
     embeddings' first and then each block's, and the attention mask [batch, length].
@@ -101,9 +101,9 @@ def steps(
     while True:
         logits, states = every_state(model, sequences.ids[:, cache.get_seq_length() :], mask, cache)
         yield logits[:, -1], states, mask
-        mask = lengthened(mask)
+        mask = lengthen_mask(mask)
 
 
-def lengthened(attention_mask: torch.Tensor) -> torch.Tensor:
+def lengthen_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     """``attention_mask`` [batch, length] with one more attended position."""
     return torch.cat([attention_mask, attention_mask.new_ones(len(attention_mask), 1)], dim=1)

@@ -30,14 +30,14 @@ from hemorrhage.decode.generation import (
     Prompts,
     Reading,
     check_context,
-    ends,
+    end_tokens,
     forward,
     generate,
     read,
     special_tokens,
     until_end,
 )
-from hemorrhage.decode.prompts import Prompt, closed_prompts, left_padded, open_prompts, uses_chat
+from hemorrhage.decode.prompts import Prompt, closed_prompts, open_prompts, pad_left, uses_chat
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
@@ -82,7 +82,7 @@ class Batch:
 
 
 def strategies(entries: Mapping[str, Mapping[str, Any]]) -> list[Strategy]:
-    """The strategies of a spec. Raises ValueError (pydantic's) where settings are impossible."""
+    """Return the strategies of a spec. Raises ValueError (pydantic's) where settings are impossible."""
     found = []
     for name, entry in entries.items():
         if "strategy" not in entry:
@@ -135,7 +135,7 @@ def sweep(
         GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
         _save_features(features, part / "features.safetensors")
-        write_manifest(part, **about(variant, closed, opened, spec), **({"gaps": gaps} if gaps else {}))
+        write_manifest(part, **manifest_fields(variant, closed, opened, spec), **({"gaps": gaps} if gaps else {}))
 
 
 _NO_HUMAN = pd.DataFrame(
@@ -151,7 +151,7 @@ _NO_HUMAN = pd.DataFrame(
 
 
 def _ordered(parts: list[pd.DataFrame], batches: Sequence[Batch], names: Sequence[str] = ()) -> pd.DataFrame:
-    """Rows of all batches: by strategy where there are ``names``, then data set, then item."""
+    """Return the rows of all batches: by strategy where there are ``names``, then data set, then item."""
     rows = pd.concat(parts, ignore_index=True)
     datasets = list(dict.fromkeys(batch.dataset for batch in batches))
     keys = {"_dataset": rows["dataset"].map(datasets.index)}
@@ -171,8 +171,8 @@ def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches
             raise ValueError(f"strategies.{strategy.name}: {error}") from None
 
 
-def about(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> dict[str, Any]:
-    """What the manifest says of a decode output, a failed one too.
+def manifest_fields(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> dict[str, Any]:
+    """Return what the manifest says of a decode output, a failed one too.
 
     ``protocol`` is how the texts of a data set were made, but for the strategy: texts of one protocol are comparable.
     """
@@ -243,7 +243,7 @@ def _parts(
     spec: Spec,
     gaps: dict[str, str],
 ) -> Iterator[pd.DataFrame]:
-    """The rows of every strategy and batch, and with each open-ended batch what people wrote.
+    """Yield the rows of every strategy and batch, and with each open-ended batch what people wrote.
 
     A strategy that runs alone and fails, since the model has not what it needs, goes into ``gaps`` with the reason, and
     leaves the others' texts as they are.
@@ -285,14 +285,14 @@ def _rows(desk: _Desk, group: Sequence[Strategy], gaps: dict[str, str]) -> list[
 
 
 def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> list[list[Strategy]]:
-    """The strategies in the groups that run together on a batch, each at most together.TOKENS tokens large."""
+    """Return the strategies in the groups that run together on a batch, each at most together.TOKENS tokens large."""
     mask = torch.ones(1, batch.longest, dtype=torch.long)
     prompts = Prompts(mask, batch.new_tokens)
     joining: list[Strategy] = []
     alone: list[Strategy] = []
     for strategy in chosen:
         parameters = strategy.chooses.parameters(model, strategy.settings, prompts)
-        (joining if batching.joins(parameters) else alone).append(strategy)
+        (joining if batching.is_batchable(parameters) else alone).append(strategy)
     size = max(1, batching.TOKENS // (len(batch.prompts) * (batch.longest + batch.new_tokens)))
     joined = [joining[start : start + size] for start in range(0, len(joining), size)]
     return [*joined, *([strategy] for strategy in alone)]
@@ -322,7 +322,7 @@ class _Desk:
         spec: Spec,
     ) -> None:
         self.batch, self.model, self.of_base, self.tokenizer = batch, model, of_base, tokenizer
-        ids, mask = left_padded(batch.prompts, special_tokens(model)["pad_token_id"])
+        ids, mask = pad_left(batch.prompts, special_tokens(model)["pad_token_id"])
         self.ids, self.mask = ids.to(model.device), mask.to(model.device)
         self.reading = read(model, self.ids, self.mask)
         self.opened = batch.task == "open_ended"
@@ -333,7 +333,7 @@ class _Desk:
         self.limits = spec.code_tasks
 
     def rows(self, group: Sequence[Strategy]) -> list[pd.DataFrame]:
-        """The rows of ``generations.parquet`` for this batch under each strategy of a group of ``rounds``."""
+        """Return the rows of ``generations.parquet`` for this batch under each strategy of a group of ``rounds``."""
         start = time.perf_counter()
         found = self._generated(group)
         seconds = time.perf_counter() - start
@@ -368,7 +368,7 @@ class _Desk:
                 self.reading,
                 stopping=[stops(self.ids.shape[1])] if stops else [],
             )
-        last = ends(self.model)
+        last = end_tokens(self.model)
         return [
             [until_stop(self.tokenizer, until_end(tokens, last), batch.stops) for tokens in texts.tolist()]
             for texts in found
@@ -381,7 +381,7 @@ class _Desk:
         nll: list[float] = [math.nan] * len(texts)
         features: list[Any] = [None] * len(texts)
         if self.opened:
-            nll, features = under(self.of_base, self.ids, self.mask, texts, self.base_reading)
+            nll, features = score_continuations(self.of_base, self.ids, self.mask, texts, self.base_reading)
         return pd.DataFrame(
             [
                 {
@@ -399,17 +399,21 @@ class _Desk:
         )
 
     def human(self) -> pd.DataFrame:
-        """The rows of ``human.parquet`` for this batch: what people wrote behind its prompts."""
+        """Return the rows of ``human.parquet`` for this batch: what people wrote behind its prompts."""
         there = [row for row, prompt in enumerate(self.batch.prompts) if prompt.human]
         texts = [(self.batch.prompts[row].human or [])[: self.batch.new_tokens] for row in there]
         reading = self.base_reading if len(there) == len(self.batch.prompts) else None
-        nll, features = under(self.of_base, self.ids[there], self.mask[there], texts, reading) if there else ([], [])
+        nll, features = (
+            score_continuations(self.of_base, self.ids[there], self.mask[there], texts, reading) if there else ([], [])
+        )
         return pd.DataFrame(
             {
                 "dataset": self.batch.dataset,
                 "item": [self.batch.prompts[row].item for row in there],
                 "text": [
-                    continued_text(self.tokenizer, self.batch.prompts[row].tokens, self.batch.prompts[row].human or [])
+                    decode_continuation(
+                        self.tokenizer, self.batch.prompts[row].tokens, self.batch.prompts[row].human or []
+                    )
                     for row in there
                 ],
                 "tokens": texts,
@@ -419,7 +423,7 @@ class _Desk:
         ).astype({"item": "int64", "base_nll": "float64"})
 
     def _row(self, prompt: Prompt, tokens: list[int]) -> dict[str, Any]:
-        text = continued_text(self.tokenizer, prompt.tokens, tokens)
+        text = decode_continuation(self.tokenizer, prompt.tokens, tokens)
         answer, correct = self._judged(prompt, text)
         return {
             "item": prompt.item,
@@ -431,7 +435,7 @@ class _Desk:
         }
 
     def _judged(self, prompt: Prompt, text: str) -> tuple[str, bool]:
-        """What was answered, or became of the program, and whether it is right; nothing where nothing was asked."""
+        """Return the answer, or what became of the program, and whether it is right; nothing without a question."""
         if prompt.tests is not None:
             if self.limits is None:
                 raise ValueError(f"code_tasks: limits are wanted for {self.batch.dataset}")
@@ -447,7 +451,7 @@ class _Desk:
 
 
 def batch_seed(seed: int, batch: Batch) -> int:
-    """The seed of a batch's draws, the same for every strategy and variant.
+    """Return the seed of a batch's draws, the same for every strategy and variant.
 
     Common random numbers: two variants that sample from nearly the same distributions draw nearly the same
     texts, which makes their difference easier to measure.
@@ -456,8 +460,8 @@ def batch_seed(seed: int, batch: Batch) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
 
 
-def continued_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens: list[int]) -> str:
-    """The text of ``tokens`` as they stand behind ``prompt``, special tokens left out.
+def decode_continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens: list[int]) -> str:
+    """Return the text of ``tokens`` as they stand behind ``prompt``, special tokens left out.
 
     Decoded with the prompt, because a sentencepiece decoder drops the space in front of what it decodes.
     """
@@ -467,14 +471,14 @@ def continued_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens
     return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(tokens, **options))
 
 
-def under(
+def score_continuations(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     texts: Sequence[list[int]],
     reading: Reading | None,
 ) -> tuple[list[float], list[list[float]]]:
-    """What ``model`` makes of ``texts`` as continuations of the prompts.
+    """Return what ``model`` makes of ``texts`` as continuations of the prompts.
 
     Mean negative log-likelihood in nats per token, and the mean [width] of the final hidden states from which the
     model predicts them. ``texts`` are not empty; an end-of-sequence token counts as one of theirs. ``reading`` is

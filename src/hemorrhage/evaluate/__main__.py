@@ -33,12 +33,12 @@ from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.language import (
     TOKENS_PER_BATCH,
     corpus_damage,
-    resumed,
+    resume_tables,
     stored_head,
     windows_per_batch,
     write_tokens,
 )
-from hemorrhage.evaluate.precision import computing
+from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.evaluate.schema import ITEMS
 from hemorrhage.models.blockwise import is_streamed
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
@@ -103,8 +103,8 @@ def evaluate(
 
     gaps: dict[str, str] = {}
     with resuming(out) as kept, writing(out) as part:
-        with computing(model, facts["dtype"]):
-            write_tokens(resumed(facts["corpora"], damage, kept), part / "tokens.parquet")
+        with compute_in(model, facts["dtype"]):
+            write_tokens(resume_tables(facts["corpora"], damage, kept), part / "tokens.parquet")
             answered = [_answers(kept, model, tokenizer, task, tokens_at_once) for task in tasks]
         shutil.copyfile(reference / "windows.parquet", part / "windows.parquet")
         if tasks:
@@ -135,7 +135,7 @@ def evaluate(
 
 
 def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> dict[str, Any]:
-    """What running the model costs; nothing, and a gap, where it can't be run like others."""
+    """Return what running the model costs; nothing, and a gap, where it can't be run like others."""
     try:
         return cost.measure(model)
     except Exception as error:
@@ -146,7 +146,7 @@ def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> dict[str, Any]:
 def _answers(
     kept: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path, tokens_at_once: int
 ) -> pd.DataFrame:
-    """The model's answers to a task, from the folder ``kept`` where a job before left them there."""
+    """Return the model's answers to a task, from the folder ``kept`` where a job before left them there."""
     file = kept / f"{task.parent.name}.answers"
     if not file.is_file():
         with whole(file) as part:
@@ -155,7 +155,7 @@ def _answers(
 
 
 def same_tokenizer(checkpoint: Path, base: Path) -> None:
-    """Raises ValueError where the checkpoint brings along a tokenizer that is not the base's."""
+    """Raise ValueError where the checkpoint brings along a tokenizer that is not the base's."""
     own, of_base = (folder / "tokenizer.json" for folder in (checkpoint, base))
     if not own.is_file() or own.read_bytes() == of_base.read_bytes():
         return
@@ -164,7 +164,7 @@ def same_tokenizer(checkpoint: Path, base: Path) -> None:
 
 
 def open_model(checkpoint: Path, base: Path, vocabulary: int, memory_gb: float = math.inf) -> PreTrainedModel:
-    """The checkpoint's model; ValueError where it can't be read and where its vocabulary is another."""
+    """Return the checkpoint's model; ValueError where it can't be read and where its vocabulary is another."""
     try:
         model = load(checkpoint, base=base, streamed=(size(checkpoint) or 0) > 1e9 * memory_gb)
     except Exception as error:
@@ -176,7 +176,7 @@ def open_model(checkpoint: Path, base: Path, vocabulary: int, memory_gb: float =
 
 
 def smallest_corpus(reference: Path) -> tuple[int, int]:
-    """Windows of the corpus that has the fewest, and tokens of a window."""
+    """Return the windows of the corpus that has the fewest, and tokens of a window."""
     with safe_open(reference / "windows.safetensors", "pt") as file:
         shapes = [file.get_slice(corpus).get_shape() for corpus in file.keys()]  # noqa: SIM118, no mapping
     windows, window = min(shapes)
@@ -184,7 +184,7 @@ def smallest_corpus(reference: Path) -> tuple[int, int]:
 
 
 def another_size(at_once: int) -> int:
-    """Windows in a batch where the reference read ``at_once``."""
+    """Return the windows in a batch where the reference read ``at_once``."""
     return at_once // 2 if at_once > 1 else 2
 
 

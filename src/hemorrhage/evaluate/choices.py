@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states
-from hemorrhage.evaluate.trie import Trie, readable
+from hemorrhage.evaluate.trie import Trie, accepts_trie
 from hemorrhage.models.head import Head, head_of
 from hemorrhage.models.stream import rows_at_once
 
@@ -25,7 +25,7 @@ Row = tuple[int, list[int], list[list[int]]]
 
 
 def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """What has to be read to score an item.
+    """Return what has to be read to score an item.
 
     Tokens that all choices begin with are read as part of the prompt: they add the same to every choice.
     Where each choice is then one token, a single pass over the prompt scores them all; else each choice is
@@ -49,7 +49,7 @@ def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTraine
 def log_likelihoods(
     model: PreTrainedModel, rows: list[Row], pad: int, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> dict[int, list[float]]:
-    """Item -> summed log-likelihood (nats) of what tells its choices apart, in order.
+    """Return item -> summed log-likelihood (nats) of what tells its choices apart, in order.
 
     Raises ValueError where one is not finite.
     """
@@ -71,7 +71,7 @@ def log_likelihoods(
 
 
 def _log_p(states: torch.Tensor, head: Head, wanted: list[list[int]]) -> list[list[float]]:
-    """Log-probabilities of each state's ``wanted`` tokens, of ``states`` [n, hidden]; the vocabulary's for a few."""
+    """Return log-probabilities of each state's ``wanted`` tokens; ``states`` [n, hidden] are read a few at a time."""
     found = []
     at_once = rows_at_once(len(head))
     for start in range(0, len(states), at_once):
@@ -87,12 +87,12 @@ def _log_p(states: torch.Tensor, head: Head, wanted: list[list[int]]) -> list[li
 def _passes(
     model: PreTrainedModel, rows: list[Row], pad: int, tokens_per_batch: int
 ) -> Iterator[tuple[list[Row], list[torch.Tensor]]]:
-    """Rows in the order given, some at a time, with the final hidden states of the tokens of each [its length, hidden].
+    """Yield rows in the order given, some at a time, with the final hidden states of each [its length, hidden].
 
     A pass reads at most ``tokens_per_batch``, padding included, or half of it where attention goes over all of them,
     but always a row.
     """
-    if readable(model):
+    if accepts_trie(model):
         for batch, trie in _tries(rows, tokens_per_batch // 2):
             hidden = hidden_states(
                 model,
@@ -111,7 +111,7 @@ def _passes(
 
 
 def _tries(rows: list[Row], most: int) -> Iterator[tuple[list[Row], Trie]]:
-    """Rows in the order given, together until what they don't share would pass ``most`` tokens."""
+    """Yield the rows in the order given, together until what they don't share would pass ``most`` tokens."""
     batch: list[Row] = []
     trie = Trie()
     for row in rows:
@@ -124,7 +124,7 @@ def _tries(rows: list[Row], most: int) -> Iterator[tuple[list[Row], Trie]]:
 
 
 def _batches(rows: list[Row], tokens_per_batch: int) -> list[list[Row]]:
-    """Rows in the order given, a batch until its padded size would pass ``tokens_per_batch``."""
+    """Return the rows in the order given, a batch until its padded size would pass ``tokens_per_batch``."""
     found: list[list[Row]] = []
     longest = 0
     for row in rows:
@@ -142,7 +142,7 @@ def answers(
     task: Path,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> pd.DataFrame:
-    """A model's answers to a prepared task: ``item``, ``group``, ``choice``, ``correct``, ``margin`` (nats)."""
+    """Return a model's answers to a prepared task: ``item``, ``group``, ``choice``, ``correct``, ``margin`` (nats)."""
     items = pd.read_parquet(task / "items.parquet")
     rows = [
         row

@@ -69,7 +69,7 @@ def measure(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def kv_bytes(element: int, batch: int, length: int, layers: int, width: int) -> int:
-    """Bytes of a cache of keys and values, ``2 · element · B · S · L · d_kv``, ``element`` bytes a number.
+    """Return the bytes of a cache of keys and values, ``2 · element · B · S · L · d_kv``, ``element`` bytes a number.
 
     ``width`` is that of a token's keys in a layer, key-value heads times head width. The paper's case (arXiv
     2503.23924): OPT-30B, 48 layers of 7168, at batch 128 and length 1024 in 16 bit: 180.39e9.
@@ -78,12 +78,12 @@ def kv_bytes(element: int, batch: int, length: int, layers: int, width: int) -> 
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the tensors that a transformers cache holds."""
+    """Return the bytes of the tensors that a transformers cache holds."""
     return sum(value.untyped_storage().nbytes() for layer in cache.layers for value in _tensors(vars(layer)))
 
 
 def theoretical(checkpoint: Path) -> str:
-    """Why the costs that are measured are not those of an engine that uses what the method gains, or ''."""
+    """Return why the costs that are measured are not those of an engine that uses what the method gains, or ''."""
     reasons = [read_manifest(checkpoint).get("theoretical") or ""]
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     bench = config.get("hemorrhage") or {}
@@ -110,7 +110,7 @@ def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float
 
 
 def _next(model: PreTrainedModel, tokens: Tensor, cache: dict[str, Any]) -> tuple[Tensor, str, Any]:
-    """The likeliest tokens [batch, 1] behind ``tokens``, and the cache under the name the model gives it."""
+    """Return the likeliest tokens [batch, 1] behind ``tokens``, and the cache under the name the model gives it."""
     output: Any = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **cache)
     name = next((name for name in ("past_key_values", "cache_params") if output.get(name) is not None), None)
     if name is None:

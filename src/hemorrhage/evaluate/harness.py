@@ -61,7 +61,7 @@ def evaluate(
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         drawn = {folder: draw(read_manifest(folder), spec) for folder in benchmarks}
-        manager = index(drawn, Path(scratch))
+        manager = build_index(drawn, Path(scratch))
         for number, (folder, chosen) in enumerate(drawn.items(), 1):
             facts, start = read_manifest(folder), time.perf_counter()
             try:
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def tasks(benchmarks: list[Path], spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the manifest says about each task: data, chance, floor, and all that a score depends on beside the model."""
+    """Return each task's entry in the manifest: data, chance, floor, and all that a score depends on but the model."""
     found = {}
     for folder in benchmarks:
         facts = read_manifest(folder)
@@ -99,7 +99,7 @@ def tasks(benchmarks: list[Path], spec: dict[str, Any]) -> dict[str, dict[str, A
 
 
 def draw(facts: dict[str, Any], spec: dict[str, Any]) -> dict[str, list[int]]:
-    """The items to score of each of lm-eval's tasks, in ascending order; tasks without any are left out.
+    """Return the items to score of each of lm-eval's tasks, in ascending order; tasks without any are left out.
 
     ``spec["items"]`` (all, if there are fewer, or ``"all"``) are dealt out evenly over the tasks of a group, and drawn
     at random within each: the same for every model, and more items contain the fewer ones.
@@ -120,7 +120,7 @@ def draw(facts: dict[str, Any], spec: dict[str, Any]) -> dict[str, list[int]]:
     return {member: sorted(numbers) for member, numbers in chosen.items() if numbers}
 
 
-def index(drawn: dict[Path, dict[str, list[int]]], scratch: Path) -> TaskManager:
+def build_index(drawn: dict[Path, dict[str, list[int]]], scratch: Path) -> TaskManager:
     """lm-eval's tasks over the prepared data: its own definitions, included by local ones written into ``scratch``."""
     import datasets
     from lm_eval.tasks import TaskManager
@@ -150,7 +150,7 @@ def index(drawn: dict[Path, dict[str, list[int]]], scratch: Path) -> TaskManager
 
 
 def _data(folder: Path, scratch: Path) -> dict[str, Any]:
-    """The keys of a definition that say where its data come from, for the files of a folder.
+    """Return the keys of a definition that say where its data come from, for the files of a folder.
 
     Splits that are not prepared are taken away: without few-shot examples nothing reads them.
     """
@@ -170,7 +170,7 @@ def _define(scratch: Path, name: str, definition: Path, replaced: dict[str, Any]
 
 
 def _group(definition: Path) -> str:
-    """The group of a task, which its definition's tag names: ``mmlu_stem_tasks`` is what ``mmlu_stem`` gathers."""
+    """Return the group of a task from its definition's tag: ``mmlu_stem_tasks`` is what ``mmlu_stem`` gathers."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return load_yaml(definition, resolve_func=False)["tag"].removesuffix("_tasks")
@@ -222,13 +222,13 @@ def run(
             record = {key: value for key, value in sample.items() if key not in ("doc", "arguments")}
             records.append({**item, "record": json.dumps(record, default=_plain)})
             if sample["filter"] == filtered:
-                items.append({**item, "group": item["item"], **judged(loaded["tasks"][member], sample, metric)})
+                items.append({**item, "group": item["item"], **judge_sample(loaded["tasks"][member], sample, metric)})
     # Its definitions, with paths of this machine, are known by its version.
     kept = {key: value for key, value in results.items() if key not in ("samples", "configs")}
     return kept, items, records
 
 
-def judged(task: Any, sample: dict[str, Any], metric: str) -> dict[str, Any]:
+def judge_sample(task: Any, sample: dict[str, Any], metric: str) -> dict[str, Any]:
     """``choice``, ``correct`` and ``margin`` of one of lm-eval's samples, under ``metric``; see ITEMS."""
     correct = bool(sample[metric] == 1)
     if task.OUTPUT_TYPE == "generate_until":
@@ -249,7 +249,7 @@ def judged(task: Any, sample: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def answer_code(answer: str) -> int:
-    """A number of 48 bits for an extracted answer: the same for 1,000 and 1000., as for lm-eval's comparison."""
+    """Return a number of 48 bits for an extracted answer: the same for 1,000 and 1000., as for lm-eval's comparison."""
     plain = re.sub(r"[,$]|\.$", "", answer.strip().lower())
     return int.from_bytes(hashlib.sha256(plain.encode()).digest()[:6], "big")
 

@@ -84,7 +84,7 @@ def _matrix(head: Head, kind: str) -> Tensor:
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> Tensor:
-    """Final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``.
+    """Return the final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``.
 
     ``places``: the decoder's ``attention_mask`` and ``position_ids``, where they are not those of a text.
     """
@@ -92,8 +92,10 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> T
         return decoder(model)(input_ids=tokens, use_cache=False, **places).last_hidden_state.float()
 
 
-def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Each of ``parts`` of ``windows`` int32 [n, window] with its tokens and their final hidden states, in order.
+def forward_passes(
+    model: PreTrainedModel, windows: Tensor, parts: list[slice]
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield each of ``parts`` of ``windows`` int32 [n, window] with its tokens and their final hidden states, in order.
 
     A model that is read block by block takes as many parts through it at once as have room in memory.
     """
@@ -112,12 +114,12 @@ def passes(model: PreTrainedModel, windows: Tensor, parts: list[slice]) -> Itera
 
 
 def windows_per_batch(window: int) -> int:
-    """Windows in one forward pass."""
+    """Return the windows in one forward pass."""
     return max(1, TOKENS_PER_BATCH // window)
 
 
 def batches(windows: int, at_once: int) -> list[slice]:
-    """Slices of ``at_once`` over so many windows."""
+    """Return the slices of ``at_once`` over so many windows."""
     return [slice(start, min(start + at_once, windows)) for start in range(0, windows, at_once)]
 
 
@@ -217,7 +219,7 @@ class Predictions:
         return figures, self._likeliest(logits, maxima), cross
 
     def _likeliest(self, logits: Tensor, maxima: Tensor) -> Tensor:
-        """The TOP largest of each row of ``logits``, likeliest first, int64 [n, TOP].
+        """Return the TOP largest of each row of ``logits``, likeliest first, int64 [n, TOP].
 
         A logit among the ten largest makes its group's maximum one of the ten largest maxima.
         """
@@ -252,7 +254,9 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
             at_once = min(count, windows_per_batch(window))
             predictions = Predictions(head, at_once * (window - 1))
             parts = batches(count, at_once)
-            for part, tokens, states in tqdm(passes(model, each, parts), total=len(parts), desc=corpus, mininterval=5):
+            for part, tokens, states in tqdm(
+                forward_passes(model, each, parts), total=len(parts), desc=corpus, mininterval=5
+            ):
                 figures, top, _ = predictions.of(states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
                 if not bool(figures.isfinite().all()):
                     raise ValueError(f"corpus {corpus}, from window {part.start}: the base's logits are not finite")
@@ -262,7 +266,7 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
 
 
 def read_slice(file: Path, name: str, part: slice) -> Tensor:
-    """Entries of the first dimension of a tensor.
+    """Return the entries of the first dimension of a tensor.
 
     The file is opened for each: what was read through one mapping stays resident until it is closed.
     """
@@ -295,7 +299,7 @@ def corpus_damage(
     waiting: list[dict[str, Tensor]] = []
     together = -(-ROWS // (at_once * (window - 1)))
     remaining = batches(count, at_once)[skip * together :]
-    read = passes(model, windows, remaining)
+    read = forward_passes(model, windows, remaining)
     for part, tokens, states in tqdm(read, total=len(remaining), desc=corpus, mininterval=5):
         base = tuple(
             read_slice(reference / f"{name}.safetensors", corpus, part).to(model.device)
@@ -351,10 +355,10 @@ def _table(parts: list[dict[str, Tensor]], corpus: str) -> pd.DataFrame:
     return table
 
 
-def resumed(
+def resume_tables(
     corpora: Iterable[str], damage: Callable[[str, int], Iterator[pd.DataFrame]], folder: Path
 ) -> Iterator[pd.DataFrame]:
-    """The tables of all corpora, each kept in ``folder`` so that a job after this one need not make it again.
+    """Yield the tables of all corpora, each kept in ``folder`` so that a job after this one need not make it again.
 
     ``damage(corpus, skip)`` gives a corpus' tables but the first ``skip``, which are there.
     """
@@ -394,7 +398,7 @@ def head_of(base: Path) -> Tensor:
 
 
 def stored_head(base: Path) -> Head:
-    """The base model's head, read from its checkpoint: in float32.
+    """Return the base model's head, read from its checkpoint: in float32.
 
     What its tensors are called is asked of the architecture; a tied one is stored under the input embedding's name.
     """

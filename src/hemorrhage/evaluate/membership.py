@@ -29,7 +29,7 @@ ROWS = 128
 """Tokens whose distributions are in memory at once."""
 
 
-def known(model: PreTrainedModel, evaluation: Tensor, calibration: Tensor) -> dict[str, Any]:
+def membership_scores(model: PreTrainedModel, evaluation: Tensor, calibration: Tensor) -> dict[str, Any]:
     """Per split ``nll`` and ``min_k`` of each window, and ``overlap``; both int32 ``[windows, window]``."""
     found: dict[str, Any] = {"overlap": overlap(evaluation, calibration)}
     for split, windows in (("evaluation", evaluation), ("calibration", calibration)):
@@ -66,13 +66,13 @@ def min_k_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def overlap(evaluation: Tensor, calibration: Tensor) -> float:
-    """Share of the evaluation windows' n-grams that stand in a window of the calibration split."""
+    """Return the share of the evaluation windows' n-grams that stand in a window of the calibration split."""
     ours, theirs = (_fingerprints(windows) for windows in (evaluation, calibration))
     return torch.isin(ours, theirs.unique()).double().mean().item() if len(ours) and len(theirs) else 0.0
 
 
 def _fingerprints(windows: Tensor) -> Tensor:
-    """A number for each n-gram of the windows: int64, of products that wrap around."""
+    """Return a number for each n-gram of the windows: int64, of products that wrap around."""
     if windows.shape[1] < NGRAM:
         return torch.empty(0, dtype=torch.int64)
     factors = torch.randint(2**62, (NGRAM,), generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def computing(model: PreTrainedModel, dtype: str) -> Iterator[None]:
+def compute_in(model: PreTrainedModel, dtype: str) -> Iterator[None]:
     """While the block runs, products in the model's decoder are of ``dtype`` ("float32" or "bfloat16").
 
     Weights stay as they are, and norms, softmax and what follows the decoder stay float32 (torch.autocast).

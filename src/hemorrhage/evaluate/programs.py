@@ -25,10 +25,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
-from hemorrhage.decode.generation import NEUTRAL, check, check_context, ends, only, special_tokens, until_end
-from hemorrhage.decode.prompts import Prompt, left_padded
+from hemorrhage.decode.generation import (
+    NEUTRAL,
+    check,
+    check_context,
+    end_tokens,
+    hide_defaults,
+    special_tokens,
+    until_end,
+)
+from hemorrhage.decode.prompts import Prompt, pad_left
 from hemorrhage.decode.stops import StopsAt, before_stop
-from hemorrhage.decode.sweep import continued_text, resume_directory
+from hemorrhage.decode.sweep import decode_continuation, resume_directory
 from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.reload import verify
@@ -66,8 +74,8 @@ class Batch:
     problems: pd.DataFrame
 
 
-def about(variant: str, benchmarks: Sequence[Path], spec: Spec) -> dict[str, Any]:
-    """What the manifest says of an output, a failed one too.
+def manifest_fields(variant: str, benchmarks: Sequence[Path], spec: Spec) -> dict[str, Any]:
+    """Return what the manifest says of an output, a failed one too.
 
     Raises ValueError where the benchmarks are not the tasks of ``spec``.
     """
@@ -83,7 +91,7 @@ def about(variant: str, benchmarks: Sequence[Path], spec: Spec) -> dict[str, Any
 
 
 def protocol(facts: dict[str, Any], spec: Spec) -> str:
-    """What a pass rate depends on beside model and problems, as one string; ``facts`` is the benchmark's manifest."""
+    """Return all that a pass rate depends on but model and problems; ``facts`` is the benchmark's manifest."""
     drawn = "all" if spec.items == "all" else f"{spec.items}/{facts['items']} seed={spec.seed}"
     return (
         f"pass@1 greedy items={drawn} shots={facts['shots']} stop={json.dumps(facts['stop'])} "
@@ -117,10 +125,10 @@ def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: 
     rows = rows.assign(rank=rank).sort_values(["rank", "item"], ignore_index=True).drop(columns="rank")
     with writing(out) as part:
         PROGRAMS.validate(rows).to_parquet(part / "programs.parquet", index=False)
-        write_manifest(part, **about(variant, benchmarks, spec))
+        write_manifest(part, **manifest_fields(variant, benchmarks, spec))
 
 
-def drawn(benchmark: Path, items: int | str, seed: int) -> pd.DataFrame:
+def draw_problems(benchmark: Path, items: int | str, seed: int) -> pd.DataFrame:
     """``items`` problems of a benchmark (or ``"all"``), drawn with ``seed``, in their order.
 
     Raises ValueError where it has fewer.
@@ -135,7 +143,7 @@ def drawn(benchmark: Path, items: int | str, seed: int) -> pd.DataFrame:
 
 def _batches(benchmark: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> Iterator[Batch]:
     facts = read_manifest(benchmark)
-    problems = drawn(benchmark, spec.items, spec.seed)
+    problems = draw_problems(benchmark, spec.items, spec.seed)
     prompts = {
         int(row.item): Prompt(
             int(row.item),
@@ -162,7 +170,7 @@ def _shown(batches: Sequence[Batch]) -> Iterator[Batch]:
 def _resumed(
     file: Path, batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: Spec
 ) -> pd.DataFrame:
-    """The rows of a batch, from ``file`` where an earlier job of the same output has left them there."""
+    """Return the rows of a batch, from ``file`` where an earlier job of the same output has left them there."""
     if not file.exists():
         unfinished = file.with_name(f"{file.name}.part")
         _rows(batch, model, tokenizer, spec).to_parquet(unfinished, index=False)
@@ -196,7 +204,7 @@ def complete(
     new_tokens: int,
     stops: Sequence[str],
 ) -> list[str]:
-    """Greedy continuations of ``prompts``, read as one left-padded batch, each cut before its first stop string.
+    """Return greedy continuations of ``prompts``, read as one left-padded batch, each cut before its first stop string.
 
     A sequence ends at a stop string, at the model's end of sequence, or after ``new_tokens`` tokens. Raises ValueError
     for prompts that are empty or, with ``new_tokens`` more, longer than the model's context.
@@ -204,18 +212,18 @@ def complete(
     from transformers import GenerationConfig
 
     special = special_tokens(model)
-    ids, mask = (tensor.to(model.device) for tensor in left_padded(prompts, special["pad_token_id"]))
+    ids, mask = (tensor.to(model.device) for tensor in pad_left(prompts, special["pad_token_id"]))
     check(model, ids, mask, new_tokens)
-    with torch.no_grad(), only(model, GenerationConfig(**special)):
+    with torch.no_grad(), hide_defaults(model, GenerationConfig(**special)):
         sequences = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(**NEUTRAL, **special, max_new_tokens=new_tokens),
             stopping_criteria=[StopsAt(tokenizer, stops, ids.shape[1])],
         )
-    generated = [until_end(tokens, ends(model)) for tokens in sequences[:, ids.shape[1] :].tolist()]
+    generated = [until_end(tokens, end_tokens(model)) for tokens in sequences[:, ids.shape[1] :].tolist()]
     return [
-        before_stop(continued_text(tokenizer, prompt.tokens, tokens), stops)
+        before_stop(decode_continuation(tokenizer, prompt.tokens, tokens), stops)
         for prompt, tokens in zip(prompts, generated, strict=True)
     ]
 
@@ -235,7 +243,7 @@ def main() -> None:
     unavailable = sandbox.missing()
     if unavailable:
         sys.exit(unavailable)
-    facts = about(given.variant, given.benchmarks, spec)
+    facts = manifest_fields(given.variant, given.benchmarks, spec)
     reason = failure(given.checkpoint)
     if reason:
         with writing(given.out) as part:

@@ -26,7 +26,7 @@ from hemorrhage.evaluate import membership
 from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.language import write_base_side
-from hemorrhage.evaluate.precision import computing
+from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
 from hemorrhage.runtime import step
@@ -59,7 +59,7 @@ def cut_windows(tokens: torch.Tensor, window: int, count: int | str, leading: Se
 
 
 def _control(tokens: torch.Tensor | None, window: int, leading: Sequence[int]) -> torch.Tensor | None:
-    """Windows of the calibration split, as many as there are; None where they are fewer than two."""
+    """Return the windows of the calibration split, as many as there are; None where they are fewer than two."""
     if tokens is None or len(tokens) < 2 * window:
         return None
     return cut_windows(tokens, window, "all", leading)
@@ -71,7 +71,7 @@ def first_predicted(leading: Sequence[int]) -> int:
 
 
 def protocol(window: int, windows: int, there: int, leading: Sequence[int], join: str, dtype: str = "float32") -> str:
-    """What a perplexity's value depends on beside model and text, as one string."""
+    """Return what a perplexity's value depends on beside model and text, as one string."""
     predicted = windows * (window - first_predicted(leading))
     return (
         f"window={window} stride={window} windows={windows}/{there} bos={len(leading)} "
@@ -87,7 +87,7 @@ def spread(windows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """Bytes of text that each token stands for, int64 ``[vocabulary]``; special tokens stand for none.
+    """Return the bytes of text that each token stands for, int64 ``[vocabulary]``; special tokens stand for none.
 
     Exact where a token holds a part of a character, too. A byte-level tokenizer writes each byte as one character;
     others write a space as U+2581 and bytes that are in no piece as ``<0xE2>``.
@@ -166,7 +166,7 @@ def reference(
     answered = []
     for task in tasks:
         facts = read_manifest(task)
-        with computing(model, spec["dtype"]):
+        with compute_in(model, spec["dtype"]):
             answered.append(answers(model, tokenizer, task).assign(task=facts["task"]))
         asked[facts["task"]] = {
             "sha256": facts["sha256"],
@@ -179,7 +179,7 @@ def reference(
     with writing(out) as part:
         save_file(windows, part / "windows.safetensors")
         save_file(counts, part / "counts.safetensors")
-        with computing(model, spec["dtype"]):
+        with compute_in(model, spec["dtype"]):
             write_base_side(model, windows, part)
         first_place = first_predicted(leading)
         sizes = pd.concat(
@@ -207,7 +207,7 @@ def reference(
             diagnostics=diagnosed,
             dtype=spec["dtype"],
             membership={
-                corpus: membership.known(model, windows[corpus], control)
+                corpus: membership.membership_scores(model, windows[corpus], control)
                 for corpus, control in unmeasured.items()
                 if control is not None
             },

@@ -30,7 +30,7 @@ class Trie:
         self._children: dict[tuple[int, int], int] = {}
 
     def would_add(self, row: list[int]) -> int:
-        """Tokens of ``row`` that are not there yet."""
+        """Return the tokens of ``row`` that are not there yet."""
         node = -1
         for place, token in enumerate(row):
             if (node, token) not in self._children:
@@ -52,7 +52,7 @@ class Trie:
         self.paths.append(path)
 
     def mask(self) -> Tensor:
-        """Whether a node (row) attends to another (column): bool [n, n]."""
+        """Return whether a node (row) attends to another (column): bool [n, n]."""
         found = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self._parents):
             if parent >= 0:
@@ -60,8 +60,8 @@ class Trie:
         return found
 
 
-def readable(model: PreTrainedModel) -> bool:
-    """Whether ``model`` looks at earlier tokens by nothing but attention that takes a mask, over all of them.
+def accepts_trie(model: PreTrainedModel) -> bool:
+    """Return whether ``model`` looks at earlier tokens by nothing but attention that takes a mask, over all of them.
 
     Not so are recurrent layers, sliding windows, and keys that are rounded in groups of neighbouring tokens.
     """

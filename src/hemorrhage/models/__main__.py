@@ -98,7 +98,7 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 
 def rows(model: PreTrainedModel) -> int:
-    """Rows of the model's embedding: the tokens that it can read."""
+    """Return the rows of the model's embedding: the tokens that it can read."""
     embedding: Any = model.get_input_embeddings()
     return embedding.weight.shape[0]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def architecture(config: Any) -> Any:
-    """The class of language models that ``config`` is of; of a wrapper of a text tower the wrapper's.
+    """Return the class of language models that ``config`` is of; of a wrapper of a text tower the wrapper's.
 
     Raises ValueError where transformers has none.
     """
@@ -25,7 +25,7 @@ def architecture(config: Any) -> Any:
 
 
 def text_entries(folder: Path) -> dict[str, Any]:
-    """The entries of a folder's config.json that are about text: of a wrapper its text tower's, but its own type.
+    """Return the text entries of a folder's config.json: of a wrapper its text tower's, but its own type.
 
     Settings have the names that transformers has for all families, ``hidden_size`` where GPT-2 says ``n_embd``.
     """
@@ -38,7 +38,7 @@ def text_entries(folder: Path) -> dict[str, Any]:
 
 
 def skeleton(config: Any) -> PreTrainedModel:
-    """The model that ``config`` describes, in float32, without numbers."""
+    """Return the model that ``config`` describes, in float32, without numbers."""
     import torch
 
     with torch.device("meta"):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def decoder(model: PreTrainedModel) -> Any:
-    """The module that makes final hidden states of tokens: embeddings, blocks, last norm."""
+    """Return the module that makes final hidden states of tokens: embeddings, blocks, last norm."""
     found = model.get_decoder()
     if found is not model:
         return found
@@ -25,7 +25,7 @@ def decoder(model: PreTrainedModel) -> Any:
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks, in order. Raises RefusedError where the model has no stack of blocks."""
+    """Return the decoder blocks, in order. Raises RefusedError where the model has no stack of blocks."""
     return getattr(decoder(model), _stack_name(model))
 
 
@@ -35,7 +35,7 @@ def replace_blocks(model: PreTrainedModel, stack: nn.ModuleList) -> None:
 
 
 def _stack_name(model: PreTrainedModel) -> str:
-    """What the decoder calls its blocks: ``layers`` in most families, ``h`` in GPT-2's, ``blocks`` in MPT's."""
+    """Return what the decoder calls its blocks: ``layers`` in most families, ``h`` in GPT-2's, ``blocks`` in MPT's."""
     stacks = {name: child for name, child in decoder(model).named_children() if isinstance(child, torch.nn.ModuleList)}
     found = max(stacks, key=lambda name: len(stacks[name]), default=None)
     if found is None or not len(stacks[found]):

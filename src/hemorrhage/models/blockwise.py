@@ -97,7 +97,7 @@ def stream_blocks(model: PreTrainedModel) -> None:
 
 
 def is_streamed(model: PreTrainedModel) -> bool:
-    """Whether a model is one of ``by_blocks``."""
+    """Return whether a model is one of ``by_blocks``."""
     return STREAMED in vars(model)
 
 
@@ -176,7 +176,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def _bound(own: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The states that a block's ``own`` forward gets, which are its first argument, and the others by name."""
+    """Return the states that a block's ``own`` forward gets, which are its first argument, and the others by name."""
     signature = inspect.signature(own)
     values = dict(signature.bind(*positional, **named).arguments)
     rest = next((name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD), None)
@@ -222,7 +222,7 @@ def embed(model: PreTrainedModel, batches: tuple[Tensor, ...]) -> tuple[list[Ten
 
 
 def run_block(block: nn.Module, states: Tensor, arguments: dict[str, Any], batch: int | None = None) -> Tensor:
-    """What leaves ``block`` when ``states`` [n, length, hidden] enter it, those of the batch of that number.
+    """Return what leaves ``block`` when ``states`` [n, length, hidden] enter it, those of the batch of that number.
 
     Raises RefusedError without a number where the block reads more of a text than its states.
     """
@@ -236,7 +236,7 @@ def run_block(block: nn.Module, states: Tensor, arguments: dict[str, Any], batch
 
 
 def final_norm(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> list[Tensor]:
-    """Final hidden states, after the last norm, of ``states`` that left the last block."""
+    """Return the final hidden states, after the last norm, of ``states`` that left the last block."""
     last = len(blocks(model)) - 1
     remaining = iter(states)
     known = traits(model)
@@ -257,12 +257,12 @@ def final_norm(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
+    """Return the logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
     return head_of(model).logits(hidden)
 
 
 def forward_blockwise(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Final hidden states float32 [n, length, hidden] of ``tokens`` int64 [n, length], block by block."""
+    """Return the final hidden states float32 [n, length, hidden] of ``tokens`` int64 [n, length], block by block."""
     return forward_batches(model, (tokens,))[0]
 
 
@@ -320,7 +320,7 @@ def _shell_in_float32(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _embedded(embedding: Any) -> Callable[[Tensor], Tensor]:
-    """The forward pass of an embedding as if all of its weight were float32, with the rows that are looked up alone."""
+    """Return an embedding's forward pass in float32, for which only the rows that are looked up are cast."""
     own = embedding.forward
 
     @functools.wraps(own)

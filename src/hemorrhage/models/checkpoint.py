@@ -10,7 +10,7 @@ from hemorrhage.models.architecture import architecture, skeleton
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.layout import to_memory
 from hemorrhage.models.stream import keep_freed, return_freed
-from hemorrhage.models.weights import Weights, shares
+from hemorrhage.models.weights import Weights, shares_weights
 from hemorrhage.runtime.artifact import verify
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LARGE = 2**32
 def load(
     folder: Path, dtype: str = "float32", as_stored: bool = False, base: Path | None = None, streamed: bool = False
 ) -> PreTrainedModel:
-    """The model of a checkpoint folder in evaluation mode, on the device ``device()``.
+    """Return the model of a checkpoint folder in evaluation mode, on the device ``device()``.
 
     ``base`` is the folder of the base model, which a variant's checkpoint shares weights with
     (hemorrhage.models.weights). Files are compared with the checksums of their manifests before.
@@ -43,7 +43,7 @@ def load(
     from transformers import AutoConfig
 
     verify(folder)
-    if base is not None and shares(folder):
+    if base is not None and shares_weights(folder):
         verify(base)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     quantization = vars(config).pop("quantization_config", None)
@@ -57,7 +57,7 @@ def load(
         from hemorrhage.models.formats.reader import module_of
 
         model = module_of(bench["form"]).build(folder, config, dtype, as_stored, base)
-    elif streamed or dtype == "stored" or quantization or bench or shares(folder):
+    elif streamed or dtype == "stored" or quantization or bench or shares_weights(folder):
         weights = Weights(folder, base)
         kind = "stored" if streamed else dtype
         model = _rebuild(weights, config, quantization, bench, kind, as_stored or streamed, streamed)
@@ -73,7 +73,7 @@ def load(
 
 
 def size(folder: Path) -> int | None:
-    """Bytes that the model of a checkpoint folder takes in float32; None where it can't be read block by block.
+    """Return the bytes of a checkpoint folder's model in float32; None where it can't be read block by block.
 
     That are the forms of a whole model, and mixtures of experts, which are put together from their checkpoint's parts.
     """
@@ -89,7 +89,7 @@ def size(folder: Path) -> int | None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder, exactly as its tokenizer.json says, but for what cuts, pads and ends texts.
+    """Return a checkpoint folder's tokenizer as its tokenizer.json says, but for what cuts, pads and ends texts.
 
     The base step sees to it that every folder has that file. The data step reads the same file with the
     ``tokenizers`` library alone; going through AutoTokenizer here could rebuild it into something else.
@@ -111,7 +111,7 @@ def device() -> str:
 
 
 def expected_shapes(config: Any) -> dict[str, torch.Size]:
-    """Shape of every parameter of the architecture that ``config`` describes, by the names it has in memory."""
+    """Return the shape of every parameter of the architecture of ``config``, by the names it has in memory."""
     from hemorrhage.models.experts import unfuse
 
     model = skeleton(config)
@@ -179,7 +179,7 @@ def _rebuild(
     as_stored: bool,
     streamed: bool = False,
 ) -> PreTrainedModel:
-    """A checkpoint that transformers can't read alone, or would compute with in another way.
+    """Return a checkpoint that transformers can't read alone, or would compute with in another way.
 
     Its tensors are mapped one by one, so that one which is replaced leaves memory.
     """
@@ -230,7 +230,7 @@ def _rebuild(
 
 
 def _linear_weights(config: Any) -> set[str]:
-    """Names of the weights of the decoder blocks' linear layers in the architecture that ``config`` describes."""
+    """Return the names of the weights of the blocks' linear layers in the architecture of ``config``."""
     import torch
 
     model = skeleton(config)

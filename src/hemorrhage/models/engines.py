@@ -20,7 +20,7 @@ STORED: dict[str, dict[str, Any]] = {
 
 
 def engine(settings: dict[str, Any]) -> tuple[str, str]:
-    """The programs that load a checkpoint with this config.json, and, where there are none, why.
+    """Return the programs that load a checkpoint with this config.json, and, where there are none, why.
 
     Speed is another question: it takes kernels for the format.
     """

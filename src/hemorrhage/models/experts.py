@@ -125,7 +125,7 @@ def unfuse(model: PreTrainedModel) -> None:
     for block in blocks(model):
         _turn(block)
         for mixture in [module for module in block.modules() if _is_fused(getattr(module, "experts", None))]:
-            mixture.experts = apart(mixture.experts, LAYOUTS.get(kind, ("", PROJECTIONS))[1])
+            mixture.experts = split_experts(mixture.experts, LAYOUTS.get(kind, ("", PROJECTIONS))[1])
             if mixture is getattr(block, "mlp", None):
                 arrange(block, kind)
         # A convolution's weight has three dimensions too.
@@ -154,12 +154,12 @@ def _is_fused(experts: Any) -> bool:
 
 
 def is_fused(model: PreTrainedModel) -> bool:
-    """Whether a model has experts that ``unfuse`` takes apart."""
+    """Return whether a model has experts that ``unfuse`` takes apart."""
     return any(_is_fused(module) for module in model.modules())
 
 
-def apart(fused: Any, names: tuple[str, ...]) -> Experts:
-    """The experts of transformers' module ``fused``, whose ``gate_up_proj`` is [experts, 2 · width, hidden]."""
+def split_experts(fused: Any, names: tuple[str, ...]) -> Experts:
+    """Return the experts of transformers' module ``fused``, whose ``gate_up_proj`` is [experts, 2 · width, hidden]."""
     from transformers.integrations.moe import _default_apply_gate
 
     turned, interleaved = stacking(type(fused).__name__)
@@ -211,8 +211,8 @@ class _Gating:
         return self._fused._apply_gate(both)
 
 
-def expert(weights: Sequence[Tensor], names: tuple[str, ...], act: nn.Module) -> Expert:
-    """An expert of ``weights``: gate and up [width, hidden], down [hidden, width]."""
+def new_expert(weights: Sequence[Tensor], names: tuple[str, ...], act: nn.Module) -> Expert:
+    """Return an expert of ``weights``: gate and up [width, hidden], down [hidden, width]."""
     return Expert({name: _linear(weight) for name, weight in zip(names, weights, strict=True)}, act)
 
 
@@ -248,7 +248,7 @@ def mixtures(model: nn.Module) -> dict[str, Any]:
 
 
 def router(mixture: nn.Module) -> Any:
-    """The module that chooses the experts of each token."""
+    """Return the module that chooses the experts of each token."""
     return mixture.get_submodule(_router_name(mixture))
 
 
@@ -257,7 +257,7 @@ def _router_name(mixture: nn.Module) -> str:
 
 
 def routing_logits(mixture: nn.Module, x: Tensor) -> Tensor:
-    """What a mixture's router makes of ``x`` [tokens, hidden] before any softmax: float32 [tokens, experts]."""
+    """Return what a mixture's router makes of ``x`` [tokens, hidden] before any softmax: float32 [tokens, experts]."""
     module = router(mixture)
     # Hunyuan's is a module with a linear layer.
     module = getattr(module, "wg", module)
@@ -267,7 +267,7 @@ def routing_logits(mixture: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def chosen_experts(mixture: Any) -> Iterator[list[Tensor]]:
+def record_choices(mixture: Any) -> Iterator[list[Tensor]]:
     """Inside, the experts that ``mixture`` chooses go into the list that is given: int64 [tokens, k] a pass."""
     found: list[Tensor] = []
 
@@ -287,7 +287,7 @@ def chosen_experts(mixture: Any) -> Iterator[list[Tensor]]:
 
 
 def routing_layers(model: PreTrainedModel) -> list[str]:
-    """Names of what routes in ``model``: no method packs it, and engines keep it as it is.
+    """Return the names of what routes in ``model``: no method packs it, and engines keep it as it is.
 
     They belong into the list of layers that a quantization's configuration ignores. A shared expert without width is
     among them, because transformers makes linear layers of it.

@@ -34,7 +34,7 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, s
     if hasattr(own, "save"):
         own.save(model, dtype, base, folder)
     else:
-        write(folder, dict(stored(model, dtype)), WEIGHTS, shared_with)
+        write(folder, dict(stored_tensors(model, dtype)), WEIGHTS, shared_with)
     config = configuration(model, base)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for source in base.iterdir():
@@ -42,7 +42,7 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, s
             shutil.copyfile(source, folder / source.name)
 
 
-def stored(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, torch.dtype]]]:
+def stored_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, torch.dtype]]]:
     """Name, tensor, and dtype on disk of everything a checkpoint of ``model`` holds."""
     from hemorrhage.models.formats.storage import formatted_layers
 
@@ -59,7 +59,7 @@ def stored(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tu
 
 
 def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
-    """The altered model's config.json: the base's, with whatever differs."""
+    """Return the altered model's config.json: the base's, with whatever differs."""
     from transformers import AutoConfig
 
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
 
 
 def dtype_of(weights: Weights) -> torch.dtype:
-    """The dtype of most of a checkpoint's weights."""
+    """Return the dtype of most of a checkpoint's weights."""
     numbers: Counter[torch.dtype] = Counter()
     for name in weights.names():
         numbers[weights.dtype(name)] += weights.shape(name).numel()
@@ -98,8 +98,8 @@ def dtype_of(weights: Weights) -> torch.dtype:
     return max(floating, key=lambda dtype: numbers[dtype])
 
 
-def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every weight the model computes with, dense, one at a time."""
+def dense_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of every weight the model computes with, dense, one at a time."""
     from hemorrhage.models.formats.storage import formatted_layers
 
     found = formatted_layers(model)
@@ -109,7 +109,7 @@ def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _plain(model: PreTrainedModel, forms: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """What is no form's own tensor."""
+    """Yield what is no form's own tensor."""
     inside = tuple(f"{name}." for name in forms)
     for name, value in distinct(model).items():
         if not name.startswith(inside) or name.endswith(".bias"):
@@ -128,7 +128,7 @@ def _whole_form(model: PreTrainedModel) -> Any:
 
 
 def _narrow(model: PreTrainedModel) -> list[str]:
-    """Parameters that are smaller than the configuration says."""
+    """Return the parameters that are smaller than the configuration says."""
     shapes = expected_shapes(model.config)
     return sorted(name for name, value in distinct(model).items() if name in shapes and value.shape != shapes[name])
 

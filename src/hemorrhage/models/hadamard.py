@@ -59,7 +59,7 @@ class Rotation:
 
 
 def rotation(seed: int, left: int, right: int, *, from_hadamard: bool) -> Rotation:
-    """The rotation of order ``left · right`` that the number ``seed`` stands for, the same at every call.
+    """Return the rotation of order ``left · right`` that the number ``seed`` stands for, the same at every call.
 
     Hadamard matrices of the orders ``left`` and ``right`` behind random signs, or random orthogonal matrices
     of these orders behind a random permutation.
@@ -84,19 +84,19 @@ def factors(width: int) -> tuple[int, int, bool]:
 
 
 def orthogonal(width: int, generator: torch.Generator) -> Tensor:
-    """A uniformly (Haar) random orthogonal matrix, float64 [width, width]."""
+    """Return a uniformly (Haar) random orthogonal matrix, float64 [width, width]."""
     q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()
 
 
 @functools.cache
 def constructible(order: int) -> bool:
-    """Whether ``hadamard`` can make a matrix of this order."""
+    """Return whether ``hadamard`` can make a matrix of this order."""
     return order in (1, 2) or _paley(order) is not None or (order % 4 == 0 and constructible(order // 2))
 
 
 def hadamard(order: int) -> Tensor:
-    """A Hadamard matrix, float64 [order, order] of ±1. Raises ValueError where none is known here."""
+    """Return a Hadamard matrix, float64 [order, order] of ±1. Raises ValueError where none is known here."""
     if order in (1, 2):
         return torch.tensor([[1, 1], [1, -1]], dtype=torch.float64)[:order, :order]
     if order % 4 == 0 and constructible(order // 2):
@@ -113,7 +113,7 @@ def hadamard(order: int) -> Tensor:
 
 
 def _paley(order: int) -> tuple[int, bool] | None:
-    """The prime, and whether it is the second construction, that give a Hadamard matrix of this order."""
+    """Return the prime, and whether it is the second construction, that give a Hadamard matrix of this order."""
     if order % 4 == 0 and (order - 1) % 4 == 3 and _is_prime(order - 1):
         return order - 1, False
     if order % 4 == 0 and (order // 2 - 1) % 4 == 1 and _is_prime(order // 2 - 1):

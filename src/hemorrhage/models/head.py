@@ -43,7 +43,7 @@ class Head:
     softcap: float | None = None
 
     def __len__(self) -> int:
-        """Tokens of the vocabulary."""
+        """Return the tokens of the vocabulary."""
         return len(self.weight)
 
     @property
@@ -52,15 +52,15 @@ class Head:
         return self.weight.shape[1]
 
     def to(self, device: torch.device) -> Head:
-        """The same on a device."""
+        """Return the same on a device."""
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def float(self) -> Head:
-        """The same in float32."""
+        """Return the same in float32."""
         return replace(self, weight=self.weight.float(), bias=None if self.bias is None else self.bias.float())
 
     def scale_input(self, hidden: Tensor) -> Tensor:
-        """What the product reads of ``hidden`` [..., hidden]."""
+        """Return what the product reads of ``hidden`` [..., hidden]."""
         return hidden if self.input_scale == 1 else hidden * self.input_scale
 
     def product(self, hidden: Tensor) -> Tensor:
@@ -76,12 +76,12 @@ class Head:
         return _capped(tile, self.output_scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
+        """Return the logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
         return _capped(self.product(self.scale_input(hidden)), self.output_scale, self.softcap)
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a model, which shares its tensors. Raises RefusedError for a head that does something else."""
+    """Return the head of a model, which shares its tensors. Raises RefusedError for a head that does something else."""
     if HEAD_OVERRIDE in vars(model):
         return vars(model)[HEAD_OVERRIDE]
     module: Any = model.get_output_embeddings()
@@ -92,7 +92,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def stored_name(model: PreTrainedModel) -> str:
-    """Name of the head's module in the model."""
+    """Return the name of the head's module in the model."""
     module = model.get_output_embeddings()
     return next(name for name, other in model.named_modules() if other is module)
 
@@ -155,7 +155,7 @@ class _Output(tuple):
 
 
 def _passed(model: PreTrainedModel, hidden: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
-    """What the product of the head reads of ``hidden`` when it is replaced by ``product``, and the model's logits."""
+    """Return the input of the head's product for ``hidden``, and the logits that the model makes of ``product``."""
     read: list[Tensor] = []
 
     def instead(states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.architecture import skeleton
-from hemorrhage.models.stream import Place, mapped
+from hemorrhage.models.stream import TensorLocation, map_tensor
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _CONV1D = re.compile(r".*\.(c_attn|q_attn|c_proj|c_fc)\.weight")
 
 
 @dataclass(frozen=True)
-class Part(Place):
+class Part(TensorLocation):
     """A part of a matrix that lies in a file in another shape ``raw``."""
 
     raw: tuple[int, ...] = ()
@@ -58,19 +58,19 @@ class Part(Place):
     rows: slice | None = None
 
     def tensor(self) -> Tensor:
-        """The part, mapped."""
-        whole = mapped(self.file, self.offset, self.raw, self.dtype)
+        """Return the part, mapped."""
+        whole = map_tensor(self.file, self.offset, self.raw, self.dtype)
         turned = whole.T if self.turned else whole
         return turned if self.rows is None else turned[self.rows]
 
 
 def differs(config: Mapping[str, Any]) -> bool:
-    """Whether the files of a model with this config.json are not as the bench wants them."""
+    """Return whether the files of a model with this config.json are not as the bench wants them."""
     kind = _text_kind(config)
     return "text_config" in config or kind in (*RENAMED, *TURNED, *STACKED)
 
 
-def view(folder: Path, places: dict[str, Place]) -> dict[str, Place]:
+def view(folder: Path, places: dict[str, TensorLocation]) -> dict[str, TensorLocation]:
     """``places`` of a checkpoint folder's tensors as the bench sees them."""
     file = folder / "config.json"
     if not file.is_file():
@@ -90,7 +90,7 @@ def view(folder: Path, places: dict[str, Place]) -> dict[str, Place]:
 
 
 def to_memory(state: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """Tensors by the bench's names -> by those that transformers has in memory for a ``kind`` of text model."""
+    """Rename tensors from the bench's names to those in transformers' memory, for the text model type ``kind``."""
     found = dict(state)
     for name, made in _fused(found, kind).items():
         parts = [found.pop(part) for part in made.parts]
@@ -109,7 +109,7 @@ class Joined:
 
 
 def to_family(folder: Path, names: Iterable[str]) -> dict[str, Joined]:
-    """The family's names for a checkpoint's tensors, and what they are made of, for one with the bench's names."""
+    """Return the family's names for the tensors of a checkpoint with the bench's names, and what they are made of."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     kind, left = _text_kind(config), dict.fromkeys(names)
     found: dict[str, Joined] = {}
@@ -131,8 +131,8 @@ def _text_kind(config: Mapping[str, Any]) -> str:
     return str(text.get("model_type") or config.get("model_type"))
 
 
-def _apart(places: dict[str, Place], turned: bool, interleaved: bool) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+def _apart(places: dict[str, TensorLocation], turned: bool, interleaved: bool) -> dict[str, TensorLocation]:
+    found: dict[str, TensorLocation] = {}
     for name, place in places.items():
         match = _FUSED.fullmatch(name)
         if match is None or len(place.shape) != (2 if match[3] else 3):
@@ -143,8 +143,10 @@ def _apart(places: dict[str, Place], turned: bool, interleaved: bool) -> dict[st
     return found
 
 
-def _expert(place: Place, match: re.Match[str], index: int, turned: bool, interleaved: bool) -> dict[str, Place]:
-    """The parts of expert ``index`` in the tensor of all."""
+def _expert(
+    place: TensorLocation, match: re.Match[str], index: int, turned: bool, interleaved: bool
+) -> dict[str, TensorLocation]:
+    """Return the parts of expert ``index`` in the tensor of all."""
     raw = place.shape[1:]
     offset = place.offset + index * torch.Size(raw).numel() * place.dtype.itemsize
     rows, *columns = raw[::-1] if turned else raw
@@ -163,7 +165,7 @@ def _expert(place: Place, match: re.Match[str], index: int, turned: bool, interl
     }
 
 
-def _turned(place: Place) -> Place:
+def _turned(place: TensorLocation) -> TensorLocation:
     return Part(place.file, place.dtype, place.shape[::-1], place.offset, place.shape, True)
 
 
@@ -208,7 +210,7 @@ def _stack_pairs(parts: list[Tensor], flip: bool, interleaved: bool) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _in_memory(folder: Path, _written: int, names: tuple[str, ...]) -> dict[str, str]:
-    """Each name on disk -> what transformers calls it in memory, as when it loads."""
+    """Return each name on disk -> what transformers calls it in memory, as when it loads."""
     from transformers.core_model_loading import rename_source_key
 
     model, renamings = _renamings(folder)
@@ -217,7 +219,7 @@ def _in_memory(folder: Path, _written: int, names: tuple[str, ...]) -> dict[str,
 
 
 def _on_disk(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """Each name in memory -> what the family calls it on disk, as when transformers saves."""
+    """Return each name in memory -> what the family calls it on disk, as when transformers saves."""
     from transformers.core_model_loading import PrefixChange, rename_source_key
 
     _, renamings = _renamings(folder, legacy=False)

@@ -23,7 +23,7 @@ def linears_of(model: PreTrainedModel, missing_ok: bool = False) -> dict[str, nn
     """
     from hemorrhage.models.experts import mixtures, router
 
-    left_out = uncalled(model)
+    left_out = uncalled_linears(model)
     routing = {part for mixture in mixtures(model).values() for part in router(mixture).modules()}
     inside = {
         child
@@ -50,7 +50,7 @@ def _refuse_shared(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> Non
             )
 
 
-def uncalled(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
+def uncalled_linears(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
     """Type of a module and name in it of each linear layer that the module never calls when it computes.
 
     It reads their weights by itself, as Mamba's mixer does with ``dt_proj``: nobody sees their input, and a packed form

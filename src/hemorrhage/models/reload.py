@@ -52,7 +52,7 @@ class FreshProcess:
         remote.close()
 
     def verify(self, folder: Path, base: Path) -> None:
-        """Raises ValueError where ``folder``, which may share weights with ``base``, reads back differently."""
+        """Raise ValueError where ``folder``, which may share weights with ``base``, reads back differently."""
         self._pipe.send((folder, base))
         answer = self._pipe.recv() if self._pipe.poll(PATIENCE) else "did not answer"
         if answer:
@@ -67,7 +67,7 @@ class FreshProcess:
 
 
 def _serve(pipe: multiprocessing.connection.Connection) -> None:
-    """The child: waits for a folder, answers with what is wrong with it or nothing, and ends."""
+    """Wait in the child for a folder, answer with what is wrong with it or nothing, and end."""
     from hemorrhage.models.checkpoint import load
 
     os.environ["HEMORRHAGE_DEVICE"] = "cpu"
@@ -92,7 +92,7 @@ def write_check(model: PreTrainedModel, folder: Path, seed: int) -> None:
     from safetensors.torch import save_file
 
     from hemorrhage.models.emulation.activations import exact
-    from hemorrhage.models.emulation.kv_cache import rounds
+    from hemorrhage.models.emulation.kv_cache import has_rounding
 
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
@@ -101,7 +101,7 @@ def write_check(model: PreTrainedModel, folder: Path, seed: int) -> None:
     if not logits.isfinite().all():
         raise ValueError("the altered model's logits are not finite")
     check = {"tokens": tokens, "logits": logits}
-    if rounds(model):
+    if has_rounding(model):
         with exact():
             check["exact"] = _streamed(model, tokens)
     save_file(check, folder / CHECK)
@@ -131,7 +131,7 @@ def _tokens(folder: Path) -> Tensor:
 
 
 def _streamed(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Logits float32 [4, vocabulary] at the last positions, computed block by block."""
+    """Return the logits float32 [4, vocabulary] at the last positions, computed block by block."""
     from hemorrhage.models import blockwise
 
     with torch.inference_mode():

@@ -49,14 +49,14 @@ IN_MEMORY = 2**28
 
 
 def rows_at_once(columns: int) -> int:
-    """Rows of a matrix of ``columns`` that make a piece."""
+    """Return the rows of a matrix of ``columns`` that make a piece."""
     return max(1, PIECE // columns)
 
 
 def header(
     shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]
 ) -> bytes:
-    """What a safetensors file begins with whose tensors lie one behind the other in the order of ``shapes``."""
+    """Return what a safetensors file begins with whose tensors lie one behind the other in the order of ``shapes``."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, shape in shapes.items():
@@ -105,7 +105,7 @@ class TensorFile:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a tensor lies in a safetensors file: ``offset`` in bytes from the file's beginning."""
 
     file: Path
@@ -114,12 +114,12 @@ class Place:
     offset: int
 
     def tensor(self) -> Tensor:
-        """The tensor, mapped: what was read of it the kernel may take out of memory again."""
-        return mapped(self.file, self.offset, self.shape, self.dtype)
+        """Return the tensor, mapped: what was read of it the kernel may take out of memory again."""
+        return map_tensor(self.file, self.offset, self.shape, self.dtype)
 
 
-def places(file: Path) -> dict[str, Place]:
-    """Name -> place of each tensor of a safetensors file. Raises ValueError for a file that is none or is cut off."""
+def tensor_locations(file: Path) -> dict[str, TensorLocation]:
+    """Return each tensor's location in a safetensors file. Raises ValueError for one that is damaged or truncated."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -135,15 +135,15 @@ def places(file: Path) -> dict[str, Place]:
         begin, end = entry["data_offsets"]
         if entry["dtype"] not in kinds:
             raise ValueError(f"{file}: {name} is of type {entry['dtype']}; {', '.join(kinds)} can be read")
-        place = Place(file, kinds[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
+        place = TensorLocation(file, kinds[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
         if 8 + length + end > size or end - begin != torch.Size(place.shape).numel() * place.dtype.itemsize:
             raise ValueError(f"{file} is no whole safetensors file: {name} does not fit")
         found[name] = place
     return found
 
 
-def mapped(file: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The tensor of ``shape`` and ``dtype`` at a byte of ``file``, mapped into memory by itself.
+def map_tensor(file: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return the tensor of ``shape`` and ``dtype`` at a byte of ``file``, mapped into memory by itself.
 
     What is written to it stays in memory and never reaches the file. Raises OSError where it can't be mapped.
     """
@@ -191,7 +191,7 @@ def keep_freed() -> None:
 
 
 def _allocate(mapped: int, kept: int) -> None:
-    """``mapped``: bytes from which on an allocation is a mapping of its own; ``kept``: free bytes at the heap's end."""
+    """Set from how many bytes on an allocation is a mapping (``mapped``), and how many free ones the heap keeps."""
     trim_threshold, mmap_threshold = -1, -3
     if hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(trim_threshold, kept)
@@ -217,4 +217,4 @@ class Aside:
         with tempfile.NamedTemporaryFile(dir=self._folder) as file:
             file.write(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
             file.flush()
-            return mapped(Path(file.name), 0, value.shape, value.dtype)
+            return map_tensor(Path(file.name), 0, value.shape, value.dtype)

@@ -32,7 +32,7 @@ def only_begin(tokenizer: Tokenizer) -> None:
 
 
 def without_end(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """A post-processor of tokenizer.json that puts no special token behind a text, and before one what it did."""
+    """Return a post-processor of tokenizer.json that adds no special token after a text, and before one the same."""
     kind = processor["type"]
     if kind == "Sequence":
         return {**processor, "processors": [without_end(each) for each in processor["processors"]]}
@@ -53,12 +53,12 @@ def without_end(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _until_text(template: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A template up to its last text."""
+    """Return a template up to its last text."""
     texts = [place for place, piece in enumerate(template) if "Sequence" in piece]
     return template[: texts[-1] + 1]
 
 
 def leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer puts in front of a text by default."""
+    """Return the special tokens that the tokenizer puts in front of a text by default."""
     whole, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     return whole[: len(whole) - len(plain)]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.layout import view
-from hemorrhage.models.stream import Aside, Place, TensorFile, header, places
+from hemorrhage.models.stream import Aside, TensorFile, TensorLocation, header, tensor_locations
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest
 from hemorrhage.runtime.lazy import torch
 
@@ -40,12 +40,12 @@ SPARSE = 1 / 16
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a checkpoint's weights."""
+    """Return the safetensors files that hold a checkpoint's weights."""
     return sorted(file for file in folder.glob("*.safetensors") if file.name != CHECK)
 
 
-def shares(folder: Path) -> bool:
-    """Whether a checkpoint needs its base model to be read."""
+def shares_weights(folder: Path) -> bool:
+    """Return whether a checkpoint needs its base model to be read."""
     return (folder / FILE).is_file()
 
 
@@ -53,16 +53,16 @@ class Weights:
     """Name, shape, dtype and value of every tensor of a checkpoint's safetensors files."""
 
     def __init__(self, folder: Path, base: Path | None = None) -> None:
-        """``base``: the base model's folder, for a checkpoint that shares tensors with it.
+        """Read the headers; ``base`` is the base model's folder, for a checkpoint that shares tensors with it.
 
         Raises ValueError where the base is needed and missing, or is another one.
         """
         self._folder = folder
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, TensorLocation] = {}
         for file in weight_files(folder):
-            self._places |= places(file)
+            self._places |= tensor_locations(file)
         self._places = view(folder, self._places)
-        said = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares(folder) else {}
+        said = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares_weights(folder) else {}
         self._shared: dict[str, dict[str, Any]] = said.get("tensors", {})
         used = {entry["base"]: entry["digest"] for entry in self._shared.values() if "base" in entry}
         self._base: Weights | None = None
@@ -75,7 +75,7 @@ class Weights:
                 raise ValueError(f"{folder} was made from another base model than {base}: {wrong[0]} differs")
 
     def names(self) -> list[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         parts = {f"{name}.{part}" for name in self._shared for part in (KEPT, VALUES)}
         return [*(name for name in self._places if name not in parts), *self._shared]
 
@@ -83,25 +83,25 @@ class Weights:
         return name in self._places or name in self._shared
 
     def shape(self, name: str) -> torch.Size:
-        """Shape of a tensor."""
+        """Return the shape of a tensor."""
         entry = self._shared.get(name)
         if entry is None:
             return torch.Size(self._places[name].shape)
         return torch.Size(entry["shape"]) if "shape" in entry else self._of_base().shape(entry["base"])
 
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor."""
+        """Return the dtype of a tensor."""
         entry = self._shared.get(name)
         if entry is None:
             return self._places[name].dtype
         return self.dtype(f"{name}.{VALUES}") if "shape" in entry else self._of_base().dtype(entry["base"])
 
     def masked(self, name: str) -> bool:
-        """Whether a tensor is stored as a mask, so that reading it takes memory; others are mapped from their file."""
+        """Return whether a tensor is stored as a mask: reading it takes memory, others are mapped from their file."""
         return bool(self._shared.get(name, {}).get(KEPT))
 
     def tensor(self, name: str) -> Tensor:
-        """Value of a tensor. Raises KeyError where there is none of that name."""
+        """Return value of a tensor. Raises KeyError where there is none of that name."""
         entry = self._shared.get(name)
         if entry is None:
             return self._places[name].tensor()
@@ -115,12 +115,12 @@ class Weights:
         return torch.where(kept, self._of_base().tensor(entry["base"]), 0)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every tensor, one in memory at a time."""
+        """Yield the name and value of every tensor, one in memory at a time."""
         for name in self.names():
             yield name, self.tensor(name)
 
     def digest(self, name: str) -> str | None:
-        """Digest of a tensor, from the manifest where that knows it; None where there is none of that name."""
+        """Return a tensor's digest, from the manifest where that has it; None where there is no such tensor."""
         if not hasattr(self, "_digests"):
             manifest = self._folder / MANIFEST
             self._digests = dict(read_manifest(self._folder).get("tensors", {})) if manifest.is_file() else {}
@@ -129,7 +129,7 @@ class Weights:
         return self._digests.get(name)
 
     def digests(self) -> dict[str, str]:
-        """Digest of every tensor by name."""
+        """Return the digest of every tensor by name."""
         return {name: str(self.digest(name)) for name in self.names()}
 
     def _of_base(self) -> Weights:
@@ -146,7 +146,7 @@ class Encoded:
 
 
 def encode(name: str, value: Tensor, base: Weights, known: Mapping[str, str]) -> Encoded:
-    """How to store ``value`` in the fewest bytes; ``known``: digest -> name of each tensor of ``base``."""
+    """Return how to store ``value`` in the fewest bytes; ``known``: digest -> name of each tensor of ``base``."""
     same = known.get(digest(value))
     if same is not None:
         return Encoded({"base": same, "digest": base.digest(same)}, {})
@@ -195,7 +195,7 @@ def write(folder: Path, tensors: Mapping[str, tuple[Tensor, torch.dtype]], name:
 
 
 def digest(value: Tensor) -> str:
-    """What identifies a tensor: 128 bits of its dtype, shape and numbers."""
+    """Return what identifies a tensor: 128 bits of its dtype, shape and numbers."""
     import xxhash
 
     found = xxhash.xxh3_128(f"{value.dtype} {list(value.shape)}".encode())
@@ -204,7 +204,7 @@ def digest(value: Tensor) -> str:
 
 
 def _bits(value: Tensor) -> Tensor:
-    """The numbers' bits, as integers of the same size."""
+    """Return the numbers' bits, as integers of the same size."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return value.detach().contiguous().view(kinds[value.element_size()])
 
@@ -217,7 +217,7 @@ def _packed(mask: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
-    """The boolean tensor of ``shape`` that was packed."""
+    """Return the boolean tensor of ``shape`` that was packed."""
     import numpy as np
 
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=shape.numel()).view(bool)).view(shape)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.analyze.report.card import card
 from hemorrhage.models.layout import LAYOUT, Joined, to_family
-from hemorrhage.models.weights import CHECK, FILE, Weights, shares
+from hemorrhage.models.weights import CHECK, FILE, Weights, shares_weights
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
 from hemorrhage.runtime.command import NO, NOT_MEASURED, YES, CommandError, Parser
@@ -117,7 +117,7 @@ def folder_of(variant: str) -> Path:
 
 def base_of(folder: Path) -> Path | None:
     """Find the base model's folder that params.yaml names, for a checkpoint ``folder`` that needs it."""
-    return Path(Plan.read().checkpoint("base")).parent if shares(folder) else None
+    return Path(Plan.read().checkpoint("base")).parent if shares_weights(folder) else None
 
 
 def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports: Path = REPORTS) -> None:
@@ -252,7 +252,9 @@ def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, S
     from hemorrhage.models.formats import reader
 
     names = weights.names()
-    layers = {name.removesuffix(f".{suffix}") for suffix in reader.FORMS for name in names if _ends(name, suffix)}
+    layers = {
+        name.removesuffix(f".{suffix}") for suffix in reader.FORMAT_OF_SUFFIX for name in names if _ends(name, suffix)
+    }
     plain: list[str] = []
     of_layer: dict[str, list[str]] = {}
     for name in names:

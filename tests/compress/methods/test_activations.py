@@ -20,7 +20,7 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.solvers import smoothing
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.emulation.activations import InputRounding, described, exact, rounding_of, scale_of
+from hemorrhage.models.emulation.activations import InputRounding, exact, quantization_args, rounding_of, scale_of
 from hemorrhage.models.formats import int8
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
@@ -126,7 +126,7 @@ def test_rounding_is_bit_for_bit_that_of_compressed_tensors(bits: int, over: str
     x = inputs()
     fixed = scale_of(torch.tensor(1.5), bits).item() if over == "static" else None
     rounding = InputRounding(bits, over, fixed)
-    args = QuantizationArgs(**described(rounding))
+    args = QuantizationArgs(**quantization_args(rounding))
     if fixed is None:
         scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Identity())
     else:
@@ -156,12 +156,12 @@ def test_what_is_written_is_what_is_read() -> None:
         InputRounding(8, "static", 0.25),
     ):
         scale = None if rounding.scale is None else torch.tensor([rounding.scale])
-        assert rounding_of("layer", described(rounding), scale) == rounding
+        assert rounding_of("layer", quantization_args(rounding), scale) == rounding
     for wrong in ({"symmetric": False}, {"strategy": "group"}, {"type": "float"}, {"dynamic": False}):
         with pytest.raises(ValueError, match="layer: inputs quantized as"):
-            rounding_of("layer", {**described(InputRounding(8, "token")), **wrong}, None)
+            rounding_of("layer", {**quantization_args(InputRounding(8, "token")), **wrong}, None)
     with pytest.raises(ValueError, match="layer: inputs"):
-        rounding_of("layer", described(InputRounding(8, "static", 1.0)), None)
+        rounding_of("layer", quantization_args(InputRounding(8, "static", 1.0)), None)
 
 
 def test_smoothing_scales_are_the_papers() -> None:

@@ -22,7 +22,7 @@ from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.models import folder
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation.activations import exact
-from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding, attend, described, rounded
+from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding, attend, quantization_args, round_groups
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.divergence import kl
@@ -94,7 +94,7 @@ def test_rounding_is_bit_for_bit_that_of_compressed_tensors(bits: int) -> None:
     x = states(2, 3, 5, 8, seed=bits)
     x[1, 1, 1] = 0
     rounding = TokenRounding(bits, 4)
-    args = QuantizationArgs(**described(rounding))
+    args = QuantizationArgs(**quantization_args(rounding))
     scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Identity())
     assert torch.equal(rounding.rounded(x), fake_quantize(x, scale, zero, args))
 
@@ -102,9 +102,9 @@ def test_rounding_is_bit_for_bit_that_of_compressed_tensors(bits: int) -> None:
 def test_rounding_leaves_its_input_alone_and_outliers_finite() -> None:
     x = states(4, 8)
     before = x.clone()
-    rounded(x, 2)
+    round_groups(x, 2)
     assert torch.equal(x, before)
-    assert rounded(1e6 * x, 2).isfinite().all()
+    assert round_groups(1e6 * x, 2).isfinite().all()
 
 
 def literal_kivi(query: Tensor, key: Tensor, value: Tensor, rounding: ChannelRounding) -> Tensor:
@@ -214,7 +214,7 @@ def test_transformers_computes_the_same_from_disk(tiny: Path, text: Tensor, tmp_
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     config = json.loads((out / "config.json").read_text())["quantization_config"]
-    assert config["kv_cache_scheme"] == described(TokenRounding(4, 8))
+    assert config["kv_cache_scheme"] == quantization_args(TokenRounding(4, 8))
     ours = logits(load(out, base=tiny), text)
     theirs = logits(AutoModelForCausalLM.from_pretrained(whole(out, tiny), dtype=torch.float32).eval(), text)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * ours.abs().max().item())

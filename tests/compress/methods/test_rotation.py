@@ -197,10 +197,10 @@ def test_the_second_moment_is_that_of_the_turned_input(tiny: Path, transform: st
     if transform == "quarot":
         turn = rotation.turns(model, seed=0)[name]
     else:
-        from hemorrhage.models.formats.rotated import made
+        from hemorrhage.models.formats.rotated import build_rotation
 
         inward, outward = rotation.incoherence(linears_of(model), None, 0)[name]
-        turn = rotation.Turn(made(inward), made(outward))
+        turn = rotation.Turn(build_rotation(inward), build_rotation(outward))
     weight = model.get_submodule(name).weight.detach()
     x = torch.randn(200, 64) @ torch.randn(64, 64)
     moment = x.T @ x / 200

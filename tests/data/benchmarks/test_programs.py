@@ -95,7 +95,7 @@ def test_what_can_t_be_had_is_said_in_a_line(tmp_path: Path) -> None:
 @needs_sandbox
 def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
     data.prepare("humaneval", EMBEDDED, tmp_path / "task")
-    for problem in programs.drawn(tmp_path / "task", 12, seed=0).itertuples():
+    for problem in programs.draw_problems(tmp_path / "task", 12, seed=0).itertuples():
         assert outcome(problem, problem.solution) == "passed", problem.name
         assert outcome(problem, "\n    return 'something else'") in {"failed", "error"}, problem.name
         assert outcome(problem, "\n    import sys; sys.exit(0)") == "error"
@@ -104,7 +104,7 @@ def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
 @needs_sandbox
 def test_the_reference_code_of_mbpp_passes(mbpp: dict[str, Any], tmp_path: Path) -> None:
     data.prepare("mbpp", mbpp, tmp_path / "task")
-    problems = programs.drawn(tmp_path / "task", "all", seed=0)
+    problems = programs.draw_problems(tmp_path / "task", "all", seed=0)
     with_setup = problems[problems.name.isin(["MBPP/367", "MBPP/12"])]
     for problem in pd.concat([problems.sample(min(5, len(problems)), random_state=0), with_setup]).itertuples():
         assert outcome(problem, str(problem.solution)) == "passed", problem.name

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode.generation import ends, generate
+from hemorrhage.decode.generation import end_tokens, generate
 from hemorrhage.decode.strategies import (
     contrastive_search,
     greedy,
@@ -26,7 +26,7 @@ def contrastive_reference(model: Any, ids: list[int], new_tokens: int, alpha: fl
             likeness = max(cosine(state, past[j]) for j in range(len(ids)))
             scores[token] = (1 - alpha) * float(p[token]) - alpha * likeness
         ids.append(max(scores, key=scores.__getitem__))
-        if ids[-1] in ends(model):
+        if ids[-1] in end_tokens(model):
             break
     return ids[start:]
 

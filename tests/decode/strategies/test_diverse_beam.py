@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode.generation import ends, generate
+from hemorrhage.decode.generation import end_tokens, generate
 from hemorrhage.decode.strategies import beam, diverse_beam
 from tests.decode.literal import logits_of, padded, texts
 
@@ -27,7 +27,7 @@ def diverse_reference(
                     options.append((score + value - penalty * taken.count(token), [*sequence, token]))
             options.sort(key=lambda option: -option[0])
             running[group] = options[: beams // groups]
-            assert not any(sequence[-1] in ends(model) for _, sequence in options[: 2 * beams // groups])
+            assert not any(sequence[-1] in end_tokens(model) for _, sequence in options[: 2 * beams // groups])
             taken += [sequence[-1] for _, sequence in running[group]]
     return max((option for group in running for option in group), key=lambda option: option[0])[1][len(ids) :]
 

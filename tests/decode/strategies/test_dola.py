@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode.generation import ends, generate
+from hemorrhage.decode.generation import end_tokens, generate
 from hemorrhage.decode.strategies import dola
 from tests.decode.literal import logits_of, padded, shortened, texts
 
@@ -38,7 +38,7 @@ def dola_reference(
                     score = score * penalty if score < 0 else score / penalty
                 scores[token] = score
         ids.append(max(scores, key=scores.__getitem__))
-        if ids[-1] in ends(model):
+        if ids[-1] in end_tokens(model):
             break
     return ids[start:]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode.generation import ends, generate
+from hemorrhage.decode.generation import end_tokens, generate
 from hemorrhage.decode.strategies import (
     fsd,
     greedy,
@@ -30,7 +30,7 @@ def fsd_reference(model: Any, ids: list[int], new_tokens: int, alpha: float, k: 
                     penalty = max(penalty, min(1.0, cosine(query, key)))
             scores[token] = (1 - alpha) * float(p[token]) - alpha * penalty
         ids.append(max(scores, key=scores.__getitem__))
-        if ids[-1] in ends(model):
+        if ids[-1] in end_tokens(model):
             break
     return ids[start:]
 

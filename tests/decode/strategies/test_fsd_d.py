@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.decode.generation import ends, generate
+from hemorrhage.decode.generation import end_tokens, generate
 from hemorrhage.decode.strategies import (
     fsd_d,
     greedy,
@@ -35,7 +35,7 @@ def fsd_d_reference(
                 rest *= 1 - beta
             scores[token] = (1 - alpha) * float(p[token]) - alpha * penalty
         ids.append(max(scores, key=scores.__getitem__))
-        if ids[-1] in ends(model):
+        if ids[-1] in end_tokens(model):
             break
     return ids[start:]
 

@@ -131,7 +131,7 @@ def test_the_model_is_left_as_it_was(tiny: Path, of_base: dict[str, Tensor]) -> 
     measure(model, of_base, None, ablate=True)
     assert left_as_it_was(model)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    with pytest.raises(RuntimeError, match="stop"), attention.recorded(model):
+    with pytest.raises(RuntimeError, match="stop"), attention.record_attention(model):
         raise RuntimeError("stop")
     assert left_as_it_was(model)
 

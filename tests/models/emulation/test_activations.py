@@ -14,9 +14,9 @@ from torch import nn
 from hemorrhage.models.emulation.activations import (
     STRATEGIES,
     InputRounding,
-    described,
     exact,
     is_exact,
+    quantization_args,
     rounding_of,
     scale_of,
 )
@@ -43,7 +43,7 @@ def test_a_fixed_scale_is_used_whatever_comes() -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_tokens_are_rounded_as_compressed_tensors_rounds_them(bits: int) -> None:
-    args = QuantizationArgs(**described(InputRounding(bits, "token")))
+    args = QuantizationArgs(**quantization_args(InputRounding(bits, "token")))
     low, high = X.amin(-1, keepdim=True), X.amax(-1, keepdim=True)
     scale, zero = calculate_qparams(low, high, args)
     torch.testing.assert_close(InputRounding(bits, "token").rounded(X), fake_quantize(X, scale, zero, args))
@@ -77,7 +77,7 @@ def test_a_layer_computes_with_rounded_inputs_but_within_exact() -> None:
 def test_the_configuration_describes_the_rounding_and_gives_it_back(over: str) -> None:
     rounding = InputRounding(8, over, 0.25 if over == "static" else None)
     scale = torch.tensor([0.25]) if over == "static" else None
-    assert rounding_of("layer", described(rounding), scale) == rounding
+    assert rounding_of("layer", quantization_args(rounding), scale) == rounding
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,6 @@ def test_the_configuration_describes_the_rounding_and_gives_it_back(over: str) -
     ],
 )
 def test_what_this_bench_never_writes_is_refused(change: dict[str, Any], scale: float | None) -> None:
-    arguments = {**described(InputRounding(8, "token")), **change}
+    arguments = {**quantization_args(InputRounding(8, "token")), **change}
     with pytest.raises(ValueError, match=r"layer\.3: inputs quantized as .* can't be emulated"):
         rounding_of("layer.3", arguments, None if scale is None else torch.tensor([scale]))

@@ -9,7 +9,7 @@ import torch
 
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation import kv_cache
-from hemorrhage.models.emulation.activations import InputRounding, described
+from hemorrhage.models.emulation.activations import InputRounding, quantization_args
 from hemorrhage.models.emulation.install import install
 from hemorrhage.models.emulation.kv_cache import TokenRounding
 from hemorrhage.models.linears import linears_of
@@ -25,7 +25,7 @@ def rounding_layers(model: Any) -> dict[str, InputRounding]:
 
 
 def group(targets: list[str], rounding: InputRounding) -> dict[str, Any]:
-    return {"targets": targets, "input_activations": described(rounding)}
+    return {"targets": targets, "input_activations": quantization_args(rounding)}
 
 
 def test_every_linear_layer_rounds_but_those_that_are_ignored(tiny: Path) -> None:
@@ -52,7 +52,7 @@ def test_layers_that_a_group_names_round_as_it_says_with_their_own_scales(tiny: 
 def test_a_cache_is_rounded_where_the_configuration_has_a_scheme(tiny: Path) -> None:
     model: Any = load(tiny)
     install(model, {}, {})
-    assert not kv_cache.rounds(model)
-    install(model, {"kv_cache_scheme": kv_cache.described(TokenRounding(4, 8))}, {})
-    assert kv_cache.rounds(model)
+    assert not kv_cache.has_rounding(model)
+    install(model, {"kv_cache_scheme": kv_cache.quantization_args(TokenRounding(4, 8))}, {})
+    assert kv_cache.has_rounding(model)
     assert not rounding_layers(model)

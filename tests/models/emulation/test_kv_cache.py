@@ -35,15 +35,15 @@ def by_hand(group: list[float], bits: int) -> list[float]:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_group_lies_on_its_own_grid(bits: int) -> None:
     groups = random(3, 4, 8)
-    found = kv_cache.rounded(groups, bits)
+    found = kv_cache.round_groups(groups, bits)
     for group, values in zip(groups.flatten(0, 1).tolist(), found.flatten(0, 1).tolist(), strict=True):
         assert values == pytest.approx(by_hand(group, bits), abs=1e-5)
-    assert kv_cache.rounded(torch.zeros(2, 4), bits).tolist() == [[0.0] * 4] * 2
+    assert kv_cache.round_groups(torch.zeros(2, 4), bits).tolist() == [[0.0] * 4] * 2
 
 
 def test_per_token_it_is_what_compressed_tensors_computes() -> None:
     rounding, x = TokenRounding(4, 8), random(2, 3, 16)
-    scheme = {key: value for key, value in kv_cache.described(rounding).items() if key != "scale_dtype"}
+    scheme = {key: value for key, value in kv_cache.quantization_args(rounding).items() if key != "scale_dtype"}
     args = QuantizationArgs(**scheme)
     groups = x.unflatten(-1, (-1, 8))
     scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
@@ -92,7 +92,7 @@ def test_a_model_rounds_until_it_is_to_be_exact(tiny: Path, kind: str) -> None:
             kv_cache.round_per_token(model, TokenRounding(2, 8))
         else:
             kv_cache.round_per_channel(model, ChannelRounding(2, 4, 8))
-        assert kv_cache.rounds(model)
+        assert kv_cache.has_rounding(model)
         assert not torch.allclose(model(tokens).logits, expected, atol=1e-2)
         torch.testing.assert_close(model(tokens, use_cache=False).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
         with exact():
@@ -105,11 +105,11 @@ def test_the_configuration_installs_what_it_describes(tiny: Path) -> None:
     rounding, tokens = TokenRounding(3, 8), torch.arange(3, 43)[None]
     one, other = load(tiny), load(tiny)
     kv_cache.round_per_token(one, rounding)
-    kv_cache.install(other, kv_cache.described(rounding))
+    kv_cache.install(other, kv_cache.quantization_args(rounding))
     with torch.no_grad():
         assert torch.equal(one(tokens).logits, other(tokens).logits)
     with pytest.raises(ValueError, match=r"keys and values quantized as .* can't be emulated"):
-        kv_cache.install(load(tiny), {**kv_cache.described(rounding), "symmetric": True})
+        kv_cache.install(load(tiny), {**kv_cache.quantization_args(rounding), "symmetric": True})
 
 
 def test_a_model_without_keys_has_no_attention_layers() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.formats.packed import unpacked
+from hemorrhage.models.formats.packed import unpack
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -21,11 +21,11 @@ def test_codes_are_those_that_were_packed(bits: int, shape: tuple[int, int]) -> 
     codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, generator=generator).to(torch.int8)
     codes[0, 0], codes[-1, -1] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     words = pack_to_int32(codes, bits)
-    found = unpacked(words, bits, shape[1])
+    found = unpack(words, bits, shape[1])
     assert found.dtype == torch.int8
     assert torch.equal(found, codes)
     assert torch.equal(found, unpack_from_int32(words, bits, torch.Size(shape)))
-    assert torch.equal(unpacked(pack_to_int32(codes, bits, packed_dim=0).T, bits, shape[0]).T, codes)
+    assert torch.equal(unpack(pack_to_int32(codes, bits, packed_dim=0).T, bits, shape[0]).T, codes)
 
 
 def packed(tiny: Path, out: Path, bits: int) -> Path:

@@ -14,7 +14,7 @@ GROUP = {"targets": ["Linear"], "weights": {"num_bits": 8}}
 
 
 def test_every_form_has_a_module_that_reads_it() -> None:
-    for name in reader.FORMS.values():
+    for name in reader.FORMAT_OF_SUFFIX.values():
         module = reader.module_of(name)
         assert callable(module.read)
 

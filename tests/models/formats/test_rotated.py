@@ -6,7 +6,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-from hemorrhage.models.formats.rotated import made, read, rotated
+from hemorrhage.models.formats.rotated import build_rotation, read, rotated_linear
 
 OUTWARD, INWARD = (5, 2, 4, True), (6, 3, 4, False)
 
@@ -31,9 +31,9 @@ def turned_and_stored(symmetric: bool) -> tuple[torch.Tensor, dict[str, torch.Te
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_weight_is_turned_back_out_of_both_bases(symmetric: bool) -> None:
     values, packed = turned_and_stored(symmetric)
-    layer = rotated(packed, 4, OUTWARD, INWARD, None)
+    layer = rotated_linear(packed, 4, OUTWARD, INWARD, None)
     torch.testing.assert_close(layer.turned(), values)
-    u, v = (made(origin).rotate(torch.eye(width)) for origin, width in ((OUTWARD, 8), (INWARD, 12)))
+    u, v = (build_rotation(origin).rotate(torch.eye(width)) for origin, width in ((OUTWARD, 8), (INWARD, 12)))
     torch.testing.assert_close(layer.dense(), u @ values @ v.T, rtol=1e-4, atol=1e-5)
     again = read(layer.stored(), None)
     assert torch.equal(again.dense(), layer.dense())

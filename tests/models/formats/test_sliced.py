@@ -78,7 +78,7 @@ def test_a_missing_tensor_is_named_and_a_packed_layer_refused(tiny: Path, tmp_pa
 
 def test_a_parameter_may_take_another_shape() -> None:
     linear, embedding = nn.Linear(4, 3, bias=False), nn.Embedding(5, 4)
-    sliced.put(linear, "weight", torch.ones(2, 3))
-    sliced.put(embedding, "weight", torch.ones(5, 2))
+    sliced.set_parameter(linear, "weight", torch.ones(2, 3))
+    sliced.set_parameter(embedding, "weight", torch.ones(5, 2))
     assert (linear.out_features, linear.in_features, embedding.embedding_dim) == (2, 3, 2)
     assert linear(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from hemorrhage.models.sources.files import (
     PIECE,
     architecture,
+    as_plain_utf8,
     contents,
     copy_weights,
     header,
-    listed,
-    plain,
     read_json,
+    shorten_list,
     size_of,
     tensors,
     weight_map,
@@ -113,10 +113,10 @@ def test_text_is_read_in_any_encoding_and_made_plain(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         file.write_bytes('{"name": "é"}'.encode(encoding))
         assert read_json(file) == {"name": "é"}
-        assert plain(file) == (None if encoding == "utf-8" else '{"name": "é"}'.encode())
+        assert as_plain_utf8(file) == (None if encoding == "utf-8" else '{"name": "é"}'.encode())
     merges = tmp_path / "merges.txt"
     merges.write_bytes(b"\xef\xbb\xbfa b")
-    assert plain(merges) == b"a b"
+    assert as_plain_utf8(merges) == b"a b"
 
 
 def test_json_that_is_nested_too_deep_is_one_line(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_json_that_is_nested_too_deep_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_list_is_cut_after_four() -> None:
-    assert listed(["a", "b", "c", "d"]) == "a, b, c, d"
-    assert listed(["a", "b", "c", "d", "e"]) == "a, b, c, d and 1 more"
+    assert shorten_list(["a", "b", "c", "d"]) == "a, b, c, d"
+    assert shorten_list(["a", "b", "c", "d", "e"]) == "a, b, c, d and 1 more"
 
 
 def test_an_own_name_of_a_size_does_not_hide_the_usual_one(folder: Path) -> None:

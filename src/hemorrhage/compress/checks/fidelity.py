@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.models.folder import weights
+from hemorrhage.models.folder import dense_weights
 from hemorrhage.models.formats.storage import formatted_layers
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import rows_at_once
@@ -90,7 +90,7 @@ class Fidelity:
     def go_through(self, model: PreTrainedModel) -> None:
         """See all linear layers of ``model``."""
         linears = {*linears_of(model, missing_ok=True), *formatted_layers(model)}
-        for name, value in weights(model):
+        for name, value in dense_weights(model):
             layer = name.removesuffix(".weight")
             if layer in linears and name.endswith(".weight"):
                 self.see(layer, value)

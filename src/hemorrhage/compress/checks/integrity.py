@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hemorrhage.models.folder import stored, weights
+from hemorrhage.models.folder import dense_weights, stored_tensors
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.weights import Weights, digest
 from hemorrhage.runtime.lazy import torch
@@ -54,7 +54,7 @@ def survey(
     before = {name: of_base.shape(name) for name in of_base.names()}
     different = total = parameters = layer_weights = dense = 0
     zeros: dict[str, int] = {}
-    for name, value in weights(model):
+    for name, value in dense_weights(model):
         layer, count = name.removesuffix(".weight"), value.numel()
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
@@ -99,7 +99,7 @@ def _different(one: Tensor, other: Tensor) -> int:
 
 def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype) -> None:
     """Raises ValueError where a tensor on disk is not, bit for bit, what the model in memory stores."""
-    expected = dict(stored(model, dtype))
+    expected = dict(stored_tensors(model, dtype))
     for name, found in on_disk.items():
         value, kind = expected.pop(name)
         if digest(found) != digest(value.to(kind)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.models.weights import FILE, Weights, shares, weight_files
+from hemorrhage.models.weights import FILE, Weights, shares_weights, weight_files
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Stored:
 
 def disk_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's weights with every tensor in full, headers of the files included."""
-    if shares(folder):
+    if shares_weights(folder):
         return json.loads((folder / FILE).read_text(encoding="utf-8"))["bytes"]
     return stored_bytes(folder)
 

@@ -67,7 +67,7 @@ def from_dense(model: PreTrainedModel, family: Family, changes: dict[str, Any], 
     from transformers.initialization import no_init_weights
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    from hemorrhage.models.experts import LAYOUTS, Experts, arrange, expert
+    from hemorrhage.models.experts import LAYOUTS, Experts, arrange, new_expert
 
     names = LAYOUTS[family][1]
     known = AutoConfig.for_model(family).to_dict()
@@ -83,7 +83,7 @@ def from_dense(model: PreTrainedModel, family: Family, changes: dict[str, Any], 
         _check_mlp(old.mlp, f"layer {index}")
         experts, router = parts(index, old.mlp)
         new.mlp.gate.weight = torch.nn.Parameter(router)
-        new.mlp.experts = Experts([expert(weights, names, old.mlp.act_fn) for weights in experts])
+        new.mlp.experts = Experts([new_expert(weights, names, old.mlp.act_fn) for weights in experts])
         if family == "qwen2_moe":
             new.mlp.shared_expert_gate.weight = torch.nn.Parameter(torch.zeros_like(router[:1]))
         arrange(new, family)

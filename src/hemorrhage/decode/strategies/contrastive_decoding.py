@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hemorrhage.decode.early_exit import early_logits, exit_layer, implausible
+from hemorrhage.decode.early_exit import early_logits, exit_layer, implausible_tokens
 from hemorrhage.decode.generation import Prompts, check_context, forward
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.runtime.lazy import torch
@@ -84,7 +84,7 @@ def contrastive_decoding(
     amateur: PreTrainedModel | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Decoding loop for ``generate(custom_generate=contrastive_decoding)``.
+    """Run the decoding loop of ``generate(custom_generate=contrastive_decoding)``.
 
     ``amateur`` None is the model's first ``layers`` blocks, None of these half of them. Returns int64
     [batch, length], prompts included.
@@ -103,7 +103,7 @@ def contrastive_decoding(
         else:
             weaker = forward(amateur, sequences.ids[:, cache.get_seq_length() :], mask, cache)[0][:, -1]
         scores = (1 + beta) * logits - beta * weaker
-        scores = logits_processor(sequences.ids, scores.masked_fill(implausible(logits, alpha), -torch.inf))
+        scores = logits_processor(sequences.ids, scores.masked_fill(implausible_tokens(logits, alpha), -torch.inf))
         if not sequences.append(scores.argmax(-1)):
             break
     return sequences.ids

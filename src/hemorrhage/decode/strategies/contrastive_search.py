@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
-from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthened, read_prompt
+from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthen_mask, read_prompt
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def contrastive_search(
     prompt_states: torch.Tensor | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Decoding loop for ``generate(custom_generate=contrastive_search)``.
+    """Run the decoding loop of ``generate(custom_generate=contrastive_search)``.
 
     ``prompt_states`` [batch, cached, width] go with a ``past_key_values`` that already holds a part of the
     prompt. Returns int64 [batch, length], prompts included.
@@ -71,7 +71,7 @@ def contrastive_search(
     while True:
         top = logits_processor(sequences.ids, logits).softmax(-1).topk(candidates)
         padding = mask == 0
-        mask = lengthened(mask)
+        mask = lengthen_mask(mask)
         next_logits, states = forward(model, top.indices.reshape(-1, 1), mask.repeat_interleave(candidates, 0), cache)
         states = unit(states).view(batch, candidates, width)
         likeness = states @ past[:, :length].transpose(1, 2)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
-from hemorrhage.decode.search import cache_of, lengthened
+from hemorrhage.decode.search import cache_of, lengthen_mask
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def diverse_beam_search(
     penalty: float = 1.0,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Decoding loop for ``generate(custom_generate=diverse_beam_search)``; ``groups`` divides ``beams``.
+    """Run the decoding loop of ``generate(custom_generate=diverse_beam_search)``; ``groups`` divides ``beams``.
 
     Returns int64 [batch, length], prompts included.
     """
@@ -93,7 +93,7 @@ def diverse_beam_search(
         if not any(bool((group.open & group.running).any()) for group in searches):
             return best(searches, input_ids, generation_config)
         cache.batch_select_indices(torch.stack(parents, 1).flatten())
-        mask = lengthened(mask)
+        mask = lengthen_mask(mask)
         tokens = torch.stack([group.ids[:, :, -1:] for group in searches], 1).view(-1, 1)
         logits, _ = forward(model, tokens, mask, cache)
 
@@ -154,7 +154,7 @@ class Ended:
     ids: torch.Tensor
 
     def joined(self, scores: torch.Tensor, ids: torch.Tensor, size: int) -> Ended:
-        """The best ``size`` of these and of ``ids`` [batch, n, length] with ``scores`` [batch, n]."""
+        """Return the best ``size`` of these and of ``ids`` [batch, n, length] with ``scores`` [batch, n]."""
         ours = torch.nn.functional.pad(self.ids, (0, ids.shape[-1] - self.ids.shape[-1]), value=-1)
         best = torch.cat([self.scores, scores], 1).topk(size)
         return Ended(best.values, rows(torch.cat([ours, ids], 1), best.indices))
@@ -166,7 +166,7 @@ def rows(ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def best(groups: list[Group], input_ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
-    """The best finished sequence of all groups, padded behind its end: int64 [batch, length]."""
+    """Return the best finished sequence of all groups, padded behind its end: int64 [batch, length]."""
     padding = 0 if config.pad_token_id is None else config.pad_token_id
     scores = torch.cat([group.ended.scores for group in groups], 1)
     ids = torch.cat([group.ended.ids for group in groups], 1)

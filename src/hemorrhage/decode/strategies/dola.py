@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.early_exit import depth, early_logits, implausible
+from hemorrhage.decode.early_exit import depth, early_logits, implausible_tokens
 from hemorrhage.decode.generation import Prompts
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.runtime.lazy import torch
@@ -62,7 +62,7 @@ def dola(
     alpha: float = 0.1,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Decoding loop for ``generate(custom_generate=dola)``. Returns int64 [batch, length], prompts included."""
+    """Run the decoding loop of ``generate(custom_generate=dola)``. Returns int64 [batch, length], prompts included."""
     layers = candidates(model, layers)
     sequences = Sequences(input_ids, stopping_criteria, generation_config)
     for logits, states, mask in steps(model, sequences, model_kwargs):
@@ -70,7 +70,7 @@ def dola(
         early = early_logits(model, torch.stack([states[layer][:, -1] for layer in layers], 1)).log_softmax(-1)
         furthest = jensen_shannon(final[:, None], early).argmax(-1)
         scores = final - early[torch.arange(len(early), device=furthest.device), furthest]
-        scores = scores.masked_fill(implausible(final, alpha), -torch.inf)
+        scores = scores.masked_fill(implausible_tokens(final, alpha), -torch.inf)
         # The repetition penalty counts every token it is shown: padding becomes a token of the text.
         shown = torch.where(mask == 0, sequences.ids[:, -1:], sequences.ids)
         if not sequences.append(logits_processor(shown, scores).argmax(-1)):
@@ -79,7 +79,7 @@ def dola(
 
 
 def candidates(model: PreTrainedModel, layers: Sequence[int] | str) -> tuple[int, ...]:
-    """The candidate layers; ``low`` and ``high`` are every other one of the lower and of the upper half.
+    """Return the candidate layers; ``low`` and ``high`` are every other one of the lower and of the upper half.
 
     ``low`` leaves out 0 where the head is the embedding: it would name the token just read. Raises ValueError
     where there are none or the model is not as deep.

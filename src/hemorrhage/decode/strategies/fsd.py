@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
-from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthened, read_prompt
+from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthen_mask, read_prompt
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def fsd(
     prompt_states: torch.Tensor | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor:
-    """Decoding loop for ``generate(custom_generate=fsd)``; ``order`` is n.
+    """Run the decoding loop of ``generate(custom_generate=fsd)``; ``order`` is n.
 
     ``prompt_states`` [batch, cached, width] go with a ``past_key_values`` that already holds a part of the
     prompt. Returns int64 [batch, length], prompts included.
@@ -75,7 +75,7 @@ def fsd(
         choice = ((1 - alpha) * top.values - alpha * penalty).argmax(-1, keepdim=True)
         if not sequences.append(top.indices.gather(1, choice)[:, 0]):
             return sequences.ids
-        mask = lengthened(mask)
+        mask = lengthen_mask(mask)
         next_logits, states = forward(model, sequences.ids[:, -1:], mask, cache)
         logits = next_logits[:, -1]
         anti.append(states)

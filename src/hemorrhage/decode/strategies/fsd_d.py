@@ -72,7 +72,7 @@ class NGramPenalty:
         self.length = 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        """Scores [batch, vocabulary] whose argmax is the next token; -inf for all but the candidates."""
+        """Return the scores [batch, vocabulary] whose argmax is the next token; -inf for all but the candidates."""
         self._read(input_ids)
         top = scores.softmax(-1).topk(self.candidates)
         penalty = [

@@ -30,7 +30,7 @@ CACHES = ("past_key_values", "layer_past")
 
 
 @contextlib.contextmanager
-def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+def record_attention(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Inside, what an attention layer computes goes into the list that is given: its maps [n, heads, T, T].
 
     Attention is computed as ``eager`` does meanwhile, the only way in which transformers hands its weights out. KIVI's
@@ -63,18 +63,18 @@ def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 def attention_layers(block: nn.Module) -> list[nn.Module]:
-    """The modules in ``block`` that hand keys and values to a cache: one in a transformer's, none in Mamba's."""
+    """Return the modules in ``block`` that hand keys and values to a cache: one in a transformer's, none in Mamba's."""
     return [module for module in block.modules() if module is not block and takes_cache(module)]
 
 
 def takes_cache(module: nn.Module) -> bool:
-    """Whether a module is given the cache of keys and values, whatever a family calls it."""
+    """Return whether a module is given the cache of keys and values, whatever a family calls it."""
     names = inspect.signature(module.forward).parameters
     return any(name in names for name in CACHES)
 
 
 def triangle(maps: Tensor) -> Tensor:
-    """The lower triangles of ``maps`` [..., T, T]: float32 [..., T(T+1)/2]."""
+    """Return the lower triangles of ``maps`` [..., T, T]: float32 [..., T(T+1)/2]."""
     rows, columns = torch.tril_indices(*maps.shape[-2:], device=maps.device)
     return maps[..., rows, columns].float()
 
@@ -91,7 +91,7 @@ def shape(maps: Tensor, length: int) -> dict[str, Tensor]:
 
 
 def divergence(maps: Tensor, others: Tensor, length: int) -> Tensor:
-    """Mean over rows of the Jensen-Shannon divergence of triangles [..., T(T+1)/2], nats: [...]."""
+    """Return the mean over rows of the Jensen-Shannon divergence of triangles [..., T(T+1)/2], nats: [...]."""
     _, _, weight = _rows(length, maps.device)
     middle = (maps + others) / 2
     # Term by term, so that maps that are equal give zero exactly.

@@ -22,7 +22,7 @@ EXACT = 20 * math.log10(2**24)
 
 
 def relative_error(x: Tensor, y: Tensor) -> Tensor:
-    """Mean over tokens of ``‖x_t - y_t‖ / ‖x_t‖``: [n].
+    """Return the mean over tokens of ``‖x_t - y_t‖ / ‖x_t‖``: [n].
 
     Token by token, because the few tokens that attention sinks into have states that are hundreds of times larger.
     Tokens whose ``x_t`` is zero, such as padding's embedding, are left out.
@@ -32,7 +32,7 @@ def relative_error(x: Tensor, y: Tensor) -> Tensor:
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Mean over tokens of the cosine between ``x_t`` and ``y_t``: [n]. A state of zeros has cosine 0."""
+    """Return the mean over tokens of the cosine between ``x_t`` and ``y_t``: [n]. A state of zeros has cosine 0."""
     return torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=-1).mean(-1)
 
 

@@ -89,7 +89,7 @@ class Rows:
             self._found.append((layer, metric, together, value.double().cpu().numpy()))
 
     def table(self) -> pd.DataFrame:
-        """All of them, with the columns of DIAGNOSTICS."""
+        """Return all of them, with the columns of DIAGNOSTICS."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in DIAGNOSTICS.columns}
         for layer, metric, together, value in self._found:
             places = np.indices(value.shape).reshape(value.ndim, -1)
@@ -104,12 +104,12 @@ class Rows:
 
 
 def protocol(windows: int, window: int) -> str:
-    """What the diagnostics' values depend on beside model and text, as one string."""
+    """Return what the diagnostics' values depend on beside model and text, as one string."""
     return f"windows={windows} window={window} lens_stride={LENS_STRIDE} dtype=float32"
 
 
 def base_side(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
-    """What a variant is compared with, on the processor, for ``windows`` int32 [n, T] of two tokens or more.
+    """Return what a variant is compared with, on the processor, for ``windows`` int32 [n, T] of two tokens or more.
 
     ``tokens``; ``states`` float32 [blocks + 1, n, T, d], which enter each block and leave the last; ``lens`` float32
     [n, positions, vocabulary], final log-probabilities; ``attention.<block>`` float32 [n, heads, T(T+1)/2], exact, the
@@ -120,7 +120,7 @@ def base_side(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"windows of {windows.shape[1]} token: the diagnostics need 2 or more")
     tokens = windows.long().to(model.device)
     found: dict[str, Tensor] = {"tokens": windows}
-    with torch.no_grad(), attention.recorded(model) as maps, routing.recorded(model) as routes:
+    with torch.no_grad(), attention.record_attention(model) as maps, routing.record_routing(model) as routes:
         (state,), arguments = blockwise.embed(model, (tokens,))
         states = [state]
         for index, block in enumerate(blocks(model)):
@@ -146,7 +146,7 @@ def measure(
     ablate: bool,
     gaps: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """The diagnostics of ``model`` beside the base's ``base_side``: a table DIAGNOSTICS of the metrics METRICS.
+    """Return the diagnostics of ``model`` beside the base's ``base_side``: a table DIAGNOSTICS of the metrics METRICS.
 
     ``source``: the base's block that each block was made from, None for one that has none. Without it blocks are those
     of the base in their order, or where their number differs only what needs no base is measured. ``ablate``
@@ -163,7 +163,7 @@ def measure(
         raise ValueError(f"a vocabulary of {vocabulary}, and the base's has {log_p.shape[-1]}")
     positions = _positions(tokens.shape[1])
     rows = Rows()
-    with torch.no_grad(), attention.recorded(model) as maps, routing.recorded(model) as routes:
+    with torch.no_grad(), attention.record_attention(model) as maps, routing.record_routing(model) as routes:
         (state,), arguments = blockwise.embed(model, (tokens,))
         comparable = _same_basis(base_states[0], state)
         clean = base_states[0]
@@ -179,7 +179,7 @@ def measure(
                 rows.add(index, _attention(maps[0], of_base.get(f"attention.{place}"), tokens.shape[1]))
             if routes:
                 _add_routing(rows, index, routes[0], tokens, of_base, place)
-            handed_on = residual.carried(block, state)
+            handed_on = residual.carry_over(block, state)
             rows.add(index, residual.stream(handed_on, after) | {"effective_rank": residual.effective_rank(after)})
             if place is not None:
                 wanted = base_states[place + 1]
@@ -191,7 +191,7 @@ def measure(
                     error = values["relative_error"]
                     logs.append(values["error_amplification"].log())
                 clean = wanted
-            seen_by_lens = [residual.carried(block, earlier) for earlier in seen_by_lens] + [after[:, positions]]
+            seen_by_lens = [residual.carry_over(block, earlier) for earlier in seen_by_lens] + [after[:, positions]]
             state = after
         if logs:
             # Errors of zero have no logarithm.
@@ -221,7 +221,7 @@ def _attends(model: PreTrainedModel) -> bool:
 def _pass(
     block: nn.Module, index: int, states: Tensor, keywords: dict[str, Any], maps: list[Any], routes: list[Any]
 ) -> Tensor:
-    """What leaves ``block``; afterwards ``maps`` and ``routes`` hold what was recorded of this pass alone."""
+    """Return what leaves ``block``; afterwards ``maps`` and ``routes`` hold what was recorded of this pass alone."""
     maps.clear()
     routes.clear()
     with blockwise.in_float32(block):
@@ -280,7 +280,7 @@ def _add_routing(
 
 
 def _same_basis(of_base: Tensor, state: Tensor) -> bool:
-    """Whether embeddings [n, T, d] can be compared: not where they are another width, or the base's in another basis.
+    """Return whether embeddings [n, T, d] can be compared: not where their width or their basis is another.
 
     A rotation leaves every inner product as it was and the vectors nowhere near; damage does not.
     """
@@ -292,7 +292,7 @@ def _same_basis(of_base: Tensor, state: Tensor) -> bool:
 
 
 def _positions(length: int) -> slice:
-    """The positions of a window of ``length`` that the logit lens looks at; the last is one of them."""
+    """Return the positions of a window of ``length`` that the logit lens looks at; the last is one of them."""
     return slice((length - 1) % LENS_STRIDE, None, LENS_STRIDE)
 
 

@@ -22,13 +22,13 @@ LARGE = 1e4
 """States of this size make the constant that norms add under the root vanish."""
 
 
-def carried(block: nn.Module, x: Tensor) -> Tensor:
-    """What ``block`` hands on of ``x`` [..., d] if it adds nothing: ``x``, in a sliced model in the basis behind it."""
+def carry_over(block: nn.Module, x: Tensor) -> Tensor:
+    """Return what ``block`` hands on of ``x`` [..., d] if it adds nothing: ``x``, in a sliced model rotated."""
     return x @ block.attention_shortcut @ block.mlp_shortcut if isinstance(block, SlicedBlock) else x
 
 
 def stream(before: Tensor, after: Tensor) -> dict[str, Tensor]:
-    """What a block did to the stream; ``before`` is what it was handed (``carried``), ``after`` what left it.
+    """Return what a block did to the stream; ``before`` is what it was handed (``carried``), ``after`` what left it.
 
     Means over tokens: block influence ``1 - cos`` (ShortGPT, arXiv 2403.03853), angular distance ``arccos(cos) / π``
     (Gromov et al., arXiv 2403.17887, there of the last token), growth of the norm ``‖after‖ / ‖before‖``, and the
@@ -77,10 +77,10 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
         whole = _centred(final, directions)
         found = []
         for index in tqdm(range(len(stack)), desc="ablation", unit="block", mininterval=5, leave=False):
-            handed_on = carried(stack[index], states[index])
+            handed_on = carry_over(stack[index], states[index])
             written, without = states[index + 1] - handed_on, handed_on
             for later, keywords in zip(stack[index + 1 :], arguments[index + 1 :], strict=True):
-                written = carried(later, written)
+                written = carry_over(later, written)
                 without = _step(later, without, keywords)
             direct = _centred(written * gain, directions).double().mean(-1)
             (ablated,) = blockwise.final_norm(model, (tokens,), [without])
@@ -96,7 +96,7 @@ def _step(block: nn.Module, states: Tensor, keywords: dict[str, Any]) -> Tensor:
 
 
 def _directions(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """What final hidden states are multiplied with to give the centred logits of the next tokens: [n, T - 1, d]."""
+    """Return the factors [n, T - 1, d] that make the next tokens' centred logits of final hidden states."""
     head = head_of(model)
     mean = head.weight.mean(0, dtype=torch.float32)
     found = head.weight[tokens[:, 1:]].float() - mean
@@ -109,7 +109,7 @@ def _centred(hidden: Tensor, directions: Tensor) -> Tensor:
 
 
 def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor) -> Tensor:
-    """What the last norm multiplies ``last`` [n, T, d] with to give ``final``: [n, T, d].
+    """Return what the last norm multiplies ``last`` [n, T, d] with to give ``final``: [n, T, d].
 
     The weights come from a state of equal entries, the root that a token is divided by from the token.
     """

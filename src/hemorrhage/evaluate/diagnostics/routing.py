@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hemorrhage.models.experts import chosen_experts, mixtures, routing_logits
+from hemorrhage.models.experts import mixtures, record_choices, routing_logits
 
 
 @contextlib.contextmanager
-def recorded(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def record_routing(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Inside, what a router computes goes into the list that is given: logits [tokens, experts], chosen [tokens, k]."""
     found: list[tuple[Tensor, Tensor]] = []
 
@@ -24,26 +24,26 @@ def recorded(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
     with contextlib.ExitStack() as stack:
         for mixture in mixtures(model).values():
-            chosen = stack.enter_context(chosen_experts(mixture))
+            chosen = stack.enter_context(record_choices(mixture))
             hook = mixture.register_forward_hook(lambda module, x, _, chosen=chosen: keep(module, x, chosen))
             stack.callback(hook.remove)
         yield found
 
 
 def uncertainty(logits: Tensor) -> Tensor:
-    """Mean over tokens of the entropy of the router's softmax, over ln(experts), of ``logits`` [n, T, experts]: [n]."""
+    """Return the router's mean entropy over ln(experts), of ``logits`` [n, T, experts]: [n]."""
     entropy = torch.distributions.Categorical(logits=logits.double()).entropy()
     return entropy.mean(-1) / torch.tensor(logits.shape[-1], dtype=torch.float64).log()
 
 
 def agreement(chosen: Tensor, of_base: Tensor) -> Tensor:
-    """Share of the experts that the base's router chose, int [n, T, k], which the variant's chose too: [n]."""
+    """Return the share of the base's chosen experts, int [n, T, k], that the variant's router chose, too: [n]."""
     same = (of_base.unsqueeze(-1) == chosen.unsqueeze(-2)).any(-1)
     return same.double().flatten(1).mean(-1)
 
 
 def load(chosen: Tensor, experts: int) -> dict[str, Tensor]:
-    """How evenly ``chosen`` int [n, T, k] spreads all windows' tokens over ``experts``: [1] each.
+    """Return how evenly ``chosen`` int [n, T, k] spreads all windows' tokens over ``experts``: [1] each.
 
     ``expert_load_cv``: standard deviation over mean of the tokens an expert gets (Shazeer et al., arXiv 1701.06538);
     ``experts_unused``: share of the experts that get none.

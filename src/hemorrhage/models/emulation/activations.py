@@ -43,7 +43,7 @@ def exact() -> Iterator[None]:
 
 
 def is_exact() -> bool:
-    """Whether this is inside of ``exact()``."""
+    """Return whether this is inside of ``exact()``."""
     return _exact[-1]
 
 
@@ -59,7 +59,7 @@ class InputRounding:
     scale: float | None = None
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of the layer, the first of them rounded."""
+        """Return the arguments of the layer, the first of them rounded."""
         if is_exact():
             return arguments
         return (self.rounded(arguments[0]), *arguments[1:])
@@ -79,14 +79,14 @@ class InputRounding:
 
 
 def scale_of(largest: Tensor, bits: int) -> Tensor:
-    """Scale of the symmetric grid of ``bits`` bits that reaches ``largest`` >= 0, float32 of any shape."""
+    """Return the scale of the symmetric grid of ``bits`` bits that reaches ``largest`` >= 0, float32 of any shape."""
     scale = largest / ((2**bits - 1) / 2)
     # Zeros read back as zeros with any scale.
     return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
 
 
-def described(rounding: InputRounding) -> dict[str, Any]:
-    """The rounding as compressed-tensors' configuration has it (``input_activations``)."""
+def quantization_args(rounding: InputRounding) -> dict[str, Any]:
+    """Return the rounding as compressed-tensors' configuration has it (``input_activations``)."""
     strategy, dynamic = STRATEGIES[rounding.over]
     return {
         "num_bits": rounding.bits,
@@ -98,7 +98,7 @@ def described(rounding: InputRounding) -> dict[str, Any]:
 
 
 def rounding_of(name: str, arguments: dict[str, Any], scale: Tensor | None) -> InputRounding:
-    """The rounding that the configuration's ``arguments`` and the layer's ``input_scale`` describe.
+    """Return the rounding that the configuration's ``arguments`` and the layer's ``input_scale`` describe.
 
     Raises ValueError with the layer's ``name`` for what this bench never writes.
     """

@@ -49,14 +49,14 @@ class TokenRounding:
     def __call__(
         self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
+        """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
         if is_exact():
             return arguments, keywords
         return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), self)}
 
     def rounded(self, x: Tensor) -> Tensor:
         """``x`` [..., channels] in groups of channels."""
-        return rounded(x.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+        return round_groups(x.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ChannelRounding:
         """``keys`` [..., tokens, channels]: the complete groups of tokens rounded, the others exact."""
         complete = keys.shape[-2] // self.group_size * self.group_size
         groups = keys[..., :complete, :].transpose(-1, -2).unflatten(-1, (-1, self.group_size))
-        done = rounded(groups, self.bits).flatten(-2).transpose(-1, -2)
+        done = round_groups(groups, self.bits).flatten(-2).transpose(-1, -2)
         return torch.cat([done, keys[..., complete:, :]], dim=-2)
 
     def values(self, values: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class ChannelRounding:
         return TokenRounding(self.bits, self.group_size).rounded(values)
 
     def old(self, position: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
+        """Return which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
 
         Two bool [m, n]: of the keys, of the values.
         """
@@ -87,8 +87,8 @@ class ChannelRounding:
         return key < before // self.residual * self.residual, key < before - self.residual
 
 
-def rounded(groups: Tensor, bits: int) -> Tensor:
-    """``groups`` [..., elements] on an asymmetric grid each, in their dtype."""
+def round_groups(groups: Tensor, bits: int) -> Tensor:
+    """Round ``groups`` [..., elements] to an asymmetric grid each, in their dtype."""
     x = groups.float()
     low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
     half = 2 ** (bits - 1)
@@ -126,15 +126,15 @@ def install(model: PreTrainedModel, scheme: dict[str, Any] | None) -> None:
     if scheme is not None:
         rounding = TokenRounding(scheme["num_bits"], scheme.get("group_size") or 0)
         given = {key: value for key, value in scheme.items() if value is not None}
-        if any(given.get(key) != value for key, value in described(rounding).items()):
+        if any(given.get(key) != value for key, value in quantization_args(rounding).items()):
             raise ValueError(f"keys and values quantized as {scheme} can't be emulated")
         round_per_token(model, rounding)
     if kivi is not None:
         round_per_channel(model, ChannelRounding(**kivi))
 
 
-def rounds(model: PreTrainedModel) -> bool:
-    """Whether ``model`` rounds inputs of layers, keys or values when it computes."""
+def has_rounding(model: PreTrainedModel) -> bool:
+    """Return whether ``model`` rounds inputs of layers, keys or values when it computes."""
     return any(
         hasattr(module, "kv_cache_rounding")
         or any(isinstance(hook, InputRounding | TokenRounding) for hook in module._forward_pre_hooks.values())
@@ -153,7 +153,7 @@ def round_per_token(model: PreTrainedModel, rounding: TokenRounding) -> None:
         "quantization_status": "frozen",
         "config_groups": {},
         "ignore": [],
-        "kv_cache_scheme": described(rounding),
+        "kv_cache_scheme": quantization_args(rounding),
     }
 
 
@@ -174,8 +174,8 @@ def round_per_channel(model: PreTrainedModel, rounding: ChannelRounding) -> None
     }
 
 
-def described(rounding: TokenRounding) -> dict[str, Any]:
-    """The rounding as compressed-tensors' ``kv_cache_scheme`` has it."""
+def quantization_args(rounding: TokenRounding) -> dict[str, Any]:
+    """Return the rounding as compressed-tensors' ``kv_cache_scheme`` has it."""
     return {
         "num_bits": rounding.bits,
         "type": "int",
@@ -188,7 +188,7 @@ def described(rounding: TokenRounding) -> dict[str, Any]:
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:
-    """The modules that hand keys and values to the cache, one of each decoder block that attends.
+    """Return the modules that hand keys and values to the cache, one of each decoder block that attends.
 
     Raises RefusedError where none does, and where a block has several.
     """
@@ -242,7 +242,7 @@ def attend(
 
 
 def _takes_keys(module: nn.Module) -> bool:
-    """Whether a module attends with a cache; a state-space or convolution layer takes the cache for its states."""
+    """Return whether a module attends with a cache; state-space and convolution layers keep their states in it."""
     takes = "past_key_values" in inspect.signature(module.forward).parameters
     return takes and "attention" in type(module).__name__.lower()
 

@@ -53,7 +53,7 @@ class CodebookLinear(DequantizedLinear):
     storage_format = "codebook"
 
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
-        """``stored`` as in the module's docstring."""
+        """Take the tensors ``stored`` as in the module's docstring."""
         (key,) = (key for key in stored if key.startswith(STATE))
         state = json.loads(bytes(stored[key].tolist()))
         rows, columns = state["shape"]
@@ -63,11 +63,11 @@ class CodebookLinear(DequantizedLinear):
         self.state: dict[str, Any] = state
 
     def stored(self) -> dict[str, Tensor]:
-        """Tensors to store, by suffix."""
+        """Return the tensors to store, by suffix."""
         return self._stored
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the checkpoint sees: float32 [rows, columns].
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns].
 
         bitsandbytes rounds them to the dtype of the weights that were quantized.
         """
@@ -89,5 +89,5 @@ def spread(values: Tensor, absmax: Tensor, width: int) -> Tensor:
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> CodebookLinear:
-    """The layer that a checkpoint's tensors ``stored`` describe."""
+    """Return the layer that a checkpoint's tensors ``stored`` describe."""
     return CodebookLinear(stored, None)

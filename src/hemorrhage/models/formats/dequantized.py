@@ -29,11 +29,11 @@ class DequantizedLinear(nn.Module):
         return self.out_features * self.in_features
 
     def stored(self) -> dict[str, Tensor]:
-        """Tensors to store, by suffix."""
+        """Return the tensors to store, by suffix."""
         return {name: value.data for name, value in self.tensors.items()}
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

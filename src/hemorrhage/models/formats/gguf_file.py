@@ -69,7 +69,7 @@ class Entry:
     load: Callable[[], Tensor]
 
     def values(self) -> Tensor:
-        """The weights that a reader of the file sees: float32 of ``shape``."""
+        """Return the weights that a reader of the file sees: float32 of ``shape``."""
         return dequantize(self.load(), self.kind)
 
 
@@ -85,23 +85,23 @@ class BlockLinear(DequantizedLinear):
         self.kind = kind
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the file sees: float32 [rows, columns]."""
+        """Return the weights that a reader of the file sees: float32 [rows, columns]."""
         return dequantize(self.tensors["blocks"].data, self.kind)
 
     def entry(self) -> Entry:
-        """The layer's tensor of a file."""
+        """Return the layer's tensor of a file."""
         return Entry(self.kind, (self.out_features, self.in_features), lambda: self.tensors["blocks"].data)
 
 
 def block_size(kind: str) -> tuple[int, int]:
-    """Weights of a block of a type, and its bytes."""
+    """Return the weights of a block of a type, and its bytes."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     return GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
 
 
 def dequantize(blocks: Tensor, kind: str) -> Tensor:
-    """The weights float32 [rows, columns] that ``blocks`` uint8 [rows, bytes of a row] stand for."""
+    """Return the weights float32 [rows, columns] that ``blocks`` uint8 [rows, bytes of a row] stand for."""
     from gguf import GGMLQuantizationType
     from gguf import dequantize as weights_of
 
@@ -109,13 +109,13 @@ def dequantize(blocks: Tensor, kind: str) -> Tensor:
 
 
 def rotary_pairs(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection ``[heads * d, n]``, from halves to rotary pairs (GGUF)."""
+    """Return the rows of a query or key projection ``[heads * d, n]``, from halves to rotary pairs (GGUF)."""
     rows, columns = weight.shape
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
 def names(layers: int) -> dict[str, str]:
-    """Names of a Llama's parameters in Hugging Face's model -> in a GGUF file, in the file's order."""
+    """Return the names of a Llama's parameters in Hugging Face's model -> in a GGUF file, in the file's order."""
     stems = [*OUTSIDE, *(f"blk.{layer}.{part}" for layer in range(layers) for part in LAYER)]
     return {hugging_face_name(f"{stem}.weight"): f"{stem}.weight" for stem in stems}
 
@@ -143,12 +143,12 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -
 
 
 def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What of ``model`` goes into a safetensors file: nothing, ``save`` writes it all."""
+    """Return what of ``model`` goes into a safetensors file: nothing, ``save`` writes it all."""
     return {}
 
 
 def float_entry(shape: tuple[int, ...], load: Callable[[], Tensor], dtype: torch.dtype) -> Entry:
-    """The entry of a plain tensor that ``load`` gives: a matrix in ``dtype``, a vector in float32."""
+    """Return the entry of a plain tensor that ``load`` gives: a matrix in ``dtype``, a vector in float32."""
     kind = torch.float32 if len(shape) == 1 else dtype
     return Entry(FLOATS[kind], shape, lambda: load().to(kind).contiguous().view(torch.uint8))
 
@@ -210,7 +210,7 @@ def write(
 
 
 def entries_of(path: Path, config: Mapping[str, Any]) -> dict[str, Entry]:
-    """The tensors of a file that ``write`` wrote, by Hugging Face's names."""
+    """Return the tensors of a file that ``write`` wrote, by Hugging Face's names."""
     import numpy as np
     from gguf import GGUFReader
 
@@ -235,7 +235,7 @@ def stored_bits(path: Path) -> dict[str, float]:
 
 
 def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
-    """The model of a folder of this form, its weights cast to ``dtype``, torch's name of one.
+    """Return the model of a folder of this form, its weights cast to ``dtype``, torch's name of one.
 
     ``stored`` means config.json's dtype, to which blocks are dequantized. With ``as_stored`` linear layers keep
     their blocks, and quantized embeddings have their exact values, which need float32. Nothing is shared with ``base``.
@@ -267,7 +267,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """Why the tokenizer of ``folder`` can't be written into a GGUF file, or None."""
+    """Return why the tokenizer of ``folder`` can't be written into a GGUF file, or None."""
     try:
         _tokenizer_kind(_tokenizer(folder))
     except ValueError as error:
@@ -361,7 +361,7 @@ def _scores(tokens: list[str], merges: list[Any]) -> list[float]:
 
 
 def _prepends(tokenizer: dict[str, Any]) -> bool:
-    """Whether a space is put in front of a text."""
+    """Return whether a space is put in front of a text."""
     normalizer, before = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = normalizer.get("normalizers", [normalizer])
     if before.get("type") == "Metaspace":

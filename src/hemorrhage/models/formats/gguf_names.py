@@ -27,7 +27,7 @@ OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "out
 
 
 def hugging_face_name(name: str) -> str:
-    """Name of a GGUF tensor of a Llama in Hugging Face's Llama: ``blk.3.attn_q.weight`` and so on."""
+    """Return the name of a GGUF tensor of a Llama in Hugging Face's Llama: ``blk.3.attn_q.weight`` and so on."""
     stem = name.removesuffix(".weight")
     if stem in OUTSIDE:
         return f"{OUTSIDE[stem]}.weight"
@@ -36,13 +36,13 @@ def hugging_face_name(name: str) -> str:
 
 
 def rotary_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key projection ``[heads * d, n]``, from rotary pairs (GGUF) to halves."""
+    """Return the rows of a query or key projection ``[heads * d, n]``, from rotary pairs (GGUF) to halves."""
     rows, columns = weight.shape
     return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
 def problem(config: Mapping[str, Any]) -> str | None:
-    """Why a model with this config.json can't be written as a GGUF file here, or None."""
+    """Return why a model with this config.json can't be written as a GGUF file here, or None."""
     if config["model_type"] != "llama":
         return f"GGUF files are written for llama models only; this model is a {config['model_type']}"
     for key in ("attention_bias", "mlp_bias"):

@@ -20,20 +20,20 @@ class Int8Linear(DequantizedLinear):
     storage_format = "int8"
 
     def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
-        """``stored`` as in the module's docstring; ``scheme`` is the group of the configuration."""
+        """Take the tensors ``stored`` as in the module's docstring; ``scheme`` is the configuration's group."""
         rows, columns = stored["weight"].shape
         super().__init__((rows, columns), stored, bias)
         self.scheme = scheme
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
         scale = self.tensors["weight_scale"].data.float()
         groups = self.tensors["weight"].data.float().unflatten(1, (scale.shape[1], -1))
         return (groups * scale.unsqueeze(2)).flatten(1)
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> Int8Linear:
-    """The layer that a checkpoint's tensors ``stored`` and its configuration describe.
+    """Return the layer that a checkpoint's tensors ``stored`` and its configuration describe.
 
     Raises ValueError for weights with a scale that are no symmetric bytes.
     """

@@ -32,11 +32,11 @@ class LowRankLinear(nn.Module):
         return self.inner.numel() + self.outer.numel()
 
     def stored(self) -> dict[str, Tensor]:
-        """Tensors to store, by suffix."""
+        """Return the tensors to store, by suffix."""
         return {"low_rank_in": self.inner.data, "low_rank_out": self.outer.data}
 
     def dense(self) -> Tensor:
-        """The product: float32 [rows, columns]."""
+        """Return the product: float32 [rows, columns]."""
         return self.outer.data.float() @ self.inner.data.float()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,5 +47,5 @@ class LowRankLinear(nn.Module):
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> LowRankLinear:
-    """The layer that a checkpoint's tensors ``stored`` describe."""
+    """Return the layer that a checkpoint's tensors ``stored`` describe."""
     return LowRankLinear(stored["low_rank_in"], stored["low_rank_out"], None)

@@ -20,5 +20,5 @@ class MaskedLinear(DequantizedLinear):
         self._weights, self._name = weights, name
 
     def dense(self) -> Tensor:
-        """The weights: float32 [rows, columns]."""
+        """Return the weights: float32 [rows, columns]."""
         return self._weights.tensor(self._name).float()

@@ -22,32 +22,32 @@ class PackedLinear(DequantizedLinear):
     storage_format = "packed"
 
     def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
-        """``stored`` as in the module's docstring; ``scheme`` is the group of the configuration."""
+        """Take the tensors ``stored`` as in the module's docstring; ``scheme`` is the configuration's group."""
         rows, columns = stored["weight_shape"].tolist()
         super().__init__((rows, columns), stored, bias)
         self.scheme: dict[str, Any] = scheme
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
         bits = self.scheme["weights"]["num_bits"]
         words, scale = self.tensors["weight_packed"].data, self.tensors["weight_scale"].data.float()
         zero = None
         if "weight_zero_point" in self.tensors:
-            zero = unpacked(self.tensors["weight_zero_point"].data.T, bits, len(scale)).T.float()
+            zero = unpack(self.tensors["weight_zero_point"].data.T, bits, len(scale)).T.float()
         values = torch.empty(self.out_features, self.in_features, device=words.device)
         step = rows_at_once(self.in_features)
         for start in range(0, self.out_features, step):
             rows = slice(start, start + step)
             groups = values[rows].unflatten(1, (scale.shape[1], -1))
-            groups.copy_(unpacked(words[rows], bits, self.in_features).unflatten(1, (scale.shape[1], -1)))
+            groups.copy_(unpack(words[rows], bits, self.in_features).unflatten(1, (scale.shape[1], -1)))
             if zero is not None:
                 groups.sub_(zero[rows].unsqueeze(2))
             groups.mul_(scale[rows].unsqueeze(2))
         return values
 
 
-def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
-    """The codes in ``words`` int32 [rows, ceil(columns · bits / 32)], 1 to 8 ``bits`` each: int8 [rows, columns].
+def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
+    """Return the codes int8 [rows, columns] in ``words`` int32 [rows, ceil(columns · bits / 32)], 1 to 8 ``bits`` each.
 
     In memory the words are a row of octets, of which every ``bits`` hold eight codes.
     """
@@ -69,7 +69,7 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> PackedLinear:
-    """The layer that a checkpoint's tensors ``stored`` and its configuration describe."""
+    """Return the layer that a checkpoint's tensors ``stored`` and its configuration describe."""
     if scheme is None:
         raise ValueError("packed weights, but config.json has no quantization_config that covers them")
     return PackedLinear(stored, scheme, None)

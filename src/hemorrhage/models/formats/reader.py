@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FORMS = {
+FORMAT_OF_SUFFIX = {
     "weight_packed": "packed",
     "weight.quant_state.bitsandbytes__nf4": "codebook",
     "weight.quant_state.bitsandbytes__fp4": "codebook",
@@ -36,18 +36,18 @@ MODULES = {
 
 
 def module_of(form: str) -> ModuleType:
-    """The module of a form. Found by name: what a program makes of a checkpoint depends on the form that is there."""
+    """Return the module of a storage format, imported by name: a program depends on the formats that it meets."""
     return importlib.import_module(MODULES[form])
 
 
 def read(tensors: dict[str, Tensor], quantization: dict[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The plain tensors of a checkpoint, and ``{layer: form}`` of the others.
+    """Return the plain tensors of a checkpoint, and ``{layer: form}`` of the others.
 
     ``quantization`` is config.json's ``quantization_config``.
     """
     plain = dict(tensors)
     found: dict[str, Any] = {}
-    for suffix, kind in FORMS.items():
+    for suffix, kind in FORMAT_OF_SUFFIX.items():
         for key in [key for key in plain if key.endswith(f".{suffix}")]:
             name = key.removesuffix(f".{suffix}")
             own = [other for other in plain if other.startswith(f"{name}.") and other != f"{name}.bias"]

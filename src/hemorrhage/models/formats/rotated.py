@@ -31,35 +31,35 @@ class RotatedLinear(DequantizedLinear):
     storage_format = "rotated"
 
     def __init__(self, stored: dict[str, Tensor], bias: nn.Parameter | None) -> None:
-        """``stored`` as in the module's docstring."""
+        """Take the tensors ``stored`` as in the module's docstring."""
         rows, columns = stored["rotated_shape"].tolist()
         super().__init__((rows, columns), stored, bias)
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
-        outward, inward = (made(tuple(origin)) for origin in self.tensors["rotation"].tolist())
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        outward, inward = (build_rotation(tuple(origin)) for origin in self.tensors["rotation"].tolist())
         turned = self.turned()
         # Rotations are made on the processor, wherever the layer lies.
         weight = outward.restore(inward.restore(turned.cpu()).T).T.contiguous()
         return weight.to(turned.device)
 
     def turned(self) -> Tensor:
-        """What the codes stand for: ``Uᵀ W V``, float32 [rows, columns]."""
+        """Return what the codes stand for: ``Uᵀ W V``, float32 [rows, columns]."""
         packed = {name.replace("rotated", "weight"): value for name, value in self.stored().items()}
         scheme = {"weights": {"num_bits": int(packed["weight_bits"])}}
         return PackedLinear(packed, scheme, None).dense()
 
 
-def made(origin: tuple[Any, ...]) -> Rotation:
-    """The rotation that is made from ``origin``."""
+def build_rotation(origin: tuple[Any, ...]) -> Rotation:
+    """Return the rotation that is made from ``origin``."""
     seed, left, right, from_hadamard = origin
     return rotation(seed, left, right, from_hadamard=bool(from_hadamard))
 
 
-def rotated(
+def rotated_linear(
     packed: dict[str, Tensor], bits: int, outward: Origin, inward: Origin, bias: nn.Parameter | None
 ) -> RotatedLinear:
-    """The layer whose turned weight ``Uᵀ W V`` has the tensors ``packed``, U and V made from ``outward`` and
+    """Return the layer whose turned weight ``Uᵀ W V`` has the tensors ``packed``, U and V made from ``outward`` and
     ``inward``.
 
     ``packed`` is what hemorrhage.compress.solvers.packing.pack gives.
@@ -71,5 +71,5 @@ def rotated(
 
 
 def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> RotatedLinear:
-    """The layer that a checkpoint's tensors ``stored`` describe."""
+    """Return the layer that a checkpoint's tensors ``stored`` describe."""
     return RotatedLinear(stored, None)

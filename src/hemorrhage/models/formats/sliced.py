@@ -41,7 +41,7 @@ class SlicedBlock(nn.Module):
     """A decoder block between three bases: of its input, of the MLP's input and of its output."""
 
     def __init__(self, block: Any, config: Any) -> None:
-        """Takes over attention and MLP of ``block``; the shortcuts [kept, kept] have no values yet."""
+        """Take over attention and MLP of ``block``; the shortcuts [kept, kept] have no values yet."""
         super().__init__()
         kept = config.hemorrhage["kept"]
         self.self_attn = block.self_attn
@@ -51,11 +51,11 @@ class SlicedBlock(nn.Module):
         self.mlp_shortcut = nn.Parameter(torch.empty(kept, kept, device="meta"))
 
     def attend(self, x: Tensor, **arguments: Any) -> Tensor:
-        """What attention adds to ``x`` [n, length, kept]; ``arguments`` are those of the block."""
+        """Return what attention adds to ``x`` [n, length, kept]; ``arguments`` are those of the block."""
         return self.self_attn(hidden_states=self.norm(x), **arguments)[0]
 
     def feed(self, x: Tensor) -> Tensor:
-        """What the MLP adds to ``x`` [n, length, kept]."""
+        """Return what the MLP adds to ``x`` [n, length, kept]."""
         return self.mlp(self.norm(x))
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
@@ -64,7 +64,7 @@ class SlicedBlock(nn.Module):
         return x @ self.mlp_shortcut + self.feed(x)
 
 
-def put(module: nn.Module, name: str, value: Tensor) -> None:
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     """Make ``value`` the parameter ``name`` of ``module``, whose shape need not be the one before."""
     setattr(module, name, nn.Parameter(value))
     if name == "weight" and isinstance(module, nn.Linear):
@@ -74,7 +74,7 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
-    """The model of a checkpoint ``folder``, in the torch type ``dtype``, or each tensor as it is stored (``stored``).
+    """Return the model of a checkpoint ``folder`` in the torch type ``dtype`` (``stored``: each tensor in its own).
 
     Raises OSError where a tensor is missing.
     """
@@ -88,7 +88,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
     for name, value in Weights(folder, base).items():
         place, _, own = name.rpartition(".")
-        put(model.get_submodule(place), own, value if dtype == "stored" else value.to(getattr(torch, dtype)))
+        set_parameter(model.get_submodule(place), own, value if dtype == "stored" else value.to(getattr(torch, dtype)))
     missing = [name for name, value in model.state_dict().items() if value.is_meta]
     if missing:
         raise OSError(f"{folder}: {min(missing)} is not in its safetensors")
@@ -96,7 +96,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
 
 
 def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """What a checkpoint of ``model`` holds. Raises ValueError where a layer is no plain linear layer any more."""
+    """Return the tensors of a checkpoint of ``model``. Raises ValueError where a layer is not a plain linear layer."""
     from hemorrhage.models.formats.storage import formatted_layers
 
     packed = formatted_layers(model)

@@ -28,7 +28,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def scheme_of(name: str, quantization: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The group of compressed-tensors' configuration that the layer ``name`` belongs to."""
+    """Return the group of compressed-tensors' configuration that the layer ``name`` belongs to."""
     groups = (quantization or {}).get("config_groups", {})
     for group in groups.values():
         if name in group["targets"]:
@@ -37,6 +37,6 @@ def scheme_of(name: str, quantization: dict[str, Any] | None) -> dict[str, Any] 
 
 
 def distinct(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, without the names that are tied to an earlier one."""
+    """Return the parameters and persistent buffers by name, without the names that are tied to an earlier one."""
     tied = set(model.all_tied_weights_keys)
     return {name: value.detach() for name, value in model.state_dict().items() if name not in tied}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.architecture import architecture
-from hemorrhage.models.sources.files import Tensor, listed, read_json
+from hemorrhage.models.sources.files import Tensor, read_json, shorten_list
 from hemorrhage.runtime.step import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compare(folder: Path, stored: Mapping[str, Tensor]) -> Compared:
 
 
 def configuration(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder whose config.json may be in any encoding. Raises InputError where there is none."""
+    """Return a folder's configuration, from config.json in any encoding. Raises InputError where there is none."""
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
     file = folder / "config.json"
@@ -93,7 +93,7 @@ def configuration(folder: Path) -> PreTrainedConfig:
 def _loaded(
     folder: Path, config: PreTrainedConfig, stored: Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model without numbers, and what transformers says of its tensors among ``stored``."""
+    """Return the model without numbers, and what transformers says of its tensors among ``stored``."""
     import torch
     from transformers import __version__
     from transformers.utils import logging
@@ -129,7 +129,7 @@ def _loaded(
 
 
 def _surplus(folder: Path, model: PreTrainedModel, stored: Mapping[str, Tensor]) -> Compared:
-    """What is stored and not loaded: a tied tensor's second copy, and buffers that the model makes itself."""
+    """Return what is stored and not loaded: a tied tensor's second copy, and buffers that the model makes itself."""
     found = Compared()
     for target, source in model.all_tied_weights_keys.items():
         if target in stored and source in stored:
@@ -145,7 +145,7 @@ def _surplus(folder: Path, model: PreTrainedModel, stored: Mapping[str, Tensor])
     buffers = [name for name in stored if name not in own and name not in found.surplus and patterns.search(name)]
     if buffers:
         found.surplus += buffers
-        found.said.append(f"Left behind, since the model makes it itself: {listed(buffers, 1)}.")
+        found.said.append(f"Left behind, since the model makes it itself: {shorten_list(buffers, 1)}.")
     return found
 
 
@@ -156,7 +156,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _prefix(missing: list[str], left: list[str]) -> str:
-    """What stands in front of every name that is left over and is missing without it; empty where nothing does."""
+    """Return the prefix without which every left-over name is one of the missing; empty where there is none."""
     first = next((name for name in left if any(name.endswith(f".{other}") for other in missing)), None)
     if first is None:
         return ""

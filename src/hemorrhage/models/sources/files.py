@@ -94,16 +94,16 @@ class Contents:
 
 
 def contents(folder: Path) -> Contents:
-    """What of ``folder`` is the model. Raises InputError where the index of the weights can't be read.
+    """Return what of ``folder`` is the model. Raises InputError where the index of the weights can't be read.
 
     The weights are the files that model.safetensors.index.json names, else model.safetensors alone.
     """
     index = folder / INDEX
-    weights = [folder / name for name in sorted(set(weight_map(index).values()))] if is_there(index) else []
+    weights = [folder / name for name in sorted(set(weight_map(index).values()))] if exists(index) else []
     others = [index] if weights else []
-    if not weights and is_there(folder / WEIGHTS):
+    if not weights and exists(folder / WEIGHTS):
         weights = [folder / WEIGHTS]
-    others += [folder / name for name in NAMES if is_there(folder / name)]
+    others += [folder / name for name in NAMES if exists(folder / name)]
     adopted = {file.name for file in (*weights, *others)}
     left = sorted(
         f"{entry.name}/" if entry.is_dir() else entry.name
@@ -137,7 +137,7 @@ def tensors(weights: tuple[Path, ...]) -> dict[str, Tensor]:
 
 
 def header(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, from its first bytes. Raises InputError where it is not whole."""
+    """Return the tensors of a safetensors file, from its first bytes. Raises InputError where it is not whole."""
     size = size_of(file)
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -182,7 +182,7 @@ def copy_weights(weights: tuple[Path, ...], index: Path, out: Path, without: set
         else:
             kept = {name: tensor for name, tensor in found.items() if name not in without}
             _copy_only(file, kept, out / file.name)
-    if is_there(index):
+    if exists(index):
         content = read_json(index)
         content["weight_map"] = {name: file for name, file in weight_map(index).items() if name not in without}
         (out / index.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -208,7 +208,7 @@ def _copy_only(file: Path, kept: dict[str, Tensor], out: Path) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file in any Unicode encoding. Raises InputError, one line that names the file."""
+    """Return the content of a JSON file in any Unicode encoding. Raises InputError, one line that names the file."""
     size_of(file)
     try:
         return json.loads(file.read_bytes())
@@ -221,7 +221,7 @@ def read_json(file: Path) -> Any:
 
 
 def architecture(folder: Path) -> dict[str, Any]:
-    """A folder's config.json with its sizes under the names that most families give them, a text tower's at the top."""
+    """Return a folder's config.json with sizes under the most common names, a text tower's at the top level."""
     said = read_json(folder / "config.json")
     text = said.get("text_config")
     found = {**said, **text} if isinstance(text, dict) else dict(said)
@@ -231,8 +231,8 @@ def architecture(folder: Path) -> dict[str, Any]:
     return found
 
 
-def plain(file: Path) -> bytes | None:
-    """A text file's content in UTF-8 without a byte order mark, or None where it is that already."""
+def as_plain_utf8(file: Path) -> bytes | None:
+    """Return a text file's content in UTF-8 without a byte order mark, or None where it is that already."""
     content = file.read_bytes()
     encoding = json.detect_encoding(content[:4]) if file.suffix == ".json" else _marked(content)
     return None if encoding == "utf-8" else content.decode(encoding).encode()
@@ -243,13 +243,13 @@ def _marked(content: bytes) -> str:
     return next((name for mark, name in marks if content.startswith(mark)), "utf-8")
 
 
-def is_there(file: Path) -> bool:
-    """Whether a file stands in its folder, also as a link to nothing."""
+def exists(file: Path) -> bool:
+    """Return whether a file stands in its folder, also as a link to nothing."""
     return file.is_file() or file.is_symlink()
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file. Raises InputError where it is missing, empty, can't be read, or stands for another one."""
+    """Return a file's size in bytes. Raises InputError where it is missing, empty, unreadable, or a pointer."""
     try:
         with file.open("rb") as stream:
             start = stream.read(64)
@@ -273,7 +273,7 @@ def _documents(name: str) -> bool:
     return lower.startswith((".", "license", "licence", "notice", "readme")) or lower.endswith(DOCUMENTATION)
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """Some names and how many more there are, for a line."""
+def shorten_list(names: Sequence[str], most: int = 4) -> str:
+    """Return some names and how many more there are, for a line."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.models.sources import path
-from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS, is_there, weight_map
+from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS, exists, weight_map
 from hemorrhage.models.sources.origin import Origin
 from hemorrhage.runtime.network import fetched
 from hemorrhage.runtime.step import InputError
@@ -38,7 +38,7 @@ def fetch(spec: dict[str, Any], out: Path) -> Origin:
             folder = _got(spec, folder, [*NAMES, INDEX])
             path.check_settings(folder)
             index = folder / INDEX
-            folder = _got(spec, folder, sorted(set(weight_map(index).values())) if is_there(index) else [WEIGHTS])
+            folder = _got(spec, folder, sorted(set(weight_map(index).values())) if exists(index) else [WEIGHTS])
             said = path.adopt(folder, out)
         except InputError as problem:
             line = str(problem).replace(str(folder), spec["id"]).replace(scratch, spec["id"])

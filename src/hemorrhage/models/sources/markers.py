@@ -53,7 +53,7 @@ WHOLE = ("F64", "F32", "F16", "BF16")
 
 
 def marker(config: dict[str, Any], files: Iterable[str], tensors: dict[str, str]) -> str | None:
-    """What says that a folder is quantized, or None; ``tensors``: type by name."""
+    """Return what says that a folder is quantized, or None; ``tensors``: type by name."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in KEYS:
             if part.get(key) is not None:

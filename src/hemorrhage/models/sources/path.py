@@ -19,12 +19,12 @@ from hemorrhage.models.sources.files import (
     WEIGHTS,
     Contents,
     architecture,
+    as_plain_utf8,
     contents,
     copy_weights,
-    is_there,
-    listed,
-    plain,
+    exists,
     read_json,
+    shorten_list,
     size_of,
     tensors,
 )
@@ -53,7 +53,7 @@ def fetch(spec: dict[str, Any], out: Path) -> Origin:
 
 
 def refusal(folder: Path) -> str | None:
-    """Why a folder can't be the base model, in one line, or None; what needs no library is looked at."""
+    """Return why a folder can't be the base model, in one line, or None; what needs no library is looked at."""
     try:
         check(folder)
     except InputError as problem:
@@ -64,17 +64,17 @@ def refusal(folder: Path) -> str | None:
 
 
 def digest_of_adopted(folder: Path, memory: Path) -> str:
-    """Digest of exactly the files that are adopted of a folder; ``memory`` as hemorrhage.runtime.address has it."""
+    """Return the digest of the files that are adopted of a folder; ``memory`` as in hemorrhage.runtime.address."""
     return fingerprint(folder, memory, contents(folder).adopted)
 
 
 def check(folder: Path, thorough: bool = False) -> None:
-    """Raises InputError where a folder can't be the base model; not ``thorough``, a large tokenizer is only skimmed."""
+    """Raise InputError where a folder can't be the base model; not ``thorough``, a large tokenizer is only skimmed."""
     config = check_settings(folder)
     found = contents(folder)
     if not found.weights:
         raise InputError(f"{folder} holds {_instead(found)}")
-    if not any(is_there(folder / name) for name in TOKENIZERS):
+    if not any(exists(folder / name) for name in TOKENIZERS):
         raise InputError(f"{folder} holds no tokenizer ({', '.join(TOKENIZERS)})")
     stored = tensors(found.weights)
     marked = marker(config, (), {name: tensor.dtype for name, tensor in stored.items()})
@@ -83,25 +83,25 @@ def check(folder: Path, thorough: bool = False) -> None:
     for file in found.others:
         if file.suffix == ".json" and file.name != "tokenizer.json":
             read_json(file)
-    if is_there(folder / "tokenizer.json"):
+    if exists(folder / "tokenizer.json"):
         _check_tokenizer(folder / "tokenizer.json", thorough)
 
 
 def check_settings(folder: Path) -> dict[str, Any]:
-    """The folder's config.json.
+    """Return the folder's config.json.
 
     Raises InputError where there is none that can be read, and where the settings rule out that it is the base model.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} holds no config.json; it is {'a file' if folder.is_file() else 'not there'}")
     file = folder / "config.json"
-    if not is_there(file):
-        if is_there(folder / "adapter_config.json"):
+    if not exists(file):
+        if exists(folder / "adapter_config.json"):
             raise InputError(f"{folder} is an adapter without its model; merge the two and name the result")
         raise InputError(f"{folder} holds no config.json; a Hugging Face folder is needed")
     config = read_json(file)
     for name in ("config.json", "tokenizer_config.json"):
-        said = read_json(folder / name) if is_there(folder / name) else {}
+        said = read_json(folder / name) if exists(folder / name) else {}
         if not isinstance(said, dict):
             raise InputError(f"{folder / name} holds no settings by name")
         if "auto_map" in said:
@@ -120,7 +120,7 @@ def _quantized(folder: Path, marked: str) -> str:
 
 
 def _instead(found: Contents) -> str:
-    """What a folder holds that has neither an index of its weights nor model.safetensors."""
+    """Return what a folder holds that has neither an index of its weights nor model.safetensors."""
     for ends, what in (
         ((".safetensors",), f"no {WEIGHTS} and no index of its weights, only"),
         ((".gguf",), "a GGUF file, which is no Hugging Face folder:"),
@@ -128,12 +128,12 @@ def _instead(found: Contents) -> str:
     ):
         names = [name for name in found.left if name.endswith(ends) and not name.startswith(("adapter_", "optimizer"))]
         if names:
-            return f"{what} {listed(names)}"
+            return f"{what} {shorten_list(names)}"
     return "no *.safetensors"
 
 
 def _check_tokenizer(file: Path, thorough: bool) -> None:
-    """Raises InputError where tokenizer.json has a token beyond the embedding that a text may become.
+    """Raise InputError where tokenizer.json has a token beyond the embedding that a text may become.
 
     Special tokens stand for what is no text (an image's place, in a family's text model): no text becomes one.
     """
@@ -160,7 +160,7 @@ def _check_tokenizer(file: Path, thorough: bool) -> None:
 
 
 def _mentions(content: bytes, rows: float) -> bool:
-    """Whether JSON holds a number behind a key that is no row; to read it all takes a second for some tokenizers."""
+    """Return whether JSON has a number beyond ``rows`` after a key; to parse some tokenizers takes a second."""
     return any(int(number) >= rows for number in re.findall(rb'":\s*(\d+)', content))
 
 
@@ -177,25 +177,25 @@ def adopt(folder: Path, out: Path) -> str:
     compared = compare(folder, tensors(found.weights))
     said = list(compared.said)
     if found.left:
-        said.append(f"Left behind, since it is no part of the model: {listed(found.left)}.")
+        said.append(f"Left behind, since it is no part of the model: {shorten_list(found.left)}.")
     for sentence in said:
         log.info("%s", sentence)
     copy_weights(found.weights, folder / INDEX, out, set(compared.surplus))
     for file in found.others:
         if file.name != INDEX:
-            content = plain(file) if file.suffix in (".json", ".jinja", ".txt") else None
+            content = as_plain_utf8(file) if file.suffix in (".json", ".jinja", ".txt") else None
             (out / file.name).write_bytes(file.read_bytes() if content is None else content)
-    if not is_there(out / "tokenizer.json"):
+    if not exists(out / "tokenizer.json"):
         _make_tokenizer(out)
     return "".join(f" {sentence}" for sentence in said)
 
 
 def _try_tokenizer(folder: Path) -> None:
-    """Raises InputError where tokenizer.json, if there is one, is none that the library reads."""
+    """Raise InputError where tokenizer.json, if there is one, is none that the library reads."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
-    if is_there(file):
+    if exists(file):
         try:
             Tokenizer.from_str(json.dumps(read_json(file)))
         except Exception as error:

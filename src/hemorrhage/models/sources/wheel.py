@@ -47,7 +47,7 @@ def fetch(spec: dict[str, Any], out: Path) -> Origin:
 
 
 def gguf_file(name: str) -> Path:
-    """Path of the GGUF file of a wheel model, found without importing its package."""
+    """Return path of the GGUF file of a wheel model, found without importing its package."""
     if name not in FILES:
         raise InputError(f"model.name: {name!r} is unknown; allowed: {', '.join(FILES)}")
     package, file, distribution = FILES[name]

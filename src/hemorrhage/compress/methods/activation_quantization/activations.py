@@ -131,7 +131,7 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
     """
     from torch.nn import Parameter
 
-    from hemorrhage.models.emulation.activations import described
+    from hemorrhage.models.emulation.activations import quantization_args
     from hemorrhage.models.formats.int8 import Int8Linear
     from hemorrhage.models.formats.storage import replace
 
@@ -139,13 +139,13 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
     if grid.bits == 8:
         group = {
             "weights": scheme(grid),
-            "input_activations": described(rounding),
+            "input_activations": quantization_args(rounding),
             "format": "int-quantized",
         }
         tensors = {"weight": quantized.codes, "weight_scale": quantized.scale}
         replace(model, name, Int8Linear(tensors, group, layer.bias))
     else:
-        store(model, name, quantized, grid, described(rounding))
+        store(model, name, quantized, grid, quantization_args(rounding))
     form: Any = model.get_submodule(name)
     if rounding.scale is not None:
         scale = torch.tensor([rounding.scale], dtype=quantized.scale.dtype)

@@ -179,7 +179,7 @@ def writes(value: Tensor, turn: Tensor) -> Tensor:
 
 def _slice_blocks(model: PreTrainedModel, settings: Settings, tokens: Tensor, generator: torch.Generator) -> None:
     from hemorrhage.models.blockwise import in_float32
-    from hemorrhage.models.formats.sliced import SlicedBlock, SlicedNorm, put
+    from hemorrhage.models.formats.sliced import SlicedBlock, SlicedNorm, set_parameter
 
     config: Any = model.config
     kept = settings.kept(config.hidden_size, config.num_attention_heads)
@@ -211,27 +211,27 @@ def _slice_blocks(model: PreTrainedModel, settings: Settings, tokens: Tensor, ge
         new = SlicedBlock(block, config)
         for name in ATTENTION_READS:
             linear: Any = new.get_submodule(name)
-            put(linear, "weight", reads(linear.weight, gains[0], turn))
+            set_parameter(linear, "weight", reads(linear.weight, gains[0], turn))
         with in_float32(new.self_attn):
             through(partial(new.attend, **arguments), turn)
         middle = basis()
         _write(new.get_submodule(ATTENTION_WRITES), middle)
         for name in MLP_READS:
             linear = new.get_submodule(name)
-            put(linear, "weight", reads(linear.weight, gains[1], middle))
+            set_parameter(linear, "weight", reads(linear.weight, gains[1], middle))
         with in_float32(new.mlp):
             through(new.feed, middle)
         after = basis()
         _write(new.get_submodule(MLP_WRITES), after)
-        put(new, "attention_shortcut", shortcut(turn, middle))
-        put(new, "mlp_shortcut", shortcut(middle, after))
+        set_parameter(new, "attention_shortcut", shortcut(turn, middle))
+        set_parameter(new, "mlp_shortcut", shortcut(middle, after))
         decoder.layers[index], turn = new, after
     _turn_head(model, decoder.norm.weight, turn)
     decoder.norm = SlicedNorm(config.hidden_size, config.rms_norm_eps)
 
 
 def _slice_model(model: PreTrainedModel, settings: Settings, tokens: Tensor, generator: torch.Generator) -> None:
-    from hemorrhage.models.formats.sliced import put
+    from hemorrhage.models.formats.sliced import set_parameter
 
     config: Any = model.config
     width = config.hidden_size
@@ -244,13 +244,15 @@ def _slice_model(model: PreTrainedModel, settings: Settings, tokens: Tensor, gen
         for norm, readers in zip(NORMS, (ATTENTION_READS, MLP_READS), strict=True):
             for name in readers:
                 linear: Any = block.get_submodule(name)
-                put(linear, "weight", reads(linear.weight, block.get_submodule(norm).weight * wider**0.5, turn))
+                set_parameter(
+                    linear, "weight", reads(linear.weight, block.get_submodule(norm).weight * wider**0.5, turn)
+                )
         for name in (ATTENTION_WRITES, MLP_WRITES):
             _write(block.get_submodule(name), turn)
         config.head_dim = block.self_attn.head_dim
     _turn_head(model, decoder.norm.weight * wider**0.5, turn)
     for norm in [decoder.norm, *(block.get_submodule(name) for block in decoder.layers for name in NORMS)]:
-        put(norm, "weight", torch.ones_like(norm.weight[:kept]))
+        set_parameter(norm, "weight", torch.ones_like(norm.weight[:kept]))
         norm.variance_epsilon *= wider
     config.hidden_size = kept
     config.rms_norm_eps *= wider
@@ -283,25 +285,25 @@ def _basis(moment: Tensor, settings: Settings, generator: torch.Generator) -> Te
 
 
 def _turn_embedding(model: PreTrainedModel, turn: Tensor) -> None:
-    from hemorrhage.models.formats.sliced import put
+    from hemorrhage.models.formats.sliced import set_parameter
 
     embedding: Any = model.get_input_embeddings()
-    put(embedding, "weight", reads(embedding.weight, torch.ones(len(turn)), turn))
+    set_parameter(embedding, "weight", reads(embedding.weight, torch.ones(len(turn)), turn))
 
 
 def _turn_head(model: PreTrainedModel, gain: Tensor, turn: Tensor) -> None:
-    from hemorrhage.models.formats.sliced import put
+    from hemorrhage.models.formats.sliced import set_parameter
 
     head: Any = model.get_output_embeddings()
-    put(head, "weight", reads(head.weight, gain, turn))
+    set_parameter(head, "weight", reads(head.weight, gain, turn))
 
 
 def _write(linear: Any, turn: Tensor) -> None:
-    from hemorrhage.models.formats.sliced import put
+    from hemorrhage.models.formats.sliced import set_parameter
 
-    put(linear, "weight", writes(linear.weight, turn))
+    set_parameter(linear, "weight", writes(linear.weight, turn))
     if linear.bias is not None:
-        put(linear, "bias", writes(linear.bias, turn))
+        set_parameter(linear, "bias", writes(linear.bias, turn))
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -160,7 +160,7 @@ def _alter_network(model: PreTrainedModel, settings: Settings, context: Context)
 
 
 def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) -> None:
-    from hemorrhage.models.formats.rotated import made, rotated
+    from hemorrhage.models.formats.rotated import build_rotation, rotated_linear
     from hemorrhage.models.formats.storage import replace
 
     groups = context.calibration.shared() if settings.statistics else None
@@ -169,12 +169,12 @@ def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) 
 
     def turn(name: str) -> Turn:
         inward, outward = origins[name]
-        return Turn(made(inward), made(outward))
+        return Turn(build_rotation(inward), build_rotation(outward))
 
     for name, quantized in _rounded(model, turn, settings, context):
         inward, outward = origins[name]
         packed = pack(name, quantized, settings.bits)
-        replace(model, name, rotated(packed, settings.bits, outward, inward, linears[name].bias))
+        replace(model, name, rotated_linear(packed, settings.bits, outward, inward, linears[name].bias))
 
 
 def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
