@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Alteration, Context, Json, Method, Settings, describe
+from hemorrhage.compress.suitability import check_config, check_model
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
@@ -142,9 +143,10 @@ def _compress(
     from hemorrhage.models.weights import Weights
 
     base, parent = inputs.base, inputs.parent
-    _check(settings, inputs.altered)
+    check_config(settings, inputs.altered)
     # What changes no weight leaves packed ones packed.
     model = load(inputs.altered, "stored", as_stored=not settings.changes_weights, base=base).cpu()
+    check_model(settings, model)
     of_base = Weights(base)
     dtype = folder.dtype_of(of_base)
     linears = linears_of(model, missing_ok=True)
@@ -202,16 +204,6 @@ def _compress(
     if origins is not None:
         entries["blocks"] = origins
     return measured, {**entries, **alteration.entries}
-
-
-def _check(settings: Settings, folder: Path) -> None:
-    """Raise RefusedError where the model in a folder can't be altered like this; the plan may not have known it."""
-    from hemorrhage.models.architecture import text_entries
-    from hemorrhage.models.refused import RefusedError
-
-    problem = settings.check(text_entries(folder))
-    if problem:
-        raise RefusedError(problem)
 
 
 def _origins(parent: list[int] | None, altered: list[int] | None) -> list[int] | None:

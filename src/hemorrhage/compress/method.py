@@ -151,6 +151,13 @@ class Settings(BaseModel):
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return None
 
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where these settings can't be for a model, though its config.json does not tell.
+
+        Takes seconds and changes nothing. Returns a sentence where it depends on what a calibration finds, else None.
+        """
+        return None
+
     def altered_config(self, config: ConfigJson) -> ConfigJson:
         """Return the config.json that an alteration of this variant starts from."""
         return config

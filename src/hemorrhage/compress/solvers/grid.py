@@ -19,10 +19,13 @@ from pydantic import Field
 from hemorrhage.compress.info import Spacing
 from hemorrhage.compress.method import ConfigJson, Settings, Wording
 from hemorrhage.compress.solvers.widths import input_widths
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 GRID = ("bits", "group_size", "symmetric", "keep_zeros")
@@ -70,6 +73,12 @@ class GridSettings(Settings):
         for what, width in input_widths(config).items():
             if width % self.group_size:
                 return f"group_size {self.group_size} does not divide the model's {what} of {width}"
+        return None
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where groups don't divide a layer's inputs."""
+        for name, linear in linears_of(model).items():
+            group_width(name, linear.in_features, self)
         return None
 
 
@@ -131,9 +140,9 @@ def fit(weights: Tensor, dim: int, settings: GridSettings, dtype: torch.dtype) -
 
 
 def group_width(name: str, columns: int, settings: GridSettings) -> int:
-    """Weights per scale in a layer of ``columns`` inputs. Raises ValueError where groups don't divide it."""
+    """Weights per scale in a layer of ``columns`` inputs. Raises RefusedError where groups don't divide it."""
     if settings.group_size == "channel":
         return columns
     if columns % settings.group_size:
-        raise ValueError(f"group_size {settings.group_size} does not divide the {columns} inputs of {name}")
+        raise RefusedError(f"group_size {settings.group_size} does not divide the {columns} inputs of {name}")
     return settings.group_size

@@ -13,10 +13,13 @@ from hemorrhage.compress.checks.integrity import zero_share
 from hemorrhage.compress.info import Spacing
 from hemorrhage.compress.method import ConfigJson, Settings, Wording, percent
 from hemorrhage.compress.solvers.widths import input_widths
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 
 SHARES = Spacing(0.1, 0.9, 0.05)
@@ -83,6 +86,17 @@ class SparsitySettings(Settings):
             for what, width in input_widths(config).items():
                 if width % self.pattern[1]:
                     return f"sparsity {self.sparsity} does not divide the model's {what} of {width}"
+        return None
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where a pattern's groups don't divide a layer's inputs."""
+        if self.pattern is None:
+            return None
+        among = self.pattern[1]
+        odd = next(((name, each) for name, each in linears_of(model).items() if each.in_features % among), None)
+        if odd is not None:
+            name, linear = odd
+            raise RefusedError(f"sparsity {self.sparsity} does not divide the {linear.in_features} inputs of {name}")
         return None
 
 

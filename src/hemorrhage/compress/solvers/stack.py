@@ -55,6 +55,25 @@ class AddedSettings(Settings):
             raise ValueError(problem)
         return count(self.added, blocks)
 
+    def order(self, blocks: int) -> list[int]:
+        """Place in a model of so many ``blocks`` that each block of the larger one is made from."""
+        raise NotImplementedError
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where blocks depend on their place."""
+        check_order(model, self.order(len(blocks(model))))
+        return None
+
+
+def check_order(model: PreTrainedModel, order: list[int]) -> None:
+    """Raise RefusedError where ``rearrange`` to this order can't be; ``model`` stays as it is."""
+    from hemorrhage.models.architecture import skeleton
+    from hemorrhage.models.experts import unfuse
+
+    twin = skeleton(model.config)
+    unfuse(twin)
+    rearrange(twin, order)
+
 
 def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
     """Make the decoder's blocks those at the places ``order``; a place that comes again is a copy.
@@ -126,6 +145,11 @@ def _check_kinds(model: PreTrainedModel) -> None:
             )
 
 
+def are_alike(stack: nn.ModuleList) -> bool:
+    """Whether all blocks are of one kind, wherever they are."""
+    return all(_difference(stack[0], other) is None for other in stack)
+
+
 def _difference(block: nn.Module, wanted: nn.Module) -> str | None:
     """What a block that is to stand in a place has another than the block that config.json puts there."""
     theirs = dict(wanted.named_modules())
@@ -160,14 +184,20 @@ def scale_writes(block: nn.Module, factor: float) -> None:
     Computed in float32 and stored in the weights' own dtype. Raises RefusedError where the block has no such
     projections, or none that are plain linear layers.
     """
-    writes = [module for name, module in block.named_modules() if name.rsplit(".", 1)[-1] in WRITES]
-    if len(writes) != len(WRITES) or not all(isinstance(module, torch.nn.Linear) for module in writes):
-        needed = " and ".join(WRITES)
-        raise RefusedError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
     with torch.no_grad():
-        for module in writes:
+        for module in writes_of(block):
             for parameter in module.parameters():
                 parameter.copy_(parameter.float() * factor)
+
+
+def writes_of(block: nn.Module) -> list[nn.Linear]:
+    """Return the output projections of a block. Raises RefusedError where it has other ones."""
+    writes = [module for name, module in block.named_modules() if name.rsplit(".", 1)[-1] in WRITES]
+    linears = [module for module in writes if isinstance(module, torch.nn.Linear)]
+    if len(writes) != len(WRITES) or len(linears) != len(writes):
+        needed = " and ".join(WRITES)
+        raise RefusedError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
+    return linears
 
 
 def refuse_normed_writes(model: PreTrainedModel) -> None:

@@ -94,6 +94,15 @@ class Settings(Base):
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return self.grid.check(config) or (smoothing.check(config) if self.smooth is not None else None)
 
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where groups don't divide a layer's inputs, or a norm takes no factors."""
+        self.grid.check_model(model)
+        if self.smooth is not None:
+            from hemorrhage.calibrate.statistics import shared_inputs
+
+            smoothing.foldable_norms(model, shared_inputs(model, torch.ones(1, 1)))
+        return None
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place: its weights, and the inputs of its layers whenever it computes."""

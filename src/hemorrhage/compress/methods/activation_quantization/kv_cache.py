@@ -90,6 +90,13 @@ class Settings(Base):
             return f"keys: channel needs plain attention, and this model {what}"
         return None
 
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where no block hands keys and values to a cache that can be rounded."""
+        from hemorrhage.models.emulation.kv_cache import attention_layers
+
+        attention_layers(model)
+        return None
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Make ``model`` round its keys and values; its weights stay as they are."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
-from hemorrhage.compress.solvers.stack import count, layers_added, rearrange, sources
+from hemorrhage.compress.solvers.stack import check_order, count, layers_added, rearrange, sources
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ class Settings(Base):
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return _problem(self.overlap, config["num_hidden_layers"])
 
+    def order(self, blocks: int) -> list[int]:
+        """Place that each block is made from: the first ones, then the last ones."""
+        left_out = count(self.overlap, blocks)
+        return [*range(blocks - left_out), *range(left_out, blocks)]
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where blocks depend on their place."""
+        check_order(model, self.order(len(blocks(model))))
+        return None
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Scale ``model`` up in place."""
@@ -56,8 +66,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
     problem = _problem(settings.overlap, number)
     if problem:
         raise ValueError(problem)
-    left_out = count(settings.overlap, number)
-    rearrange(model, [*range(number - left_out), *range(left_out, number)])
+    rearrange(model, settings.order(number))
     return Alteration(blocks=sources(model))
 
 

@@ -24,6 +24,7 @@ from hemorrhage.compress.solvers.stack import (
     refuse_normed_writes,
     scale_writes,
     sources,
+    writes_of,
 )
 from hemorrhage.models.blocks import blocks
 
@@ -38,19 +39,36 @@ class Settings(AddedSettings):
 
     scale: Annotated[float, Field(ge=0, le=1)] = 1.0
 
+    def order(self, blocks: int) -> list[int]:
+        """Place that each block is made from: a run in the middle comes twice."""
+        return sorted([*range(blocks), *self.run(blocks)])
+
+    def run(self, blocks: int) -> range:
+        """Places of the blocks that come twice."""
+        added = self.number(blocks)
+        first = (blocks - added) // 2
+        return range(first, first + added)
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where blocks depend on their place, or can't be scaled."""
+        stack = blocks(model)
+        if self.scale != 1:
+            for place in self.run(len(stack)):
+                writes_of(stack[place])
+            refuse_normed_writes(model)
+        return super().check_model(model)
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Duplicate blocks of ``model`` in place."""
     number = len(blocks(model))
-    added = settings.number(number)
-    first = (number - added) // 2
-    run = range(first, first + added)
+    run = settings.run(number)
     if settings.scale != 1:
         refuse_normed_writes(model)
-    stack = rearrange(model, sorted([*range(number), *run]))
+    stack = rearrange(model, settings.order(number))
     if settings.scale != 1:
-        for index in range(added):
-            scale_writes(stack[first + 2 * index + 1], settings.scale)
+        for index in range(len(run)):
+            scale_writes(stack[run.start + 2 * index + 1], settings.scale)
     return Alteration(blocks=sources(model))
 
 

@@ -7,13 +7,14 @@ the model is the base exactly. It is the control of the expansion family.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, Context, Method
-from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources
+from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources, writes_of
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -25,13 +26,24 @@ class Settings(AddedSettings):
 
     added: Annotated[float, Field(gt=0, le=1)] = 0.25
 
+    def order(self, blocks: int) -> list[int]:
+        """Place that each block is made from: the last of every group comes twice."""
+        added = self.number(blocks)
+        copied = {(index + 1) * blocks // added - 1 for index in range(added)}
+        return [place for index in range(blocks) for place in ([index, index] if index in copied else [index])]
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where blocks depend on their place, or a copy's output can't be taken out."""
+        stack = blocks(model)
+        for before, place in itertools.pairwise(self.order(len(stack))):
+            if place == before:
+                writes_of(stack[place])
+        return super().check_model(model)
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Put new blocks into ``model`` in place."""
-    number = len(blocks(model))
-    added = settings.number(number)
-    copied = {(index + 1) * number // added - 1 for index in range(added)}
-    order = [place for index in range(number) for place in ([index, index] if index in copied else [index])]
+    order = settings.order(len(blocks(model)))
     stack = rearrange(model, order)
     for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
         if place == before:

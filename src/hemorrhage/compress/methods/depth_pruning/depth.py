@@ -23,8 +23,9 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
-from hemorrhage.compress.solvers.stack import FEWER, count, rearrange, sources
+from hemorrhage.compress.solvers.stack import FEWER, are_alike, check_order, count, rearrange, sources
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -86,6 +87,25 @@ class Settings(Base):
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return _problem(self, config["num_hidden_layers"])
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where blocks depend on their place; which ones go may be known after calibration only."""
+        number = len(blocks(model))
+        removed = count(self.removed, number)
+        if self.order == "deepest":
+            check_order(model, [*range(number - 1 - removed), number - 1])
+            return None
+        # Of blocks that are alike one choice is as good as another; of others any run of blocks is tried.
+        starts = range(1) if are_alike(blocks(model)) else range(number - removed + 1)
+        reasons = []
+        for first in starts:
+            try:
+                check_order(model, [*range(first), *range(first + removed, number)])
+            except RefusedError as error:
+                reasons.append(error)
+        if len(reasons) == len(starts):
+            raise reasons[0]
+        return f"depends on which blocks go: {reasons[0]}" if reasons else None
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:

@@ -28,6 +28,7 @@ from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.training import Training
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class Settings(Base):
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         width = config["hidden_size"]
         return None if self.rank <= width else f"rank {self.rank} is more than the hidden_size of {width}"
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where a layer's weight isn't a plain tensor."""
+        _refuse_forms(model)
+        return None
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
@@ -194,7 +200,7 @@ def _refuse_forms(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if module in inside and hasattr(module, "stored"):
             kind = type(module).__name__
-            raise ValueError(f"{name}: recovery trains plain weights, and this is a {kind}; pack after it")
+            raise RefusedError(f"{name}: recovery trains plain weights, and this is a {kind}; pack after it")
 
 
 METHOD = Method(

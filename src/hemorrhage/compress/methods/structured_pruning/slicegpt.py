@@ -41,6 +41,7 @@ from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.hadamard import orthogonal
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ class Settings(Base):
         kept = self.kept(width, config["num_attention_heads"])
         if kept < ROUND:
             return f"removed {self.removed} of the hidden size {width} leaves {kept} columns; {ROUND} must stay"
+        return None
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where a block has other layers than those that are sliced."""
+        for index, block in enumerate(blocks(model)):
+            _check_block(block, index)
         return None
 
     def kept(self, width: int, heads: int) -> int:
@@ -317,13 +324,13 @@ def _block_parameters(model: PreTrainedModel) -> int:
 
 
 def _check_block(block: nn.Module, index: int) -> None:
-    """Raises ValueError where a block has other layers than those that are sliced here."""
+    """Raise RefusedError where a block has other layers than those that are sliced here."""
     linears = {name for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
     wanted = {*ATTENTION_READS, ATTENTION_WRITES, *MLP_READS, MLP_WRITES}
     norms = {name for name, _ in block.named_children()} & set(NORMS)
     other = (linears ^ wanted) | (set(NORMS) - norms)
     if other:
-        raise ValueError(f"block {index}, {min(other)}: slicegpt slices {', '.join(sorted(wanted))} behind two norms")
+        raise RefusedError(f"block {index}, {min(other)}: slicegpt slices {', '.join(sorted(wanted))} behind two norms")
 
 
 METHOD = Method(

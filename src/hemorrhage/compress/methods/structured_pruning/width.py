@@ -33,6 +33,7 @@ from hemorrhage.compress.method import ConfigJson, Context, Method, Wording, per
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -102,6 +103,13 @@ class Settings(Base):
             hidden=config["hidden_size"],
         )
         return _problem([shape] * config["num_hidden_layers"], self)
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where a block isn't Llama-like, dense and unpacked, or too narrow."""
+        problem = _problem([_shape(block) for block in blocks(model)], self)
+        if problem:
+            raise RefusedError(problem)
+        return None
 
 
 @dataclass(frozen=True)
@@ -256,19 +264,19 @@ def _keep_columns(linear: nn.Linear, places: Tensor) -> None:
 
 
 def _linear(block: nn.Module, name: str) -> nn.Linear:
-    """The layer ``name`` of ``block``. Raises ValueError where there is no plain linear layer."""
+    """The layer ``name`` of ``block``. Raises RefusedError where there is no plain linear layer."""
     try:
         layer = block.get_submodule(name)
     except AttributeError:
         layer = None
     if not isinstance(layer, torch.nn.Linear):
         kind = "absent" if layer is None else f"a {type(layer).__name__}"
-        raise ValueError(f"width prunes plain linear layers; {name} of a {type(block).__name__} is {kind}")
+        raise RefusedError(f"width prunes plain linear layers; {name} of a {type(block).__name__} is {kind}")
     return layer
 
 
 def _shape(block: nn.Module) -> Shape:
-    """How wide ``block`` is. Raises ValueError where it isn't Llama-like, dense and unpacked."""
+    """How wide ``block`` is. Raises RefusedError where it isn't Llama-like, dense and unpacked."""
     query, key, up = (_linear(block, name) for name in (HEAD_ROWS[0], HEAD_ROWS[1], CHANNEL_ROWS[1]))
     for name in (HEAD_ROWS[2], HEAD_COLUMNS, CHANNEL_ROWS[0], CHANNEL_COLUMNS):
         _linear(block, name)

@@ -81,6 +81,15 @@ class Settings(GridSettings):
         """The second moments and the mean magnitudes of the layers' inputs."""
         return ("hessian", "activations")
 
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where groups don't divide a layer's inputs, or no norm takes a factor."""
+        super().check_model(model)
+        if self.scale:
+            from hemorrhage.calibrate.statistics import shared_inputs
+
+            factor_makers(model, shared_inputs(model, torch.ones(1, 1)))
+        return None
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place.
@@ -88,11 +97,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     Raises ValueError where groups don't divide a layer's inputs, and RefusedError where no norm takes a factor.
     """
     linears, statistics = linears_of(model), context.calibration
-    makers = folding.makers(model, statistics.shared()) if settings.scale else {}
-    if settings.scale and not any(_is_norm(model, maker) for maker in makers.values()):
-        raise RefusedError(
-            f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any"
-        )
+    makers = factor_makers(model, statistics.shared()) if settings.scale else {}
     generator = shuffler(settings.shuffled, context.seed)
     with torch.no_grad():
         for shared in tqdm(by_block(statistics.shared()), desc="awq", unit="block", mininterval=5, leave=False):
@@ -130,6 +135,16 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                     if settings.clip and not _attends(name):
                         weight = clipped(weight, moment, width, settings, dtype, generator)
                     store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
+
+
+def factor_makers(model: PreTrainedModel, inputs: dict[str, list[str]]) -> dict[str, str]:
+    """Return ``folding.makers`` of the ``inputs``. Raises RefusedError where no norm is among them."""
+    makers = folding.makers(model, inputs)
+    if not any(_is_norm(model, maker) for maker in makers.values()):
+        raise RefusedError(
+            f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any"
+        )
+    return makers
 
 
 def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:

@@ -103,6 +103,10 @@ class Settings(Base):
             return f"budget {self.budget:g} must lie between {min(costs):.3g} and {max(costs):.3g} for these widths"
         return None
 
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where groups don't divide a layer's inputs."""
+        return self.grid(self.widths[0]).check_model(model)
+
     def _width(self, columns: int) -> int:
         return columns if self.group_size == "channel" else self.group_size
 

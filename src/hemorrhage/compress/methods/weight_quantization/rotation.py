@@ -25,6 +25,7 @@ The rounding is that of RTN, or of GPTQ with the second moment ``Vᵀ H V`` of t
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from hemorrhage.compress.solvers.packing import pack, store
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.hadamard import Rotation, factors, rotation
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -106,6 +108,12 @@ class Settings(GridSettings):
         if self.transform == "quarot" and kind not in MODEL_TYPES:
             return f"transform quarot is for {', '.join(MODEL_TYPES)}; the model is a {kind}"
         return super().check(config)
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where groups don't divide a layer's inputs, or quarot does not know a layer."""
+        if self.transform == "quarot":
+            _refuse_unknown(model)
+        return super().check_model(model)
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
     stream = _spin(model.config.hidden_size, numbers)
     found: dict[str, Turn] = {}
     stack: Any = blocks(model)
+    _refuse_unknown(model)
     for block in stack:
         head = _spin(block.self_attn.head_dim, numbers)
         for norm, readers in READS.items():
@@ -199,10 +208,16 @@ def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
         for writer in WRITES:
             inward = head if writer.endswith("o_proj") else None
             found[names[block.get_submodule(writer)]] = Turn(inward, stream)
-    other = set(linears_of(model)) ^ set(found)
-    if other:
-        raise ValueError(f"{min(other)}: quarot does not know this layer")
     return found
+
+
+def _refuse_unknown(model: PreTrainedModel) -> None:
+    names = {module: name for name, module in model.named_modules()}
+    known = {*itertools.chain(*READS.values()), *WRITES}
+    expected = {f"{names[block]}.{layer}" for block in blocks(model) for layer in known}
+    other = set(linears_of(model)) ^ expected
+    if other:
+        raise RefusedError(f"{min(other)}: quarot does not know this layer")
 
 
 def turn_stream(model: PreTrainedModel, seed: int) -> None:

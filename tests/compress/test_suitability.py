@@ -1,0 +1,89 @@
+"""What a method refuses of a model before any work, on small models of families as they lie on disk."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.method import Settings
+from hemorrhage.compress.suitability import check_config, check_model
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.refused import RefusedError
+from tests.families import build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda name: build(root / name, name))
+
+
+def settings(method: str, **values: Any) -> Settings:
+    return method_of(method).settings.model_validate(values)
+
+
+REFUSED = [
+    ("zamba2", settings("magnitude", sparsity=0.5), "share weights"),
+    ("gemma", settings("awq", bits=8, group_size="channel"), "awq moves factors into the norm before a layer"),
+    ("olmo2", settings("activations", smooth=0.5), "there is nothing to smooth"),
+    ("bloom", settings("kv_cache", bits=8, group_size=4), "no block of .* hands keys and values to a cache"),
+    ("jamba", settings("duplication", added=0.25), "the blocks of a jamba depend on their place"),
+    ("minicpm3", settings("depth", removed=0.25, order="influence"), "would have another residual_scale"),
+    ("olmo2", settings("duplication", added=0.25, scale=0.5), "normalises what its blocks write"),
+    ("gpt2", settings("llama_pro", added=0.25), "needs plain linear layers o_proj and down_proj"),
+    ("gpt2", settings("width", removed=0.25, importance="magnitude"), "width prunes plain linear layers"),
+    ("gpt2", settings("slicegpt", removed=0.2), "slicegpt slices"),
+    ("gpt2", settings("rotation", transform="quarot", bits=4, group_size=16), "quarot does not know this layer"),
+    ("gpt2", settings("rtn", bits=4, group_size=32), "group_size 32 does not divide the 80 inputs of transformer.h.0"),
+    ("gpt2", settings("wanda", sparsity="3:7"), "sparsity 3:7 does not divide the 80 inputs of transformer.h.0"),
+]
+
+
+@pytest.mark.parametrize(("family", "chosen", "reason"), REFUSED, ids=[f"{name}-{s.curve}" for name, s, _ in REFUSED])
+def test_a_model_that_a_method_does_not_go_with_is_refused_and_left_as_it_is(
+    folder: Any, family: str, chosen: Settings, reason: str
+) -> None:
+    model = load(folder(family), "stored")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = model.config.to_dict()
+    with pytest.raises(RefusedError, match=reason):
+        check_model(chosen, model)
+    assert unchanged(model, before)
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "mamba", "llava"])
+def test_what_goes_with_a_model_leaves_it_as_it_is(folder: Any, family: str) -> None:
+    model = load(folder(family), "stored")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for chosen in (
+        settings("rtn", bits=4, group_size=16),
+        settings("awq", bits=4, group_size="channel"),
+        settings("duplication", added=0.25),
+        settings("depth", removed=0.25, order="deepest"),
+    ):
+        assert check_model(chosen, model) is None
+    assert unchanged(model, before)
+
+
+def test_what_depends_on_the_blocks_that_calibration_picks_is_said(folder: Any) -> None:
+    chosen = settings("depth", removed=0.25, order="influence")
+    assert "depends on which blocks go: the blocks of a jamba" in (check_model(chosen, load(folder("jamba"))) or "")
+
+
+def test_config_json_alone_refuses(folder: Any) -> None:
+    with pytest.raises(RefusedError, match="this model has no attention"):
+        check_config(settings("kv_cache", bits=8), folder("mamba"))
+    with pytest.raises(RefusedError, match=r"removed 0\.1 of 4"):
+        check_config(settings("depth", removed=0.1, order="deepest"), folder("llama"))
+    check_config(settings("depth", removed=0.25, order="deepest"), folder("llama"))
+
+
+def unchanged(model: PreTrainedModel, before: dict[str, torch.Tensor]) -> bool:
+    now = model.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[name], value) for name, value in before.items())
