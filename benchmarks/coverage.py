@@ -18,7 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from hemorrhage.analyze.curves import thresholds
-from hemorrhage.analyze.curves.thresholds import FOUND, Curve, Judged
+from hemorrhage.analyze.curves.entries import Threshold
+from hemorrhage.analyze.curves.thresholds import Curve, FittedCurve
 from hemorrhage.analyze.stats.bootstrap import Floats
 
 BLOCKS = 32
@@ -54,21 +55,25 @@ def measured(rng: np.random.Generator, x: Floats, truth: Floats, error: float, m
     blocks = truth * fragility + rng.normal(0, error * math.sqrt(BLOCKS), (BLOCKS, len(x)))
     blocks += misfit * math.sqrt(float((truth**2).mean())) * rng.normal(size=len(x))
     counts = rng.multinomial(BLOCKS, np.full(BLOCKS, 1 / BLOCKS), size=RESAMPLES)
-    return thresholds.curve(x, blocks.mean(axis=0), counts @ blocks / BLOCKS, BLOCKS)
+    return thresholds.make_curve(x, blocks.mean(axis=0), counts @ blocks / BLOCKS, BLOCKS)
 
 
 def knees(
     rng: np.random.Generator, x: Floats, shape: Callable[[Floats], Floats], misfit: float, curves: int, seed: int
-) -> list[dict[str, object]]:
-    """The knees that are found on simulated curves of one shape."""
-    found = (Judged(measured(rng, x, shape(x), 0.02, misfit), 0.95, seed + turn) for turn in range(curves))
-    return [judged.knee(thresholds.TWO_SEGMENTS) for judged in found]
+) -> list[Threshold]:
+    """Place the knees of simulated curves of one shape."""
+    fitted = (FittedCurve(measured(rng, x, shape(x), 0.02, misfit), 0.95, seed + turn) for turn in range(curves))
+    return [curve.knee(thresholds.TWO_SEGMENTS) for curve in fitted]
 
 
-def covers(answer: dict[str, object], knee: float) -> bool:
-    """Whether an interval holds the knee; an open end holds everything."""
-    low, high = answer["low"], answer["high"]
-    return (low is None or float(str(low)) <= knee) and (high is None or knee <= float(str(high)))
+def covers(threshold: Threshold, knee: float) -> bool:
+    """Tell whether an interval holds the knee; an open end holds everything."""
+    return holds(threshold.low, threshold.high, knee)
+
+
+def holds(low: float | None, high: float | None, knee: float) -> bool:
+    """Tell whether an interval with open ends, None, holds the knee."""
+    return (low is None or low <= knee) and (high is None or knee <= high)
 
 
 def main() -> None:
@@ -78,28 +83,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = np.random.default_rng(given.seed)
-    print("points misfit | covered  of found  found | line given a knee  exponential given one")
+    print("points misfit | covered  of placed placed | line given a knee  exponential given one")
     totals = []
     for grid in GRIDS:
         x = np.array(grid)
         middle = len(x) // 2
         for misfit in MISFITS:
-            every, of_found = [], []
+            every, of_located = [], []
             for turn in range(given.curves):
                 knee = float(rng.uniform(x[middle - 1], x[middle]))
-                judged = Judged(measured(rng, x, broken(knee)(x), 0.02, misfit), 0.95, turn)
-                low, high = judged.limits(thresholds.TWO_SEGMENTS)
-                every.append(covers({"low": low, "high": high}, knee))
-                if judged.knee(thresholds.TWO_SEGMENTS)["answer"] == FOUND:
-                    of_found.append(every[-1])
+                curve = FittedCurve(measured(rng, x, broken(knee)(x), 0.02, misfit), 0.95, turn)
+                every.append(holds(*curve.limits(thresholds.TWO_SEGMENTS), knee))
+                if curve.knee(thresholds.TWO_SEGMENTS).is_located:
+                    of_located.append(every[-1])
             false = [
-                np.mean([answer["answer"] == FOUND for answer in knees(rng, x, shape, misfit, given.curves, 1)])
+                np.mean([each.is_located for each in knees(rng, x, shape, misfit, given.curves, 1)])
                 for shape in (line, exponential)
             ]
             totals.append((np.mean(every), *false))
-            found = f"{np.mean(of_found):8.3f}" if of_found else "       -"
-            share = len(of_found) / given.curves
-            covered = f"{np.mean(every):7.3f} {found}  {share:5.2f}"
+            located = f"{np.mean(of_located):8.3f}" if of_located else "       -"
+            share = len(of_located) / given.curves
+            covered = f"{np.mean(every):7.3f} {located}  {share:5.2f}"
             print(f"{len(x):6d} {misfit:6.2f} | {covered} | {false[0]:17.3f} {false[1]:22.3f}", flush=True)
     covered, lines, curved = np.mean(totals, axis=0)
     print(f"all           | {covered:7.3f}                 | {lines:17.3f} {curved:22.3f}")

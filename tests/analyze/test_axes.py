@@ -9,7 +9,7 @@ import pytest
 
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.study import params as config
-from tests.analyze.test_next_points import study
+from tests.analyze.curves.test_next_points import study
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF, TOO_FEW
+from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Sibling, Variant
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE
 from hemorrhage.analyze.rows.results import Results
@@ -16,6 +16,8 @@ from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import claims
 from hemorrhage.analyze.verdicts.claims import CONTRADICTED, NOT_DECIDED, NOT_MEASURED, SUPPORTED, Evidence
+from tests.analyze.curves import made
+from tests.analyze.curves.made import located
 
 CORPORA = ("prose", "code")
 WINDOWS = 40
@@ -68,7 +70,7 @@ class Study:
         if lost is not None:
             self.losses[one.name] = (lost, lost + self.rng.normal(0, 0.01, 300), 80)
 
-    def evidence(self, thresholds: list[dict[str, Any]] | None = None, model: str = "m") -> Evidence:
+    def evidence(self, thresholds: list[CurveEntry] | None = None, model: str = "m") -> Evidence:
         table = pd.DataFrame(self.rows)
         found = Inputs(
             {"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {}, sibling=self.sibling
@@ -85,10 +87,10 @@ class Study:
         spec = Spec(300, 0.95, 0, calibration=("prose",))
         return Evidence(found, results, Numbers(table), thresholds or [], spec, list(CORPORA))
 
-    def verdict(self, key: str, thresholds: list[dict[str, Any]] | None = None, model: str = "m") -> str:
+    def verdict(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> str:
         return self.judged(key, thresholds, model)["verdict"]
 
-    def judged(self, key: str, thresholds: list[dict[str, Any]] | None = None, model: str = "m") -> dict[str, Any]:
+    def judged(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> dict[str, Any]:
         return next(one for one in claims.judge(self.evidence(thresholds, model)) if one["key"] == key)
 
 
@@ -106,24 +108,15 @@ def variant(name: str, family: str, method: str, severity: float = 0.0, size: fl
     return Variant(name, method, family, method, "", name, "", severity, 0, BASE, manifest)
 
 
-def entry(two_fold: dict[str, Any], reach: float = 0.7, **more: Any) -> dict[str, Any]:
-    none = {"answer": NO_CLIFF}
-    return {
-        "family": "depth_pruning",
-        "method": "depth",
-        "axis": "removed",
-        "on": BASE,
-        "sweep": "shortgpt",
-        "points": 5,
-        "two_fold": two_fold,
-        "fits": {"kl_mean": {"x": [0.0, reach]}},
-        **dict.fromkeys(("knee", "phase_point", "anchored_point"), none),
-        **more,
-    }
+def entry(two_fold: Threshold, reach: float = 0.7, knee: Threshold | None = None) -> CurveEntry:
+    none = Threshold(NO_CLIFF)
+    thresholds = {"phase_point": none, "anchored_point": none, "knee": knee or none, "two_fold": two_fold}
+    fits = {"kl_mean": Fit("linear", {}, [0.0, reach], [0.0, 0.0])}
+    return made.entry(thresholds, family="depth_pruning", method="depth", axis="removed", sweep="shortgpt", fits=fits)
 
 
-def doubling(estimate: float) -> dict[str, Any]:
-    return {"answer": FOUND, "estimate": estimate, "low": estimate - 0.01, "high": estimate + 0.01}
+def doubling(estimate: float) -> Threshold:
+    return located(estimate, estimate - 0.01, estimate + 0.01)
 
 
 def test_nothing_measured_decides_nothing() -> None:
@@ -161,16 +154,16 @@ def test_three_bits(at_three: list[float], at_two: list[float], expected: str) -
         ([doubling(0.48), doubling(0.52)], SUPPORTED),
         ([doubling(0.2), doubling(0.25)], CONTRADICTED),
         ([doubling(0.2), doubling(0.5)], NOT_DECIDED),
-        ([{"answer": NO_CLIFF}], CONTRADICTED),  # measured up to 70 % without doubling
-        ([{"answer": TOO_FEW}], NOT_MEASURED),
+        ([Threshold(NO_CLIFF)], CONTRADICTED),  # measured up to 70 % without doubling
+        ([Threshold(TOO_FEW)], NOT_MEASURED),
     ],
 )
-def test_a_collapse_at_a_share(answers: list[dict[str, Any]], expected: str) -> None:
+def test_a_collapse_at_a_share(answers: list[Threshold], expected: str) -> None:
     assert Study().verdict("structured_half", [entry(one) for one in answers]) == expected
 
 
 def test_a_curve_that_stops_before_the_share_says_nothing() -> None:
-    assert Study().verdict("structured_half", [entry({"answer": NO_CLIFF}, reach=0.3)]) == NOT_MEASURED
+    assert Study().verdict("structured_half", [entry(Threshold(NO_CLIFF), reach=0.3)]) == NOT_MEASURED
 
 
 @pytest.mark.parametrize(
@@ -278,8 +271,8 @@ def test_a_fifth_of_the_bytes() -> None:
 
 
 def test_transitions_are_counted() -> None:
-    bent = entry(doubling(0.3), knee={"answer": FOUND})
-    smooth, open_ = entry(doubling(0.3)), entry(doubling(0.3), knee={"answer": TOO_FEW})
+    bent = entry(doubling(0.3), knee=Threshold(LOCATED))
+    smooth, open_ = entry(doubling(0.3)), entry(doubling(0.3), knee=Threshold(TOO_FEW))
     assert Study().verdict("transition", [bent] * 4 + [smooth]) == SUPPORTED
     assert Study().verdict("transition", [smooth] * 5) == CONTRADICTED
     assert Study().verdict("transition", [bent, smooth, open_]) == NOT_DECIDED

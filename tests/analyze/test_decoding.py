@@ -23,6 +23,7 @@ from hemorrhage.analyze.verdicts import choice, published, signatures
 from hemorrhage.analyze.verdicts.decoding import as_json, find
 from hemorrhage.decode.frontier import mauve
 from tests import synthetic
+from tests.analyze.curves.made import entry, located
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
 
@@ -274,9 +275,7 @@ def test_the_variants_around_the_knee_are_named(found: inputs.Inputs, monkeypatc
     monkeypatch.setattr("hemorrhage.analyze.axes.failure", lambda *_: None)
     (curve,) = (one for one in choice.sweeps(found) if one.name == "gptq")
     place = choice.position(curve.variants[0])
-    knee = {"answer": "found", "estimate": place + 0.1}
-    entry = {"name": "gptq", "corpus": "prose", "knee": knee, "two_fold": {"answer": "no cliff in range"}}
-    picked = choice.choose(found, [entry], [])
+    picked = choice.choose(found, [entry({"knee": located(place + 0.1)}, name="gptq")], [])
     assert [(one.variant, one.decoded) for one in picked] == [("", False), ("gptq-4", True), ("gptq-3", True)]
     assert choice.line(picked) == "variants: [gptq-4, gptq-3]"
     assert "has no knee" in choice.choose(found, [], [])[1].why

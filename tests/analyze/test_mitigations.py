@@ -24,6 +24,8 @@ from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, rtn
+from tests.analyze.curves import made
+from tests.analyze.curves.made import located
 
 SPEC = Spec(400, 0.95, 0)
 ABOUT = {"dataset": "prose", "protocol": "p", "data": "", "environment": ""}
@@ -178,19 +180,10 @@ def test_rows_and_the_way_to_the_knee() -> None:
     assert rows.loc[("awq_shuffled-3", name), "estimate"] == pytest.approx(0, abs=1e-9)
     gap = f"recovery_beyond_control{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
-    knee = {"answer": "found", "estimate": 8.0}
     identity = found.variants["rtn-3"].identity
-    entry = {
-        "sweep": "rtn",
-        "identity": identity,
-        "on": "base",
-        "corpus": "prose",
-        "base": 16.0,
-        "knee": knee,
-        "two_fold": {},
-    }
+    entry = made.entry({"knee": located(8.0)}, identity=identity)
     assert mitigation_report.way(trials[0].against, found, [entry], "prose") == (pytest.approx(1.25), "knee")
-    none = {**entry, "knee": {"answer": "no cliff in range"}}
+    none = made.entry(identity=identity)
     assert math.isnan(mitigation_report.way(trials[0].against, found, [none], "prose")[0])
     (row,) = mitigation_report.rows(told(trials), found, [entry], "prose")
     assert (row["verdict"], row["place"]) == ("recovers", "1.25 × the way to the knee")

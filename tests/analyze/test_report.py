@@ -204,7 +204,7 @@ def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:
 
 
 def test_best_shapes_and_knees_are_drawn(found: inputs.Inputs, reports: Path) -> None:
-    thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
+    thresholds = read(reports).thresholds
     numbers = tables.Numbers(pd.read_parquet(reports / "hemorrhage.parquet"))
     depth = [one for one in sweeps(found) if one.family == "depth_pruning"]
     drawn = figures.damage(found, numbers, depth, thresholds, "factor", "prose")["data"]
@@ -255,7 +255,7 @@ def test_spread_of_equally_good_strategies_stays_below_chance() -> None:
 def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, reports: Path) -> None:
     from plotly import graph_objects
 
-    thresholds = json.loads((reports / "thresholds.json").read_text())["curves"]
+    thresholds = read(reports).thresholds
     numbers = tables.Numbers(table)
     corpora = ["prose", "code"]
     recommended = json.loads((reports / "recommendation.json").read_text())

@@ -21,7 +21,7 @@ from typing import Any
 
 from hemorrhage.analyze import inputs, study
 from hemorrhage.analyze.axes import sweeps
-from hemorrhage.analyze.curves import next_points
+from hemorrhage.analyze.curves import entries, next_points
 from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.doctor import doctor
 from hemorrhage.analyze.rows import mitigations, plots, tables
@@ -67,7 +67,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
     results.rows.attrs["confidence"] = spec.confidence  # goes into the file, for whoever reads it alone
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(recommended))
-    save(out / "thresholds.json", _json({"definitions": DEFINITIONS, "curves": thresholds}))
+    save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
     proposed = next_points.as_yaml(thresholds, sweeps(found))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
     save(out / "claims.json", _json({"claims": judged}))
@@ -78,7 +78,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
         "curves": tables.curve_points(found, numbers, corpora),
         "front": plots.front_points(recommended["front"]),
         "layers": plots.layer_points(results.rows),
-        "thresholds": plots.threshold_points(thresholds),
+        "thresholds": entries.threshold_points(thresholds),
         "decoding": tables.decoding_points(numbers),
     }.items():
         save(out / f"{name}.csv", partial(table.to_csv, index=False))

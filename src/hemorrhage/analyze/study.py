@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
+from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.doctor.doctor import Doctor
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
 from hemorrhage.analyze.rows.mitigations import Tried
@@ -42,7 +43,7 @@ class Study:
     blocks: dict[str, int]
     suites: list[Suite]
     trials: list[Tried]
-    thresholds: list[dict[str, Any]]
+    thresholds: list[CurveEntry]
     flags: list[Flag]
     verdicts: list[Judged]
     recommended: dict[str, Any]

@@ -1,7 +1,7 @@
-"""What looks wrong with the points of a damage curve, before anything is fitted to them.
+"""Defects of the points of a damage curve, before anything is fitted to them.
 
 The study's own tables hold copied cells, values below the unaltered model's, and rows of different protocols side by
-side (tests/analyze/test_golden_thresholds.py). The same rules read our rows.
+side (tests/analyze/curves/test_golden_thresholds_step.py). The same rules read our rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hemorrhage.analyze.stats.bootstrap import Floats
+from hemorrhage.analyze.stored import Json
 
 CERTAIN = 3.29
 """Standard errors of a difference beyond which it is not taken for noise: one in a thousand."""
@@ -42,10 +43,10 @@ class Row:
     base: float | None = None
     base_error: float = 0.0
 
-    def differ(self, one: int, other: int) -> float:
-        """Standard error of the difference of two points."""
+    def error_of_difference(self, first: int, second: int) -> float:
+        """Return the standard error of the difference of two points."""
         e = self.errors
-        return float(np.sqrt(max(e[one, one] + e[other, other] - 2 * e[one, other], 0.0)))
+        return float(np.sqrt(max(e[first, first] + e[second, second] - 2 * e[first, second], 0.0)))
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Defect:
     cells: tuple[str, ...]
     evidence: str
 
+    def as_json(self) -> dict[str, Json]:
+        """Plain content, for the entry of the row's curve."""
+        return {"rule": self.rule, "cells": list(self.cells), "evidence": self.evidence}
+
 
 def published(
     name: str,
@@ -66,7 +71,7 @@ def published(
     digits: int,
     base: float,
 ) -> Row:
-    """A row of a printed table, whose values were rounded to ``digits`` after the point."""
+    """Make a row of a printed table, whose values were rounded to ``digits`` after the point."""
     values = np.array(perplexities, dtype=float)
     rounding = 0.5 * 10.0**-digits / np.sqrt(3)
     with np.errstate(invalid="ignore"):
@@ -76,13 +81,13 @@ def published(
 
 
 def defects(row: Row) -> list[Defect]:
-    """Everything that is wrong within one row."""
+    """Name everything that is wrong within one row."""
     return [*_numbers(row), *_copies(row), *_below(row), *_order(row)]
 
 
 def refused(row: Row) -> set[str]:
-    """Cells that may not be fitted."""
-    return {cell for found in defects(row) if found.rule in REFUSED for cell in found.cells}
+    """Name the cells that may not be fitted."""
+    return {cell for defect in defects(row) if defect.rule in REFUSED for cell in defect.cells}
 
 
 def _numbers(row: Row) -> list[Defect]:
@@ -94,43 +99,46 @@ def _numbers(row: Row) -> list[Defect]:
 
 
 def _copies(row: Row) -> list[Defect]:
-    """Equal to the last digit at different settings, though the damage is far larger than what rounding hides."""
-    found = []
+    """Name cells equal to the last digit at different settings, whose damage is far larger than what rounding hides."""
     floor = row.base if row.base is not None else float(np.nanmin(row.y))
-    for one in range(len(row.y)):
-        for other in range(one):
-            same = row.y[one] == row.y[other]
-            if same and abs(row.y[one] - floor) > 10 * row.digits[one]:
-                cells = (row.cells[other], row.cells[one])
-                found.append(Defect(COPIED, row.name, cells, f"both {np.exp(row.y[one]):.6g}, to the last digit"))
-    return found
+    return [
+        Defect(
+            COPIED,
+            row.name,
+            (row.cells[first], row.cells[second]),
+            f"both {np.exp(row.y[second]):.6g}, to the last digit",
+        )
+        for second in range(len(row.y))
+        for first in range(second)
+        if row.y[first] == row.y[second] and abs(row.y[second] - floor) > 10 * row.digits[second]
+    ]
 
 
 def _below(row: Row) -> list[Defect]:
     if row.base is None:
         return []
-    found = []
-    for place, (cell, y) in enumerate(zip(row.cells, row.y, strict=True)):
-        noise = float(np.sqrt(row.errors[place, place] + row.base_error**2))
+    below = []
+    for point, (cell, y) in enumerate(zip(row.cells, row.y, strict=True)):
+        noise = float(np.sqrt(row.errors[point, point] + row.base_error**2))
         if np.isfinite(y) and row.base - y > CERTAIN * noise:
             evidence = f"{np.exp(y - row.base):.5g} times the unaltered model's perplexity"
-            found.append(Defect(BELOW_BASE, row.name, (cell,), evidence))
-    return found
+            below.append(Defect(BELOW_BASE, row.name, (cell,), evidence))
+    return below
 
 
 def _order(row: Row) -> list[Defect]:
-    """A point that is less damaged than a milder one. Of neighbours only: one bad cell is one defect."""
-    order, found = _along(row), []
-    for one, other in itertools.pairwise(order):
-        fall = row.y[one] - row.y[other]
-        if row.x[other] > row.x[one] and fall > max(CERTAIN * row.differ(one, other), 1e-9):
+    """Name points that are less damaged than a milder one. Of neighbours only: one bad cell is one defect."""
+    falls = []
+    for mild, harsh in itertools.pairwise(_along(row)):
+        fall = row.y[mild] - row.y[harsh]
+        if row.x[harsh] > row.x[mild] and fall > max(CERTAIN * row.error_of_difference(mild, harsh), 1e-9):
             evidence = f"the perplexity falls to {np.exp(-fall):.4g} of that before"
-            found.append(Defect(NOT_MONOTONE, row.name, (row.cells[one], row.cells[other]), evidence))
-    return found
+            falls.append(Defect(NOT_MONOTONE, row.name, (row.cells[mild], row.cells[harsh]), evidence))
+    return falls
 
 
 def mixed_protocols(rows: Sequence[Row]) -> list[Defect]:
-    """Rows that can't be of one unaltered model measured in one way, though a table puts them side by side.
+    """Name rows that can't be of one unaltered model measured in one way, though a table puts them side by side.
 
     Damage that grows, and grows faster and faster, starts no higher than the first point, and no lower than the line
     through the first two says (in ln PPL). Where these ranges of two rows do not meet, the rows start at different
@@ -139,16 +147,16 @@ def mixed_protocols(rows: Sequence[Row]) -> list[Defect]:
     ranges = [(row, *_start(row)) for row in rows if len(_along(row)) >= 2]
     if not ranges:
         return []
-    groups = [[one for one in ranges if one[1] <= high and one[2] >= high] for _, _, high in ranges]
+    groups = [[(start, first) for _, start, first in ranges if start <= high <= first] for _, _, high in ranges]
     most = max(groups, key=len)
-    low, high = max(one[1] for one in most), min(one[2] for one in most)
+    low, high = max(start for start, _ in most), min(first for _, first in most)
     return [
         Defect(
             MIXED,
             row.name,
             (),
             f"starts between {np.exp(start):.4g} and {np.exp(first):.4g}, "
-            f"while {len(most)} rows beside it start between {np.exp(low):.4g} and {np.exp(high):.4g}",
+            f"while {len(most)} rows next to it start between {np.exp(low):.4g} and {np.exp(high):.4g}",
         )
         for row, start, first in ranges
         if start > high or first < low
@@ -156,23 +164,20 @@ def mixed_protocols(rows: Sequence[Row]) -> list[Defect]:
 
 
 def _along(row: Row) -> list[int]:
-    """Places of the points that lie on the curve, mildest first."""
-    return [int(place) for place in np.argsort(row.x, kind="stable") if np.isfinite(row.x[place] + row.y[place])]
+    """Return the indices of the points that lie on the curve, mildest first."""
+    return [int(point) for point in np.argsort(row.x, kind="stable") if np.isfinite(row.x[point] + row.y[point])]
 
 
 def _start(row: Row) -> tuple[float, float]:
-    """Between which log-perplexities the unaltered model of a row lies."""
-    one, other = _along(row)[:2]
-    slope = (row.y[other] - row.y[one]) / (row.x[other] - row.x[one])
-    noise = CERTAIN * float(np.sqrt(row.errors[one, one]))
-    return float(row.y[one] - max(slope, 0.0) * row.x[one]) - noise, float(row.y[one]) + noise
+    """Bound the log-perplexity of a row's unaltered model from below and above."""
+    first, second = _along(row)[:2]
+    slope = (row.y[second] - row.y[first]) / (row.x[second] - row.x[first])
+    noise = CERTAIN * float(np.sqrt(row.errors[first, first]))
+    return float(row.y[first] - max(slope, 0.0) * row.x[first]) - noise, float(row.y[first]) + noise
 
 
-def of_curve(
-    name: str, places: Floats, variants: Sequence[str], ratios: Floats, replicates: Floats
-) -> list[dict[str, object]]:
-    """Defects of one of our curves, as JSON: ``places`` distances from the base ``[points]``, ``ratios`` log-perplexity
-    ratios ``[points]``, ``replicates`` ``[resamples, points]``."""
+def of_curve(name: str, distances: Floats, variants: Sequence[str], ratios: Floats, replicates: Floats) -> list[Defect]:
+    """Name the defects of a measured curve: ``distances`` from the base ``[points]``, log-perplexity ``ratios``
+    ``[points]``, ``replicates`` ``[resamples, points]``."""
     errors = np.atleast_2d(np.cov(replicates.T)) if len(replicates) > 1 else np.zeros((len(ratios), len(ratios)))
-    row = Row(name, places, list(variants), ratios, errors, np.full(len(ratios), 1e-9), 0.0)
-    return [{"rule": found.rule, "cells": list(found.cells), "evidence": found.evidence} for found in defects(row)]
+    return defects(Row(name, distances, list(variants), ratios, errors, np.full(len(ratios), 1e-9), 0.0))

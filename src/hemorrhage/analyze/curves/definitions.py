@@ -1,18 +1,18 @@
-"""The named definitions of a threshold, found on every curve of the study: the content of thresholds.json."""
+"""The named definitions of a threshold, applied to every curve of the study."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hemorrhage.analyze.axes import AXES, FEWER_IS_WORSE, Sweep, failure, position, sweeps, undamaged
 from hemorrhage.analyze.curves import defects, next_points, thresholds
-from hemorrhage.analyze.curves.thresholds import ANCHORED, NO_CLIFF, PHASES, TOO_FEW, TWO_SEGMENTS, Judged, few
+from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
+from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS, Curve, FittedCurve, few
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
@@ -74,113 +74,128 @@ class Damages:
     blocks: int
 
 
-def find_thresholds(inputs: Inputs, results: Results, spec: Spec) -> list[dict[str, Any]]:
-    """An entry per curve and corpus."""
-    study = _Study(inputs, results, spec)
-    return [study.entry(sweep, corpus) for sweep in sweeps(inputs) for corpus in results.blocks]
+def find_thresholds(inputs: Inputs, results: Results, spec: Spec) -> list[CurveEntry]:
+    """Make an entry per curve and corpus."""
+    finder = _Finder(inputs, results, spec)
+    return [finder.entry(sweep, corpus) for sweep in sweeps(inputs) for corpus in results.blocks]
 
 
-class _Study:
+class _Finder:
     def __init__(self, inputs: Inputs, results: Results, spec: Spec) -> None:
         self.inputs, self.results, self.spec = inputs, results, spec
         self.numbers = Numbers(results.rows)
-        self._by_task: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {}
+        self._by_task: dict[str, tuple[Threshold, Fit | None]] = {}
 
-    def entry(self, sweep: Sweep, corpus: str) -> dict[str, Any]:
+    def entry(self, sweep: Sweep, corpus: str) -> CurveEntry:
         failed = failure(self.inputs, self.inputs.variants[sweep.on]) is not None
         start = 0.0 if failed else undamaged(self.inputs, sweep.axis, sweep.on)
         ratios = None if failed else self._damages(sweep, "ln_perplexity_ratio", corpus)
         known = set() if ratios is None else {variant.name for variant in ratios.variants}
-        missing = {variant.name: failure(self.inputs, variant) for variant in sweep.failed}
+        missing = {variant.name: failure(self.inputs, variant) or "" for variant in sweep.failed}
         missing |= {variant.name: "not a finite number" for variant in sweep.variants if variant.name not in known}
-        found: dict[str, Any] = {
-            "sweep": sweep.sweep,
-            "curve": sweep.curve,
-            "identity": sweep.identity,
-            "name": sweep.name,
-            "family": sweep.family,
-            "method": sweep.method,
-            "corpus": corpus,
-            "axis": sweep.axis,
-            "unit": AXES.get(sweep.axis, sweep.axis),
-            "on": sweep.on,
-            "base": start,
-            "points": len(known),
-            "missing": missing,
-        }
-        if ratios is None:
-            none = {"answer": TOO_FEW, "reason": "no variant of this curve was measured"}
-            return {**found, **dict.fromkeys(NAMES, none), "fits": {}, "next": None, "defects": []}
-        found |= self._of_text(sweep, corpus, start, ratios)
-        found["task_5"], fit = self._of_tasks(sweep, start)
-        found["fits"] |= {"task_loss": fit} if fit else {}
-        names, places = [variant.name for variant in ratios.variants], self._distances(sweep, start, ratios)
-        found["defects"] = defects.of_curve(sweep.name, places, names, ratios.values, ratios.replicates)
-        found["next"] = next_points.propose(found, sweep)
-        return found
+        none = Threshold(TOO_FEW, "no variant of this curve was measured")
+        entry = CurveEntry(
+            sweep=sweep.sweep,
+            curve=sweep.curve,
+            identity=sweep.identity,
+            name=sweep.name,
+            family=sweep.family,
+            method=sweep.method,
+            corpus=corpus,
+            axis=sweep.axis,
+            unit=AXES.get(sweep.axis, sweep.axis),
+            on=sweep.on,
+            base=start,
+            points=len(known),
+            missing=missing,
+            thresholds=dict.fromkeys(NAMES, none),
+            fits={},
+            next=None,
+            defects=[],
+        )
+        return entry if ratios is None else self._with_thresholds(entry, sweep, ratios)
 
-    def _of_text(self, sweep: Sweep, corpus: str, start: float, ratios: Damages) -> dict[str, Any]:
-        confidence = self.spec.confidence
+    def _with_thresholds(self, entry: CurveEntry, sweep: Sweep, ratios: Damages) -> CurveEntry:
+        """Complete the entry of a curve with points."""
+        corpus, start = entry.corpus, entry.base
+        located, fits = self._of_text(sweep, corpus, start, ratios)
+        located["task_5"], fits["task_loss"] = self._of_tasks(sweep, start)
+        names, distances = [variant.name for variant in ratios.variants], self._distances(sweep, start, ratios)
+        return replace(
+            entry,
+            thresholds=located,
+            fits={metric: fit for metric, fit in fits.items() if fit is not None},
+            next=next_points.propose(sweep, start, located),
+            defects=defects.of_curve(sweep.name, distances, names, ratios.values, ratios.replicates),
+        )
+
+    def _of_text(
+        self, sweep: Sweep, corpus: str, start: float, ratios: Damages
+    ) -> tuple[dict[str, Threshold], dict[str, Fit | None]]:
+        """Find the thresholds and the best shapes on one corpus, by definition and metric."""
         curve = self._curve(sweep, start, ratios)
         base = self.numbers.get(BASE, "perplexity", corpus)
         levels = {"ten_percent": TENTH, "two_fold": DOUBLED}
         if base is not None:
             levels["plus_1_5"] = math.log1p(RISE / base.value)
-        found: dict[str, Any] = {}
-        for name, level in levels.items():
-            found[name] = _explained(thresholds.level_point(curve, level, confidence), _times)
-        found.setdefault("plus_1_5", {"answer": TOO_FEW, "reason": "the base's perplexity was not measured"})
-        fits: dict[str, Any] = {}
-        judged = self._judged(sweep, corpus, "ratio", curve)
+        located = {
+            name: _explain(thresholds.level_point(curve, level, self.spec.confidence), _times)
+            for name, level in levels.items()
+        }
+        located.setdefault("plus_1_5", Threshold(TOO_FEW, "the base's perplexity was not measured"))
+        fitted = self._fitted(sweep, corpus, "ratio", curve)
         for name, among in (("knee", TWO_SEGMENTS), ("phase_point", PHASES), ("anchored_point", ANCHORED)):
-            found[name] = judged.knee(among) if judged else few(curve, among)
-        fits["ln_perplexity_ratio"] = judged.best() if judged else None
-        found["kl_knee"] = {"answer": TOO_FEW, "reason": "no KL was measured"}
+            located[name] = fitted.knee(among) if fitted else few(curve, among)
+        fits = {"ln_perplexity_ratio": fitted.best() if fitted else None}
         kls = self._damages(sweep, "kl_mean", corpus)
-        if kls is not None:
+        if kls is None:
+            located["kl_knee"] = Threshold(TOO_FEW, "no KL was measured")
+        else:
             curve = self._curve(sweep, start, kls)
-            judged = self._judged(sweep, corpus, "kl", curve)
-            found["kl_knee"] = judged.knee(TWO_SEGMENTS) if judged else few(curve, TWO_SEGMENTS)
-            fits["kl_mean"] = judged.best() if judged else None
-        found = {name: _on_axis(answer, start, _sign(sweep)) for name, answer in found.items()}
-        return {**found, "fits": {name: _fit_on_axis(fit, start, _sign(sweep)) for name, fit in fits.items() if fit}}
+            fitted = self._fitted(sweep, corpus, "kl", curve)
+            located["kl_knee"] = fitted.knee(TWO_SEGMENTS) if fitted else few(curve, TWO_SEGMENTS)
+            fits["kl_mean"] = fitted.best() if fitted else None
+        sign = _sign(sweep)
+        return (
+            {name: threshold.on_axis(start, sign) for name, threshold in located.items()},
+            {metric: fit and fit.on_axis(start, sign) for metric, fit in fits.items()},
+        )
 
-    def _judged(self, sweep: Sweep, corpus: str, metric: str, curve: thresholds.Curve) -> Judged | None:
-        """The curve with its shapes; nothing where it has a single point."""
+    def _fitted(self, sweep: Sweep, corpus: str, metric: str, curve: Curve) -> FittedCurve | None:
+        """Fit the shapes to a curve; None where it has a single point."""
         seed = zlib.crc32(f"{self.spec.seed} {sweep.name} {corpus} {metric}".encode())
-        return Judged(curve, self.spec.confidence, seed) if len(curve.x) > 2 else None
+        return FittedCurve(curve, self.spec.confidence, seed) if len(curve.x) > 2 else None
 
-    def _of_tasks(self, sweep: Sweep, start: float) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The task threshold and the best shape: tasks have no corpus, so each curve is judged once."""
+    def _of_tasks(self, sweep: Sweep, start: float) -> tuple[Threshold, Fit | None]:
+        """Find the task threshold and the best shape: tasks have no corpus, so each curve is fitted once."""
         if sweep.name not in self._by_task:
             losses = self._damages(sweep, "task_loss", ALL_TASKS)
             if losses is None:
-                none = {"answer": TOO_FEW, "reason": "no task on which the base does better than guessing"}
-                return none, None
+                return Threshold(TOO_FEW, "no task on which the base does better than guessing"), None
             curve = self._curve(sweep, start, losses)
-            found = _explained(thresholds.level_point(curve, TASK_LOSS, self.spec.confidence), _lost)
-            judged, sign = self._judged(sweep, "", "tasks", curve), _sign(sweep)
-            fit = judged.best() if judged else None
-            self._by_task[sweep.name] = (_on_axis(found, start, sign), fit and _fit_on_axis(fit, start, sign))
+            threshold = _explain(thresholds.level_point(curve, TASK_LOSS, self.spec.confidence), _lost)
+            fitted, sign = self._fitted(sweep, "", "tasks", curve), _sign(sweep)
+            fit = fitted.best().on_axis(start, sign) if fitted else None
+            self._by_task[sweep.name] = (threshold.on_axis(start, sign), fit)
         return self._by_task[sweep.name]
 
-    def _curve(self, sweep: Sweep, start: float, damages: Damages) -> thresholds.Curve:
+    def _curve(self, sweep: Sweep, start: float, damages: Damages) -> Curve:
         distances = self._distances(sweep, start, damages)
-        return thresholds.curve(distances, damages.values, damages.replicates, damages.blocks)
+        return thresholds.make_curve(distances, damages.values, damages.replicates, damages.blocks)
 
     def _distances(self, sweep: Sweep, start: float, damages: Damages) -> Floats:
         return np.array([_sign(sweep) * (position(variant) - start) for variant in damages.variants])
 
     def _damages(self, sweep: Sweep, metric: str, dataset: str) -> Damages | None:
-        """What the variants of a curve add to the model they alter; None where there is no number.
+        """Measure what the variants of a curve add to the model they alter; None where there is no number.
 
         A variant without a finite number is left out.
         """
         before = self._measured(sweep.on, metric, dataset)
         if before is None:
             return None
-        found = [(variant, self._measured(variant.name, metric, dataset)) for variant in sweep.variants]
-        known = [(variant, measured) for variant, measured in found if measured is not None]
+        numbers = [(variant, self._measured(variant.name, metric, dataset)) for variant in sweep.variants]
+        known = [(variant, measured) for variant, measured in numbers if measured is not None]
         if not known:
             return None
         values = np.array([measured[0] for _, measured in known])
@@ -195,10 +210,10 @@ class _Study:
         The base has none by definition: what its own A/A run says is the noise floor, not a point of a curve.
         """
         if metric == "task_loss":
-            found = self.results.task_losses.get(variant)
-            if found is None:
+            loss = self.results.task_losses.get(variant)
+            if loss is None:
                 return None
-            value, replicates, blocks = found
+            value, replicates, blocks = loss
         else:
             estimate = self.numbers.get(variant, metric, dataset)
             source = self.results.replicates if metric == "ln_perplexity_ratio" else self.results.divergences
@@ -215,11 +230,11 @@ def _sign(sweep: Sweep) -> float:
     return -1.0 if sweep.axis in FEWER_IS_WORSE else 1.0
 
 
-def _explained(found: dict[str, Any], most: Callable[[float], str]) -> dict[str, Any]:
+def _explain(threshold: Threshold, largest: Callable[[float], str]) -> Threshold:
     """Say how far a curve went that reaches no level."""
-    if found["answer"] != NO_CLIFF:
-        return found
-    return {**found, "reason": most(found["most"])}
+    if threshold.answer != NO_CLIFF or threshold.most is None:
+        return threshold
+    return replace(threshold, reason=largest(threshold.most))
 
 
 def _times(ratio: float) -> str:
@@ -228,27 +243,3 @@ def _times(ratio: float) -> str:
 
 def _lost(share: float) -> str:
     return f"the worst variant lost {100 * share:.1f} % of the base's accuracy"
-
-
-def _on_axis(found: dict[str, Any], start: float, sign: float) -> dict[str, Any]:
-    """Turn distances from the base into places on the axis; on the bits axis low and high change sides."""
-    turned = dict(found)
-    for key in ("estimate", "low", "high"):
-        if found.get(key) is not None:
-            turned[key] = start + sign * found[key]
-    if "between" in found:
-        turned["between"] = sorted(start + sign * distance for distance in found["between"])
-    if sign < 0 and "low" in turned:
-        turned["low"], turned["high"] = turned["high"], turned["low"]
-    return turned
-
-
-def _fit_on_axis(fit: dict[str, Any], start: float, sign: float) -> dict[str, Any]:
-    return {**fit, "x": [start + sign * distance for distance in fit["x"]]}
-
-
-def curves_of(thresholds_found: Sequence[dict[str, Any]], corpus: str) -> list[dict[str, Any]]:
-    """Entries of one corpus whose curves have, or were to have, more than one point."""
-    return [
-        entry for entry in thresholds_found if entry["corpus"] == corpus and entry["points"] + len(entry["missing"]) > 1
-    ]

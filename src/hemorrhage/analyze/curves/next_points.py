@@ -1,4 +1,4 @@
-"""Which points of a sweep to run next, as a change of params.yaml.
+"""The points of a sweep to run next, as a change of params.yaml.
 
     hemorrhage params reports/next.yaml
 
@@ -8,64 +8,81 @@ adds them to the sweeps that were run; what was measured stays where it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position
-from hemorrhage.analyze.curves.thresholds import FOUND, KNEE_POINTS, NO_CLIFF, TOO_FEW
+from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, CurveEntry, NextPoints, Threshold
+from hemorrhage.analyze.curves.thresholds import KNEE_POINTS
 from hemorrhage.analyze.inputs import BASE, Variant
+from hemorrhage.compress.info import MethodInfo
+
+Number: TypeAlias = float | int
+Points: TypeAlias = Mapping[Number, Variant]
+"""Value of the sweep's setting -> the variant that was run with it."""
 
 MOST = 2
-"""Points that are asked for at once, where a curve is not too short."""
+"""Points that are proposed at once, where a curve is not too short."""
 
 
-def propose(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """Values to run next for one curve, and why: an entry of thresholds.json as it stands, and the curve.
+def propose(sweep: Sweep, base: float, thresholds: Mapping[str, Threshold]) -> NextPoints:
+    """Propose values to run next for one curve, and say why; none where nothing is to gain, or params.yaml has no list.
 
-    ``values`` is empty where nothing is to gain, or where params.yaml could not take it.
+    ``base``: where the model that is altered stands on the axis; ``thresholds`` of the curve, by definition.
     """
+    variants = [*sweep.variants, *sweep.failed]
+    method, setting = variants[0].info, str(variants[0].manifest.get("severity_field", ""))
+    points = _points(sweep, setting)
+    if (hindrance := _hindrance(sweep, variants, method, setting, points)) is not None:
+        return NextPoints((), hindrance)
+    chosen, why = _chosen(sweep, base, thresholds, points, _free(variants, method, setting, points))
+    return NextPoints(tuple(sorted(chosen)), why, setting if chosen else "")
+
+
+def _hindrance(
+    sweep: Sweep, variants: Sequence[Variant], method: MethodInfo, setting: str, points: Points
+) -> str | None:
+    """Say why no value could be proposed for a curve; None where one could."""
     if sweep.on != BASE:
-        return _none("a curve on another variant; its points depend on those of the sweep below")
-    everything = [*sweep.variants, *sweep.failed]
-    if any(variant.is_shuffled for variant in everything):
-        return _none("a control")
-    method, setting = everything[0].info, str(everything[0].manifest.get("severity_field", ""))
-    values = method.values
-    if values is None:
-        return _none(f"no setting moves along {sweep.axis} in steps worth running")
-    points = {_value(variant, setting): variant for variant in sweep.variants if _value(variant, setting) is not None}
+        return "a curve on another variant; its points depend on those of the sweep below"
+    if any(variant.is_shuffled for variant in variants):
+        return "a control"
+    if method.values is None:
+        return f"no setting moves along {sweep.axis} in steps worth running"
     if len(points) < len({variant.severity for variant in sweep.variants}) or not points:
-        return _none(f"{setting} of its variants is no number that could be moved")
-    if any(not _listed(variant, setting) for variant in everything):
-        return _none(f"{setting} is one value in params.yaml, not a list")
-    tried = {_value(variant, setting) for variant in everything}
+        return f"{setting} of its variants is no number that could be moved"
+    if any(not _is_listed(variant, setting) for variant in variants):
+        return f"{setting} is one value in params.yaml, not a list"
+    return None
+
+
+def _points(sweep: Sweep, setting: str) -> dict[Number, Variant]:
+    values = [(_value(variant, setting), variant) for variant in sweep.variants]
+    return {value: variant for value, variant in values if value is not None}
+
+
+def _free(variants: Sequence[Variant], method: MethodInfo, setting: str, points: Points) -> list[Number]:
+    """List the values of the setting that were not run and would make another model."""
+    assert method.values is not None
+    tried = {_value(variant, setting) for variant in variants}
     # Where blocks are spared, what the others can lose depends on the model: no more is asked than was run.
-    most = max(points) if method.spares_blocks else values.high
-    free = [value for value in values.values() if value not in tried and value <= most]
-    if method.by_blocks:
-        free = [value for value in free if _differs(value, points)]
-    chosen, why = _chosen(entry, sweep, points, free)
-    if not chosen:
-        return _none(why)
-    return {"setting": setting, "values": sorted(chosen), "reason": why}
+    most = max(points) if method.spares_blocks else method.values.high
+    free = [value for value in method.values.values() if value not in tried and value <= most]
+    return [value for value in free if _differs(value, points)] if method.by_blocks else free
 
 
-def _none(reason: str) -> dict[str, Any]:
-    return {"values": [], "reason": reason}
-
-
-def _value(variant: Variant, setting: str) -> Any:
+def _value(variant: Variant, setting: str) -> Number | None:
     value = variant.settings.get(setting)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _listed(variant: Variant, setting: str) -> bool:
-    """Whether params.yaml gives a list: only values of lists stand in a variant's name."""
+def _is_listed(variant: Variant, setting: str) -> bool:
+    """Tell whether params.yaml gives a list: only values of lists are in a variant's name."""
     return str(variant.settings.get(setting)) in variant.name.split("-")[1:]
 
 
-def _differs(value: float, points: dict[Any, Variant]) -> bool:
-    """Whether a share removes or adds another number of blocks than those that were run."""
+def _differs(value: float, points: Points) -> bool:
+    """Tell whether a share removes or adds another number of blocks than those that were run."""
     blocks = {number for number in map(_blocks, points.values()) if number}
     if len(blocks) != 1:
         return True
@@ -75,8 +92,8 @@ def _differs(value: float, points: dict[Any, Variant]) -> bool:
 
 
 def _blocks(variant: Variant) -> int | None:
-    """Blocks of the model that was altered, from what is left or was added."""
-    layers = variant.manifest.get("layers")
+    """Count the blocks of the model that was altered, from what is left or was added."""
+    layers: int | None = variant.manifest.get("layers")
     if not layers:
         return None
     grown = 1 + variant.severity if variant.axis == "added" else 1 - variant.severity
@@ -84,25 +101,25 @@ def _blocks(variant: Variant) -> int | None:
 
 
 def _chosen(
-    entry: dict[str, Any], sweep: Sweep, points: dict[Any, Variant], free: list[float | int]
-) -> tuple[list[float | int], str]:
+    sweep: Sweep, base: float, thresholds: Mapping[str, Threshold], points: Points, free: list[Number]
+) -> tuple[list[Number], str]:
     if not free:
         return [], "every value was run"
     if len(points) < KNEE_POINTS:
         return _spread(points, free, sweep, KNEE_POINTS - len(points)), f"a knee needs {KNEE_POINTS} points"
-    if entry["two_fold"]["answer"] == NO_CLIFF:
+    if thresholds["two_fold"].answer == NO_CLIFF:
         harder = [value for value in free if all(_harder(value, other, sweep) for other in points)]
-        nearest = sorted(harder, key=lambda value: abs(value - min(points, key=lambda one: abs(one - value))))[:1]
+        nearest = sorted(harder, key=lambda value: abs(value - _nearest(value, points)))[:1]
         if nearest:
             return nearest, "the perplexity never doubles in the range measured"
-    found: list[float | int] = []
+    chosen: list[Number] = []
     for name in ("knee", "two_fold", "phase_point", "ten_percent"):
-        around = entry[name].get("between")
-        if around and entry[name]["answer"] in (FOUND, TOO_FEW):
-            found += _within(around, entry["base"], points, [value for value in free if value not in found])
-    if found:
-        return found[:MOST], "narrows the gap that a threshold lies in"
-    if entry["knee"]["answer"] == TOO_FEW:
+        gap = thresholds[name].between
+        if gap and thresholds[name].answer in (LOCATED, TOO_FEW):
+            chosen += _within(gap, base, points, [value for value in free if value not in chosen])
+    if chosen:
+        return chosen[:MOST], "narrows the gap that a threshold lies in"
+    if thresholds["knee"].answer == TOO_FEW:
         return _spread(points, free, sweep, MOST), "a curve with and one without a knee fit the points as well"
     return [], "the gaps that the thresholds lie in are as narrow as the values allow"
 
@@ -111,15 +128,17 @@ def _harder(value: float, other: float, sweep: Sweep) -> bool:
     return value < other if sweep.axis in FEWER_IS_WORSE else value > other
 
 
-def _within(
-    around: Sequence[float], base: float, points: dict[Any, Variant], free: list[float | int]
-) -> list[float | int]:
-    """The value in the middle of the gap between two measured points, given by their places on the axis."""
-    ends = [value for value, variant in points.items() if any(abs(position(variant) - one) < 1e-6 for one in around)]
-    if any(abs(one - base) < 1e-9 for one in around) and ends:
+def _nearest(value: float, points: Iterable[Number]) -> Number:
+    return min(points, key=lambda point: abs(point - value))
+
+
+def _within(gap: tuple[float, float], base: float, points: Points, free: list[Number]) -> list[Number]:
+    """Choose the value in the middle of the gap between two measured points, given by their positions on the axis."""
+    ends = [value for value, variant in points.items() if any(abs(position(variant) - end) < 1e-6 for end in gap)]
+    if any(abs(end - base) < 1e-9 for end in gap) and ends:
         # Between the base and the first point: from no change on.
-        inside = [value for value in free if all(not _between(other, value, ends[0], points) for other in points)]
-        inside = [value for value in inside if _outermost(ends[0], value, points)]
+        inside = [value for value in free if all(not _is_between(other, value, ends[0]) for other in points)]
+        inside = [value for value in inside if _is_outermost(ends[0], value, points)]
         return inside[len(inside) // 2 :][:1]
     if len(ends) < 2:
         return []
@@ -129,64 +148,66 @@ def _within(
     return sorted(inside, key=lambda value: (abs(value - middle), value))[:1]
 
 
-def _between(other: float, value: float, end: float, points: dict[Any, Variant]) -> bool:
+def _is_between(other: float, value: float, end: float) -> bool:
     return min(value, end) < other < max(value, end)
 
 
-def _outermost(end: float, value: float, points: dict[Any, Variant]) -> bool:
-    """Whether ``value`` lies on the side of ``end`` on which no point does."""
+def _is_outermost(end: float, value: float, points: Points) -> bool:
+    """Tell whether ``value`` lies on the side of ``end`` on which no point does."""
     others = [other for other in points if other != end]
     return not others or all((value - end) * (other - end) < 0 for other in others)
 
 
-def _spread(points: Iterable[Any], free: list[float | int], sweep: Sweep, number: int) -> list[float | int]:
-    """The values furthest from all that is known, one after another; a share of nothing is the base, and known."""
+def _spread(points: Iterable[Number], free: list[Number], sweep: Sweep, number: int) -> list[Number]:
+    """Choose the values furthest from all that is known, one after another; a share of 0 is the base, and known."""
     known = [float(point) for point in points] + ([] if sweep.axis in FEWER_IS_WORSE else [0.0])
-    chosen: list[float | int] = []
+    chosen: list[Number] = []
     for _ in range(min(number, len(free))):
         value = max(
             (value for value in free if value not in chosen),
-            key=lambda value: (round(min(abs(value - one) for one in [*known, *chosen]), 6), -value),
+            key=lambda value: (round(min(abs(value - taken) for taken in [*known, *chosen]), 6), -value),
         )
         chosen.append(value)
     return chosen
 
 
-def patch(thresholds: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]) -> dict[str, Any]:
-    """The merge patch of params.yaml: for each sweep the values that it has, then those that are proposed."""
-    found: dict[str, Any] = {}
-    for entry in thresholds:
-        new = (entry["next"] or {}).get("values")
-        if not new:
+Values: TypeAlias = dict[str, dict[str, list[Number]]]
+"""Sweep -> setting -> the values of its list."""
+
+
+def patch(entries: Sequence[CurveEntry], sweeps: Sequence[Sweep]) -> Values:
+    """Return the merge patch of params.yaml's ``compress``: the values that a sweep has, then those proposed."""
+    patched: Values = {}
+    for entry in entries:
+        if entry.next is None or not entry.next.values:
             continue
-        setting = entry["next"]["setting"]
-        have = found.get(entry["sweep"], {}).get(setting) or _values(entry["sweep"], setting, sweeps)
-        found[entry["sweep"]] = {setting: [*have, *(value for value in new if value not in have)]}
-    return {"compress": found} if found else {}
+        setting = entry.next.setting
+        have = patched.get(entry.sweep, {}).get(setting) or _values(entry.sweep, setting, sweeps)
+        patched[entry.sweep] = {setting: [*have, *(value for value in entry.next.values if value not in have)]}
+    return patched
 
 
-def _values(sweep: str, setting: str, sweeps: Sequence[Sweep]) -> list[Any]:
-    """What a sweep's list holds today, in its order."""
-    members = [variant for one in sweeps if one.sweep == sweep for variant in [*one.variants, *one.failed]]
+def _values(name: str, setting: str, sweeps: Sequence[Sweep]) -> list[Number]:
+    """Return what a sweep's list holds today, in its order."""
+    members = [variant for sweep in sweeps if sweep.sweep == name for variant in [*sweep.variants, *sweep.failed]]
     values = [variant.settings.get(setting) for variant in members]
     return list(dict.fromkeys(value for value in values if value is not None))
 
 
-def as_yaml(thresholds: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]) -> str:
-    """The content of next.yaml."""
+def as_yaml(entries: Sequence[CurveEntry], sweeps: Sequence[Sweep]) -> str:
+    """Return the content of next.yaml."""
     lines = ["# What to run next, and why: hemorrhage params reports/next.yaml writes it into params.yaml."]
-    found = patch(thresholds, sweeps).get("compress", {})
-    if not found:
+    patched = patch(entries, sweeps)
+    if not patched:
         return "\n".join([*lines, "# Nothing: no curve would gain from a value that its setting allows.", "{}", ""])
     lines.append("compress:")
-    for sweep, settings in found.items():
-        reasons = [
-            entry["next"]["reason"] for entry in thresholds if entry["sweep"] == sweep and entry["next"]["values"]
-        ]
+    for sweep, settings in patched.items():
+        proposals = [entry.next for entry in entries if entry.sweep == sweep and entry.next]
+        reasons = [proposal.reason for proposal in proposals if proposal.values]
         lines.append(f"  {sweep}: {_flow(settings)} # {'; '.join(dict.fromkeys(reasons))}")
     return "\n".join([*lines, ""])
 
 
-def _flow(settings: dict[str, list[Any]]) -> str:
-    """YAML on one line; JSON's lists are YAML, too."""
+def _flow(settings: Mapping[str, list[Number]]) -> str:
+    """Write YAML on one line; JSON's lists are YAML, too."""
     return "{" + ", ".join(f"{key}: {json.dumps(values)}" for key, values in settings.items()) + "}"

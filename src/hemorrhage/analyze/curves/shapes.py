@@ -27,14 +27,14 @@ POWERS = np.array([0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0])
 """Powers of the power law through the base."""
 
 KNEES = 160
-"""Places at which a knee is tried, inside the range in which the points can tell it; a fourth where powers are, too."""
+"""Positions at which a knee is tried, inside the range in which the points can tell it; a fourth with powers, too."""
 
 MISFITS = 9
-"""Misfits among which the likeliest is looked for."""
+"""Misfits among which the most likely is searched."""
 
 EXPECTED_MISFIT = 0.02
 """How far curves lie from every shape, as a share of their root mean square: what published ones show
-(tests/analyze/test_golden_thresholds.py), and what intervals assume before the residuals say more."""
+(tests/analyze/curves/test_golden_thresholds_step.py), and what intervals assume before the residuals say more."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Candidates:
 
     ``tangents`` ``[candidates, points, searched]``: how the curve moves with what is searched. ``rise`` ``[candidates,
     coefficients]``: how far the curve ends above the continuation of what comes before its knee is ``rise @
-    coefficients``; a cliff has more than nought. Both are None for shapes without a knee.
+    coefficients``; a cliff has more than 0. Both are None for shapes without a knee.
     """
 
     designs: Floats
@@ -55,7 +55,7 @@ class Candidates:
 @dataclass(frozen=True)
 class Shape:
     """``parameters`` with knees, rates and powers counted; ``breaks``: it has a knee. ``candidates(x, at)`` are those
-    for points measured at ``x``, with designs for the places ``at``."""
+    for points measured at ``x``, with designs for the positions ``at``."""
 
     name: str
     parameters: int
@@ -69,7 +69,7 @@ class Shape:
 
 
 def _polynomial(degree: int) -> Callable[[Floats, Floats], Candidates]:
-    def candidates(x: Floats, at: Floats) -> Candidates:
+    def candidates(_x: Floats, at: Floats) -> Candidates:
         powers = np.arange(1, degree + 1)
         return Candidates((at[:, None] ** powers)[None], np.array([np.nan]))
 
@@ -82,8 +82,8 @@ def _exponential(x: Floats, at: Floats) -> Candidates:
 
 
 def _two_segments(x: Floats, at: Floats) -> Candidates:
-    """Lines that bend anywhere. Before the first point and beyond the last but one every place fits as well as every
-    other: one candidate stands for each of these gaps, and lies in its middle."""
+    """Make lines that bend anywhere. Before the first point and beyond the last but one every position fits as well as
+    every other: each of these gaps has one candidate, in its middle."""
     knees = np.concatenate([[x[0] / 2], _inside(x[0], x[-2], KNEES), [(x[-2] + x[-1]) / 2]])[:, None]
     designs = np.stack([np.broadcast_to(at, (len(knees), len(at))), np.maximum(at - knees, 0)], axis=2)
     rise = np.concatenate([np.zeros((len(knees), 1)), x[-1] - knees], axis=1)
@@ -92,7 +92,7 @@ def _two_segments(x: Floats, at: Floats) -> Candidates:
 
 def _power_exponential(square: bool) -> Callable[[Floats, Floats], Candidates]:
     """``ln PPL = ln a + b ln s`` to the knee s0, then ``+ k (s - s0) + m (s - s0)²``; m is 0 without ``square``. The
-    form of the study's follow-up, which does not go through the base: at s = 0 it has no damage but a PPL of nought."""
+    form of the study's follow-up, which does not go through the base: at s = 0 it has no damage but a PPL of 0."""
 
     def candidates(x: Floats, at: Floats) -> Candidates:
         knees = _inside(x[1], x[-3] if square else x[-2], KNEES)[:, None]
@@ -108,11 +108,11 @@ def _power_exponential(square: bool) -> Callable[[Floats, Floats], Candidates]:
 
 
 def _anchored(square: bool) -> Callable[[Floats, Floats], Candidates]:
-    """The same with ``ln PPL = ln PPL0 + c s^b`` to the knee, so that it starts at the base."""
+    """Make the same with ``ln PPL = ln PPL0 + c s^b`` to the knee, so that it starts at the base."""
 
     def candidates(x: Floats, at: Floats) -> Candidates:
-        places, powers = np.meshgrid(_inside(x[1], x[-3] if square else x[-2], KNEES // 4), POWERS, indexing="ij")
-        knees, powers = places.reshape(-1, 1), powers.reshape(-1, 1)
+        grid = np.meshgrid(_inside(x[1], x[-3] if square else x[-2], KNEES // 4), POWERS, indexing="ij")
+        knees, powers = (axis.reshape(-1, 1) for axis in grid)
         over, last = np.maximum(at - knees, 0), x[-1] - knees
         until, knee = np.minimum(at, knees) / x[-1], knees / x[-1]
         columns, rise = [until**powers, over], [knee**powers - 1, last]
@@ -127,12 +127,12 @@ def _anchored(square: bool) -> Callable[[Floats, Floats], Candidates]:
     return candidates
 
 
-def _inside(low: float, high: float, places: int) -> Floats:
-    return np.linspace(low, high, places + 2)[1:-1]
+def _inside(low: float, high: float, number: int) -> Floats:
+    return np.linspace(low, high, number + 2)[1:-1]
 
 
 def _beyond(at: Floats, knees: Floats) -> Floats:
-    """How a curve moves with its knee, but for what its other coefficients do as well: by a step."""
+    """Say how a curve moves with its knee, but for what its other coefficients do as well: by a step."""
     return (at > knees).astype(float)[:, :, None]
 
 
@@ -152,7 +152,7 @@ SHAPES = (
 @dataclass(frozen=True)
 class Fits:
     """Best fits of one shape to several curves: arrays ``[curves]``. ``deviance`` is ln |V| + r' V^-1 r, infinite where
-    the curve does not rise at any knee; ``knee`` is NaN where the shape has none; ``candidate``, ``misfit``: places on
+    the curve does not rise at any knee; ``knee`` is NaN where the shape has none; ``candidate``, ``misfit``: indices on
     the grids."""
 
     deviance: Floats
@@ -180,7 +180,7 @@ class Points:
         return tuple(shape for shape in SHAPES if len(self.x) >= shape.least)
 
     def candidates(self, shape: Shape) -> Candidates:
-        """The designs of a shape at these points."""
+        """Return the designs of a shape at these points."""
         if shape.name not in self._candidates:
             self._candidates[shape.name] = shape.candidates(self.x, self.x)
         return self._candidates[shape.name]
@@ -190,14 +190,14 @@ class Points:
         return np.asarray(np.linalg.inv(self.covariance + misfit**2 * np.eye(len(self.x))), dtype=np.float64)
 
     def fit(self, shape: Shape, curves: Floats, misfits: Floats | None = None) -> Fits:
-        """Fit a shape to ``curves`` ``[curves, points]`` at these places and with this noise.
+        """Fit a shape to ``curves`` ``[curves, points]`` at these positions and with this noise.
 
         The misfit is the best of ``misfits``; those of this curve where nothing is said.
         """
         knees = self.candidates(shape).knees
         products = (curves[:, :, None] * curves[:, None, :]).reshape(len(curves), len(self.x) ** 2).T
         best: Fits | None = None
-        for place, misfit in enumerate(self.misfits if misfits is None else misfits):
+        for index, misfit in enumerate(self.misfits if misfits is None else misfits):
             residual, rise = self._projector(shape, float(misfit))
             rss = residual.reshape(len(knees), -1) @ products  # [candidates, curves]
             if rise is not None:
@@ -205,8 +205,8 @@ class Points:
             chosen = rss.argmin(axis=0)
             volume = float(np.linalg.slogdet(self.covariance + misfit**2 * np.eye(len(self.x)))[1])
             deviance = volume + rss[chosen, np.arange(len(curves))]
-            found = Fits(deviance, knees[chosen], chosen, np.full(len(curves), place))
-            best = found if best is None else _better(best, found)
+            fits = Fits(deviance, knees[chosen], chosen, np.full(len(curves), index))
+            best = fits if best is None else _better(best, fits)
         assert best is not None
         return best
 
@@ -231,21 +231,27 @@ class Points:
         inner = across @ scaled
         # Columns that say the same at these points share what they explain.
         ridge = 1e-11 * np.trace(inner, axis1=1, axis2=2)[:, None, None] * np.eye(design.shape[2])
-        return np.linalg.solve(inner + ridge, across) / np.swapaxes(scale, 1, 2)
+        solved: Floats = np.linalg.solve(inner + ridge, across) / np.swapaxes(scale, 1, 2)
+        return solved
 
-    def predicted(self, shape: Shape, fits: Fits, at: Floats) -> Floats:
-        """What the first fit of ``fits``, which is that of y, says at the places ``at``."""
+    def predict(self, shape: Shape, fits: Fits, at: Floats) -> Floats:
+        """Return the values of the first fit of ``fits``, which is that of y, at the positions ``at``."""
         designs = shape.candidates(self.x, at).designs
-        return designs[fits.candidate[0]] @ self.coefficients(shape, fits)
+        values: Floats = designs[fits.candidate[0]] @ self.coefficients(shape, fits)
+        return values
 
     def coefficients(self, shape: Shape, fits: Fits) -> Floats:
-        """The fit's coefficients."""
+        """Return the fit's coefficients."""
         design = self.candidates(shape).designs[fits.candidate[:1]]
-        return self._solve(design, self.weight(self.misfits[fits.misfit[0]]))[0] @ self.y
+        solved: Floats = self._solve(design, self.weight(self.misfits[fits.misfit[0]]))[0] @ self.y
+        return solved
 
     def spread(self, shape: Shape, fits: Fits) -> float:
-        """The misfit that leaves as much residual as its degrees of freedom should (Paule and Mandel, Journal of
-        Research of the National Bureau of Standards 1982 87:377): without the bias of the likelihood's own."""
+        """Estimate the misfit that leaves as much residual as its degrees of freedom should.
+
+        Without the bias of the likelihood's own (Paule and Mandel, Journal of Research of the National Bureau of
+        Standards 1982 87:377).
+        """
         free, design = len(self.x) - shape.parameters, self.candidates(shape).designs[fits.candidate[:1]]
 
         def excess(misfit: float) -> float:
@@ -264,7 +270,7 @@ class Points:
         return (low + high) / 2
 
     def likely_misfits(self, shape: Shape, fits: Fits, draws: int, generator: np.random.Generator) -> Floats:
-        """Misfits drawn from what is known of it: ``[draws]``.
+        """Draw misfits from what is known of it: ``[draws]``.
 
         The restricted likelihood of a shape with a knee, with a half-Cauchy prior (Gelman, Bayesian Analysis 2006
         1:515) of the scale ``EXPECTED_MISFIT`` of the curve's size: with one degree of freedom left the residuals alone
@@ -284,32 +290,33 @@ class Points:
             logs.append(np.linalg.slogdet(weight)[1] - freedom - residual @ weight @ residual)
         prior = np.gradient(tried) / (1 + (tried / (EXPECTED_MISFIT * self.size)) ** 2)
         density = np.exp((np.array(logs) - max(logs)) / 2) * prior
-        return generator.choice(tried, size=draws, p=density / density.sum())
+        drawn: Floats = generator.choice(tried, size=draws, p=density / density.sum())
+        return drawn
 
 
-def _better(one: Fits, other: Fits) -> Fits:
-    """For each curve the fit with the smaller deviance."""
-    take = other.deviance < one.deviance
+def _better(first: Fits, second: Fits) -> Fits:
+    """Take for each curve the fit with the smaller deviance."""
+    take = second.deviance < first.deviance
     return Fits(
-        np.where(take, other.deviance, one.deviance),
-        np.where(take, other.knee, one.knee),
-        np.where(take, other.candidate, one.candidate),
-        np.where(take, other.misfit, one.misfit),
+        np.where(take, second.deviance, first.deviance),
+        np.where(take, second.knee, first.knee),
+        np.where(take, second.candidate, first.candidate),
+        np.where(take, second.misfit, first.misfit),
     )
 
 
 def criterion(shape: Shape, fits: Fits, points: int) -> Floats:
-    """Schwarz's criterion: smaller is better."""
-    return fits.deviance + shape.parameters * np.log(points)
+    """Compute Schwarz's criterion: smaller is better."""
+    return fits.deviance + shape.parameters * float(np.log(points))
 
 
-def corrected(shape: Shape, fits: Fits, points: Points) -> float:
-    """Schwarz's criterion of the first fit, of which only the degrees of freedom that are left count.
+def corrected_criterion(shape: Shape, fits: Fits, points: Points) -> float:
+    """Compute Schwarz's criterion of the first fit, of which only the degrees of freedom that are left count.
 
     With few points a shape of many parameters leaves small residuals whatever they are: the deviance, per point and on
     the scale of the curve's size, is taken once for each of the ``n - k`` that the shape did not use up, as restricted
     likelihood does (Patterson and Thompson, Biometrika 1971 58:545).
     """
     n = len(points.x)
-    scaled = float(fits.deviance[0]) / n - 2 * np.log(points.size)
+    scaled = float(fits.deviance[0]) / n - 2 * float(np.log(points.size))
     return scaled * (n - shape.parameters) + shape.parameters * float(np.log(n))

@@ -1,4 +1,4 @@
-"""Where damage turns into collapse, along one curve of a sweep.
+"""The points at which damage turns into collapse, along one curve of a sweep.
 
 Two kinds of definitions, side by side:
 
@@ -17,19 +17,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from hemorrhage.analyze.curves.shapes import SHAPES, Fits, Points, Shape, corrected, criterion
+from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, Fit, Threshold
+from hemorrhage.analyze.curves.shapes import SHAPES, Fits, Points, Shape, corrected_criterion, criterion
 from hemorrhage.analyze.stats.bootstrap import Floats, interval
 
-FOUND = "found"
-NO_CLIFF = "no cliff in range"
-TOO_FEW = "too few points"
-
 KNEE_POINTS = 4
-"""Measured points that a knee needs beside the base: two lines have three parameters, one is left."""
+"""Measured points that a knee needs next to the base: two lines have three parameters, one is left."""
 
 SIMULATIONS = 200
 """Curves without a knee that a knee is compared with."""
@@ -61,7 +57,7 @@ class Curve:
     blocks: int
 
 
-def curve(distances: Floats, damages: Floats, replicates: Floats, blocks: int) -> Curve:
+def make_curve(distances: Floats, damages: Floats, replicates: Floats, blocks: int) -> Curve:
     """Order points by distance from the base, average those at the same distance (seeds), put the base first.
 
     ``distances``, ``damages``: ``[points]``; ``replicates``: ``[resamples, points]``. Points at or before the base are
@@ -69,8 +65,8 @@ def curve(distances: Floats, damages: Floats, replicates: Floats, blocks: int) -
     """
     ahead = np.round(distances, 6) > 0
     distances, damages, replicates = distances[ahead], damages[ahead], replicates[:, ahead]
-    x, place = np.unique(np.round(distances, 6), return_inverse=True)
-    share = (place[None, :] == np.arange(len(x))[:, None]).astype(float)
+    x, point = np.unique(np.round(distances, 6), return_inverse=True)
+    share = (point[None, :] == np.arange(len(x))[:, None]).astype(float)
     share /= np.maximum(share.sum(axis=1, keepdims=True), 1.0)
     undamaged = np.zeros((len(replicates), 1))
     return Curve(
@@ -82,7 +78,7 @@ def curve(distances: Floats, damages: Floats, replicates: Floats, blocks: int) -
 
 
 def crossing(x: Floats, y: Floats, level: float) -> Floats:
-    """Where piecewise linear curves first reach ``level``: float64 ``[curves]``, infinite where never.
+    """Find where piecewise linear curves first reach ``level``: float64 ``[curves]``, infinite where never.
 
     ``x``: ``[points]`` ascending; ``y``: ``[curves, points]``, below ``level`` at the first point.
     """
@@ -91,35 +87,35 @@ def crossing(x: Floats, y: Floats, level: float) -> Floats:
     rows = np.arange(len(y))
     y0, y1 = y[rows, first - 1], y[rows, first]
     with np.errstate(divide="ignore", invalid="ignore"):
-        place = x[first - 1] + (level - y0) / (y1 - y0) * (x[first] - x[first - 1])
-    return np.where(above.any(axis=1), place, np.inf)
+        crossed = x[first - 1] + (level - y0) / (y1 - y0) * (x[first] - x[first - 1])
+    return np.where(above.any(axis=1), crossed, np.inf)
 
 
-def level_point(found: Curve, level: float, confidence: float) -> dict[str, Any]:
-    """Where a curve first reaches a level, as a distance from the base.
+def level_point(curve: Curve, level: float, confidence: float) -> Threshold:
+    """Find where a curve first reaches a level, as a distance from the base.
 
     ``high`` is None where the upper limit lies beyond the last measured point.
     """
-    if len(found.x) < 3:
-        return too_few(len(found.x) - 1, 2, "curve")
-    place = float(crossing(found.x, found.y[None, :], level)[0])
-    places = crossing(found.x, found.replicates, level)
-    reached = float(np.isfinite(places).mean())
-    if not math.isfinite(place):
-        return {"answer": NO_CLIFF, "most": float(found.y[1:].max()), "resamples_reaching": reached}
-    low, high = _interval(np.where(np.isfinite(places), places, 2 * found.x[-1]), confidence, found.blocks)
-    return {
-        "answer": FOUND,
-        "estimate": place,
-        "low": low,
-        "high": None if high is None or high > found.x[-1] else high,
-        "between": _between(found.x, place),
-        "resamples_reaching": reached,
-    }
+    if len(curve.x) < 3:
+        return too_few(len(curve.x) - 1, 2, "curve")
+    estimate = float(crossing(curve.x, curve.y[None, :], level)[0])
+    resampled = crossing(curve.x, curve.replicates, level)
+    reached = float(np.isfinite(resampled).mean())
+    if not math.isfinite(estimate):
+        return Threshold(NO_CLIFF, most=float(curve.y[1:].max()), resamples_reaching=reached)
+    low, high = _interval(np.where(np.isfinite(resampled), resampled, 2 * curve.x[-1]), confidence, curve.blocks)
+    return Threshold(
+        LOCATED,
+        estimate=estimate,
+        low=low,
+        high=None if high is None or high > curve.x[-1] else high,
+        between=_between(curve.x, estimate),
+        resamples_reaching=reached,
+    )
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedShape:
     """A shape, its best fit to the measured points, and Schwarz's criterion of it."""
 
     shape: Shape
@@ -127,28 +123,28 @@ class Fitted:
     bic: float
 
 
-class Judged:
+class FittedCurve:
     """A curve with every shape fitted that its points suffice for.
 
     ``seed`` draws the curves without a knee that a knee has to beat, and the misfits of its interval.
     """
 
-    def __init__(self, found: Curve, confidence: float, seed: int) -> None:
-        self.curve, self.confidence, self.seed = found, confidence, seed
-        self.points = Points(found.x[1:], found.y[1:], covariance(found))
+    def __init__(self, curve: Curve, confidence: float, seed: int) -> None:
+        self.curve, self.confidence, self.seed = curve, confidence, seed
+        self.points = Points(curve.x[1:], curve.y[1:], covariance(curve))
 
     @cached_property
-    def fitted(self) -> dict[str, Fitted]:
+    def fitted(self) -> dict[str, FittedShape]:
         """Shape -> its fit; shapes that can't bend upward on these points are left out."""
-        found = {}
+        fitted = {}
         for shape in self.points.shapes:
             fits = self.points.fit(shape, self.points.y[None, :])
             if np.isfinite(fits.deviance[0]):
-                found[shape.name] = Fitted(shape, fits, float(criterion(shape, fits, len(self.points.x))[0]))
-        return found
+                fitted[shape.name] = FittedShape(shape, fits, float(criterion(shape, fits, len(self.points.x))[0]))
+        return fitted
 
     @cached_property
-    def smooth(self) -> Fitted:
+    def smooth(self) -> FittedShape:
         """The best shape without a knee."""
         return min((fit for fit in self.fitted.values() if not fit.shape.breaks), key=lambda fit: fit.bic)
 
@@ -160,12 +156,12 @@ class Judged:
         spread = points.spread(smooth.shape, smooth.fits)
         root = np.linalg.cholesky(points.covariance + spread**2 * np.eye(len(points.x)))
         drawn = np.random.default_rng([self.seed, 0]).normal(size=(SIMULATIONS, len(points.x)))
-        curves = points.predicted(smooth.shape, smooth.fits, points.x) + drawn @ root.T
+        curves = points.predict(smooth.shape, smooth.fits, points.x) + drawn @ root.T
         plain = [shape for shape in points.shapes if not shape.breaks]
         return curves, np.min([criterion(shape, points.fit(shape, curves), len(points.x)) for shape in plain], axis=0)
 
     def chance(self, among: Sequence[Shape]) -> float:
-        """How often a curve without a knee gains as much as this one from the best of these shapes with a knee."""
+        """Estimate how often a curve without a knee gains as much as this one from the best of ``among``."""
         curves, plain = self._without_knee
         broken = np.min(
             [criterion(shape, self.points.fit(shape, curves), len(self.points.x)) for shape in among], axis=0
@@ -173,8 +169,8 @@ class Judged:
         gained = self.smooth.bic - min(self.fitted[shape.name].bic for shape in among)
         return float((1 + (plain - broken >= gained - 1e-9).sum()) / (1 + SIMULATIONS))
 
-    def knee(self, among: Sequence[Shape]) -> dict[str, Any]:
-        """Where the curve bends by these shapes, as a distance from the base.
+    def knee(self, among: Sequence[Shape]) -> Threshold:
+        """Find where the curve bends by these shapes, as a distance from the base.
 
         The best of them must beat every shape without a knee by Schwarz's criterion, and by more than a curve without
         one gains by chance (``p_smooth``). The estimate is the best shape's; the interval is over all of them, each
@@ -184,45 +180,40 @@ class Judged:
             return few(self.curve, among)
         fitted = [self.fitted[shape.name] for shape in among if shape.name in self.fitted]
         if not fitted:
-            return {"answer": NO_CLIFF, "reason": "damage does not grow faster anywhere than before"}
+            return Threshold(NO_CLIFF, "damage does not grow faster anywhere than before")
         best = min(fitted, key=lambda fit: fit.bic)
         gain, plain = self.smooth.bic - best.bic, self.smooth.shape.name
-        judged: dict[str, Any] = {"gain": gain}
-        if gain > 0:
-            judged["p_smooth"] = self.chance([fit.shape for fit in fitted])
-        if gain <= 0 or judged["p_smooth"] > 1 - self.confidence:
+        chance = self.chance([fit.shape for fit in fitted]) if gain > 0 else None
+        if chance is None or chance > 1 - self.confidence:
             why = f"{DESCRIBED[plain]} describes the points as well"
             if plain in ("quadratic", "exponential") and gain > -UNDECIDED:
-                return {"answer": TOO_FEW, "reason": f"{why}; more points would tell", **judged}
-            return {"answer": NO_CLIFF, "reason": why, **judged}
-        knee, x = float(best.fits.knee[0]), self.curve.x
-        gap = None
-        if best.shape in TWO_SEGMENTS and knee <= x[1]:
-            gap, reason = [0.0, float(x[1])], "the bend lies before the first point: a point before it is needed"
-        elif best.shape in TWO_SEGMENTS and knee >= x[-2]:
-            gap = [float(v) for v in x[-2:]]
-            reason = "the bend lies between the last two points: a point between or beyond them is needed"
-        if gap is not None:
-            return {"answer": TOO_FEW, "reason": reason, "between": gap, **judged}
+                return Threshold(TOO_FEW, f"{why}; more points would tell", gain=gain, p_smooth=chance)
+            return Threshold(NO_CLIFF, why, gain=gain, p_smooth=chance)
+        knee = float(best.fits.knee[0])
+        if best.shape in TWO_SEGMENTS and (gap := _gap_at_an_end(self.curve.x, knee)) is not None:
+            between, reason = gap
+            return Threshold(TOO_FEW, reason, between=between, gain=gain, p_smooth=chance)
         low, high = self.limits(among)
-        return {
-            "answer": FOUND,
-            "estimate": knee,
-            "low": low,
-            "high": high,
-            "between": _between(x, knee),
-            "shape": best.shape.name,
-            **judged,
-        }
+        between = _between(self.curve.x, knee)
+        return Threshold(
+            LOCATED,
+            estimate=knee,
+            low=low,
+            high=high,
+            between=between,
+            shape=best.shape.name,
+            gain=gain,
+            p_smooth=chance,
+        )
 
     def limits(self, among: Sequence[Shape]) -> tuple[float | None, float | None]:
-        """Interval of the knee over resampled blocks, likely misfits and shapes; None where it is open."""
+        """Bound the knee over resampled blocks, likely misfits and shapes; None where the interval is open."""
         fitted = [self.fitted[shape.name] for shape in among if shape.name in self.fitted]
         if not fitted:
             return None, None
         generator = np.random.default_rng([self.seed, 1])
         noise = self.curve.replicates[:, 1:] - self.curve.replicates[:, 1:].mean(axis=0)
-        scores = np.array([corrected(fit.shape, fit.fits, self.points) for fit in fitted])
+        scores = np.array([corrected_criterion(fit.shape, fit.fits, self.points) for fit in fitted])
         weights = np.exp((scores.min() - scores) / 2)
         turns = generator.choice(len(fitted), size=len(noise), p=weights / weights.sum())
         x, knees = self.points.x, np.empty(len(noise))
@@ -234,28 +225,27 @@ class Judged:
                 fit.shape, self.points.y + noise[mine] + scatter, self.points.misfits[fit.fits.misfit[:1]]
             )
             # Without a knee, or beyond where it could be placed, it may be anywhere up to the last point.
-            place = np.where(np.isfinite(again.deviance), again.knee, x[-1])
+            drawn = np.where(np.isfinite(again.deviance), again.knee, x[-1])
             if fit.shape in TWO_SEGMENTS:
-                place = np.where(place < x[0], 0.0, np.where(place > x[-2], x[-1], place))
-            knees[mine] = place
+                drawn = np.where(drawn < x[0], 0.0, np.where(drawn > x[-2], x[-1], drawn))
+            knees[mine] = drawn
         low, high = _interval(knees, self.confidence, self.curve.blocks)
         return (None if low is None or low <= 0 else low), (None if high is None or high >= x[-1] else high)
 
-    def best(self) -> dict[str, Any]:
-        """The shape with the least criterion, one with a knee only where chance does not explain it; every criterion;
-        and the fit of the best, from the base outwards."""
+    def best(self) -> Fit:
+        """Choose the shape with the least criterion, one with a knee only where chance does not explain it.
+
+        The fit's points lie from the base outwards.
+        """
         broken = [fit for fit in self.fitted.values() if fit.shape.breaks]
         best = min([self.smooth, *broken], key=lambda fit: fit.bic)
         by_chance = best.shape.breaks and self.chance([fit.shape for fit in broken]) > 1 - self.confidence
         chosen = self.smooth if by_chance else best
         through_base = not chosen.shape.name.startswith("power")
         at = np.linspace(0 if through_base else self.points.x[0], self.points.x[-1], 61)
-        return {
-            "shape": chosen.shape.name,
-            "bic": {name: fit.bic for name, fit in self.fitted.items()},
-            "x": at.tolist(),
-            "y": self.points.predicted(chosen.shape, chosen.fits, at).tolist(),
-        }
+        criteria = {name: fit.bic for name, fit in self.fitted.items()}
+        y = self.points.predict(chosen.shape, chosen.fits, at)
+        return Fit(chosen.shape.name, criteria, at.tolist(), y.tolist())
 
 
 DESCRIBED = {
@@ -272,32 +262,30 @@ DESCRIBED = {
 """Shapes as people call them: on a logarithmic scale where y is a log ratio."""
 
 
-def covariance(found: Curve) -> Floats:
-    """Covariance of the measured points ``[points, points]`` from the resamples.
+def covariance(curve: Curve) -> Floats:
+    """Estimate the covariance of the measured points ``[points, points]`` from the resamples.
 
     Few blocks leave its small eigenvalues too small, so correlations are shrunk: by the share of points over blocks, at
     most a half.
     """
-    replicates = found.replicates[:, 1:]
-    points, blocks = replicates.shape[1], max(found.blocks, 2)
+    replicates = curve.replicates[:, 1:]
+    points, blocks = replicates.shape[1], max(curve.blocks, 2)
     if len(replicates) < 2:
         return np.zeros((points, points))
     measured = np.atleast_2d(np.cov(replicates.T)) * blocks / (blocks - 1)
     shrink = min(0.5, points / blocks)
-    return (1 - shrink) * measured + shrink * np.diag(np.diag(measured))
+    shrunk: Floats = (1 - shrink) * measured + shrink * np.diag(np.diag(measured))
+    return shrunk
 
 
-def few(found: Curve, among: Sequence[Shape]) -> dict[str, Any]:
-    """The answer where a curve is too short for shapes with a knee."""
-    return too_few(len(found.x) - 1, min(shape.least for shape in among))
+def few(curve: Curve, among: Sequence[Shape]) -> Threshold:
+    """Answer for a curve that is too short for shapes with a knee."""
+    return too_few(len(curve.x) - 1, min(shape.least for shape in among))
 
 
-def too_few(points: int, needed: int, what: str = "knee") -> dict[str, Any]:
-    """The answer where a curve is too short."""
-    return {
-        "answer": TOO_FEW,
-        "reason": f"{points} measured point{'' if points == 1 else 's'}; a {what} needs {needed}",
-    }
+def too_few(points: int, needed: int, what: str = "knee") -> Threshold:
+    """Answer for a curve that is too short."""
+    return Threshold(TOO_FEW, f"{points} measured point{'' if points == 1 else 's'}; a {what} needs {needed}")
 
 
 def _interval(values: Floats, confidence: float, blocks: int) -> tuple[float | None, float | None]:
@@ -305,6 +293,16 @@ def _interval(values: Floats, confidence: float, blocks: int) -> tuple[float | N
     return (None if math.isnan(low) else low), (None if math.isnan(high) else high)
 
 
-def _between(x: Floats, place: float) -> list[float]:
-    right = int(np.clip(np.searchsorted(x, place), 1, len(x) - 1))
-    return [float(x[right - 1]), float(x[right])]
+def _between(x: Floats, position: float) -> tuple[float, float]:
+    right = int(np.clip(np.searchsorted(x, position), 1, len(x) - 1))
+    return float(x[right - 1]), float(x[right])
+
+
+def _gap_at_an_end(x: Floats, knee: float) -> tuple[tuple[float, float], str] | None:
+    """Name the first or last gap between points where a bend lies in it: there two lines cannot place it."""
+    if knee <= x[1]:
+        return (0.0, float(x[1])), "the bend lies before the first point: a point before it is needed"
+    if knee >= x[-2]:
+        between = (float(x[-2]), float(x[-1]))
+        return between, "the bend lies between the last two points: a point between or beyond them is needed"
+    return None

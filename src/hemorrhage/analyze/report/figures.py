@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position, undamaged
-from hemorrhage.analyze.curves.thresholds import TOO_FEW
+from hemorrhage.analyze.curves.entries import TOO_FEW, CurveEntry, Threshold
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
@@ -145,7 +145,7 @@ def damage(
     inputs: Inputs,
     numbers: Numbers,
     sweeps: Sequence[Sweep],
-    thresholds: Sequence[dict[str, Any]],
+    thresholds: Sequence[CurveEntry],
     scale: str,
     corpus: str,
 ) -> Figure:
@@ -172,7 +172,7 @@ def damage(
             heights += [place(scale, number) for _, _, found in [*from_base, *known] for number in found[:3]]
     heights.append(place(scale, base.value) if base else 0.0)
     for sweep in sweeps:
-        entry = next((one for one in thresholds if (one["name"], one["corpus"]) == (sweep.name, corpus)), None)
+        entry = next((one for one in thresholds if (one.name, one.corpus) == (sweep.name, corpus)), None)
         if entry is not None:
             traces += _thresholds(entry, scale, shares, styles[sweep.name]["colour"])
     traces.sort(key=lambda trace: (trace["mode"] == "markers", "fill" not in trace))  # bands below, points on top
@@ -273,25 +273,26 @@ def _hover(variant: Variant, scale: str, found: Estimate) -> str:
     return "<br>".join(lines)
 
 
-def _thresholds(entry: dict[str, Any], scale: str, shares: bool, colour: str) -> list[Figure]:
+def _thresholds(entry: CurveEntry, scale: str, shares: bool, colour: str) -> list[Figure]:
     """The best shape of a curve, its knee, and its 2x-perplexity point on the line of twice the perplexity.
 
     A curve on another variant is described by what it adds to that one, which is not what the chart shows: no shape.
     """
     traces = []
-    fit = entry["fits"].get(FITS.get(scale, "")) if entry["on"] == BASE else None
-    kind = "knee" if scale == "factor" else "kl_knee"
-    if fit and entry[kind]["answer"] != TOO_FEW:
-        x, y = [_percent(value, shares) for value in fit["x"]], [place(scale, value) for value in fit["y"]]
+    fit = entry.fits.get(FITS.get(scale, "")) if entry.on == BASE else None
+    knee, doubling = entry.thresholds["knee" if scale == "factor" else "kl_knee"], entry.thresholds["two_fold"]
+    if fit and knee.answer != TOO_FEW:
+        x, y = [_percent(value, shares) for value in fit.x], [place(scale, value) for value in fit.y]
         line = {"color": colour, "width": 1.4, "dash": "dot"}
-        about = {"hoverinfo": "skip", "showlegend": False, "legendgroup": entry["name"]}
+        about = {"hoverinfo": "skip", "showlegend": False, "legendgroup": entry.name}
         traces.append({"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, **about})
-        if entry[kind]["answer"] == "found":
-            at = _percent(entry[kind]["estimate"], shares)
-            traces.append(_mark(entry, kind, "knee", at, _height(x, y, at), shares, colour))
-    if scale == "factor" and entry["two_fold"]["answer"] == "found":
-        at = _percent(entry["two_fold"]["estimate"], shares)
-        traces.append(_mark(entry, "two_fold", "perplexity doubles", at, place("factor", math.log(2)), shares, colour))
+        if knee.is_located:
+            at = _percent(knee.estimate, shares)
+            traces.append(_mark(entry.name, knee, "knee", at, _height(x, y, at), shares, colour))
+    if scale == "factor" and doubling.is_located:
+        at = _percent(doubling.estimate, shares)
+        height = place("factor", math.log(2))
+        traces.append(_mark(entry.name, doubling, "perplexity doubles", at, height, shares, colour))
     return traces
 
 
@@ -305,15 +306,14 @@ def _height(x: Sequence[float], y: Sequence[float], at: float) -> float:
 
 
 def _mark(
-    entry: dict[str, Any], kind: str, what: str, centre: float, height: float, shares: bool, colour: str
+    name: str, threshold: Threshold, what: str, centre: float, height: float, shares: bool, colour: str
 ) -> Figure:
     """A threshold with its interval along x; where that is open, up to the threshold itself."""
-    found = entry[kind]
-    low = centre if found["low"] is None else _percent(found["low"], shares)
-    high = centre if found["high"] is None else _percent(found["high"], shares)
+    low = centre if threshold.low is None else _percent(threshold.low, shares)
+    high = centre if threshold.high is None else _percent(threshold.high, shares)
     unit = "%" if shares else "bits"
-    text = f"{entry['name']}: {what} at {centre:.3g} {unit} ({low:.3g} to {high:.3g})"
-    shape = {"symbol": "line-ns-open", "size": 16} if kind == "two_fold" else {"symbol": "diamond-open", "size": 13}
+    text = f"{name}: {what} at {centre:.3g} {unit} ({low:.3g} to {high:.3g})"
+    shape = {"symbol": "diamond-open", "size": 13} if what == "knee" else {"symbol": "line-ns-open", "size": 16}
     return {
         "type": "scatter",
         "x": [centre],
@@ -329,8 +329,8 @@ def _mark(
             "thickness": 2.5,
             "width": 0,
         },
-        "name": entry["name"],
-        "legendgroup": entry["name"],
+        "name": name,
+        "legendgroup": name,
         "showlegend": False,
         "text": [text],
         "hovertemplate": "%{text}<extra></extra>",

@@ -12,6 +12,7 @@ import pandas as pd
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, failure
 from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNRESOLVED, Check
+from hemorrhage.analyze.curves.entries import NO_CLIFF, CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.report.figures import factor
 from hemorrhage.analyze.rows.language import ROUNDING
@@ -172,51 +173,49 @@ def budget_words(budget: Mapping[str, float]) -> str:
     return ", ".join(words[kind](budget[kind]) for kind in words if kind in budget)
 
 
-def where(entry: dict[str, Any], kind: str) -> str:
-    """A threshold of one curve as a cell of a table."""
-    found = entry[kind]
-    if found["answer"] != "found":
-        return found["answer"]
-    unit = _unit(entry)
-    low = "" if found["low"] is None else _number(entry, found["low"])
-    high = "" if found["high"] is None else _number(entry, found["high"])
+def where(entry: CurveEntry, definition: str) -> str:
+    """Write a threshold of one curve as a cell of a table."""
+    threshold = entry.thresholds[definition]
+    if not threshold.is_located:
+        return threshold.answer
+    low, high = ("" if end is None else _number(entry, end) for end in (threshold.low, threshold.high))
     limits = f"{low} to {high}" if low and high else f"beyond {low or high}" if low or high else "anywhere"
-    return f"{_number(entry, found['estimate'])} {unit} ({limits})"
+    return f"{_number(entry, threshold.estimate)} {_unit(entry)} ({limits})"
 
 
-def why(entry: dict[str, Any], kind: str) -> str:
-    """What stands behind a threshold: the measured points around it, or why there is none."""
-    found = entry[kind]
-    unit = _unit(entry)
-    around = ""
-    if "between" in found:
-        low, high = (_number(entry, value) for value in found["between"])
-        around = f"between the measured {low} and {high} {unit}"
-    if found["answer"] == "found":
-        return around
-    return found["reason"]
+def why(entry: CurveEntry, definition: str) -> str:
+    """Name the measured points around a threshold, or say why there is none."""
+    threshold = entry.thresholds[definition]
+    if not threshold.is_located:
+        return threshold.reason
+    if threshold.between is None:
+        return ""
+    low, high = (_number(entry, value) for value in threshold.between)
+    return f"between the measured {low} and {high} {_unit(entry)}"
 
 
-def _unit(entry: dict[str, Any]) -> str:
-    return "bits" if entry["axis"] in FEWER_IS_WORSE else "steps" if entry["axis"] == "steps" else "%"
+def _unit(entry: CurveEntry) -> str:
+    return "bits" if entry.axis in FEWER_IS_WORSE else "steps" if entry.axis == "steps" else "%"
 
 
-def _number(entry: dict[str, Any], value: float) -> str:
-    return f"{value:.2f}" if entry["axis"] in FEWER_IS_WORSE else f"{100 * value:.1f}"
+def _number(entry: CurveEntry, value: float) -> str:
+    return f"{value:.2f}" if entry.axis in FEWER_IS_WORSE else f"{100 * value:.1f}"
 
 
-def doubling(thresholds: Sequence[dict[str, Any]], sweeps: Sequence[Sweep], corpus: str) -> str:
-    """Where the perplexity of each curve doubles, as one sentence."""
+def doubling(thresholds: Sequence[CurveEntry], sweeps: Sequence[Sweep], corpus: str) -> str:
+    """Say in one sentence where the perplexity of each curve doubles."""
     names = [sweep.name for sweep in sweeps if len(sweep.variants) > 1]
-    entries = [entry for entry in thresholds if entry["name"] in names and entry["corpus"] == corpus]
-    reached = [entry for entry in entries if entry["two_fold"]["answer"] == "found"]
-    never = [entry["name"] for entry in entries if entry["two_fold"]["answer"] == "no cliff in range"]
+    points = {
+        entry.name: (entry, entry.thresholds["two_fold"])
+        for entry in thresholds
+        if entry.name in names and entry.corpus == corpus
+    }
+    reached = [(entry, point.estimate) for entry, point in points.values() if point.is_located]
+    never = [name for name, (_, point) in points.items() if point.answer == NO_CLIFF]
     parts = []
     if reached:
-        order = sorted(reached, key=lambda entry: abs(entry["two_fold"]["estimate"] - entry["base"]), reverse=True)
-        listed = ", ".join(
-            f"{entry['name']} {_number(entry, entry['two_fold']['estimate'])}\u00a0{_unit(entry)}" for entry in order
-        )
+        furthest_first = sorted(reached, key=lambda pair: abs(pair[1] - pair[0].base), reverse=True)
+        listed = ", ".join(f"{entry.name} {_number(entry, at)}\u00a0{_unit(entry)}" for entry, at in furthest_first)
         parts.append(f"perplexity doubles at {listed}.")
     if never:
         start = "It" if reached else "perplexity"

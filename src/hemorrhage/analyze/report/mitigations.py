@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, position
+from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.report.figures import Figure, factor, recoveries
 from hemorrhage.analyze.rows import corrections
@@ -45,7 +46,7 @@ MISSING = {
 
 
 def rows(
-    trials: Sequence[Tried], inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], corpus: str
+    trials: Sequence[Tried], inputs: Inputs, thresholds: Sequence[CurveEntry], corpus: str
 ) -> list[dict[str, Any]]:
     """The table of mitigations on one corpus: a row per mitigation and plain method."""
     found = []
@@ -73,25 +74,25 @@ def rows(
     return found
 
 
-def way(variant: Variant, inputs: Inputs, thresholds: Sequence[Mapping[str, Any]], corpus: str) -> tuple[float, str]:
+def way(variant: Variant, inputs: Inputs, thresholds: Sequence[CurveEntry], corpus: str) -> tuple[float, str]:
     """How far a variant stands on the way from the undamaged model to the threshold of its curve, and which one.
 
     1 is at the threshold, above 1 beyond it: the knee, else where the perplexity doubles; NaN and why where the curve
     has neither.
     """
     for entry in thresholds:
-        if (entry["sweep"], entry["identity"], entry["on"], entry["corpus"]) != (
+        if (entry.sweep, entry.identity, entry.on, entry.corpus) != (
             variant.sweep,
             variant.identity,
             variant.on,
             corpus,
         ):
             continue
-        for kind, name in (("knee", "knee"), ("two_fold", "doubling point")):
-            answer = entry.get(kind) or {}
-            if answer.get("answer") == "found" and answer["estimate"] != entry["base"]:
+        for definition, name in (("knee", "knee"), ("two_fold", "doubling point")):
+            threshold = entry.thresholds[definition]
+            if threshold.is_located and threshold.estimate != entry.base:
                 sign = -1.0 if variant.axis in FEWER_IS_WORSE else 1.0
-                whole, gone = (sign * (x - entry["base"]) for x in (answer["estimate"], position(variant)))
+                whole, gone = (sign * (x - entry.base) for x in (threshold.estimate, position(variant)))
                 return gone / whole, name
     return math.nan, "no knee and no doubling point among the measured points"
 
@@ -193,7 +194,7 @@ def _flow(content: Mapping[str, Any]) -> str:
 def chart(
     trials: Sequence[Tried],
     inputs: Inputs,
-    thresholds: Sequence[Mapping[str, Any]],
+    thresholds: Sequence[CurveEntry],
     corpus: str,
     against: str,
 ) -> Figure:
@@ -214,7 +215,7 @@ def _point(
     one: Outcome,
     control: bool,
     inputs: Inputs,
-    thresholds: Sequence[Mapping[str, Any]],
+    thresholds: Sequence[CurveEntry],
     corpus: str,
     against: str,
 ) -> tuple[float, Recovery, str] | None:

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from hemorrhage.analyze.axes import AXES, failure, sweeps
 from hemorrhage.analyze.budget import KINDS
-from hemorrhage.analyze.curves.definitions import NAMES, curves_of
+from hemorrhage.analyze.curves.definitions import NAMES
+from hemorrhage.analyze.curves.entries import CurveEntry, curves_of
 from hemorrhage.analyze.curves.thresholds import DESCRIBED
 from hemorrhage.analyze.inputs import BASE, Inputs, model_name
 from hemorrhage.analyze.report import card, figures, findings
@@ -240,7 +241,7 @@ def _charts(inputs: Inputs) -> list[dict[str, Any]]:
 def _figures(
     inputs: Inputs,
     numbers: Numbers,
-    thresholds: Sequence[dict[str, Any]],
+    thresholds: Sequence[CurveEntry],
     charts: Sequence[dict[str, Any]],
     corpora: list[str],
     recommended: dict[str, Any],
@@ -313,28 +314,28 @@ def _probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
-def _threshold_rows(thresholds: Sequence[dict[str, Any]], corpus: str) -> list[dict[str, Any]]:
+def _threshold_rows(thresholds: Sequence[CurveEntry], corpus: str) -> list[dict[str, Any]]:
     """Rows of the table of thresholds on one corpus: curves that have more than one point."""
     return [
         {
-            "name": entry["name"],
-            "axis": AXES.get(entry["axis"], entry["axis"]),
-            "points": entry["points"],
+            "name": entry.name,
+            "axis": entry.unit,
+            "points": entry.points,
             "cells": [{"text": findings.where(entry, kind), "note": findings.why(entry, kind)} for kind in NAMES],
             "shape": _shape(entry),
-            "missing": ", ".join(entry["missing"]),
-            "defects": "; ".join(f"{', '.join(one['cells'])}: {one['rule']}" for one in entry["defects"]),
-            "next": ", ".join(f"{value:g}" for value in (entry["next"] or {}).get("values", [])),
-            "next_why": (entry["next"] or {}).get("reason", ""),
+            "missing": ", ".join(entry.missing),
+            "defects": "; ".join(f"{', '.join(defect.cells)}: {defect.rule}" for defect in entry.defects),
+            "next": ", ".join(f"{value:g}" for value in entry.next.values) if entry.next else "",
+            "next_why": entry.next.reason if entry.next else "",
         }
         for entry in curves_of(thresholds, corpus)
     ]
 
 
-def _shape(entry: dict[str, Any]) -> str:
+def _shape(entry: CurveEntry) -> str:
     """The shape that describes a curve's log-perplexity ratio best."""
-    fit = entry["fits"].get("ln_perplexity_ratio")
-    return DESCRIBED[fit["shape"]] if fit else ""
+    fit = entry.fits.get("ln_perplexity_ratio")
+    return DESCRIBED[fit.shape] if fit else ""
 
 
 def _claim_rows(claims: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

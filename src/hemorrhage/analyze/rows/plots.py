@@ -1,4 +1,4 @@
-"""Tables behind DVC's plots, beside those of ``tables.py``: the Pareto front, layers, thresholds."""
+"""Tables behind DVC's plots, beside those of ``tables.py``: the Pareto front, layers."""
 
 from __future__ import annotations
 
@@ -53,25 +53,3 @@ def front_points(front: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFra
     columns = ["variant", "family", "bytes", "size", "counted_size", "kl", "low", "high", "on_front", "probability"]
     rows = [{"corpus": corpus, **entry} for corpus, entries in front.items() for entry in entries]
     return pd.DataFrame(rows, columns=["corpus", *columns])
-
-
-def threshold_points(thresholds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The content of thresholds.csv: a row per curve, corpus and definition that found a place on the axis."""
-    columns = ["curve", "corpus", "axis", "definition", "estimate", "low", "high"]
-    rows = [
-        {
-            "curve": entry["name"],
-            "corpus": entry["corpus"],
-            "axis": entry["axis"],
-            "definition": definition,
-            **{key: _place(found.get(key)) for key in ("estimate", "low", "high")},
-        }
-        for entry in thresholds
-        for definition, found in entry.items()
-        if isinstance(found, Mapping) and found.get("answer") == "found"
-    ]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _place(value: float | None) -> float | None:
-    return None if value is None else rounded(value)

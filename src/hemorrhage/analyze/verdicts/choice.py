@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position, sweeps
+from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.verdicts.shipping import Judged, pick
 
@@ -25,7 +25,7 @@ class Choice:
     decoded: bool
 
 
-def choose(inputs: Inputs, thresholds: Sequence[dict[str, Any]], verdicts: Sequence[Judged]) -> list[Choice]:
+def choose(inputs: Inputs, thresholds: Sequence[CurveEntry], verdicts: Sequence[Judged]) -> list[Choice]:
     """The three roles. The curve is that of the recommended variant, else the longest of quantized weights."""
     picked = pick(verdicts)
     found = [("recommended", picked.variant.name if picked else "", _reason(picked))]
@@ -55,17 +55,18 @@ def _curve(inputs: Inputs, name: str) -> Sweep | None:
     return found[0] if found else None
 
 
-def _around(curve: Sweep, thresholds: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def _around(curve: Sweep, thresholds: Sequence[CurveEntry]) -> list[tuple[str, str, str]]:
     """The measured variant nearest to the knee, and the next one beyond it."""
-    entry = next((one for one in thresholds if one["name"] == curve.name), None)
-    kinds = {"knee": "the knee", "two_fold": "the doubling point, as there is no knee,"}
-    for kind, words in kinds.items():
-        if entry is None or entry[kind]["answer"] != "found":
+    entry = next((entry for entry in thresholds if entry.name == curve.name), None)
+    definitions = {"knee": "the knee", "two_fold": "the doubling point, as there is no knee,"}
+    for definition, words in definitions.items():
+        if entry is None or not (threshold := entry.thresholds[definition]).is_located:
             continue
         sign = -1.0 if curve.axis in FEWER_IS_WORSE else 1.0
         by_damage = sorted(curve.variants, key=lambda variant: sign * position(variant))
-        nearest = min(range(len(by_damage)), key=lambda at: abs(position(by_damage[at]) - entry[kind]["estimate"]))
-        at = (by_damage[nearest].name, f"nearest to {words} of {curve.name} on {entry['corpus']}")
+        distances = [abs(position(variant) - threshold.estimate) for variant in by_damage]
+        nearest = distances.index(min(distances))
+        at = (by_damage[nearest].name, f"nearest to {words} of {curve.name} on {entry.corpus}")
         if nearest + 1 < len(by_damage):
             beyond = (by_damage[nearest + 1].name, f"the next of {curve.name} beyond it")
         else:

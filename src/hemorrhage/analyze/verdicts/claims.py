@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hemorrhage.analyze.axes import failure
-from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF
+from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, CurveEntry
 from hemorrhage.analyze.inputs import BASE, SIBLING, Inputs, Variant
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
 from hemorrhage.analyze.rows.results import Results
@@ -44,6 +44,7 @@ QUANTIZED = "weight_quantization"
 EXPANDED = "depth_expansion"
 UNSTRUCTURED = "unstructured_pruning"
 STRUCTURED = ("structured_pruning", "depth_pruning", "low_rank")
+WITHOUT_RANKS = ("structured_pruning", "depth_pruning")
 """Families that claims are about."""
 
 PAPER = "arXiv 2503.23924"
@@ -80,7 +81,7 @@ class Evidence:
     inputs: Inputs
     results: Results
     numbers: Numbers
-    thresholds: Sequence[dict[str, Any]]
+    thresholds: Sequence[CurveEntry]
     spec: Spec
     corpora: list[str] = field(default_factory=list)
 
@@ -164,75 +165,78 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# Thresholds at a place.
+# Thresholds at a share.
 
 
-def located(entries: Sequence[dict[str, Any]], place: float, what: str) -> Finding:
+def collapses_at(entries: Sequence[CurveEntry], share: float, what: str) -> Finding:
     """Judge a claim that damage collapses (twice the perplexity) at a share, give or take ``NEAR``.
 
-    Every curve must agree; where the curves differ, there is no such place.
+    Every curve must agree; where the curves differ, there is no such share.
     """
-    low, high = place - NEAR, place + NEAR
-    sides = []
-    for entry in entries:
-        found = entry["two_fold"]
-        if found["answer"] == FOUND:
-            below = found["low"] if found["low"] is not None else -math.inf
-            above = found["high"] if found["high"] is not None else math.inf
-            sides.append("before" if above < low else "after" if below > high else "there")
-        elif found["answer"] == NO_CLIFF and _reaches(entry, high):
-            sides.append("after")
-    known = [entry["two_fold"] for entry in entries if entry["two_fold"]["answer"] == FOUND]
+    sides = [side for entry in entries if (side := _side(entry, share)) is not None]
     if not sides:
         return Finding(NOT_MEASURED, f"no curve of {what} has two points and reaches that far")
-    counted = {side: sides.count(side) for side in ("before", "there", "after")}
-    verdict = SUPPORTED if counted["there"] == len(sides) else NOT_DECIDED
-    if counted["there"] == 0:
+    counted = {side: sides.count(side) for side in WHERE}
+    verdict = SUPPORTED if counted["near"] == len(sides) else NOT_DECIDED
+    if counted["near"] == 0:
         verdict = CONTRADICTED
     parts = ", ".join(f"{WHERE[side]} on {number}" for side, number in counted.items() if number)
     measured = f"of {len(sides)} curves of {what}, perplexity doubles {parts}"
+    doublings = [entry.thresholds["two_fold"] for entry in entries]
+    known = [doubling for doubling in doublings if doubling.is_located]
     if not known:
         return Finding(verdict, measured, comparisons=len(sides))
-    middle = float(np.median([found["estimate"] for found in known]))
-    ends = [[found[end] for found in known if found[end] is not None] for end in ("low", "high")]
-    least, most = min(ends[0], default=None), max(ends[1], default=None)
+    middle = float(np.median([doubling.estimate for doubling in known]))
+    least = min((doubling.low for doubling in known if doubling.low is not None), default=None)
+    most = max((doubling.high for doubling in known if doubling.high is not None), default=None)
     return Finding(verdict, measured, middle, least, most, "share, median and range over curves", len(sides))
 
 
-WHERE = {"before": "before it", "there": "there", "after": "after it or never"}
+def _side(entry: CurveEntry, share: float) -> str | None:
+    """Say on which side of a share the perplexity of a curve doubles, a key of WHERE; None where nothing tells."""
+    low, high = share - NEAR, share + NEAR
+    doubling = entry.thresholds["two_fold"]
+    if doubling.is_located:
+        if doubling.high is not None and doubling.high < low:
+            return "before"
+        return "after" if doubling.low is not None and doubling.low > high else "near"
+    return "after" if doubling.answer == NO_CLIFF and _reaches(entry, high) else None
 
 
-def _reaches(entry: dict[str, Any], place: float) -> bool:
-    """Whether a curve without a doubling was measured far enough to say that there is none at ``place``."""
-    return max((x for fit in entry["fits"].values() for x in fit["x"]), default=0.0) >= place
+WHERE = {"before": "before it", "near": "there", "after": "after it or never"}
 
 
-def _curves(evidence: Evidence, families: Sequence[str], axis: str, calibrated: bool = False) -> list[dict[str, Any]]:
-    """Thresholds of curves on the base model, without those of sweeps that are controls."""
+def _reaches(entry: CurveEntry, share: float) -> bool:
+    """Tell whether a curve without a doubling was measured far enough to say that there is none at a share."""
+    return max((x for fit in entry.fits.values() for x in fit.x), default=0.0) >= share
+
+
+def _curves(evidence: Evidence, families: Sequence[str], axis: str, calibrated: bool = False) -> list[CurveEntry]:
+    """Select the curves on the base model, without those of sweeps that are controls."""
     variants = evidence.inputs.variants.values()
     controls = {variant.sweep for variant in variants if variant.is_control}
     read = {variant.sweep for variant in variants if variant.manifest.get("calibrated")}
     return [
         entry
         for entry in evidence.thresholds
-        if entry["family"] in families
-        and entry["axis"] == axis
-        and entry["on"] == BASE
-        and entry["sweep"] not in controls
-        and (not calibrated or entry["sweep"] in read)
+        if entry.family in families
+        and entry.axis == axis
+        and entry.on == BASE
+        and entry.sweep not in controls
+        and (not calibrated or entry.sweep in read)
     ]
 
 
 def _structured_half(evidence: Evidence) -> Finding:
-    return located(_curves(evidence, ("structured_pruning", "depth_pruning"), "removed"), 0.5, "structured pruning")
+    return collapses_at(_curves(evidence, WITHOUT_RANKS, "removed"), 0.5, "structured pruning")
 
 
 def _structured_third(evidence: Evidence) -> Finding:
-    return located(_curves(evidence, ("structured_pruning", "depth_pruning"), "removed"), 0.375, "structured pruning")
+    return collapses_at(_curves(evidence, WITHOUT_RANKS, "removed"), 0.375, "structured pruning")
 
 
 def _unstructured(evidence: Evidence) -> Finding:
-    return located(
+    return collapses_at(
         _curves(evidence, (UNSTRUCTURED,), "sparsity", calibrated=True),
         0.6,
         "calibrated unstructured pruning",
@@ -499,16 +503,15 @@ def _wild(evidence: Evidence) -> Finding:
 
 def _transition(evidence: Evidence) -> Finding:
     """Curves have a knee: a shape that bends at a place describes them better than every smooth one."""
-    entries = [entry for entry in evidence.thresholds if entry["on"] == BASE]
     answers = [
-        [entry[name]["answer"] for name in ("knee", "phase_point", "anchored_point")]
-        for entry in entries
-        if entry["points"] >= 5
+        {entry.thresholds[name].answer for name in ("knee", "phase_point", "anchored_point")}
+        for entry in evidence.thresholds
+        if entry.on == BASE and entry.points >= 5
     ]
     if not answers:
         return Finding(NOT_MEASURED, "no curve has five points: too few to tell a knee from a smooth curve")
-    bent = sum(FOUND in found for found in answers)
-    smooth = sum(set(found) == {NO_CLIFF} for found in answers)
+    bent = sum(LOCATED in each for each in answers)
+    smooth = sum(each == {NO_CLIFF} for each in answers)
     low, high = bootstrap.wilson(bent, len(answers), evidence.spec.confidence)
     verdict = NOT_DECIDED
     if bent >= AGREE * len(answers):

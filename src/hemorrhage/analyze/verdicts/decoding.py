@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.rows import stability
 from hemorrhage.analyze.rows.decoding import greedy_survival, measured_texts, outcomes
@@ -27,7 +28,7 @@ class Findings:
     survival: dict[str, dict[str, Survival]]
 
 
-def find(inputs: Inputs, thresholds: Sequence[dict[str, Any]], verdicts: Sequence[Judged], spec: Spec) -> Findings:
+def find(inputs: Inputs, thresholds: Sequence[CurveEntry], verdicts: Sequence[Judged], spec: Spec) -> Findings:
     """Everything of the decoding sweep that is no row."""
     return Findings(
         signatures=signatures.judge(inputs, spec),

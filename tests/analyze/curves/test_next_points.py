@@ -12,15 +12,15 @@ from ruamel.yaml import YAML
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.axes import Sweep, sweeps
 from hemorrhage.analyze.curves import next_points
-from hemorrhage.analyze.curves.definitions import NAMES
-from hemorrhage.analyze.curves.thresholds import FOUND, NO_CLIFF, TOO_FEW
+from hemorrhage.analyze.curves.entries import LOCATED, TOO_FEW, CurveEntry, NextPoints, Threshold
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
 from hemorrhage.compress.catalogue import method_of
-from hemorrhage.compress.method import described
+from hemorrhage.compress.method import describe
 from hemorrhage.study import params as config
 from hemorrhage.tools.params import merge
+from tests.analyze.curves.made import entry, gap
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BLOCKS = 30
 
 
@@ -36,7 +36,7 @@ def study(params: config.Params) -> Inputs:
             layers = BLOCKS - int(severity * BLOCKS + 0.5)
             severity = 1 - layers / BLOCKS
         manifest = {
-            **described(method_of(variant.method), settings),
+            **describe(method_of(variant.method), settings),
             "sweep": variant.sweep,
             "severity": severity,
             "seed": variant.seed,
@@ -49,16 +49,15 @@ def study(params: config.Params) -> Inputs:
     return Inputs({}, found, evaluations, {}, {}, {}, {})
 
 
-def entry(sweep: Sweep, **answers: Any) -> dict[str, Any]:
-    none = {"answer": NO_CLIFF, "reason": "a smooth exponential describes the points as well"}
-    return {"sweep": sweep.sweep, "name": sweep.name, "base": 16.0, **dict.fromkeys(NAMES, none), **answers}
+def propose(sweep: Sweep, **thresholds: Threshold) -> NextPoints:
+    return next_points.propose(sweep, 16.0, entry(thresholds).thresholds)
 
 
-def proposed(found: Inputs, **answers: Any) -> list[dict[str, Any]]:
-    entries = [entry(sweep, **answers) for sweep in sweeps(found)]
-    for one, sweep in zip(entries, sweeps(found), strict=True):
-        one["next"] = next_points.propose(one, sweep)
-    return entries
+def proposed(found: Inputs, **thresholds: Threshold) -> list[CurveEntry]:
+    return [
+        entry(thresholds, sweep=sweep.sweep, name=sweep.name, next=propose(sweep, **thresholds))
+        for sweep in sweeps(found)
+    ]
 
 
 def curve(method: str, setting: str, values: list[Any], axis: str, positions: list[float] | None = None) -> Sweep:
@@ -78,12 +77,14 @@ def curve(method: str, setting: str, values: list[Any], axis: str, positions: li
     "answers",
     [
         {},
-        {"two_fold": {"answer": FOUND, "between": [4.9, 5.7]}},
-        {"knee": {"answer": TOO_FEW, "reason": "more points would tell"}, "two_fold": {"answer": FOUND}},
-        {"knee": {"answer": FOUND, "between": [0.5, 0.6]}, "two_fold": {"answer": FOUND, "between": [0.3, 0.5]}},
+        {"two_fold": gap(4.9, 5.7)},
+        {"knee": Threshold(TOO_FEW, "more points would tell"), "two_fold": Threshold(LOCATED)},
+        {"knee": gap(0.5, 0.6), "two_fold": gap(0.3, 0.5)},
     ],
 )
-def test_params_yaml_accepts_what_is_proposed(tmp_path: Path, profile: str | None, answers: dict[str, Any]) -> None:
+def test_params_yaml_accepts_what_is_proposed(
+    tmp_path: Path, profile: str | None, answers: dict[str, Threshold]
+) -> None:
     yaml = YAML()
     content = yaml.load((ROOT / "params.yaml").read_text())
     if profile:
@@ -105,37 +106,37 @@ def test_params_yaml_accepts_what_is_proposed(tmp_path: Path, profile: str | Non
 
 def test_a_short_curve_gets_what_a_knee_needs() -> None:
     sweep = curve("awq", "bits", [3], "bits", [6.0])
-    found = next_points.propose(entry(sweep), sweep)
-    assert found == {"setting": "bits", "values": [2, 5, 8], "reason": "a knee needs 4 points"}
+    found = propose(sweep)
+    assert found == NextPoints((2, 5, 8), "a knee needs 4 points", "bits")
     sweep = curve("slicegpt", "removed", [0.25], "removed")
-    found = next_points.propose(entry(sweep), sweep)
-    assert len(found["values"]) == 3
-    assert max(found["values"]) <= 0.8
+    found = propose(sweep)
+    assert len(found.values) == 3
+    assert max(found.values) <= 0.8
 
 
 def test_a_gap_is_halved_until_its_values_are_used_up() -> None:
     sweep = curve("rtn", "bits", [8, 4, 2], "bits", [10.0, 6.8, 5.2])
     sweep.variants.append(curve("rtn", "bits", [6], "bits", [8.4]).variants[0])
-    answers = {"two_fold": {"answer": FOUND, "between": [5.2, 6.8]}}
-    assert next_points.propose(entry(sweep, **answers), sweep)["values"] == [3]
+    answers = {"two_fold": gap(5.2, 6.8)}
+    assert propose(sweep, **answers).values == (3,)
     sweep.variants.append(curve("rtn", "bits", [3], "bits", [6.0]).variants[0])
-    answers = {"two_fold": {"answer": FOUND, "between": [5.2, 6.0]}}
-    assert next_points.propose(entry(sweep, **answers), sweep)["values"] == []
+    answers = {"two_fold": gap(5.2, 6.0)}
+    assert propose(sweep, **answers).values == ()
 
 
 def test_damage_that_never_doubles_is_followed_further() -> None:
     sweep = curve("wanda", "sparsity", [0.1, 0.2, 0.3, 0.4], "sparsity")
-    assert next_points.propose(entry(sweep), sweep)["values"] == [0.45]
+    assert propose(sweep).values == (0.45,)
     sweep = curve("rtn", "bits", [8, 7, 6, 5], "bits", [10.0, 9.0, 8.0, 7.0])
-    assert next_points.propose(entry(sweep), sweep)["values"] == [4]
+    assert propose(sweep).values == (4,)
 
 
 def test_shares_that_round_to_the_same_blocks_are_not_run_twice() -> None:
     sweep = curve("depth", "removed", [0.1, 0.2, 0.3, 0.5], "removed")
     for variant in sweep.variants:
         variant.manifest["layers"] = 10 - round(10 * variant.severity)
-    answers = {"two_fold": {"answer": FOUND, "between": [0.1, 0.2]}, "knee": {"answer": FOUND, "between": [0.3, 0.5]}}
-    assert next_points.propose(entry(sweep, **answers), sweep)["values"] == [0.4]
+    answers = {"two_fold": gap(0.1, 0.2), "knee": gap(0.3, 0.5)}
+    assert propose(sweep, **answers).values == (0.4,)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +149,9 @@ def test_shares_that_round_to_the_same_blocks_are_not_run_twice() -> None:
     ],
 )
 def test_nothing_is_proposed_that_no_setting_could_take(sweep: Sweep, why: str) -> None:
-    found = next_points.propose(entry(sweep), sweep)
-    assert found["values"] == []
-    assert why in found["reason"]
+    found = propose(sweep)
+    assert found.values == ()
+    assert why in found.reason
 
 
 def test_an_empty_proposal_is_a_patch_that_changes_nothing() -> None:

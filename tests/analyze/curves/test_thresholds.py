@@ -1,0 +1,156 @@
+"""Thresholds on simulated curves whose knee is known, on straight lines, and at the edges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from benchmarks.coverage import broken, covers, exponential, line, measured
+
+from hemorrhage.analyze.curves import thresholds
+from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, Threshold
+from hemorrhage.analyze.curves.shapes import Shape
+from hemorrhage.analyze.curves.thresholds import PHASES, TWO_SEGMENTS, Curve, FittedCurve
+
+BLOCKS = 48
+
+
+def exact(x: list[float], y: list[float]) -> Curve:
+    return thresholds.make_curve(np.array(x), np.array(y), np.tile(y, (50, 1)), BLOCKS)
+
+
+def knee(found: Curve, among: tuple[Shape, ...] = TWO_SEGMENTS) -> Threshold:
+    return FittedCurve(found, 0.95, 0).knee(among)
+
+
+# Knees.
+
+
+@pytest.mark.parametrize("x", [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]])
+def test_intervals_cover_known_knees_as_often_as_they_say(x: list[float]) -> None:
+    rng = np.random.default_rng(1)
+    places, covered, found = np.array(x), [], []
+    for turn in range(100):
+        place = float(rng.uniform(0.3, 0.4))
+        judged = FittedCurve(
+            measured(rng, places, broken(place)(places), 0.02, (0.0, 0.01, 0.03)[turn % 3]), 0.95, turn
+        )
+        answer = judged.knee(TWO_SEGMENTS)
+        found.append(answer.answer == LOCATED)
+        if found[-1]:
+            covered.append(covers(answer, place))
+    assert np.mean(found) >= 0.9
+    assert 0.9 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize("x", [[0.3, 0.5, 0.6, 0.7], [0.1, 0.2, 0.3, 0.4, 0.5], [0.1 * n for n in range(1, 9)]])
+def test_straight_lines_have_no_cliff(x: list[float]) -> None:
+    rng = np.random.default_rng(2)
+    places = np.array(x)
+    answers = []
+    for turn in range(100):
+        misfit = (0.0, 0.01, 0.03)[turn % 3]
+        answers.append(knee(measured(rng, places, line(places), 0.02, misfit)).answer)
+    assert answers.count(LOCATED) <= 0.05 * len(answers)
+    assert answers.count(NO_CLIFF) >= 0.75 * len(answers)
+
+
+def test_an_exponential_has_no_knee() -> None:
+    rng = np.random.default_rng(3)
+    x = np.arange(1, 9) / 10
+    answers = [knee(measured(rng, x, exponential(x), 0.02, 0.01)).answer for _ in range(50)]
+    assert answers.count(LOCATED) <= 0.1 * len(answers)
+    found = FittedCurve(measured(rng, x, exponential(x), 0.02, 0.0), 0.95, 0).best()
+    assert found.shape == "exponential"
+    assert found.y[0] == 0
+    assert found.x[-1] == 0.8
+
+
+def test_a_few_points_that_fit_both_ways_are_not_enough() -> None:
+    # Quantization at 8, 4, 3 and 2 bits: a knee and an exponential pass through the same points.
+    x, y = np.array([6.02, 9.22, 10.03, 10.83]), np.array([-0.002, 0.239, 0.999, 9.953])
+    noise = np.random.default_rng(0).normal(0, [0.001, 0.025, 0.048, 0.207], (300, 4))
+    found = knee(thresholds.make_curve(x, y, y + noise, 16))
+    assert found.answer == TOO_FEW
+    assert "more points would tell" in found.reason
+
+
+def test_a_phase_point_is_found_where_the_form_is_the_published_one() -> None:
+    x = np.arange(1, 9) / 10
+    rng = np.random.default_rng(4)
+    truth = 0.1 * x**0.5 + 9 * np.maximum(x - 0.55, 0) + 12 * np.maximum(x - 0.55, 0) ** 2
+    found = knee(measured(rng, x, truth, 0.005, 0.0), PHASES)
+    assert found.answer == LOCATED
+    assert covers(found, 0.55)
+    assert None not in (found.low, found.high)
+    assert "power_exponential" in found.shape
+
+
+def test_noise_alone_is_no_damage() -> None:
+    rng = np.random.default_rng(5)
+    x = np.arange(1, 7) / 10
+    shapes = [FittedCurve(measured(rng, x, 0 * x, 0.02, 0.0), 0.95, 0).best().shape for _ in range(40)]
+    assert shapes.count("none") >= 24
+
+
+def test_damage_that_slows_down_is_no_cliff() -> None:
+    assert knee(exact([0.1, 0.2, 0.3, 0.4, 0.5], [1.0, 1.9, 2.2, 2.3, 2.4])).answer == NO_CLIFF
+
+
+def test_a_bend_at_the_edge_cannot_be_placed() -> None:
+    noise = np.random.default_rng(6).normal(0, 1e-4, (60, 6))
+    y = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 4.0])
+    found = knee(thresholds.make_curve(np.arange(1, 7) / 10, y, y + noise, BLOCKS))
+    assert found.answer == TOO_FEW
+    assert found.between == pytest.approx((0.5, 0.6))
+
+
+def test_few_points_give_no_knee() -> None:
+    found = knee(exact([0.1, 0.2, 0.3], [0.1, 0.2, 3.0]))
+    assert found.as_json() == {"answer": TOO_FEW, "reason": "3 measured points; a knee needs 4"}
+
+
+@pytest.mark.parametrize("y", [[0.0] * 5, [1e-12] * 5, [5.0, 50.0, 500.0, 5e3, 5e4], [-0.1, -0.2, -0.1, 0.3, 0.1]])
+def test_odd_curves_break_nothing(y: list[float]) -> None:
+    judged = FittedCurve(exact([0.1, 0.2, 0.3, 0.4, 0.5], y), 0.95, 0)
+    for among in (TWO_SEGMENTS, PHASES):
+        assert judged.knee(among).answer in (LOCATED, NO_CLIFF, TOO_FEW)
+    assert np.isfinite(judged.best().y).all()
+
+
+# Levels.
+
+
+def test_doubling_is_interpolated_and_covered() -> None:
+    x = np.array([0.1, 0.2, 0.3, 0.4])
+    truth = np.array([0.1, 0.4, 1.0, 2.0])
+    expected = 0.2 + (math.log(2) - 0.4) / 0.6 * 0.1
+    level = math.log(2)
+    assert thresholds.level_point(exact(list(x), list(truth)), level, 0.95).estimate == pytest.approx(expected)
+    rng = np.random.default_rng(3)
+    answers = [thresholds.level_point(measured(rng, x, truth, 0.03, 0.0), level, 0.95) for _ in range(200)]
+    covered = np.mean([covers(answer, expected) for answer in answers])
+    assert 0.9 <= covered <= 0.99
+    assert all(answer.between == pytest.approx((0.2, 0.3)) for answer in answers)
+
+
+def test_a_level_that_is_never_or_hardly_reached() -> None:
+    never = thresholds.level_point(exact([1.0, 2.0], [0.1, 0.3]), math.log(2), 0.95)
+    assert never.answer == NO_CLIFF
+    assert never.most == 0.3
+    x, y = np.array([1.0, 2.0]), np.array([0.2, 0.72])
+    replicates = y + np.random.default_rng(0).normal(0, [0.01, 0.1], (1000, 2))
+    hardly = thresholds.level_point(thresholds.make_curve(x, y, replicates, BLOCKS), math.log(2), 0.95)
+    assert hardly.answer == LOCATED
+    assert hardly.high is None
+    assert hardly.resamples_reaching is not None
+    assert 0.4 < hardly.resamples_reaching < 0.8
+    assert thresholds.level_point(exact([1.0], [3.0]), math.log(2), 0.95).answer == TOO_FEW
+
+
+def test_points_at_the_same_place_are_averaged() -> None:
+    curve = thresholds.make_curve(np.array([2.0, 1.0, 2.0]), np.array([1.0, 0.2, 3.0]), np.array([[1.0, 0.2, 3.0]]), 5)
+    assert curve.x.tolist() == [0, 1, 2]
+    assert curve.y.tolist() == pytest.approx([0, 0.2, 2.0])
+    assert curve.replicates.tolist() == [pytest.approx([0, 0.2, 2.0])]
