@@ -99,6 +99,7 @@ def test_costs_of_dequantized_copies_are_theoretical(tiny: Path, tmp_path: Path)
     dense = "weights: a dequantized dense copy computes"
     assert cost.theoretical(variant(tiny, tmp_path / "a", "rtn", bits=4, group_size="channel")) == dense
     assert cost.theoretical(variant(tiny, tmp_path / "b", "codebook", type="nf4", block_size=64)) == dense
+    assert cost.theoretical(variant(tiny, tmp_path / "h", "hqq", bits=4, group_size="channel")) == dense
     assert cost.theoretical(variant(tiny, tmp_path / "c", "svd", removed=0.2, whiten=False)) == ""
     assert cost.theoretical(variant(tiny, tmp_path / "d", "llama_pro", added=0.2)) == ""
     assert cost.theoretical(variant(tiny, tmp_path / "e", "magnitude", sparsity=0.5)).startswith("masks: ")

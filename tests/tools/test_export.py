@@ -27,6 +27,7 @@ from tests.whole import resealed
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quantized": ("rtn", {"bits": 3, "group_size": 4}),
     "codes": ("codebook", {}),
+    "affine": ("hqq", {"bits": 3, "group_size": 4}),
     "blocks": ("gguf_types", {"type": "q4_k"}),
     "pruned": ("magnitude", {"sparsity": 0.5}),
     "shallow": ("depth", {"removed": 0.4, "order": "random"}),
@@ -162,6 +163,7 @@ def test_packed_is_the_checkpoint_without_this_benchs_files(made: Path, tiny: Pa
     [
         ("pruned", "packed", "it has no packed weights; --as dense writes it"),
         ("low_rank", "packed", r"a form of this bench \(low_rank\) that no engine reads packed"),
+        ("affine", "packed", r"a form of this bench \(affine\) that no engine reads packed"),
         ("blocks", "packed", r"a form of this bench \(gguf_file\) that no engine reads packed"),
     ],
 )

@@ -88,9 +88,11 @@ def theoretical(checkpoint: Path) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     bench = config.get("hemorrhage") or {}
     scheme = config.get("quantization_config") or {}
-    if scheme.get("config_groups") or scheme.get("load_in_4bit") or bench.get("form") == "gguf_file":
+    forms = bench.get("forms") or ()
+    packed = scheme.get("config_groups") or scheme.get("load_in_4bit") or "affine" in forms
+    if packed or bench.get("form") == "gguf_file":
         reasons.append("weights: a dequantized dense copy computes")
-    elif "rotated" in (bench.get("forms") or ()):
+    elif "rotated" in forms:
         reasons.append("weights: a dense copy, turned back, computes")
     return "; ".join(filter(None, reasons))
 

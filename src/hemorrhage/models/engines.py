@@ -11,6 +11,7 @@ STORED: dict[str, dict[str, Any]] = {
     "codebook": {"quantization_config": {"quant_method": "bitsandbytes"}, "hemorrhage": {"forms": ["codebook"]}},
     "gguf_file": {"hemorrhage": {"form": "gguf_file"}},
     "rotated": {"hemorrhage": {"forms": ["rotated"]}},
+    "affine": {"hemorrhage": {"forms": ["affine"]}},
     "low_rank": {"hemorrhage": {"forms": ["low_rank"]}},
     "sliced": {"hemorrhage": {"form": "sliced"}},
     "pruned_width": {"hemorrhage": {"narrow": {"layer": [1, 1]}}},

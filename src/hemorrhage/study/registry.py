@@ -8,6 +8,7 @@ is part of no address, so that a new line invalidates nothing.
 METHODS = (
     # Weight quantization
     "rtn",
+    "hqq",
     "gptq",
     "awq",
     "autoround",

@@ -40,26 +40,19 @@ def grouping(group_size: int | str) -> str:
     return "per channel" if group_size == "channel" else f"groups of {group_size}"
 
 
-class GridSettings(Settings):
-    """Bits per code, weights per scale, and whether the grid is centred on zero.
+class GroupSettings(Settings):
+    """Bits per code, and weights per scale.
 
     The severity is the bits of a code; scales and zero points are counted in the manifest's effective bits.
     """
 
     axis: ClassVar[str] = "bits"
     severity_field: ClassVar[str] = "bits"
-    words: ClassVar[Mapping[str, Wording]] = {
-        "bits": "{} bit",
-        "group_size": grouping,
-        "keep_zeros": "zeros kept",
-    }
+    words: ClassVar[Mapping[str, Wording]] = {"bits": "{} bit", "group_size": grouping}
     always_named: ClassVar[tuple[str, ...]] = ("group_size",)
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
-    symmetric: bool = False
-    keep_zeros: bool = False
-    """Weights that are zero before stay zero, as a pruned model's should."""
 
     @property
     def code_bits(self) -> float:
@@ -80,6 +73,16 @@ class GridSettings(Settings):
         for name, linear in linears_of(model).items():
             group_width(name, linear.in_features, self)
         return None
+
+
+class GridSettings(GroupSettings):
+    """Settings of groups, and whether the grid is centred on zero."""
+
+    words: ClassVar[Mapping[str, Wording]] = {**GroupSettings.words, "keep_zeros": "zeros kept"}
+
+    symmetric: bool = False
+    keep_zeros: bool = False
+    """Weights that are zero before stay zero, as a pruned model's should."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ class Grid:
 class Quantized:
     """A layer's codes [rows, columns] and scales [rows, groups] in the checkpoint's dtype.
 
-    The zero points are [rows, groups], None for a symmetric grid; they and the codes are of ``code_dtype``.
+    Codes are of ``code_dtype``. The zero points are [rows, groups], None for a symmetric grid; of ``code_dtype`` where
+    they are whole numbers, else of the checkpoint's dtype.
     """
 
     codes: Tensor
@@ -139,7 +143,7 @@ def fit(weights: Tensor, dim: int, settings: GridSettings, dtype: torch.dtype) -
     return Grid(scale, (-half - low / scale).round_().clamp_(-half, half - 1), settings.bits)
 
 
-def group_width(name: str, columns: int, settings: GridSettings) -> int:
+def group_width(name: str, columns: int, settings: GroupSettings) -> int:
     """Weights per scale in a layer of ``columns`` inputs. Raises RefusedError where groups don't divide it."""
     if settings.group_size == "channel":
         return columns

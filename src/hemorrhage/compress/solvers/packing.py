@@ -1,10 +1,10 @@
-"""From codes on a grid to packed integers in a linear layer's place."""
+"""From codes and zero points to packed integers in a linear layer's place."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized
+from hemorrhage.compress.solvers.grid import GroupSettings, Quantized
 from hemorrhage.models.stream import rows_at_once
 from hemorrhage.runtime.lazy import torch
 
@@ -17,25 +17,31 @@ def store(
     model: PreTrainedModel,
     name: str,
     quantized: Quantized,
-    settings: GridSettings,
+    settings: GroupSettings,
     inputs: dict[str, Any] | None = None,
 ) -> None:
     """Put ``quantized`` in the place of the linear layer ``name`` of ``model``.
 
-    ``inputs`` is what compressed-tensors calls ``input_activations``. Raises ValueError where all packed words are
-    the same: nothing real quantizes to that.
+    The storage format is the one that can hold the zero points: hemorrhage.models.formats.packed where they are whole
+    numbers or absent, hemorrhage.models.formats.affine where they are floats. ``inputs`` is what compressed-tensors
+    calls ``input_activations``; only the former has them. Raises ValueError where all packed words are the same:
+    nothing real quantizes to that.
     """
     from hemorrhage.compress.checks.integrity import constant
+    from hemorrhage.models.formats.affine import affine_linear
     from hemorrhage.models.formats.packed import PackedLinear
     from hemorrhage.models.formats.storage import replace
 
     layer: Any = model.get_submodule(name)
-    group: dict[str, Any] = {"weights": scheme(settings)}
-    if inputs:
-        # Without its format compressed-tensors would take the words for bytes.
-        group |= {"input_activations": inputs, "format": "pack-quantized"}
     packed = pack(name, quantized, settings.bits, constant(layer.weight))
-    replace(model, name, PackedLinear(packed, group, layer.bias))
+    if quantized.zero is not None and quantized.zero.is_floating_point():
+        replace(model, name, affine_linear(packed, settings.bits, layer.bias))
+    else:
+        group: dict[str, Any] = {"weights": scheme(settings, symmetric=quantized.zero is None)}
+        if inputs:
+            # Without its format compressed-tensors would take the words for bytes.
+            group |= {"input_activations": inputs, "format": "pack-quantized"}
+        replace(model, name, PackedLinear(packed, group, layer.bias))
     # Whoever still holds the layer needs its own weights no more; in memory they would be a second model.
     layer.weight.data = layer.weight.data.new_empty(0)
 
@@ -56,20 +62,22 @@ def pack(name: str, quantized: Quantized, bits: int, silent: bool = False) -> di
         "weight_scale": quantized.scale,
         "weight_shape": torch.tensor(quantized.codes.shape),
     }
-    if quantized.zero is not None:
+    if quantized.zero is not None and quantized.zero.is_floating_point():
+        tensors["weight_zero_point"] = quantized.zero
+    elif quantized.zero is not None:
         # A single row or column counts as contiguous, whatever lies between its words.
         packed = pack_to_int32(quantized.zero, bits, packed_dim=0)
         tensors["weight_zero_point"] = packed.clone(memory_format=torch.contiguous_format)
     return tensors
 
 
-def scheme(settings: GridSettings) -> dict[str, Any]:
-    """The grid as compressed-tensors' configuration describes it."""
+def scheme(settings: GroupSettings, *, symmetric: bool) -> dict[str, Any]:
+    """Return the grid as compressed-tensors' configuration describes it."""
     channel = settings.group_size == "channel"
     return {
         "num_bits": settings.bits,
         "type": "int",
-        "symmetric": settings.symmetric,
+        "symmetric": symmetric,
         "strategy": "channel" if channel else "group",
         "group_size": None if channel else settings.group_size,
         "dynamic": False,

@@ -18,6 +18,7 @@ FORMAT_OF_SUFFIX = {
     "weight.quant_state.bitsandbytes__nf4": "codebook",
     "weight.quant_state.bitsandbytes__fp4": "codebook",
     "rotated_packed": "rotated",
+    "affine_packed": "affine",
     "low_rank_in": "low_rank",
     "weight_scale": "int8",
 }
@@ -27,6 +28,7 @@ MODULES = {
     "packed": "hemorrhage.models.formats.packed",
     "codebook": "hemorrhage.models.formats.codebook",
     "rotated": "hemorrhage.models.formats.rotated",
+    "affine": "hemorrhage.models.formats.affine",
     "low_rank": "hemorrhage.models.formats.low_rank",
     "int8": "hemorrhage.models.formats.int8",
     "sliced": "hemorrhage.models.formats.sliced",

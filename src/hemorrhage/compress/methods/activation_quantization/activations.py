@@ -147,7 +147,7 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
     layer: Any = model.get_submodule(name)
     if grid.bits == 8:
         group = {
-            "weights": scheme(grid),
+            "weights": scheme(grid, symmetric=grid.symmetric),
             "input_activations": quantization_args(rounding),
             "format": "int-quantized",
         }
