@@ -18,7 +18,7 @@ from hemorrhage.analyze.rows.mitigations import Damage, Measured
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.compress.catalogue import method_of
-from hemorrhage.compress.method import described
+from hemorrhage.compress.method import describe
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
@@ -80,7 +80,7 @@ def test_verdicts() -> None:
 
 
 def variant(name: str, method: str, settings: Any, on: str = "base", seed: int = 0, **manifest: Any) -> Variant:
-    content = {**described(method_of(method), settings), **manifest}
+    content = {**describe(method_of(method), settings), **manifest}
     sweep = name.partition("-")[0]
     axis, severity = settings.axis, settings.severity
     return Variant(name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, content)
