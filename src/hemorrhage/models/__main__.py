@@ -9,11 +9,13 @@ import argparse
 import importlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.probe import LINEAR_LAYERS, Finding, probe_base
 from hemorrhage.models.sources.origin import Origin
 from hemorrhage.models.tokenizer import leading
 from hemorrhage.models.weights import Weights, weight_files
@@ -41,7 +43,8 @@ def main() -> None:
 def prepare(spec: dict[str, Any], out: Path) -> None:
     """Write the checkpoint that ``spec`` names into ``out``, loaded once to see that it is whole.
 
-    Raises InputError where the source is unknown, or for the source's own reasons.
+    Raises InputError where the source is unknown, for the source's own reasons, and where the model is not what every
+    step assumes.
     """
     source = spec.get("source")
     if source not in SOURCES:
@@ -49,10 +52,22 @@ def prepare(spec: dict[str, Any], out: Path) -> None:
     with writing(out) as part:
         origin: Origin = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(spec, part)
         model, tokenizer = load(part, "bfloat16"), load_tokenizer(part)
-        note = f"{origin.note}{beginnings(model, tokenizer)}"
         before = origin.quantized_before and asdict(origin.quantized_before)
         facts = describe(part, model, tokenizer)
-        write_manifest(part, **IDENTITY, **facts, model=spec, note=note, quantized_before=before)
+        notes = [origin.note, beginnings(model, tokenizer)]
+        findings, silent = probe_base(model)
+        notes.append(silent_note(silent))
+        refuse(findings)
+        write_manifest(
+            part,
+            **IDENTITY,
+            **facts,
+            model=spec,
+            note=" ".join(filter(None, notes)),
+            quantized_before=before,
+            probe=[asdict(finding) for finding in findings],
+            silent_blocks=silent,
+        )
 
 
 IDENTITY: dict[str, Any] = {
@@ -97,6 +112,25 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     }
 
 
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise InputError where no step could be right; what some can do without is only said."""
+    for finding in findings:
+        if finding.answer == "no" and finding.part != LINEAR_LAYERS:
+            raise InputError(f"{finding.part}: {finding.reason}")
+        if finding.answer != "yes":
+            log.warning("%s: %s", finding.part, finding.reason)
+
+
+def silent_note(silent: Sequence[int]) -> str:
+    """Return what is to be said of blocks that add nothing of the text to the residual stream."""
+    if not silent:
+        return ""
+    named = f"Block {silent[0]} adds" if len(silent) == 1 else f"Blocks {', '.join(map(str, silent))} add"
+    note = f"{named} the same to every token: what is done to the weights there costs nothing."
+    log.warning("%s", note)
+    return note
+
+
 def rows(model: PreTrainedModel) -> int:
     """Return the rows of the model's embedding: the tokens that it can read."""
     embedding: Any = model.get_input_embeddings()
@@ -117,7 +151,7 @@ def beginnings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> st
     tokens = "token" if len(first) == 1 else "tokens"
     note = f"The tokenizer begins a text with {tokens} {put}, config.json names {said}: the tokenizer's counts."
     log.warning("%s", note)
-    return f" {note}"
+    return note
 
 
 if __name__ == "__main__":

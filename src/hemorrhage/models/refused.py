@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hemorrhage.runtime.step import InputError
 
-class RefusedError(ValueError):
+
+class RefusedError(InputError):
     """A method or step does not go with a model; the message is one line that says why."""

@@ -1,0 +1,127 @@
+"""What every step assumes of a model, tried on the model itself with a few tokens.
+
+The base step writes the findings into its manifest; ``hemorrhage probe`` adds those of methods and other steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hemorrhage.models import blockwise
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.head import head_of
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
+from hemorrhage.runtime.lazy import torch
+from hemorrhage.runtime.step import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+TOKENS = 16
+"""Tokens that a model is tried with."""
+
+CLOSE = 1e-4
+"""Relative to the largest logit: what the order of additions may change."""
+
+LINEAR_LAYERS = "linear layers"
+"""The part of the base without which a model still generates text."""
+
+Answer = Literal["yes", "no", "depends"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a part of a step goes with a model; ``reason`` in one line where it does not, or where it depends."""
+
+    step: str
+    part: str
+    answer: Answer = "yes"
+    reason: str = ""
+
+
+def attempt(step: str, part: str, check: Callable[[], str | None]) -> Finding:
+    """Find out whether ``check`` passes: it raises where the part does not go, and may return what it depends on."""
+    try:
+        depends = check()
+    except Exception as error:
+        return Finding(step, part, "no", reason_of(error))
+    return Finding(step, part, "depends", depends) if depends else Finding(step, part)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error as the line that a step says or records."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, RefusedError | InputError) else f"{type(error).__name__}: {text}"
+
+
+def probe_tokens(model: PreTrainedModel) -> Tensor:
+    """Return tokens int64 [1, n], spread over the vocabulary."""
+    embedding: Any = model.get_input_embeddings()
+    return torch.linspace(0, len(embedding.weight) - 1, TOKENS, device=model.device).round().long()[None]
+
+
+def probe_base(model: PreTrainedModel) -> tuple[list[Finding], list[int]]:
+    """Try what all steps share on ``model``, in any dtype, and find the blocks that add nothing of the text.
+
+    What a pass block by block gives is compared with what the model itself does, which then computes a block at a time
+    (``blockwise.stream_blocks``) and is of no other use.
+    """
+    silent: list[int] = []
+
+    def blockwise_forward() -> None:
+        tokens = probe_tokens(model)
+        logits, found = _blockwise(model, tokens)
+        silent.extend(found)
+        blockwise.stream_blocks(model)
+        with torch.no_grad():
+            own = model(input_ids=tokens, use_cache=False).logits.float()
+        _compare(logits, own)
+
+    findings = [
+        attempt("base", "decoder blocks", lambda: _none(blocks(model))),
+        attempt("base", LINEAR_LAYERS, lambda: _none(linears_of(model))),
+        attempt("base", "language-model head", lambda: _none(head_of(model))),
+        attempt("base", "blockwise forward", blockwise_forward),
+    ]
+    return findings, silent
+
+
+def _none(_: object) -> None:
+    """Take what a check returns that is asked for its refusals alone."""
+
+
+def _compare(logits: Tensor, own: Tensor) -> None:
+    if not own.isfinite().all():
+        raise RefusedError("the model's logits are not finite")
+    off, largest = (logits - own).abs().max().item(), own.abs().max().item()
+    # NaN is no difference that is small.
+    if not off <= CLOSE * largest:
+        raise RefusedError(f"block by block logits of up to {largest:.3g} differ by {off:.3g} from the model's own")
+
+
+@torch.no_grad()
+def _blockwise(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, list[int]]:
+    """Logits of a pass block by block, and the blocks that add the same to every token."""
+    silent = []
+    (states,), arguments = blockwise.embed(model, (tokens,))
+    for index, block in enumerate(blocks(model)):
+        with blockwise.in_float32(block):
+            after = blockwise.run_block(block, states, arguments[index])
+        if _is_constant(states, after):
+            silent.append(index)
+        states = after
+    (final,) = blockwise.final_norm(model, (tokens,), [states])
+    return blockwise.logits(model, final), silent
+
+
+def _is_constant(before: Tensor, after: Tensor) -> bool:
+    """Whether ``after`` - ``before`` [1, n, hidden] is the same for all tokens, but for the rounding of the sum."""
+    if before.shape != after.shape:
+        return False
+    change = after - before
+    rounding = 4 * torch.finfo(after.dtype).eps * torch.maximum(before.abs(), after.abs())
+    return bool(((change - change[:, :1]).abs() <= rounding + rounding[:, :1]).all())
