@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
-from hemorrhage.data.benchmarks.entry import Place
+from hemorrhage.data.benchmarks.entry import Repository
 
 NAMES = ("Lily", "Tom", "Ben", "Sue", "Max", "Amy", "Sam", "Mia")
 
@@ -97,19 +97,19 @@ def rows_of(task: str, split: str) -> list[dict[str, Any]]:
     return [makers[task](row) for row in range(ROWS)]
 
 
-def write(folder: Path, place: Place, split: str, table: pa.Table) -> Path:
-    file = folder / place.repository / place.config / f"{split}-00000-of-00001.parquet"
+def write(folder: Path, repository: Repository, split: str, table: pa.Table) -> Path:
+    file = folder / repository.name / repository.config / f"{split}-00000-of-00001.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, file)
     return file
 
 
 def write_mirror(folder: Path) -> Path:
-    """A mirror: the last place of every task, with the splits that the hub has beside those that are prepared."""
+    """A mirror: the last repository of every task, with the splits that the hub has beside those that are prepared."""
     for task, benchmark in BENCHMARKS.items():
-        place = benchmark.places[-1]
+        repository = benchmark.repositories[-1]
         for split in {*benchmarks.splits(benchmark), "train", "validation"}:
-            write(folder, place, split, pa.Table.from_pylist(rows_of(task, split)))
+            write(folder, repository, split, pa.Table.from_pylist(rows_of(task, split)))
     return folder
 
 
@@ -172,5 +172,5 @@ MBPP = {
 def write_mbpp(folder: Path) -> Path:
     """A mirror ``folder`` that holds MBPP."""
     for split, rows in MBPP.items():
-        write(folder, Place("google-research-datasets/mbpp", "full"), split, pa.Table.from_pylist(rows))
+        write(folder, Repository("google-research-datasets/mbpp", "full"), split, pa.Table.from_pylist(rows))
     return folder

@@ -24,7 +24,7 @@ WITHOUT = {
     "decode/schema": "columns of a table",
     "decode/spec": "fields with their limits; test_sweep.py has what they refuse",
     "evaluate/harness_schema": "columns of a table",
-    "evaluate/programs_schema": "columns of a table",
+    "evaluate/code_tasks_schema": "columns of a table",
     "evaluate/schema": "columns of a table",
     "mitigate/schema": "columns of a table",
     "models/sources/origin": "dataclasses without a method",

@@ -75,15 +75,15 @@ def whole(prepared: dict[str, Path], checkpoint: Path, tmp_path_factory: pytest.
 def by_hand(mirror: Path, task: str, scratch: Path) -> list[ConfigurableTask]:
     """lm-eval's packaged tasks, told to read the mirror's own files instead of the hub."""
     benchmark = BENCHMARKS[task]
-    place = benchmark.places[-1]
-    folder = mirror / place.repository / place.config
+    repository = benchmark.repositories[-1]
+    folder = mirror / repository.name / repository.config
     if task == "boolq":
         # What SuperGLUE's copy has in the place of the authors' column.
         table = parquet.read_table(next(folder.glob("validation-*"))).to_pandas()
         table = table.rename(columns={"answer": "label"}).astype({"label": int})
         folder = scratch / "boolq"
         for split in ("train", "validation"):
-            write(scratch, benchmarks.Place("boolq", "."), split, pa.Table.from_pandas(table))
+            write(scratch, benchmarks.Repository("boolq", "."), split, pa.Table.from_pandas(table))
     files = {file.name.split("-")[0]: str(file) for file in folder.glob("*.parquet")}
     made = []
     for subject in SUBJECTS if task == "mmlu" else (None,):
@@ -92,8 +92,8 @@ def by_hand(mirror: Path, task: str, scratch: Path) -> list[ConfigurableTask]:
             definition = definition.with_name(f"mmlu_{subject}.yaml")
             for split in ("dev", "test"):
                 rows = [row for row in rows_of(task, split) if row["subject"] == subject]
-                place = benchmarks.Place("mmlu", subject)
-                files[split] = str(write(scratch, place, split, pa.Table.from_pylist(rows)))
+                repository = benchmarks.Repository("mmlu", subject)
+                files[split] = str(write(scratch, repository, split, pa.Table.from_pylist(rows)))
         config = load_yaml(definition)
         config.pop("tag", None)
         read = {"data_files": dict(files), "cache_dir": str(scratch / "cache")}
@@ -186,7 +186,7 @@ def test_choice_and_margin_against_one_full_pass_each(whole: Path, checkpoint: P
         start, ids = len(tokenizer(context).input_ids), tokenizer(context + ending).input_ids
         with torch.no_grad():
             log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        return sum(float(log_p[place - 1, ids[place]]) for place in range(start, len(ids)))
+        return sum(float(log_p[position - 1, ids[position]]) for position in range(start, len(ids)))
 
     items = pd.read_parquet(whole / "items.parquet").set_index(["task", "item"])
     for number in range(4):
@@ -196,7 +196,7 @@ def test_choice_and_margin_against_one_full_pass_each(whole: Path, checkpoint: P
             for text in row["choices"]["text"]
         ]
         right = row["choices"]["label"].index(row["answerKey"])
-        expected = scores[right] - max(score for place, score in enumerate(scores) if place != right)
+        expected = scores[right] - max(score for choice, score in enumerate(scores) if choice != right)
         assert items.choice["arc_easy", number] == scores.index(max(scores))
         assert items.margin["arc_easy", number] == pytest.approx(expected, abs=1e-4)
         # WinoGrande scores what follows the blank after either filling.

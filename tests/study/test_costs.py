@@ -16,7 +16,7 @@ from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.study import params as config
 from hemorrhage.study.costs import products
 from hemorrhage.study.costs.jobs import PAGE, ROWS, Job, Workload, shape
-from hemorrhage.study.costs.model import QUANTITIES, Costs, Observation, fit
+from hemorrhage.study.costs.model import QUANTITIES, Costs, Observation, committed, fit
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
 from hemorrhage.study.kinds import KINDS
@@ -83,7 +83,7 @@ def test_this_machines_jobs_correct_the_prediction_and_unknown_methods_are_said(
 
 
 def test_committed_coefficients_are_whole_and_say_what_they_were_fitted_on() -> None:
-    content = Costs.read().content
+    content = committed()
     assert set(QUANTITIES) | {"fitted", "safety"} == set(content)
     assert content["fitted"]["jobs"] > 30
     for name in QUANTITIES:

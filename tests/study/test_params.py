@@ -74,7 +74,7 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             "evaluate.corpora: 'poetry' is unknown; allowed: prose, code, humaneval",
         ),
         ("evaluate/corpora", ["wikitext2"], "evaluate.corpora: wikitext2 needs data.source mirror or hub"),
-        ("evaluate/corpora", ["prose", "prose"], "evaluate.corpora: a name stands there twice"),
+        ("evaluate/corpora", ["prose", "prose"], "evaluate.corpora: duplicate name"),
         ("evaluate/tasks", ["chess"], "evaluate.tasks: 'chess' is unknown; allowed: agreement"),
         ("evaluate/harness/tasks", ["arc"], "evaluate.harness.tasks: 'arc' is unknown; allowed: arc_easy"),
         ("evaluate/harness/tasks", ["arc_easy"], "evaluate.harness.tasks: task arc_easy"),
@@ -141,7 +141,11 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             [{"task": "recall", "items": 9, "new_tokens": 4, "shots": 2}],
             "decode.closed_ended.0.shots",
         ),
-        ("decode/closed_ended", [{"task": "recall", "items": 9, "new_tokens": 4}] * 2, "a task stands there twice"),
+        (
+            "decode/closed_ended",
+            [{"task": "recall", "items": 9, "new_tokens": 4}] * 2,
+            "decode.open_ended: duplicate task",
+        ),
         (
             "decode/closed_ended",
             [{"task": "recall", "items": 9, "new_tokens": 8193}],
@@ -212,7 +216,7 @@ def test_two_settings_at_one_place_are_refused(default: config.Params, monkeypat
     """As they would be where a method left a setting out of what sets its curves apart."""
     monkeypatch.setattr(gptq.Settings, "identity", property(lambda settings: str(settings.group_size)))
     sweeps = {"gptq": {"method": "gptq", "bits": [4], "damp": [0.01, 0.3]}}
-    message = "compress.gptq: gptq-4-0.3 repeats gptq-4-0.01: other settings at the same place of the same damage curve"
+    message = "compress.gptq: gptq-4-0.3 repeats gptq-4-0.01: other settings at the same point of the same damage curve"
     with pytest.raises(config.ConfigError, match=message):
         config.variants(default.model_copy(update={"compress": sweeps}))
 

@@ -171,7 +171,7 @@ def test_forget_removes_one_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Path(plan.manifest("checkpoints", variant)).parent.mkdir(parents=True)
     assert forget(plan, ["rtn-4"]) == [Path(plan.manifest("checkpoints", "rtn-4")).parent]
     assert Path(plan.manifest("checkpoints", "rtn-3")).parent.is_dir()
-    with pytest.raises(config.ConfigError, match="rtn-5: no such variant"):
+    with pytest.raises(config.ConfigError, match="rtn-5 is not a variant"):
         forget(plan, ["rtn-5"])
 
 

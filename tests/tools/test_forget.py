@@ -27,4 +27,4 @@ def test_the_named_variant_is_removed(
     assert not folders["rtn-4"].exists()
     assert folders["rtn-3"].is_dir()
     assert cli.main(["forget", "rtn-5"]) == USAGE
-    assert capsys.readouterr().err.startswith("hemorrhage forget: rtn-5: no such variant; there are base, rtn-8, ")
+    assert capsys.readouterr().err.startswith("hemorrhage forget: rtn-5 is not a variant; variants are base, rtn-8, ")

@@ -11,10 +11,15 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias, Union
 
 from hemorrhage.runtime.digest import Sources
+
+JsonValue: TypeAlias = Union[bool, int, float, str, "Sequence[JsonValue]", "Json", None]
+Json: TypeAlias = Mapping[str, JsonValue]
+"""What JSON can say: settings as an address holds them and as a step gets them."""
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAMS = SOURCE / "__pycache__" / "programs.json"
@@ -25,15 +30,15 @@ ADDRESS_LENGTH = 12
 
 
 def address(*parts: object) -> str:
-    """Address of an output made from JSON-serialisable ``parts``: settings, programs, input addresses."""
+    """Return the address of an output made from JSON-serialisable ``parts``: settings, programs, input addresses."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:ADDRESS_LENGTH]
 
 
 @functools.cache
 def program(module: str) -> str:
-    """Digest of a module of this package and of every definition of this package that it reaches.
+    """Return the digest of a module of this package and of every definition of this package that it reaches.
 
-    What counts of a definition, hemorrhage.runtime.digest says. Modules found by name at run time (a method, a
+    hemorrhage.runtime.digest says what counts of a definition. Modules found by name at run time (a method, a
     strategy) are not seen: the plan names them.
     """
     known = _known()
@@ -45,7 +50,7 @@ def program(module: str) -> str:
 
 
 def modules_of(module: str) -> set[str]:
-    """The modules of this package that a module of it loads when it runs."""
+    """Name the modules of this package that a module of it loads when it runs."""
     return _sources().modules_of(module)
 
 
@@ -58,12 +63,13 @@ def _sources() -> Sources:
 def _known() -> dict[str, str]:
     """Digests that an earlier process made of these very sources: it takes a second to read them all."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return json.loads(PROGRAMS.read_text(encoding="utf-8")).get(_sources().version, {})
+        known: dict[str, str] = json.loads(PROGRAMS.read_text(encoding="utf-8")).get(_sources().version, {})
+        return known
     return {}
 
 
 def fingerprint(path: Path, memory: Path, files: Sequence[Path] | None = None) -> str:
-    """SHA-256 of a file, or of a folder's files and their names, read again only when size or time changed.
+    """Return the SHA-256 of a file, or of a folder's files and their names, read again only when size or time changed.
 
     ``files`` are those of the folder that count, where not all do. ``memory`` is a JSON file that remembers digests by
     path, size and modification time, so that a plan over a 15 GB checkpoint costs a stat and not a read. Raises

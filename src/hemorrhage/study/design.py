@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from hemorrhage.study import params as config
 
@@ -21,6 +20,6 @@ class Design:
         return config.variants(self.params)
 
     @cached_property
-    def strategies(self) -> dict[str, dict[str, Any]]:
+    def strategies(self) -> dict[str, config.Strategy]:
         """The decoding strategies with complete settings."""
         return config.strategies(self.params)

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hemorrhage.compress.catalogue import module_of
+from hemorrhage.data.source import as_json
 from hemorrhage.data.texts.repositories import identity
 from hemorrhage.models.sources.path import digest_of_adopted
+from hemorrhage.runtime.address import Json
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
@@ -26,12 +27,10 @@ from hemorrhage.study.work import Load
 Key = tuple[str, str]
 """The kind and the name of an output."""
 
-Json = dict[str, Any]
-
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
 
 BASE, SIBLING = "base", "sibling_model"
-"""What the models that are no variant are called: the base, and the other model of its family."""
+"""Names of the models that are not variants: the base, and the other model of its family."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,15 @@ class Input:
     is_read: bool = True
 
 
-def _nothing(design: Design, name: str) -> Json:
+def _nothing(_design: Design, _name: str) -> Json:
     return {}
 
 
-def _no_code(design: Design, name: str) -> list[str]:
+def _no_code(_design: Design, _name: str) -> list[str]:
     return []
 
 
-def _no_work(load: Load, name: str) -> float:
+def _no_work(_load: Load, _name: str) -> float:
     return 0.0
 
 
@@ -64,8 +63,8 @@ class Kind:
 
     ``rule`` makes it with the module ``step`` (of an output's name, where that depends on it), for the stage ``stage``
     of dvc.yaml. ``names``: of its outputs in a design; ``inputs``: option of the step -> what it is given.
-    ``settings`` are what an output depends on beside inputs and code, and so is ``code``, modules that the step finds
-    by name. ``arguments`` are the further options of its command; without them ``--spec`` has the settings.
+    ``settings`` are what an output depends on besides inputs and code, and so is ``code``, modules that the step
+    imports by name. ``arguments`` are the further options of its command; without them ``--spec`` has the settings.
     """
 
     name: str
@@ -90,26 +89,26 @@ class Kind:
     by_blocks: bool = False
     """A model that is larger than ``evaluate.memory_gb`` is read block by block."""
     costs_like: str = "evaluations"
-    """The kind whose costs stand in for its own while no run of it was fitted."""
+    """The kind whose costs are used while no run of this one was fitted."""
     of_models: bool = False
     """Its outputs are of the base and of variants, by name: they fail and are forgotten with their variant."""
     is_analyzed: bool = False
     """The analysis reads it."""
 
     def module(self, name: str) -> str:
-        """The module that makes an output of this kind."""
+        """Return the module that makes an output of this kind."""
         return self.step if isinstance(self.step, str) else self.step(name)
 
     def options(self, design: Design, name: str) -> Json:
-        """The options of the step's command beside its inputs."""
+        """Return the options of the step's command other than its inputs."""
         return {"spec": self.settings(design, name)} if self.arguments is None else self.arguments(design, name)
 
     def needs(self, design: Design, name: str) -> list[Key]:
-        """All outputs that have to be there before an output of this kind can be made."""
+        """List all outputs that have to exist before an output of this kind can be made."""
         return list(dict.fromkeys(key for each in self.inputs.values() for key in each.outputs(design, name)))
 
 
-# What outputs are called.
+# Names of outputs.
 
 
 def _siblings(design: Design) -> list[str]:
@@ -121,14 +120,14 @@ def _models(design: Design) -> list[str]:
 
 
 def _gradients(design: Design) -> list[str]:
-    return sorted({part for name in design.variants for part in gradients_of(design, name)})
+    return sorted({gradients for name in design.variants for gradients in gradients_of(design, name)})
 
 
 def _decoded(design: Design) -> list[str]:
     return [BASE, *design.params.decode.variants, *_siblings(design)]
 
 
-# What a step is given of other kinds.
+# Inputs from other kinds.
 
 
 def _calibration_name(design: Design) -> str:
@@ -136,18 +135,18 @@ def _calibration_name(design: Design) -> str:
 
 
 def model_of(name: str) -> Key:
-    """The output that is the model of this name: the base, its sibling, or a variant's checkpoint."""
+    """Return the output that is the model of this name: the base, its sibling, or a variant's checkpoint."""
     kinds = {BASE: "base", SIBLING: "sibling_models"}
     return kinds.get(name, "checkpoints"), name
 
 
 def measures(name: str) -> Key:
-    """The model under which a model's texts are measured; the sibling, which may have other tokens, under itself."""
+    """Return the model under which a model's texts are measured: the sibling, which may have other tokens, itself."""
     return model_of(SIBLING if name == SIBLING else BASE)
 
 
 def _prepared(task: str, kind: str) -> Key:
-    """The output that holds a task of the decoding sweep; a name may be a corpus and a task."""
+    """Return the output that holds a task of the decoding sweep; a name may be a corpus and a task."""
     if kind == "closed_ended":
         return ("tasks" if task in TASKS else "benchmarks"), task
     return ("benchmarks" if task in OPEN_ENDED_TASKS else "texts"), task
@@ -163,18 +162,18 @@ def _parent(design: Design, name: str) -> list[Key]:
     return [] if on is None else [("checkpoints", on)]
 
 
-BASE_MODEL = Input(("base",), lambda design, name: [model_of(BASE)])
-MODEL = Input(("base", "checkpoints"), lambda design, name: [model_of(name)])
-REFERENCE = Input(("references",), lambda design, name: [("references", BASE)])
+BASE_MODEL = Input(("base",), lambda _design, _name: [model_of(BASE)])
+MODEL = Input(("base", "checkpoints"), lambda _design, name: [model_of(name)])
+REFERENCE = Input(("references",), lambda _design, _name: [("references", BASE)])
 CALIBRATION_TEXTS = Input(
-    ("texts",), lambda design, name: [("texts", each) for each in design.params.calibrate.corpora]
+    ("texts",), lambda design, _name: [("texts", each) for each in design.params.calibrate.corpora]
 )
-TEXTS = Input(("texts",), lambda design, name: [("texts", each) for each in design.params.evaluate.corpora])
-PROBES = Input(("tasks",), lambda design, name: [("tasks", each) for each in design.params.evaluate.tasks])
+TEXTS = Input(("texts",), lambda design, _name: [("texts", each) for each in design.params.evaluate.corpora])
+PROBES = Input(("tasks",), lambda design, _name: [("tasks", each) for each in design.params.evaluate.tasks])
 
 
 def needs_calibration(design: Design, variant: str) -> bool:
-    """Whether a variant's method reads the calibration statistics."""
+    """Tell whether a variant's method reads the calibration statistics."""
     return bool(design.variants[variant].settings.statistics)
 
 
@@ -183,11 +182,11 @@ GRADIENTS = {"gradients": "loss", "local_gradients": "local"}
 
 
 def gradients_of(design: Design, variant: str) -> list[str]:
-    """The gradients that a variant's method reads."""
+    """Name the gradients that a variant's method reads."""
     return [GRADIENTS[kind] for kind in design.variants[variant].settings.statistics if kind in GRADIENTS]
 
 
-# What an output depends on beside its inputs, as plain JSON, and what a step is told.
+# Settings that an output depends on, and arguments of its step, as plain JSON.
 
 
 def _source(chosen: config.WheelModel | config.HubModel | config.PathModel) -> Json:
@@ -207,7 +206,7 @@ def _reader(source: str) -> list[str]:
 
 
 def tokens_needed(design: Design, corpus: str) -> dict[str, int]:
-    """Tokens that the run takes from each split of a corpus."""
+    """Count the tokens that the run takes from each split of a corpus."""
     params = design.params
     needed = {"calibration": 0, "evaluation": 0}
     mixed = params.calibrate.corpora
@@ -228,7 +227,7 @@ def _text(design: Design, corpus: str) -> Json:
 
 def _text_arguments(design: Design, corpus: str) -> Json:
     data = config.data_of(corpus, design.params)
-    return {"corpus": corpus, "data": data, "needs": tokens_needed(design, corpus)}
+    return {"corpus": corpus, "data": as_json(data), "needs": tokens_needed(design, corpus)}
 
 
 def _task(design: Design, task: str) -> Json:
@@ -236,11 +235,11 @@ def _task(design: Design, task: str) -> Json:
 
 
 def _benchmark(design: Design, task: str) -> Json:
-    data = config.benchmark_data(task, design.params)
+    data = config.benchmark_data(design.params)
     return {"task": task, "source": config.benchmark_step(task).identity(task, data, FINGERPRINTS)}
 
 
-def _reference(design: Design, name: str) -> Json:
+def _reference(design: Design, _name: str) -> Json:
     evaluate = design.params.evaluate
     diagnostics = evaluate.diagnostics.model_dump(mode="json", exclude={"ablate"})
     return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": evaluate.windows, "diagnostics": diagnostics}
@@ -257,8 +256,7 @@ def _alteration(design: Design, variant: str) -> Json:
 
 def _alteration_arguments(design: Design, variant: str) -> Json:
     chosen = design.variants[variant]
-    about = {"sweep": chosen.sweep, "on": chosen.on}
-    return {"variant": variant, "spec": {**_alteration(design, variant), **about}}
+    return {"variant": variant, "spec": {**_alteration(design, variant), "sweep": chosen.sweep, "on": chosen.on}}
 
 
 def _evaluation(design: Design, name: str) -> Json:
@@ -270,12 +268,12 @@ def _evaluation_arguments(design: Design, name: str) -> Json:
     return {"variant": name, "spec": _evaluation(design, name), "memory_gb": memory}
 
 
-def _harness(design: Design, name: str) -> Json:
+def _harness(design: Design, _name: str) -> Json:
     harness = design.params.evaluate.harness
     return {"items": harness.items, "batch": harness.batch, "seed": design.params.data.seed}
 
 
-def _code_tasks(design: Design, name: str) -> Json:
+def _code_tasks(design: Design, _name: str) -> Json:
     code = design.params.evaluate.code_tasks
     return {**code.model_dump(mode="json"), "seed": design.params.data.seed}
 
@@ -288,7 +286,7 @@ def _decoding_spec(design: Design) -> Json:
     decode, code = design.params.decode, design.params.evaluate.code_tasks
     limits = {"seconds": code.seconds, "memory_mb": code.memory_mb}
     return {
-        "strategies": design.strategies,
+        "strategies": {name: strategy.as_json() for name, strategy in design.strategies.items()},
         "closed_ended": [entry.model_dump(mode="json") for entry in decode.closed_ended],
         "open_ended": [entry.model_dump(mode="json") for entry in decode.open_ended],
         "code_tasks": limits if _runs_code(design) else None,
@@ -297,28 +295,28 @@ def _decoding_spec(design: Design) -> Json:
     }
 
 
-def _decoding(design: Design, name: str) -> Json:
-    amateurs = {found["amateur"] for found in design.strategies.values() if found.get("amateur")}
+def _decoding(design: Design, _name: str) -> Json:
+    amateurs = {strategy.amateur for strategy in design.strategies.values() if strategy.amateur}
     files = [digest_of_adopted(Path(folder), FINGERPRINTS) for folder in sorted(amateurs)]
     return {**_decoding_spec(design), "amateurs": files}
 
 
-def _decoding_code(design: Design, name: str) -> list[str]:
-    used = sorted({found["strategy"] for found in design.strategies.values()})
+def _decoding_code(design: Design, _name: str) -> list[str]:
+    used = sorted({strategy.strategy for strategy in design.strategies.values()})
     sandbox = ["hemorrhage.sandbox.runner"] if _runs_code(design) else []
     return [*(f"hemorrhage.decode.strategies.{strategy}" for strategy in used), *sandbox]
 
 
-def _correction(design: Design, name: str) -> Json:
+def _correction(design: Design, _name: str) -> Json:
     return design.params.mitigate.model_dump(mode="json", exclude={"variants"})
 
 
 def _of_variant(settings: Callable[[Design, str], Json]) -> Callable[[Design, str], Json]:
-    """The arguments of a step that measures a model: which one, and the settings."""
+    """Make the arguments of a step that measures a model: its name, and the settings."""
     return lambda design, name: {"variant": name, "spec": settings(design, name)}
 
 
-def _always(design: Design, name: str) -> bool:
+def _always(_design: Design, _name: str) -> bool:
     return True
 
 
@@ -330,11 +328,11 @@ KINDS: dict[str, Kind] = {
             rule="base",
             stage="calibrate",
             step="hemorrhage.models",
-            names=lambda design: [BASE],
-            settings=lambda design, name: _source(design.params.model),
-            arguments=lambda design, name: {"spec": design.params.model.model_dump(mode="json")},
-            code=lambda design, name: _reader(design.params.model.source),
-            stored=lambda load, name: 1e-9 * load.shape.parameters,
+            names=lambda _design: [BASE],
+            settings=lambda design, _name: _source(design.params.model),
+            arguments=lambda design, _name: {"spec": design.params.model.model_dump(mode="json")},
+            code=lambda design, _name: _reader(design.params.model.source),
+            stored=lambda load, _name: 1e-9 * load.shape.parameters,
             priority=100,
             is_awaited=True,
             of_models=True,
@@ -346,10 +344,10 @@ KINDS: dict[str, Kind] = {
             stage="calibrate",
             step="hemorrhage.models",
             names=_siblings,
-            settings=lambda design, name: _source(_sibling(design)),
-            arguments=lambda design, name: {"spec": _sibling(design).model_dump(mode="json")},
-            code=lambda design, name: _reader(_sibling(design).source),
-            stored=lambda load, name: 1e-9 * load.shape.parameters,
+            settings=lambda design, _name: _source(_sibling(design)),
+            arguments=lambda design, _name: {"spec": _sibling(design).model_dump(mode="json")},
+            code=lambda design, _name: _reader(_sibling(design).source),
+            stored=lambda load, _name: 1e-9 * load.shape.parameters,
             priority=100,
             costs_like="base",
             is_analyzed=True,
@@ -382,7 +380,7 @@ KINDS: dict[str, Kind] = {
             step=lambda task: str(config.benchmark_step(task).__name__),
             names=lambda design: config.benchmark_names(design.params),
             settings=_benchmark,
-            arguments=lambda design, task: {"task": task, "data": config.benchmark_data(task, design.params)},
+            arguments=lambda design, task: {"task": task, "data": as_json(config.benchmark_data(design.params))},
             priority=100,
             costs_like="texts",
         ),
@@ -393,11 +391,11 @@ KINDS: dict[str, Kind] = {
             step="hemorrhage.calibrate",
             names=lambda design: [_calibration_name(design)],
             inputs={"base": BASE_MODEL, "texts": CALIBRATION_TEXTS},
-            settings=lambda design, name: design.params.calibrate.model_dump(mode="json", exclude={"corpus"}),
+            settings=lambda design, _name: design.params.calibrate.model_dump(mode="json", exclude={"corpus"}),
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.calibration),
+            arithmetic=lambda load, _name: load.shape.forward(load.calibration),
             # Second moments of the inputs: about half a float32 for each weight.
-            stored=lambda load, name: 1e-9 * load.shape.blocks,
+            stored=lambda load, _name: 1e-9 * load.shape.blocks,
             priority=90,
             is_awaited=True,
             is_analyzed=True,
@@ -412,13 +410,13 @@ KINDS: dict[str, Kind] = {
             inputs={
                 "base": BASE_MODEL,
                 "calibration": Input(
-                    ("calibrations",), lambda design, name: [("calibrations", _calibration_name(design))]
+                    ("calibrations",), lambda design, _name: [("calibrations", _calibration_name(design))]
                 ),
             },
-            settings=lambda design, name: {"part": name},
+            settings=lambda _design, name: {"part": name},
             on_gpu=_always,
-            arithmetic=lambda load, name: 3 * load.shape.forward(load.calibration),
-            stored=lambda load, name: 2e-9 * load.shape.blocks,
+            arithmetic=lambda load, _name: 3 * load.shape.forward(load.calibration),
+            stored=lambda load, _name: 2e-9 * load.shape.blocks,
             priority=80,
             is_awaited=True,
             costs_like="calibrations",
@@ -435,7 +433,7 @@ KINDS: dict[str, Kind] = {
                 "calibration": Input(("calibrations",), _statistics),
                 "gradients": Input(
                     ("gradients",),
-                    lambda design, name: [("gradients", part) for part in gradients_of(design, name)],
+                    lambda design, name: [("gradients", gradients) for gradients in gradients_of(design, name)],
                 ),
                 "earlier": Input(
                     ("checkpoints",),
@@ -458,12 +456,12 @@ KINDS: dict[str, Kind] = {
             rule="reference",
             stage="evaluate",
             step="hemorrhage.evaluate.reference",
-            names=lambda design: [BASE],
+            names=lambda _design: [BASE],
             inputs={"base": BASE_MODEL, "texts": TEXTS, "tasks": PROBES},
             settings=_reference,
             arguments=_reference_arguments,
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.evaluated(blocks=1)),
+            arithmetic=lambda load, _name: load.shape.forward(load.evaluated(blocks=1)),
             priority=90,
             is_awaited=True,
             by_blocks=True,
@@ -499,13 +497,13 @@ KINDS: dict[str, Kind] = {
                 "base": BASE_MODEL,
                 "benchmarks": Input(
                     ("benchmarks",),
-                    lambda design, name: [("benchmarks", task) for task in design.params.evaluate.harness.tasks],
+                    lambda design, _name: [("benchmarks", task) for task in design.params.evaluate.harness.tasks],
                 ),
             },
             settings=_harness,
             arguments=_of_variant(_harness),
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.harness()),
+            arithmetic=lambda load, _name: load.shape.forward(load.harness()),
             of_models=True,
             is_analyzed=True,
         ),
@@ -513,20 +511,20 @@ KINDS: dict[str, Kind] = {
             "code_tasks",
             rule="code_tasks",
             stage="evaluate",
-            step="hemorrhage.evaluate.programs",
+            step="hemorrhage.evaluate.code_tasks",
             names=lambda design: _models(design) if design.params.evaluate.code_tasks.tasks else [],
             inputs={
                 "checkpoint": MODEL,
                 "base": BASE_MODEL,
                 "benchmarks": Input(
                     ("benchmarks",),
-                    lambda design, name: [("benchmarks", task) for task in design.params.evaluate.code_tasks.tasks],
+                    lambda design, _name: [("benchmarks", task) for task in design.params.evaluate.code_tasks.tasks],
                 ),
             },
             settings=_code_tasks,
             arguments=_of_variant(_code_tasks),
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.code_tasks()),
+            arithmetic=lambda load, _name: load.shape.forward(load.code_tasks()),
             of_models=True,
             is_analyzed=True,
         ),
@@ -537,26 +535,26 @@ KINDS: dict[str, Kind] = {
             step="hemorrhage.decode",
             names=_decoded,
             inputs={
-                "checkpoint": Input(("base", "sibling_models", "checkpoints"), lambda design, name: [model_of(name)]),
-                "base": Input(("base", "sibling_models"), lambda design, name: [measures(name)]),
+                "checkpoint": Input(("base", "sibling_models", "checkpoints"), lambda _design, name: [model_of(name)]),
+                "base": Input(("base", "sibling_models"), lambda _design, name: [measures(name)]),
                 "closed_ended": Input(
                     ("tasks", "benchmarks"),
-                    lambda design, name: [
+                    lambda design, _name: [
                         _prepared(entry.task, "closed_ended") for entry in design.params.decode.closed_ended
                     ],
                 ),
                 "open_ended": Input(
                     ("texts", "benchmarks"),
-                    lambda design, name: [
+                    lambda design, _name: [
                         _prepared(entry.task, "open_ended") for entry in design.params.decode.open_ended
                     ],
                 ),
             },
             settings=_decoding,
-            arguments=_of_variant(lambda design, name: _decoding_spec(design)),
+            arguments=_of_variant(lambda design, _name: _decoding_spec(design)),
             code=_decoding_code,
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.generated()),
+            arithmetic=lambda load, _name: load.shape.forward(load.generated()),
             # The longest jobs: begun early, they do not end alone.
             priority=50,
             of_models=True,
@@ -572,7 +570,7 @@ KINDS: dict[str, Kind] = {
             settings=_correction,
             arguments=_of_variant(_correction),
             on_gpu=_always,
-            arithmetic=lambda load, name: load.shape.forward(load.windows()),
+            arithmetic=lambda load, _name: load.shape.forward(load.windows()),
             priority=40,
             of_models=True,
             is_analyzed=True,
@@ -592,17 +590,17 @@ STAGES: dict[str, str] = {
 
 
 def of_stage(stage: str) -> list[Kind]:
-    """The kinds that a stage of dvc.yaml makes."""
+    """List the kinds that a stage of dvc.yaml makes."""
     return [kind for kind in KINDS.values() if kind.stage == stage]
 
 
 def analyzed() -> list[Kind]:
-    """The kinds that the analysis reads."""
+    """List the kinds that the analysis reads."""
     return [kind for kind in KINDS.values() if kind.is_analyzed]
 
 
 def of_models() -> list[Kind]:
-    """The kinds whose outputs are of models, and so of variants."""
+    """List the kinds whose outputs are of models, and so of variants."""
     return [kind for kind in KINDS.values() if kind.of_models]
 
 
@@ -623,18 +621,18 @@ ROWS_FILES = (
     "decoding.json",
     "study.json",
 )
-"""What the analysis writes into reports/, beside provenance.json: everything with numbers."""
+"""What the analysis writes into reports/, next to provenance.json: everything with numbers."""
 
 PAGE_FILES = ("index.html",)
 """What is drawn from them."""
 
 
 def analysis(design: Design) -> Json:
-    """Settings of the analysis."""
+    """Return the settings of the analysis."""
     return {**design.params.analyze.model_dump(mode="json"), "calibration": design.params.calibrate.corpora}
 
 
 def is_aligned(design: Design) -> bool:
-    """Whether the second model of the family is the aligned one."""
+    """Tell whether the sibling model is the aligned one."""
     sibling = design.params.decode.sibling_model
     return sibling is not None and sibling.is_aligned

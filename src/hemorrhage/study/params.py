@@ -11,8 +11,9 @@ import itertools
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -20,11 +21,12 @@ from ruamel.yaml import YAML, YAMLError
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.info import FAMILIES, MethodInfo
 from hemorrhage.compress.method import SHUFFLED, Method, Settings
-from hemorrhage.data.benchmarks import harness as benchmarks
-from hemorrhage.data.benchmarks import instructions, programs
+from hemorrhage.data.benchmarks import code_tasks, harness, instructions
+from hemorrhage.data.source import DataSource
 from hemorrhage.data.texts.repositories import reachable
 from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
+from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.service import store
 from hemorrhage.sandbox import runner as sandbox
 from hemorrhage.study.registry import (
@@ -44,21 +46,30 @@ class ConfigError(ValueError):
     """params.yaml can't be run; the message is one line for the user."""
 
 
+FreeSettings = dict[str, Any]
+"""Keys of a sweep or a strategy as they were written: its method or strategy checks them once it is known."""
+
+ModelConfig = Mapping[str, Any]
+"""A model's config.json: transformers' own."""
+
+
 class Section(BaseModel):
     """A part of params.yaml: complete, without unknown keys, and never changed after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def found(path: str) -> str:
-    """``path``, with ``~`` and ``$NAME`` as a shell reads them, as seen from the project where a temporary experiment
-    does not hold it: DVC copies what git tracks."""
+def expanded_path(path: str) -> str:
+    """Expand ``~`` and ``$NAME`` as a shell does; a path that a temporary experiment of DVC lacks is the project's.
+
+    DVC copies what git tracks.
+    """
     whole = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - a Path would stumble over an unknown user
     project = store.project()
     return whole if project is None or Path(whole).exists() else str(project / whole)
 
 
-Folder = Annotated[str, AfterValidator(found)]
+Folder = Annotated[str, AfterValidator(expanded_path)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -209,7 +220,7 @@ class Decode(Section):
 
     variants: list[str]
     sibling_model: SiblingModel | None
-    strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    strategies: Annotated[dict[str, FreeSettings], Field(min_length=1)]
     closed_ended: list[ClosedEnded]
     open_ended: list[OpenEnded]
     batch: Positive
@@ -268,7 +279,7 @@ class Params(Section):
     model: Model
     data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
     calibrate: Calibrate
-    compress: dict[str, dict[str, Any]]
+    compress: dict[str, FreeSettings]
     evaluate: Evaluate
     decode: Decode
     mitigate: Mitigate
@@ -292,11 +303,11 @@ class Variant(Section):
 
     @property
     def info(self) -> MethodInfo:
-        """What is known of its method."""
+        """Return what is known of its method."""
         return method_of(self.method).info
 
 
-WHEELS: dict[str, dict[str, Any]] = {
+WHEELS: dict[str, ModelConfig] = {
     "smollm2-135m-instruct": {
         "model_type": "llama",
         "hidden_size": 576,
@@ -333,11 +344,11 @@ RENAMED = {
 def read(path: Path) -> Params:
     """Params of a params.yaml. Raises ConfigError."""
     try:
-        content = YAML(typ="safe").load(text(path))
+        content = YAML(typ="safe").load(read_text(path))
     except (YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: it holds no sections by name")
+        raise ConfigError(f"{path}: no sections by name are in it")
     try:
         _refuse_renamed(content)
         params = Params.model_validate(content)
@@ -349,7 +360,7 @@ def read(path: Path) -> Params:
     return params
 
 
-def _refuse_renamed(content: dict[str, Any]) -> None:
+def _refuse_renamed(content: FreeSettings) -> None:
     for path, new in RENAMED.items():
         *above, old = path.split(".")
         sections = {"": content}
@@ -365,8 +376,8 @@ def _refuse_renamed(content: dict[str, Any]) -> None:
                 raise ConfigError(f"{where}{old} is now {where}{new}")
 
 
-def text(path: Path) -> str:
-    """The text of a file that a user wrote, in UTF-8 with or without a byte order mark. Raises ConfigError."""
+def read_text(path: Path) -> str:
+    """Return the text of a file that a user wrote, in UTF-8 with or without a byte order mark. Raises ConfigError."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -382,7 +393,7 @@ def text(path: Path) -> str:
 
 
 def first_error(error: ValidationError, prefix: str = "") -> str:
-    """The first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more."""
+    """Return the first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more."""
     findings = error.errors()
     finding = findings[0]
     tags = {"wheel", "hub", "path", "embedded", "mirror"}
@@ -394,38 +405,33 @@ def first_error(error: ValidationError, prefix: str = "") -> str:
 
 
 def corpora(params: Params) -> list[str]:
-    """Names of all corpora the run reads."""
+    """Name all corpora that the run reads."""
     continued = {entry.task for entry in params.decode.open_ended if entry.task not in OPEN_ENDED_TASKS}
     return sorted({*params.calibrate.corpora, *params.evaluate.corpora, *continued})
 
 
 def tasks(params: Params) -> list[str]:
-    """Names of all tasks the run reads."""
+    """Name all probe tasks that the run reads."""
     return sorted(
         {*params.evaluate.tasks, *(entry.task for entry in params.decode.closed_ended if entry.task in TASKS)}
     )
 
 
 def benchmark_names(params: Params) -> list[str]:
-    """Names of all benchmarks the run reads, those of lm-eval and of code first."""
+    """Name all benchmarks that the run reads, those of lm-eval and of code first."""
     evaluate, decode = params.evaluate, params.decode
-    asked = [entry.task for entry in decode.closed_ended if entry.task not in TASKS]
-    asked += [entry.task for entry in decode.open_ended if entry.task in OPEN_ENDED_TASKS]
-    return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.code_tasks.tasks, *asked]))
+    decoded = [entry.task for entry in decode.closed_ended if entry.task not in TASKS]
+    decoded += [entry.task for entry in decode.open_ended if entry.task in OPEN_ENDED_TASKS]
+    return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.code_tasks.tasks, *decoded]))
 
 
-def data_of(corpus: str, params: Params) -> dict[str, Any]:
-    """The part of ``data`` that a corpus depends on."""
-    data = params.data
-    if corpus in EMBEDDED_CORPORA or isinstance(data, Texts):
-        return {"source": "embedded"}
-    if isinstance(data, MirrorTexts):
-        return {"source": "mirror", "path": data.path}
-    return {"source": "hub", "revisions": data.revisions}
+def data_of(corpus: str, params: Params) -> DataSource:
+    """Return the part of ``data`` that a corpus depends on."""
+    return {"source": "embedded"} if corpus in EMBEDDED_CORPORA else benchmark_data(params)
 
 
-def benchmark_data(task: str, params: Params) -> dict[str, Any]:
-    """The part of ``data`` that a benchmark depends on: where it is read from."""
+def benchmark_data(params: Params) -> DataSource:
+    """Return the part of ``data`` that benchmarks depend on: where they are read from."""
     data = params.data
     if isinstance(data, MirrorTexts):
         return {"source": "mirror", "path": data.path}
@@ -434,15 +440,27 @@ def benchmark_data(task: str, params: Params) -> dict[str, Any]:
     return {"source": "embedded"}
 
 
-def benchmark_step(task: str) -> Any:
-    """The module of hemorrhage.data that prepares a benchmark."""
+class BenchmarkStep(Protocol):
+    """A module of hemorrhage.data.benchmarks that prepares tasks."""
+
+    __name__: str
+
+    def reachable(self, task: str, data: DataSource) -> str | None:
+        """Say in one line what is missing before ``task`` can be read, or None."""
+
+    def identity(self, task: str, data: DataSource, memory: Path) -> Json:
+        """Return what the address of a prepared task holds of its source."""
+
+
+def benchmark_step(task: str) -> BenchmarkStep:
+    """Return the module of hemorrhage.data that prepares a benchmark."""
     if task in OPEN_ENDED_TASKS:
         return instructions
-    return programs if task in CODE_TASKS else benchmarks
+    return code_tasks if task in CODE_TASKS else harness
 
 
-def architecture(params: Params) -> dict[str, Any] | None:
-    """config.json of the model where it is known before the base model is prepared."""
+def architecture(params: Params) -> ModelConfig | None:
+    """Return the config.json of the model where it is known before the base model is prepared."""
     model = params.model
     if isinstance(model, WheelModel):
         return WHEELS[model.name]
@@ -452,8 +470,8 @@ def architecture(params: Params) -> dict[str, Any] | None:
 
 
 def variants(params: Params) -> dict[str, Variant]:
-    """Every sweep's grid, in the order of params.yaml: one variant for each combination of listed values."""
-    found: dict[str, Variant] = {}
+    """Expand every sweep's grid, in the order of params.yaml: one variant for each combination of listed values."""
+    expanded: dict[str, Variant] = {}
     for sweep, content in params.compress.items():
         where = f"compress.{sweep}"
         if not NAME.match(sweep) or sweep in RESERVED:
@@ -465,57 +483,62 @@ def variants(params: Params) -> dict[str, Variant]:
             if not values:
                 raise ConfigError(f"{where}.{key}: an empty list makes no variant")
         for point in itertools.product(*lists.values()):
-            chosen = {**grid, **dict(zip(lists, point, strict=True))}
-            seed, on = chosen.pop("seed", 0), chosen.pop("on", None)
-            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-                raise ConfigError(f"{where}.seed: Input should be an integer of at least 0 (got {seed!r})")
-            try:
-                checked = method.settings.model_validate(chosen)
-            except ValidationError as error:
-                raise ConfigError(first_error(error, f"{where}.")) from None
             name = "-".join([sweep, *(str(value).replace(":", "of").lower() for value in point)])
-            if name in found:
+            if name in expanded:
                 raise ConfigError(f"{where}: two variants are called {name}")
-            found[name] = Variant(
-                name=name,
-                sweep=sweep,
-                method=method.name,
-                family=method.family,
-                settings=checked,
-                seed=seed,
-                on=on,
-                after=() if on is None else _before(where, method, checked, on, found),
-            )
-    _check_places(found)
-    return found
+            settings = {**grid, **dict(zip(lists, point, strict=True))}
+            expanded[name] = _variant(name, sweep, method, settings, expanded)
+    _check_repeated(expanded)
+    return expanded
 
 
-def _check_places(expanded: dict[str, Variant]) -> None:
-    """Two variants of a sweep at one place of one curve would be averaged; only their seeds may differ."""
-    places: dict[tuple[object, ...], Variant] = {}
+def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earlier: dict[str, Variant]) -> Variant:
+    where = f"compress.{sweep}"
+    seed, on = content.pop("seed", 0), content.pop("on", None)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"{where}.seed: Input should be an integer of at least 0 (got {seed!r})")
+    try:
+        settings = method.settings.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(first_error(error, f"{where}.")) from None
+    return Variant(
+        name=name,
+        sweep=sweep,
+        method=method.name,
+        family=method.family,
+        settings=settings,
+        seed=seed,
+        on=on,
+        after=() if on is None else _before(where, method, settings, on, earlier),
+    )
+
+
+def _check_repeated(expanded: dict[str, Variant]) -> None:
+    """Refuse two variants of a sweep at one point of one curve: they would be averaged; only seeds may differ."""
+    firsts: dict[tuple[object, ...], Variant] = {}
     seeds: set[tuple[tuple[object, ...], int]] = set()
     for variant in expanded.values():
         settings = variant.settings
-        place = (variant.sweep, variant.on, settings.identity, settings.severity)
-        first = places.setdefault(place, variant)
+        point = (variant.sweep, variant.on, settings.identity, settings.severity)
+        first = firsts.setdefault(point, variant)
         if settings != first.settings:
-            what = "other settings at the same place of the same damage curve"
-        elif (place, variant.seed) in seeds:
-            what = "the same settings and seed"
+            reason = "other settings at the same point of the same damage curve"
+        elif (point, variant.seed) in seeds:
+            reason = "the same settings and seed"
         else:
-            seeds.add((place, variant.seed))
+            seeds.add((point, variant.seed))
             continue
-        raise ConfigError(f"compress.{variant.sweep}: {variant.name} repeats {first.name}: {what}")
+        raise ConfigError(f"compress.{variant.sweep}: {variant.name} repeats {first.name}: {reason}")
 
 
 def _before(where: str, method: Method, settings: Settings, on: object, earlier: dict[str, Variant]) -> tuple[str, ...]:
-    """The variants that a variant on ``on`` comes after: ``on``, and the same alteration of the base alone.
+    """Name the variants that a variant on ``on`` comes after: ``on``, and the same alteration of the base alone.
 
-    Without the second nothing could tell the interaction of two alterations from their sum.
+    Without the second the interaction of two alterations could not be separated from their sum.
     """
     parent = earlier.get(str(on))
     if parent is None:
-        raise ConfigError(f"{where}.on: {on!r} is no variant of a sweep above; {_offered(str(on), earlier)}")
+        raise ConfigError(f"{where}.on: {on!r} is not a variant of any preceding sweep; {_offered(str(on), earlier)}")
     quantized = parent.settings.axis in ("bits", "activation_bits", "cache_bits")
     if quantized and (settings.changes_weights or not parent.settings.changes_weights):
         raise ConfigError(f"{where}.on: {on} is quantized; quantization has to come last")
@@ -527,14 +550,14 @@ def _before(where: str, method: Method, settings: Settings, on: object, earlier:
         )
     if not FAMILIES[method.family].combines:
         return (parent.name,)
-    # Zeros of a pruned model stay; alone there are none to keep.
-    apart = {"keep_zeros"}
+    # Zeros of a pruned model stay; alone it has none to keep.
+    not_compared = {"keep_zeros"}
     alone = [
         variant.name
         for variant in earlier.values()
         if variant.on is None
         and variant.method == method.name
-        and variant.settings.model_dump(exclude=apart) == settings.model_dump(exclude=apart)
+        and variant.settings.model_dump(exclude=not_compared) == settings.model_dump(exclude=not_compared)
     ]
     if not alone:
         raise ConfigError(
@@ -543,24 +566,46 @@ def _before(where: str, method: Method, settings: Settings, on: object, earlier:
     return (parent.name, alone[0])
 
 
-def strategies(params: Params) -> dict[str, dict[str, Any]]:
-    """The decoding strategies with complete settings: ``{name: {strategy, ...settings}}``."""
-    chosen: dict[str, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class Strategy:
+    """A decoding strategy of the registry with all of its settings."""
+
+    strategy: str
+    settings: Json
+
+    @property
+    def amateur(self) -> str | None:
+        """The folder of the smaller model that it compares with, where one is named."""
+        amateur = self.settings.get("amateur")
+        return amateur if isinstance(amateur, str) and amateur else None
+
+    def number(self, name: str, default: int) -> int:
+        """Return a setting that counts something, such as ``k``."""
+        value = self.settings.get(name, default)
+        return value if isinstance(value, int) else default
+
+    def as_json(self) -> Json:
+        """Return the strategy as the decode step gets it."""
+        return {"strategy": self.strategy, **self.settings}
+
+
+def strategies(params: Params) -> dict[str, Strategy]:
+    """Check the decoding strategies and complete their settings."""
+    chosen: dict[str, Strategy] = {}
     for name, content in params.decode.strategies.items():
         where = f"decode.strategies.{name}"
         if not NAME.match(name):
             raise ConfigError(f"{where}: a strategy's name is of a-z, 0-9 and _")
-        settings = dict(content)
-        strategy = _known(settings.pop("strategy", None), STRATEGIES, f"{where}.strategy")
+        written = dict(content)
+        strategy = _known(written.pop("strategy", None), STRATEGIES, f"{where}.strategy")
+        module = importlib.import_module(f"hemorrhage.decode.strategies.{strategy}")
         try:
-            checked = importlib.import_module(f"hemorrhage.decode.strategies.{strategy}").Settings.model_validate(
-                settings
-            )
+            settings = module.Settings.model_validate(written).model_dump(mode="json")
         except ValidationError as error:
             raise ConfigError(first_error(error, f"{where}.")) from None
-        chosen[name] = {"strategy": strategy, **checked.model_dump(mode="json")}
-        if chosen[name].get("amateur"):
-            chosen[name]["amateur"] = found(chosen[name]["amateur"])
+        if settings.get("amateur"):
+            settings["amateur"] = expanded_path(settings["amateur"])
+        chosen[name] = Strategy(strategy, settings)
     return chosen
 
 
@@ -571,17 +616,42 @@ def _known(name: object, allowed: tuple[str, ...], where: str) -> str:
 
 
 def _offered(name: str, allowed: Collection[str]) -> str:
-    """What could have been meant: all of a few, else the nearest."""
+    """List what could have been meant: all of a few, else the nearest."""
     if len(allowed) <= 40:
         return f"allowed: {', '.join(allowed)}"
     return f"the nearest of {len(allowed)}: {', '.join(difflib.get_close_matches(name, allowed, 5, 0))}"
 
 
 def _check(params: Params) -> None:
-    """What no single key can tell: names that must exist, inputs that must be there, sizes that must fit."""
+    """Check what no single key can say: names that must exist, inputs that must be there, sizes that must fit."""
     problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
     if problem:
         raise ConfigError(f"model.path: {problem}")
+    _check_corpora(params)
+    for name in params.evaluate.tasks:
+        _known(name, TASKS, "evaluate.tasks")
+    _check_decoded(params)
+    _check_benchmarks(params)
+    _check_windows(params)
+    _check_duplicates(params)
+    for name, strategy in strategies(params).items():
+        problem = refusal(Path(strategy.amateur)) if strategy.amateur else None
+        if problem:
+            raise ConfigError(f"decode.strategies.{name}.amateur: {problem}")
+    expanded = variants(params)
+    for name in params.decode.variants:
+        _known(name, tuple(expanded), "decode.variants")
+    _check_mitigate(params, expanded)
+    for name in params.evaluate.diagnostics.ablate:
+        _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
+    config = architecture(params)
+    if config is not None:
+        _check_lengths(params, config)
+        _check_strategies(params, config)
+        _check_shapes(config, expanded)
+
+
+def _check_corpora(params: Params) -> None:
     offered = EMBEDDED_CORPORA if isinstance(params.data, Texts) else EMBEDDED_CORPORA + REPOSITORY_CORPORA
     used = {
         "calibrate.corpus": params.calibrate.corpora,
@@ -596,142 +666,139 @@ def _check(params: Params) -> None:
             missing = reachable(name, data_of(name, params))
             if missing:
                 raise ConfigError(f"{where}: {missing}")
-    for name in params.evaluate.tasks:
-        _known(name, TASKS, "evaluate.tasks")
-    _check_decoded(params)
-    harness, code, diagnostics = params.evaluate.harness, params.evaluate.code_tasks, params.evaluate.diagnostics
-    for where, listed, allowed in (
-        ("evaluate.harness.tasks", harness.tasks, HARNESS_TASKS),
-        ("evaluate.code_tasks.tasks", code.tasks, CODE_TASKS),
+
+
+def _check_benchmarks(params: Params) -> None:
+    evaluate = params.evaluate
+    for where, names, allowed in (
+        ("evaluate.harness.tasks", evaluate.harness.tasks, HARNESS_TASKS),
+        ("evaluate.code_tasks.tasks", evaluate.code_tasks.tasks, CODE_TASKS),
     ):
-        for name in listed:
+        for name in names:
             _known(name, allowed, where)
-            missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
+            missing = benchmark_step(name).reachable(name, benchmark_data(params))
             if missing:
                 raise ConfigError(f"{where}: {missing}")
-    if code.tasks and (lacking := sandbox.missing()):
-        raise ConfigError(f"evaluate.code_tasks.tasks: {lacking}")
-    if diagnostics.window > params.evaluate.window:
-        raise ConfigError(f"evaluate.diagnostics.window: at most evaluate.window = {params.evaluate.window}")
-    if params.evaluate.windows != "all" and diagnostics.windows > params.evaluate.windows:
-        raise ConfigError(f"evaluate.diagnostics.windows: at most evaluate.windows = {params.evaluate.windows}")
+    if evaluate.code_tasks.tasks and (missing := sandbox.missing()):
+        raise ConfigError(f"evaluate.code_tasks.tasks: {missing}")
+
+
+def _check_windows(params: Params) -> None:
+    evaluate, diagnostics = params.evaluate, params.evaluate.diagnostics
+    if diagnostics.window > evaluate.window:
+        raise ConfigError(f"evaluate.diagnostics.window: at most evaluate.window = {evaluate.window}")
+    if evaluate.windows != "all" and diagnostics.windows > evaluate.windows:
+        raise ConfigError(f"evaluate.diagnostics.windows: at most evaluate.windows = {evaluate.windows}")
     if params.calibrate.samples < len(params.calibrate.corpora):
         raise ConfigError("calibrate.samples: at least one window of each corpus of calibrate.corpus")
-    for where, listed in {
+
+
+def _check_duplicates(params: Params) -> None:
+    for where, names in {
         "calibrate.corpus": params.calibrate.corpora,
         "evaluate.corpora": params.evaluate.corpora,
         "evaluate.tasks": params.evaluate.tasks,
-        "evaluate.harness.tasks": harness.tasks,
-        "evaluate.code_tasks.tasks": code.tasks,
+        "evaluate.harness.tasks": params.evaluate.harness.tasks,
+        "evaluate.code_tasks.tasks": params.evaluate.code_tasks.tasks,
     }.items():
-        if len(set(listed)) < len(listed):
-            raise ConfigError(f"{where}: a name stands there twice")
-
-    for name, entry in strategies(params).items():
-        problem = refusal(Path(entry["amateur"])) if entry.get("amateur") else None
-        if problem:
-            raise ConfigError(f"decode.strategies.{name}.amateur: {problem}")
-    expanded = variants(params)
-    for name in params.decode.variants:
-        _known(name, tuple(expanded), "decode.variants")
-    _check_mitigate(params, expanded)
-    for name in diagnostics.ablate:
-        _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
-    shape = architecture(params)
-    if shape is not None:
-        _check_shape(params, shape, expanded)
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{where}: duplicate name")
 
 
 def _check_decoded(params: Params) -> None:
-    """The tasks of the decoding sweep: known, reachable, each with what it needs, and none twice."""
+    """Check the tasks of the decoding sweep: known, reachable, each with what it needs, and none twice."""
     decode = params.decode
     if not decode.closed_ended and not decode.open_ended:
-        raise ConfigError(
-            "decode.closed_ended: neither closed-ended nor open-ended tasks are named; at least one is needed"
-        )
-    for place, task in enumerate(decode.closed_ended):
-        where = f"decode.closed_ended.{place}"
-        _known(task.task, (*TASKS, *WORKED_TASKS, *CODE_TASKS), f"{where}.task")
-        if "shots" in task.model_fields_set and task.task not in WORKED_TASKS:
-            raise ConfigError(f"{where}.shots: {task.task} is asked without examples of ours; allowed for gsm8k")
-        if task.task in TASKS and task.items > params.data.items:
-            raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
-        if task.task in CODE_TASKS and (lacking := sandbox.missing()):
-            raise ConfigError(f"{where}.task: {lacking}")
-    for place, beginnings in enumerate(decode.open_ended):
-        where = f"decode.open_ended.{place}"
-        if (beginnings.prefix is None) != (beginnings.task == "mt_bench"):
-            need = "has none" if beginnings.task == "mt_bench" else "needs one: the tokens that a text is cut behind"
-            raise ConfigError(f"{where}.prefix: {beginnings.task} {need}")
+        raise ConfigError("decode.closed_ended: at least one closed-ended or open-ended task is needed")
+    for index, task in enumerate(decode.closed_ended):
+        _check_closed_ended(f"decode.closed_ended.{index}", task, params)
+    for index, texts in enumerate(decode.open_ended):
+        if (texts.prefix is None) != (texts.task == "mt_bench"):
+            need = "has none" if texts.task == "mt_bench" else "needs one: the tokens after which a text is cut"
+            raise ConfigError(f"decode.open_ended.{index}.prefix: {texts.task} {need}")
     evaluated = (*params.evaluate.harness.tasks, *params.evaluate.code_tasks.tasks)
     for name in benchmark_names(params):
-        missing = benchmark_step(name).reachable(name, benchmark_data(name, params))
+        missing = benchmark_step(name).reachable(name, benchmark_data(params))
         if missing and name not in evaluated:
             raise ConfigError(f"decode: {missing}")
     names = [*(entry.task for entry in decode.closed_ended), *(entry.task for entry in decode.open_ended)]
     if len(set(names)) < len(names):
-        raise ConfigError("decode.closed_ended, decode.open_ended: a task stands there twice")
+        raise ConfigError("decode.closed_ended, decode.open_ended: duplicate task")
     if decode.sibling_model is not None and isinstance(decode.sibling_model.model, PathModel):
         problem = refusal(Path(decode.sibling_model.model.path))
         if problem:
             raise ConfigError(f"decode.sibling_model.model.path: {problem}")
 
 
+def _check_closed_ended(where: str, task: ClosedEnded, params: Params) -> None:
+    _known(task.task, (*TASKS, *WORKED_TASKS, *CODE_TASKS), f"{where}.task")
+    if "shots" in task.model_fields_set and task.task not in WORKED_TASKS:
+        raise ConfigError(f"{where}.shots: few-shot examples are not supported for {task.task}; allowed for gsm8k")
+    if task.task in TASKS and task.items > params.data.items:
+        raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
+    if task.task in CODE_TASKS and (missing := sandbox.missing()):
+        raise ConfigError(f"{where}.task: {missing}")
+
+
 def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
-    asked, evaluate = params.mitigate, params.evaluate
-    for name in asked.variants:
+    mitigate, evaluate = params.mitigate, params.evaluate
+    for name in mitigate.variants:
         _known(name, tuple(expanded), "mitigate.variants")
-    if not asked.variants:
+    if not mitigate.variants:
         return
-    _known(asked.corpus, tuple(evaluate.corpora), "mitigate.corpus")
-    if asked.open_ended.prefix > evaluate.window:
+    _known(mitigate.corpus, tuple(evaluate.corpora), "mitigate.corpus")
+    if mitigate.open_ended.prefix > evaluate.window:
         raise ConfigError(f"mitigate.open_ended.prefix: at most evaluate.window = {evaluate.window}")
-    if evaluate.windows != "all" and asked.open_ended.items > evaluate.windows - evaluate.windows // 2:
+    if evaluate.windows != "all" and mitigate.open_ended.items > evaluate.windows - evaluate.windows // 2:
         raise ConfigError(f"mitigate.open_ended.items: at most half of evaluate.windows = {evaluate.windows}")
 
 
-def _check_strategies(params: Params, shape: dict[str, Any]) -> None:
-    """Blocks and tokens that a decoding strategy asks for must be there; a variant may have fewer blocks still."""
-    blocks, vocabulary = shape.get("num_hidden_layers"), shape.get("vocab_size")
-    for name, entry in strategies(params).items():
-        layers = entry.get("layers")
-        asked = layers if isinstance(layers, list) else [layers] if isinstance(layers, int) else []
-        if blocks and any(layer >= blocks for layer in asked):
-            raise ConfigError(
-                f"decode.strategies.{name}.layers: {max(asked)} of a model of {blocks} blocks; at most {blocks - 1}"
-            )
-        for key in ("k", "beams"):
-            if vocabulary and entry.get(key, 0) > vocabulary:
-                raise ConfigError(
-                    f"decode.strategies.{name}.{key}: {entry[key]} is more than the vocabulary's {vocabulary} tokens"
-                )
-
-
-def _check_shape(params: Params, shape: dict[str, Any], expanded: dict[str, Variant]) -> None:
+def _check_lengths(params: Params, config: ModelConfig) -> None:
     # State-space models have no limit.
-    context = shape.get("max_position_embeddings") or float("inf")
+    context = config.get("max_position_embeddings") or float("inf")
+    decode, continued = params.decode, params.mitigate.open_ended
     lengths = {
         "calibrate.length": params.calibrate.length,
         "evaluate.window": params.evaluate.window,
         **{
-            f"decode.open_ended.{place}.prefix + new_tokens": (entry.prefix or 1) + entry.new_tokens
-            for place, entry in enumerate(params.decode.open_ended)
+            f"decode.open_ended.{index}.prefix + new_tokens": (task.prefix or 1) + task.new_tokens
+            for index, task in enumerate(decode.open_ended)
         },
         **{
-            f"decode.closed_ended.{place}.new_tokens": entry.new_tokens
-            for place, entry in enumerate(params.decode.closed_ended)
+            f"decode.closed_ended.{index}.new_tokens": task.new_tokens for index, task in enumerate(decode.closed_ended)
         },
-        "mitigate.open_ended.prefix + new_tokens": params.mitigate.open_ended.prefix
-        + params.mitigate.open_ended.new_tokens,
+        "mitigate.open_ended.prefix + new_tokens": continued.prefix + continued.new_tokens,
     }
     for where, length in lengths.items():
         if length > context:
             raise ConfigError(f"{where}: {length} tokens do not fit the model's context of {context}")
-    _check_strategies(params, shape)
-    shapes: dict[str | None, Mapping[str, Any]] = {None: shape}
+
+
+def _check_strategies(params: Params, config: ModelConfig) -> None:
+    """Refuse a strategy that reads blocks or tokens which the model lacks; a variant may have fewer blocks still."""
+    blocks, vocabulary = config.get("num_hidden_layers"), config.get("vocab_size")
+    for name, strategy in strategies(params).items():
+        layers = strategy.settings.get("layers")
+        indices = layers if isinstance(layers, list) else [layers]
+        last = max((index for index in indices if isinstance(index, int)), default=0)
+        if blocks and last >= blocks:
+            raise ConfigError(
+                f"decode.strategies.{name}.layers: {last} of a model of {blocks} blocks; at most {blocks - 1}"
+            )
+        for key in ("k", "beams"):
+            if vocabulary and strategy.number(key, 0) > vocabulary:
+                raise ConfigError(
+                    f"decode.strategies.{name}.{key}: {strategy.settings[key]} is more than the vocabulary's "
+                    f"{vocabulary} tokens"
+                )
+
+
+def _check_shapes(config: ModelConfig, expanded: dict[str, Variant]) -> None:
+    """Check every variant's settings against the model that it alters."""
+    configs: dict[str | None, ModelConfig] = {None: config}
     for variant in expanded.values():
-        before = shapes[variant.on]
+        before = configs[variant.on]
         problem = variant.settings.check(before)
         if problem:
             raise ConfigError(f"compress.{variant.sweep}: {variant.name}: {problem}")
-        shapes[variant.name] = variant.settings.altered_config(before)
+        configs[variant.name] = variant.settings.altered_config(before)

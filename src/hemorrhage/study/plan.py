@@ -53,17 +53,17 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path = Path("params.yaml")) -> Plan:
-        """The plan of a params.yaml."""
+        """Make the plan of a params.yaml."""
         return cls(config.read(path))
 
     # Addresses.
 
     def names(self, kind: str) -> dict[str, str]:
-        """Name -> address of all outputs of a kind."""
+        """Return the addresses of all outputs of a kind by name."""
         return {name: self.address(kind, name) for name in KINDS[kind].names(self.design)}
 
     def address(self, kind: str, name: str) -> str:
-        """The address of an output: of its settings, its inputs and its code."""
+        """Return the address of an output: of its settings, its inputs and its code."""
         key = kind, name
         if key not in self._addresses:
             row = KINDS[kind]
@@ -95,28 +95,28 @@ class Plan:
     # Paths.
 
     def addresses(self) -> dict[str, str]:
-        """``<kind>/<name>`` -> address of all outputs, in the order in which they are made."""
+        """Return the addresses of all outputs by ``<kind>/<name>``, in the order in which they are made."""
         return {f"{kind}/{name}": key for kind in KINDS for name, key in self.names(kind).items()}
 
     def manifest(self, kind: str, name: str) -> str:
-        """The file whose presence says that an output is there and whole."""
+        """Return the file whose presence says that an output is complete."""
         return str(DATA / kind / name / self.address(kind, name) / MANIFEST)
 
     def manifests(self, kind: str) -> list[str]:
-        """The manifests of all outputs of a kind."""
+        """List the manifests of all outputs of a kind."""
         return [self.manifest(kind, name) for name in self.names(kind)]
 
     def checkpoint(self, variant: str) -> str:
-        """The manifest of a variant's model; the variant ``base`` is the base model itself."""
+        """Return the manifest of a variant's model; the variant ``base`` is the base model itself."""
         return self.manifest(*kinds.model_of(variant))
 
     def inputs(self, kind: str, name: str) -> dict[str, list[str]]:
-        """Option of the step -> manifests of what it is given; what it does not read, but comes after, too."""
+        """Return the manifests of an output's inputs by option; also of those that must only come first."""
         given = KINDS[kind].inputs.items()
         return {option: [self.manifest(*key) for key in each.outputs(self.design, name)] for option, each in given}
 
     def command(self, kind: str, name: str) -> str:
-        """The module that makes an output with its arguments, as shell words."""
+        """Return the module that makes an output with its arguments, as shell words."""
         row = KINDS[kind]
         words = [row.module(name), str(DATA / kind / name / self.address(kind, name))]
         for option, manifests in self.inputs(kind, name).items():
@@ -127,7 +127,7 @@ class Plan:
         return " ".join(map(quote, words))
 
     def rows_command(self) -> str:
-        """The same of the analysis."""
+        """Return the module and the arguments of the analysis, as shell words."""
         words = ["hemorrhage.analyze", str(REPORTS)]
         for kind in kinds.analyzed():
             folders = [str(Path(manifest).parent) for manifest in self.manifests(kind.name)]
@@ -137,46 +137,49 @@ class Plan:
         return " ".join(map(quote, words))
 
     def page_command(self) -> str:
-        """The same of the page."""
+        """Return the module and the arguments of the page, as shell words."""
         return " ".join(map(quote, ["hemorrhage.analyze.report", str(REPORTS), "--address", self.page]))
 
-    # What is there.
+    # Status.
 
     def rows_are_current(self) -> bool:
-        """Whether the numbers in reports/ are whole and were made at the address this plan asks for.
+        """Tell whether the numbers in reports/ are complete and were made at the address this plan asks for.
 
         Reports keep stable names, so that commits can be compared; what they were built from is said inside.
         """
         return self._made("address") == self.rows and all((REPORTS / name).is_file() for name in ROWS_FILES)
 
     def report_is_current(self) -> bool:
-        """Whether the page is, too. Numbers that were made anew have taken its address out of provenance.json."""
+        """Tell whether the page is current, too.
+
+        Numbers that were made anew have taken its address out of provenance.json.
+        """
         drawn = self._made("page") == self.page and all((REPORTS / name).is_file() for name in PAGE_FILES)
         return drawn and self.rows_are_current()
 
     @staticmethod
-    def _made(what: str) -> str | None:
+    def _made(field: str) -> str | None:
         try:
-            said = json.loads(PROVENANCE.read_text(encoding="utf-8"))[what]
+            return str(json.loads(PROVENANCE.read_text(encoding="utf-8"))[field])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return str(said)
 
     def _check_texts(self) -> None:
-        """Texts of an earlier run tell how many tokens they have: too few is an error before any work."""
+        """Refuse a corpus whose prepared text has too few tokens, before any work."""
         for corpus in self.names("texts"):
-            there = evaluable(Path(self.manifest("texts", corpus)))
+            tokens = evaluable(Path(self.manifest("texts", corpus)))
             for split, needed in kinds.tokens_needed(self.design, corpus).items():
-                if split in there and there[split] < needed:
+                if split in tokens and tokens[split] < needed:
                     raise config.ConfigError(
-                        f"params.yaml: corpus {corpus} has {there[split]} {split} tokens, but {needed} are asked for"
+                        f"params.yaml: corpus {corpus} has {tokens[split]} {split} tokens, but {needed} are asked for"
                     )
 
 
 def evaluable(manifest: Path) -> dict[str, int]:
-    """Split -> tokens of a prepared text; empty where it is not there."""
-    there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    tokens: dict[str, int] = there.get("tokens", {})
+    """Count the tokens of a prepared text by split; empty where it is not prepared yet."""
+    if not manifest.is_file():
+        return {}
+    tokens: dict[str, int] = json.loads(manifest.read_text(encoding="utf-8")).get("tokens", {})
     return tokens
 
 
@@ -185,7 +188,7 @@ def _flag(option: str) -> str:
 
 
 def _entry(module: str) -> str:
-    """The module that ``python -m`` runs: a package's is its ``__main__``."""
+    """Return the module that ``python -m`` runs: a package's is its ``__main__``."""
     return f"{module}.__main__" if SOURCE.joinpath(*module.split(".")[1:]).is_dir() else module
 
 
@@ -221,7 +224,7 @@ def forget(plan: Plan, variants: list[str]) -> list[Path]:
     removed = []
     for variant in variants:
         if variant != kinds.BASE and variant not in plan.variants:
-            raise config.ConfigError(f"{variant}: no such variant; there are {', '.join(['base', *plan.variants])}")
+            raise config.ConfigError(f"{variant} is not a variant; variants are {', '.join(['base', *plan.variants])}")
         for kind in kinds.of_models():
             if variant not in plan.names(kind.name):
                 continue
@@ -235,19 +238,19 @@ def forget(plan: Plan, variants: list[str]) -> list[Path]:
 
 
 def failed(plan: Plan) -> dict[str, str]:
-    """Variant -> why an output of its could not be made, of those that the plan names; the first reason of each."""
-    found: dict[str, str] = {}
+    """Return why an output could not be made, by variant; the first reason of each."""
+    reasons: dict[str, str] = {}
     for kind in kinds.of_models():
         for name in plan.names(kind.name):
             manifest = Path(plan.manifest(kind.name, name))
-            if manifest.is_file() and name not in found:
+            if manifest.is_file() and name not in reasons:
                 reason = json.loads(manifest.read_text(encoding="utf-8")).get("failure")
-                found |= {name: reason} if reason else {}
-    return found
+                reasons |= {name: reason} if reason else {}
+    return reasons
 
 
 def advice(plan: Plan, reasons: dict[str, str]) -> str:
-    """What to say of variants that failed: a line for each, and what to do."""
+    """Write a line for each variant that failed, and what to do."""
     lines = [f"{variant} failed: {reason}" for variant, reason in reasons.items()]
     count = f"{len(reasons)} of {len(plan.variants) + 1} models failed, reports/ holds the others"
     again = f"the next run makes them again after: hemorrhage forget {' '.join(reasons)}"

@@ -89,7 +89,7 @@ HARNESS_TASKS = (
 """Tasks of lm-eval: hemorrhage/data/benchmarks/catalogue.py says where their data lie."""
 
 CODE_TASKS = ("humaneval", "mbpp")
-"""Tasks whose answers are programs: hemorrhage/data/benchmarks/programs.py."""
+"""Tasks whose answers are programs: hemorrhage/data/benchmarks/code_tasks.py."""
 
 WORKED_TASKS = ("gsm8k",)
 """Tasks that the decoding sweep answers with worked solutions; data as for lm-eval."""

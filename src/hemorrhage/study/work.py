@@ -1,7 +1,7 @@
-"""How much work a job is: what the cost model is fitted on and predicts from.
+"""Work of a job: what the cost model is fitted on and predicts from.
 
 Work is counted, not measured: parameters that are read and written, and arithmetic in 10¹² floating-point operations
-(a product of a token with a weight is two). How long that takes is the model's business (hemorrhage.study.costs.model).
+(a product of a token with a weight is two). hemorrhage.study.costs.model says how long that takes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Shape:
         return self.blocks + self.embedding * (1 if self.tied else 2)
 
     def forward(self, tokens: float) -> float:
-        """10¹² operations of reading so many tokens, logits included."""
+        """Count the operations (10¹²) of reading so many tokens, logits included."""
         return 2e-12 * tokens * (self.blocks + self.embedding)
 
 
@@ -63,44 +63,44 @@ class Load:
         return chosen.samples * chosen.length
 
     def windows(self) -> float:
-        """Tokens of all windows of an evaluation."""
+        """Count the tokens of all windows of an evaluation."""
         evaluate = self.design.params.evaluate
         if evaluate.windows != "all":
             return float(len(evaluate.corpora) * evaluate.windows * evaluate.window)
         return float(sum(map(self.evaluation_tokens, evaluate.corpora)))
 
     def evaluated(self, blocks: int) -> float:
-        """Tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
+        """Count the tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
         evaluate, data = self.design.params.evaluate, self.design.params.data
         items = len(evaluate.tasks) * data.items * PROBE_TOKENS
-        looked = evaluate.diagnostics.windows * evaluate.diagnostics.window
-        return self.windows() + items + looked * 3 * blocks
+        diagnosed = evaluate.diagnostics.windows * evaluate.diagnostics.window
+        return self.windows() + items + diagnosed * 3 * blocks
 
     def harness(self) -> float:
-        """Tokens that lm-eval's tasks read."""
+        """Count the tokens that lm-eval's tasks read."""
         chosen = self.design.params.evaluate.harness
         items = 1000 if chosen.items == "all" else chosen.items
         return float(len(chosen.tasks) * items * HARNESS_TOKENS)
 
     def code_tasks(self) -> float:
-        """Tokens that the code tasks read and generate."""
+        """Count the tokens that the code tasks read and generate."""
         chosen = self.design.params.evaluate.code_tasks
         items = 1000 if chosen.items == "all" else chosen.items
         return float(len(chosen.tasks) * items * (PROGRAM_TOKENS + chosen.new_tokens))
 
     def generated(self) -> float:
-        """Tokens that a decoding sweep generates, each as often as its strategy computes it."""
+        """Count the tokens that a decoding sweep generates, each as often as its strategy computes it."""
         decode = self.design.params.decode
         tokens = sum(entry.items * entry.new_tokens for entry in decode.closed_ended)
         tokens += sum(entry.items * ((entry.prefix or 0) + entry.new_tokens) for entry in decode.open_ended)
         times = 0
-        for settings in self.design.strategies.values():
-            candidates = settings["k"] + 1 if settings["strategy"].startswith(("contrastive_s", "fsd")) else 1
-            times += settings.get("beams", candidates)
+        for strategy in self.design.strategies.values():
+            looks_ahead = strategy.strategy.startswith(("contrastive_s", "fsd"))
+            times += strategy.number("beams", strategy.number("k", 0) + 1 if looks_ahead else 1)
         return float(times * tokens)
 
     def altering(self, variant: str) -> float:
-        """Arithmetic of a method: solving with second moments, and passes over the calibration set."""
+        """Count the operations (10¹²) of a method: solving with second moments, and passes over the calibration set."""
         chosen = self.design.variants[variant]
         settings, shape = chosen.settings, self.shape
         total = 2e-12 * shape.blocks * shape.width if "hessian" in settings.statistics else 0.0
@@ -110,7 +110,7 @@ class Load:
         return total
 
     def altered(self, variant: str) -> float:
-        """A variant's weights as stored, in 10⁹ numbers of 16 bits."""
+        """Return the size of a variant's weights as stored, in 10⁹ numbers of 16 bits."""
         bits, shape = self.design.variants[variant].settings.code_bits, self.shape
         share = 1.0 if bits is None else min(bits, 16) / 16
         return 1e-9 * (shape.blocks * share + (shape.parameters - shape.blocks))

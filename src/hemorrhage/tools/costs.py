@@ -15,20 +15,32 @@ from collections.abc import Iterable, Sequence
 from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from hemorrhage.runtime.artifact import environment
 from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.costs import products
 from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
-from hemorrhage.study.costs.model import COEFFICIENTS, Cost, Costs, Observation, fit, newest, observed
+from hemorrhage.study.costs.model import (
+    COEFFICIENTS,
+    Coefficients,
+    Cost,
+    Costs,
+    FittedOn,
+    Observation,
+    Safety,
+    committed,
+    fit,
+    newest,
+    observed,
+)
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
 from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.plan import Plan
 
-SAFETY = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
+SAFETY: Safety = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
 """What rules ask for, as a multiple of what is predicted, and at least."""
 
 EVERYTHING = (*KINDS, ROWS[0], PAGE[0])
@@ -67,7 +79,7 @@ class Forecast:
     free_disk_mb: float
     factors: dict[str, float]
     unknown: list[str]
-    fitted: dict[str, Any]
+    fitted: FittedOn
     bfloat16_speedup: float | None
 
 
@@ -134,8 +146,15 @@ def show(plan: Plan, cores: int, gpu: bool) -> str:
     return "\n".join(lines)
 
 
-def as_json(plan: Plan, cores: int, gpu: bool) -> dict[str, Any]:
-    """Return the same as plain content: ``missing`` (null where nothing is) and ``ran``. Raises CommandError."""
+class Report(TypedDict):
+    """The content of ``--json``: ``missing`` is null where nothing is."""
+
+    missing: dict[str, object] | None
+    ran: dict[str, dict[str, float]]
+
+
+def as_json(plan: Plan, cores: int, gpu: bool) -> Report:
+    """Return the same as plain content. Raises CommandError."""
     workload = _workload(plan)
     seen = observed(workload.jobs.values())
     predicted = forecast(workload, seen, cores, gpu)
@@ -146,15 +165,15 @@ def as_json(plan: Plan, cores: int, gpu: bool) -> dict[str, Any]:
 def _workload(plan: Plan) -> Workload:
     workload = Workload(plan)
     if workload.shape is None:
-        what = "the model is not on this machine yet, so its size is not known"
-        raise CommandError(f"{what}: `snakemake calibrated` fetches it first", CANNOT_TELL)
+        reason = "the model is not on this machine yet, so its size is not known"
+        raise CommandError(f"{reason}: `snakemake calibrated` fetches it first", CANNOT_TELL)
     return workload
 
 
 def forecast(workload: Workload, seen: Sequence[Observation], cores: int, gpu: bool) -> Forecast | None:
     """Predict what the missing jobs cost; None where none is missing."""
     plan, costs, requests = workload.plan, Costs.read(seen), Requests(workload, Costs.read(), int(gpu))
-    missing = {key: job for key, job in workload.jobs.items() if not job.there}
+    missing = {key: job for key, job in workload.jobs.items() if not job.is_done}
     for key, current in ((ROWS, plan.rows_are_current()), (PAGE, plan.report_is_current())):
         if current:
             missing.pop(key, None)
@@ -179,7 +198,7 @@ def forecast(workload: Workload, seen: Sequence[Observation], cores: int, gpu: b
         free_disk_mb=shutil.disk_usage(Path.cwd()).free / 1e6,
         factors=costs.factors,
         unknown=sorted({f"{job.kind} {job.method}".strip() for job in missing.values() if not costs.known(job)}),
-        fitted=costs.content["fitted"],
+        fitted=committed()["fitted"],
         bfloat16_speedup=products.speedup() if plan.params.evaluate.dtype == "float32" else None,
     )
 
@@ -262,7 +281,7 @@ def _comparison_lines(comparisons: dict[str, Comparison]) -> list[str]:
     ]
 
 
-def fitted_on(folders: Iterable[Path]) -> dict[str, object]:
+def fitted_on(folders: Iterable[Path]) -> Coefficients:
     """Fit coefficients on the runs in these folders, and say what they were fitted on."""
     seen: list[Observation] = []
     sizes = set()
@@ -277,7 +296,7 @@ def fitted_on(folders: Iterable[Path]) -> dict[str, object]:
             sizes.add(f"{workload.shape.parameters:,}")
     if not seen:
         raise CommandError("no job of the plans in these folders has a usage file and an output")
-    facts = {
+    basis: FittedOn = {
         "jobs": len(seen),
         "parameters": " and ".join(sorted(sizes, key=lambda size: int(size.replace(",", "")))),
         "machine": f"{environment()['machine']}, {os.cpu_count()} cores",
@@ -285,4 +304,4 @@ def fitted_on(folders: Iterable[Path]) -> dict[str, object]:
         "torch": environment()["torch"],
         "command": "hemorrhage costs fit FOLDER...",
     }
-    return {"fitted": facts, "safety": SAFETY, **fit(seen)}
+    return {"fitted": basis, "safety": SAFETY, **fit(seen)}

@@ -62,7 +62,7 @@ def test_prepared_are_only_the_splits_that_are_read(prepared: dict[str, Path]) -
     assert sorted(folder.name for folder in prepared["mmlu"].iterdir() if folder.is_dir()) == [
         f"mmlu_{subject}" for subject in SUBJECTS
     ]
-    assert read_manifest(prepared["boolq"])["repository"]["repository"] == "google/boolq"
+    assert read_manifest(prepared["boolq"])["repository"]["name"] == "google/boolq"
     table = parquet.read_table(prepared["boolq"] / "boolq" / "validation.parquet")
     assert table["label"].to_pylist() == [1, 1, 1, 1, 1, 1, 0, 0]
 
@@ -86,12 +86,12 @@ def test_what_is_missing_is_one_line(mirror: Path, tmp_path: Path) -> None:
         benchmarks.prepare("gsm8k", empty, tmp_path / "out")
     with pytest.raises(ValueError, match="task 'poems' is unknown; allowed: arc_easy"):
         benchmarks.prepare("poems", here, tmp_path / "out")
-    (place,) = BENCHMARKS["winogrande"].places
-    write(tmp_path, place, "validation", pa.table({"sentence": ["_"], "answer": ["1"]}))
+    (repository,) = BENCHMARKS["winogrande"].repositories
+    write(tmp_path, repository, "validation", pa.table({"sentence": ["_"], "answer": ["1"]}))
     with pytest.raises(ValueError, match=r"winogrande: allenai/winogrande validation has no column option1, option2"):
         benchmarks.prepare("winogrande", empty, tmp_path / "out")
     rows = [{**winogrande(row), "answer": "" if row == 3 else "1"} for row in range(5)]
-    write(tmp_path, place, "validation", pa.Table.from_pylist(rows))
+    write(tmp_path, repository, "validation", pa.Table.from_pylist(rows))
     with pytest.raises(ValueError, match="task winogrande: validation item 3 has no right answer among its choices"):
         benchmarks.prepare("winogrande", empty, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -104,9 +104,9 @@ def test_identity_is_what_the_files_say_and_not_where_they_lie(mirror: Path, tmp
     before = {task: identity(task, here, memory) for task in BENCHMARKS}
     assert before == {task: identity(task, there, memory) for task in BENCHMARKS}
     json.dumps(before)
-    (place,) = BENCHMARKS["arc_easy"].places
+    (repository,) = BENCHMARKS["arc_easy"].repositories
     for split in ("train", "test"):
-        write(tmp_path / "there", place, split, pa.Table.from_pylist(rows_of("arc_easy", split)[:5]))
+        write(tmp_path / "there", repository, split, pa.Table.from_pylist(rows_of("arc_easy", split)[:5]))
         changed = [task for task in BENCHMARKS if identity(task, there, memory) != before[task]]
         assert changed == ([] if split == "train" else ["arc_easy"])
     pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "other/one": COMMIT}}
@@ -128,11 +128,11 @@ def test_hub_asks_for_the_pinned_commit_and_gives_what_a_mirror_gives(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for task, names in {"gsm8k": ("test", "train"), "boolq": ("validation",)}.items():
-        place = BENCHMARKS[task].places[-1]
-        data = {"source": "hub", "revisions": {place.repository: COMMIT}}
+        repository = BENCHMARKS[task].repositories[-1]
+        data = {"source": "hub", "revisions": {repository.name: COMMIT}}
         benchmarks.prepare(task, data, tmp_path / task)
         assert read_manifest(tmp_path / task)["sha256"] == read_manifest(prepared[task])["sha256"]
-        assert asked[-len(names) :] == [(place.repository, place.config, split, COMMIT) for split in names]
+        assert asked[-len(names) :] == [(repository.name, repository.config, split, COMMIT) for split in names]
 
 
 def test_what_the_plan_imports_is_light() -> None:

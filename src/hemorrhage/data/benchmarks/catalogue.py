@@ -1,7 +1,7 @@
 """The tasks of lm-eval that the bench can run: their definitions, metrics and data.
 
-The step and the plan find this module at run time. The address of a prepared task holds its own entry (``identity`` of
-hemorrhage.data.benchmarks.harness), so that a new line here invalidates nothing.
+The step and the plan import this module at run time. The address of a prepared task holds its own entry (``identity``
+of hemorrhage.data.benchmarks.harness), so that a new line here invalidates nothing.
 
 The primary metric is the one that the Open LLM Leaderboard (first version) took from lm-eval: ``acc_norm`` for
 ARC-Challenge and HellaSwag, ``acc`` for MMLU and WinoGrande, the strict exact match of GSM8K. For the tasks it did not
@@ -12,13 +12,13 @@ those of lm-eval's definitions, which is 0 for MMLU where the leaderboard gave 5
 
 from __future__ import annotations
 
-from hemorrhage.data.benchmarks.entry import Benchmark, Place
+from hemorrhage.data.benchmarks.entry import Benchmark, Repository
 
 BENCHMARKS = {
     "arc_easy": Benchmark(
         definition="arc/arc_easy.yaml",
         metric="acc_norm,none",
-        places=(Place("allenai/ai2_arc", "ARC-Easy"),),
+        repositories=(Repository("allenai/ai2_arc", "ARC-Easy"),),
         split="test",
         columns=("question", "choices", "answerKey"),
         options="choices.text",
@@ -28,7 +28,7 @@ BENCHMARKS = {
     "arc_challenge": Benchmark(
         definition="arc/arc_challenge.yaml",
         metric="acc_norm,none",
-        places=(Place("allenai/ai2_arc", "ARC-Challenge"),),
+        repositories=(Repository("allenai/ai2_arc", "ARC-Challenge"),),
         split="test",
         columns=("question", "choices", "answerKey"),
         options="choices.text",
@@ -38,7 +38,7 @@ BENCHMARKS = {
     "mmlu": Benchmark(
         definition="mmlu/default/_mmlu.yaml",
         metric="acc,none",
-        places=(Place("cais/mmlu", "all"),),
+        repositories=(Repository("cais/mmlu", "all"),),
         split="test",
         columns=("question", "subject", "choices", "answer"),
         shots_split="dev",
@@ -49,7 +49,7 @@ BENCHMARKS = {
     "hellaswag": Benchmark(
         definition="hellaswag/hellaswag.yaml",
         metric="acc_norm,none",
-        places=(Place("Rowan/hellaswag", "default"),),
+        repositories=(Repository("Rowan/hellaswag", "default"),),
         split="validation",
         columns=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
         options="endings",
@@ -59,7 +59,7 @@ BENCHMARKS = {
     "piqa": Benchmark(
         definition="piqa/piqa.yaml",
         metric="acc_norm,none",
-        places=(Place("baber/piqa", "default"), Place("ybisk/piqa", "plain_text")),
+        repositories=(Repository("baber/piqa", "default"), Repository("ybisk/piqa", "plain_text")),
         split="validation",
         columns=("goal", "sol1", "sol2", "label"),
         options=2,
@@ -68,7 +68,7 @@ BENCHMARKS = {
     "winogrande": Benchmark(
         definition="winogrande/default.yaml",
         metric="acc,none",
-        places=(Place("allenai/winogrande", "winogrande_xl"),),
+        repositories=(Repository("allenai/winogrande", "winogrande_xl"),),
         split="validation",
         columns=("sentence", "option1", "option2", "answer"),
         options=2,
@@ -79,7 +79,10 @@ BENCHMARKS = {
     "boolq": Benchmark(
         definition="super_glue/boolq/default.yaml",
         metric="acc,none",
-        places=(Place("aps/super_glue", "boolq"), Place("google/boolq", "default", (("answer", "label"),))),
+        repositories=(
+            Repository("aps/super_glue", "boolq"),
+            Repository("google/boolq", "default", (("answer", "label"),)),
+        ),
         split="validation",
         columns=("passage", "question", "label"),
         options=2,
@@ -88,7 +91,7 @@ BENCHMARKS = {
     "openbookqa": Benchmark(
         definition="openbookqa/openbookqa.yaml",
         metric="acc_norm,none",
-        places=(Place("allenai/openbookqa", "main"),),
+        repositories=(Repository("allenai/openbookqa", "main"),),
         split="test",
         columns=("question_stem", "choices", "answerKey"),
         options="choices.text",
@@ -98,14 +101,14 @@ BENCHMARKS = {
     "lambada_openai": Benchmark(
         definition="lambada/lambada_openai.yaml",
         metric="acc,none",
-        places=(Place("EleutherAI/lambada_openai", "default"),),
+        repositories=(Repository("EleutherAI/lambada_openai", "default"),),
         split="test",
         columns=("text",),
     ),
     "gsm8k": Benchmark(
         definition="gsm8k/gsm8k.yaml",
         metric="exact_match,strict-match",
-        places=(Place("openai/gsm8k", "main"),),
+        repositories=(Repository("openai/gsm8k", "main"),),
         split="test",
         columns=("question", "answer"),
         shots=5,

@@ -19,7 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.data.benchmarks.entry import Benchmark, Place
+from hemorrhage.data.benchmarks.entry import Benchmark, Repository
+from hemorrhage.data.source import DataSource
+from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.network import dataset
 from hemorrhage.runtime.step import InputError, start
@@ -28,38 +30,38 @@ if TYPE_CHECKING:
     import pyarrow
 
 Row = dict[str, Any]
+"""A row of a data set of lm-eval's: its columns are the data set's own."""
 
 
 def splits(benchmark: Benchmark) -> list[str]:
-    """The splits that are prepared, the scored one first."""
+    """Name the splits that are prepared, the scored one first."""
     return [benchmark.split, *([benchmark.shots_split] if benchmark.shots_split else [])]
 
 
-def mirror_files(place: Place, folder: Path, split: str) -> list[Path]:
-    """The files of a split in a folder laid out like the hub, in order; empty where there are none."""
-    return sorted(folder.glob(f"{place.repository}/{place.config}/{split}-*.parquet"))
+def mirror_files(repository: Repository, folder: Path, split: str) -> list[Path]:
+    """List the files of a split in a folder laid out like the hub, in order; empty where there are none."""
+    return sorted(folder.glob(f"{repository.name}/{repository.config}/{split}-*.parquet"))
 
 
 def entry(task: str) -> Benchmark:
-    """The entry of a task in the catalogue; ValueError where it has none."""
-    # Found by name, since an address follows imports: another task's entry is none of this one's business.
-    catalogue = importlib.import_module("hemorrhage.data.benchmarks.catalogue").BENCHMARKS
+    """Return the entry of a task in the catalogue; ValueError where it has none."""
+    # Imported by name, since an address follows imports: another task's entry is none of this one's business.
+    catalogue: dict[str, Benchmark] = importlib.import_module("hemorrhage.data.benchmarks.catalogue").BENCHMARKS
     if task not in catalogue:
         raise InputError(f"task {task!r} is unknown; allowed: {', '.join(catalogue)}")
     return catalogue[task]
 
 
-def place_of(task: str, benchmark: Benchmark, data: dict[str, Any]) -> Place:
-    """The place that ``task`` is read from; ValueError in one line where there is none.
+def repository_of(task: str, benchmark: Benchmark, data: DataSource) -> Repository:
+    """Choose the repository that ``task`` is read from; ValueError in one line where none can be.
 
-    ``data`` is ``{"source": "mirror", "path": folder}`` or ``{"source": "hub", "revisions": {repository: commit}}``.
     The hub itself is not asked.
     """
     if data["source"] == "hub":
-        for place in benchmark.places:
-            if place.repository in data["revisions"]:
-                return place
-        names = " or ".join(place.repository for place in benchmark.places)
+        for repository in benchmark.repositories:
+            if repository.name in data["revisions"]:
+                return repository
+        names = " or ".join(repository.name for repository in benchmark.repositories)
         raise InputError(f"task {task} needs the commit of {names} in data.revisions")
     if data["source"] != "mirror":
         raise InputError(f"task {task} needs data.source mirror or hub (got {data['source']!r})")
@@ -67,64 +69,65 @@ def place_of(task: str, benchmark: Benchmark, data: dict[str, Any]) -> Place:
     if not folder.is_dir():
         raise InputError(f"task {task}: data.path {folder} is not a folder")
     lacking = []
-    for place in benchmark.places:
-        absent = [split for split in splits(benchmark) if not mirror_files(place, folder, split)]
+    for repository in benchmark.repositories:
+        absent = [split for split in splits(benchmark) if not mirror_files(repository, folder, split)]
         if not absent:
-            return place
-        lacking.append(f"{place.repository}/{place.config}/{absent[0]}-*.parquet")
+            return repository
+        lacking.append(f"{repository.name}/{repository.config}/{absent[0]}-*.parquet")
     raise InputError(f"task {task}: no file {' or '.join(lacking)} in {folder}")
 
 
-def reachable(task: str, data: dict[str, Any]) -> str | None:
-    """One line that says what is missing before ``task`` can be read from ``data``, or None; see ``place_of``."""
+def reachable(task: str, data: DataSource) -> str | None:
+    """Say in one line what is missing before ``task`` can be read from ``data``, or None; see ``repository_of``."""
     try:
-        place_of(task, entry(task), data)
+        repository_of(task, entry(task), data)
     except ValueError as error:
         return str(error)
     return None
 
 
-def identity(task: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
-    """What the address of a prepared task holds of its source beside the code of the step.
+def identity(task: str, data: DataSource, memory: Path) -> Json:
+    """Return what the address of a prepared task holds of its source next to the code of the step.
 
-    That is its own entry, the place that is read, and digests of its files or the pinned commit; where a mirror lies
-    does not count. ``memory`` is that of runtime.address.fingerprint. Raises InputError where it is not reachable.
+    That is its own entry, the repository that is read, and digests of its files or the pinned commit; where a mirror
+    lies does not count. ``memory`` is that of runtime.address.fingerprint. Raises InputError where it is not reachable.
     """
     from hemorrhage.runtime.address import fingerprint
 
     benchmark = entry(task)
-    place = place_of(task, benchmark, data)
-    facts = {**asdict(benchmark), "places": asdict(place), "source": data["source"]}
+    repository = repository_of(task, benchmark, data)
+    source: Json = {**asdict(benchmark), "repositories": asdict(repository), "source": data["source"]}
     if data["source"] == "hub":
-        return {**facts, "revision": data["revisions"][place.repository]}
+        return {**source, "revision": data["revisions"][repository.name]}
+    assert data["source"] == "mirror", "repository_of refuses the rest"
     files = {
         file.name: fingerprint(file, memory)
         for split in splits(benchmark)
-        for file in mirror_files(place, Path(data["path"]), split)
+        for file in mirror_files(repository, Path(data["path"]), split)
     }
-    return {**facts, "files": files}
+    return {**source, "files": files}
 
 
-def prepare(task: str, data: dict[str, Any], out: Path) -> None:
+def prepare(task: str, data: DataSource, out: Path) -> None:
     """Write the data of ``task`` into ``out``; ValueError where a file, a column or a right answer is missing."""
     from pyarrow import parquet
 
     benchmark = entry(task)
-    place = place_of(task, benchmark, data)
-    tables = {split: _table(task, benchmark, place, split, data) for split in splits(benchmark)}
+    repository = repository_of(task, benchmark, data)
+    tables = {split: _table(task, benchmark, repository, split, data) for split in splits(benchmark)}
     scored = _members(task, benchmark, tables[benchmark.split])
     rows = [row for _, table in sorted(scored.items()) for row in table.to_pylist()]
     chance, floor = levels(task, benchmark, rows)
-    with writing(out) as part:
+    with writing(out) as folder:
         for split, table in tables.items():
             for member, content in _members(task, benchmark, table).items():
-                (part / member).mkdir(exist_ok=True)
-                parquet.write_table(content, part / member / f"{split}.parquet")
+                (folder / member).mkdir(exist_ok=True)
+                parquet.write_table(content, folder / member / f"{split}.parquet")
         write_manifest(
-            part,
+            folder,
             task=task,
             source=data,
-            repository=asdict(place),
+            repository=asdict(repository),
             definition=benchmark.definition,
             metric=benchmark.metric,
             shots=benchmark.shots,
@@ -138,7 +141,7 @@ def prepare(task: str, data: dict[str, Any], out: Path) -> None:
 
 
 def levels(task: str, benchmark: Benchmark, rows: list[Row]) -> tuple[float, float]:
-    """Expected score of a guess, and the score of always giving the most frequent label.
+    """Return the expected score of a guess, and the score of always giving the most frequent label.
 
     A guess takes each of an item's choices with the same probability; where nothing is chosen it is never right.
     ``rows`` are the scored items. Raises InputError where an item has no right answer.
@@ -148,16 +151,16 @@ def levels(task: str, benchmark: Benchmark, rows: list[Row]) -> tuple[float, flo
     choices, right = [], []
     for number, row in enumerate(rows):
         try:
-            there = benchmark.options if isinstance(benchmark.options, int) else len(_at(row, benchmark.options))
+            count = benchmark.options if isinstance(benchmark.options, int) else len(_at(row, benchmark.options))
             answer = _right(row, benchmark)
         except (TypeError, ValueError):
-            there, answer = 0, 0
-        if not 0 <= answer < there:
+            count, answer = 0, 0
+        if not 0 <= answer < count:
             raise InputError(f"task {task}: {benchmark.split} item {number} has no right answer among its choices")
-        choices.append(there)
+        choices.append(count)
         right.append(answer)
     most = collections.Counter(right).most_common(1)[0][1]
-    return sum(1 / there for there in choices) / len(rows), most / len(rows)
+    return sum(1 / count for count in choices) / len(rows), most / len(rows)
 
 
 def _right(row: Row, benchmark: Benchmark) -> int:
@@ -175,18 +178,19 @@ def _at(row: Row, path: str) -> Any:
     return value
 
 
-def _table(task: str, benchmark: Benchmark, place: Place, split: str, data: dict[str, Any]) -> pyarrow.Table:
-    """All rows of a split, its columns named as lm-eval's definition reads them."""
+def _table(task: str, benchmark: Benchmark, repository: Repository, split: str, data: DataSource) -> pyarrow.Table:
+    """Read all rows of a split, its columns named as lm-eval's definition reads them."""
     import pyarrow
     from pyarrow import compute, parquet
 
     if data["source"] == "hub":
-        revision = data["revisions"][place.repository]
-        table = dataset(place.repository, place.config, split, revision).with_format("arrow")[:]
+        revision = data["revisions"][repository.name]
+        table = dataset(repository.name, repository.config, split, revision).with_format("arrow")[:]
     else:
-        table = pyarrow.concat_tables(map(parquet.read_table, mirror_files(place, Path(data["path"]), split)))
+        assert data["source"] == "mirror", "repository_of refuses the rest"
+        table = pyarrow.concat_tables(map(parquet.read_table, mirror_files(repository, Path(data["path"]), split)))
     # Labels may be booleans where lm-eval's own repository has 0 and 1.
-    names = dict(place.renamed)
+    names = dict(repository.renamed)
     columns = {names.get(name, name): table[name] for name in table.column_names}
     columns = {
         name: compute.cast(column, pyarrow.int64()) if pyarrow.types.is_boolean(column.type) else column
@@ -194,14 +198,14 @@ def _table(task: str, benchmark: Benchmark, place: Place, split: str, data: dict
     }
     lacking = sorted(set(benchmark.columns) - set(columns))
     if lacking:
-        raise InputError(f"task {task}: {place.repository} {split} has no column {', '.join(lacking)}")
+        raise InputError(f"task {task}: {repository.name} {split} has no column {', '.join(lacking)}")
     if not len(table):
-        raise InputError(f"task {task}: {place.repository} {split} has no rows")
+        raise InputError(f"task {task}: {repository.name} {split} has no rows")
     return pyarrow.table(columns)
 
 
 def _members(task: str, benchmark: Benchmark, table: pyarrow.Table) -> dict[str, pyarrow.Table]:
-    """lm-eval's task -> its rows."""
+    """Split the rows by task of lm-eval."""
     from pyarrow import compute
 
     if benchmark.member is None:
@@ -213,7 +217,7 @@ def _members(task: str, benchmark: Benchmark, table: pyarrow.Table) -> dict[str,
 
 
 def _digest(rows: dict[str, list[Row]]) -> str:
-    """SHA-256 of everything prepared, whatever the files' encoding."""
+    """Return the SHA-256 of everything prepared, whatever the files' encoding."""
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,13 +23,29 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.step import InputError, start
 
 Fact = tuple[str, str]
 """(prompt, right choice with its leading space)."""
+
+
+class Question(TypedDict):
+    """A prompt with its choices, of which ``answer`` counts the right one."""
+
+    prompt: str
+    choices: list[str]
+    answer: int
+
+
+class Item(Question):
+    """A row of ``items.parquet``; items of one ``group`` share their choices."""
+
+    item: int
+    group: int
+
 
 NOUNS = (
     "key", "author", "teacher", "picture", "letter", "window", "farmer", "doctor", "book", "car",
@@ -149,11 +165,11 @@ def prepare(task: str, items: int, seed: int, out: Path) -> None:
     from pyarrow import parquet
 
     rows = make(task, items, seed)
-    with writing(out) as part:
-        parquet.write_table(pa.Table.from_pylist(rows), part / "items.parquet")
+    with writing(out) as folder:
+        parquet.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
         text = json.dumps(rows, sort_keys=True)
         write_manifest(
-            part,
+            folder,
             task=task,
             items=len(rows),
             chance=1 / len(rows[0]["choices"]),
@@ -162,43 +178,46 @@ def prepare(task: str, items: int, seed: int, out: Path) -> None:
         )
 
 
-def make(task: str, items: int, seed: int) -> list[dict[str, Any]]:
-    """``items`` distinct items of a task: ``item``, ``group``, ``prompt``, ``choices``, ``answer`` (which is right).
+def make(task: str, items: int, seed: int) -> list[Item]:
+    """Make ``items`` distinct items of a task.
 
-    Items of one ``group``, a number, share their choices and depend on each other. The first items of a longer list
+    Items of one ``group`` share their choices and depend on each other. The first items of a longer list
     are those of a shorter one. Raises InputError where the task is unknown or its templates have fewer items.
     """
     if task not in TASKS:
         raise InputError(f"task {task!r} is unknown; allowed: {', '.join(TASKS)}")
     # Seeded by text, so that two tasks of one seed share no draw.
     generator = random.Random(f"{task} {seed}")
-    rows: list[dict[str, Any]] = []
+    rows: list[Item] = []
     prompts: set[str] = set()
     groups = 0
     for group in TASKS[task](generator):
         if any(prompt in prompts for prompt, _ in group):
             continue
         prompts.update(prompt for prompt, _ in group)
-        rows += [{"group": groups, **row} for row in arrange(group, generator)]
+        rows += [
+            {"item": number, "group": groups, **question}
+            for number, question in enumerate(arrange(group, generator), start=len(rows))
+        ]
         groups += 1
         if len(rows) >= items:
-            return [{"item": number, **row} for number, row in enumerate(rows[:items])]
+            return rows[:items]
     raise InputError(f"task {task} has {len(rows)} items, but {items} are asked for")
 
 
-def arrange(group: list[Fact], generator: random.Random) -> list[dict[str, Any]]:
-    """Items of a group of facts with distinct answers, all of which are choices of each, newly ordered.
+def arrange(group: list[Fact], generator: random.Random) -> list[Question]:
+    """Make the items of a group of facts with distinct answers, all of which are choices of each, newly ordered.
 
     The right one stands at every position once.
     """
-    places = generator.sample(range(len(group)), len(group))
-    rows = []
-    for (prompt, right), place in zip(group, places, strict=True):
+    positions = generator.sample(range(len(group)), len(group))
+    questions: list[Question] = []
+    for (prompt, right), position in zip(group, positions, strict=True):
         choices = [answer for _, answer in group if answer != right]
         generator.shuffle(choices)
-        choices.insert(place, right)
-        rows.append({"prompt": prompt, "choices": choices, "answer": place})
-    return rows
+        choices.insert(position, right)
+        questions.append({"prompt": prompt, "choices": choices, "answer": position})
+    return questions
 
 
 ATTEMPTS = 4000
@@ -206,7 +225,7 @@ ATTEMPTS = 4000
 
 
 def agreement(generator: random.Random) -> Iterator[list[Fact]]:
-    """The same sentence with a singular and with a plural subject; the noun between it and the verb stays."""
+    """Write the same sentence with a singular and with a plural subject; the noun between it and the verb stays."""
     for _ in range(ATTEMPTS):
         noun = generator.choice(NOUNS)
         ending = generator.choice(("", "s"))
@@ -219,7 +238,7 @@ def agreement(generator: random.Random) -> Iterator[list[Fact]]:
 
 
 def arithmetic(generator: random.Random) -> Iterator[list[Fact]]:
-    """Four problems of one operation with different results of one digit, after a worked one."""
+    """Pose four problems of one operation with different results of one digit, after a worked one."""
     for _ in range(ATTEMPTS):
         problems = _problems(generator.choice(list(OPERATIONS)))
         generator.shuffle(problems)
@@ -229,22 +248,22 @@ def arithmetic(generator: random.Random) -> Iterator[list[Fact]]:
 
 
 def _problems(sign: str) -> list[tuple[str, int]]:
-    """Problems with operands from 1 to 18 and 1 to 9 and a result from 1 to 9: (``2 + 3 =``, 5)."""
+    """List the problems with operands from 1 to 18 and 1 to 9 and a result from 1 to 9: (``2 + 3 =``, 5)."""
     operate = OPERATIONS[sign]
     pairs = [(a, b) for a in range(1, 19) for b in range(1, 10) if 1 <= operate(a, b) <= 9]
     return [(f"{a} {sign} {b} =", operate(a, b)) for a, b in pairs]
 
 
 def recall(generator: random.Random) -> Iterator[list[Fact]]:
-    """Four names, each with a thing, told twice in different orders; each name is asked for its thing."""
+    """Name four people with a thing each, twice in different orders, and ask for the thing of each."""
     for _ in range(ATTEMPTS):
         pairs = list(zip(generator.sample(NAMES, 4), generator.sample(THINGS, 4), strict=True))
-        told = ", ".join(f"{name} {thing}" for name, thing in [*pairs, *generator.sample(pairs, 4)])
-        yield [(f"{told}, {name}", f" {thing}") for name, thing in pairs]
+        statement = ", ".join(f"{name} {thing}" for name, thing in [*pairs, *generator.sample(pairs, 4)])
+        yield [(f"{statement}, {name}", f" {thing}") for name, thing in pairs]
 
 
 def cloze(generator: random.Random) -> Iterator[list[Fact]]:
-    """Four facts of one sort; of sequences, four in a row, so that the choices are neighbours."""
+    """Ask for four facts of one sort; of sequences, four in a row, so that the choices are neighbours."""
     groups: list[list[Fact]] = []
     for wording, facts in FACTS.items():
         groups += _groups([(wording.format(asked), f" {right}") for asked, right in facts.items()], generator)
@@ -258,7 +277,7 @@ def cloze(generator: random.Random) -> Iterator[list[Fact]]:
 
 
 def _groups(facts: list[Fact], generator: random.Random) -> Iterator[list[Fact]]:
-    """Facts dealt into groups of four with different answers; a rest of fewer is left out."""
+    """Group facts by four with different answers; a rest of fewer is left out."""
     waiting: list[list[Fact]] = []
     for fact in generator.sample(facts, len(facts)):
         for group in waiting:

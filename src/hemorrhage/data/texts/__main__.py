@@ -13,12 +13,22 @@ import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from hemorrhage.data.source import DataSource
+from hemorrhage.data.texts.entry import Entry
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest, write_manifest, writing
 from hemorrhage.runtime.step import InputError, start
 
 SOURCES = ("embedded", "mirror", "hub")
+
+
+class Document(TypedDict):
+    """A row of ``documents.parquet``."""
+
+    split: str
+    document: int
+    text: str
 
 
 def main() -> None:
@@ -34,7 +44,7 @@ def main() -> None:
     prepare(arguments.corpus, arguments.base, arguments.data, arguments.needs, arguments.out)
 
 
-def prepare(corpus: str, base: Path, data: dict[str, Any], needs: dict[str, int], out: Path) -> None:
+def prepare(corpus: str, base: Path, data: DataSource, needs: dict[str, int], out: Path) -> None:
     """Write the documents and tokens of ``corpus`` into ``out``.
 
     Raises InputError where the source is unknown or lacks the corpus, and where a split has fewer tokens
@@ -51,22 +61,22 @@ def prepare(corpus: str, base: Path, data: dict[str, Any], needs: dict[str, int]
     for split, needed in needs.items():
         if len(tokens[split]) < needed:
             raise InputError(f"corpus {corpus}: {split} has {len(tokens[split])} tokens, but {needed} are needed")
-    rows = [
+    rows: list[Document] = [
         {"split": split, "document": number, "text": text}
         for split, texts in documents.items()
         for number, text in enumerate(texts)
     ]
-    with writing(out) as part:
-        parquet.write_table(pa.Table.from_pylist(rows), part / "documents.parquet")
+    with writing(out) as folder:
+        parquet.write_table(pa.Table.from_pylist(rows), folder / "documents.parquet")
         save_file(
             {split: np.array(ids, dtype=np.int32) for split, ids in tokens.items()},
-            part / "tokens.safetensors",
+            folder / "tokens.safetensors",
         )
         write_manifest(
-            part,
+            folder,
             corpus=corpus,
             source=data,
-            repository=entry,
+            repository=None if entry is None else asdict(entry),
             join=join,
             sha256=digest(rows),
             tokens={split: len(ids) for split, ids in tokens.items()},
@@ -74,25 +84,25 @@ def prepare(corpus: str, base: Path, data: dict[str, Any], needs: dict[str, int]
         )
 
 
-def read(corpus: str, data: dict[str, Any]) -> tuple[dict[str, list[str]], str, dict[str, Any] | None]:
-    """Documents of both splits, the string that joins them, and where in the catalogue they come from."""
-    source = data.get("source")
+def read(corpus: str, data: DataSource) -> tuple[dict[str, list[str]], str, Entry | None]:
+    """Read the documents of both splits, the string that joins them, and the corpus's entry in the catalogue."""
+    source = data["source"]
     if source not in SOURCES:
         raise InputError(f"data.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
-    # Found by name, since an address follows imports: a change of another source or of another corpus is
-    # none of this text's business. What is found here, hemorrhage.data.texts.repositories.identity names.
+    # Imported by name, since an address follows imports: a change of another source or of another corpus is
+    # none of this text's business. hemorrhage.data.texts.repositories.identity names what is imported here.
     reader = importlib.import_module(f"hemorrhage.data.texts.{source}")
     if source == "embedded":
         return reader.documents(corpus), reader.JOIN, None
     catalogue = importlib.import_module("hemorrhage.data.texts.catalogue").CATALOGUE
     if corpus not in catalogue:
         raise InputError(f"corpus {corpus!r} is in no repository; allowed: {', '.join(catalogue)}")
-    entry = catalogue[corpus]
-    return reader.documents(corpus, entry, data), entry.join, asdict(entry)
+    entry: Entry = catalogue[corpus]
+    return reader.documents(corpus, entry, data), entry.join, entry
 
 
 def tokenize(base: Path, text: str) -> list[int]:
-    """Token ids of ``text`` as one piece, without special tokens, by the tokenizer of the folder ``base``."""
+    """Return the token ids of ``text`` as one piece, without special tokens, by the tokenizer in ``base``."""
     # The library itself: transformers would import torch, seconds for nothing.
     from tokenizers import Tokenizer
 
@@ -104,14 +114,14 @@ def tokenize(base: Path, text: str) -> list[int]:
 
 
 def _check_ids(corpus: str, base: Path, largest: int) -> None:
-    """Raises InputError where a text holds a token that the base model has no embedding of."""
+    """Raise InputError where a text holds a token that the base model has no embedding of."""
     rows = read_manifest(base).get("vocabulary") if (base / MANIFEST).is_file() else None
     if rows is not None and largest >= rows:
         raise InputError(f"corpus {corpus} has the token {largest}, and the model's embedding has {rows} rows")
 
 
-def digest(rows: list[dict[str, Any]]) -> str:
-    """SHA-256 of the splits, numbers and texts of all documents."""
+def digest(rows: list[Document]) -> str:
+    """Return the SHA-256 of the splits, numbers and texts of all documents."""
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The corpora of data.source ``mirror`` and ``hub``.
 
-Only the plan's side imports this module; the step finds it at run time. The address of a text holds its own
+Only the plan's side imports this module; the step imports it at run time. The address of a text holds its own
 entry (see ``identity`` of hemorrhage.data.texts.repositories), so that a new line here invalidates nothing.
 """
 

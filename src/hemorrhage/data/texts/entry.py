@@ -11,7 +11,7 @@ from pathlib import Path
 class Entry:
     """A corpus in a data set repository. ``calibration`` and ``evaluation`` are names of its splits.
 
-    Where both are the same split, its documents are dealt out in turn. ``template`` makes a document of a
+    Where both are the same split, its documents go to one and the other in turn. ``template`` makes a document of a
     row. ``join`` stands between documents and belongs to the perplexity protocol of the data set.
     ``hub_files`` picks files of a hub repository that is too large to take whole, and ``hub_rows`` bounds
     the rows read from them; ``on_hub`` is false for sets that only a mirror has.
@@ -30,23 +30,23 @@ class Entry:
 
 
 def columns(entry: Entry) -> list[str]:
-    """The columns of a row that the template reads."""
+    """List the columns of a row that the template reads."""
     return re.findall(r"{(\w+)}", entry.template)
 
 
 def pattern(entry: Entry, split: str) -> str:
-    """Glob pattern of a split's files in a mirror folder: ``<org>/<name>/<config>/<split>-*.parquet``."""
+    """Make the glob pattern of a split's files in a mirror folder: ``<org>/<name>/<config>/<split>-*.parquet``."""
     return f"{entry.repository}/{entry.config}/{split}-*.parquet"
 
 
 def mirror_files(entry: Entry, folder: Path, split: str) -> list[Path]:
-    """The files of a split in a mirror folder, in order; empty where there are none."""
+    """List the files of a split in a mirror folder, in order; empty where there are none."""
     return sorted(folder.glob(pattern(entry, split)))
 
 
 def arrange(entry: Entry, rows: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
-    """Documents of both splits from the rows of the repository's splits, ``{split name: rows}``."""
-    made = {split: _documents(entry, found) for split, found in rows.items()}
+    """Make the documents of both splits from the rows of the repository's splits, ``{split name: rows}``."""
+    made = {split: _documents(entry, of_split) for split, of_split in rows.items()}
     if entry.calibration == entry.evaluation:
         whole = made[entry.calibration]
         return {"calibration": whole[0::2], "evaluation": whole[1::2]}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from hemorrhage.data.source import Hub
 from hemorrhage.data.texts.entry import Entry, arrange, columns
 from hemorrhage.runtime.network import dataset
 from hemorrhage.runtime.step import InputError
 
 
-def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
-    """Documents of both splits of ``corpus`` at the commit that ``data["revisions"]`` gives its repository.
+def documents(corpus: str, entry: Entry, data: Hub) -> dict[str, list[str]]:
+    """Read the documents of both splits of ``corpus`` at the commit that ``data["revisions"]`` gives its repository.
 
     Raises InputError where there is no commit for it, ConnectionError where the network stays lost; what else the
     download raises passes through.
@@ -28,4 +27,5 @@ def _rows(entry: Entry, split: str, revision: str) -> list[dict[str, str]]:
     table = dataset(entry.repository, entry.config, split, revision, entry.hub_files)
     if entry.hub_rows:
         table = table.select(range(min(entry.hub_rows, len(table))))
-    return table.select_columns(columns(entry)).to_list()
+    rows: list[dict[str, str]] = table.select_columns(columns(entry)).to_list()
+    return rows

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from hemorrhage.data.source import Mirror
 from hemorrhage.data.texts.entry import Entry, arrange, columns, mirror_files, pattern
 from hemorrhage.runtime.step import InputError
 
 
-def documents(corpus: str, entry: Entry, data: dict[str, Any]) -> dict[str, list[str]]:
-    """Documents of both splits of ``corpus``, which ``entry`` describes, in the folder ``data["path"]``.
+def documents(corpus: str, entry: Entry, data: Mirror) -> dict[str, list[str]]:
+    """Read the documents of both splits of ``corpus``, which ``entry`` describes, in the folder ``data["path"]``.
 
     Raises InputError where a file or a column is missing.
     """

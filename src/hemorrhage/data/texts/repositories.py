@@ -1,24 +1,24 @@
-"""What the plan asks about a corpus before any work: is it there, and what is its identity?
+"""Reach and identity of a corpus, which the plan asks for before any work.
 
 Nothing heavy is imported here: the plan is read at every start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from hemorrhage.data.source import DataSource
 from hemorrhage.data.texts.catalogue import CATALOGUE
-from hemorrhage.data.texts.entry import mirror_files, pattern
-from hemorrhage.runtime.address import fingerprint, program
+from hemorrhage.data.texts.entry import Entry, mirror_files, pattern
+from hemorrhage.runtime.address import Json, fingerprint, program
 
 
-def reachable(corpus: str, data: dict[str, Any]) -> str | None:
-    """One line that says what is missing before ``corpus`` can be read from ``data``, or None.
+def reachable(corpus: str, data: DataSource) -> str | None:
+    """Say in one line what is missing before ``corpus`` can be read from ``data``; None where nothing is.
 
-    ``data`` is ``{"source": "embedded"}``, ``{"source": "mirror", "path": folder}`` or ``{"source": "hub",
-    "revisions": {repository: commit}}``. The hub itself is not asked.
+    The hub itself is not asked.
     """
     if data["source"] == "embedded":
         from hemorrhage.data.texts.embedded import missing
@@ -28,12 +28,19 @@ def reachable(corpus: str, data: dict[str, Any]) -> str | None:
     if entry is None:
         return f"corpus {corpus!r} is in no repository; allowed: {', '.join(CATALOGUE)}"
     if data["source"] == "hub":
-        if not entry.on_hub:
-            return f"corpus {corpus} is not on the hub; data.source mirror can hold it"
-        if entry.repository not in data["revisions"]:
-            return f"corpus {corpus} needs the commit of {entry.repository} in data.revisions"
-        return None
-    folder = Path(data["path"])
+        return _missing_on_hub(corpus, entry, data["revisions"])
+    return _missing_in_mirror(corpus, entry, Path(data["path"]))
+
+
+def _missing_on_hub(corpus: str, entry: Entry, revisions: Mapping[str, str]) -> str | None:
+    if not entry.on_hub:
+        return f"corpus {corpus} is not on the hub; data.source mirror can hold it"
+    if entry.repository not in revisions:
+        return f"corpus {corpus} needs the commit of {entry.repository} in data.revisions"
+    return None
+
+
+def _missing_in_mirror(corpus: str, entry: Entry, folder: Path) -> str | None:
     if not folder.is_dir():
         return f"corpus {corpus}: data.path {folder} is not a folder"
     for split in dict.fromkeys((entry.calibration, entry.evaluation)):
@@ -42,27 +49,26 @@ def reachable(corpus: str, data: dict[str, Any]) -> str | None:
     return None
 
 
-def identity(corpus: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
-    """What the address of a prepared corpus holds of its source beside the code of the step.
+def identity(corpus: str, data: DataSource, memory: Path) -> Json:
+    """Return what the address of a prepared corpus holds of its source next to the code of the step.
 
     That is the code that reads this kind of source, the corpus's own entry in the catalogue, and digests of
     its files or the pinned commit. Where a mirror lies does not count. An embedded corpus is what this
     machine's Python and packages make of it; the text's own hash says which text it was. ``memory`` is that
     of hemorrhage.runtime.address.fingerprint.
     """
-    reader: dict[str, Any] = {
+    reader: Json = {
         "source": data["source"],
         "program": program(f"hemorrhage.data.texts.{data['source']}"),
     }
     if data["source"] == "embedded":
         return reader
     entry = CATALOGUE[corpus]
-    reader["entry"] = asdict(entry)
     if data["source"] == "hub":
-        return {**reader, "revision": data["revisions"][entry.repository]}
+        return {**reader, "entry": asdict(entry), "revision": data["revisions"][entry.repository]}
     files = {
         file.name: fingerprint(file, memory)
         for split in (entry.calibration, entry.evaluation)
         for file in mirror_files(entry, Path(data["path"]), split)
     }
-    return {**reader, "files": files}
+    return {**reader, "entry": asdict(entry), "files": files}

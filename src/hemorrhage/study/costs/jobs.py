@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from hemorrhage.models.sources.files import architecture, contents, tensors
 from hemorrhage.study import params as config
@@ -33,8 +32,8 @@ class Job:
     needs: tuple[Key, ...]
 
     @property
-    def there(self) -> bool:
-        """Whether its output is there."""
+    def is_done(self) -> bool:
+        """Whether its output exists."""
         return self.output.is_file()
 
     @property
@@ -44,29 +43,29 @@ class Job:
 
 
 def shape(plan: Plan) -> Shape | None:
-    """Shape of the plan's model; None where nothing of it is on this machine yet."""
+    """Return the shape of the plan's model; None where nothing of it is on this machine yet."""
     folder = Path(plan.manifest("base", "base")).parent
     model = plan.params.model
     if isinstance(model, config.PathModel):
         folder = Path(model.path)
     if (folder / "config.json").is_file():
         counted = sum(math.prod(tensor.shape) for tensor in tensors(contents(folder).weights).values())
-        facts = architecture(folder)
+        sizes = architecture(folder)
         # A family may leave out what is its default, or have other names still.
-        return _shape(facts, counted) if facts.keys() >= {"hidden_size", "vocab_size"} else None
+        return _shape(sizes, counted) if sizes.keys() >= {"hidden_size", "vocab_size"} else None
     known = config.architecture(plan.params)
     return None if known is None else _shape(known, None)
 
 
-def _shape(facts: dict[str, Any], counted: int | None) -> Shape:
-    width, tied = int(facts["hidden_size"]), bool(facts.get("tie_word_embeddings", False))
-    embedding = int(facts["vocab_size"]) * width
+def _shape(sizes: config.ModelConfig, counted: int | None) -> Shape:
+    width, tied = int(sizes["hidden_size"]), bool(sizes.get("tie_word_embeddings", False))
+    embedding = int(sizes["vocab_size"]) * width
     if counted is None:
-        heads = int(facts["num_attention_heads"])
-        head = facts.get("head_dim") or width // heads
-        attention = width * head * (2 * heads + 2 * facts.get("num_key_value_heads", heads))
-        mlp = 3 * width * facts["intermediate_size"]
-        return Shape(int(facts["num_hidden_layers"] * (attention + mlp)), embedding, width, tied)
+        heads = int(sizes["num_attention_heads"])
+        head = sizes.get("head_dim") or width // heads
+        attention = width * head * (2 * heads + 2 * sizes.get("num_key_value_heads", heads))
+        mlp = 3 * width * sizes["intermediate_size"]
+        return Shape(int(sizes["num_hidden_layers"] * (attention + mlp)), embedding, width, tied)
     return Shape(max(counted - embedding * (1 if tied else 2), 1), embedding, width, tied)
 
 
@@ -78,23 +77,23 @@ class Workload:
         self.shape = shape(plan)
 
     def on_gpu(self, kind: str, name: str) -> bool:
-        """Whether a job has use for a GPU."""
+        """Tell whether a job has use for a GPU."""
         asks = KINDS[kind].on_gpu if kind in KINDS else None
         return asks is not None and asks(self.plan.design, name)
 
     @cached_property
     def jobs(self) -> dict[Key, Job]:
-        """(kind, name) -> job, in an order in which they can be made."""
+        """All jobs by kind and name, in an order in which they can be made."""
         plan = self.plan
-        found = {
+        jobs = {
             (kind, name): self._job(kind, name, Path(plan.manifest(kind, name)))
             for kind in KINDS
             for name in plan.names(kind)
         }
-        everything = tuple(found)
-        found[ROWS] = self._report(ROWS, plan.rows, "analyze", self._resampled(), everything)
-        found[PAGE] = self._report(PAGE, plan.page, "page", Work(0, 0, 0), (ROWS,))
-        return found
+        everything = tuple(jobs)
+        jobs[ROWS] = self._report(ROWS, plan.rows, "analyze", self._resampled(), everything)
+        jobs[PAGE] = self._report(PAGE, plan.page, "page", Work(0, 0, 0), (ROWS,))
+        return jobs
 
     def _job(self, kind: str, name: str, output: Path) -> Job:
         plan, row = self.plan, KINDS[kind]
@@ -110,8 +109,8 @@ class Workload:
         return Job(kind, name, method, output, usage, work, tuple(row.needs(plan.design, name)))
 
     def _evaluation_tokens(self, corpus: str) -> int:
-        there = evaluable(Path(self.plan.manifest("texts", corpus)))
-        return there.get("evaluation", 100_000)
+        tokens = evaluable(Path(self.plan.manifest("texts", corpus)))
+        return tokens.get("evaluation", 100_000)
 
     def _report(self, key: Key, address: str, logs: str, work: Work, needs: tuple[Key, ...]) -> Job:
         marker = Path(f".snakemake/current/{address}")

@@ -14,18 +14,75 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from hemorrhage.runtime.address import ADDRESS_LENGTH
 from hemorrhage.study.costs.jobs import Job
 from hemorrhage.study.kinds import KINDS
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats: TypeAlias = npt.NDArray[np.float64]
+
 COEFFICIENTS = Path(__file__).with_name("coefficients.json")
 
-QUANTITIES = ("cpu_s", "rss_mb", "disk_mb")
+Quantity = Literal["cpu_s", "rss_mb", "disk_mb"]
+QUANTITIES: tuple[Quantity, ...] = ("cpu_s", "rss_mb", "disk_mb")
 
 ROUNDS = 20
 """How often the shared coefficients and the methods' factors are fitted in turn."""
+
+
+class KindCoefficients(TypedDict):
+    """What was fitted for a kind: factors of its terms, of each method, and of a method that nobody has run yet."""
+
+    shared: list[float]
+    methods: dict[str, float]
+    unknown_method: float
+    jobs: int
+
+
+class Quantities(TypedDict):
+    """Quantity -> kind -> its coefficients."""
+
+    cpu_s: dict[str, KindCoefficients]
+    rss_mb: dict[str, KindCoefficients]
+    disk_mb: dict[str, KindCoefficients]
+
+
+class FittedOn(TypedDict):
+    """The jobs, models and machine that coefficients were fitted on, and how to do it again."""
+
+    jobs: int
+    parameters: str
+    machine: str
+    python: str
+    torch: str
+    command: str
+
+
+class Safety(TypedDict):
+    """What rules ask for, as a multiple of what is predicted, and at least."""
+
+    time: float
+    memory: float
+    least_minutes: float
+    least_mb: float
+
+
+class Coefficients(Quantities):
+    """The content of ``coefficients.json``."""
+
+    fitted: FittedOn
+    safety: Safety
+
+
+def committed() -> Coefficients:
+    """Read the committed coefficients."""
+    coefficients: Coefficients = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
+    return coefficients
 
 
 @dataclass(frozen=True)
@@ -49,10 +106,10 @@ class Cost:
 
 
 def observed(jobs: Iterable[Job]) -> list[Observation]:
-    """The jobs among these that have a usage file and an output that is no failure."""
-    found = []
+    """Read the usage of the jobs among these that have a usage file and an output that is no failure."""
+    observations = []
     for job in jobs:
-        if job.usage.is_file() and (job.there or not job.is_kept):
+        if job.usage.is_file() and (job.is_done or not job.is_kept):
             header, row = (line.split("\t") for line in job.usage.read_text(encoding="utf-8").splitlines()[:2])
             used = dict(zip(header, map(float, row), strict=True))
             disk = 0.0
@@ -61,12 +118,12 @@ def observed(jobs: Iterable[Job]) -> list[Observation]:
                     continue
                 disk = 1e-6 * sum(file.stat().st_size for file in job.output.parent.rglob("*") if file.is_file())
             memory = used["max_rss"] * 1.048576
-            found.append(Observation(job, used["cpu_time"], used.get("start_up", 0.0), memory, disk))
-    return found
+            observations.append(Observation(job, used["cpu_time"], used.get("start_up", 0.0), memory, disk))
+    return observations
 
 
 def newest(job: Job) -> Job:
-    """The job with the usage file and the output of its latest run, at whatever address: code may have moved since."""
+    """Return the job with the usage file and output of its latest run, at whatever address: code may have changed."""
     stem = f"{job.name}-" if job.is_kept else ""
     files = sorted(
         job.usage.parent.glob(f"{stem}{'[0-9a-f]' * ADDRESS_LENGTH}.tsv"), key=lambda file: file.stat().st_mtime
@@ -80,17 +137,17 @@ def newest(job: Job) -> Job:
 class Costs:
     """The fitted model. ``local`` corrects it by what this machine's own jobs used."""
 
-    def __init__(self, content: dict[str, Any], local: Sequence[Observation] = ()) -> None:
-        self.content = content
+    def __init__(self, quantities: Quantities, local: Sequence[Observation] = ()) -> None:
+        self.quantities = quantities
         self.factors = self._factors(local)
 
     @classmethod
     def read(cls, local: Sequence[Observation] = ()) -> Costs:
-        """The committed coefficients."""
-        return cls(json.loads(COEFFICIENTS.read_text(encoding="utf-8")), local)
+        """Make the model of the committed coefficients."""
+        return cls(committed(), local)
 
     def _factors(self, local: Sequence[Observation]) -> dict[str, float]:
-        """Kind -> how many times as long this machine takes: the median of its jobs, drawn to 1 where they are few."""
+        """Return how slow this machine is by kind: the median over its jobs, shrunk to 1 for few."""
         ratios: dict[str, list[float]] = {}
         for seen in local:
             expected = self._quantity("cpu_s", seen.job)
@@ -99,17 +156,17 @@ class Costs:
         return {kind: math.exp(statistics.median(logs) * len(logs) / (len(logs) + 1)) for kind, logs in ratios.items()}
 
     def predict(self, job: Job) -> Cost:
-        """What a job will use."""
+        """Predict what a job will use."""
         seconds, memory, disk = (self._quantity(name, job) for name in QUANTITIES)
         return Cost(seconds * self.factors.get(job.kind, 1.0), memory, disk)
 
     def known(self, job: Job) -> bool:
-        """Whether jobs of this kind, and of its method, were among those that the model was fitted on."""
-        kinds = self.content["cpu_s"]
+        """Tell whether jobs of this kind, and of its method, were among those that the model was fitted on."""
+        kinds = self.quantities["cpu_s"]
         return job.kind in kinds and (not job.method or job.method in kinds[job.kind]["methods"])
 
-    def _quantity(self, name: str, job: Job) -> float:
-        kinds = self.content[name]
+    def _quantity(self, name: Quantity, job: Job) -> float:
+        kinds = self.quantities[name]
         kind = job.kind if job.kind in kinds else (KINDS[job.kind].costs_like if job.is_kept else "evaluations")
         if kind not in kinds:
             return 0.0
@@ -118,8 +175,8 @@ class Costs:
         return shared * fitted["methods"].get(job.method, fitted["unknown_method"] if job.method else 1.0)
 
 
-def terms(name: str, job: Job) -> tuple[float, ...]:
-    """What the coefficients that all jobs of a kind share are multiplied with."""
+def terms(name: Quantity, job: Job) -> tuple[float, ...]:
+    """Return what the coefficients that all jobs of a kind share are multiplied with."""
     if name == "disk_mb":
         return (1.0, job.work.stored)
     if name == "rss_mb":
@@ -127,16 +184,18 @@ def terms(name: str, job: Job) -> tuple[float, ...]:
     return (1.0, job.work.parameters, job.work.arithmetic)
 
 
-def fit(observations: Sequence[Observation]) -> dict[str, Any]:
-    """Coefficients of all quantities: ``{quantity: {kind: {shared, methods, unknown_method}}}``."""
+def fit(observations: Sequence[Observation]) -> Quantities:
+    """Fit the coefficients of all quantities."""
     kinds = sorted({seen.job.kind for seen in observations})
+    of_kind = {kind: [seen for seen in observations if seen.job.kind == kind] for kind in kinds}
     return {
-        name: {kind: _fit_kind(name, [seen for seen in observations if seen.job.kind == kind]) for kind in kinds}
-        for name in QUANTITIES
+        "cpu_s": {kind: _fit_kind("cpu_s", seen) for kind, seen in of_kind.items()},
+        "rss_mb": {kind: _fit_kind("rss_mb", seen) for kind, seen in of_kind.items()},
+        "disk_mb": {kind: _fit_kind("disk_mb", seen) for kind, seen in of_kind.items()},
     }
 
 
-def _fit_kind(name: str, seen: Sequence[Observation]) -> dict[str, Any]:
+def _fit_kind(name: Quantity, seen: Sequence[Observation]) -> KindCoefficients:
     import numpy as np
 
     used = np.array([max(getattr(each, name), 0.1) for each in seen])
@@ -146,20 +205,20 @@ def _fit_kind(name: str, seen: Sequence[Observation]) -> dict[str, Any]:
     for _ in range(ROUNDS):
         shared = _shared(matrix, used / [factors.get(each.job.method, 1.0) for each in seen])
         for method in methods:
-            own = [each.job.method == method for each in seen]
+            of_method = [each.job.method == method for each in seen]
             # A ratio of sums: large jobs say more of a method than small ones, which are all start-up.
-            factors[method] = float(used[own].sum() / max((matrix[own] @ shared).sum(), 1e-9))
+            factors[method] = float(used[of_method].sum() / max((matrix[of_method] @ shared).sum(), 1e-9))
     return {
         "shared": [float(f"{value:.4g}") for value in shared],
         "methods": {method: float(f"{factors[method]:.4g}") for method in sorted(methods)},
-        # Of a method nobody has run yet: as dear as the dearer half of those that were.
+        # Of a method nobody has run yet: the upper quartile of those that were.
         "unknown_method": float(f"{_upper_quartile(list(factors.values())):.4g}"),
         "jobs": len(seen),
     }
 
 
-def _shared(matrix: Any, targets: Any) -> Any:
-    """Non-negative coefficients of least squares of relative errors."""
+def _shared(matrix: Floats, targets: Floats) -> Floats:
+    """Solve for the non-negative coefficients of least squares of relative errors."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -168,7 +227,8 @@ def _shared(matrix: Any, targets: Any) -> Any:
         # Too few sorts of jobs to tell parameters from arithmetic: the model is read once and computes all along.
         rows[:, 1] = 0
     scale = np.maximum(np.abs(rows).max(0), 1e-12)
-    return nnls(rows / scale, np.ones(len(rows)))[0] / scale
+    solution: Floats = nnls(rows / scale, np.ones(len(rows)))[0] / scale
+    return solution
 
 
 def _upper_quartile(values: list[float]) -> float:

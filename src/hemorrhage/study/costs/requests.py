@@ -1,4 +1,4 @@
-"""What each rule asks for: threads, memory, time and GPU, from the cost model, with room for its error.
+"""Resources that each rule asks for: threads, memory, time and GPU, from the cost model, with room for its error.
 
 From the committed coefficients alone, so that a job asks for the same on every day; a job that was killed for what it
 asked for asks for more the next time (``attempt``, with Snakemake's ``retries``).
@@ -10,11 +10,11 @@ import math
 import re
 
 from hemorrhage.study.costs.jobs import Workload
-from hemorrhage.study.costs.model import Costs
+from hemorrhage.study.costs.model import Costs, committed
 from hemorrhage.study.kinds import KINDS
 
 UNKNOWN = {"threads": 2, "mem_mb": 16000, "minutes": 120}
-"""What is asked for where nothing of the model is on this machine yet, so that its size is not known."""
+"""The request where the model is not on this machine yet, so that its size is not known."""
 
 
 class Requests:
@@ -22,43 +22,43 @@ class Requests:
 
     def __init__(self, workload: Workload, costs: Costs, gpu: int = 0) -> None:
         self.workload, self.costs, self.gpus = workload, costs, gpu
-        self.safety = costs.content["safety"]
+        self.safety = committed()["safety"]
 
     def seconds(self, kind: str, name: str) -> float:
-        """Predicted CPU seconds."""
+        """Return the predicted CPU seconds."""
         return self.costs.predict(self.workload.jobs[kind, name]).cpu_s
 
     def threads(self, kind: str, name: str) -> int:
-        """One for a job beside which others run, until it takes ten minutes; a power of two, at most 16."""
+        """Return the threads: one until a job takes ten minutes, then a power of two, at most 16."""
         if self.workload.shape is None:
             return UNKNOWN["threads"]
         worth = 10 if kind in KINDS and KINDS[kind].is_awaited else 300
-        return 2 ** min(4, max(0, int(math.log2(max(self.seconds(kind, name) / worth, 1)))))
+        return 1 << min(4, max(0, int(math.log2(max(self.seconds(kind, name) / worth, 1)))))
 
     def mem_mb(self, kind: str, name: str, attempt: int = 1) -> int:
-        """Memory, twice as much for each attempt."""
+        """Return the memory in MB, twice as much for each attempt."""
         if self.workload.shape is None:
-            return UNKNOWN["mem_mb"] * 2 ** (attempt - 1)
+            return UNKNOWN["mem_mb"] << (attempt - 1)
         memory = self.costs.predict(self.workload.jobs[kind, name]).rss_mb
         if kind in KINDS and KINDS[kind].by_blocks:
             # A model that takes more is read block by block.
             memory = min(memory, 1e3 * self.workload.plan.params.evaluate.memory_gb)
-        asked = max(self.safety["memory"] * memory, self.safety["least_mb"])
-        return math.ceil(asked / 100) * 100 * 2 ** (attempt - 1)
+        least = max(self.safety["memory"] * memory, self.safety["least_mb"])
+        return math.ceil(least / 100) * 100 << (attempt - 1)
 
     def minutes(self, kind: str, name: str, attempt: int = 1) -> int:
-        """Wall-clock minutes, three times as many for each attempt."""
+        """Return the wall-clock minutes, three times as many for each attempt."""
         if self.workload.shape is None:
-            return UNKNOWN["minutes"] * 3 ** (attempt - 1)
+            return UNKNOWN["minutes"] * int(3 ** (attempt - 1))
         wall = self.seconds(kind, name) / self.threads(kind, name)
-        asked = max(self.safety["time"] * wall / 60, self.safety["least_minutes"])
-        return math.ceil(asked) * 3 ** (attempt - 1)
+        least = max(self.safety["time"] * wall / 60, self.safety["least_minutes"])
+        return math.ceil(least) * int(3 ** (attempt - 1))
 
     def gpu(self, kind: str, name: str = "") -> int:
-        """GPUs: none for steps, and for methods of the compress step, that stay on the processor."""
+        """Return the number of GPUs: none for steps, and methods of the compress step, that stay on the CPU."""
         return self.gpus if self.workload.on_gpu(kind, name) else 0
 
     def named(self, kind: str, on_gpu: bool) -> str:
-        """Regular expression of the names of a kind's jobs that ask for a GPU, or that ask for none."""
+        """Make the regular expression of a kind's jobs that ask for a GPU, or for none."""
         names = [name for name in self.workload.plan.names(kind) if bool(self.gpu(kind, name)) == on_gpu]
         return "|".join(map(re.escape, names)) or "(?!)"

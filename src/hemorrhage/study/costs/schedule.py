@@ -1,4 +1,4 @@
-"""How long a run takes: the jobs that are missing, dealt to cores as Snakemake's greedy scheduler does."""
+"""How long a run takes: the jobs that are missing, assigned to cores as Snakemake's greedy scheduler does."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from hemorrhage.study.kinds import KINDS, Key
 
 
 def critical_path(seconds: Mapping[Key, float], needs: Mapping[Key, Sequence[Key]]) -> list[Key]:
-    """The chain of jobs that takes longest; keys of ``seconds`` are in an order in which they can run.
+    """Return the chain of jobs that takes longest; keys of ``seconds`` are in an order in which they can run.
 
-    ``needs`` that are no key of ``seconds`` are there already.
+    ``needs`` that are no key of ``seconds`` exist already.
     """
     ends: dict[Key, float] = {}
     before: dict[Key, Key | None] = {}
-    for key, own in seconds.items():
+    for key, duration in seconds.items():
         last = max((need for need in needs[key] if need in ends), key=lambda need: ends[need], default=None)
-        ends[key] = own + (ends[last] if last else 0.0)
+        ends[key] = duration + (ends[last] if last else 0.0)
         before[key] = last
     at: Key | None = max(ends, key=lambda key: ends[key], default=None)
     path: list[Key] = []

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from hemorrhage.data.benchmarks import programs as data
+from hemorrhage.data.benchmarks import code_tasks as data
 from hemorrhage.decode.prompts import Prompt
 from hemorrhage.decode.sweep import resume_directory
-from hemorrhage.evaluate import programs
-from hemorrhage.evaluate.programs_schema import PROGRAMS
+from hemorrhage.evaluate import code_tasks
+from hemorrhage.evaluate.code_tasks_schema import PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
 from hemorrhage.sandbox import runner as sandbox
@@ -59,8 +59,8 @@ def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(out: Path, base: Path, benchmark: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
     options = ["--variant", "base", "--checkpoint", base, "--base", base, "--benchmarks", benchmark]
     spec = json.dumps({**SPEC, **changes})
-    monkeypatch.setattr(sys, "argv", ["programs", *map(str, [out, *options]), "--spec", spec])
-    programs.main()
+    monkeypatch.setattr(sys, "argv", ["code_tasks", *map(str, [out, *options]), "--spec", spec])
+    code_tasks.main()
     return read_manifest(out)
 
 
@@ -89,12 +89,12 @@ def test_completions_are_greedy_and_end_before_a_stop(base: Path, stopped: int) 
     stops = [text[place : place + 4] for place, text in enumerate(free[:stopped], start=6)] or ["nothing"]
     read: list[int] = []
     model.register_forward_pre_hook(lambda *_: read.append(1))
-    found = programs.complete(model, tokenizer, prompts, 24, stops)
+    found = code_tasks.complete(model, tokenizer, prompts, 24, stops)
     steps = len(read)
     assert found == [literal(model, tokenizer, prompt.tokens, 24, stops) for prompt in prompts]
     assert all(stop not in text for stop in stops for text in found)
     assert [
-        text for [text] in (programs.complete(model, tokenizer, [prompt], 24, stops) for prompt in prompts)
+        text for [text] in (code_tasks.complete(model, tokenizer, [prompt], 24, stops) for prompt in prompts)
     ] == found
     assert (found == free) == (not stopped)
     # Who stops early saves the steps: the batch runs as long as its longest row.
@@ -102,19 +102,19 @@ def test_completions_are_greedy_and_end_before_a_stop(base: Path, stopped: int) 
 
 
 def test_text_ends_where_the_first_stop_begins() -> None:
-    assert programs.before_stop("a\ndef b\nclass", ["\nclass", "\ndef"]) == "a"
-    assert programs.before_stop("[DONE]", ["[DONE]"]) == ""
-    assert programs.before_stop("a\nde", ["\ndef"]) == "a\nde"
+    assert code_tasks.before_stop("a\ndef b\nclass", ["\nclass", "\ndef"]) == "a"
+    assert code_tasks.before_stop("[DONE]", ["[DONE]"]) == ""
+    assert code_tasks.before_stop("a\nde", ["\ndef"]) == "a\nde"
 
 
 def test_the_seed_draws_the_problems(humaneval: Path) -> None:
-    every = programs.draw_problems(humaneval, "all", 0)
-    five, again, other = (list(programs.draw_problems(humaneval, 5, seed).item) for seed in (0, 0, 1))
+    every = code_tasks.draw_problems(humaneval, "all", 0)
+    five, again, other = (list(code_tasks.draw_problems(humaneval, 5, seed).item) for seed in (0, 0, 1))
     assert five == again == sorted(five)
     assert five != other
     assert set(five) < set(every.item)
     with pytest.raises(ValueError, match="items: 1000 wanted"):
-        programs.draw_problems(humaneval, 1000, 0)
+        code_tasks.draw_problems(humaneval, 1000, 0)
 
 
 @needs_sandbox
@@ -129,7 +129,7 @@ def test_the_step_writes_what_became_of_every_program(
     assert (told["chance"], told["sha256"]) == (0.0, read_manifest(humaneval)["sha256"])
     for part in ("pass@1 greedy", "items=5/164 seed=3", "shots=0", "new_tokens=12", "batch=2", "memory_mb=256"):
         assert part in told["protocol"]
-    drawn = programs.draw_problems(humaneval, 5, 3)
+    drawn = code_tasks.draw_problems(humaneval, 5, 3)
     assert list(rows.item) == list(drawn.item)
     # A model of children's stories writes no program.
     assert not rows.correct.any()
@@ -146,12 +146,12 @@ def test_the_step_writes_what_became_of_every_program(
 def test_a_right_completion_is_correct(
     base: Path, humaneval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    solutions = programs.draw_problems(humaneval, "all", 0).set_index("item").solution
+    solutions = code_tasks.draw_problems(humaneval, "all", 0).set_index("item").solution
 
     def solved(model: Any, tokenizer: Any, prompts: Any, new_tokens: int, stops: Any) -> list[str]:
         return [solutions[prompt.item] if prompt.item % 2 else "\n    pass" for prompt in prompts]
 
-    monkeypatch.setattr(programs, "complete", solved)
+    monkeypatch.setattr(code_tasks, "complete", solved)
     run(tmp_path / "out", base, humaneval, monkeypatch)
     rows = pd.read_parquet(tmp_path / "out" / "programs.parquet")
     assert list(rows.correct) == list(rows.item % 2 == 1) == list(rows.status == "passed")
@@ -163,7 +163,7 @@ def test_a_killed_job_goes_on_with_the_next_batch(
     base: Path, humaneval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", base, humaneval, monkeypatch)
-    out, rows, made = tmp_path / "out", programs._rows, []
+    out, rows, made = tmp_path / "out", code_tasks._rows, []
 
     def killed(batch: Any, *rest: Any) -> Any:
         if len(made) == 2:
@@ -171,7 +171,7 @@ def test_a_killed_job_goes_on_with_the_next_batch(
         made.append(batch.number)
         return rows(batch, *rest)
 
-    monkeypatch.setattr(programs, "_rows", killed)
+    monkeypatch.setattr(code_tasks, "_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         run(out, base, humaneval, monkeypatch)
     assert not out.exists()
@@ -181,7 +181,7 @@ def test_a_killed_job_goes_on_with_the_next_batch(
         made.append(batch.number)
         return rows(batch, *rest)
 
-    monkeypatch.setattr(programs, "_rows", counted)
+    monkeypatch.setattr(code_tasks, "_rows", counted)
     run(out, base, humaneval, monkeypatch)
     assert made == [0, 1, 2]
     resumed, whole = (pd.read_parquet(tmp_path / name / "programs.parquet") for name in ("out", "whole"))
@@ -204,7 +204,7 @@ def test_what_can_t_be_done_is_recorded(
     changes: dict[str, Any],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(programs, "complete", None)
+    monkeypatch.setattr(code_tasks, "complete", None)
     manifest = run(tmp_path / "out", base, humaneval, monkeypatch, **changes)
     assert reason in manifest["failure"]
     assert manifest["tasks"]["humaneval"]["protocol"]
@@ -232,7 +232,7 @@ def test_without_a_sandbox_nothing_is_written(
     base: Path, humaneval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "missing", lambda: "programs need bwrap")
-    monkeypatch.setattr(programs, "evaluate", None)
+    monkeypatch.setattr(code_tasks, "evaluate", None)
     with pytest.raises(SystemExit, match="programs need bwrap"):
         run(tmp_path / "out", base, humaneval, monkeypatch)
     assert list(tmp_path.iterdir()) == []

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from hemorrhage.data.benchmarks import programs as data
-from hemorrhage.data.benchmarks.entry import Place
-from hemorrhage.evaluate import programs
-from hemorrhage.evaluate.programs_schema import PROBLEMS
+from hemorrhage.data.benchmarks import code_tasks as data
+from hemorrhage.data.benchmarks.entry import Repository
+from hemorrhage.evaluate import code_tasks
+from hemorrhage.evaluate.code_tasks_schema import PROBLEMS
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.sandbox import runner as sandbox
 from tests.benchmark_rows import MBPP, write, write_mbpp
@@ -48,7 +48,7 @@ def test_humaneval_is_the_package_s(tmp_path: Path) -> None:
         whole = f"{theirs['prompt']}{theirs['canonical_solution']}\n{theirs['test']}\ncheck({theirs['entry_point']})"
         assert (problem.prefix + problem.solution + problem.tests).strip() == whole.strip()
         # A completion that is right is not cut: the data set's own has nothing that stops it.
-        assert programs.before_stop(problem.solution, manifest["stop"]) == problem.solution
+        assert code_tasks.before_stop(problem.solution, manifest["stop"]) == problem.solution
 
 
 def test_mbpp_asks_as_the_paper_does(mbpp: dict[str, Any], tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_what_can_t_be_had_is_said_in_a_line(tmp_path: Path) -> None:
 @needs_sandbox
 def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
     data.prepare("humaneval", EMBEDDED, tmp_path / "task")
-    for problem in programs.draw_problems(tmp_path / "task", 12, seed=0).itertuples():
+    for problem in code_tasks.draw_problems(tmp_path / "task", 12, seed=0).itertuples():
         assert outcome(problem, problem.solution) == "passed", problem.name
         assert outcome(problem, "\n    return 'something else'") in {"failed", "error"}, problem.name
         assert outcome(problem, "\n    import sys; sys.exit(0)") == "error"
@@ -104,7 +104,7 @@ def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
 @needs_sandbox
 def test_the_reference_code_of_mbpp_passes(mbpp: dict[str, Any], tmp_path: Path) -> None:
     data.prepare("mbpp", mbpp, tmp_path / "task")
-    problems = programs.draw_problems(tmp_path / "task", "all", seed=0)
+    problems = code_tasks.draw_problems(tmp_path / "task", "all", seed=0)
     with_setup = problems[problems.name.isin(["MBPP/367", "MBPP/12"])]
     for problem in pd.concat([problems.sample(min(5, len(problems)), random_state=0), with_setup]).itertuples():
         assert outcome(problem, str(problem.solution)) == "passed", problem.name
@@ -113,8 +113,8 @@ def test_the_reference_code_of_mbpp_passes(mbpp: dict[str, Any], tmp_path: Path)
 
 def test_a_worked_problem_that_is_not_there_is_named(tmp_path: Path) -> None:
     folder = write_mbpp(tmp_path)
-    place = Place(data.REPOSITORY, data.CONFIG)
-    write(folder, place, "prompt", pa.Table.from_pylist([row for row in MBPP["prompt"] if row["task_id"] != 3]))
+    repository = Repository(data.REPOSITORY, data.CONFIG)
+    write(folder, repository, "prompt", pa.Table.from_pylist([row for row in MBPP["prompt"] if row["task_id"] != 3]))
     with pytest.raises(ValueError, match="task mbpp: the prompt split lacks the problems 3"):
         data.read("mbpp", {"source": "mirror", "path": str(folder)})
 
@@ -124,5 +124,5 @@ def test_the_identity_of_mbpp_is_what_its_files_say(tmp_path: Path) -> None:
     here, there = ({"source": "mirror", "path": str(write_mbpp(tmp_path / name))} for name in ("a", "b"))
     assert data.identity("mbpp", here, memory) == data.identity("mbpp", there, memory)
     before = data.identity("mbpp", there, memory)
-    write(Path(there["path"]), Place(data.REPOSITORY, data.CONFIG), "test", pa.Table.from_pylist(MBPP["test"][:2]))
+    write(Path(there["path"]), Repository(data.REPOSITORY, data.CONFIG), "test", pa.Table.from_pylist(MBPP["test"][:2]))
     assert data.identity("mbpp", there, memory) != before

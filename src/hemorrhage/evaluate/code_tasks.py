@@ -1,8 +1,8 @@
-"""Step ``programs``: the programs a variant writes, and whether they pass their tests.
+"""Step ``code_tasks``: the programs a variant writes, and whether they pass their tests.
 
-    python -m hemorrhage.evaluate.programs OUT --variant V --checkpoint DIR --base DIR --benchmarks DIR... --spec JSON
+    python -m hemorrhage.evaluate.code_tasks OUT --variant V --checkpoint DIR --base DIR --benchmarks DIR... --spec JSON
 
-Greedy completions of HumanEval's and MBPP's prompts (data.benchmarks.programs), each cut before its first stop string
+Greedy completions of HumanEval's and MBPP's prompts (data.benchmarks.code_tasks), each cut before its first stop string
 and run with its tests in hemorrhage.sandbox.runner: pass@1 of one sample. Where this machine has no sandbox the step
 ends in one line and writes nothing; that is no property of the variant. ``--spec`` is Spec as JSON. A killed job
 resumes at the next batch; a variant that can't be evaluated becomes an output that says why.
@@ -37,7 +37,7 @@ from hemorrhage.decode.generation import (
 from hemorrhage.decode.prompts import Prompt, pad_left
 from hemorrhage.decode.stops import StopsAt, before_stop
 from hemorrhage.decode.sweep import decode_continuation, resume_directory
-from hemorrhage.evaluate.programs_schema import PROBLEMS, PROGRAMS
+from hemorrhage.evaluate.code_tasks_schema import PROBLEMS, PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.reload import verify
 from hemorrhage.models.tokenizer import leading
@@ -230,7 +230,7 @@ def complete(
 
 def main() -> None:
     """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m hemorrhage.evaluate.programs")
+    parser = argparse.ArgumentParser(prog="python -m hemorrhage.evaluate.code_tasks")
     parser.add_argument("out", type=Path)
     parser.add_argument("--variant", required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
