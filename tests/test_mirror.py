@@ -20,6 +20,7 @@ MIRRORED = ("calibrate", "data", "decode", "evaluate", "mitigate", "models", "ru
 """The rooms in which every test file is that of a module or one across modules."""
 
 WITHOUT = {
+    "analyze/manifests": "types of dictionaries",
     "data/benchmarks/entry": "dataclasses without a method",
     "decode/schema": "columns of a table",
     "decode/spec": "fields with their limits; test_sweep.py has what they refuse",

@@ -39,7 +39,7 @@ SPEC = Spec(resamples=400, confidence=0.95, seed=0)
     ],
 )
 def test_the_first_token_that_differs(base: list[int], other: list[int], expected: tuple[int, bool]) -> None:
-    assert survival.first_divergence(base, other) == expected
+    assert survival.find_divergence(base, other) == expected
 
 
 def kaplan_meier(times: list[int], seen: list[bool], until: int) -> float:
@@ -64,7 +64,7 @@ def test_survival_is_kaplan_and_meiers() -> None:
     assert (found.share[known] <= found.high[known]).all()
     # One count for each resample: every text twice is the same curve.
     twice = np.full((1, 30), 2)
-    assert survival.agreeing(survival.Times(times, seen), twice, int(times.max()))[0] == pytest.approx(found.mean)
+    assert survival.mean_agreement(survival.Times(times, seen), twice, int(times.max()))[0] == pytest.approx(found.mean)
     assert [tokens for tokens, *_ in survival.points(found)] == [1, 2, 4, 8]
 
 
@@ -159,7 +159,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> inputs.Inputs:
 
 
 def test_rows_of_texts(found: inputs.Inputs) -> None:
-    base = decoding.measured_texts(found.decodes["base"])
+    base = decoding.measure_texts(found.decodes["base"])
     output = found.decodes["gptq-3"]
     rows = pd.DataFrame(decoding.decoding_rows(found.variants["gptq-3"], output, SPEC, base))
     rows = rows.set_index(["metric", "method"])

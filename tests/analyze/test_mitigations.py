@@ -91,9 +91,9 @@ def inputs_of(*variants: Variant) -> Inputs:
     return Inputs({}, {"base": base, **{one.name: one for one in variants}}, {}, {}, {}, {}, {})
 
 
-def told(trials: Sequence[mitigations.Trial]) -> list[mitigations.Tried]:
+def told(trials: Sequence[mitigations.Trial]) -> list[mitigations.TrialSummary]:
     """Trials as the page is given them."""
-    return [mitigations.tried(trial, SPEC) for trial in trials]
+    return [mitigations.summarize(trial, SPEC) for trial in trials]
 
 
 def test_what_is_compared_with_what() -> None:
@@ -120,9 +120,7 @@ def test_what_is_compared_with_what() -> None:
         variant("lora_shuffled", "recovery", recovery.Settings(shuffled=True), on="width-m"),
     ]
     found = mitigations.trials(inputs_of(*everything), {}, [], SPEC)
-    named = {
-        (trial.treatment, trial.against.name, trial.rows_of[1].name if trial.rows_of[1] else None) for trial in found
-    }
+    named = {(trial.treatment, trial.plain.name, trial.control.name if trial.control else None) for trial in found}
     assert named == {
         ("gblm-0.5", "wanda-0.5", "gblm_shuffled_0-0.5"),
         ("awq-3", "rtn-3", None),
@@ -182,9 +180,9 @@ def test_rows_and_the_way_to_the_knee() -> None:
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
     identity = found.variants["rtn-3"].identity
     entry = made.entry({"knee": located(8.0)}, identity=identity)
-    assert mitigation_report.way(trials[0].against, found, [entry], "prose") == (pytest.approx(1.25), "knee")
+    assert mitigation_report.way(trials[0].plain, found, [entry], "prose") == (pytest.approx(1.25), "knee")
     none = made.entry(identity=identity)
-    assert math.isnan(mitigation_report.way(trials[0].against, found, [none], "prose")[0])
+    assert math.isnan(mitigation_report.way(trials[0].plain, found, [none], "prose")[0])
     (row,) = mitigation_report.rows(told(trials), found, [entry], "prose")
     assert (row["verdict"], row["place"]) == ("recovers", "1.25 × the way to the knee")
     for against, points in (("way", 2), ("damage", 2)):

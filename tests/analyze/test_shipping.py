@@ -155,7 +155,7 @@ def test_of_variants_on_the_limit_hardly_ever_any_is_called_inside() -> None:
 def test_the_pick_is_the_smallest_that_holds_everywhere(reports: Path, recommendation: dict[str, Any]) -> None:
     rows = pd.read_parquet(reports / "hemorrhage.parquet")
     assert rows.attrs["confidence"] == 0.95
-    names = budget.judged(rows)
+    names = budget.measured_variants(rows)
     limits = {"kl_mean[": 0.1, "ln_perplexity_ratio[": math.log(1.1), "mean_flips": 0.4, "task_loss": 0.3}
     inside = dict.fromkeys(names, True)
     for name in names:

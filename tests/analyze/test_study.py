@@ -11,7 +11,7 @@ import json
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze.protocol import untagged
+from hemorrhage.analyze.protocol import strip_protocol
 from tests.conftest import ROOT
 
 REPORTS = ROOT / "reports"
@@ -26,7 +26,7 @@ def kl() -> dict[tuple[str, str], float]:
         (name, corpus): value
         for name, values in found.items()
         for metric, by_corpus in values.items()
-        if untagged(metric) == "kl_mean"
+        if strip_protocol(metric) == "kl_mean"
         for corpus, value in by_corpus.items()
     }
 

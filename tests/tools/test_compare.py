@@ -92,7 +92,7 @@ def test_differences_come_surest_first_and_say_what_they_rest_on() -> None:
 
 
 def test_changed_keys() -> None:
-    assert differences.changed({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}) == [
+    assert differences.list_changes({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}) == [
         ("a.c", [1], [2]), ("d", 2, None), ("e", None, 3),
     ]  # fmt: skip
 

@@ -19,11 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.analyze import inputs, study
+from hemorrhage.analyze import study
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.analyze.curves import entries, next_points
 from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.doctor import doctor
+from hemorrhage.analyze.inputs import Inputs, model_name, read
+from hemorrhage.analyze.manifests import Manifest
 from hemorrhage.analyze.rows import mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
@@ -33,24 +35,24 @@ from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import environment, whole
 
 
-def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
+def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     """Write everything with numbers into ``out``."""
-    results = rows.build(found, spec)
-    thresholds = find_thresholds(found, results, spec)
+    results = rows.build(inputs, spec)
+    thresholds = find_thresholds(inputs, results, spec)
     numbers = tables.Numbers(results.rows)
     corpora = list(results.blocks)
-    flagged = flags.find(found, results.rows, corpora)
-    verdicts = shipping.verdicts(found, results.rows, spec)
-    examined = doctor.examine(found, results.rows, corpora, spec, inputs.model_name(found.base))
-    recommended = shipping.recommend(verdicts, results, found, spec)
-    decoded = decoding.find(found, thresholds, verdicts, spec)
-    judged = claims.judge(claims.Evidence(found, results, numbers, thresholds, spec, corpora))
+    flagged = flags.find(inputs, results.rows, corpora)
+    verdicts = shipping.verdicts(inputs, results.rows, spec)
+    examined = doctor.examine(inputs, results.rows, corpora, spec, model_name(inputs.base))
+    recommended = shipping.recommend(verdicts, results, inputs, spec)
+    decoded = decoding.find(inputs, thresholds, verdicts, spec)
+    judged = claims.judge(claims.Evidence(inputs, results, numbers, thresholds, spec, corpora))
     analyzed = Study(
-        inputs=study.bare(found),
+        inputs=study.strip_tables(inputs),
         rows=results.rows,
         blocks=results.blocks,
-        suites=[dataclasses.replace(suite, outputs=study.bare_outputs(suite.outputs)) for suite in results.suites],
-        trials=[mitigations.tried(trial, spec) for trial in results.trials],
+        suites=[dataclasses.replace(suite, outputs=study.strip_outputs(suite.outputs)) for suite in results.suites],
+        trials=[mitigations.summarize(trial, spec) for trial in results.trials],
         thresholds=thresholds,
         flags=flagged,
         verdicts=verdicts,
@@ -59,7 +61,7 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
         examined=examined,
         claims=judged,
         spec=spec,
-        provenance=provenance(found, results, spec, address),
+        provenance=provenance(inputs, results, spec, address),
     )
 
     out.mkdir(parents=True, exist_ok=True)
@@ -68,14 +70,14 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(recommended))
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
-    proposed = next_points.as_yaml(thresholds, sweeps(found))
+    proposed = next_points.as_yaml(thresholds, sweeps(inputs))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
     save(out / "claims.json", _json({"claims": judged}))
-    save(out / "metrics.json", _json(tables.headline(found, numbers, corpora, results.suites, recommended)))
+    save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, recommended)))
     save(out / "doctor.json", _json(doctor.as_json(examined)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
     for name, table in {
-        "curves": tables.curve_points(found, numbers, corpora),
+        "curves": tables.curve_points(inputs, numbers, corpora),
         "front": plots.front_points(recommended["front"]),
         "layers": plots.layer_points(results.rows),
         "thresholds": entries.threshold_points(thresholds),
@@ -88,10 +90,10 @@ def analyze(out: Path, found: inputs.Inputs, spec: Spec, address: str) -> Study:
     return analyzed
 
 
-def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
+def provenance(inputs: Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
     """What the report was made from."""
-    manifests = [found.base, *(variant.manifest for variant in found.variants.values())]
-    for outputs in (found.evaluations, found.harness, found.code_tasks, found.decodes, found.corrections):
+    manifests: list[Manifest] = [inputs.base, *(variant.manifest for variant in inputs.variants.values())]
+    for outputs in (inputs.evaluations, inputs.harness, inputs.code_tasks, inputs.decodes, inputs.corrections):
         manifests += [output.manifest for output in outputs.values()]
     environments = {
         facts["id"]: dict(facts)
@@ -104,10 +106,10 @@ def provenance(found: inputs.Inputs, results: rows.Results, spec: Spec, address:
         "spec": dataclasses.asdict(spec),
         "environments": environments,
         "analyzed_in": environment()["id"],
-        "inputs": found.directories,
+        "inputs": inputs.directories,
         "seeds": sorted({int(seed) for seed in results.rows["seed"].dropna()}),
         "counts": {
-            "variants": len(found.variants) - 1,
+            "variants": len(inputs.variants) - 1,
             "rows": len(results.rows),
             "failed_rows": int(statuses.get("failed", 0)),
             "windows": results.blocks,
@@ -138,7 +140,7 @@ def main() -> None:
     step.start()
     spec = Spec.parse(arguments.spec)
     given = {kind: [Path(path) for path in paths] for kind, *paths in arguments.outputs}
-    analyze(arguments.out, inputs.read(given, arguments.aligned), spec, arguments.address)
+    analyze(arguments.out, read(given, arguments.aligned), spec, arguments.address)
 
 
 if __name__ == "__main__":

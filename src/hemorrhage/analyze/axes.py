@@ -81,7 +81,7 @@ def position(variant: Variant) -> float:
     return float(variant.manifest["effective_bits"]) if bits else variant.severity
 
 
-def undamaged(inputs: Inputs, axis: str, on: str = BASE) -> float:
+def undamaged_position(inputs: Inputs, axis: str, on: str = BASE) -> float:
     """Where the model that is altered stands on an axis."""
     if axis == "bits":
         return float(inputs.variants[on].manifest["effective_bits"])

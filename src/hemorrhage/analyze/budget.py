@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from hemorrhage.analyze.inputs import BASE
-from hemorrhage.analyze.protocol import untagged
+from hemorrhage.analyze.protocol import strip_protocol
 
 INSIDE = "inside"
 OUTSIDE = "outside"
@@ -28,7 +28,7 @@ UNMEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class Kind:
+class DamageKind:
     """A kind of damage: the metric it is read from, what people call it, and what it rests on (windows or items)."""
 
     metric: str
@@ -36,11 +36,11 @@ class Kind:
     unit: str
 
 
-KINDS = {
-    "kl": Kind("kl_mean", "KL, nats per token", "windows"),
-    "flips": Kind("mean_flips", "share of answers that flip", "items"),
-    "task_loss": Kind("task_loss", "accuracy lost", "items"),
-    "perplexity": Kind("ln_perplexity_ratio", "perplexity, times the base's", "windows"),
+DAMAGE_KINDS = {
+    "kl": DamageKind("kl_mean", "KL, nats per token", "windows"),
+    "flips": DamageKind("mean_flips", "share of answers that flip", "items"),
+    "task_loss": DamageKind("task_loss", "accuracy lost", "items"),
+    "perplexity": DamageKind("ln_perplexity_ratio", "perplexity, times the base's", "windows"),
 }
 """Key of ``analyze.budget`` -> what it limits."""
 
@@ -98,40 +98,40 @@ def _shown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
 
 
-def judged(rows: pd.DataFrame) -> list[str]:
+def measured_variants(rows: pd.DataFrame) -> list[str]:
     """Variants that damage was measured of, in their order."""
-    metrics = {kind.metric for kind in KINDS.values()}
+    metrics = {kind.metric for kind in DAMAGE_KINDS.values()}
     of = rows[(rows["variant"] != BASE) & (rows["status"] == "ok") & (rows["family"] != "decode")]
-    chosen = of[of["metric"].map(untagged).isin(metrics)]
+    chosen = of[of["metric"].map(strip_protocol).isin(metrics)]
     return list(dict.fromkeys(chosen["variant"]))
 
 
 def judge(
     rows: pd.DataFrame, variants: Sequence[str], budget: Mapping[str, float], confidence: float, together: int
 ) -> dict[str, list[Check]]:
-    """Checks of each variant, in the order of KINDS and of the rows.
+    """Checks of each variant, in the order of DAMAGE_KINDS and of the rows.
 
-    ``budget``: key of KINDS -> limit. ``together``: the number of variants for which the bounds hold together.
+    ``budget``: key of DAMAGE_KINDS -> limit. ``together``: the number of variants for which the bounds hold together.
     """
-    kinds = {KINDS[key].metric: key for key in KINDS if key in budget}
-    untag = rows["metric"].map(untagged)
+    kinds = {DAMAGE_KINDS[key].metric: key for key in DAMAGE_KINDS if key in budget}
+    untag = rows["metric"].map(strip_protocol)
     mine = rows[rows["variant"].isin(list(variants)) & untag.isin(kinds) & (rows["family"] != "decode")]
     found: dict[str, list[Check]] = {variant: [] for variant in variants}
     for row in mine.to_dict("records"):
-        key = kinds[untagged(row["metric"])]
+        key = kinds[strip_protocol(row["metric"])]
         found[row["variant"]].append(check(key, row, budget[key], confidence, together))
     for variant, checks in found.items():
         # A suite on which the base guesses says nothing; another may.
         told = {one.kind for one in checks if one.answer != UNMEASURED}
-        silent = [one for one in checks if one.answer == UNMEASURED and KINDS[one.kind].unit == "items"]
+        silent = [one for one in checks if one.answer == UNMEASURED and DAMAGE_KINDS[one.kind].unit == "items"]
         checks = [one for one in checks if one not in silent or one.kind not in told or one.failed]
         there = {one.kind for one in checks}
         checks += [
-            Check(key, KINDS[key].metric, "any data set", budget[key], UNMEASURED, "it was not measured")
+            Check(key, DAMAGE_KINDS[key].metric, "any data set", budget[key], UNMEASURED, "it was not measured")
             for key in kinds.values()
             if key not in there
         ]
-        found[variant] = sorted(checks, key=lambda one: list(KINDS).index(one.kind))
+        found[variant] = sorted(checks, key=lambda one: list(DAMAGE_KINDS).index(one.kind))
     return found
 
 
@@ -145,7 +145,7 @@ def check(kind: str, row: Mapping[str, Any], limit: float, confidence: float, to
     estimate, low, high, n = (row[name] for name in ("estimate", "low", "high", "n"))
     if not math.isfinite(low) or not math.isfinite(high):
         return Check(*common, UNMEASURED, "it has no interval", estimate=_told(estimate, ratio), n=int(n))
-    unit = KINDS[kind].unit
+    unit = DAMAGE_KINDS[kind].unit
     least, bound = _bounds(kind, estimate, low, high, widening(confidence, together, int(n), unit))
     found = Check(
         *common,

@@ -6,42 +6,60 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file
 
+from hemorrhage.analyze.manifests import CheckpointManifest, Cost, MeasurementManifest
 from hemorrhage.compress.info import MethodInfo
 from hemorrhage.runtime.artifact import read_manifest
 
 BASE = "base"
 SIBLING = "sibling_model"
-"""What the other model of the family is called, whose texts are decoded beside the base's."""
+"""What the other model of the family is called, whose texts are decoded next to the base's."""
 
 Tokens = npt.NDArray[np.int32]
+
+ModelConfig = dict[str, Any]
+"""A config.json of transformers, whose keys are the architecture's."""
+
+Layers = dict[str, dict[str, float]]
+"""The content of layers.json: name of a layer -> what the compress step measured on it."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output directory: its manifest, the tables that it holds, by file name, what it measured of cost, and the
-    features of its texts, ``<data set>.human`` and ``<data set>.strategy.<name>`` [texts, width]."""
+    """The output of a step that measured a model.
 
-    manifest: dict[str, Any]
+    ``tables``: by file name. ``cost``: the content of cost.json. ``features``: of its texts, ``<data set>.human`` and
+    ``<data set>.strategy.<name>``, float32 ``[texts, width]``.
+    """
+
+    manifest: MeasurementManifest
     tables: dict[str, pd.DataFrame]
-    cost: dict[str, Any] | None = None
-    features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    cost: Cost | None = None
+    features: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @property
     def failure(self) -> str | None:
         """Why the output could not be made."""
         return self.manifest.get("failure")
 
+    def protocol(self, dataset: str) -> str:
+        """Return the protocol under which a data set was measured."""
+        protocol = self.manifest["protocol"]
+        return protocol if isinstance(protocol, str) else protocol[dataset]
+
 
 @dataclass(frozen=True)
 class Variant:
-    """What a row says about the model it measures; ``on`` is the variant that was altered further, or the base."""
+    """What a row says about the model it measures; ``on`` is the variant that was altered further, or the base.
+
+    ``layers``: the checkpoint's layers.json, where it has one.
+    """
 
     name: str
     sweep: str
@@ -53,9 +71,32 @@ class Variant:
     severity: float
     seed: int | None
     on: str
-    manifest: dict[str, Any] = field(repr=False)
-    layers: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
-    """The checkpoint's layers.json, where there is one."""
+    manifest: CheckpointManifest = field(repr=False)
+    layers: Layers = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_manifest(cls, manifest: CheckpointManifest, layers: Layers) -> Variant:
+        """Return the variant that a checkpoint's manifest describes."""
+        severity = manifest.get("severity")
+        return cls(
+            name=manifest["variant"],
+            sweep=manifest.get("sweep", ""),
+            family=manifest.get("family", ""),
+            method=manifest.get("method", ""),
+            curve=manifest.get("curve") or "",
+            label=manifest.get("label") or manifest["variant"],
+            axis=manifest.get("axis") or "",
+            severity=float("nan") if severity is None else float(severity),
+            seed=manifest.get("seed"),
+            on=manifest.get("on") or BASE,
+            manifest=manifest,
+            layers=layers,
+        )
+
+    @classmethod
+    def unaltered(cls, manifest: CheckpointManifest, name: str, label: str) -> Variant:
+        """Return a model that the study does not alter: the base, or its sibling."""
+        return cls(name, name, name, name, "", label, "", float("nan"), None, BASE, manifest)
 
     @property
     def identity(self) -> str:
@@ -64,7 +105,7 @@ class Variant:
 
     @property
     def info(self) -> MethodInfo:
-        """What is known of its method."""
+        """The description of its method."""
         return MethodInfo.of_manifest(self.manifest)
 
     @property
@@ -79,38 +120,13 @@ class Variant:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a control: shuffled, or with something random in the place of a choice."""
+        """Whether it is a control: shuffled, or with something random instead of a choice."""
         return bool(self.manifest.get("is_control"))
 
     @property
     def failure(self) -> str | None:
         """Why there is no checkpoint of this variant."""
         return self.manifest.get("failure")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything the analysis is made of. ``variants`` begins with the base and keeps the order given; the sibling,
-    which is no variant, is not among them. ``configs`` are the checkpoints' config.json."""
-
-    base: dict[str, Any]
-    variants: dict[str, Variant]
-    evaluations: dict[str, Output]
-    decodes: dict[str, Output]
-    harness: dict[str, Output]
-    code_tasks: dict[str, Output]
-    directories: dict[str, list[str]]
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-    corrections: dict[str, Output] = field(default_factory=dict)
-    sibling: Sibling | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    """The base model's config.json, where there is one."""
-    calibration: Tokens = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32), repr=False)
-    """The calibration windows, int32 ``[windows, length]``; none where nothing was calibrated."""
-    texts: dict[str, Tokens] = field(default_factory=dict, repr=False)
-    """Corpus -> the evaluated windows, int32 ``[windows, window]``."""
-    others: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False)
-    """Kind -> its outputs with every table, of kinds that this module knows nothing of."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,33 @@ class Sibling:
     decoded: Output
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the analysis reads.
+
+    ``variants`` begins with the base and keeps the order given; the sibling model is no variant. ``directories``: kind
+    of output -> ``<name>/<address>`` of each. ``configs``: the checkpoints' config.json; ``architecture``: the base
+    model's, where it has one. ``calibration``: the calibration windows, int32 ``[windows, length]``, none where nothing
+    was calibrated. ``texts``: corpus -> the evaluated windows, int32 ``[windows, window]``. ``others``: kind -> its
+    outputs with every table, of kinds that this module does not know.
+    """
+
+    base: CheckpointManifest
+    variants: dict[str, Variant]
+    evaluations: dict[str, Output]
+    decodes: dict[str, Output]
+    harness: dict[str, Output]
+    code_tasks: dict[str, Output]
+    directories: dict[str, list[str]]
+    configs: dict[str, ModelConfig] = field(default_factory=dict, repr=False)
+    corrections: dict[str, Output] = field(default_factory=dict)
+    sibling: Sibling | None = None
+    architecture: ModelConfig = field(default_factory=dict)
+    calibration: Tokens = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32), repr=False)
+    texts: dict[str, Tokens] = field(default_factory=dict, repr=False)
+    others: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False)
+
+
 TABLES = {
     "evaluations": ("tokens.parquet", "windows.parquet", "items.parquet", "diagnostics.parquet"),
     "decodes": ("generations.parquet", "human.parquet"),
@@ -131,32 +174,33 @@ TABLES = {
 }
 """Kind of what is measured on a model -> the tables that are read of it."""
 
-READ_APART = ("base", "sibling_models", "checkpoints", "calibrations", "references")
+SIBLINGS = "sibling_models"
+"""Kind of output of the sibling model."""
+
+WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references")
 """Kinds of which something else is read than tables."""
 
 Folders = Mapping[str, Sequence[Path]]
 """Kind of output -> the folders that were given."""
 
 
-def read(given: Folders, is_aligned: bool = False) -> Inputs:
+def read(folders: Folders, is_aligned: bool = False) -> Inputs:
     """Read all inputs. ``is_aligned``: whether the other model of the family, where there is one, is the aligned one.
 
     Raises ValueError where two directories hold the same variant, a variant's checkpoint was not given, or evaluations
     follow different protocols.
     """
-    (base,), checkpoints = given["base"], given.get("checkpoints", [])
-    manifests = {name: output.manifest for name, output in _outputs(checkpoints, ()).items()}
-    layers = {name: _json(path / "layers.json") for name, path in zip(manifests, checkpoints, strict=True)}
-    base_manifest = read_manifest(base)
-    variants = {BASE: _base_variant(base_manifest)}
-    variants.update({name: _variant(name, manifest, layers[name]) for name, manifest in manifests.items()})
-    measured = {kind: _outputs(given.get(kind, []), files) for kind, files in TABLES.items()}
-    its_texts = measured["decodes"].pop(SIBLING, None)
-    others = {kind: _outputs(paths, None) for kind, paths in given.items() if kind not in (*TABLES, *READ_APART)}
+    (base,), checkpoints = folders["base"], folders.get("checkpoints", [])
+    base_manifest = _checkpoint_manifest(base)
+    variants = {BASE: Variant.unaltered(base_manifest, BASE, "base model"), **_variants(checkpoints)}
+    measured = {kind: _outputs(folders.get(kind, []), files) for kind, files in TABLES.items()}
+    decoded_sibling = measured["decodes"].pop(SIBLING, None)
+    others = {kind: _outputs(paths, None) for kind, paths in folders.items() if kind not in (*TABLES, *WITHOUT_TABLES)}
     for name in (name for outputs in (measured | others).values() for name in outputs):
         if name not in variants:
             raise ValueError(f"{name} was measured, but no directory of checkpoints is of this variant")
     _check_protocols(measured["evaluations"])
+    listed = ("base", "checkpoints", *TABLES, *others, *([SIBLINGS] if folders.get(SIBLINGS) else []))
     return Inputs(
         base=base_manifest,
         variants=variants,
@@ -165,46 +209,56 @@ def read(given: Folders, is_aligned: bool = False) -> Inputs:
         harness=measured["harness"],
         code_tasks=measured["code_tasks"],
         corrections=measured["corrections"],
-        directories={
-            kind: [_identity(path) for path in given.get(kind, [])]
-            for kind in (
-                "base",
-                "checkpoints",
-                *TABLES,
-                *others,
-                *(["sibling_models"] if given.get("sibling_models") else []),
-            )
-        },
+        directories={kind: [_identity(path) for path in folders.get(kind, [])] for kind in listed},
         configs=_configs(checkpoints),
-        sibling=_sibling(given.get("sibling_models", []), its_texts, is_aligned),
+        sibling=_sibling(folders.get(SIBLINGS, []), decoded_sibling, is_aligned),
         architecture=_json(base / "config.json"),
+        calibration=_calibration(folders.get("calibrations", [])),
+        texts=_texts(folders.get("references", [])),
         others=others,
-        **_tokens(given.get("calibrations", []), given.get("references", [])),
     )
+
+
+def model_name(base: CheckpointManifest) -> str:
+    """Return what the base model is called, by its manifest."""
+    model = base.get("model") or {}
+    return model.get("name") or model.get("id") or Path(model.get("path", "base model")).name
+
+
+def _checkpoint_manifest(folder: Path) -> CheckpointManifest:
+    return cast(CheckpointManifest, read_manifest(folder))
+
+
+def _variants(checkpoints: Sequence[Path]) -> dict[str, Variant]:
+    variants: dict[str, Variant] = {}
+    for folder in checkpoints:
+        variant = Variant.of_manifest(_checkpoint_manifest(folder), _json(folder / "layers.json"))
+        if variant.name in variants:
+            raise ValueError(f"{folder}: variant {variant.name} was given twice")
+        variants[variant.name] = variant
+    return variants
 
 
 def _sibling(folders: Sequence[Path], decoded: Output | None, is_aligned: bool) -> Sibling | None:
     if not folders or decoded is None:
         return None
-    return Sibling(_base_variant(read_manifest(folders[0]), SIBLING, "the other model"), is_aligned, decoded)
+    variant = Variant.unaltered(_checkpoint_manifest(folders[0]), SIBLING, "the other model")
+    return Sibling(variant, is_aligned, decoded)
 
 
 def _check_protocols(evaluations: dict[str, Output]) -> None:
     """Numbers of one corpus are compared, so they must be of the same windows of the same text."""
-    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    first: dict[str, str] = {}
     for name, output in evaluations.items():
-        for corpus, facts in output.manifest.get("corpora", {}).items():
-            other, known = first.setdefault(corpus, (name, facts))
-            for key in ("protocol", "sha256"):
-                if facts[key] != known[key]:
-                    raise ValueError(f"{corpus}: {name} has {key} {facts[key]!r}, but {other} has {known[key]!r}")
-
-
-def model_name(base: dict[str, Any]) -> str:
-    """What the base model is called, by its manifest."""
-    model = base.get("model", {})
-    name = model.get("name") or model.get("id") or Path(model.get("path", "base model")).name
-    return str(name)
+        for corpus, stated in output.manifest.get("corpora", {}).items():
+            other = first.setdefault(corpus, name)
+            expected = evaluations[other].manifest["corpora"][corpus]
+            for key, value, wanted in (
+                ("protocol", stated["protocol"], expected["protocol"]),
+                ("sha256", stated["sha256"], expected["sha256"]),
+            ):
+                if value != wanted:
+                    raise ValueError(f"{corpus}: {name} has {key} {value!r}, but {other} has {wanted!r}")
 
 
 def _identity(directory: Path) -> str:
@@ -213,70 +267,39 @@ def _identity(directory: Path) -> str:
 
 
 def _outputs(directories: Sequence[Path], files: Sequence[str] | None) -> dict[str, Output]:
-    """The outputs of some folders with those of ``files`` that are there; None: with every table."""
-    found: dict[str, Output] = {}
+    """Read the outputs of some folders with those of ``files`` that they have; None: with every table."""
+    outputs: dict[str, Output] = {}
     for directory in directories:
-        manifest = read_manifest(directory)
+        manifest = cast(MeasurementManifest, read_manifest(directory))
         name = manifest.get("variant", directory.resolve().parent.name)
-        if name in found:
+        if name in outputs:
             raise ValueError(f"{directory}: variant {name} was given twice")
-        there = sorted(path.name for path in directory.glob("*.parquet"))
-        present = there if files is None else [file for file in files if file in there]
+        present = sorted(path.name for path in directory.glob("*.parquet"))
+        tables = present if files is None else [file for file in files if file in present]
         cost, features = directory / "cost.json", directory / "features.safetensors"
-        found[name] = Output(
+        outputs[name] = Output(
             manifest,
-            {file: pd.read_parquet(directory / file) for file in present},
+            {file: pd.read_parquet(directory / file) for file in tables},
             json.loads(cost.read_text(encoding="utf-8")) if cost.is_file() else None,
             load_file(features) if features.is_file() else {},
         )
-    return found
+    return outputs
 
 
-def _configs(checkpoints: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def _configs(checkpoints: Sequence[Path]) -> dict[str, ModelConfig]:
     files = {read_manifest(path)["variant"]: path / "config.json" for path in checkpoints}
-    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    return {name: _json(file) for name, file in files.items() if file.is_file()}
 
 
-def _tokens(calibrations: Sequence[Path], references: Sequence[Path]) -> dict[str, Any]:
-    windows = [load_file(path / "tokens.safetensors")["tokens"] for path in calibrations]
-    texts = {name: text for path in references for name, text in load_file(path / "windows.safetensors").items()}
-    return {"texts": texts, **({"calibration": np.concatenate(windows)} if windows else {})}
+def _calibration(folders: Sequence[Path]) -> Tokens:
+    windows = [load_file(path / "tokens.safetensors")["tokens"] for path in folders]
+    return np.concatenate(windows) if windows else np.empty((0, 0), dtype=np.int32)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    """The content of a file that need not be there."""
+def _texts(folders: Sequence[Path]) -> dict[str, Tokens]:
+    return {name: text for path in folders for name, text in load_file(path / "windows.safetensors").items()}
+
+
+def _json(file: Path) -> Any:
+    """Read a file that need not be there."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _variant(name: str, manifest: dict[str, Any], layers: dict[str, dict[str, float]]) -> Variant:
-    severity = manifest.get("severity")
-    return Variant(
-        name=name,
-        sweep=manifest.get("sweep", ""),
-        family=manifest.get("family", ""),
-        method=manifest.get("method", ""),
-        curve=manifest.get("curve") or "",
-        label=manifest.get("label") or name,
-        axis=manifest.get("axis") or "",
-        severity=float("nan") if severity is None else float(severity),
-        seed=manifest.get("seed"),
-        on=manifest.get("on") or BASE,
-        manifest=manifest,
-        layers=layers,
-    )
-
-
-def _base_variant(manifest: dict[str, Any], name: str = BASE, label: str = "base model") -> Variant:
-    return Variant(
-        name=name,
-        sweep=name,
-        family=name,
-        method=name,
-        curve="",
-        label=label,
-        axis="",
-        severity=float("nan"),
-        seed=None,
-        on=BASE,
-        manifest=manifest,
-    )

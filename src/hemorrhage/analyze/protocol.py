@@ -25,11 +25,11 @@ def tag(protocol: str) -> str:
     return f"w{found['window']}-s{found['stride']}-b{found['bos']}-j{join}-n{found['predicted']}-{dtype}"
 
 
-def tagged(metric: str, protocol: str) -> str:
+def add_protocol(metric: str, protocol: str) -> str:
     """A metric's whole name, such as ``perplexity[w128-s128-b0-jnn-n2032-f32]``."""
     return f"{metric}[{tag(protocol)}]"
 
 
-def untagged(metric: str) -> str:
+def strip_protocol(metric: str) -> str:
     """A metric without its protocol: ``perplexity`` of ``perplexity[w128-...]``."""
     return metric.partition("[")[0]

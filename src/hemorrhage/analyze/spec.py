@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from hemorrhage.analyze.budget import KINDS
+from hemorrhage.analyze.budget import DAMAGE_KINDS
 
 
 @dataclass(frozen=True)
 class Spec:
-    """``resamples`` of every bootstrap, ``confidence`` of every interval, ``seed`` of both; ``budget``: key of
-    :data:`hemorrhage.analyze.budget.KINDS` -> the most damage that is tolerable; ``calibration``: the corpora that
-    calibration read."""
+    """Settings of the analysis.
+
+    ``resamples`` of every bootstrap, ``confidence`` of every interval, ``seed`` of both. ``budget``: key of
+    hemorrhage.analyze.budget.DAMAGE_KINDS -> the most damage that is tolerable. ``calibration``: the corpora that
+    calibration read.
+    """
 
     resamples: int
     confidence: float
@@ -35,8 +38,8 @@ class Spec:
             raise ValueError("--spec: resamples must be at least 1, confidence between 0 and 1")
         budget = content.get("budget") or {}
         for key in budget:
-            if key not in KINDS:
-                raise ValueError(f"--spec: budget.{key} is unknown; allowed: {', '.join(KINDS)}")
+            if key not in DAMAGE_KINDS:
+                raise ValueError(f"--spec: budget.{key} is unknown; allowed: {', '.join(DAMAGE_KINDS)}")
         calibration = tuple(content.get("calibration") or ())
         limits = {key: limit for key, limit in budget.items() if limit is not None}
         return cls(**{**content, "budget": limits, "calibration": calibration})

@@ -16,8 +16,8 @@ import pandas as pd
 
 from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.doctor.doctor import Doctor
-from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.rows.mitigations import Tried
+from hemorrhage.analyze.inputs import Inputs, Output
+from hemorrhage.analyze.rows.mitigations import TrialSummary
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import Suite
 from hemorrhage.analyze.spec import Spec
@@ -42,7 +42,7 @@ class Study:
     rows: pd.DataFrame
     blocks: dict[str, int]
     suites: list[Suite]
-    trials: list[Tried]
+    trials: list[TrialSummary]
     thresholds: list[CurveEntry]
     flags: list[Flag]
     verdicts: list[Judged]
@@ -64,39 +64,35 @@ class Study:
         return list(self.blocks)
 
 
-def bare(found: Inputs) -> Inputs:
-    """Inputs without tables, texts and layers: manifests, and what follows from them."""
-    sibling = found.sibling
+def strip_tables(inputs: Inputs) -> Inputs:
+    """Return inputs without tables, texts and layers: manifests, and what follows from them."""
+    sibling = inputs.sibling
     return Inputs(
-        base=found.base,
-        variants={name: _bare_variant(variant) for name, variant in found.variants.items()},
-        evaluations=bare_outputs(found.evaluations),
-        decodes=bare_outputs(found.decodes),
-        harness=bare_outputs(found.harness),
-        code_tasks=bare_outputs(found.code_tasks),
-        directories=found.directories,
-        corrections=bare_outputs(found.corrections),
-        others={kind: bare_outputs(outputs) for kind, outputs in found.others.items()},
+        base=inputs.base,
+        variants={name: replace(variant, layers={}) for name, variant in inputs.variants.items()},
+        evaluations=strip_outputs(inputs.evaluations),
+        decodes=strip_outputs(inputs.decodes),
+        harness=strip_outputs(inputs.harness),
+        code_tasks=strip_outputs(inputs.code_tasks),
+        directories=inputs.directories,
+        corrections=strip_outputs(inputs.corrections),
+        others={kind: strip_outputs(outputs) for kind, outputs in inputs.others.items()},
         sibling=None if sibling is None else replace(sibling, decoded=Output(sibling.decoded.manifest, {})),
     )
 
 
-def bare_outputs(outputs: dict[str, Output]) -> dict[str, Output]:
-    """Outputs without their tables."""
+def strip_outputs(outputs: dict[str, Output]) -> dict[str, Output]:
+    """Return outputs without their tables."""
     return {name: Output(output.manifest, {}) for name, output in outputs.items()}
 
 
-def _bare_variant(variant: Variant) -> Variant:
-    return replace(variant, layers={})
-
-
 def as_json(study: Study) -> dict[str, Any]:
-    """The content of study.json."""
-    return {one.name: encode(getattr(study, one.name)) for one in fields(study) if one.name not in APART}
+    """Return the content of study.json."""
+    return {field.name: encode(getattr(study, field.name)) for field in fields(study) if field.name not in APART}
 
 
 def read(reports: Path) -> Study:
-    """The study of a folder of reports."""
+    """Read the study of a folder of reports."""
     content = json.loads((reports / REST).read_text(encoding="utf-8"))
     hints = get_type_hints(Study)
     rest = {name: decode(hints[name], value) for name, value in content.items()}

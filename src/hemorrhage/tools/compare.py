@@ -17,10 +17,10 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from hemorrhage.analyze.protocol import untagged
+from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.report import figures
 from hemorrhage.analyze.report import page as report
-from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, changed, differences
+from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, differences, list_changes
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
@@ -127,9 +127,9 @@ def render(a: Study, b: Study) -> str:
         only=only,
         protocols=_protocols(lost),
         shipped=[_shipped(study) for study in (a, b)],
-        params=[(key, _shown(first), _shown(second)) for key, first, second in changed(a.params, b.params)],
+        params=[(key, _shown(first), _shown(second)) for key, first, second in list_changes(a.params, b.params)],
         code=code(a, b),
-        libraries=[(key, _shown(x), _shown(y)) for key, x, y in changed(*libraries)],
+        libraries=[(key, _shown(x), _shown(y)) for key, x, y in list_changes(*libraries)],
         corpora=corpora,
         corpus_options=[(corpus, corpus) for corpus in corpora],
         palettes=report.PALETTES,
@@ -147,7 +147,7 @@ def _protocols(lost: Sequence[Lost]) -> bool:
     """Tell whether both sides have a metric on the same data set, but under two protocols."""
     sides: dict[tuple[str, str, str], set[str]] = {}
     for row in lost:
-        sides.setdefault((row.variant, untagged(row.metric), row.dataset), set()).add(row.side)
+        sides.setdefault((row.variant, strip_protocol(row.metric), row.dataset), set()).add(row.side)
     return any(len(names) == 2 for names in sides.values())
 
 
@@ -173,7 +173,7 @@ def _row(row: Difference) -> dict[str, Any]:
     exact = row.low != row.low
     return {
         "variant": row.variant,
-        "metric": SHOWN[untagged(row.metric)],
+        "metric": SHOWN[strip_protocol(row.metric)],
         "whole": row.metric,
         "dataset": " ".join(filter(None, (row.dataset, row.strategy))),
         "a": f"{row.a:.4g}",
@@ -194,7 +194,7 @@ def as_json(a: Study, b: Study) -> dict[str, Any]:
         "b": {"name": b.name, "commit": b.commit},
         "differences": [difference._asdict() for difference in compared],
         "lost": [row._asdict() for row in lost],
-        "params": [{"key": key, "a": first, "b": second} for key, first, second in changed(a.params, b.params)],
+        "params": [{"key": key, "a": first, "b": second} for key, first, second in list_changes(a.params, b.params)],
         "code": [{"file": file, "added": added, "removed": removed} for file, added, removed in code(a, b)],
     }
 

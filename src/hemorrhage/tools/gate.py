@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNMEASURED, Check, judge, judged
+from hemorrhage.analyze.budget import DAMAGE_KINDS, INSIDE, OUTSIDE, UNMEASURED, Check, judge, measured_variants
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
@@ -58,9 +58,9 @@ class Verdict:
 def parse(text: str) -> dict[str, float]:
     """Read the budget of a command line or of a YAML file. Raises CommandError."""
     content = _of_file(Path(text)) if "=" not in text else dict(_pair(part) for part in text.split(",") if part.strip())
-    allowed = f"allowed: {', '.join(KINDS)}"
+    allowed = f"allowed: {', '.join(DAMAGE_KINDS)}"
     for key in content:
-        if key not in KINDS:
+        if key not in DAMAGE_KINDS:
             raise CommandError(f"BUDGET: {key} is unknown; {allowed}")
     try:
         limits = Budget.model_validate(content).model_dump(exclude_none=True)
@@ -86,7 +86,7 @@ def _of_file(path: Path) -> dict[str, Any]:
     if isinstance(content, dict) and "analyze" in content:
         content = (content["analyze"] or {}).get("budget")
     if not isinstance(content, dict):
-        raise CommandError(f"BUDGET: {path} has neither {', '.join(KINDS)} nor analyze.budget")
+        raise CommandError(f"BUDGET: {path} has neither {', '.join(DAMAGE_KINDS)} nor analyze.budget")
     return content
 
 
@@ -109,7 +109,7 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdi
 
     Raises CommandError for a variant that has no rows.
     """
-    everyone = judged(rows)
+    everyone = measured_variants(rows)
     known = list(dict.fromkeys(rows.loc[rows["variant"] != BASE, "variant"]))
     names = everyone if variants in ("", "all") else [name.strip() for name in variants.split(",") if name.strip()]
     for name in names:
@@ -186,7 +186,7 @@ def parser() -> Parser:
         nargs="?",
         default="params.yaml",
         metavar="BUDGET",
-        help=f"limits of {', '.join(KINDS)} as kl=0.1,flips=0.05, or a YAML file with these keys or with"
+        help=f"limits of {', '.join(DAMAGE_KINDS)} as kl=0.1,flips=0.05, or a YAML file with these keys or with"
         " analyze.budget; default: params.yaml",
     )
     made.add_argument(

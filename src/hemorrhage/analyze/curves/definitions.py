@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hemorrhage.analyze.axes import AXES, FEWER_IS_WORSE, Sweep, failure, position, sweeps, undamaged
+from hemorrhage.analyze.axes import AXES, FEWER_IS_WORSE, Sweep, failure, position, sweeps, undamaged_position
 from hemorrhage.analyze.curves import defects, next_points, thresholds
 from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
 from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS, Curve, FittedCurve, few
@@ -88,7 +88,7 @@ class _Finder:
 
     def entry(self, sweep: Sweep, corpus: str) -> CurveEntry:
         failed = failure(self.inputs, self.inputs.variants[sweep.on]) is not None
-        start = 0.0 if failed else undamaged(self.inputs, sweep.axis, sweep.on)
+        start = 0.0 if failed else undamaged_position(self.inputs, sweep.axis, sweep.on)
         ratios = None if failed else self._damages(sweep, "ln_perplexity_ratio", corpus)
         known = set() if ratios is None else {variant.name for variant in ratios.variants}
         missing = {variant.name: failure(self.inputs, variant) or "" for variant in sweep.failed}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from hemorrhage.analyze.curves.defects import Defect
-from hemorrhage.analyze.rows.tables import rounded
+from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.analyze.stored import Json
 
 LOCATED = "found"
@@ -168,7 +168,10 @@ def threshold_points(entries: Sequence[CurveEntry]) -> pd.DataFrame:
             entry.corpus,
             entry.axis,
             definition,
-            *(None if value is None else rounded(value) for value in (located.estimate, located.low, located.high)),
+            *(
+                None if value is None else round_digits(value)
+                for value in (located.estimate, located.low, located.high)
+            ),
         )
         for entry in entries
         for definition, located in entry.thresholds.items()

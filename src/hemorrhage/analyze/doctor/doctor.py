@@ -22,8 +22,8 @@ from hemorrhage.analyze.doctor.diagnose import Diagnosis
 from hemorrhage.analyze.doctor.features import Base
 from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
-from hemorrhage.analyze.rows.diagnostics import layers_of
-from hemorrhage.analyze.rows.tables import Numbers, rounded
+from hemorrhage.analyze.rows.diagnostics import layer_estimates
+from hemorrhage.analyze.rows.tables import Numbers, round_digits
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.spec import Spec
 
@@ -115,7 +115,7 @@ def study(
 
 def base_of(inputs: Inputs, rows: pd.DataFrame, model: str) -> Base | None:
     """The base model, with the influence of its blocks as its own evaluation measured it."""
-    influence = layers_of(rows, "block_influence")
+    influence = layer_estimates(rows, "block_influence")
     of_blocks = influence.loc[BASE].dropna().tolist() if BASE in influence.index else []
     try:
         return cases.base_of(model, inputs.architecture, float(inputs.base["parameters"]), of_blocks)
@@ -211,7 +211,7 @@ def _of_variants(
     left_out: Mapping[str, Sequence[predictor.LeftOut]],
     spec: Spec,
 ) -> Iterator[Diagnosis]:
-    sqnr = layers_of(rows, "local_sqnr")
+    sqnr = layer_estimates(rows, "local_sqnr")
     residuals = _residuals(left_out, spec)
     for variant in inputs.variants.values():
         if variant.name == BASE or variant.failure is not None:
@@ -271,7 +271,7 @@ def _blocks(variant: Variant, sqnr: pd.DataFrame) -> dict[int, float]:
 def _of_decoding(inputs: Inputs, numbers: Numbers) -> Iterator[Diagnosis]:
     datasets = numbers.datasets("loop_rate", strategy=True)
     strategies = numbers.strategies("loop_rate")
-    for variant in numbers.decoded():
+    for variant in numbers.decoded_variants():
         for dataset in datasets:
             seen = {
                 strategy: (
@@ -303,7 +303,7 @@ def as_json(doctor: Doctor) -> dict[str, Any]:
             "target": target,
             "left_out": each.by,
             **{key: row[key] for key in ("variant", "corpus", "learner")},
-            **{key: rounded(row[key]) for key in ("observed", "predicted", "low", "high")},
+            **{key: round_digits(row[key]) for key in ("observed", "predicted", "low", "high")},
         }
         for target, parts in doctor.left_out.items()
         for each in parts
@@ -314,12 +314,12 @@ def as_json(doctor: Doctor) -> dict[str, Any]:
         "learned_from": doctor.known,
         "reason": doctor.reason,
         "errors": [
-            {key: rounded(value) if isinstance(value, float) else value for key, value in one.items()}
+            {key: round_digits(value) if isinstance(value, float) else value for key, value in one.items()}
             for one in doctor.scores
         ],
         "predictions": predictions,
         "retention": [
-            {key: rounded(value) if isinstance(value, float) else value for key, value in one.items()}
+            {key: round_digits(value) if isinstance(value, float) else value for key, value in one.items()}
             for one in doctor.retention
         ],
         "diagnoses": diagnose.as_json(doctor.diagnoses),

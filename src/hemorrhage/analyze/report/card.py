@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hemorrhage.analyze.budget import KINDS
-from hemorrhage.analyze.protocol import untagged
+from hemorrhage.analyze.budget import DAMAGE_KINDS
+from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.compress.info import FAMILIES
 from hemorrhage.runtime.artifact import MANIFEST
 
@@ -55,7 +56,7 @@ def card(folder: Path, reports: Path, name: str) -> str:
     return written(name, _json(folder / MANIFEST), _identity(folder), _base(folder, provenance), study)
 
 
-def written(name: str, manifest: dict[str, Any], identity: str, base: dict[str, Any], study: Study) -> str:
+def written(name: str, manifest: Mapping[str, Any], identity: str, base: dict[str, Any], study: Study) -> str:
     """The card of a variant that is called ``name``: YAML metadata, then text.
 
     ``manifest`` and ``identity`` (``<variant>/<address>``) are its checkpoint's, ``base`` is the ``model`` of
@@ -73,7 +74,7 @@ def written(name: str, manifest: dict[str, Any], identity: str, base: dict[str, 
             task_name="Damage against the base model",
             dataset_type=row["dataset"].replace(" ", "_"),
             dataset_name=row["dataset"],
-            metric_type=untagged(row["metric"]),
+            metric_type=strip_protocol(row["metric"]),
             metric_name=row["metric"],
             metric_value=float(f"{row['estimate']:.6g}"),
         )
@@ -108,9 +109,9 @@ def _rows(rows: pd.DataFrame, variant: str) -> list[dict[str, Any]]:
     if rows.empty:
         return []
     mine = rows[(rows["variant"] == variant) & (rows["status"] == "ok") & (rows["family"] != "decode")]
-    chosen = mine[mine["metric"].map(untagged).isin(SHOWN)]
+    chosen = mine[mine["metric"].map(strip_protocol).isin(SHOWN)]
     order = list(SHOWN)
-    return sorted(chosen.to_dict("records"), key=lambda row: order.index(untagged(row["metric"])))
+    return sorted(chosen.to_dict("records"), key=lambda row: order.index(strip_protocol(row["metric"])))
 
 
 def _base(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _base(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _made(manifest: dict[str, Any], base: dict[str, Any]) -> list[str]:
+def _made(manifest: Mapping[str, Any], base: dict[str, Any]) -> list[str]:
     if not manifest:
         return ["Nothing is known of how this checkpoint was made."]
     of = base.get("id") or base.get("name")
@@ -157,12 +158,12 @@ def _damage(rows: list[dict[str, Any]], percent: float, verdict: dict[str, Any] 
     lines = [f"| metric | on | value | {percent:g} % interval | n |", "|---|---|---|---|---|"]
     for row in rows:
         interval = "" if math.isnan(row["low"]) else f"{row['low']:.4g} to {row['high']:.4g}"
-        name = SHOWN[untagged(row["metric"])]
+        name = SHOWN[strip_protocol(row["metric"])]
         lines.append(f"| {name} | {row['dataset']} | {row['estimate']:.4g} | {interval} | {row['n']} |")
     found = ["## Damage", "Everything is paired with the base model on the same windows and items.", "\n".join(lines)]
     if verdict:
         checks = [
-            f"- {KINDS[check['kind']].name} on {check['dataset']}: {check['answer']}"
+            f"- {DAMAGE_KINDS[check['kind']].name} on {check['dataset']}: {check['answer']}"
             + (f" (upper bound {check['bound']:.4g}, limit {check['limit']:g})" if "bound" in check else "")
             for check in verdict["checks"]
         ]
@@ -171,7 +172,7 @@ def _damage(rows: list[dict[str, Any]], percent: float, verdict: dict[str, Any] 
     return found
 
 
-def _provenance(identity: str, manifest: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+def _provenance(identity: str, manifest: Mapping[str, Any], provenance: dict[str, Any]) -> list[str]:
     facts = {
         "Checkpoint": identity if manifest else None,
         "Report": provenance.get("address"),

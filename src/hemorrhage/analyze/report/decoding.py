@@ -61,12 +61,12 @@ def section(inputs: Inputs, numbers: Numbers, found: Findings) -> dict[str, Any]
     several = {metric for metric, _ in shown if sum(one == metric for one, _ in shown) > 1}
     strategies = list(dict.fromkeys(name for metric, _ in shown for name in numbers.strategies(metric)))
     return {
-        "decoding": bool(numbers.decoded()),
+        "decoding": bool(numbers.decoded_variants()),
         "decoding_names": [
             (f"{metric}|{dataset}", f"{NAMES[metric]}, {dataset}" if metric in several else NAMES[metric])
             for metric, dataset in shown
         ],
-        "decoding_height": 110 + 15 * len(numbers.decoded()) * max(len(strategies), 1),
+        "decoding_height": 110 + 15 * len(numbers.decoded_variants()) * max(len(strategies), 1),
         "decoding_map_height": 90 + 20 * max(len(strategies), 1),
         "strategies": len(strategies),
         "spread": spread_rows(numbers),
@@ -117,7 +117,7 @@ def interaction_rows(numbers: Numbers) -> list[dict[str, str]]:
     for metric in INTERACTIONS:
         name, times = f"{metric}_interaction", decoding_figures.times(metric)
         for dataset in numbers.datasets(name, strategy=True):
-            for variant in numbers.decoded():
+            for variant in numbers.decoded_variants():
                 whole = numbers.get(variant, name, dataset, ALL_STRATEGIES)
                 if whole is None:
                     continue
@@ -180,7 +180,7 @@ def spread_rows(numbers: Numbers) -> list[dict[str, str]]:
     """How much the choice of a decoding strategy moves the accuracy of each decoded variant."""
     rows = []
     for dataset in numbers.datasets("accuracy", strategy=True):
-        for variant in numbers.decoded():
+        for variant in numbers.decoded_variants():
             by_strategy = {
                 name: numbers.get(variant, "accuracy", dataset, name) for name in numbers.strategies("accuracy")
             }

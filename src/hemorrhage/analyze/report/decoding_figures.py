@@ -37,7 +37,7 @@ def times(metric: str) -> int:
 
 def decoding(numbers: Numbers, metric: str, dataset: str) -> Figure:
     """A row per strategy, a dot with its interval per variant."""
-    strategies, variants = numbers.strategies(metric), numbers.decoded()
+    strategies, variants = numbers.strategies(metric), numbers.decoded_variants()
     traces = []
     for turn, variant in enumerate(variants):
         offset = (turn - (len(variants) - 1) / 2) * 0.7 / max(len(variants), 1)
@@ -100,7 +100,7 @@ def decoding(numbers: Numbers, metric: str, dataset: str) -> Figure:
 
 def grid(numbers: Numbers, metric: str, dataset: str) -> Figure:
     """Strategies (rows) by variants (columns)."""
-    variants = numbers.decoded()
+    variants = numbers.decoded_variants()
     cells: dict[str, dict[str, Estimate | None]] = {
         strategy: {variant: numbers.get(variant, metric, dataset, strategy) for variant in variants}
         for strategy in numbers.strategies(metric)
@@ -118,7 +118,7 @@ def interactions(numbers: Numbers, metric: str, dataset: str) -> Figure:
     name = f"{metric}_interaction"
     variants = [
         variant
-        for variant in numbers.decoded()
+        for variant in numbers.decoded_variants()
         if any(numbers.get(variant, name, dataset, strategy) for strategy in numbers.strategies(name))
     ]
     cells: dict[str, dict[str, Estimate | None]] = {

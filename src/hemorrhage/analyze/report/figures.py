@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position, undamaged
+from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position, undamaged_position
 from hemorrhage.analyze.curves.entries import TOO_FEW, CurveEntry, Threshold
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
@@ -155,7 +155,7 @@ def damage(
         return _dots(numbers, sweeps, scale, dataset)
     axis = sweeps[0].axis
     shares = axis in SHARES
-    start = _percent(undamaged(inputs, axis), shares)
+    start = _percent(undamaged_position(inputs, axis), shares)
     base = numbers.get(BASE, METRICS[scale], dataset)
     traces: list[Figure] = []
     styles = _styles(sweeps)
@@ -188,7 +188,7 @@ def _start(
     found = numbers.get(sweep.on, metric, dataset)
     if found is None:
         return []
-    return [(_percent(undamaged(inputs, sweep.axis, sweep.on), shares), None, found)]
+    return [(_percent(undamaged_position(inputs, sweep.axis, sweep.on), shares), None, found)]
 
 
 def _percent(value: float, share: bool) -> float:

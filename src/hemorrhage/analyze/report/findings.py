@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, failure
-from hemorrhage.analyze.budget import INSIDE, KINDS, OUTSIDE, UNRESOLVED, Check
+from hemorrhage.analyze.budget import DAMAGE_KINDS, INSIDE, OUTSIDE, UNRESOLVED, Check
 from hemorrhage.analyze.curves.entries import NO_CLIFF, CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.report.figures import factor
@@ -132,7 +132,7 @@ def verdict_rows(found: Sequence[Judged], budget: Mapping[str, float]) -> list[d
         for kind in budget:
             mine = [check for check in one.checks if check.kind == kind]
             cells.append(_verdict_cell(max(mine, key=lambda check: check.used)) if mine else None)
-        failing = sorted({check.kind for check in one.failing}, key=list(KINDS).index)
+        failing = sorted({check.kind for check in one.failing}, key=list(DAMAGE_KINDS).index)
         open_ones = {check.answer for check in one.failing} <= {UNRESOLVED}
         rows.append(
             {
@@ -317,7 +317,7 @@ def tasks(rows: pd.DataFrame, suites: Sequence[Suite]) -> list[Task]:
             if fact.get("floor") is not None:
                 guessing += f"; {100 * fact['floor']:.1f} with one answer"
             note = "at chance: takes part in no mean and no test" if name in suite.at_chance else ""
-            found.append(Task(name, SUITES[suite.together], items, guessing, shown, note))
+            found.append(Task(name, SUITES[suite.name], items, guessing, shown, note))
     return found
 
 

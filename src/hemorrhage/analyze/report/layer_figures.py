@@ -10,7 +10,7 @@ import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.report.figures import DASHES, Figure, frame, heat
-from hemorrhage.analyze.rows.plots import layerwise
+from hemorrhage.analyze.rows.plots import layer_table
 from hemorrhage.analyze.rows.tables import Estimate
 
 
@@ -58,7 +58,7 @@ OF_BASE = ("attention_entropy", "attention_sink")
 
 def layer_maps(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
     """``layers|<metric>``: variants by layer."""
-    table = layerwise(rows, list(MAPS))
+    table = layer_table(rows, list(MAPS))
     found = {}
     for metric, shape in MAPS.items():
         mine = table[(table["metric"] == metric) & table["variant"].isin(list(names))]
@@ -87,7 +87,7 @@ def told(found: Estimate) -> str:
 def profiles(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, Figure]:
     """``cascade|<variant>`` and ``attention|<variant>``: lines over the layers, with bands that are intervals."""
     metrics = [metric for lines in PROFILES.values() for metric in lines]
-    table = layerwise(rows, metrics).sort_values("layer", kind="stable")
+    table = layer_table(rows, metrics).sort_values("layer", kind="stable")
     parts = dict(list(table.groupby(["variant", "metric"], sort=False)))
     found = {}
     for kind, lines in PROFILES.items():

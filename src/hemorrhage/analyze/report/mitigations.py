@@ -14,7 +14,7 @@ from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.report.figures import Figure, factor, recoveries
 from hemorrhage.analyze.rows import corrections
-from hemorrhage.analyze.rows.mitigations import Outcome, Recovery, Tried
+from hemorrhage.analyze.rows.mitigations import Outcome, Recovery, TrialSummary
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.compress.info import GRADIENTS, SCALES, TRAINING
 
@@ -46,19 +46,19 @@ MISSING = {
 
 
 def rows(
-    trials: Sequence[Tried], inputs: Inputs, thresholds: Sequence[CurveEntry], corpus: str
+    trials: Sequence[TrialSummary], inputs: Inputs, thresholds: Sequence[CurveEntry], corpus: str
 ) -> list[dict[str, Any]]:
     """The table of mitigations on one corpus: a row per mitigation and plain method."""
     found = []
     for trial in trials:
         outcomes = _on(trial, corpus)
-        about = {"arm": trial.arm, "treatment": trial.treatment, "plain": trial.against.name}
+        about = {"arm": trial.arm, "treatment": trial.treatment, "plain": trial.plain.name}
         if not outcomes:
             if trial.missing:
                 found.append({**about, "missing": trial.missing})
             continue
         main = outcomes[0]
-        place, threshold = way(trial.against, inputs, thresholds, corpus)
+        place, threshold = way(trial.plain, inputs, thresholds, corpus)
         found.append(
             {
                 **about,
@@ -97,7 +97,7 @@ def way(variant: Variant, inputs: Inputs, thresholds: Sequence[CurveEntry], corp
     return math.nan, "no knee and no doubling point among the measured points"
 
 
-def _on(trial: Tried, corpus: str) -> list[Outcome]:
+def _on(trial: TrialSummary, corpus: str) -> list[Outcome]:
     """What came of it on a corpus, and on tasks, in the table's order."""
     chosen = [one for one in trial.outcomes if one.dataset == corpus or one.metric == "flips"]
     if all(one.metric == "flips" for one in chosen):
@@ -167,13 +167,13 @@ def _number(found: Estimate | None, digits: int, times: float = 1.0) -> str:
     return f"{value} ({low} to {high})"
 
 
-def to_add(trials: Sequence[Tried]) -> list[dict[str, Any]]:
+def to_add(trials: Sequence[TrialSummary]) -> list[dict[str, Any]]:
     """Sweeps that would answer what this run doesn't: arms that were not tried, and controls of those that were."""
     tried = {trial.arm for trial in trials}
     found = [{"why": f"{arm}: not tried", "lines": list(lines)} for arm, lines in MISSING.items() if arm not in tried]
     controls = {}
     for trial in trials:
-        variant, control = trial.rows_of
+        variant, control = trial.treated, trial.control
         settings = variant.manifest.get("settings") or {}
         # What has no information to shuffle, as scales per token, has no control.
         if control is None and variant.manifest.get("can_be_shuffled") and trial.arm != corrections.DECODING:
@@ -192,7 +192,7 @@ def _flow(content: Mapping[str, Any]) -> str:
 
 
 def chart(
-    trials: Sequence[Tried],
+    trials: Sequence[TrialSummary],
     inputs: Inputs,
     thresholds: Sequence[CurveEntry],
     corpus: str,
@@ -211,7 +211,7 @@ def chart(
 
 
 def _point(
-    trial: Tried,
+    trial: TrialSummary,
     one: Outcome,
     control: bool,
     inputs: Inputs,
@@ -221,9 +221,9 @@ def _point(
 ) -> tuple[float, Recovery, str] | None:
     found, x = one.control if control else one.recovery, one.plain
     if against == "way":
-        x, _ = way(trial.against, inputs, thresholds, corpus)
+        x, _ = way(trial.plain, inputs, thresholds, corpus)
     if found is None or math.isnan(x):
         return None
     what = f"{trial.treatment}{', control' if control else ''}"
-    text = f"<b>{what}</b><br>on {trial.against.name}: recovers {_written(found)} of {_measure(one.metric)}"
+    text = f"<b>{what}</b><br>on {trial.plain.name}: recovers {_written(found)} of {_measure(one.metric)}"
     return x, found, text

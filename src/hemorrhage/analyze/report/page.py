@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hemorrhage.analyze.axes import AXES, failure, sweeps
-from hemorrhage.analyze.budget import KINDS
+from hemorrhage.analyze.budget import DAMAGE_KINDS
 from hemorrhage.analyze.curves.definitions import NAMES
 from hemorrhage.analyze.curves.entries import CurveEntry, curves_of
 from hemorrhage.analyze.curves.thresholds import DESCRIBED
@@ -98,7 +98,7 @@ def render(study: Study) -> str:
             ship=findings.advice(verdicts),
             quantized_before=findings.quantized_before(lossless(inputs), pick(verdicts)),
             verdicts=findings.verdict_rows(verdicts, spec.budget),
-            limits=[(KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
+            limits=[(DAMAGE_KINDS[kind].name, findings.amount(kind, limit)) for kind, limit in spec.budget.items()],
             budget=findings.budget_words(spec.budget),
             fronts={corpus: _front_rows(entries) for corpus, entries in study.recommended["front"].items()},
             corpora=corpora,
@@ -445,7 +445,7 @@ def _cell(column: Column, found: Estimate | None) -> dict[str, Any]:
     return {"text": value, "note": "" if math.isnan(found.low) else f"{low} to {high}", "sort": found.value}
 
 
-def _about(manifest: dict[str, Any]) -> str:
+def _about(manifest: Mapping[str, Any]) -> str:
     """What a reader has to know about a variant beside its setting: which statistics, and what is theoretical."""
     statistics, theoretical = manifest.get("statistics"), manifest.get("theoretical")
     parts = [statistics and f"statistics: {statistics}", theoretical and f"theoretical ({theoretical})"]

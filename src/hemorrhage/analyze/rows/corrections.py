@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.protocol import tagged
+from hemorrhage.analyze.protocol import add_protocol
 from hemorrhage.analyze.rows.language import BINS
 from hemorrhage.analyze.rows.mitigations import Damage, Measured, Trial
-from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.rows.schema import environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -54,14 +54,14 @@ def trials(inputs: Inputs, spec: Spec) -> list[Trial]:
 def trials_of(variant: Variant, output: Output, spec: Spec) -> Iterator[Trial]:
     """The corrections of one variant; a failed step is one trial that says why."""
     if output.failure is not None:
-        yield Trial(DECODING, variant.name, "correction=any", variant, (variant, None), [], output.failure)
+        yield Trial(DECODING, variant.name, "correction=any", variant, variant, None, [], output.failure)
         return
     table = output.tables["tokens.parquet"]
     for name in table.loc[~table["correction"].isin([UNCORRECTED, *PLAIN.values()]), "correction"].unique():
         found = list(_measured(table, name, output, spec))
         label = f"correction={name}"
         treatment = f"{variant.name}, {name}"
-        yield Trial(DECODING, treatment, label, variant, (variant, variant), found, control_label=f"{label},shuffled")
+        yield Trial(DECODING, treatment, label, variant, variant, variant, found, control_label=f"{label},shuffled")
 
 
 def _measured(table: pd.DataFrame, name: str, output: Output, spec: Spec) -> Iterator[Measured]:
@@ -120,9 +120,9 @@ def _about(output: Output, part: str) -> dict[str, str]:
     own = f" generated={asked['new_tokens']}-after-{asked['prefix']}" if part == GENERATION else ""
     return {
         "dataset": manifest["corpus"],
-        "protocol": manifest["protocol"] + own,
+        "protocol": output.protocol(manifest["corpus"]) + own,
         "data": manifest["sha256"],
-        "environment": made_in(manifest),
+        "environment": environment_id(manifest),
     }
 
 
@@ -134,8 +134,8 @@ def correction_rows(inputs: Inputs, spec: Spec) -> Iterator[dict[str, Any]]:
     for name, output in inputs.corrections.items():
         variant = inputs.variants[name]
         if output.failure is not None:
-            about = {"dataset": output.manifest["corpus"], "protocol": output.manifest["protocol"]}
-            metric = tagged("kl_mean{correction=any}", about["protocol"])
+            about = {"dataset": output.manifest["corpus"], "protocol": output.protocol(output.manifest["corpus"])}
+            metric = add_protocol("kl_mean{correction=any}", about["protocol"])
             yield row(variant, metric, status="failed", reason=output.failure, **about)
             continue
         for (correction, control), side in output.tables["tokens.parquet"].groupby(
@@ -144,7 +144,7 @@ def correction_rows(inputs: Inputs, spec: Spec) -> Iterator[dict[str, Any]]:
             label = f"{{correction={correction}{f',shuffled={control}' if control else ''}}}"
             for metric, (fields, part) in _fields(side, output, spec).items():
                 about = _about(output, part)
-                yield row(variant, tagged(metric + label, about["protocol"]), **fields, **about)
+                yield row(variant, add_protocol(metric + label, about["protocol"]), **fields, **about)
 
 
 def _fields(side: pd.DataFrame, output: Output, spec: Spec) -> Mapping[str, tuple[dict[str, Any], str]]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hemorrhage.analyze.inputs import Output, Variant
 from hemorrhage.analyze.rows import stability, survival
 from hemorrhage.analyze.rows.interaction import interaction
-from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.rows.schema import environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -33,6 +34,8 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 SUMMARIES = ("xsum",)
 """Data sets whose human texts are summaries."""
+
+Features = npt.NDArray[np.float32]
 
 SPREAD_METRICS = ("spread_over_max", "spread_over_min", "spread_cv", "spread_by_chance")
 """Per variant, of the accuracy over strategies: (max - min) / max, (max - min) / min, standard deviation
@@ -57,8 +60,7 @@ def decoding_rows(
     variant: Variant, output: Output, spec: Spec, base: pd.DataFrame | None = None
 ) -> Iterator[dict[str, Any]]:
     """Rows of one variant under every strategy; compared with ``base``, the base model's measured texts, if given."""
-    environment = made_in(output.manifest)
-    protocols = output.manifest.get("protocol", {})
+    environment = environment_id(output.manifest)
     about: dict[str, Any] = {
         "sweep": DECODE,
         "family": DECODE,
@@ -78,9 +80,9 @@ def decoding_rows(
         yield row(variant, "accuracy", **{**about, **fields})
         return
     hashes = {name: fact["sha256"] for name, fact in output.manifest["datasets"].items()}
-    for dataset, part in measured_texts(output).groupby("dataset", sort=False):
+    for dataset, part in measure_texts(output).groupby("dataset", sort=False):
         kind = part["task"].iloc[0]
-        about.update(dataset=dataset, data=hashes[dataset], protocol=protocols[dataset])
+        about.update(dataset=dataset, data=hashes[dataset], protocol=output.protocol(str(dataset)))
         for strategy, generated in part.groupby("strategy", sort=False):
             fields = {**about, "method": strategy, "setting": _settings(generated["settings"].iloc[0])}
             measured = _closed(generated, spec) if kind == "closed_ended" else _open(generated, output, spec)
@@ -94,7 +96,7 @@ def decoding_rows(
             yield from _against_base(variant, kind, str(dataset), part, base, of_all, spec)
 
 
-def measured_texts(output: Output) -> pd.DataFrame:
+def measure_texts(output: Output) -> pd.DataFrame:
     """The texts of a sweep with what each shows by itself: columns of OPEN_METRICS, NaN where closed-ended."""
     texts = output.tables["generations.parquet"].copy()
     tokens = [[int(token) for token in text] for text in texts["tokens"]]
@@ -162,7 +164,7 @@ def greedy_survival(base: pd.DataFrame, variant: pd.DataFrame, dataset: str, spe
         sides.append(greedy[greedy["strategy"] == greedy["strategy"].iloc[0]] if len(greedy) else greedy)
     if not all(map(len, sides)):
         return None
-    return survival.survival(survival.times(*(side[["item", "tokens"]] for side in sides)), dataset, spec)
+    return survival.survival(survival.divergence_times(*(side[["item", "tokens"]] for side in sides)), dataset, spec)
 
 
 def _interactions(
@@ -225,7 +227,7 @@ def _open(generated: pd.DataFrame, output: Output, spec: Spec) -> dict[str, dict
     return found
 
 
-def _mauve(generated: Floats, human: Floats, dataset: str, spec: Spec) -> dict[str, Any]:
+def _mauve(generated: Features, human: Features, dataset: str, spec: Spec) -> dict[str, Any]:
     """The score with the interval of resampled texts, whose clusters are found once."""
     texts = min(len(generated), len(human))
     if texts < 2:

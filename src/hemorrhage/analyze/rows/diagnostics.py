@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import Output, Variant
-from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.rows.schema import environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -17,11 +17,14 @@ from hemorrhage.analyze.stats.bootstrap import Floats
 DIAGNOSTICS = "diagnostics"
 """Data set of these rows: the windows that the diagnostics read, which their protocol names."""
 
-COST = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
-BYTES = ("peak_bytes", "kv_bytes", "kv_bytes_formula")
+SpeedKey = Literal["prefill", "decode"]
+BytesKey = Literal["peak_bytes", "kv_bytes", "kv_bytes_formula"]
+SettingKey = Literal["batch", "length", "new_tokens", "threads", "dtype", "peak_of"]
 
-SETTINGS = ("batch", "length", "new_tokens", "threads", "dtype", "peak_of")
-"""What the cost depends on beside model and machine; ``peak_of`` says which memory the peak is of."""
+SPEEDS: dict[SpeedKey, str] = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
+BYTES: tuple[BytesKey, ...] = get_args(BytesKey)
+SETTINGS: tuple[SettingKey, ...] = get_args(SettingKey)
+"""What the cost depends on, next to model and machine; ``peak_of`` says which memory the peak is of."""
 
 LESS_IS_WORSE = ("cosine", "sqnr", "cka", "agreement", "overlap")
 """Parts of a metric's name that say that the layer with the smallest value is the worst."""
@@ -37,12 +40,12 @@ def diagnostics_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[d
     table = output.tables.get("diagnostics.parquet")
     if table is None:
         return
-    facts = output.manifest.get("diagnostics") or {}
+    windows_read = output.manifest.get("diagnostics") or {}
     about = {
         "dataset": DIAGNOSTICS,
-        "protocol": facts.get("protocol", ""),
-        "data": facts.get("sha256", ""),
-        "environment": made_in(output.manifest),
+        "protocol": windows_read.get("protocol", ""),
+        "data": windows_read.get("sha256", ""),
+        "environment": environment_id(output.manifest),
     }
     # All at once: a study has tens of thousands.
     windows = table.groupby(["metric", "layer", "head"], sort=True)["value"]
@@ -81,18 +84,19 @@ def cost_rows(variant: Variant, output: Output) -> Iterator[dict[str, Any]]:
         return
     settings = " ".join(f"{key}={cost[key]}" for key in SETTINGS if key in cost)
     mark = f" theoretical: {cost['theoretical']}" if cost.get("theoretical") else ""
-    about = {"protocol": settings + mark, "environment": made_in(output.manifest)}
-    for key, metric in COST.items():
+    about = {"protocol": settings + mark, "environment": environment_id(output.manifest)}
+    for key, metric in SPEEDS.items():
         speeds = np.asarray(cost.get(key) or [], dtype=np.float64)
         if len(speeds):
             fields = {"estimate": float(np.median(speeds)), "low": float(speeds.min()), "high": float(speeds.max())}
             yield row(variant, metric, n=len(speeds), **fields, **about)
-    for key in BYTES:
-        if cost.get(key) is not None:
-            yield row(variant, key, estimate=float(cost[key]), n=1, **about)
+    for measured in BYTES:
+        size = cost.get(measured)
+        if size is not None:
+            yield row(variant, measured, estimate=float(size), n=1, **about)
 
 
-def layers_of(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+def layer_estimates(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """A metric's estimates by variant (rows) and layer (columns, int), of the rows that are ok."""
     chosen = rows[(rows["status"] == "ok") & rows["metric"].str.fullmatch(rf"{metric}\{{layer=\d+\}}")]
     layer = chosen["metric"].str.extract(r"layer=(\d+)", expand=False).astype(int)

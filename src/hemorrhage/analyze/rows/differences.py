@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hemorrhage.analyze.protocol import untagged
+from hemorrhage.analyze.protocol import strip_protocol
 
 SHOWN = {
     "kl_mean": "KL, nats per token",
@@ -52,9 +52,9 @@ class Lost(NamedTuple):
     reason: str
 
 
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
+def select_shown(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that a comparison shows: of whole models, not of layers, heads and kinds of tokens."""
-    return rows[rows["metric"].map(untagged).isin(SHOWN)]
+    return rows[rows["metric"].map(strip_protocol).isin(SHOWN)]
 
 
 def interval(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[list[Difference], lis
 
     Metrics carry their protocol in their name, so that numbers of two protocols never meet.
     """
-    both = chosen(a).merge(chosen(b), on=KEYS, how="outer", suffixes=("_a", "_b"), indicator=True)
+    both = select_shown(a).merge(select_shown(b), on=KEYS, how="outer", suffixes=("_a", "_b"), indicator=True)
     found, lost = [], []
     for row in both.to_dict("records"):
         measured = [row["_merge"] in ("both", side) and row[f"status_{end}"] == "ok" for side, end in
@@ -109,19 +109,19 @@ def _sureness(one: Difference) -> tuple[bool, float]:
     return one.certain, abs(one.difference) / half if half > 0 else (math.inf if one.difference else 0.0)
 
 
-def flattened(content: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as ``a.b`` -> value; lists are values."""
     if not isinstance(content, dict):
         return {prefix: content}
     found: dict[str, Any] = {}
     for key, value in content.items():
-        found |= flattened(value, f"{prefix}.{key}" if prefix else str(key))
+        found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return found
 
 
-def changed(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+def list_changes(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     """(key, value in A, value in B) of what two nested mappings don't share; None where one lacks it."""
-    first, second = flattened(a), flattened(b)
+    first, second = flatten(a), flatten(b)
     return [
         (key, first.get(key), second.get(key))
         for key in dict.fromkeys([*first, *second])

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE, Output, Variant
-from hemorrhage.analyze.protocol import tagged
-from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.protocol import add_protocol
+from hemorrhage.analyze.rows.schema import environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats, Integers
@@ -77,7 +77,7 @@ class Texts:
     noise: dict[str, Noise] = field(default_factory=dict)
 
 
-def language(variant: Variant, output: Output, spec: Spec, texts: Texts) -> Iterator[dict[str, Any]]:
+def language_rows(variant: Variant, output: Output, spec: Spec, texts: Texts) -> Iterator[dict[str, Any]]:
     """Rows of one variant on all corpora; the base's come first, for its evaluation is the noise floor."""
     for corpus, facts in output.manifest.get("corpora", {}).items():
         protocol = facts["protocol"]
@@ -85,11 +85,11 @@ def language(variant: Variant, output: Output, spec: Spec, texts: Texts) -> Iter
             "dataset": corpus,
             "protocol": protocol,
             "data": facts["sha256"],
-            "environment": made_in(output.manifest),
+            "environment": environment_id(output.manifest),
         }
         if output.failure is not None:
             for metric in METRICS:
-                yield row(variant, tagged(metric, protocol), status="failed", reason=output.failure, **about)
+                yield row(variant, add_protocol(metric, protocol), status="failed", reason=output.failure, **about)
             continue
         damage = Damage(_of(output, "tokens.parquet", corpus), _of(output, "windows.parquet", corpus), corpus, spec)
         if variant.name == BASE:
@@ -104,7 +104,7 @@ def language(variant: Variant, output: Output, spec: Spec, texts: Texts) -> Iter
         for metric, fields in found.items():
             if not math.isfinite(fields["estimate"]):
                 fields = {"n": damage.windows, "status": "undefined", "reason": "not a finite number"}
-            yield row(variant, tagged(metric, protocol), **fields, **about)
+            yield row(variant, add_protocol(metric, protocol), **fields, **about)
 
 
 def _of(output: Output, table: str, corpus: str) -> pd.DataFrame:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
-from hemorrhage.analyze.protocol import tagged
-from hemorrhage.analyze.rows.schema import made_in, row
+from hemorrhage.analyze.protocol import add_protocol
+from hemorrhage.analyze.rows.schema import environment_id, row
 from hemorrhage.analyze.rows.tasks import Suite
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
@@ -69,17 +69,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trial:
-    """A mitigation that was tried: ``treatment`` on what ``plain`` is, which stands where ``against`` stands.
+    """A mitigation that was tried: ``treatment``, compared with the variant ``plain``.
 
-    ``rows_of``: the variants that the rows of the mitigation and of the control belong to; ``label``: what sets the
-    rows of this trial apart from others of the same variant; ``missing``: why there is nothing to compare.
+    ``treated`` and ``control``: the variants that the rows of the mitigation and of its control belong to. ``label``
+    distinguishes the rows of this trial from others of the same variant. ``missing``: why there is nothing to compare.
     """
 
     arm: str
     treatment: str
     label: str
-    against: Variant
-    rows_of: tuple[Variant, Variant | None]
+    plain: Variant
+    treated: Variant
+    control: Variant | None
     measured: list[Measured] = field(repr=False)
     missing: str = ""
     control_label: str = ""
@@ -101,21 +102,22 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialSummary:
     """A trial as people read it: fields as those of Trial."""
 
     arm: str
     treatment: str
-    against: Variant
-    rows_of: tuple[Variant, Variant | None]
+    plain: Variant
+    treated: Variant
+    control: Variant | None
     outcomes: list[Outcome]
     missing: str
 
 
-def tried(trial: Trial, spec: Spec) -> Tried:
+def summarize(trial: Trial, spec: Spec) -> TrialSummary:
     """A trial without its resamples."""
     outcomes = [_outcome(one, spec.confidence) for one in trial.measured]
-    return Tried(trial.arm, trial.treatment, trial.against, trial.rows_of, outcomes, trial.missing)
+    return TrialSummary(trial.arm, trial.treatment, trial.plain, trial.treated, trial.control, outcomes, trial.missing)
 
 
 def _outcome(one: Measured, confidence: float) -> Outcome:
@@ -244,7 +246,7 @@ def _trial(
         measured += _language(outputs, spec)
         for suite in suites:
             measured += _flips(suite, [variant.name for variant in compared], spec)
-    return Trial(arm, treated.name, f"plain={plain.name}", plain, (treated, control), measured, missing)
+    return Trial(arm, treated.name, f"plain={plain.name}", plain, treated, control, measured, missing)
 
 
 def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:
@@ -285,27 +287,27 @@ def _about(dataset: str, facts: Mapping[str, Any], output: Output) -> dict[str, 
         "dataset": dataset,
         "protocol": facts["protocol"],
         "data": facts["sha256"],
-        "environment": made_in(output.manifest),
+        "environment": environment_id(output.manifest),
     }
 
 
 def _flips(suite: Suite, names: Sequence[str], spec: Spec) -> Iterator[Measured]:
     """Flips, averaged over the suite's tasks that are not at chance."""
     outputs = [suite.outputs.get(name) for name in names]
-    if not suite.averaged or any(output is None or "items.parquet" not in output.tables for output in outputs):
+    if not suite.averaged_tasks or any(output is None or "items.parquet" not in output.tables for output in outputs):
         return
     damages = [_flipped(output, suite, spec) for output in outputs if output is not None]
-    facts = {"protocol": f"mean of {', '.join(suite.averaged)}", "sha256": ""}
+    facts = {"protocol": f"mean of {', '.join(suite.averaged_tasks)}", "sha256": ""}
     treated = outputs[1]
     assert treated is not None
-    about = _about(suite.together, facts, treated)
+    about = _about(suite.name, facts, treated)
     yield Measured("flips", about, damages[0], damages[1], damages[2] if len(damages) > 2 else None)
 
 
 def _flipped(output: Output, suite: Suite, spec: Spec) -> Damage:
     items = output.tables["items.parquet"]
     estimates, replicates, blocks = [], [], 0
-    for task in suite.averaged:
+    for task in suite.averaged_tasks:
         part = items[items["task"] == task]
         flipped = (part["correct"] != part["base_correct"]).astype(float).groupby(part["group"]).agg(["sum", "size"])
         sums, sizes = flipped["sum"].to_numpy(np.float64), flipped["size"].to_numpy(np.int64)
@@ -327,7 +329,7 @@ def trial_rows(found: Sequence[Trial], spec: Spec) -> Iterator[dict[str, Any]]:
     seen = set()
     for trial in found:
         for one in trial.measured:
-            treated, control = trial.rows_of
+            treated, control = trial.treated, trial.control
             yield _row(treated, "recovery", one, trial.label, recovery(one.plain, one.treated, spec.confidence))
             if one.control is not None and control is not None:
                 label = trial.control_label or trial.label
@@ -342,7 +344,7 @@ def trial_rows(found: Sequence[Trial], spec: Spec) -> Iterator[dict[str, Any]]:
 def _row(variant: Variant, metric: str, one: Measured, label: str, found: Recovery | None) -> dict[str, Any]:
     name = f"{metric}{{of={one.metric},{label}}}"
     if "window=" in one.about["protocol"]:
-        name = tagged(name, one.about["protocol"])
+        name = add_protocol(name, one.about["protocol"])
     if found is None:
         reason = "the plain method does no damage that can be told from none"
         return row(variant, name, n=one.plain.blocks, status="undefined", reason=reason, **one.about)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from hemorrhage.analyze.rows.tables import rounded
+from hemorrhage.analyze.rows.tables import round_digits
 
 LAYERWISE = (
     "local_error",
@@ -22,7 +22,7 @@ LAYERWISE = (
 """What the diagnostics say of every layer; what they say of heads is averaged over them."""
 
 
-def layerwise(rows: pd.DataFrame, metrics: Sequence[str] = LAYERWISE) -> pd.DataFrame:
+def layer_table(rows: pd.DataFrame, metrics: Sequence[str] = LAYERWISE) -> pd.DataFrame:
     """A row per variant, metric and layer (int): ``estimate``, ``low``, ``high``; of heads their mean, no interval."""
     pattern = r"^(?P<name>\w+)\{layer=(?P<layer>\d+)(?P<head>,head=\d+)?\}$"
     inside = rows[(rows["status"] == "ok") & rows["metric"].str.contains("{layer=", regex=False)]
@@ -39,12 +39,12 @@ def layerwise(rows: pd.DataFrame, metrics: Sequence[str] = LAYERWISE) -> pd.Data
 
 def layer_points(rows: pd.DataFrame) -> pd.DataFrame:
     """The content of layers.csv: a row per variant and layer, a column per metric."""
-    table = layerwise(rows).pivot(index=["variant", "layer"], columns="metric", values="estimate")
+    table = layer_table(rows).pivot(index=["variant", "layer"], columns="metric", values="estimate")
     order = [name for name in dict.fromkeys(rows["variant"]) if name in table.index.get_level_values(0)]
     whole = table.loc[order].reset_index() if order else table.reset_index()
     whole = whole.reindex(columns=["variant", "layer", *LAYERWISE])
     numbers = list(LAYERWISE)
-    whole[numbers] = whole[numbers].map(lambda value: value if pd.isna(value) else rounded(value))
+    whole[numbers] = whole[numbers].map(lambda value: value if pd.isna(value) else round_digits(value))
     return whole
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,17 @@ from tqdm import tqdm
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.rows import corrections, mitigations
-from hemorrhage.analyze.rows.decoding import decoding_rows, measured_texts
+from hemorrhage.analyze.rows.decoding import decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
-from hemorrhage.analyze.rows.language import Texts, language
-from hemorrhage.analyze.rows.schema import ROWS, made_in, row
+from hemorrhage.analyze.rows.language import Texts, language_rows
+from hemorrhage.analyze.rows.schema import ROWS, environment_id, row
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import significance
 from hemorrhage.analyze.stats.bootstrap import Floats
 
-SIZE_METRICS = ("disk_bytes", "effective_bits", "layer_bits", "size_ratio", "parameters", "sparsity", "changed")
+SizeMetric = Literal["disk_bytes", "effective_bits", "layer_bits", "size_ratio", "parameters", "sparsity", "changed"]
+SIZE_METRICS: tuple[SizeMetric, ...] = get_args(SizeMetric)
 """Per variant, exact: see the checkpoint's manifest."""
 
 
@@ -51,14 +52,14 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     for variant in inputs.variants.values():
         rows.extend(_sizes(variant))
     for name, output in tqdm(evaluations.items(), desc="intervals", mininterval=5):
-        rows.extend(language(inputs.variants[name], output, spec, texts))
+        rows.extend(language_rows(inputs.variants[name], output, spec, texts))
         rows.extend(diagnostics_rows(inputs.variants[name], output, spec))
         rows.extend(cost_rows(inputs.variants[name], output))
     for suite in answered:
         for variant in inputs.variants.values():
             rows.extend(task_rows(variant, suite, spec))
     decoded = inputs.decodes.get(BASE)
-    texts_of_base = None if decoded is None or decoded.failure else measured_texts(decoded)
+    texts_of_base = None if decoded is None or decoded.failure else measure_texts(decoded)
     for name, output in inputs.decodes.items():
         rows.extend(decoding_rows(inputs.variants[name], output, spec, None if name == BASE else texts_of_base))
     if inputs.sibling is not None:
@@ -68,13 +69,13 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     rows.extend(corrections.correction_rows(inputs, spec))
     table = pd.DataFrame(rows, columns=list(ROWS.columns))
     table["seed"] = table["seed"].astype("Int64")
-    table["q"] = controlled(table)
-    probes = [suite for suite in answered if suite.together == ALL_TASKS]
+    table["q"] = false_discovery_rates(table)
+    probes = [suite for suite in answered if suite.name == ALL_TASKS]
     losses = task_losses(probes[0], spec) if probes else {}
     return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences, losses, trials)
 
 
-def controlled(rows: pd.DataFrame) -> pd.Series:
+def false_discovery_rates(rows: pd.DataFrame) -> pd.Series:
     """False discovery rates: Benjamini and Hochberg's q over all variants, for each metric and data set apart."""
     tested = rows[rows["p"].notna() & (rows["status"] == "ok")]
     found = pd.Series(np.nan, index=rows.index)
@@ -116,7 +117,7 @@ def _of_base(output: Output) -> Output:
 
 
 def _sizes(variant: Variant) -> Iterator[dict[str, Any]]:
-    about = {"environment": made_in(variant.manifest), "protocol": "counted in the checkpoint"}
+    about = {"environment": environment_id(variant.manifest), "protocol": "counted in the checkpoint"}
     for metric in SIZE_METRICS:
         value = variant.manifest.get(metric)
         if variant.failure is not None:

@@ -102,6 +102,6 @@ def row(variant: Variant, metric: str, **fields: Any) -> dict[str, Any]:
     return {**content, **fields}
 
 
-def made_in(manifest: Mapping[str, Any]) -> str:
+def environment_id(manifest: Mapping[str, Any]) -> str:
     """Id of the environment that an output was made in."""
     return manifest.get("environment", {}).get("id", "")

@@ -46,7 +46,7 @@ class Survival:
     differing: int
 
 
-def first_divergence(base: Sequence[int], other: Sequence[int]) -> tuple[int, bool]:
+def find_divergence(base: Sequence[int], other: Sequence[int]) -> tuple[int, bool]:
     """The first token (from 1) at which two texts differ and True, or the length of equal ones and False."""
     for place, (one, two) in enumerate(zip(base, other, strict=False), 1):
         if one != two:
@@ -55,11 +55,11 @@ def first_divergence(base: Sequence[int], other: Sequence[int]) -> tuple[int, bo
     return (shorter + 1, True) if shorter < longer else (longer, False)
 
 
-def times(base: pd.DataFrame, variant: pd.DataFrame) -> Times:
+def divergence_times(base: pd.DataFrame, variant: pd.DataFrame) -> Times:
     """Of the texts of the same items; frames have ``item`` and ``tokens``."""
     joined = base.merge(variant, on="item", suffixes=("_base", "_variant"), validate="one_to_one")
     found = [
-        first_divergence(list(one), list(two))
+        find_divergence(list(one), list(two))
         for one, two in zip(joined["tokens_base"], joined["tokens_variant"], strict=True)
     ]
     return Times(np.array([place for place, _ in found]), np.array([differs for _, differs in found], dtype=bool))
@@ -80,7 +80,7 @@ def survival(found: Times, dataset: str, spec: Spec) -> Survival:
     else:
         limits = [np.full(len(at), np.nan)] * 2
     counts = bootstrap.draws(dataset, len(found.tokens), spec.resamples, spec.seed)
-    means = agreeing(found, counts, horizon)
+    means = mean_agreement(found, counts, horizon)
     low, high = bootstrap.interval(means, spec.confidence, len(found.tokens))
     whole = np.ones((1, len(found.tokens)), dtype=np.int64)
     return Survival(
@@ -88,7 +88,7 @@ def survival(found: Times, dataset: str, spec: Spec) -> Survival:
         share=np.asarray(curve.evaluate(at), dtype=np.float64),
         low=limits[0],
         high=limits[1],
-        mean=float(agreeing(found, whole, horizon)[0]),
+        mean=float(mean_agreement(found, whole, horizon)[0]),
         mean_low=low,
         mean_high=high,
         texts=len(found.tokens),
@@ -96,7 +96,7 @@ def survival(found: Times, dataset: str, spec: Spec) -> Survival:
     )
 
 
-def agreeing(found: Times, counts: Integers, horizon: int) -> Floats:
+def mean_agreement(found: Times, counts: Integers, horizon: int) -> Floats:
     """Mean of agreeing tokens up to ``horizon`` in each resample: the area under the curve. ``counts`` [n, texts]."""
     steps = np.arange(1, horizon + 1)[:, None]
     risk = counts @ (found.tokens[None, :] >= steps).T

@@ -10,7 +10,7 @@ import pandas as pd
 
 from hemorrhage.analyze.axes import failure, position, sweeps
 from hemorrhage.analyze.inputs import Inputs
-from hemorrhage.analyze.protocol import tag, untagged
+from hemorrhage.analyze.protocol import strip_protocol, tag
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE, MAUVE, OPEN_METRICS, ROUGE
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite
 
@@ -44,7 +44,7 @@ class Numbers:
         columns = [ok[name].to_numpy(object).tolist() for name in keys + numbers]
         for variant, dataset, family, method, *found in zip(*columns, strict=True):
             strategy, estimate = method if family == DECODE else "", Estimate(*found)
-            self._found[variant, untagged(estimate.metric), dataset, strategy] = estimate
+            self._found[variant, strip_protocol(estimate.metric), dataset, strategy] = estimate
         self._places: dict[str, dict[tuple[str, str], None]] = {}
         """By metric, the data sets and strategies it was measured on, in their order."""
         for _, metric, *place in self._found:
@@ -64,12 +64,12 @@ class Numbers:
         places = self._places.get(metric, {})
         return list(dict.fromkeys(name for _, name in places if name not in ("", ALL_STRATEGIES)))
 
-    def decoded(self) -> list[str]:
+    def decoded_variants(self) -> list[str]:
         """Variants with decoding results, in their order."""
         return list(dict.fromkeys(key[0] for key in self._found if key[3]))
 
 
-def rounded(value: float) -> float:
+def round_digits(value: float) -> float:
     """``value`` to six significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
@@ -81,7 +81,7 @@ def headline(
 
     A key says under which protocol, or over which tasks, so that two commits are compared only where they agree.
     """
-    tasks = "+".join(next((suite.averaged for suite in suites if suite.together == ALL_TASKS), []))
+    tasks = "+".join(next((suite.averaged_tasks for suite in suites if suite.name == ALL_TASKS), []))
     found: dict[str, Any] = {}
     for variant in inputs.variants:
         fields: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def headline(
             for corpus in corpora:
                 estimate = numbers.get(variant, metric, corpus)
                 if estimate:
-                    fields.setdefault(estimate.metric, {})[corpus] = rounded(estimate.value)
+                    fields.setdefault(estimate.metric, {})[corpus] = round_digits(estimate.value)
         for metric, dataset in (
             ("mean_accuracy", ALL_TASKS),
             ("mean_flips", ALL_TASKS),
@@ -98,11 +98,11 @@ def headline(
         ):
             estimate = numbers.get(variant, metric, dataset)
             if estimate:
-                fields[f"{metric}[{tasks}]" if dataset else metric] = rounded(estimate.value)
+                fields[f"{metric}[{tasks}]" if dataset else metric] = round_digits(estimate.value)
         for dataset in numbers.datasets("spread_over_max", strategy=True):
             spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
             if spread:
-                fields[f"decoding_spread[{dataset}]"] = rounded(spread.value)
+                fields[f"decoding_spread[{dataset}]"] = round_digits(spread.value)
         if fields:
             found[variant] = fields
     failed = sum(failure(inputs, variant) is not None for variant in inputs.variants.values())
@@ -151,7 +151,7 @@ def decoding_points(numbers: Numbers) -> pd.DataFrame:
     rows = []
     metrics = ("accuracy", *OPEN_METRICS, MAUVE, *ROUGE)
     strategies = list(dict.fromkeys(name for metric in metrics for name in numbers.strategies(metric)))
-    for variant in numbers.decoded():
+    for variant in numbers.decoded_variants():
         for strategy in strategies:
             row: dict[str, Any] = {"variant": variant, "strategy": strategy}
             for metric in metrics:
@@ -175,5 +175,5 @@ def _value(estimate: Estimate | None) -> float:
 
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     numeric = table.select_dtypes("number").columns
-    table[numeric] = table[numeric].map(lambda value: value if math.isnan(value) else rounded(value))
+    table[numeric] = table[numeric].map(lambda value: value if math.isnan(value) else round_digits(value))
     return table

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
-from hemorrhage.analyze.rows.schema import AT_CHANCE, made_in, row
+from hemorrhage.analyze.rows.schema import AT_CHANCE, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -40,12 +40,12 @@ class Suite:
     """Tasks that are averaged together: ``outputs`` by variant, with a table ``items.parquet`` whose columns are task,
     item, group, choice, correct, base_choice, base_correct; ``at_chance``: task -> why it says nothing."""
 
-    together: str
+    name: str
     outputs: dict[str, Output]
     at_chance: dict[str, str]
 
     @property
-    def averaged(self) -> list[str]:
+    def averaged_tasks(self) -> list[str]:
         """Tasks that the mean accuracy is over: those on which the base is above chance."""
         names = dict.fromkeys(name for output in self.outputs.values() for name in output.manifest.get("tasks", {}))
         return sorted(name for name in names if name not in self.at_chance)
@@ -58,9 +58,7 @@ def suites(inputs: Inputs, evaluations: dict[str, Output], spec: Spec) -> list[S
         ALL_HARNESS_TASKS: _paired({name: _whole(output) for name, output in inputs.harness.items()}, "items.parquet"),
         ALL_PROGRAMS: _paired({name: _answered(output) for name, output in inputs.code_tasks.items()}, "items.parquet"),
     }
-    return [
-        Suite(together, outputs, _tasks_at_chance(outputs, spec)) for together, outputs in answered.items() if outputs
-    ]
+    return [Suite(name, outputs, _tasks_at_chance(outputs, spec)) for name, outputs in answered.items() if outputs]
 
 
 def _answered(output: Output) -> Output:
@@ -134,14 +132,15 @@ def task_rows(variant: Variant, suite: Suite, spec: Spec) -> Iterator[dict[str, 
     for task, fact in facts.items():
         about = {
             "dataset": task,
-            "environment": made_in(output.manifest),
+            "environment": environment_id(output.manifest),
             "data": fact["sha256"],
             "protocol": fact["protocol"],
         }
         if variant.name == BASE:
             yield row(variant, "chance", estimate=float(fact["chance"]), n=1, **about)
-            if fact.get("floor") is not None:
-                yield row(variant, "floor", estimate=float(fact["floor"]), n=1, **about)
+            constant = fact.get("floor")
+            if constant is not None:
+                yield row(variant, "floor", estimate=float(constant), n=1, **about)
         if output.failure is not None:
             for metric in METRICS:
                 yield row(variant, metric, status="failed", reason=output.failure, **about)
@@ -168,8 +167,8 @@ def _means(variant: Variant, suite: Suite, output: Output, spec: Spec) -> Iterat
     joined = "".join(sorted(fact["sha256"] for fact in facts.values()))
     protocols = sorted({fact["protocol"] for fact in facts.values()})
     about = {
-        "dataset": suite.together,
-        "environment": made_in(output.manifest),
+        "dataset": suite.name,
+        "environment": environment_id(output.manifest),
         "data": hashlib.sha256(joined.encode()).hexdigest(),
         "protocol": f"mean of {', '.join(sorted(facts))}: {'; '.join(protocols)}" if facts else "no task",
     }
@@ -198,9 +197,9 @@ def task_losses(suite: Suite, spec: Spec) -> dict[str, tuple[float, Floats, int]
     """
     found = {}
     for name, output in suite.outputs.items():
-        if output.failure is None and suite.averaged and "items.parquet" in output.tables:
+        if output.failure is None and suite.averaged_tasks and "items.parquet" in output.tables:
             items = output.tables["items.parquet"]
-            means = _resampled(items[items["task"].isin(suite.averaged)], spec)
+            means = _resampled(items[items["task"].isin(suite.averaged_tasks)], spec)
             before = means.level - means.shift
             with np.errstate(divide="ignore", invalid="ignore"):
                 lost = -means.shifts / (means.levels - means.shifts)

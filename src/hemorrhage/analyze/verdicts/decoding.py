@@ -10,7 +10,7 @@ from typing import Any
 from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.rows import stability
-from hemorrhage.analyze.rows.decoding import greedy_survival, measured_texts, outcomes
+from hemorrhage.analyze.rows.decoding import greedy_survival, measure_texts, outcomes
 from hemorrhage.analyze.rows.survival import Survival
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import choice, published, signatures
@@ -61,7 +61,7 @@ def compared(inputs: Inputs, spec: Spec) -> dict[str, stability.Stability] | Non
     sibling, own = inputs.sibling, inputs.decodes.get(BASE)
     if sibling is None or own is None or own.failure is not None or sibling.decoded.failure is not None:
         return None
-    mine, other = measured_texts(own), measured_texts(sibling.decoded)
+    mine, other = measure_texts(own), measure_texts(sibling.decoded)
     sides = (mine, other) if sibling.is_aligned else (other, mine)
     found = {}
     for dataset in dict.fromkeys(mine[mine["task"] == "closed_ended"]["dataset"]):
@@ -81,12 +81,12 @@ def survivals(inputs: Inputs, spec: Spec) -> dict[str, dict[str, Survival]]:
     own = inputs.decodes.get(BASE)
     if own is None or own.failure is not None:
         return {}
-    base = measured_texts(own)
+    base = measure_texts(own)
     found: dict[str, dict[str, Survival]] = {}
     for name, output in inputs.decodes.items():
         if name == BASE or output.failure is not None:
             continue
-        texts = measured_texts(output)
+        texts = measure_texts(output)
         for dataset in dict.fromkeys(base[base["task"] == "open_ended"]["dataset"]):
             theirs, mine = (side[side["dataset"] == dataset] for side in (base, texts))
             curve = greedy_survival(theirs, mine, str(dataset), spec)

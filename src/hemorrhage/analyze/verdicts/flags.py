@@ -15,8 +15,8 @@ import pandas as pd
 
 from hemorrhage.analyze.axes import failure, sweeps
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
-from hemorrhage.analyze.protocol import untagged
-from hemorrhage.analyze.rows.diagnostics import layers_of
+from hemorrhage.analyze.protocol import strip_protocol
+from hemorrhage.analyze.rows.diagnostics import layer_estimates
 from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.tables import Numbers
 
@@ -75,7 +75,7 @@ def find(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str]) -> list[Fla
         if variant.name != BASE and failure(inputs, variant) is None and numbers.get(variant.name, "size_ratio")
     ]
     found: list[Flag] = []
-    writes, sqnr = layers_of(rows, "write_norm"), layers_of(rows, "local_sqnr")
+    writes, sqnr = layer_estimates(rows, "write_norm"), layer_estimates(rows, "local_sqnr")
     for variant in measured:
         found += _unchanged(variant, numbers, corpora)
         found += _silent_layers(variant, writes)
@@ -202,7 +202,7 @@ def _better(rows: pd.DataFrame) -> Iterator[Flag]:
     """Accuracy above, or perplexity below the base's by more than chance: test data may have leaked in."""
     significant = rows[(rows["status"] == "ok") & (rows["q"] < SIGNIFICANT)]
     for found in significant.itertuples():
-        metric, estimate = untagged(str(found.metric)), float(str(found.estimate))
+        metric, estimate = strip_protocol(str(found.metric)), float(str(found.estimate))
         if metric in ("accuracy_change", "mean_accuracy_change") and estimate > 0:
             what = f"Its accuracy on {found.dataset} is {100 * estimate:.1f} points above the base's"
         elif metric == "ln_perplexity_ratio" and estimate < -BETTER:

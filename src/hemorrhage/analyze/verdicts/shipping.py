@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hemorrhage.analyze.budget import INSIDE, UNRESOLVED, Check, judge, judged
+from hemorrhage.analyze.budget import INSIDE, UNRESOLVED, Check, judge, measured_variants
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.results import Results
-from hemorrhage.analyze.rows.tables import rounded
+from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.models.engines import engine
@@ -96,7 +96,7 @@ def lossless(inputs: Inputs) -> Lossless | None:
 
 def verdicts(inputs: Inputs, rows: pd.DataFrame, spec: Spec) -> list[Judged]:
     """Every variant that damage was measured of, judged together under the budget of the settings."""
-    names = [name for name in judged(rows) if inputs.variants[name].failure is None]
+    names = [name for name in measured_variants(rows) if inputs.variants[name].failure is None]
     checks = judge(rows, names, spec.budget, spec.confidence, len(names))
     return [Judged(inputs.variants[name], size_of(inputs, inputs.variants[name]), checks[name]) for name in names]
 
@@ -147,7 +147,7 @@ def recommend(found: Sequence[Judged], results: Results, inputs: Inputs, spec: S
         "budget": dict(spec.budget),
         "confidence": spec.confidence,
         "judged_together": len(found),
-        "lossless_base": before and {"type": before.type, "bytes": before.bytes, "size": rounded(before.share)},
+        "lossless_base": before and {"type": before.type, "bytes": before.bytes, "size": round_digits(before.share)},
         "overall": _answer(found),
         "families": {name: _answer([one for one in found if one.variant.family == name]) for name in families},
         "variants": {one.variant.name: _as_json(one) for one in found},
@@ -162,7 +162,7 @@ def _answer(candidates: Sequence[Judged]) -> dict[str, Any]:
     close = nearest(candidates) if picked is None else None
     return {
         "variant": picked.variant.name if picked else None,
-        "size": rounded(picked.size.share) if picked else None,
+        "size": round_digits(picked.size.share) if picked else None,
         "binds": picked.binding.kind if picked and picked.binding else None,
         "theoretical": beside.variant.name if beside else None,
         "undecided": maybe.variant.name if maybe else None,
@@ -176,8 +176,8 @@ def _as_json(one: Judged) -> dict[str, Any]:
     return {
         "family": one.variant.family,
         "bytes": one.size.bytes,
-        "size": rounded(one.size.share),
-        "counted_size": rounded(one.size.counted),
+        "size": round_digits(one.size.share),
+        "counted_size": round_digits(one.size.counted),
         "engine": one.size.engine,
         "no_engine_because": one.size.hindrance,
         "inside": one.inside,
@@ -209,14 +209,14 @@ def front(inputs: Inputs, results: Results, corpus: str) -> list[dict[str, Any]]
             "variant": name,
             "family": inputs.variants[name].family,
             "bytes": sizes[place].bytes,
-            "size": rounded(sizes[place].share),
-            "counted_size": rounded(sizes[place].counted),
+            "size": round_digits(sizes[place].share),
+            "counted_size": round_digits(sizes[place].counted),
             "no_engine_because": sizes[place].hindrance,
-            "kl": rounded(kl[name]["estimate"]),
+            "kl": round_digits(kl[name]["estimate"]),
             "low": _maybe(kl[name]["low"]),
             "high": _maybe(kl[name]["high"]),
             "on_front": bool(whole[place]),
-            "probability": rounded(float(often[place])),
+            "probability": round_digits(float(often[place])),
         }
         found.append(entry)
     return sorted(found, key=lambda entry: (entry["size"], entry["kl"]))
@@ -228,7 +228,7 @@ def _estimates(rows: pd.DataFrame, corpus: str) -> Mapping[Any, Mapping[Any, flo
 
 
 def _maybe(value: float) -> float | None:
-    return rounded(value) if math.isfinite(value) else None
+    return round_digits(value) if math.isfinite(value) else None
 
 
 def on_front(sizes: Floats, damage: Floats) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output
-from hemorrhage.analyze.rows.decoding import measured_texts, outcomes, spread_by_chance, spreads
+from hemorrhage.analyze.rows.decoding import measure_texts, outcomes, spread_by_chance, spreads
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -105,7 +105,7 @@ def judge(inputs: Inputs, spec: Spec) -> list[Verdict]:
 
 def _texts(name: str, output: Output) -> Iterator[Texts]:
     human = output.tables.get("human.parquet")
-    for dataset, part in measured_texts(output).groupby("dataset", sort=False):
+    for dataset, part in measure_texts(output).groupby("dataset", sort=False):
         written = part.iloc[:0] if human is None else human[human["dataset"] == dataset]
         yield Texts(name, str(dataset), part, written)
 

@@ -1,0 +1,161 @@
+"""Types of the manifests that the analysis reads: the keys that it knows. docs/formats.md has all of them."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Manifest(TypedDict, total=False):
+    """Keys of every manifest. ``failure``: why the output could not be made."""
+
+    variant: str
+    failure: str
+    environment: dict[str, str]
+
+
+class ModelSource(TypedDict, total=False):
+    """Where the base model comes from: the wheel ``name``, the hub's ``id`` or the ``path`` of a folder."""
+
+    source: str
+    name: str
+    id: str
+    path: str
+
+
+class QuantizedBase(TypedDict):
+    """The storage format that the base was quantized to before the study, and its bytes."""
+
+    type: str
+    bytes: int
+
+
+class Calibration(TypedDict, total=False):
+    """The calibration data that a variant read."""
+
+    corpora: list[str]
+    tokens: int
+    experts_without_tokens: list[str]
+
+
+class CheckpointManifest(Manifest, total=False):
+    """A base model or an altered one. ``on``: the variant that was altered further, None for the base."""
+
+    model: ModelSource
+    quantized_before: QuantizedBase | None
+    sweep: str
+    family: str
+    method: str
+    method_info: dict[str, Any]
+    settings: dict[str, Any]
+    severity: float | None
+    severity_field: str
+    axis: str | None
+    curve: str
+    identity: str
+    label: str
+    seed: int | None
+    on: str | None
+    is_control: bool
+    can_be_shuffled: bool
+    calibrated: bool
+    calibration: Calibration | None
+    second_order: bool
+    statistics: str
+    layers: int
+    disk_bytes: int
+    stored_bytes: int
+    effective_bits: float
+    layer_bits: float
+    mask_bits: float | None
+    size_ratio: float
+    parameters: int
+    sparsity: float
+    changed: float
+    theoretical: str
+
+
+class Corpus(TypedDict):
+    """An evaluated corpus: how it was cut and scored, and the digest of its text."""
+
+    protocol: str
+    sha256: str
+
+
+class DiagnosedWindows(TypedDict, total=False):
+    """The windows that the diagnostics read."""
+
+    corpus: str
+    protocol: str
+    sha256: str
+
+
+class Task(TypedDict, total=False):
+    """A task: what guessing and the best constant answer (``floor``) reach, how it was scored, the items' digest."""
+
+    chance: float
+    floor: float | None
+    protocol: str
+    sha256: str
+
+
+class Scores(TypedDict):
+    """Of each window of a split: nats per token, and Min-K%++."""
+
+    nll: list[float]
+    min_k: list[float]
+
+
+class Membership(TypedDict):
+    """What the base model knows of an evaluated corpus (hemorrhage.evaluate.membership)."""
+
+    overlap: float
+    evaluation: Scores
+    calibration: Scores
+
+
+class OpenTexts(TypedDict):
+    """Texts that are continued: their number, the tokens given, and the tokens generated."""
+
+    items: int
+    prefix: int
+    new_tokens: int
+
+
+class CorrectionSpec(TypedDict):
+    """Settings of the correct step that its rows name."""
+
+    open_ended: OpenTexts
+
+
+class MeasurementManifest(Manifest, total=False):
+    """What was measured on a model. ``gaps``: part -> why it was left out. ``protocol``:
+    of the one corpus, or by data set."""
+
+    corpora: dict[str, Corpus]
+    tasks: dict[str, Task]
+    diagnostics: DiagnosedWindows
+    membership: dict[str, Membership]
+    datasets: dict[str, Task]
+    gaps: dict[str, str]
+    protocol: str | dict[str, str]
+    seed: int | None
+    corpus: str
+    sha256: str
+    spec: CorrectionSpec
+
+
+class Cost(TypedDict, total=False):
+    """The content of cost.json: tokens per second of each repetition, bytes, and the settings they depend on."""
+
+    prefill: list[float]
+    decode: list[float]
+    peak_bytes: int | None
+    kv_bytes: int | None
+    kv_bytes_formula: int | None
+    batch: int
+    length: int
+    new_tokens: int
+    threads: int
+    dtype: str
+    peak_of: str
+    theoretical: str
