@@ -26,7 +26,7 @@ BLOCKS = 30
 
 def study(params: config.Params) -> Inputs:
     """The variants of a params.yaml as if all of them had been made."""
-    found = {inputs.BASE: inputs._base_variant({"effective_bits": 16.0})}
+    found = {inputs.BASE: Variant.unaltered({"effective_bits": 16.0}, inputs.BASE, "base model")}
     evaluations = {}
     for name, variant in config.variants(params).items():
         settings = variant.settings
