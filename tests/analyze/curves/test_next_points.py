@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ruamel.yaml import YAML
@@ -14,6 +14,7 @@ from hemorrhage.analyze.axes import Sweep, sweeps
 from hemorrhage.analyze.curves import next_points
 from hemorrhage.analyze.curves.entries import LOCATED, TOO_FEW, CurveEntry, NextPoints, Threshold
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import describe
 from hemorrhage.study import params as config
@@ -37,6 +38,7 @@ def study(params: config.Params) -> Inputs:
             severity = 1 - layers / BLOCKS
         manifest = {
             **describe(method_of(variant.method), settings),
+            "variant": name,
             "sweep": variant.sweep,
             "severity": severity,
             "seed": variant.seed,
@@ -44,7 +46,7 @@ def study(params: config.Params) -> Inputs:
             "effective_bits": 3.3 + 0.8 * severity if settings.axis == "bits" else 16.0,
             "layers": layers,
         }
-        found[name] = inputs._variant(name, manifest, {})
+        found[name] = Variant.of_manifest(cast(CheckpointManifest, manifest), {})
         evaluations[name] = Output({}, {})
     return Inputs({}, found, evaluations, {}, {}, {}, {})
 
