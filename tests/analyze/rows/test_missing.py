@@ -8,7 +8,7 @@ from hemorrhage.analyze.rows.missing import MissingPart, missing_parts
 
 
 def inputs(**outputs: dict[str, Output]) -> Inputs:
-    kinds = ("evaluations", "decodes", "harness", "programs", "corrections")
+    kinds = ("evaluations", "decodes", "harness", "code_tasks", "corrections")
     return Inputs(base={}, variants={}, directories={}, **{kind: outputs.get(kind, {}) for kind in kinds})
 
 
