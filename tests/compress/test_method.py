@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import subprocess
-import sys
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import pytest
@@ -150,63 +145,3 @@ def test_a_curve_can_not_be_written_by_hand() -> None:
         if each not in (Settings, BaseModel, object)
     }
     assert not any(by_hand.values())
-
-
-# A new method: one file and one line.
-
-STUB = (ROOT / "docs" / "add-a-method.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
-"""The file that docs/add-a-method.md shows."""
-
-USE = """
-import json, sys
-from pathlib import Path
-import pandas as pd
-from hemorrhage.analyze import inputs
-from hemorrhage.analyze.__main__ import analyze
-from hemorrhage.analyze.spec import Spec
-from hemorrhage.compress.__main__ import compress
-from hemorrhage.study import params as config
-from hemorrhage.tools import methods
-from tests import synthetic
-
-folder, tiny, root = map(Path, sys.argv[1:])
-params = config.read(root / "params.yaml")
-sweep = {"method": "signs", "bits": [1], "share": [1.0, 0.5]}
-variants = config.variants(params.model_copy(update={"compress": {**params.compress, "signs": sweep}}))
-assert variants["signs-1-0.5"].family == "weight_quantization"
-spec = {"sweep": "signs", "method": "signs", "settings": {"bits": 1, "share": 0.5}, "seed": 3}
-compress(folder / "out", "signs-1-0.5", tiny, None, None, [], spec)
-manifest = json.loads((folder / "out/manifest.json").read_text())
-assert "failure" not in manifest, manifest
-assert (manifest["seen_seed"], manifest["curve"], manifest["label"]) == (3, "share 0.5", "bits 1, share 0.5")
-points, stored = synthetic.points, 3e8
-more = [synthetic.Point(f"signs-1-{share}", "signs", "signs", {"bits": 1, "share": share}, 1, stored,
-                        synthetic.PARAMETERS, 2.0 / share) for share in (1.0, 0.5)]
-synthetic.points = lambda: [*points(), *more]
-written = synthetic.write(folder / "study", windows=8, window=32, items=16)
-kinds = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
-found = inputs.read({"base": written["base"], **{kind: written[kind] for kind in kinds}})
-analyze(folder / "reports", found, Spec(100, 0.95, 0, budget=synthetic.BUDGET), "0123456789ab")
-rows = pd.read_parquet(folder / "reports/hemorrhage.parquet")
-assert {"signs-1-1.0", "signs-1-0.5"} <= set(rows.variant)
-curves = json.loads((folder / "reports/thresholds.json").read_text())["curves"]
-assert {curve["name"] for curve in curves if curve["sweep"] == "signs"} == {"signs", "signs share 0.5"}
-assert "`signs`: Sign rounding" in methods.table()
-"""
-
-
-def test_one_file_and_one_line_make_a_method(tmp_path: Path, tiny: Path) -> None:
-    """In a copy of the sources: params.yaml, the compress step, the analysis and the table of methods know it."""
-    tree = tmp_path / "src"
-    shutil.copytree(ROOT / "src", tree, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    (tree / "hemorrhage/compress/methods/weight_quantization/signs.py").write_text(STUB)
-    registry = tree / "hemorrhage/study/registry.py"
-    registry.write_text(registry.read_text().replace('    "rtn",\n', '    "rtn",\n    "signs",\n', 1))
-    done = subprocess.run(
-        [sys.executable, "-c", USE, str(tmp_path), str(tiny), str(ROOT)],
-        env={**os.environ, "PYTHONPATH": f"{tree}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]

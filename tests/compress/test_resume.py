@@ -20,6 +20,7 @@ from tests.calibration import calibrated
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("rtn", {"bits": 4, "group_size": 4}),
+    ("hqq", {"bits": 3, "group_size": 4}),
     ("magnitude", {"sparsity": 0.5}),
     ("gptq", {"bits": 3, "group_size": 4, "sequential": True}),
     ("sparsegpt", {"sparsity": "2:4", "sequential": True}),
