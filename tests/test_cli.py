@@ -22,8 +22,8 @@ NEEDS_ARGUMENTS = {
     "compare": ["a", "b"],
     "export": ["a", "b"],
     "params": ["a"],
-    "forget": ["a"],
-    "settle": ["base"],
+    "invalidate": ["a"],
+    "gc": ["base"],
     "adopt": ["HEAD"],
 }
 """Arguments without which a command is incomplete."""
@@ -90,6 +90,13 @@ def test_an_unknown_command_is_64_and_one_line(arguments: list[str], capsys: pyt
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("see hemorrhage --help")
     assert "plan, costs, gate" in line
+
+
+@pytest.mark.parametrize(("old", "new"), cli.RENAMED.items())
+def test_a_renamed_command_names_the_new_one(old: str, new: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert new in cli.COMMANDS
+    assert cli.main([old, "rtn-4"]) == USAGE
+    assert capsys.readouterr().err == f"hemorrhage: {old} is now {new}\n"
 
 
 @pytest.mark.parametrize(

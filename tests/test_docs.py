@@ -59,7 +59,7 @@ def test_commands_parse(page: Path) -> None:
         name, *rest = arguments
         assert name in cli.COMMANDS, arguments
         if rest and importlib.util.find_spec(cli.COMMANDS[name].module):
-            values = [value.replace("KIND", "checkpoints") if name == "settle" else value for value in rest]
+            values = [value.replace("KIND", "checkpoints") if name == "gc" else value for value in rest]
             importlib.import_module(cli.COMMANDS[name].module).parser().parse_args(values)
 
 

@@ -1,4 +1,4 @@
-"""The command ``hemorrhage``: what people and scripts ask of a study, one subcommand for each question.
+"""The command ``hemorrhage``: questions that people and scripts ask of a study, a subcommand for each.
 
     hemorrhage COMMAND [ARGUMENT...]
 
@@ -40,11 +40,14 @@ COMMANDS = {
     "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),
     "params": Command("hemorrhage.tools.params", "write a profile into params.yaml"),
     "failed": Command("hemorrhage.tools.failed", "name the variants that failed, with the reason"),
-    "forget": Command("hemorrhage.tools.forget", "remove a variant's outputs, so that they are made again"),
-    "settle": Command("hemorrhage.tools.settle", "remove outputs that params.yaml no longer asks for"),
+    "invalidate": Command("hemorrhage.tools.invalidate", "remove a variant's outputs, so that they are made again"),
+    "gc": Command("hemorrhage.tools.gc", "remove outputs that params.yaml no longer asks for"),
     "adopt": Command("hemorrhage.tools.adopt", "keep outputs across an edit of the code that changes no result"),
 }
 """Subcommands in the order of the help."""
+
+RENAMED = {"forget": "invalidate", "settle": "gc"}
+"""Subcommands of earlier versions -> what they are called now."""
 
 EXIT_CODES = """\
 exit codes:
@@ -58,7 +61,7 @@ exit codes:
 
 def usage() -> str:
     """Write the help of the command itself."""
-    lines = [f"  {name:8s} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:10s} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: hemorrhage COMMAND [ARGUMENT...]",
@@ -89,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"hemorrhage {version('hemorrhage')}")
         return 0
+    if name in RENAMED:
+        return _stop(f"hemorrhage: {name} is now {RENAMED[name]}", USAGE)
     if name not in COMMANDS:
-        what = f"{name!r} is not a command" if name else "a command is missing"
-        return _stop(f"hemorrhage: {what}; one of {', '.join(COMMANDS)}; see hemorrhage --help", USAGE)
+        problem = f"{name!r} is not a command" if name else "a command is missing"
+        return _stop(f"hemorrhage: {problem}; one of {', '.join(COMMANDS)}; see hemorrhage --help", USAGE)
     try:
         status = int(importlib.import_module(COMMANDS[name].module).main(arguments))
         sys.stdout.flush()

@@ -180,8 +180,8 @@ def test_a_run_with_failed_variants_says_so(
     assert plan.main(["failed"]) == 1
     reason, advice = capsys.readouterr().err.splitlines()
     assert reason == "rtn-4 failed: OutOfMemoryError: CUDA"
-    assert re.search(r"1 of \d+ models failed.* hemorrhage forget rtn-4$", advice)
-    plan.forget(plan.Plan.read(), ["rtn-4"])
+    assert re.search(r"1 of \d+ models failed.* hemorrhage invalidate rtn-4$", advice)
+    plan.invalidate(plan.Plan.read(), ["rtn-4"])
     assert plan.failed(plan.Plan.read()) == {}
 
 

@@ -84,7 +84,7 @@ def test_a_truncated_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> Non
     found = reason(study, checkpoint, tmp_path, monkeypatch)
     assert found.startswith("ValueError:")
     assert f"{file} is damaged" in found
-    assert "hemorrhage forget v" in found
+    assert "hemorrhage invalidate v" in found
     resealed(checkpoint)
     assert "can't be loaded" in reason(study, checkpoint, tmp_path, monkeypatch)
     shutil.rmtree(checkpoint)

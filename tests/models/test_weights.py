@@ -101,7 +101,7 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(base: Path
         directory.mkdir()
         for each in base.iterdir():
             (directory / each.name).write_bytes(each.read_bytes())
-    with pytest.raises(ValueError, match=r"copied/model.safetensors is damaged: .* `hemorrhage forget rtn-4`"):
+    with pytest.raises(ValueError, match=r"copied/model.safetensors is damaged: .* `hemorrhage invalidate rtn-4`"):
         verify(tmp_path / "copied")
     (tmp_path / "incomplete" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"incomplete/model.safetensors is missing"):

@@ -60,9 +60,9 @@ def test_dvc_yaml_says_what_the_rows_say() -> None:
     for stage, target in STAGES.items():
         mine = [kind.name for kind in kinds.of_stage(stage)]
         read = {of for kind in kinds.of_stage(stage) for given in kind.inputs.values() for of in given.kinds}
-        run, settle = stages[stage]["cmd"]
+        run, gc = stages[stage]["cmd"]
         assert run.split()[-1] == target
-        assert settle.split("settle ")[1].split() == mine
+        assert gc.split("gc ")[1].split() == mine
         assert [name for out in stages[stage]["outs"] for name in out] == [f"data/{name}" for name in mine]
         assert all(options == {"persist": True} for out in stages[stage]["outs"] for options in out.values())
         assert sorted(stages[stage]["deps"]) == sorted([*CODE, *(f"data/{name}" for name in read - set(mine))])
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def test_a_new_kind_is_a_row_and_its_step(tmp_path: Path, tiny: Path) -> None:
-    """Planned, ruled, costed, settled, forgotten, and given to the analysis: no other file is touched."""
+    """Planned, ruled, costed, collected, invalidated, and given to the analysis: no other file is touched."""
     copy(tmp_path, tiny)
     run(tmp_path, sys.executable, "-m", "hemorrhage.cli", "params", "quick")
     row = '        Kind(\n            "decodes",\n'
@@ -123,9 +123,9 @@ def test_a_new_kind_is_a_row_and_its_step(tmp_path: Path, tiny: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "manifest.json").write_text(json.dumps({"failure": "no luck"}))
     assert re.search(r"^heads +1/9 done", run(tmp_path, *command_line, "plan"), re.M)
-    assert "removed data/heads/gone-2/aaaaaaaaaaaa" in run(tmp_path, *command_line, "settle", "heads")
+    assert "removed data/heads/gone-2/aaaaaaaaaaaa" in run(tmp_path, *command_line, "gc", "heads")
     assert "rtn-4 failed: no luck" in run(tmp_path, *command_line, "failed", status=1)
-    assert f"removed {made}" in run(tmp_path, *command_line, "forget", "rtn-4")
+    assert f"removed {made}" in run(tmp_path, *command_line, "invalidate", "rtn-4")
 
 
 def run(project: Path, *command: str, status: int = 0) -> str:

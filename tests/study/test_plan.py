@@ -12,7 +12,7 @@ import pytest
 
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
-from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, forget, settle
+from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, collect_garbage, invalidate
 from hemorrhage.tools.plan import as_text
 from tests.study.test_params import DEFAULT, changed
 
@@ -159,7 +159,7 @@ def test_settle_keeps_what_the_plan_names(tmp_path: Path, monkeypatch: pytest.Mo
     for folder in (kept, DATA / "checkpoints/rtn-4/aaaaaaaaaaaa", DATA / "checkpoints/old-1/bbbbbbbbbbbb"):
         folder.mkdir(parents=True)
     (DATA / "checkpoints/rtn-4/cccccccccccc.part-host-1").mkdir()
-    assert len(settle(plan, ["checkpoints"])) == 3
+    assert len(collect_garbage(plan, ["checkpoints"])) == 3
     assert list((DATA / "checkpoints").glob("*/*")) == [kept]
     assert not (DATA / "checkpoints/old-1").exists()
 
@@ -169,10 +169,10 @@ def test_forget_removes_one_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for variant in ("rtn-4", "rtn-3"):
         Path(plan.manifest("checkpoints", variant)).parent.mkdir(parents=True)
-    assert forget(plan, ["rtn-4"]) == [Path(plan.manifest("checkpoints", "rtn-4")).parent]
+    assert invalidate(plan, ["rtn-4"]) == [Path(plan.manifest("checkpoints", "rtn-4")).parent]
     assert Path(plan.manifest("checkpoints", "rtn-3")).parent.is_dir()
     with pytest.raises(config.ConfigError, match="rtn-5 is not a variant"):
-        forget(plan, ["rtn-5"])
+        invalidate(plan, ["rtn-5"])
 
 
 def test_too_few_tokens_of_an_earlier_text_stop_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,5 +226,5 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
     (REPORTS / "claims.json").unlink()
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
     report(plan, plan.page)
-    forget(plan, ["rtn-4"])
+    invalidate(plan, ["rtn-4"])
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)

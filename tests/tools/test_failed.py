@@ -30,4 +30,4 @@ def test_a_failed_variant_is_named_with_its_first_reason(
     reason, advice = capsys.readouterr().err.splitlines()
     assert reason == "rtn-4 failed: it broke"
     assert advice.startswith(f"1 of {len(plan.variants) + 1} models failed")
-    assert advice.endswith("hemorrhage forget rtn-4")
+    assert advice.endswith("hemorrhage invalidate rtn-4")

@@ -127,10 +127,27 @@ def test_a_budget_from_a_file(tmp_path: Path) -> None:
     file.write_text("[1, 2]")
     with pytest.raises(CommandError, match=r"neither kl, flips, task_loss, perplexity nor analyze\.budget"):
         gate.parse(str(file))
+    file.write_text("analyze: [1]")
+    with pytest.raises(CommandError, match="neither kl"):
+        gate.parse(str(file))
+
+
+def test_a_budget_is_read_like_params_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "budget.yaml"
+    file.write_text("kl: 0.1\n", encoding="utf-8-sig")
+    assert gate.parse(str(file)) == {"kl": 0.1}
+    for content, reason in (
+        ("kl: 0.1\n".encode("utf-16"), "it is in UTF-16; save it as UTF-8"),
+        (b"kl: 0.1 # caf\xe9\n", "line 1 is not in UTF-8; save it as UTF-8"),
+        (b"kl: [", "not YAML: "),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(CommandError, match=f"^BUDGET: {file}: {reason}"):
+            gate.parse(str(file))
 
 
 def test_an_unknown_variant_is_named(rows: pd.DataFrame) -> None:
-    with pytest.raises(CommandError, match="VARIANT: there is no z; there are a, b, c, d, e"):
+    with pytest.raises(CommandError, match="VARIANT: z is not a variant; variants are a, b, c, d, e"):
         gate.answer(rows, BUDGET, "z")
 
 

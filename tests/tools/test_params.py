@@ -50,6 +50,35 @@ def test_what_cannot_be_run_changes_nothing(folder: Path, capsys: pytest.Capture
     assert not (folder / "params.yaml.part").exists()
 
 
+def test_files_are_read_in_utf_8_with_or_without_a_byte_order_mark(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(text, encoding="utf-8-sig")
+    (folder / "marked.yaml").write_text("compress: {rtn: {bits: [4]}}\n", encoding="utf-8-sig")
+    assert cli.main(["params", "marked.yaml"]) == YES
+    (folder / "wide.yaml").write_bytes("compress: {rtn: {bits: [4]}}\n".encode("utf-16"))
+    (folder / "latin.yaml").write_bytes(b"compress: {rtn: {bits: [4]}} # caf\xe9\n")
+    assert cli.main(["params", "wide.yaml"]) == cli.main(["params", "latin.yaml"]) == USAGE
+    (folder / "params.yaml").write_text(text, encoding="utf-16")
+    assert cli.main(["params", "few"]) == USAGE
+    (folder / "params.yaml").unlink()
+    assert cli.main(["params", "few"]) == USAGE
+    assert capsys.readouterr().err.splitlines() == [
+        "hemorrhage params: wide.yaml: it is in UTF-16; save it as UTF-8",
+        "hemorrhage params: latin.yaml: line 1 is not in UTF-8; save it as UTF-8",
+        "hemorrhage params: params.yaml: it is in UTF-16; save it as UTF-8",
+        "hemorrhage params: params.yaml: there is no such file",
+    ]
+
+
+def test_an_old_key_of_a_profile_is_refused_with_its_new_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "old.yaml").write_text("evaluate: {inside: {windows: 0}}\n")
+    assert cli.main(["params", "old.yaml"]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("params.yaml with old.yaml: evaluate.inside is now evaluate.diagnostics")
+
+
 def test_another_source_drops_what_the_old_one_needed() -> None:
     target = {"data": {"source": "mirror", "path": "a", "items": 5, "seed": 0}, "gone": 1}
     merge(target, {"data": {"source": "embedded", "seed": 1}, "gone": None})

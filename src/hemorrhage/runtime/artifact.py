@@ -125,7 +125,7 @@ def failure_recorded(out: Path, **fields: Any) -> Iterator[None]:
     """Turn an exception of the block into an output whose manifest says ``failure``: one line, the reason.
 
     One broken variant must not stop the other thirty. Interrupts, kills and a full disk are no failures of the variant
-    and pass through; the traceback goes to the job's log. ``hemorrhage forget`` lets it run again.
+    and pass through; the traceback goes to the job's log. ``hemorrhage invalidate`` lets it run again.
     """
     try:
         yield
@@ -216,7 +216,7 @@ def _verify(directory: Path, _written: int) -> None:
         file = directory / name
         if not file.is_file() or checksum(file) != expected:
             what = "is missing" if not file.is_file() else "is damaged: its checksum is not the manifest's"
-            again = f"hemorrhage forget {manifest.get('variant', directory.parent.name)}"
+            again = f"hemorrhage invalidate {manifest.get('variant', directory.parent.name)}"
             raise ValueError(f"{file} {what}; `{again}` and the next run makes it again")
 
 

@@ -1,6 +1,6 @@
 """The kinds of output, a row each: what makes one, from what, with which settings, and what that costs.
 
-Everything that has to know the output graph reads it here: the plan (addresses, what is settled, forgotten, failed),
+Everything that has to know the output graph reads it here: the plan (addresses, gc, invalidate, failed),
 rules/outputs.smk (a rule for each row, its inputs, its command), the cost model (which jobs wait for which, how much
 work each is, which may use a GPU), and the analysis (which folders it is given). A test holds dvc.yaml to these rows.
 
@@ -91,7 +91,7 @@ class Kind:
     costs_like: str = "evaluations"
     """The kind whose costs are used while no run of this one was fitted."""
     of_models: bool = False
-    """Its outputs are of the base and of variants, by name: they fail and are forgotten with their variant."""
+    """Its outputs are of the base and of variants, by name: they fail and are invalidated with their variant."""
     is_analyzed: bool = False
     """The analysis reads it."""
 

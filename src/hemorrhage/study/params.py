@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.info import FAMILIES, MethodInfo
@@ -342,11 +343,8 @@ RENAMED = {
 
 
 def read(path: Path) -> Params:
-    """Params of a params.yaml. Raises ConfigError."""
-    try:
-        content = YAML(typ="safe").load(read_text(path))
-    except (YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    """Read and check a params.yaml. Raises ConfigError."""
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: no sections by name are in it")
     try:
@@ -374,6 +372,14 @@ def _refuse_renamed(content: FreeSettings) -> None:
         for where, section in sections.items():
             if old in section:
                 raise ConfigError(f"{where}{old} is now {where}{new}")
+
+
+def read_yaml(path: Path) -> object:
+    """Return the content of a YAML file that a user wrote. Raises ConfigError."""
+    try:
+        return YAML(typ="safe").load(read_text(path))
+    except (YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def read_text(path: Path) -> str:

@@ -5,7 +5,7 @@ output depends on: its part of params.yaml, the code of its step, the addresses 
 says which these are). So an output is either at its path and right, or not there; nothing is judged by its age, and no
 metadata can go stale.
 
-    python -m hemorrhage.study.plan settle KIND...   remove what the plan does not name (DVC records the rest)
+    python -m hemorrhage.study.plan gc KIND...   remove what the plan does not name (DVC records the rest)
     python -m hemorrhage.study.plan failed           which variants failed and why; exit code 1 where some did
     python -m hemorrhage.study.plan addresses        where every output lies, as JSON
 
@@ -196,7 +196,7 @@ def _content(files: list[Path]) -> str:
     return address([file.read_text(encoding="utf-8") for file in files])
 
 
-def settle(plan: Plan, chosen: list[str]) -> list[Path]:
+def collect_garbage(plan: Plan, chosen: list[str]) -> list[Path]:
     """Remove outputs of the ``chosen`` kinds that the plan does not name, and parts that killed jobs left behind.
 
     DVC records directories whole: without this its lock would hold history instead of what was asked for.
@@ -216,7 +216,7 @@ def settle(plan: Plan, chosen: list[str]) -> list[Path]:
     return removed
 
 
-def forget(plan: Plan, variants: list[str]) -> list[Path]:
+def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
     """Remove all outputs of a variant, so that the next run makes them again.
 
     The variant ``base`` is the base model.
@@ -253,7 +253,7 @@ def advice(plan: Plan, reasons: dict[str, str]) -> str:
     """Write a line for each variant that failed, and what to do."""
     lines = [f"{variant} failed: {reason}" for variant, reason in reasons.items()]
     count = f"{len(reasons)} of {len(plan.variants) + 1} models failed, reports/ holds the others"
-    again = f"the next run makes them again after: hemorrhage forget {' '.join(reasons)}"
+    again = f"the next run makes them again after: hemorrhage invalidate {' '.join(reasons)}"
     return "\n".join([*lines, f"{count}; {again}"])
 
 
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.study.plan")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("settle").add_argument("kinds", nargs="+", choices=list(KINDS))
+    commands.add_parser("gc").add_argument("kinds", nargs="+", choices=list(KINDS))
     commands.add_parser("failed")
     commands.add_parser("addresses")
     arguments = parser.parse_args(argv)
@@ -269,8 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = Plan.read()
     except config.ConfigError as error:
         sys.exit(str(error))
-    if arguments.command == "settle":
-        for path in settle(plan, arguments.kinds):
+    if arguments.command == "gc":
+        for path in collect_garbage(plan, arguments.kinds):
             print(f"removed {path}")
         return 0
     if arguments.command == "addresses":

@@ -1,4 +1,4 @@
-"""Whether a variant stays inside a budget of damage: ``hemorrhage gate``, an exit code for CI.
+"""Check of variants against a budget of damage: ``hemorrhage gate``, an exit code for CI.
 
 Reads the rows of the study only. Named variants must all be inside. Without a name one variant that is smaller on disk
 than the base must be inside, and the smallest is named. The bounds hold for as many variants together as are looked at:
@@ -14,13 +14,12 @@ from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
-from ruamel.yaml import YAML, YAMLError
 
 from hemorrhage.analyze.budget import DAMAGE_KINDS, INSIDE, OUTSIDE, UNMEASURED, Check, judge, measured_variants
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.params import Budget, first_error
+from hemorrhage.study.params import Budget, ConfigError, first_error, read_yaml
 
 ROWS = Path("reports/hemorrhage.parquet")
 
@@ -57,7 +56,7 @@ class Verdict:
 
 def parse(text: str) -> dict[str, float]:
     """Read the budget of a command line or of a YAML file. Raises CommandError."""
-    content = _of_file(Path(text)) if "=" not in text else dict(_pair(part) for part in text.split(",") if part.strip())
+    content = _of_text(text) if "=" in text else _of_file(Path(text))
     allowed = f"allowed: {', '.join(DAMAGE_KINDS)}"
     for key in content:
         if key not in DAMAGE_KINDS:
@@ -71,20 +70,21 @@ def parse(text: str) -> dict[str, float]:
     return {key: float(limit) for key, limit in limits.items()}
 
 
-def _pair(part: str) -> tuple[str, str]:
-    key, _, limit = part.partition("=")
-    return key.strip(), limit.strip()
+def _of_text(text: str) -> dict[str, object]:
+    pairs = [limit.partition("=") for limit in text.split(",") if limit.strip()]
+    return {key.strip(): limit.strip() for key, _, limit in pairs}
 
 
-def _of_file(path: Path) -> dict[str, Any]:
+def _of_file(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise CommandError(f"BUDGET: {path} is neither a file nor kl=0.1,flips=0.05")
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise CommandError(f"BUDGET: {path} is neither a file nor kl=0.1,flips=0.05") from None
-    except YAMLError as error:
-        raise CommandError(f"BUDGET: {path}: not YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise CommandError(f"BUDGET: {error}") from None
     if isinstance(content, dict) and "analyze" in content:
-        content = (content["analyze"] or {}).get("budget")
+        analyze = content["analyze"]
+        content = analyze.get("budget") if isinstance(analyze, dict) else None
     if not isinstance(content, dict):
         raise CommandError(f"BUDGET: {path} has neither {', '.join(DAMAGE_KINDS)} nor analyze.budget")
     return content
@@ -114,7 +114,7 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdi
     names = everyone if variants in ("", "all") else [name.strip() for name in variants.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise CommandError(f"VARIANT: there is no {name}; there are {', '.join(known) or 'none'}")
+            raise CommandError(f"VARIANT: {name} is not a variant; variants are {', '.join(known) or 'none'}")
     if not names:
         raise CommandError("no variant was measured", NOT_MEASURED)
     checks = judge(rows, names, budget, rows.attrs.get("confidence", 0.95), len(names))

@@ -12,7 +12,8 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from hemorrhage.runtime.command import YES, CommandError, Parser
 from hemorrhage.runtime.command import parser as command_parser
@@ -64,20 +65,27 @@ def profile(name: str) -> Path:
     raise CommandError(f"{name} is neither a file nor a profile; profiles are {', '.join(profiles) or 'none'}")
 
 
+def _documents(yaml: YAML, file: Path) -> list[MutableMapping[str, Any]]:
+    """Read a YAML file's documents with their comments. Raises CommandError."""
+    try:
+        documents = list(yaml.load_all(config.read_text(file)))
+    except config.ConfigError as error:
+        raise CommandError(str(error)) from None
+    except (YAMLError, RecursionError) as error:
+        raise CommandError(f"{file}: not YAML: {error}") from None
+    if not documents or not all(isinstance(document, MutableMapping) for document in documents):
+        raise CommandError(f"{file} is not a mapping of keys to values")
+    return documents
+
+
 def apply(file: Path) -> None:
     """Write a profile into params.yaml. Raises CommandError, and then changes nothing."""
     yaml = YAML()
     yaml.width = 120
-    try:
-        content = yaml.load(PARAMS.read_text(encoding="utf-8"))
-        patches = list(yaml.load_all(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise CommandError("there is no params.yaml in this folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise CommandError(f"not YAML: {error}") from None
-    for patch in patches:
-        if not isinstance(patch, MutableMapping):
-            raise CommandError(f"{file} is not a mapping of keys to values")
+    content, *others = _documents(yaml, PARAMS)
+    if others:
+        raise CommandError(f"{PARAMS} has {len(others) + 1} documents; it must have one")
+    for patch in _documents(yaml, file):
         merge(content, patch)
     part = PARAMS.with_name("params.yaml.part")
     try:

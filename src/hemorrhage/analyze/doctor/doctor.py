@@ -33,7 +33,7 @@ SURPRISING = 3.0
 """Standard deviations of the prediction beyond which an observed damage is worth a word."""
 
 ADVICE = {
-    diagnose.WOUNDED: "make it again (hemorrhage forget {name}); where it stays, give this layer more bits",
+    diagnose.WOUNDED: "make it again (hemorrhage invalidate {name}); where it stays, give this layer more bits",
     diagnose.EXPERTS: "calibrate on more text: raise calibrate.samples or name several corpora in calibrate.corpus",
     diagnose.MISMATCH: "set calibrate.corpus to {corpora}, the text that is evaluated, or to a list that holds it",
     diagnose.LEAKAGE: "evaluate on another corpus (evaluate.corpora): what was measured on this one flatters the model",

@@ -1,4 +1,4 @@
-"""``hemorrhage settle``: what params.yaml no longer asks for goes."""
+"""``hemorrhage gc``: what params.yaml no longer asks for goes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_what_the_plan_does_not_name_is_removed(
     old, other = Path("data/checkpoints/rtn-4/aaaaaaaaaaaa"), Path("data/evaluations/rtn-4/bbbbbbbbbbbb")
     for folder in (kept, old, other):
         folder.mkdir(parents=True)
-    assert cli.main(["settle", "checkpoints"]) == YES
+    assert cli.main(["gc", "checkpoints"]) == YES
     assert capsys.readouterr().out == f"removed {old}\n"
     assert kept.is_dir()
     assert other.is_dir(), "another kind was not asked for"
@@ -30,7 +30,7 @@ def test_what_the_plan_does_not_name_is_removed(
 
 def test_an_unknown_kind_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["settle", "models"])
+        cli.main(["gc", "models"])
     assert stopped.value.code == USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert "invalid choice: 'models'" in line

@@ -1,4 +1,4 @@
-"""A variant's outputs removed, so that the next run makes them again: ``hemorrhage forget``."""
+"""A variant's outputs removed, so that the next run makes them again: ``hemorrhage invalidate``."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from hemorrhage.runtime.command import YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.plan import Plan, forget
+from hemorrhage.study.plan import Plan, invalidate
 
 
 def parser() -> Parser:
     """Make the command line's parser."""
     made = command_parser(
-        "forget",
+        "invalidate",
         "Remove a variant's checkpoint, evaluations and decodes. The next run makes them again.",
-        ["hemorrhage forget gptq-3 && snakemake"],
+        ["hemorrhage invalidate gptq-3 && snakemake"],
     )
     made.add_argument("variants", nargs="+", metavar="VARIANT", help="a variant of params.yaml, or base")
     return made
@@ -23,6 +23,6 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Remove the outputs and print their paths."""
     arguments = parser().parse_args(argv)
-    for path in forget(Plan.read(), arguments.variants):
+    for path in invalidate(Plan.read(), arguments.variants):
         print(f"removed {path}")
     return YES

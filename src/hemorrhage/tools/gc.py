@@ -1,4 +1,4 @@
-"""Outputs removed that params.yaml no longer asks for: ``hemorrhage settle``."""
+"""Outputs removed that params.yaml no longer asks for: ``hemorrhage gc``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from hemorrhage.runtime.command import YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.kinds import KINDS
-from hemorrhage.study.plan import Plan, settle
+from hemorrhage.study.plan import Plan, collect_garbage
 
 
 def parser() -> Parser:
     """Make the command line's parser."""
     made = command_parser(
-        "settle",
+        "gc",
         "Remove outputs that params.yaml no longer asks for, and what killed jobs left. DVC's stages do so themselves.",
-        ["hemorrhage settle checkpoints evaluations"],
+        ["hemorrhage gc checkpoints evaluations"],
     )
     made.add_argument("kinds", nargs="+", metavar="KIND", choices=list(KINDS), help=f"one of {', '.join(KINDS)}")
     return made
@@ -24,6 +24,6 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Remove the outputs and print their paths."""
     arguments = parser().parse_args(argv)
-    for path in settle(Plan.read(), arguments.kinds):
+    for path in collect_garbage(Plan.read(), arguments.kinds):
         print(f"removed {path}")
     return YES

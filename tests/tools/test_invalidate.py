@@ -1,4 +1,4 @@
-"""``hemorrhage forget``: one variant's outputs go, the others stay."""
+"""``hemorrhage invalidate``: one variant's outputs go, the others stay."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def test_the_named_variant_is_removed(
     folders = {name: Path(plan.manifest("checkpoints", name)).parent for name in ("rtn-4", "rtn-3")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    assert cli.main(["forget", "rtn-4"]) == YES
+    assert cli.main(["invalidate", "rtn-4"]) == YES
     assert capsys.readouterr().out == f"removed {folders['rtn-4']}\n"
     assert not folders["rtn-4"].exists()
     assert folders["rtn-3"].is_dir()
-    assert cli.main(["forget", "rtn-5"]) == USAGE
-    assert capsys.readouterr().err.startswith("hemorrhage forget: rtn-5 is not a variant; variants are base, rtn-8, ")
+    assert cli.main(["invalidate", "rtn-5"]) == USAGE
+    assert capsys.readouterr().err.startswith(
+        "hemorrhage invalidate: rtn-5 is not a variant; variants are base, rtn-8, "
+    )
