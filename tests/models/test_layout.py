@@ -42,7 +42,7 @@ def test_view_and_back_are_the_files(folder: Path) -> None:
     made = layout.to_family(folder, bench.names())
     assert made.keys() == stored.keys()
     for name, joined in made.items():
-        assert torch.equal(joined.join([bench.tensor(part) for part in joined.parts]), stored[name]), name
+        assert torch.equal(joined.join([bench.tensor(source) for source in joined.sources]), stored[name]), name
 
 
 def test_linear_layers_are_outputs_by_inputs(folder: Path) -> None:

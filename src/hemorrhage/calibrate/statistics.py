@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from hemorrhage.models.blockwise import BlockArguments
+
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 2048
@@ -189,7 +191,7 @@ class Walk:
         self.batches = tokens.long().to(model.device).split(_batch(*tokens.shape))
         states, arguments = embed(model, self.batches)
         self.states: list[Tensor] = to_device(states, self.where)
-        self.arguments: list[dict[str, Any]] = to_device(arguments, self.where)
+        self.arguments: list[BlockArguments] = to_device(arguments, self.where)
         self.block = -1
 
     def advance(self, moments: bool) -> Seen:
@@ -224,7 +226,7 @@ class Walk:
 def observe(
     block: nn.Module,
     states: list[Tensor],
-    arguments: dict[str, Any],
+    arguments: BlockArguments,
     linears: dict[str, nn.Linear],
     firsts: list[str],
     moments: bool,

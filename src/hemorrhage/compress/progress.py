@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hemorrhage.calibrate.reader import Statistics
+    from hemorrhage.models.formats.config import QuantizationScheme
 
 T = TypeVar("T")
 
@@ -61,8 +62,10 @@ class Progress:
 
         with safe_open(self._file(index), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            schemes = json.loads(file.metadata()["schemes"])
-        groups = {name: {**scheme, "targets": [name]} for name, scheme in schemes.items()}
+            schemes: dict[str, QuantizationScheme] = json.loads(file.metadata()["schemes"])
+        groups: dict[str, QuantizationScheme] = {
+            name: {**scheme, "targets": [name]} for name, scheme in schemes.items()
+        }
         plain, found = reader.read(tensors, {"config_groups": groups})
         for name, form in found.items():
             if name in schemes:
@@ -131,11 +134,13 @@ def _inside(model: PreTrainedModel) -> list[list[str]]:
     return [[names[module] for module in block.modules()] for block in blocks(model)]
 
 
-def _tensors(model: PreTrainedModel, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _tensors(model: PreTrainedModel, index: int) -> tuple[dict[str, Tensor], dict[str, QuantizationScheme]]:
     """What a block is made of, by name, and the schemes of its forms."""
+    from hemorrhage.models.formats.storage import formatted_layers
+
     block: nn.Module = blocks(model)[index]
     prefix = next(name for name, module in model.named_modules() if module is block)
-    found = {name: module for name, module in block.named_modules() if hasattr(module, "stored")}
+    found = formatted_layers(block)
     inside = tuple(f"{name}." for name in found)
     tensors = {
         f"{prefix}.{name}": value

@@ -1,4 +1,4 @@
-"""What config.json says a model is: its class, its text tower, its modules without numbers."""
+"""The model that a config.json describes: its class, its text tower, its modules without numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def architecture(config: Any) -> Any:
-    """Return the class of language models that ``config`` is of; of a wrapper of a text tower the wrapper's.
+    """Return the class of language models of ``config``; of a wrapper of a text tower the wrapper's.
 
     Raises ValueError where transformers has none.
     """
@@ -33,8 +33,9 @@ def text_entries(folder: Path) -> dict[str, Any]:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config(decoder=True)
-    others = {name: getattr(text, own) for name, own in text.attribute_map.items() if hasattr(text, own)}
-    return text.to_dict() | others | {"model_type": config.model_type}
+    renamed = {name: getattr(text, key) for name, key in text.attribute_map.items() if hasattr(text, key)}
+    entries: dict[str, Any] = text.to_dict() | renamed | {"model_type": config.model_type}
+    return entries
 
 
 def skeleton(config: Any) -> PreTrainedModel:
@@ -42,4 +43,5 @@ def skeleton(config: Any) -> PreTrainedModel:
     import torch
 
     with torch.device("meta"):
-        return architecture(config)._from_config(copy.deepcopy(config), dtype=torch.float32)
+        model: PreTrainedModel = architecture(config)._from_config(copy.deepcopy(config), dtype=torch.float32)
+    return model

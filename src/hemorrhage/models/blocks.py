@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 def decoder(model: PreTrainedModel) -> Any:
     """Return the module that makes final hidden states of tokens: embeddings, blocks, last norm."""
-    found = model.get_decoder()
-    if found is not model:
-        return found
+    module = model.get_decoder()
+    if module is not model:
+        return module
     # Some families give the model itself.
-    inside = [child for child in model.children() if hasattr(child, "get_input_embeddings")]
-    if not inside:
-        raise RefusedError(f"{type(model).__name__} has no decoder that can be told from its head")
-    return inside[0]
+    decoders = [child for child in model.children() if hasattr(child, "get_input_embeddings")]
+    if not decoders:
+        raise RefusedError(f"{type(model).__name__} has no decoder apart from its head")
+    return decoders[0]
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder blocks, in order. Raises RefusedError where the model has no stack of blocks."""
-    return getattr(decoder(model), _stack_name(model))
+    stack: nn.ModuleList = getattr(decoder(model), _stack_name(model))
+    return stack
 
 
 def replace_blocks(model: PreTrainedModel, stack: nn.ModuleList) -> None:
@@ -35,9 +36,9 @@ def replace_blocks(model: PreTrainedModel, stack: nn.ModuleList) -> None:
 
 
 def _stack_name(model: PreTrainedModel) -> str:
-    """Return what the decoder calls its blocks: ``layers`` in most families, ``h`` in GPT-2's, ``blocks`` in MPT's."""
+    """Return the decoder's name for its blocks: ``layers`` in most families, ``h`` in GPT-2's, ``blocks`` in MPT's."""
     stacks = {name: child for name, child in decoder(model).named_children() if isinstance(child, torch.nn.ModuleList)}
-    found = max(stacks, key=lambda name: len(stacks[name]), default=None)
-    if found is None or not len(stacks[found]):
+    longest: str | None = max(stacks, key=lambda name: len(stacks[name]), default=None)
+    if longest is None or not len(stacks[longest]):
         raise RefusedError(f"{type(model).__name__} has no stack of decoder blocks; it can't be altered")
-    return found
+    return longest

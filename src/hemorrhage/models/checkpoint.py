@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.architecture import architecture, skeleton
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.formats.config import BenchStorage, QuantizationConfig
 from hemorrhage.models.layout import to_memory
 from hemorrhage.models.stream import keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares_weights
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from hemorrhage.models.formats.storage import FormattedLinear
 
 LARGE = 2**32
 """Bytes in float32 of a model with which memory is saved at the price of some speed."""
@@ -30,9 +33,9 @@ def load(
     ``base`` is the folder of the base model, which a variant's checkpoint shares weights with
     (hemorrhage.models.weights). Files are compared with the checksums of their manifests before.
     Its weights are cast to ``dtype``, a torch name, or stay in the dtype they lie in (``stored``). Reads safetensors of
-    this machine only and never runs code that a checkpoint brings along. Weights in another form than a plain tensor
-    (hemorrhage.models.formats.storage) become dense ones here, computed in float32; with ``as_stored`` the forms stay
-    and dequantize when they compute. Quantized activations and caches are emulated
+    this machine only and never runs code that a checkpoint brings along. Weights with a storage format
+    (hemorrhage.models.formats.storage) become dense ones here, computed in float32; with ``as_stored`` they keep it
+    and are dequantized when they compute. Quantized activations and caches are emulated
     (models.emulation.activations). Raises OSError where the folder holds no complete checkpoint, and ValueError where
     a file is damaged or ``base`` is missing or another one.
 
@@ -46,21 +49,20 @@ def load(
     if base is not None and shares_weights(folder):
         verify(base)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    quantization = vars(config).pop("quantization_config", None)
-    bench = getattr(config, "hemorrhage", None) or {}
+    quantization = _as_dict(vars(config).pop("quantization_config", None))
+    storage = BenchStorage.of_model(config)
     streamed = streamed and size(folder) is not None
     if (streamed or dtype == "stored") and (size(folder) or 0) > LARGE:
         return_freed()
     else:
         keep_freed()
-    if "form" in bench:
+    if storage.model_format is not None:
         from hemorrhage.models.formats.reader import module_of
 
-        model = module_of(bench["form"]).build(folder, config, dtype, as_stored, base)
-    elif streamed or dtype == "stored" or quantization or bench or shares_weights(folder):
-        weights = Weights(folder, base)
-        kind = "stored" if streamed else dtype
-        model = _rebuild(weights, config, quantization, bench, kind, as_stored or streamed, streamed)
+        model: Any = module_of(storage.model_format).build(folder, config, dtype, as_stored, base)
+    elif streamed or dtype == "stored" or quantization or getattr(config, "hemorrhage", None) or shares_weights(folder):
+        wanted = "stored" if streamed else dtype
+        model = _rebuild(Weights(folder, base), config, quantization, wanted, as_stored or streamed, streamed)
     else:
         model = _from_pretrained(folder, config, dtype)
     if streamed:
@@ -69,13 +71,22 @@ def load(
         stream_blocks(model)
     else:
         model.to(device())
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _as_dict(quantization: Any) -> QuantizationConfig | None:
+    """Return config.json's quantization_config as it is on disk; transformers makes objects of some."""
+    if hasattr(quantization, "to_dict"):
+        quantization = quantization.to_dict()
+    entry: QuantizationConfig | None = quantization
+    return entry
 
 
 def size(folder: Path) -> int | None:
     """Return the bytes of a checkpoint folder's model in float32; None where it can't be read block by block.
 
-    That are the forms of a whole model, and mixtures of experts, which are put together from their checkpoint's parts.
+    None are storage formats of a whole model, and mixtures of experts, which are made of their checkpoint's tensors.
     """
     from transformers import AutoConfig
 
@@ -83,7 +94,7 @@ def size(folder: Path) -> int | None:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = skeleton(config)
-    if "form" in (getattr(config, "hemorrhage", None) or {}) or is_fused(model):
+    if BenchStorage.of_model(config).model_format is not None or is_fused(model):
         return None
     return 4 * sum(value.numel() for value in model.parameters())
 
@@ -98,7 +109,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     from hemorrhage.models.tokenizer import only_begin
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     only_begin(tokenizer.backend_tokenizer)
     return tokenizer
 
@@ -125,7 +136,7 @@ def _from_pretrained(folder: Path | None, config: Any, dtype: str, **arguments: 
     from hemorrhage.models.experts import unfuse
 
     # The class itself: the automatic one wants a folder also where the weights are given.
-    model = architecture(config).from_pretrained(
+    model: PreTrainedModel = architecture(config).from_pretrained(
         folder,
         config=config,
         dtype="auto" if dtype == "stored" else getattr(torch, dtype),
@@ -146,35 +157,33 @@ def _widen_computed(model: PreTrainedModel) -> None:
     import torch
 
     stored = set(model.state_dict())
-    narrow = [
+    in_16_bits = [
         name
         for name, value in model.named_buffers()
         if name not in stored and value.is_floating_point() and value.dtype in (torch.bfloat16, torch.float16)
     ]
-    if not narrow:
+    if not in_16_bits:
         return
     twin = skeleton(model.config)
     for value in twin.parameters():
         vars(value)["_is_hf_initialized"] = True
-    for name in narrow:
-        owner, _, own = name.rpartition(".")
-        buffers: dict[str, Any] = twin.get_submodule(owner)._buffers
-        buffers[own] = torch.empty_like(buffers[own], device="cpu")
+    for name in in_16_bits:
+        module, _, buffer = name.rpartition(".")
+        buffers = twin.get_submodule(module)._buffers
+        buffers[buffer] = torch.empty_like(twin.get_buffer(name), device="cpu")
     with torch.no_grad():
-        for module in twin.modules():
-            twin._init_weights(module)
-    for name in narrow:
-        owner, _, own = name.rpartition(".")
-        there: dict[str, Any] = model.get_submodule(owner)._buffers
-        made: Any = twin.get_submodule(owner)._buffers[own]
-        there[own] = made.to(there[own].device)
+        for each in twin.modules():
+            twin._init_weights(each)
+    for name in in_16_bits:
+        module, _, buffer = name.rpartition(".")
+        before = model.get_buffer(name)
+        model.get_submodule(module)._buffers[buffer] = twin.get_buffer(name).to(before.device)
 
 
 def _rebuild(
     weights: Weights,
     config: Any,
-    quantization: Any,
-    bench: dict[str, Any],
+    quantization: QuantizationConfig | None,
     dtype: str,
     as_stored: bool,
     streamed: bool = False,
@@ -186,47 +195,64 @@ def _rebuild(
     import torch
 
     from hemorrhage.models.emulation.install import install
-    from hemorrhage.models.formats import reader, storage
-    from hemorrhage.models.formats.masked import MaskedLinear
+    from hemorrhage.models.formats import reader
+    from hemorrhage.models.formats.storage import replace
 
-    masked = {name for name in weights.names() if streamed and weights.masked(name)} & _linear_weights(config)
-    # Codes of a form have masks, too, where most of them are zero.
-    masked = {name for name in masked if weights.dtype(name).is_floating_point}
+    pruned_width = BenchStorage.of_model(config).pruned_width
+    masked = _masked_linears(weights, config) - set(pruned_width) if streamed else set()
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
-    if not isinstance(quantization, dict | None):
-        quantization = quantization.to_dict()
-    state, found = reader.read(tensors, quantization)
-    for name in masked - set(bench.get("narrow", ())):
-        form = MaskedLinear(weights, name, state.get(f"{name.removesuffix('.weight')}.bias"))
-        found[name.removesuffix(".weight")] = form
+    state, layers = reader.read(tensors, quantization)
+    layers |= _masked_layers(weights, masked, state)
     stored = config.dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
-    kept = {name: form for name, form in found.items() if as_stored or form.keep}
-    for name, form in found.items():
-        shape = (form.out_features, form.in_features)
-        # A form that stays has no dense weight; transformers wants to see one, which costs no memory.
+    formatted = {name: layer for name, layer in layers.items() if as_stored or layer.keep}
+    for name, layer in layers.items():
+        shape = (layer.out_features, layer.in_features)
+        # A layer that keeps its format has no dense weight; transformers wants to see one, which costs no memory.
         state[f"{name}.weight"] = (
-            torch.zeros((), dtype=wanted).expand(shape) if name in kept else form.dense().to(wanted)
+            torch.zeros((), dtype=wanted).expand(shape) if name in formatted else layer.dense().to(wanted)
         )
-        if form.bias is not None:
-            state[f"{name}.bias"] = form.bias.data
-    narrow = {name: state[name] for name in bench.get("narrow", ())}
-    if narrow:
-        # transformers takes no other shapes than config.json's: zeros stand in while it loads.
+        if layer.bias is not None:
+            state[f"{name}.bias"] = layer.bias.data
+    pruned = {name: state[name] for name in pruned_width}
+    if pruned:
+        # transformers takes no other shapes than config.json's: it loads zeros instead.
         shapes = expected_shapes(config)
-        state |= {name: torch.zeros((), dtype=value.dtype).expand(shapes[name]) for name, value in narrow.items()}
+        state |= {name: torch.zeros((), dtype=value.dtype).expand(shapes[name]) for name, value in pruned.items()}
     state = to_memory(state, config.get_text_config(decoder=True).model_type)
     model = _from_pretrained(None, config, str(wanted).removeprefix("torch."), state_dict=state)
-    for name, form in kept.items():
-        storage.replace(model, name, form)
-    for name, value in narrow.items():
-        layer, _, kind = name.rpartition(".")
-        module: Any = model.get_submodule(layer)
-        setattr(module, kind, torch.nn.Parameter(value.to(wanted), requires_grad=False))
-        if kind == "weight":
-            module.out_features, module.in_features = value.shape
+    for name, layer in formatted.items():
+        replace(model, name, layer)
+    for name, value in pruned.items():
+        _set_pruned(model, name, value.to(wanted))
     install(model, quantization or {}, tensors)
     return model
+
+
+def _set_pruned(model: PreTrainedModel, name: str, value: Tensor) -> None:
+    """Make ``value`` the parameter ``name`` of ``model``, of pruned width."""
+    import torch
+
+    path, _, parameter = name.rpartition(".")
+    module: Any = model.get_submodule(path)
+    setattr(module, parameter, torch.nn.Parameter(value, requires_grad=False))
+    if parameter == "weight":
+        module.out_features, module.in_features = value.shape
+
+
+def _masked_linears(weights: Weights, config: Any) -> set[str]:
+    """Return the names of the linear layers' weights that are stored as a mask."""
+    masked = {name for name in weights.names() if weights.masked(name)} & _linear_weights(config)
+    # Codes of a storage format have masks, too, where most of them are zero.
+    return {name for name in masked if weights.dtype(name).is_floating_point}
+
+
+def _masked_layers(weights: Weights, names: set[str], state: dict[str, Tensor]) -> dict[str, FormattedLinear]:
+    """Return the layers whose weights are made of their masks whenever they compute; ``state`` has their biases."""
+    from hemorrhage.models.formats.masked import MaskedLinear
+
+    layers = {name: name.removesuffix(".weight") for name in names}
+    return {layer: MaskedLinear(weights, name, state.get(f"{layer}.bias")) for name, layer in layers.items()}
 
 
 def _linear_weights(config: Any) -> set[str]:
@@ -234,9 +260,9 @@ def _linear_weights(config: Any) -> set[str]:
     import torch
 
     model = skeleton(config)
-    inside = {module for block in blocks(model) for module in block.modules()}
+    in_blocks = {module for block in blocks(model) for module in block.modules()}
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module in inside
+        if isinstance(module, torch.nn.Linear) and module in in_blocks
     }

@@ -1,10 +1,13 @@
-"""Which programs can use a checkpoint as it lies on disk."""
+"""Programs that can use a checkpoint as it lies on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-STORED: dict[str, dict[str, Any]] = {
+from hemorrhage.models.formats.config import BenchStorage
+
+STORED: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "packed": {"quantization_config": {"quant_method": "compressed-tensors"}},
     "int8": {"quantization_config": {"quant_method": "compressed-tensors"}},
@@ -17,30 +20,35 @@ STORED: dict[str, dict[str, Any]] = {
     "pruned_width": {"hemorrhage": {"narrow": {"layer": [1, 1]}}},
     "kv_cache": {"hemorrhage": {"kv_cache": {"bits": 4}}},
 }
-"""How a method's result can be stored -> what of its config.json says so. A test holds it to real checkpoints."""
+"""How a method's result can be stored -> the entries of its config.json that say so. A test holds it to checkpoints."""
 
 
-def engine(settings: dict[str, Any]) -> tuple[str, str]:
+def engine(config: Mapping[str, Any]) -> tuple[str, str]:
     """Return the programs that load a checkpoint with this config.json, and, where there are none, why.
 
     Speed is another question: it takes kernels for the format.
     """
-    bench = settings.get("hemorrhage") or {}
-    scheme = settings.get("quantization_config") or {}
-    form = bench.get("form")
-    if form == "gguf_file":
+    storage = BenchStorage.of(config)
+    quantization = config.get("quantization_config") or {}
+    if storage.model_format == "gguf_file":
         return "llama.cpp", ""
-    if form is not None:
-        return "", f"its form ({form}) is another architecture"
-    own = [name for name in bench.get("forms", ()) if name != "codebook"]
-    if own:
-        return "", f"its weights are in a form of this bench ({', '.join(own)})"
-    if bench.get("narrow"):
-        return "", f"{len(bench['narrow'])} weights are narrower than config.json can say for a single layer"
-    if bench.get("kv_cache") or scheme.get("kv_cache_scheme"):
-        return "", "keys and values are rounded by this bench while it runs"
-    if scheme.get("quant_method") == "compressed-tensors":
+    obstacle = _obstacle(storage, has_rounded_cache=bool(quantization.get("kv_cache_scheme")))
+    if obstacle:
+        return "", obstacle
+    if quantization.get("quant_method") == "compressed-tensors":
         return "vLLM, transformers", ""
-    if scheme:
-        return "transformers with bitsandbytes", ""
-    return "any Hugging Face program", ""
+    return "transformers with bitsandbytes" if quantization else "any Hugging Face program", ""
+
+
+def _obstacle(storage: BenchStorage, has_rounded_cache: bool) -> str:
+    """Return why no engine loads a checkpoint; empty where one does."""
+    if storage.model_format is not None:
+        return f"its storage format ({storage.model_format}) is another architecture"
+    built_in = [name for name in storage.layer_formats if name != "codebook"]
+    if built_in:
+        return f"its weights are in a storage format of this bench ({', '.join(built_in)})"
+    if storage.pruned_width:
+        return f"{len(storage.pruned_width)} weights are narrower than config.json can say for a single layer"
+    if storage.kv_cache or has_rounded_cache:
+        return "keys and values are rounded by this bench while it runs"
+    return ""

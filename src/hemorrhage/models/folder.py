@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import expected_shapes
+from hemorrhage.models.formats.config import KEY, LAYOUT, BenchStorage, QuantizationConfig, QuantizationScheme
 from hemorrhage.models.formats.storage import distinct
-from hemorrhage.models.layout import LAYOUT, differs
+from hemorrhage.models.layout import differs
 from hemorrhage.models.weights import Weights, write
 from hemorrhage.runtime.lazy import torch
 
@@ -27,12 +29,13 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, shared_with: Path | None = None) -> None:
     """Write ``model`` into ``folder``: weights, configuration, and the base's tokenizer files.
 
-    Floating-point weights go into ``dtype``, forms store what they say, tied weights are stored once, what the
-    checkpoint ``shared_with`` has is not stored again. Tensor by tensor, so that no second copy of the model is made.
+    Floating-point weights go into ``dtype``, layers of a storage format store what they say, tied weights are stored
+    once, what the checkpoint ``shared_with`` has is not stored again. Tensor by tensor, so that no second copy of the
+    model is made.
     """
-    own = _whole_form(model)
-    if hasattr(own, "save"):
-        own.save(model, dtype, base, folder)
+    model_format = _model_format(model)
+    if model_format is not None and hasattr(model_format, "save"):
+        model_format.save(model, dtype, base, folder)
     else:
         write(folder, dict(stored_tensors(model, dtype)), WEIGHTS, shared_with)
     config = configuration(model, base)
@@ -46,15 +49,15 @@ def stored_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple
     """Name, tensor, and dtype on disk of everything a checkpoint of ``model`` holds."""
     from hemorrhage.models.formats.storage import formatted_layers
 
-    own = _whole_form(model)
-    if own is not None:
-        yield from ((name, (value, _kind(value, dtype))) for name, value in own.tensors(model).items())
+    model_format = _model_format(model)
+    if model_format is not None:
+        yield from ((name, (value, _stored_dtype(value, dtype))) for name, value in model_format.tensors(model).items())
         return
-    found = formatted_layers(model)
-    for name, value in _plain(model, found):
-        yield name, (value, _kind(value, dtype))
-    for name, form in found.items():
-        for suffix, value in form.stored().items():
+    layers = formatted_layers(model)
+    for name, value in _plain(model, layers):
+        yield name, (value, _stored_dtype(value, dtype))
+    for name, layer in layers.items():
+        for suffix, value in layer.stored().items():
             yield f"{name}.{suffix}", (value, value.dtype)
 
 
@@ -62,7 +65,7 @@ def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
     """Return the altered model's config.json: the base's, with whatever differs."""
     from transformers import AutoConfig
 
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     before = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False).to_dict()
     after = model.config.to_dict()
     if after["model_type"] != before["model_type"]:
@@ -72,17 +75,14 @@ def configuration(model: PreTrainedModel, base: Path) -> dict[str, Any]:
         if key not in before or before[key] != value:
             config[key] = value
     # Some families call a setting otherwise on disk than transformers does in memory.
-    for own, name in model.config.attribute_map.items():
-        if own in config and name in after:
-            config[own] = after[name]
+    for key, name in model.config.attribute_map.items():
+        if key in config and name in after:
+            config[key] = after[name]
             config.pop(name, None)
-    if _whole_form(model) is None:
-        found: dict[str, Any] = {"narrow": _narrow(model), "forms": _own_forms(model)}
-        if differs(config):
-            found[LAYOUT] = "by layer"
-        bench = {**(config.get("hemorrhage") or {}), **{key: names for key, names in found.items() if names}}
+    if _model_format(model) is None:
+        bench = {**(config.get(KEY) or {}), **_bench_entry(model, config)}
         if bench:
-            config["hemorrhage"] = bench
+            config[KEY] = bench
     quantization = _quantization(model)
     if quantization is not None:
         config["quantization_config"] = {**(config.get("quantization_config") or {}), **quantization}
@@ -102,57 +102,66 @@ def dense_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and value of every weight the model computes with, dense, one at a time."""
     from hemorrhage.models.formats.storage import formatted_layers
 
-    found = formatted_layers(model)
-    yield from _plain(model, found)
-    for name, form in found.items():
-        yield f"{name}.weight", form.dense()
+    layers = formatted_layers(model)
+    yield from _plain(model, layers)
+    for name, layer in layers.items():
+        yield f"{name}.weight", layer.dense()
 
 
-def _plain(model: PreTrainedModel, forms: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield what is no form's own tensor."""
-    inside = tuple(f"{name}." for name in forms)
+def _plain(model: PreTrainedModel, formatted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that are in none of the layers ``formatted``, and their biases."""
+    prefixes = tuple(f"{name}." for name in formatted)
     for name, value in distinct(model).items():
-        if not name.startswith(inside) or name.endswith(".bias"):
+        if not name.startswith(prefixes) or name.endswith(".bias"):
             yield name, value
 
 
-def _kind(value: Tensor, dtype: torch.dtype) -> torch.dtype:
+def _stored_dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if value.is_floating_point() else value.dtype
 
 
-def _whole_form(model: PreTrainedModel) -> Any:
+def _model_format(model: PreTrainedModel) -> ModuleType | None:
+    """Return the module of a whole model's storage format, None where its layers have theirs."""
     from hemorrhage.models.formats.reader import module_of
 
-    form = (getattr(model.config, "hemorrhage", None) or {}).get("form")
-    return form and module_of(form)
+    name = BenchStorage.of_model(model.config).model_format
+    return None if name is None else module_of(name)
 
 
-def _narrow(model: PreTrainedModel) -> list[str]:
+def _bench_entry(model: PreTrainedModel, config: Mapping[str, Any]) -> dict[str, list[str] | str]:
+    """Return what ``hemorrhage`` of config.json says; without it a reader would not know how to load the model."""
+    entry: dict[str, list[str] | str] = {"narrow": _pruned_width(model), "forms": _layer_formats(model)}
+    if differs(config):
+        entry[LAYOUT] = "by layer"
+    return {key: value for key, value in entry.items() if value}
+
+
+def _pruned_width(model: PreTrainedModel) -> list[str]:
     """Return the parameters that are smaller than the configuration says."""
     shapes = expected_shapes(model.config)
     return sorted(name for name, value in distinct(model).items() if name in shapes and value.shape != shapes[name])
 
 
-def _own_forms(model: PreTrainedModel) -> list[str]:
-    """Forms that no quantization_config speaks of, so that a reader knows to look for them."""
+def _layer_formats(model: PreTrainedModel) -> list[str]:
+    """Return the storage formats that no quantization_config speaks of, so that a reader knows to look for them."""
     from hemorrhage.models.formats.storage import formatted_layers
 
-    return sorted({form.storage_format for form in formatted_layers(model).values() if form.scheme is None})
+    return sorted({layer.storage_format for layer in formatted_layers(model).values() if layer.scheme is None})
 
 
-def _quantization(model: PreTrainedModel) -> dict[str, Any] | None:
-    """compressed-tensors' configuration of the layers that are packed, a group for each scheme."""
+def _quantization(model: PreTrainedModel) -> QuantizationConfig | None:
+    """Return compressed-tensors' configuration of the layers that are packed, a group for each scheme."""
     from hemorrhage.models.formats.storage import formatted_layers
 
-    found = {name: form.scheme for name, form in formatted_layers(model).items() if form.scheme is not None}
-    if not found:
+    schemes = {name: layer.scheme for name, layer in formatted_layers(model).items() if layer.scheme is not None}
+    if not schemes:
         return None
     from compressed_tensors import __version__
 
     from hemorrhage.models.experts import routing_layers
 
-    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for name, scheme in found.items():
+    groups: dict[str, tuple[QuantizationScheme, list[str]]] = {}
+    for name, scheme in schemes.items():
         groups.setdefault(json.dumps(scheme, sort_keys=True), (scheme, []))[1].append(name)
     # One scheme for all is written as every reader expects it; several have to name their layers.
     several = len(groups) > 1
@@ -160,7 +169,7 @@ def _quantization(model: PreTrainedModel) -> dict[str, Any] | None:
     return {
         "quant_method": "compressed-tensors",
         "version": __version__,
-        "format": next(iter(found.values())).get("format", "pack-quantized"),
+        "format": next(iter(schemes.values())).get("format", "pack-quantized"),
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{index}": {**scheme, "targets": names if several else ["Linear"]}

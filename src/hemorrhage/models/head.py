@@ -1,8 +1,8 @@
-"""The language-model head: what a model makes of its final hidden states.
+"""The language-model head: the logits that a model makes of its final hidden states.
 
-``logits = cap · tanh(scale · (W (before · h) + b) / cap)``, where most families have W alone. Cohere and Falcon-H1
-multiply, Granite divides, MiniCPM divides the states, Gemma 2 and NanoChat cap, Phi and GPT-J add. Which of it a model
-does is observed and not looked up, because each family calls it otherwise.
+``logits = c · tanh(o · (W (i · h) + b) / c)`` with input scale i, output scale o and softcap c; most families have W
+alone. Cohere and Falcon-H1 multiply, Granite divides, MiniCPM divides the states, Gemma 2 and NanoChat cap, Phi and
+GPT-J add. The scales of a model are measured and not looked up, because each family has other names for them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hemorrhage.models.blocks import decoder
@@ -25,9 +25,9 @@ ROWS = 16384
 """Rows of the output embedding that are in float32 at once."""
 
 HEAD_OVERRIDE = "_hemorrhage_head"
-"""Where a model has its head that does not keep it in its output embedding."""
+"""Attribute of a model with its head, where its output embedding does not keep it."""
 
-EXACT = 1e-6
+TOLERANCE = 1e-6
 """Relative: a factor that is measured in float32 and is this near to a number of the configuration is that number."""
 
 
@@ -43,7 +43,7 @@ class Head:
     softcap: float | None = None
 
     def __len__(self) -> int:
-        """Return the tokens of the vocabulary."""
+        """Return the number of tokens of the vocabulary."""
         return len(self.weight)
 
     @property
@@ -52,66 +52,72 @@ class Head:
         return self.weight.shape[1]
 
     def to(self, device: torch.device) -> Head:
-        """Return the same on a device."""
+        """Return the head on a device."""
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def float(self) -> Head:
-        """Return the same in float32."""
+        """Return the head in float32."""
         return replace(self, weight=self.weight.float(), bias=None if self.bias is None else self.bias.float())
 
     def scale_input(self, hidden: Tensor) -> Tensor:
-        """Return what the product reads of ``hidden`` [..., hidden]."""
+        """Multiply ``hidden`` [..., hidden] by the input scale."""
         return hidden if self.input_scale == 1 else hidden * self.input_scale
 
     def product(self, hidden: Tensor) -> Tensor:
-        """W h + b: float32 [..., vocabulary]."""
-        parts = [hidden @ rows.float().T for rows in self.weight.split(ROWS)]
-        found = torch.cat(parts, dim=-1)
-        return found if self.bias is None else found + self.bias.float()
+        """Return W h + b: float32 [..., vocabulary]."""
+        product = torch.cat([hidden @ rows.float().T for rows in self.weight.split(ROWS)], dim=-1)
+        return product if self.bias is None else product + self.bias.float()
 
     def finish(self, tile: Tensor, columns: slice = slice(None)) -> Tensor:
         """Make logits of ``tile`` [..., n], in place: products without the bias of the tokens ``columns``."""
         if self.bias is not None:
             tile += self.bias[columns]
-        return _capped(tile, self.output_scale, self.softcap)
+        return _finish(tile, self.output_scale, self.softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
-        return _capped(self.product(self.scale_input(hidden)), self.output_scale, self.softcap)
+        return _finish(self.product(self.scale_input(hidden)), self.output_scale, self.softcap)
 
 
 def head_of(model: PreTrainedModel) -> Head:
     """Return the head of a model, which shares its tensors. Raises RefusedError for a head that does something else."""
-    if HEAD_OVERRIDE in vars(model):
-        return vars(model)[HEAD_OVERRIDE]
+    override: Head | None = vars(model).get(HEAD_OVERRIDE)
+    if override is not None:
+        return override
     module: Any = model.get_output_embeddings()
     if module is None:
         raise RefusedError(f"{type(model).__name__} has no language-model head")
     bias = getattr(module, "bias", None)
-    return Head(module.weight.detach(), None if bias is None else bias.detach(), *_observed(model))
+    return Head(module.weight.detach(), None if bias is None else bias.detach(), *_scales(model))
 
 
 def stored_name(model: PreTrainedModel) -> str:
     """Return the name of the head's module in the model."""
-    module = model.get_output_embeddings()
-    return next(name for name, other in model.named_modules() if other is module)
+    head: Any = model.get_output_embeddings()
+    return next(name for name, module in model.named_modules() if module is head)
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedModel, tuple[float, float, float | None]] = WeakKeyDictionary()
+class _Scales(NamedTuple):
+    input_scale: float
+    output_scale: float
+    softcap: float | None
 
 
-def _observed(model: PreTrainedModel) -> tuple[float, float, float | None]:
-    """``before``, ``scale`` and ``cap`` of a model's head.
+_KNOWN: WeakKeyDictionary[PreTrainedModel, _Scales] = WeakKeyDictionary()
+
+
+def _scales(model: PreTrainedModel) -> _Scales:
+    """Measure the scales of a model's head, once.
 
     The model's own forward pass is given final hidden states and products that are known, and what it makes of both is
     measured. It needs no weights: the decoder and the product are left out.
     """
     if model not in _KNOWN:
-        _KNOWN[model] = _measured(model)
+        _KNOWN[model] = _measure(model)
     return _KNOWN[model]
 
 
-def _measured(model: PreTrainedModel) -> tuple[float, float, float | None]:
+def _measure(model: PreTrainedModel) -> _Scales:
     numbers = [
         float(value)
         for value in model.config.get_text_config(decoder=True).to_dict().values()
@@ -119,34 +125,34 @@ def _measured(model: PreTrainedModel) -> tuple[float, float, float | None]:
     ]
     hidden = torch.linspace(0.5, 1.5, 9).view(1, 1, -1)
     small, large = torch.full((1, 1, 4), 1e-4), torch.full((1, 1, 4), 1e6)
-    read, finished = _passed(model, hidden, small)
-    _, saturated = _passed(model, hidden, large)
-    before = _snapped((read / hidden).mean().item(), numbers)
-    scale = _snapped((finished / small).mean().item(), numbers)
+    read, finished = _probe(model, hidden, small)
+    _, saturated = _probe(model, hidden, large)
+    input_scale = _snap((read / hidden).mean().item(), numbers)
+    output_scale = _snap((finished / small).mean().item(), numbers)
     most = saturated.mean().item()
-    cap = _snapped(most, numbers) if abs(most) < 1e4 else None
+    softcap = _snap(most, numbers) if abs(most) < 1e4 else None
     products = torch.linspace(-8, 8, 33).view(1, 1, -1)
-    read, finished = _passed(model, hidden, products)
-    expected = _capped(products.clone(), scale, cap)
-    if not (torch.allclose(read, before * hidden, rtol=1e-5) and torch.allclose(finished, expected, rtol=1e-4)):
+    read, finished = _probe(model, hidden, products)
+    expected = _finish(products.clone(), output_scale, softcap)
+    if not (torch.allclose(read, input_scale * hidden, rtol=1e-5) and torch.allclose(finished, expected, rtol=1e-4)):
         raise RefusedError(f"the head of {type(model).__name__} does more than multiply, add, scale and cap")
-    return before, scale, cap
+    return _Scales(input_scale, output_scale, softcap)
 
 
-def _snapped(value: float, numbers: list[float]) -> float:
-    """``value``, or the number that it is but for rounding: 1, one of ``numbers``, a ratio of two of them."""
+def _snap(value: float, numbers: list[float]) -> float:
+    """Return ``value``, or the number that it is but for rounding: 1, one of ``numbers``, a ratio of two of them."""
     candidates = [1.0, *numbers, *(1 / number for number in numbers), *(a / b for a in numbers for b in numbers)]
-    return next((each for each in candidates if abs(value - each) <= EXACT * abs(each)), value)
+    return next((each for each in candidates if abs(value - each) <= TOLERANCE * abs(each)), value)
 
 
-def _capped(tile: Tensor, scale: float, cap: float | None) -> Tensor:
+def _finish(tile: Tensor, scale: float, softcap: float | None) -> Tensor:
     if scale != 1:
         tile *= scale
-    return tile if cap is None else tile.div_(cap).tanh_().mul_(cap)
+    return tile if softcap is None else tile.div_(softcap).tanh_().mul_(softcap)
 
 
-class _Output(tuple):
-    """What a decoder gives: its final hidden states under every name that a family has for them, and nothing else."""
+class _Output(tuple[Any, ...]):
+    """A decoder's output: its final hidden states under every name that a family has for them, and nothing else."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -154,28 +160,30 @@ class _Output(tuple):
         return self[0] if name == "last_hidden_state" else None
 
 
-def _passed(model: PreTrainedModel, hidden: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
+def _probe(model: PreTrainedModel, hidden: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input of the head's product for ``hidden``, and the logits that the model makes of ``product``."""
     read: list[Tensor] = []
 
-    def instead(states: Tensor, *_: Any, **__: Any) -> Tensor:
+    def give_product(states: Tensor, *_: Any, **__: Any) -> Tensor:
         read.append(states)
         return product.clone()
 
-    inner, module = decoder(model), model.get_output_embeddings()
-    with _forward(inner, lambda *_, **__: _Output((hidden,))), _forward(module, instead), torch.no_grad():
+    head: Any = model.get_output_embeddings()
+    give_states = _replaced(decoder(model), lambda *_, **__: _Output((hidden,)))
+    with give_states, _replaced(head, give_product), torch.no_grad():
         logits = model(input_ids=torch.ones(1, 1, dtype=torch.long), use_cache=False).logits
     return read[0].float(), logits.float()
 
 
 @contextlib.contextmanager
-def _forward(module: Any, forward: Any) -> Iterator[None]:
-    own = vars(module).get("forward")
+def _replaced(module: Any, forward: Any) -> Iterator[None]:
+    """Make ``module`` compute ``forward`` inside."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = before

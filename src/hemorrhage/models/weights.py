@@ -1,16 +1,16 @@
 """The tensors of a checkpoint folder, also those that it shares with the base model.
 
-The checkpoint of a variant stores only what the base model does not have. ``shared.json`` beside its safetensors:
-``bytes``, the size of a safetensors file with every tensor in full, and ``tensors``, for each one that is not stored as
-it is:
+The checkpoint of a variant stores only what the base model does not have. ``shared.json`` next to its safetensors has
+``bytes``, the size of a safetensors file with every tensor in full, and ``tensors``, for each one that is not stored in
+full:
 
 - ``{base, digest}``: it is the base's tensor of that name, which may be another name than its own;
 - ``{base, digest, kept}``: it is the base's where it is not zero. ``<name>.kept`` uint8 [n / 8] has a bit for each
-  number, in order, the first in the highest place: whether it is not zero;
-- ``{shape, kept}``: ``<name>.values`` has its numbers that are not zero, in order, ``<name>.kept`` their places.
+  number, in order, the first in the highest bit: whether it is not zero;
+- ``{shape, kept}``: ``<name>.values`` has its numbers that are not zero, in order, ``<name>.kept`` their mask.
 
 ``digest`` is that of the base's tensor, so that another base is never taken for it. A number is zero where all its bits
-are: what is read back is what was written, bit for bit. Which folder the base lies in the reader is told.
+are: what is read back is what was written, bit for bit. The reader is given the base's folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from hemorrhage.models.layout import view
 from hemorrhage.models.stream import Aside, TensorFile, TensorLocation, header, tensor_locations
@@ -33,10 +33,20 @@ FILE = "shared.json"
 CHECK = "check.safetensors"
 """The file of hemorrhage.models.reload, which is no part of the model."""
 
-KEPT, VALUES = "kept", "values"
+MASK, VALUES = "kept", "values"
+"""Suffixes on disk, which stay as the first checkpoints had them."""
 
 SPARSE = 1 / 16
 """Share of zeros from which a mask and the other numbers take less than 16-bit numbers do."""
+
+
+class SharedEntry(TypedDict, total=False):
+    """How a tensor is stored that is not stored in full: its entry in shared.json; see the module's docstring."""
+
+    base: str
+    digest: str | None
+    kept: bool
+    shape: list[int]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -58,12 +68,13 @@ class Weights:
         Raises ValueError where the base is needed and missing, or is another one.
         """
         self._folder = folder
-        self._places: dict[str, TensorLocation] = {}
+        self._locations: dict[str, TensorLocation] = {}
         for file in weight_files(folder):
-            self._places |= tensor_locations(file)
-        self._places = view(folder, self._places)
-        said = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares_weights(folder) else {}
-        self._shared: dict[str, dict[str, Any]] = said.get("tensors", {})
+            self._locations |= tensor_locations(file)
+        self._locations = view(folder, self._locations)
+        shared = json.loads((folder / FILE).read_text(encoding="utf-8")) if shares_weights(folder) else {}
+        self._shared: dict[str, SharedEntry] = shared.get("tensors", {})
+        self._digests: dict[str, str] | None = None
         used = {entry["base"]: entry["digest"] for entry in self._shared.values() if "base" in entry}
         self._base: Weights | None = None
         if used:
@@ -76,43 +87,43 @@ class Weights:
 
     def names(self) -> list[str]:
         """Return the names of all tensors."""
-        parts = {f"{name}.{part}" for name in self._shared for part in (KEPT, VALUES)}
-        return [*(name for name in self._places if name not in parts), *self._shared]
+        pieces = {f"{name}.{suffix}" for name in self._shared for suffix in (MASK, VALUES)}
+        return [*(name for name in self._locations if name not in pieces), *self._shared]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places or name in self._shared
+        return name in self._locations or name in self._shared
 
     def shape(self, name: str) -> torch.Size:
         """Return the shape of a tensor."""
         entry = self._shared.get(name)
         if entry is None:
-            return torch.Size(self._places[name].shape)
+            return torch.Size(self._locations[name].shape)
         return torch.Size(entry["shape"]) if "shape" in entry else self._of_base().shape(entry["base"])
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a tensor."""
         entry = self._shared.get(name)
         if entry is None:
-            return self._places[name].dtype
+            return self._locations[name].dtype
         return self.dtype(f"{name}.{VALUES}") if "shape" in entry else self._of_base().dtype(entry["base"])
 
     def masked(self, name: str) -> bool:
         """Return whether a tensor is stored as a mask: reading it takes memory, others are mapped from their file."""
-        return bool(self._shared.get(name, {}).get(KEPT))
+        return bool(self._shared.get(name, {}).get("kept"))
 
     def tensor(self, name: str) -> Tensor:
         """Return value of a tensor. Raises KeyError where there is none of that name."""
         entry = self._shared.get(name)
         if entry is None:
-            return self._places[name].tensor()
-        if not entry.get(KEPT):
+            return self._locations[name].tensor()
+        if not entry.get("kept"):
             return self._of_base().tensor(entry["base"])
         shape = self.shape(name)
-        kept = _unpacked(self.tensor(f"{name}.{KEPT}"), shape)
+        mask = _unpack_mask(self.tensor(f"{name}.{MASK}"), shape)
         if "shape" in entry:
             values = self.tensor(f"{name}.{VALUES}")
-            return torch.zeros(shape, dtype=values.dtype).masked_scatter_(kept, values)
-        return torch.where(kept, self._of_base().tensor(entry["base"]), 0)
+            return torch.zeros(shape, dtype=values.dtype).masked_scatter_(mask, values)
+        return torch.where(mask, self._of_base().tensor(entry["base"]), 0)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and value of every tensor, one in memory at a time."""
@@ -121,7 +132,7 @@ class Weights:
 
     def digest(self, name: str) -> str | None:
         """Return a tensor's digest, from the manifest where that has it; None where there is no such tensor."""
-        if not hasattr(self, "_digests"):
+        if self._digests is None:
             manifest = self._folder / MANIFEST
             self._digests = dict(read_manifest(self._folder).get("tensors", {})) if manifest.is_file() else {}
         if name not in self._digests and name in self:
@@ -139,10 +150,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Encoded:
-    """How a tensor is stored: its entry in ``shared.json``, None for as it is, and what lies beside it, by suffix."""
+    """A tensor as it is stored: its entry in ``shared.json``, None where it is in full, and its pieces by suffix."""
 
-    entry: dict[str, Any] | None
-    parts: dict[str, Tensor]
+    entry: SharedEntry | None
+    pieces: dict[str, Tensor]
 
 
 def encode(name: str, value: Tensor, base: Weights, known: Mapping[str, str]) -> Encoded:
@@ -151,13 +162,13 @@ def encode(name: str, value: Tensor, base: Weights, known: Mapping[str, str]) ->
     if same is not None:
         return Encoded({"base": same, "digest": base.digest(same)}, {})
     bits = _bits(value)
-    kept = bits != 0
+    mask = bits != 0
     if name in base and base.shape(name) == value.shape and base.dtype(name) == value.dtype:
-        masked = torch.where(kept, _bits(base.tensor(name)), 0)
+        masked = torch.where(mask, _bits(base.tensor(name)), 0)
         if torch.equal(masked, bits):
-            return Encoded({"base": name, "digest": base.digest(name), KEPT: True}, {KEPT: _packed(kept)})
-    if int(kept.sum()) < (1 - SPARSE) * kept.numel():
-        return Encoded({"shape": list(value.shape), KEPT: True}, {KEPT: _packed(kept), VALUES: value[kept]})
+            return Encoded({"base": name, "digest": base.digest(name), "kept": True}, {MASK: _pack_mask(mask)})
+    if int(mask.sum()) < (1 - SPARSE) * mask.numel():
+        return Encoded({"shape": list(value.shape), "kept": True}, {MASK: _pack_mask(mask), VALUES: value[mask]})
     return Encoded(None, {"": value})
 
 
@@ -167,57 +178,58 @@ def write(folder: Path, tensors: Mapping[str, tuple[Tensor, torch.dtype]], name:
     Raises OSError where the disk is full.
     """
     shapes = {key: value.shape for key, (value, _) in tensors.items()}
-    dtypes = {key: kind for key, (_, kind) in tensors.items()}
+    dtypes = {key: dtype for key, (_, dtype) in tensors.items()}
     metadata = {"format": "pt"}
     if base is None:
         with TensorFile(folder / name, shapes, dtypes, metadata) as file:
-            for value, kind in tensors.values():
-                file.write([value.to(kind)])
+            for value, dtype in tensors.values():
+                file.write([value.to(dtype)])
         return
     of_base = Weights(base)
     known = {digest: key for key, digest in of_base.digests().items()}
-    shared: dict[str, Any] = {}
-    parts: dict[str, Tensor] = {}
+    shared: dict[str, SharedEntry] = {}
+    pieces: dict[str, Tensor] = {}
     aside = Aside(folder)
-    for key, (value, kind) in tensors.items():
-        found = encode(key, value.to(kind), of_base, known)
-        if found.entry is not None:
-            shared[key] = found.entry
-        for suffix, part in found.parts.items():
+    for key, (value, dtype) in tensors.items():
+        encoded = encode(key, value.to(dtype), of_base, known)
+        if encoded.entry is not None:
+            shared[key] = encoded.entry
+        for suffix, piece in encoded.pieces.items():
             # A tensor of the model takes no more room for being written.
-            parts[f"{key}.{suffix}".removesuffix(".")] = part if part is value else aside.put(part)
-    own = {key: part.shape for key, part in parts.items()}
-    with TensorFile(folder / name, own, {key: part.dtype for key, part in parts.items()}, metadata) as file:
-        file.write(parts.values())
+            pieces[f"{key}.{suffix}".removesuffix(".")] = piece if piece is value else aside.put(piece)
+    own_shapes = {key: piece.shape for key, piece in pieces.items()}
+    own_dtypes = {key: piece.dtype for key, piece in pieces.items()}
+    with TensorFile(folder / name, own_shapes, own_dtypes, metadata) as file:
+        file.write(pieces.values())
     size = len(header(shapes, dtypes, metadata)) + sum(shapes[key].numel() * dtypes[key].itemsize for key in shapes)
-    said = {"bytes": size, "tensors": shared}
-    (folder / FILE).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    content = {"bytes": size, "tensors": shared}
+    (folder / FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def digest(value: Tensor) -> str:
     """Return what identifies a tensor: 128 bits of its dtype, shape and numbers."""
     import xxhash
 
-    found = xxhash.xxh3_128(f"{value.dtype} {list(value.shape)}".encode())
-    found.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    hashed = xxhash.xxh3_128(f"{value.dtype} {list(value.shape)}".encode())
+    hashed.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def _bits(value: Tensor) -> Tensor:
     """Return the numbers' bits, as integers of the same size."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return value.detach().contiguous().view(kinds[value.element_size()])
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return value.detach().contiguous().view(integers[value.element_size()])
 
 
-def _packed(mask: Tensor) -> Tensor:
-    """uint8 [n / 8] of a boolean tensor of n."""
+def _pack_mask(mask: Tensor) -> Tensor:
+    """Pack a boolean tensor of n numbers: uint8 [n / 8]."""
     import numpy as np
 
     return torch.from_numpy(np.packbits(mask.flatten().numpy()))
 
 
-def _unpacked(packed: Tensor, shape: torch.Size) -> Tensor:
-    """Return the boolean tensor of ``shape`` that was packed."""
+def _unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Unpack the boolean tensor of ``shape``."""
     import numpy as np
 
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=shape.numel()).view(bool)).view(shape)

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.analyze.report.card import card
-from hemorrhage.models.layout import LAYOUT, Joined, to_family
+from hemorrhage.models.formats.config import LAYOUT
+from hemorrhage.models.layout import Joined, to_family
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares_weights
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import MANIFEST, failure, verify, writing
@@ -237,7 +238,7 @@ def _joined(made: Joined, supplies: dict[str, Supply]) -> Supply:
     """A tensor of the family, of the bench's tensors that it is made of."""
     import torch
 
-    parts = [supplies[part] for part in made.parts]
+    parts = [supplies[source] for source in made.sources]
     shape = made.join([torch.empty(part.shape, device="meta") for part in parts]).shape
     return Supply(tuple(shape), lambda: made.join([part.load() for part in parts]))
 

@@ -109,13 +109,13 @@ def inputs() -> Tensor:
 def test_rounding_is_its_definition(bits: int, over: str) -> None:
     x = inputs()
     if over == "static":
-        ours = InputRounding(bits, over, 2.0 * 1.5 / (2**bits - 1)).rounded(x)
+        ours = InputRounding(bits, over, 2.0 * 1.5 / (2**bits - 1)).round(x)
         expected = [[literal(row, 1.5, bits) for row in rows] for rows in x.tolist()]
     elif over == "tensor":
-        ours = InputRounding(bits, over).rounded(x)
+        ours = InputRounding(bits, over).round(x)
         expected = [[literal(row, x.abs().max().item(), bits) for row in rows] for rows in x.tolist()]
     else:
-        ours = InputRounding(bits, over).rounded(x)
+        ours = InputRounding(bits, over).round(x)
         expected = [[literal(row, max(map(abs, row)), bits) for row in rows] for rows in x.tolist()]
     torch.testing.assert_close(ours, torch.tensor(expected))
 
@@ -131,7 +131,7 @@ def test_rounding_is_bit_for_bit_that_of_compressed_tensors(bits: int, over: str
         scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Identity())
     else:
         scale, zero = torch.tensor([fixed]), torch.zeros(1)
-    assert torch.equal(rounding.rounded(x), fake_quantize(x, scale, zero, args))
+    assert torch.equal(rounding.round(x), fake_quantize(x, scale, zero, args))
 
 
 def test_a_token_does_not_depend_on_its_batch_and_a_tensor_does() -> None:
@@ -139,14 +139,14 @@ def test_a_token_does_not_depend_on_its_batch_and_a_tensor_does() -> None:
     x[1] *= 2
     for over, alone in (("token", True), ("tensor", False)):
         rounding = InputRounding(8, over)
-        assert torch.equal(rounding.rounded(x)[:1], rounding.rounded(x[:1])) == alone
+        assert torch.equal(rounding.round(x)[:1], rounding.round(x[:1])) == alone
 
 
 def test_half_precision_is_rounded_in_float32() -> None:
     x = inputs().bfloat16()
-    ours = InputRounding(8, "token").rounded(x)
+    ours = InputRounding(8, "token").round(x)
     assert ours.dtype == torch.bfloat16
-    assert torch.equal(ours, InputRounding(8, "token").rounded(x.float()).bfloat16())
+    assert torch.equal(ours, InputRounding(8, "token").round(x.float()).bfloat16())
 
 
 def test_what_is_written_is_what_is_read() -> None:

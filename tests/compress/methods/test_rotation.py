@@ -249,7 +249,7 @@ def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
             for seed, left, right, kind in form.stored()["rotation"].tolist()
         )
         turned = outward.T @ weight @ inward
-        rounded = form.turned()
+        rounded = form.rotated_weight()
         step = form.stored()["rotated_scale"].repeat_interleave(4, 1)
         assert ((turned - rounded).abs() <= step * (1 + 1e-3) + 1e-5).all()
         torch.testing.assert_close(form.dense(), outward @ rounded @ inward.T, rtol=1e-4, atol=1e-5)

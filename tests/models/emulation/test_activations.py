@@ -28,7 +28,7 @@ X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)) * torch.lo
 def test_values_lie_on_the_grid_of_their_token_or_tensor(bits: int) -> None:
     half = 2 ** (bits - 1)
     for over, tensors in (("token", list(X.flatten(0, 1))), ("tensor", [X])):
-        found = InputRounding(bits, over).rounded(X)
+        found = InputRounding(bits, over).round(X)
         parts = list(found.flatten(0, 1)) if over == "token" else [found]
         for x, y in zip(tensors, parts, strict=True):
             step = 2 * float(x.abs().max()) / (2**bits - 1)
@@ -37,7 +37,7 @@ def test_values_lie_on_the_grid_of_their_token_or_tensor(bits: int) -> None:
 
 
 def test_a_fixed_scale_is_used_whatever_comes() -> None:
-    found = InputRounding(8, "static", 0.5).rounded(torch.tensor([[0.2, 0.3, 70.0, -70.0]]))
+    found = InputRounding(8, "static", 0.5).round(torch.tensor([[0.2, 0.3, 70.0, -70.0]]))
     assert found.tolist() == [[0.0, 0.5, 63.5, -64.0]]
 
 
@@ -46,15 +46,15 @@ def test_tokens_are_rounded_as_compressed_tensors_rounds_them(bits: int) -> None
     args = QuantizationArgs(**quantization_args(InputRounding(bits, "token")))
     low, high = X.amin(-1, keepdim=True), X.amax(-1, keepdim=True)
     scale, zero = calculate_qparams(low, high, args)
-    torch.testing.assert_close(InputRounding(bits, "token").rounded(X), fake_quantize(X, scale, zero, args))
+    torch.testing.assert_close(InputRounding(bits, "token").round(X), fake_quantize(X, scale, zero, args))
 
 
 def test_zeros_stay_zeros_and_nothing_stays_nothing() -> None:
     assert scale_of(torch.tensor(0.0), 8) > 0
     for over in ("token", "tensor"):
-        assert InputRounding(8, over).rounded(torch.zeros(2, 4)).tolist() == [[0.0] * 4] * 2
-    assert InputRounding(8, "tensor").rounded(torch.empty(0, 4)).shape == (0, 4)
-    assert InputRounding(8, "token").rounded(X.bfloat16()).dtype == torch.bfloat16
+        assert InputRounding(8, over).round(torch.zeros(2, 4)).tolist() == [[0.0] * 4] * 2
+    assert InputRounding(8, "tensor").round(torch.empty(0, 4)).shape == (0, 4)
+    assert InputRounding(8, "token").round(X.bfloat16()).dtype == torch.bfloat16
 
 
 def test_a_layer_computes_with_rounded_inputs_but_within_exact() -> None:
@@ -62,7 +62,7 @@ def test_a_layer_computes_with_rounded_inputs_but_within_exact() -> None:
     expected, rounding = layer(X), InputRounding(3, "token")
     layer.register_forward_pre_hook(rounding)
     with torch.no_grad():
-        torch.testing.assert_close(layer(X), nn.functional.linear(rounding.rounded(X), layer.weight))
+        torch.testing.assert_close(layer(X), nn.functional.linear(rounding.round(X), layer.weight))
         assert not torch.allclose(layer(X), expected, atol=1e-2)
         with exact():
             assert is_exact()

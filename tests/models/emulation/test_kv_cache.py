@@ -49,7 +49,7 @@ def test_per_token_it_is_what_compressed_tensors_computes() -> None:
     scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
     theirs = fake_quantize(x.flatten(0, 1), scale.flatten(0, 1).half().float(), zero.flatten(0, 1), args)
     # Half a step of a grid may fall to either side.
-    assert ((rounding.rounded(x).flatten(0, 1) - theirs).abs() < 1e-5).float().mean() > 0.97
+    assert ((rounding.round(x).flatten(0, 1) - theirs).abs() < 1e-5).float().mean() > 0.97
 
 
 def test_channels_share_a_grid_over_complete_groups_of_tokens() -> None:
@@ -62,7 +62,7 @@ def test_channels_share_a_grid_over_complete_groups_of_tokens() -> None:
                 group = keys[0, head, start : start + 4, channel].tolist()
                 assert found[0, head, start : start + 4, channel].tolist() == pytest.approx(by_hand(group, 2), abs=1e-5)
     values = random(1, 2, 10, 8)
-    assert torch.equal(rounding.values(values), TokenRounding(2, 4).rounded(values))
+    assert torch.equal(rounding.values(values), TokenRounding(2, 4).round(values))
 
 
 def test_attention_is_what_each_query_sees_one_after_the_other() -> None:

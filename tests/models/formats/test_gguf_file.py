@@ -427,7 +427,7 @@ def test_rows_that_no_block_divides_stay_as_they_are(tiny: Path) -> None:
     model = load(tiny)
     settings = gguf_types.Settings(type="q4_k")
     gguf_types.alter(model, settings, Context())
-    found = gguf_types.counted(model, settings)
+    found = gguf_types.tensor_types(model, settings)
     assert found["types"] == {"q5_0": 30, "plain": 5}  # widths 64 and 172
     assert found["fell_back"] == 35
 

@@ -32,7 +32,7 @@ def turned_and_stored(symmetric: bool) -> tuple[torch.Tensor, dict[str, torch.Te
 def test_the_weight_is_turned_back_out_of_both_bases(symmetric: bool) -> None:
     values, packed = turned_and_stored(symmetric)
     layer = rotated_linear(packed, 4, OUTWARD, INWARD, None)
-    torch.testing.assert_close(layer.turned(), values)
+    torch.testing.assert_close(layer.rotated_weight(), values)
     u, v = (build_rotation(origin).rotate(torch.eye(width)) for origin, width in ((OUTWARD, 8), (INWARD, 12)))
     torch.testing.assert_close(layer.dense(), u @ values @ v.T, rtol=1e-4, atol=1e-5)
     again = read(layer.stored(), None)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from hemorrhage.models.blockwise import BlockArguments
+
 TOKENS = 6
 CLOSE = 1e-4
 """Of the largest number that leaves the block."""
@@ -61,7 +63,7 @@ def makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[
 
 
 def _maker(
-    block: nn.Module, readers: list[nn.Linear], usual: Tensor, states: Tensor, arguments: dict[str, Any]
+    block: nn.Module, readers: list[nn.Linear], usual: Tensor, states: Tensor, arguments: BlockArguments
 ) -> str | None:
     from hemorrhage.models.blockwise import run_block
 

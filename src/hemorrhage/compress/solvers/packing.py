@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
+
 
 def store(
     model: PreTrainedModel,
     name: str,
     quantized: Quantized,
     settings: GroupSettings,
-    inputs: dict[str, Any] | None = None,
+    inputs: QuantizationArgs | None = None,
 ) -> None:
     """Put ``quantized`` in the place of the linear layer ``name`` of ``model``.
 
@@ -37,7 +39,7 @@ def store(
     if quantized.zero is not None and quantized.zero.is_floating_point():
         replace(model, name, affine_linear(packed, settings.bits, layer.bias))
     else:
-        group: dict[str, Any] = {"weights": scheme(settings, symmetric=quantized.zero is None)}
+        group: QuantizationScheme = {"weights": scheme(settings, symmetric=quantized.zero is None)}
         if inputs:
             # Without its format compressed-tensors would take the words for bytes.
             group |= {"input_activations": inputs, "format": "pack-quantized"}
@@ -71,14 +73,14 @@ def pack(name: str, quantized: Quantized, bits: int, silent: bool = False) -> di
     return tensors
 
 
-def scheme(settings: GroupSettings, *, symmetric: bool) -> dict[str, Any]:
+def scheme(settings: GroupSettings, *, symmetric: bool) -> QuantizationArgs:
     """Return the grid as compressed-tensors' configuration describes it."""
-    channel = settings.group_size == "channel"
+    group_size = settings.group_size if isinstance(settings.group_size, int) else None
     return {
         "num_bits": settings.bits,
         "type": "int",
         "symmetric": symmetric,
-        "strategy": "channel" if channel else "group",
-        "group_size": None if channel else settings.group_size,
+        "strategy": "channel" if group_size is None else "group",
+        "group_size": group_size,
         "dynamic": False,
     }

@@ -219,7 +219,7 @@ def _attends(model: PreTrainedModel) -> bool:
 
 
 def _pass(
-    block: nn.Module, index: int, states: Tensor, keywords: dict[str, Any], maps: list[Any], routes: list[Any]
+    block: nn.Module, index: int, states: Tensor, keywords: blockwise.BlockArguments, maps: list[Any], routes: list[Any]
 ) -> Tensor:
     """Return what leaves ``block``; afterwards ``maps`` and ``routes`` hold what was recorded of this pass alone."""
     maps.clear()

@@ -90,7 +90,7 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
     return found
 
 
-def _step(block: nn.Module, states: Tensor, keywords: dict[str, Any]) -> Tensor:
+def _step(block: nn.Module, states: Tensor, keywords: blockwise.BlockArguments) -> Tensor:
     with blockwise.in_float32(block):
         return blockwise.run_block(block, states, keywords)
 

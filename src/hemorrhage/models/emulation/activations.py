@@ -1,4 +1,4 @@
-"""What a loaded model does at run time beside its weights: rounded inputs, keys and values.
+"""Emulation of rounded inputs of linear layers in a loaded model.
 
 The inputs of a linear layer are rounded to a grid of integers and back, in float32, before the layer
 computes: ``s · clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`` with ``s = 2 max|x| / (2^b - 1)``, the symmetric
@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats.config import QuantizationArgs
+
 STRATEGIES = {"static": ("tensor", False), "tensor": ("tensor", True), "token": ("token", True)}
-"""What a scale is taken over -> compressed-tensors' ``strategy`` and ``dynamic``."""
+"""Range of a scale -> compressed-tensors' ``strategy`` and ``dynamic``."""
 
 _exact: list[bool] = [False]
 
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Inside the block no model rounds inputs, keys or values.
+    """Keep all models from rounding inputs, keys or values inside the block.
 
     Rounding is not continuous: where float sums are taken in another order, on another processor, some values
     fall to the other side of a step. What a checkpoint holds can be compared between machines only without
@@ -58,14 +60,14 @@ class InputRounding:
     over: str
     scale: float | None = None
 
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def __call__(self, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments of the layer, the first of them rounded."""
         if is_exact():
             return arguments
-        return (self.rounded(arguments[0]), *arguments[1:])
+        return (self.round(arguments[0]), *arguments[1:])
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """``x`` [..., features] on its grid, in the dtype of ``x``."""
+    def round(self, x: Tensor) -> Tensor:
+        """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
         if not x.numel():
             return x
         wide = x.float()
@@ -85,7 +87,7 @@ def scale_of(largest: Tensor, bits: int) -> Tensor:
     return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
 
 
-def quantization_args(rounding: InputRounding) -> dict[str, Any]:
+def quantization_args(rounding: InputRounding) -> QuantizationArgs:
     """Return the rounding as compressed-tensors' configuration has it (``input_activations``)."""
     strategy, dynamic = STRATEGIES[rounding.over]
     return {
@@ -97,14 +99,14 @@ def quantization_args(rounding: InputRounding) -> dict[str, Any]:
     }
 
 
-def rounding_of(name: str, arguments: dict[str, Any], scale: Tensor | None) -> InputRounding:
+def rounding_of(name: str, arguments: QuantizationArgs, scale: Tensor | None) -> InputRounding:
     """Return the rounding that the configuration's ``arguments`` and the layer's ``input_scale`` describe.
 
     Raises ValueError with the layer's ``name`` for what this bench never writes.
     """
-    asked = (arguments.get("strategy"), arguments.get("dynamic"))
-    over = next((over for over, described in STRATEGIES.items() if described == asked), None)
-    known = arguments.get("type") == "int" and arguments.get("symmetric")
-    if over is None or not known or (over == "static") != (scale is not None):
+    wanted = (arguments.get("strategy"), arguments.get("dynamic"))
+    over = next((over for over, strategy in STRATEGIES.items() if strategy == wanted), None)
+    is_supported = arguments.get("type") == "int" and arguments.get("symmetric")
+    if over is None or not is_supported or (over == "static") != (scale is not None):
         raise ValueError(f"{name}: inputs quantized as {arguments} can't be emulated")
     return InputRounding(arguments["num_bits"], over, None if scale is None else float(scale))

@@ -1,6 +1,6 @@
 """Keys and values that are rounded as they enter the cache, after the rotary embedding.
 
-Whether there is a cache or not: a token's keys and values are rounded before any query reads them, so a
+With a cache or without one: a token's keys and values are rounded before any query reads them, so a
 forward pass over a whole text computes what decoding it token by token would.
 
 Per token (``TokenRounding``): for each token and head, groups of neighbouring channels share an asymmetric
@@ -30,6 +30,7 @@ from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation.activations import InputRounding, is_exact
+from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs
 from hemorrhage.models.refused import RefusedError
 
 SCALE_BITS = 16
@@ -47,15 +48,15 @@ class TokenRounding:
     group_size: int
 
     def __call__(
-        self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
         if is_exact():
             return arguments, keywords
         return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), self)}
 
-    def rounded(self, x: Tensor) -> Tensor:
-        """``x`` [..., channels] in groups of channels."""
+    def round(self, x: Tensor) -> Tensor:
+        """Round ``x`` [..., channels] in groups of channels."""
         return round_groups(x.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
 
 
@@ -68,15 +69,15 @@ class ChannelRounding:
     residual: int
 
     def keys(self, keys: Tensor) -> Tensor:
-        """``keys`` [..., tokens, channels]: the complete groups of tokens rounded, the others exact."""
+        """Round the complete groups of tokens of ``keys`` [..., tokens, channels]; the others stay exact."""
         complete = keys.shape[-2] // self.group_size * self.group_size
         groups = keys[..., :complete, :].transpose(-1, -2).unflatten(-1, (-1, self.group_size))
-        done = round_groups(groups, self.bits).flatten(-2).transpose(-1, -2)
-        return torch.cat([done, keys[..., complete:, :]], dim=-2)
+        rounded = round_groups(groups, self.bits).flatten(-2).transpose(-1, -2)
+        return torch.cat([rounded, keys[..., complete:, :]], dim=-2)
 
     def values(self, values: Tensor) -> Tensor:
-        """``values`` [..., tokens, channels], all of them rounded."""
-        return TokenRounding(self.bits, self.group_size).rounded(values)
+        """Round all of ``values`` [..., tokens, channels]."""
+        return TokenRounding(self.bits, self.group_size).round(values)
 
     def old(self, position: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
@@ -100,14 +101,14 @@ def round_groups(groups: Tensor, bits: int) -> Tensor:
 
 
 class _Rounded:
-    """Stands before a cache for the length of one call of an attention layer."""
+    """A cache in front of another one that rounds what it is given, for one call of an attention layer."""
 
     def __init__(self, cache: Cache | None, rounding: TokenRounding) -> None:
         self._cache = cache
         self._rounding = rounding
 
     def update(self, keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._rounding.rounded(keys), self._rounding.rounded(values)
+        keys, values = self._rounding.round(keys), self._rounding.round(values)
         return (keys, values) if self._cache is None else self._cache.update(keys, values, *arguments, **keywords)
 
     def get_seq_length(self, *arguments: Any) -> int:
@@ -117,12 +118,12 @@ class _Rounded:
         return getattr(self._cache, name)
 
 
-def install(model: PreTrainedModel, scheme: dict[str, Any] | None) -> None:
+def install(model: PreTrainedModel, scheme: QuantizationArgs | None) -> None:
     """Round keys and values as ``scheme``, config.json's ``kv_cache_scheme``, says, or as KIVI's entry does.
 
     Raises ValueError for schemes that this bench never writes, and where a block's attention takes no cache.
     """
-    kivi = (getattr(model.config, "hemorrhage", None) or {}).get("kv_cache")
+    kivi = BenchStorage.of_model(model.config).kv_cache
     if scheme is not None:
         rounding = TokenRounding(scheme["num_bits"], scheme.get("group_size") or 0)
         given = {key: value for key, value in scheme.items() if value is not None}
@@ -174,7 +175,7 @@ def round_per_channel(model: PreTrainedModel, rounding: ChannelRounding) -> None
     }
 
 
-def quantization_args(rounding: TokenRounding) -> dict[str, Any]:
+def quantization_args(rounding: TokenRounding) -> QuantizationArgs:
     """Return the rounding as compressed-tensors' ``kv_cache_scheme`` has it."""
     return {
         "num_bits": rounding.bits,
@@ -192,17 +193,17 @@ def attention_layers(model: PreTrainedModel) -> list[Any]:
 
     Raises RefusedError where none does, and where a block has several.
     """
-    found: list[Any] = []
+    layers: list[Any] = []
     for index, block in enumerate(blocks(model)):
         takers = [module for module in block.modules() if module is not block and _takes_keys(module)]
         if len(takers) > 1:
             raise RefusedError(
                 f"block {index} of {type(model).__name__} has {len(takers)} attention layers with a cache, not 1"
             )
-        found += takers
-    if not found:
+        layers += takers
+    if not layers:
         raise RefusedError(f"no block of {type(model).__name__} hands keys and values to a cache that can be rounded")
-    return found
+    return layers
 
 
 def attend(
@@ -223,10 +224,10 @@ def attend(
     """
     rounding: ChannelRounding = module.kv_cache_rounding
     heads = query.shape[1] // key.shape[1]
-    new, all_ = query.shape[2], key.shape[2]
-    place = torch.arange(all_, device=query.device)
-    old_keys, old_values = rounding.old(place[all_ - new :], place)
-    future = place > place[all_ - new :, None]
+    new, length = query.shape[2], key.shape[2]
+    position = torch.arange(length, device=query.device)
+    old_keys, old_values = rounding.old(position[length - new :], position)
+    future = position > position[length - new :, None]
 
     def every_head(x: Tensor) -> Tensor:
         return x.repeat_interleave(heads, dim=1)

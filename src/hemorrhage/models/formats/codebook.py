@@ -11,11 +11,12 @@ float32 [256], ``weight.nested_absmax`` float32. transformers reads it with bits
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.dequantized import DequantizedLinear
 
 STATE = "weight.quant_state.bitsandbytes__"
@@ -47,6 +48,18 @@ FP4 = tuple(value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -
 TABLES = {"nf4": NF4, "fp4": FP4}
 
 
+class QuantState(TypedDict, total=False):
+    """What bitsandbytes stores as JSON beside the codes; ``nested_`` keys with double quantization alone."""
+
+    quant_type: str
+    blocksize: int
+    dtype: str
+    shape: list[int]
+    nested_blocksize: int
+    nested_dtype: str
+    nested_offset: float
+
+
 class CodebookLinear(DequantizedLinear):
     """A linear layer of codes of a table, dequantized whenever it computes."""
 
@@ -60,14 +73,14 @@ class CodebookLinear(DequantizedLinear):
         super().__init__((rows, columns), {}, bias)
         # The names have dots, which torch's containers do not take.
         self._stored = stored
-        self.state: dict[str, Any] = state
+        self.state: QuantState = state
 
     def stored(self) -> dict[str, Tensor]:
         """Return the tensors to store, by suffix."""
         return self._stored
 
     def dense(self) -> Tensor:
-        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns].
+        """Return the weight that a reader of the checkpoint sees: float32 [rows, columns].
 
         bitsandbytes rounds them to the dtype of the weights that were quantized.
         """
@@ -88,6 +101,6 @@ def spread(values: Tensor, absmax: Tensor, width: int) -> Tensor:
     return values * absmax.repeat_interleave(width)[: len(values)]
 
 
-def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> CodebookLinear:
+def read(stored: dict[str, Tensor], _scheme: QuantizationScheme | None) -> CodebookLinear:
     """Return the layer that a checkpoint's tensors ``stored`` describe."""
     return CodebookLinear(stored, None)

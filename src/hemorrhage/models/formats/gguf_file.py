@@ -1,6 +1,6 @@
 """Llama models as GGUF files: written with llama.cpp's names, types and metadata, and read back.
 
-A checkpoint of this form has its weights in ``model.gguf`` beside config.json and the tokenizer; transformers
+A checkpoint of this format has its weights in ``model.gguf`` next to config.json and the tokenizer; transformers
 reads it with ``from_pretrained(folder, gguf_file="model.gguf")``. Matrices are in ggml's block types or in a
 float type, norms in float32. Rows of queries and keys are stored in llama.cpp's rotary order (pairs next to
 each other); a row keeps its blocks whole, so reordering rows changes no block.
@@ -12,7 +12,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,13 +64,13 @@ class Entry:
     Rows of queries and keys are in Hugging Face's order. A float type's blocks are its numbers.
     """
 
-    kind: str
+    ggml_type: str
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
 
     def values(self) -> Tensor:
         """Return the weights that a reader of the file sees: float32 of ``shape``."""
-        return dequantize(self.load(), self.kind)
+        return dequantize(self.load(), self.ggml_type)
 
 
 class BlockLinear(DequantizedLinear):
@@ -78,34 +78,34 @@ class BlockLinear(DequantizedLinear):
 
     storage_format = "gguf_file"
 
-    def __init__(self, blocks: Tensor, kind: str, bias: nn.Parameter | None) -> None:
-        """``blocks`` uint8 [rows, bytes of a row] of the type ``kind``, a name in lower case."""
-        width, size = block_size(kind)
+    def __init__(self, blocks: Tensor, ggml_type: str, bias: nn.Parameter | None) -> None:
+        """``blocks`` uint8 [rows, bytes of a row] of the type ``ggml_type``, a name in lower case."""
+        width, size = block_size(ggml_type)
         super().__init__((len(blocks), blocks.shape[1] // size * width), {"blocks": blocks}, bias)
-        self.kind = kind
+        self.ggml_type = ggml_type
 
     def dense(self) -> Tensor:
         """Return the weights that a reader of the file sees: float32 [rows, columns]."""
-        return dequantize(self.tensors["blocks"].data, self.kind)
+        return dequantize(self.tensors["blocks"].data, self.ggml_type)
 
     def entry(self) -> Entry:
         """Return the layer's tensor of a file."""
-        return Entry(self.kind, (self.out_features, self.in_features), lambda: self.tensors["blocks"].data)
+        return Entry(self.ggml_type, (self.out_features, self.in_features), lambda: self.tensors["blocks"].data)
 
 
-def block_size(kind: str) -> tuple[int, int]:
+def block_size(ggml_type: str) -> tuple[int, int]:
     """Return the weights of a block of a type, and its bytes."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    return GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    return GGML_QUANT_SIZES[GGMLQuantizationType[ggml_type.upper()]]
 
 
-def dequantize(blocks: Tensor, kind: str) -> Tensor:
+def dequantize(blocks: Tensor, ggml_type: str) -> Tensor:
     """Return the weights float32 [rows, columns] that ``blocks`` uint8 [rows, bytes of a row] stand for."""
     from gguf import GGMLQuantizationType
     from gguf import dequantize as weights_of
 
-    return torch.from_numpy(weights_of(blocks.numpy(), GGMLQuantizationType[kind.upper()]))
+    return torch.from_numpy(weights_of(blocks.numpy(), GGMLQuantizationType[ggml_type.upper()]))
 
 
 def rotary_pairs(weight: Tensor, heads: int) -> Tensor:
@@ -128,38 +128,38 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -
     """
     from hemorrhage.models.formats.storage import distinct, formatted_layers
 
-    found = formatted_layers(model)
-    entries = {f"{name}.weight": form.entry() for name, form in found.items()}
-    inside = tuple(f"{name}." for name in found)
+    layers = {name: layer for name, layer in formatted_layers(model).items() if isinstance(layer, BlockLinear)}
+    entries = {f"{name}.weight": layer.entry() for name, layer in layers.items()}
+    prefixes = tuple(f"{name}." for name in layers)
     for name, value in distinct(model).items():
-        own = getattr(model.get_submodule(name.rpartition(".")[0]), "gguf_entry", None)
-        if not name.startswith(inside):
-            entries[name] = own or float_entry(tuple(value.shape), value.detach, dtype)
+        quantized = getattr(model.get_submodule(name.rpartition(".")[0]), "gguf_entry", None)
+        if not name.startswith(prefixes):
+            entries[name] = quantized or float_entry(tuple(value.shape), value.detach, dtype)
     unknown = tokenizer_problem(base)
     if unknown:
         log.warning("%s is written without a tokenizer: %s", FILE, unknown)
-    most = FILE_TYPES[model.config.hemorrhage["type"]]
-    write(folder / FILE, model.config.to_dict(), None if unknown else base, entries, most)
+    file_type = FILE_TYPES[model.config.hemorrhage["type"]]
+    write(folder / FILE, model.config.to_dict(), None if unknown else base, entries, file_type)
 
 
-def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return what of ``model`` goes into a safetensors file: nothing, ``save`` writes it all."""
+def tensors(_model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the tensors of a model that go into a safetensors file: none, ``save`` writes them all."""
     return {}
 
 
 def float_entry(shape: tuple[int, ...], load: Callable[[], Tensor], dtype: torch.dtype) -> Entry:
     """Return the entry of a plain tensor that ``load`` gives: a matrix in ``dtype``, a vector in float32."""
-    kind = torch.float32 if len(shape) == 1 else dtype
-    return Entry(FLOATS[kind], shape, lambda: load().to(kind).contiguous().view(torch.uint8))
+    stored = torch.float32 if len(shape) == 1 else dtype
+    return Entry(FLOATS[stored], shape, lambda: load().to(stored).contiguous().view(torch.uint8))
 
 
-def embed(module: Any, blocks: Tensor, kind: str) -> None:
-    """Give an embedding or output matrix the values of ``blocks`` uint8 of the type ``kind``, and keep these.
+def embed(module: Any, blocks: Tensor, ggml_type: str) -> None:
+    """Give an embedding or output matrix the values of ``blocks`` uint8 of the type ``ggml_type``, and keep these.
 
     The values are float32: the model that is checked has to be the one that is read back.
     """
-    module.weight.data = dequantize(blocks, kind)
-    module.gguf_entry = Entry(kind, tuple(module.weight.shape), lambda: blocks)
+    module.weight.data = dequantize(blocks, ggml_type)
+    module.gguf_entry = Entry(ggml_type, tuple(module.weight.shape), lambda: blocks)
 
 
 def write(
@@ -172,7 +172,7 @@ def write(
     """Write a Llama with this config.json, tensor by tensor; ``entries`` by Hugging Face's names.
 
     ``tokenizer`` is the folder it is taken from. Raises ValueError where ``problem`` or ``tokenizer_problem``
-    has one, and where tensors are missing or have no place.
+    has one, and where tensors are missing or unexpected.
     """
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -180,30 +180,30 @@ def write(
     reason = problem(config)
     if reason:
         raise ValueError(reason)
-    places = {
-        name: place
-        for name, place in names(config["num_hidden_layers"]).items()
+    gguf_names = {
+        name: gguf_name
+        for name, gguf_name in names(config["num_hidden_layers"]).items()
         if not (name == "lm_head.weight" and config.get("tie_word_embeddings"))
     }
-    if set(places) != set(entries):
-        odd = sorted(set(places) ^ set(entries))
-        raise ValueError(f"{odd[0]} and {len(odd) - 1} more tensors do not fit config.json's {len(places)}")
+    if set(gguf_names) != set(entries):
+        odd = sorted(set(gguf_names) ^ set(entries))
+        raise ValueError(f"{odd[0]} and {len(odd) - 1} more tensors do not fit config.json's {len(gguf_names)}")
     writer = GGUFWriter(path, "llama")
     _describe(writer, config, file_type)
     if tokenizer is None:
         writer.add_tokenizer_model("none")
     else:
         _add_tokenizer(writer, tokenizer, config["vocab_size"])
-    for name, place in places.items():
+    for name, gguf_name in gguf_names.items():
         entry = entries[name]
-        width, size = block_size(entry.kind)
+        width, size = block_size(entry.ggml_type)
         shape = (*entry.shape[:-1], entry.shape[-1] // width * size)
-        kind = GGMLQuantizationType[entry.kind.upper()]
-        writer.add_tensor_info(place, shape, np.dtype(np.uint8), math.prod(shape), kind)
+        ggml_type = GGMLQuantizationType[entry.ggml_type.upper()]
+        writer.add_tensor_info(gguf_name, shape, np.dtype(np.uint8), math.prod(shape), ggml_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name in places:
+    for name in gguf_names:
         blocks, heads = entries[name].load(), _heads(name, config)
         writer.write_tensor_data((rotary_pairs(blocks, heads) if heads else blocks).contiguous().numpy())
     writer.close()
@@ -218,13 +218,13 @@ def entries_of(path: Path, config: Mapping[str, Any]) -> dict[str, Entry]:
         blocks = torch.from_numpy(np.array(data).view(np.uint8))
         return rotary_halves(blocks, heads).contiguous() if heads else blocks
 
-    found = {}
+    entries = {}
     for tensor in GGUFReader(path).tensors:
         name = hugging_face_name(tensor.name)
         shape = tuple(int(number) for number in reversed(tensor.shape))
         supplied = functools.partial(load, tensor.data, _heads(name, config))
-        found[name] = Entry(tensor.tensor_type.name.lower(), shape, supplied)
-    return found
+        entries[name] = Entry(tensor.tensor_type.name.lower(), shape, supplied)
+    return entries
 
 
 def stored_bits(path: Path) -> dict[str, float]:
@@ -234,11 +234,11 @@ def stored_bits(path: Path) -> dict[str, float]:
     return {hugging_face_name(tensor.name): 8.0 * int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
 
 
-def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
-    """Return the model of a folder of this form, its weights cast to ``dtype``, torch's name of one.
+def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base: Path | None = None) -> PreTrainedModel:
+    """Return the model of a folder of this format, its weights cast to ``dtype``, torch's name of one.
 
     ``stored`` means config.json's dtype, to which blocks are dequantized. With ``as_stored`` linear layers keep
-    their blocks, and quantized embeddings have their exact values, which need float32. Nothing is shared with ``base``.
+    their blocks, and quantized embeddings have their exact values, which need float32. No base model is needed.
     """
     from transformers import LlamaForCausalLM
 
@@ -246,20 +246,20 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
 
     wanted = (config.dtype or torch.float32) if dtype == "stored" else getattr(torch, dtype)
     state: dict[str, Tensor] = {}
-    kept: dict[str, Entry] = {}
+    quantized: dict[str, Entry] = {}
     for name, entry in entries_of(folder / FILE, config.to_dict()).items():
-        if as_stored and entry.kind not in FLOATS.values():
+        if as_stored and entry.ggml_type not in FLOATS.values():
             # transformers wants to see a tensor, which costs no memory.
-            kept[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
+            quantized[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
         else:
             state[name] = entry.values().to(wanted)
     model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
-    for name, entry in kept.items():
+    for name, entry in quantized.items():
         layer = name.removesuffix(".weight")
         if layer.endswith("_proj"):
-            replace(model, layer, BlockLinear(entry.load(), entry.kind, None))
+            replace(model, layer, BlockLinear(entry.load(), entry.ggml_type, None))
         else:
-            embed(model.get_submodule(layer), entry.load(), entry.kind)
+            embed(model.get_submodule(layer), entry.load(), entry.ggml_type)
     if not as_stored:
         # A dense model that is altered further is stored as what it becomes then.
         vars(model.config).pop("hemorrhage", None)
@@ -269,7 +269,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: 
 def tokenizer_problem(folder: Path) -> str | None:
     """Return why the tokenizer of ``folder`` can't be written into a GGUF file, or None."""
     try:
-        _tokenizer_kind(_tokenizer(folder))
+        _read_tokenizer(folder)
     except ValueError as error:
         return str(error)
     return None
@@ -299,79 +299,106 @@ def _describe(writer: GGUFWriter, config: Mapping[str, Any], file_type: int) -> 
     writer.add_vocab_size(config["vocab_size"])
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class _Tokenizer:
+    """A tokenizer.json as a GGUF file holds it.
+
+    ``model`` and ``splitting``: llama.cpp's names of the model and of the rule that splits texts before it;
+    ``special``: token, number, and whether it is a control token, of the added ones; ``adds_space``: in front of a
+    text.
+    """
+
+    model: str
+    splitting: str
+    vocabulary: Mapping[str, int]
+    merges: Sequence[str | Sequence[str]]
+    unknown: str | None
+    special: Sequence[tuple[str, int, bool]]
+    adds_space: bool
 
 
-def _tokenizer_kind(tokenizer: dict[str, Any]) -> tuple[str, str]:
-    """llama.cpp's names of the tokenizer's model and of the rule that splits texts before it."""
-    model, before = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers", [before] if before else [])
-    kinds = [step["type"] for step in steps]
+def _read_tokenizer(folder: Path) -> _Tokenizer:
+    """Read tokenizer.json. Raises ValueError where llama.cpp's names for it are not known."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, splitter, normalizer = (content.get(key) or {} for key in ("model", "pre_tokenizer", "normalizer"))
+    name, splitting = _llama_cpp_names(model, splitter)
+    return _Tokenizer(
+        name,
+        splitting,
+        model["vocab"],
+        model["merges"],
+        model.get("unk_token"),
+        [(token["content"], token["id"], token["special"]) for token in content.get("added_tokens") or ()],
+        _adds_space(normalizer, splitter),
+    )
+
+
+def _llama_cpp_names(model: Mapping[str, Any], splitter: Mapping[str, Any]) -> tuple[str, str]:
+    """Return llama.cpp's names of the tokenizer's model and of the rule that splits texts before it."""
+    steps = splitter.get("pretokenizers", [splitter] if splitter else [])
+    types = [step["type"] for step in steps]
     if model["type"] != "BPE":
-        raise ValueError(f"a tokenizer of type {model['type']} is not understood; BPE is")
-    if model.get("byte_fallback") and kinds in ([], ["Metaspace"]):
+        raise ValueError(f"a tokenizer of type {model['type']} is not supported; BPE is")
+    if model.get("byte_fallback") and types in ([], ["Metaspace"]):
         return "llama", "default"
-    if kinds == ["ByteLevel"]:
+    if types == ["ByteLevel"]:
         return "gpt2", "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+    if types == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "gpt2", "smollm"
-    if kinds == ["Split", "ByteLevel"]:
+    if types == ["Split", "ByteLevel"]:
         pattern = steps[0]["pattern"].get("Regex")
         if pattern in PATTERNS:
             return "gpt2", PATTERNS[pattern]
-    raise ValueError(f"llama.cpp's name for a tokenizer that splits by {' and '.join(kinds) or 'nothing'} is not known")
+    raise ValueError(f"llama.cpp's name for a tokenizer that splits by {' and '.join(types) or 'nothing'} is not known")
+
+
+def _adds_space(normalizer: Mapping[str, Any], splitter: Mapping[str, Any]) -> bool:
+    """Return whether a space is put in front of a text."""
+    if splitter.get("type") == "Metaspace":
+        return bool(splitter.get("prepend_scheme", "always") != "never")
+    steps = normalizer.get("normalizers", [normalizer])
+    return any(step.get("type") == "Prepend" and step.get("prepend") == SPACE for step in steps)
 
 
 def _add_tokenizer(writer: GGUFWriter, folder: Path, size: int) -> None:
     from gguf import SpecialVocab, TokenType
 
-    tokenizer = _tokenizer(folder)
-    kind, split = _tokenizer_kind(tokenizer)
-    model = tokenizer["model"]
+    tokenizer = _read_tokenizer(folder)
+    is_llama = tokenizer.model == "llama"
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [TokenType.UNUSED] * size
-    for token, number in model["vocab"].items():
+    for token, number in tokenizer.vocabulary.items():
         tokens[number], types[number] = token, TokenType.NORMAL
-        if kind == "llama" and len(token) == len("<0x00>") and token.startswith("<0x"):
+        if is_llama and len(token) == len("<0x00>") and token.startswith("<0x"):
             types[number] = TokenType.BYTE
-    for added in tokenizer["added_tokens"]:
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    if kind == "llama" and model.get("unk_token") in model["vocab"]:
-        types[model["vocab"][model["unk_token"]]] = TokenType.UNKNOWN
-    writer.add_tokenizer_model(kind)
-    writer.add_tokenizer_pre(split)
+    for token, number, is_control in tokenizer.special:
+        tokens[number] = token
+        types[number] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+    if is_llama and tokenizer.unknown is not None and tokenizer.unknown in tokenizer.vocabulary:
+        types[tokenizer.vocabulary[tokenizer.unknown]] = TokenType.UNKNOWN
+    writer.add_tokenizer_model(tokenizer.model)
+    writer.add_tokenizer_pre(tokenizer.splitting)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    if kind == "llama":
-        writer.add_token_scores(_scores(tokens, model["merges"]))
-    special = SpecialVocab(folder, load_merges=kind == "gpt2", n_vocab=size)
+    if is_llama:
+        writer.add_token_scores(_scores(tokens, tokenizer.merges))
+    special = SpecialVocab(folder, load_merges=not is_llama, n_vocab=size)
     special.add_special_token = {"bos": False, **special.add_special_token}
     special.add_to_gguf(writer, quiet=True)
-    writer.add_add_space_prefix(kind == "llama" and _prepends(tokenizer))
+    writer.add_add_space_prefix(is_llama and tokenizer.adds_space)
 
 
-def _scores(tokens: list[str], merges: list[Any]) -> list[float]:
-    """SentencePiece's scores: the earlier a token is merged, the higher; what is never merged comes last."""
+def _scores(tokens: list[str], merges: Sequence[str | Sequence[str]]) -> list[float]:
+    """Return SentencePiece's scores: the earlier a token is merged, the higher; what is never merged comes last."""
     rank: dict[str, int] = {}
-    for place, merge in enumerate(merges):
-        rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), place)
+    for position, merge in enumerate(merges):
+        rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), position)
     return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
-def _prepends(tokenizer: dict[str, Any]) -> bool:
-    """Return whether a space is put in front of a text."""
-    normalizer, before = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
-    steps = normalizer.get("normalizers", [normalizer])
-    if before.get("type") == "Metaspace":
-        return before.get("prepend_scheme", "always") != "never"
-    return any(step.get("type") == "Prepend" and step.get("prepend") == SPACE for step in steps)
-
-
 def _heads(name: str, config: Mapping[str, Any]) -> int | None:
-    """Heads of a query or key projection; None of other tensors."""
-    heads = config["num_attention_heads"]
+    """Return the heads of a query or key projection; None of other tensors."""
+    heads: int = config["num_attention_heads"]
     if name.endswith("q_proj.weight"):
         return heads
     if name.endswith("k_proj.weight"):

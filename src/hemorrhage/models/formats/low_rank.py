@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats.config import QuantizationScheme
+from hemorrhage.models.formats.storage import FormattedLinear
 
-class LowRankLinear(nn.Module):
+
+class LowRankLinear(FormattedLinear):
     """``y = out (in x) + bias``."""
 
     storage_format = "low_rank"
     keep = True
-    scheme = None
 
     def __init__(self, inner: Tensor, outer: Tensor, bias: nn.Parameter | None) -> None:
         """``inner`` [rank, columns], ``outer`` [rows, rank]."""
@@ -28,7 +28,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def parameters_count(self) -> int:
-        """Weights of both factors."""
+        """Number of weights of both factors."""
         return self.inner.numel() + self.outer.numel()
 
     def stored(self) -> dict[str, Tensor]:
@@ -46,6 +46,6 @@ class LowRankLinear(nn.Module):
         return torch.nn.functional.linear(inner, self.outer.to(x.dtype), bias)
 
 
-def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> LowRankLinear:
+def read(stored: dict[str, Tensor], _scheme: QuantizationScheme | None) -> LowRankLinear:
     """Return the layer that a checkpoint's tensors ``stored`` describe."""
     return LowRankLinear(stored["low_rank_in"], stored["low_rank_out"], None)

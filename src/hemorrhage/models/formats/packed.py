@@ -7,11 +7,10 @@ bits / 32), groups]; ``weight_shape``. transformers reads it with compressed-ten
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.dequantized import DequantizedLinear
 from hemorrhage.models.stream import rows_at_once
 
@@ -21,14 +20,14 @@ class PackedLinear(DequantizedLinear):
 
     storage_format = "packed"
 
-    def __init__(self, stored: dict[str, Tensor], scheme: dict[str, Any], bias: nn.Parameter | None) -> None:
+    def __init__(self, stored: dict[str, Tensor], scheme: QuantizationScheme, bias: nn.Parameter | None) -> None:
         """Take the tensors ``stored`` as in the module's docstring; ``scheme`` is the configuration's group."""
         rows, columns = stored["weight_shape"].tolist()
         super().__init__((rows, columns), stored, bias)
-        self.scheme: dict[str, Any] = scheme
+        self.scheme: QuantizationScheme = scheme
 
     def dense(self) -> Tensor:
-        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        """Return the weight that a reader of the checkpoint sees: float32 [rows, columns]."""
         bits = self.scheme["weights"]["num_bits"]
         words, scale = self.tensors["weight_packed"].data, self.tensors["weight_scale"].data.float()
         zero = None
@@ -57,19 +56,19 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     octets = torch.nn.functional.pad(octets, (0, max(0, eights * bits - octets.shape[1])))
     octets = octets[:, : eights * bits].unflatten(1, (eights, bits))
     codes = octets.new_empty(len(words), eights, 8)
-    for place in range(8):
-        first, shift = divmod(place * bits, 8)
+    for position in range(8):
+        first, shift = divmod(position * bits, 8)
         code = octets[..., first] >> shift
         if shift + bits > 8:
             code |= octets[..., first + 1] << (8 - shift)
-        codes[..., place] = code
+        codes[..., position] = code
     # What is below zero wraps around, and is negative once it is read as signed.
     codes.bitwise_and_(2**bits - 1).sub_(2 ** (bits - 1))
     return codes.flatten(1)[:, :columns].view(torch.int8)
 
 
-def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> PackedLinear:
+def read(stored: dict[str, Tensor], scheme: QuantizationScheme | None) -> PackedLinear:
     """Return the layer that a checkpoint's tensors ``stored`` and its configuration describe."""
     if scheme is None:
-        raise ValueError("packed weights, but config.json has no quantization_config that covers them")
+        raise ValueError("packed weights without a group in config.json's quantization_config")
     return PackedLinear(stored, scheme, None)

@@ -1,12 +1,13 @@
-"""Reading the layers of a checkpoint that are stored in another form than a plain tensor."""
+"""Reading the layers of a checkpoint that have a storage format."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hemorrhage.models.formats.storage import scheme_of
+from hemorrhage.models.formats.config import QuantizationConfig
+from hemorrhage.models.formats.storage import FormattedLinear, scheme_of
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ FORMAT_OF_SUFFIX = {
     "low_rank_in": "low_rank",
     "weight_scale": "int8",
 }
-"""Suffix on disk -> form. The first that a layer has decides."""
+"""Suffix on disk -> storage format. The first that a layer has decides."""
 
 MODULES = {
     "packed": "hemorrhage.models.formats.packed",
@@ -34,28 +35,30 @@ MODULES = {
     "sliced": "hemorrhage.models.formats.sliced",
     "gguf_file": "hemorrhage.models.formats.gguf_file",
 }
-"""Form, of a layer or of a whole model, as checkpoints name it -> its module. Names on disk stay as they are."""
+"""Storage format, of a layer or of a whole model, as checkpoints name it -> its module. Names on disk stay."""
 
 
-def module_of(form: str) -> ModuleType:
+def module_of(storage_format: str) -> ModuleType:
     """Return the module of a storage format, imported by name: a program depends on the formats that it meets."""
-    return importlib.import_module(MODULES[form])
+    return importlib.import_module(MODULES[storage_format])
 
 
-def read(tensors: dict[str, Tensor], quantization: dict[str, Any] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the plain tensors of a checkpoint, and ``{layer: form}`` of the others.
+def read(
+    tensors: dict[str, Tensor], quantization: QuantizationConfig | None
+) -> tuple[dict[str, Tensor], dict[str, FormattedLinear]]:
+    """Return the plain tensors of a checkpoint, and ``{name: layer}`` of those that have a storage format.
 
     ``quantization`` is config.json's ``quantization_config``.
     """
     plain = dict(tensors)
-    found: dict[str, Any] = {}
-    for suffix, kind in FORMAT_OF_SUFFIX.items():
+    layers: dict[str, FormattedLinear] = {}
+    for suffix, storage_format in FORMAT_OF_SUFFIX.items():
         for key in [key for key in plain if key.endswith(f".{suffix}")]:
             name = key.removesuffix(f".{suffix}")
-            own = [other for other in plain if other.startswith(f"{name}.") and other != f"{name}.bias"]
-            stored = {other.removeprefix(f"{name}."): plain.pop(other) for other in own}
-            form = module_of(kind).read(stored, scheme_of(name, quantization))
+            names = [other for other in plain if other.startswith(f"{name}.") and other != f"{name}.bias"]
+            stored = {other.removeprefix(f"{name}."): plain.pop(other) for other in names}
+            layer: FormattedLinear = module_of(storage_format).read(stored, scheme_of(name, quantization))
             bias = plain.get(f"{name}.bias")
-            form.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
-            found[name] = form
-    return plain, found
+            layer.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+            layers[name] = layer
+    return plain, layers

@@ -7,16 +7,17 @@ from again: ``rotated_packed``, ``rotated_scale``, ``rotated_shape`` and, for as
 factors, and whether they are Hadamard matrices (hemorrhage.models.hadamard). The seeds are those of torch's
 generator on the processor.
 
-No engine reads this form: it is this bench's own. A loaded model has the dense weight.
+No engine reads this format, which is the bench's own. A loaded model has the dense weight.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.dequantized import DequantizedLinear
 from hemorrhage.models.formats.packed import PackedLinear
 from hemorrhage.models.hadamard import Rotation, rotation
@@ -36,21 +37,21 @@ class RotatedLinear(DequantizedLinear):
         super().__init__((rows, columns), stored, bias)
 
     def dense(self) -> Tensor:
-        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
-        outward, inward = (build_rotation(tuple(origin)) for origin in self.tensors["rotation"].tolist())
-        turned = self.turned()
+        """Return the weight that a reader of the checkpoint sees: float32 [rows, columns]."""
+        outward, inward = (build_rotation(origin) for origin in self.tensors["rotation"].tolist())
+        rotated = self.rotated_weight()
         # Rotations are made on the processor, wherever the layer lies.
-        weight = outward.restore(inward.restore(turned.cpu()).T).T.contiguous()
-        return weight.to(turned.device)
+        weight = outward.restore(inward.restore(rotated.cpu()).T).T.contiguous()
+        return weight.to(rotated.device)
 
-    def turned(self) -> Tensor:
-        """Return what the codes stand for: ``Uᵀ W V``, float32 [rows, columns]."""
+    def rotated_weight(self) -> Tensor:
+        """Return the dequantized ``Uᵀ W V``: float32 [rows, columns]."""
         packed = {name.replace("rotated", "weight"): value for name, value in self.stored().items()}
-        scheme = {"weights": {"num_bits": int(packed["weight_bits"])}}
+        scheme: QuantizationScheme = {"weights": {"num_bits": int(packed["weight_bits"])}}
         return PackedLinear(packed, scheme, None).dense()
 
 
-def build_rotation(origin: tuple[Any, ...]) -> Rotation:
+def build_rotation(origin: Sequence[int]) -> Rotation:
     """Return the rotation that is made from ``origin``."""
     seed, left, right, from_hadamard = origin
     return rotation(seed, left, right, from_hadamard=bool(from_hadamard))
@@ -59,8 +60,7 @@ def build_rotation(origin: tuple[Any, ...]) -> Rotation:
 def rotated_linear(
     packed: dict[str, Tensor], bits: int, outward: Origin, inward: Origin, bias: nn.Parameter | None
 ) -> RotatedLinear:
-    """Return the layer whose turned weight ``Uᵀ W V`` has the tensors ``packed``, U and V made from ``outward`` and
-    ``inward``.
+    """Return the layer whose rotated weight ``Uᵀ W V`` has the tensors ``packed``; U is ``outward``, V ``inward``.
 
     ``packed`` is what hemorrhage.compress.solvers.packing.pack gives.
     """
@@ -70,6 +70,6 @@ def rotated_linear(
     return RotatedLinear(stored, bias)
 
 
-def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> RotatedLinear:
+def read(stored: dict[str, Tensor], _scheme: QuantizationScheme | None) -> RotatedLinear:
     """Return the layer that a checkpoint's tensors ``stored`` describe."""
     return RotatedLinear(stored, None)

@@ -6,7 +6,7 @@ shortcut``. Norms have no weights, which are part of the linear layers behind th
 of squares over the *original* width, as before. All other tensors have their family's names; embedding and head are two
 matrices. config.json is the family's, of the original width, with ``hemorrhage: {"form": "sliced", "kept": columns}``.
 
-No engine reads this form: it is this bench's own.
+No engine reads this format, which is the bench's own.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class SlicedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [..., kept] over the root of its squares' sum / ``width``, computed in float32."""
-        exact = x.float()
-        mean = exact.square().sum(-1, keepdim=True) / self.width
-        return (exact * torch.rsqrt(mean + self.eps)).to(x.dtype)
+        wide = x.float()
+        mean = wide.square().sum(-1, keepdim=True) / self.width
+        return (wide * torch.rsqrt(mean + self.eps)).to(x.dtype)
 
 
 class SlicedBlock(nn.Module):
@@ -52,11 +52,13 @@ class SlicedBlock(nn.Module):
 
     def attend(self, x: Tensor, **arguments: Any) -> Tensor:
         """Return what attention adds to ``x`` [n, length, kept]; ``arguments`` are those of the block."""
-        return self.self_attn(hidden_states=self.norm(x), **arguments)[0]
+        output: Tensor = self.self_attn(hidden_states=self.norm(x), **arguments)[0]
+        return output
 
     def feed(self, x: Tensor) -> Tensor:
         """Return what the MLP adds to ``x`` [n, length, kept]."""
-        return self.mlp(self.norm(x))
+        output: Tensor = self.mlp(self.norm(x))
+        return output
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         """[n, length, kept] -> [n, length, kept]."""
@@ -73,22 +75,24 @@ def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
         module.embedding_dim = value.shape[1]
 
 
-def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
+def build(folder: Path, config: Any, dtype: str, _as_stored: bool = False, base: Path | None = None) -> PreTrainedModel:
     """Return the model of a checkpoint ``folder`` in the torch type ``dtype`` (``stored``: each tensor in its own).
 
     Raises OSError where a tensor is missing.
     """
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        model = kind(config)
-    decoder = model.get_decoder()
+        model: PreTrainedModel = model_class(config)
+    decoder: Any = model.get_decoder()
     decoder.layers = nn.ModuleList(SlicedBlock(block, config) for block in decoder.layers)
     decoder.norm = SlicedNorm(config.hidden_size, config.rms_norm_eps)
     # Its frequencies are computed, not stored.
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
     for name, value in Weights(folder, base).items():
-        place, _, own = name.rpartition(".")
-        set_parameter(model.get_submodule(place), own, value if dtype == "stored" else value.to(getattr(torch, dtype)))
+        layer, _, parameter = name.rpartition(".")
+        set_parameter(
+            model.get_submodule(layer), parameter, value if dtype == "stored" else value.to(getattr(torch, dtype))
+        )
     missing = [name for name, value in model.state_dict().items() if value.is_meta]
     if missing:
         raise OSError(f"{folder}: {min(missing)} is not in its safetensors")
@@ -99,7 +103,7 @@ def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint of ``model``. Raises ValueError where a layer is not a plain linear layer."""
     from hemorrhage.models.formats.storage import formatted_layers
 
-    packed = formatted_layers(model)
-    if packed:
-        raise ValueError(f"{min(packed)}: in a sliced model no layer can be packed or factored")
+    formatted = formatted_layers(model)
+    if formatted:
+        raise ValueError(f"{min(formatted)}: layers of a sliced model can't be packed or factored")
     return {name: value.detach() for name, value in model.state_dict().items()}

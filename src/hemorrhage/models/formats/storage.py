@@ -1,25 +1,54 @@
-"""The forms a linear layer's weight can have in a checkpoint, beside the plain tensor.
+"""Storage formats: how a linear layer's weight lies in a checkpoint where it is not a plain tensor.
 
-A form is an ``nn.Module`` that stands in a linear layer's place. It has ``in_features``, ``out_features``, ``bias``,
-``dense()`` (float32 [out, in], what a reader of the checkpoint sees), ``stored()`` (tensors by suffix, saved as
-``<layer>.<suffix>``), ``scheme`` (its group in compressed-tensors' configuration, or None), ``parameters_count`` and
-``forward``, ``form``, its name in models.formats.reader, and ``keep``: whether a loaded model computes with the form
-itself instead of the dense weight. models.formats.dequantized has what most share. Its module has
-``read(stored, scheme)``.
+A layer of a storage format is a ``FormattedLinear``, an ``nn.Module`` in a linear layer's place. Its module in this
+package has ``read(stored, scheme)``, and models.formats.reader its name. models.formats.dequantized is the base of
+most.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from hemorrhage.models.formats.config import QuantizationConfig, QuantizationScheme
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
-def formatted_layers(model: nn.Module) -> dict[str, Any]:
-    """``{name: form}`` of the layers of ``model`` that are forms, in order."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "stored")}
+class FormattedLinear(nn.Module):
+    """A linear layer whose weight is stored in a format of its own.
+
+    ``storage_format``: the format's name in models.formats.reader; ``keep``: whether a loaded model computes with the
+    layer itself instead of the dense weight; ``scheme``: its group in compressed-tensors' configuration, or None.
+    """
+
+    storage_format: str
+    keep = False
+    scheme: QuantizationScheme | None = None
+    in_features: int
+    out_features: int
+    bias: nn.Parameter | None
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of weights that the stored numbers stand for."""
+        return self.out_features * self.in_features
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return the tensors to store by suffix; they are saved as ``<layer>.<suffix>``."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """Return the weight that a reader of the checkpoint sees: float32 [rows, columns]."""
+        raise NotImplementedError
+
+
+def formatted_layers(model: nn.Module) -> dict[str, FormattedLinear]:
+    """Return ``{name: layer}`` of the layers of ``model`` that have a storage format, in order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FormattedLinear)}
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -27,7 +56,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     model.set_submodule(name, module)
 
 
-def scheme_of(name: str, quantization: dict[str, Any] | None) -> dict[str, Any] | None:
+def scheme_of(name: str, quantization: QuantizationConfig | None) -> QuantizationScheme | None:
     """Return the group of compressed-tensors' configuration that the layer ``name`` belongs to."""
     groups = (quantization or {}).get("config_groups", {})
     for group in groups.values():
@@ -37,6 +66,6 @@ def scheme_of(name: str, quantization: dict[str, Any] | None) -> dict[str, Any] 
 
 
 def distinct(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers by name, without the names that are tied to an earlier one."""
+    """Return parameters and persistent buffers by name, without the names that are tied to an earlier one."""
     tied = set(model.all_tied_weights_keys)
     return {name: value.detach() for name, value in model.state_dict().items() if name not in tied}

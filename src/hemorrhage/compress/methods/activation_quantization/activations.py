@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from hemorrhage.compress.checks.fidelity import EquivalentTransform
     from hemorrhage.models.emulation.activations import InputRounding
+    from hemorrhage.models.formats.config import QuantizationScheme
 
 NAMES = {"static": "static inputs", "tensor": "inputs per tensor", "token": "inputs per token"}
 
@@ -146,7 +147,7 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
 
     layer: Any = model.get_submodule(name)
     if grid.bits == 8:
-        group = {
+        group: QuantizationScheme = {
             "weights": scheme(grid, symmetric=grid.symmetric),
             "input_activations": quantization_args(rounding),
             "format": "int-quantized",

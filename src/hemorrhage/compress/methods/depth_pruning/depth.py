@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from hemorrhage.models.blockwise import BlockArguments
+
 STATISTICS = {"influence": ("influence",), "angular": ("influence",), "sleb": ("tokens",)}
 """What each order reads; the others read nothing."""
 
@@ -190,7 +192,7 @@ def _batch(samples: int, length: int) -> int:
 
 
 def _through(
-    model: PreTrainedModel, places: list[int], states: list[Tensor], arguments: list[dict[str, Any]]
+    model: PreTrainedModel, places: list[int], states: list[Tensor], arguments: list[BlockArguments]
 ) -> list[Tensor]:
     """What leaves the blocks ``places``, run one after the other, when ``states`` enter the first of them."""
     from hemorrhage.models.blockwise import in_float32, run_block

@@ -102,8 +102,8 @@ def tensor_types(model: PreTrainedModel, settings: Settings) -> Mapping[str, Jso
     bits = weights = 0.0
     for module in blocks(model).modules():
         if isinstance(module, BlockLinear):
-            width, size = block_size(module.kind)
-            types[module.kind] += 1
+            width, size = block_size(module.ggml_type)
+            types[module.ggml_type] += 1
             bits += 8 * size / width * module.parameters_count
             weights += module.parameters_count
         elif isinstance(module, torch.nn.Linear):
