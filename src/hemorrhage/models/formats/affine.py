@@ -11,11 +11,10 @@ checkpoints of hqq. A loaded model has the dense weight.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.dequantized import DequantizedLinear
 from hemorrhage.models.formats.packed import unpack
 from hemorrhage.models.stream import rows_at_once
@@ -52,6 +51,6 @@ def affine_linear(packed: dict[str, Tensor], bits: int, bias: nn.Parameter | Non
     return AffineLinear({**stored, "affine_bits": torch.tensor([bits])}, bias)
 
 
-def read(stored: dict[str, Tensor], scheme: dict[str, Any] | None) -> AffineLinear:
+def read(stored: dict[str, Tensor], _scheme: QuantizationScheme | None) -> AffineLinear:
     """Make the layer that a checkpoint's tensors ``stored`` describe."""
     return AffineLinear(stored, None)
