@@ -67,7 +67,7 @@ def test_a_missing_tensor_is_named_and_a_packed_layer_refused(tiny: Path, tmp_pa
     folder, config = whole(tiny, tmp_path / "sliced")
     model = sliced.build(folder, config, "stored")
     replace(model, "model.layers.0.mlp.up_proj", LowRankLinear(torch.ones(1, 64), torch.ones(172, 1), None))
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.up_proj: in a sliced model no layer can be packed"):
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.up_proj: layers of a sliced model can't be packed"):
         sliced.tensors(model)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.3.mlp_shortcut"]
