@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.report.decoding import answer
+from hemorrhage.analyze.report.sections.decoding import answer
 from hemorrhage.analyze.rows import decoding, stability, survival
 from hemorrhage.analyze.rows.interaction import interaction
 from hemorrhage.analyze.spec import Spec

@@ -16,7 +16,7 @@ from torch import nn
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.report import page as report
+from hemorrhage.analyze.report.sections.variants import table_row
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.spec import Spec
@@ -116,10 +116,8 @@ def test_flags_stand_beside_the_variants(study: tuple[Inputs, pd.DataFrame]) -> 
     found, table = study
     flagged = flags.find(found, table, ["prose", "code"])
     assert flags.as_json(flagged)[0].keys() == {"variant", "rule", "evidence"}
-    page = report._table(found, Numbers(table), ["prose"], flagged)
-    cells = {row["name"]: row["flags"] for row in page["bodies"]["prose"]}
-    assert cells["llama_pro-0.2"] == "not above the noise floor"
-    assert not cells["gptq-4"]
+    for name, rules in (("llama_pro-0.2", "not above the noise floor"), ("gptq-4", "")):
+        assert table_row(found, Numbers(table), name, "prose", flagged).flags == rules
 
 
 # Real faults in a real model.

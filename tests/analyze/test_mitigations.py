@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.report import mitigations as mitigation_report
+from hemorrhage.analyze.report.sections.mitigations import proposals
 from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.mitigations import Damage, Measured
 from hemorrhage.analyze.spec import Spec
@@ -24,8 +24,6 @@ from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, rtn
-from tests.analyze.curves import made
-from tests.analyze.curves.made import located
 
 SPEC = Spec(400, 0.95, 0)
 ABOUT = {"dataset": "prose", "protocol": "p", "data": "", "environment": ""}
@@ -131,7 +129,7 @@ def test_what_is_compared_with_what() -> None:
         ("lora", "width-m", "lora_shuffled"),
     }
     assert {trial.missing for trial in found} != {""}  # nothing was evaluated, and that is said
-    lines = [line for item in mitigation_report.to_add(told(found)) for line in item["lines"]]
+    lines = [line for proposal in proposals(told(found)) for line in proposal.lines]
     assert any(line.startswith("awq_3_shuffled: {method: ") and '"shuffled": true' not in line for line in lines)
     assert not any(line.startswith("w8_token") for line in lines)
 
@@ -148,7 +146,7 @@ def test_lines_to_add_can_be_pasted(tmp_path: Path) -> None:
         [],
         SPEC,
     )
-    (lines,) = [item["lines"] for item in mitigation_report.to_add(told(trials)) if "without a control" in item["why"]]
+    (lines,) = [proposal.lines for proposal in proposals(told(trials)) if "without a control" in proposal.reason]
     ((name, content),) = YAML(typ="safe").load(lines[0]).items()
     assert (name, content.pop("method")) == ("awq_3_shuffled", "awq")
     assert awq.Settings(**content) == awq.Settings(bits=3, group_size=64, shuffled=True)
@@ -163,7 +161,7 @@ def evaluation(kl: float, seed: int) -> Output:
     return Output({"corpora": {"prose": {"protocol": protocol, "sha256": "ab"}}}, {"tokens.parquet": table})
 
 
-def test_rows_and_the_way_to_the_knee() -> None:
+def test_rows_of_recovery() -> None:
     found = inputs_of(
         variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64), effective_bits=6.0),
         variant("awq-3", "awq", awq.Settings(bits=3, group_size=64), effective_bits=6.0),
@@ -178,17 +176,6 @@ def test_rows_and_the_way_to_the_knee() -> None:
     assert rows.loc[("awq_shuffled-3", name), "estimate"] == pytest.approx(0, abs=1e-9)
     gap = f"recovery_beyond_control{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
-    identity = found.variants["rtn-3"].identity
-    entry = made.entry({"knee": located(8.0)}, identity=identity)
-    assert mitigation_report.way(trials[0].plain, found, [entry], "prose") == (pytest.approx(1.25), "knee")
-    none = made.entry(identity=identity)
-    assert math.isnan(mitigation_report.way(trials[0].plain, found, [none], "prose")[0])
-    (row,) = mitigation_report.rows(told(trials), found, [entry], "prose")
-    assert (row["verdict"], row["place"]) == ("recovers", "1.25 × the way to the knee")
-    for against, points in (("way", 2), ("damage", 2)):
-        chart = mitigation_report.chart(told(trials), found, [entry], "prose", against)
-        assert sum(len(trace["x"]) for trace in chart["data"]) == points
-    assert not mitigation_report.chart(told(trials), found, [none], "prose", "way")["data"]
 
 
 def test_a_failed_side_is_a_row_with_its_reason() -> None:
@@ -197,8 +184,8 @@ def test_a_failed_side_is_a_row_with_its_reason() -> None:
         variant("awq-3", "awq", awq.Settings(bits=3, group_size=64)),
     )
     trials = mitigations.trials(found, {"awq-3": evaluation(0.3, 0)}, [], SPEC)
-    (row,) = mitigation_report.rows(told(trials), found, [], "prose")
-    assert row["missing"] == "rtn-3: no luck"
+    (trial,) = trials
+    assert trial.missing == "rtn-3: no luck"
     failed = Output({"failure": "out of memory", "corpus": "prose", "sha256": "ab"}, {})
     (trial,) = corrections.trials_of(found.variants["awq-3"], failed, SPEC)
     assert trial.missing == "out of memory"

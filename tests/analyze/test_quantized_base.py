@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.report.findings import quantized_before
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts.claims import CLAIMS
-from hemorrhage.analyze.verdicts.shipping import Lossless
 from tests import synthetic
 
 SPEC = Spec(resamples=100, confidence=0.95, seed=0, budget=synthetic.BUDGET)
@@ -48,10 +46,3 @@ def test_no_claim_about_quantization_is_more_than_of_low_confidence(reports: Pat
     assert all("quantized before (Q4_1)" in rows[key]["grade_reason"] for key in about if rows[key]["grade"] == "low")
     others = [entry["grade_reason"] for key, entry in rows.items() if key not in about]
     assert not any("quantized before" in reason for reason in others)
-
-
-def test_a_base_that_was_never_quantized_has_nothing_to_say() -> None:
-    assert quantized_before(None, None) == ""
-    assert quantized_before(Lossless("Q4_1", BYTES, 0.36), None).endswith(
-        "36\N{NO-BREAK SPACE}% of what it takes here, and loses nothing."
-    )

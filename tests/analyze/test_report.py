@@ -1,15 +1,13 @@
-"""The analyze step on a full synthetic set of outputs: rows, metrics, curves, page."""
+"""The analyze step on a full synthetic set of outputs: rows, metrics, curves."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +18,10 @@ from ruamel.yaml import YAML
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.__main__ import analyze
-from hemorrhage.analyze.axes import sweeps
-from hemorrhage.analyze.curves import definitions
-from hemorrhage.analyze.report import decoding as decoding_page
-from hemorrhage.analyze.report import figures, layer_figures
-from hemorrhage.analyze.report import page as report
-from hemorrhage.analyze.report.__main__ import draw
-from hemorrhage.analyze.rows import decoding, tables
+from hemorrhage.analyze.rows import decoding
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.analyze.study import read
-from hemorrhage.analyze.verdicts import claims
-from hemorrhage.analyze.verdicts import decoding as sweep
-from tests import browser, screenshot, synthetic
+from tests import synthetic
 
 SPEC = Spec(resamples=200, confidence=0.95, seed=0, budget=synthetic.BUDGET)
 TAG = "w64-s64-b0-jnn-n1008-f32"
@@ -184,34 +173,10 @@ def test_thresholds_of_every_curve(reports: Path) -> None:
     assert list(by_name["sparsegpt", "code"]["missing"]) == ["sparsegpt-0.7"]
 
 
-def test_every_definition_and_claim_is_on_the_page(reports: Path) -> None:
-    page = (reports / "index.html").read_text()
-    for name in definitions.NAMES.values():
-        assert f'<th scope="col">{name}' in page
-    entry = json.loads((reports / "thresholds.json").read_text())["curves"][0]
-    assert set(definitions.NAMES) <= set(entry)
-    judged = json.loads((reports / "claims.json").read_text())["claims"]
-    assert [one["key"] for one in judged] == [one.key for one in claims.CLAIMS]
-    for one in judged:
-        assert one["claim"] in page
-    assert {one["verdict"] for one in judged} > {claims.SUPPORTED, claims.NOT_MEASURED}
-
-
 def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:
     found = YAML(typ="safe").load(reports / "next.yaml")["compress"]
     assert {8, 4, 3, 2} < set(found["rtn"]["bits"])
     assert "2:4" in found["wanda"]["sparsity"]
-
-
-def test_best_shapes_and_knees_are_drawn(found: inputs.Inputs, reports: Path) -> None:
-    thresholds = read(reports).thresholds
-    numbers = tables.Numbers(pd.read_parquet(reports / "hemorrhage.parquet"))
-    depth = [one for one in sweeps(found) if one.family == "depth_pruning"]
-    drawn = figures.damage(found, numbers, depth, thresholds, "factor", "prose")["data"]
-    assert sum(trace.get("line", {}).get("dash") == "dot" for trace in drawn) == 2
-    diamonds = [trace for trace in drawn if trace.get("marker", {}).get("symbol") == "diamond-open"]
-    assert [round(trace["x"][0]) for trace in diamonds] == [25, 25]
-    assert all("knee at" in trace["text"][0] for trace in diamonds)
 
 
 def test_plots_data(reports: Path) -> None:
@@ -252,52 +217,6 @@ def test_spread_of_equally_good_strategies_stays_below_chance() -> None:
     assert np.mean(below) >= 0.88
 
 
-def test_figures_are_valid_plotly(found: inputs.Inputs, table: pd.DataFrame, reports: Path) -> None:
-    from plotly import graph_objects
-
-    thresholds = read(reports).thresholds
-    numbers = tables.Numbers(table)
-    corpora = ["prose", "code"]
-    recommended = json.loads((reports / "recommendation.json").read_text())
-    drawn = report._figures(found, numbers, thresholds, report._charts(found), corpora, recommended)
-    assert len(drawn) == 2 * (4 * 4 + 1)
-    maps = report._maps(found, table, numbers, corpora)
-    layered = {"local_error", "attention_entropy"}
-    assert set(maps) == {
-        "tasks",
-        *(f"layers|{metric}" for metric in layered),
-        *(f"buckets|{kind}|{name}" for kind in report.BUCKETS for name in corpora),
-    }
-    (layers,) = maps["layers|local_error"]["data"]
-    assert (len(layers["y"]), len(layers["x"])) == (35, synthetic.LAYERS)
-    assert "arithmetic" not in maps["tasks"]["data"][0]["x"]
-    drawn |= maps
-    drawn |= layer_figures.profiles(table, ["gptq-3", "sparsegpt-0.7"])
-    assert {"cascade|gptq-3", "attention|gptq-3"} <= set(drawn)
-    assert "cascade|sparsegpt-0.7" not in drawn, "it failed"
-    spec = Spec(resamples=100, confidence=0.95, seed=0)
-    of_texts = decoding_page.figures(numbers, sweep.find(found, thresholds, [], spec))
-    metrics = ("accuracy", *decoding.OPEN_METRICS, decoding.MAUVE)
-    assert len(of_texts) == 2 * len(metrics) + len(decoding.INTERACTIONS) + 1
-    drawn |= of_texts
-    for figure in drawn.values():
-        graph_objects.Figure(_painted(copy.deepcopy(figure)))
-    quantize = drawn["weight_quantization-bits|factor|prose"]
-    line = next(trace for trace in quantize["data"] if trace["mode"] == "lines" and "fill" not in trace)
-    assert (line["x"][0], line["y"][0]) == (16.0, 0.0)
-    assert len(sweeps(found)) == 13
-
-
-def _painted(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith("@"):
-        return "#123456"
-    if isinstance(value, list):
-        return [_painted(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _painted(item) for key, item in value.items()}
-    return value
-
-
 def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> None:
     base = {"base": outputs["base"]}
     synthetic.report(tmp_path / "empty", inputs.read(base), SPEC)
@@ -311,17 +230,6 @@ def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> Non
         inputs.read({**base, "checkpoints": [failed[0], failed[0]]})
     with pytest.raises(ValueError, match="no directory of checkpoints"):
         inputs.read({**base, "evaluations": gone})
-
-
-def test_the_page_is_drawn_from_files_as_from_what_was_found(found: inputs.Inputs, tmp_path: Path) -> None:
-    study = analyze(tmp_path, found, SPEC, "0123456789ab")
-    assert report.render(read(tmp_path)) == report.render(study)
-    before = json.loads((tmp_path / "provenance.json").read_text())
-    assert "page" not in before
-    draw(tmp_path, "a page")
-    assert json.loads((tmp_path / "provenance.json").read_text()) == {**before, "page": "a page"}
-    analyze(tmp_path, found, SPEC, "0123456789ab")
-    assert "page" not in json.loads((tmp_path / "provenance.json").read_text()), "numbers made anew: it is to be drawn"
 
 
 def test_a_kind_that_nothing_reads_yet_is_given_with_its_tables(outputs: dict[str, Any], tmp_path: Path) -> None:
@@ -351,141 +259,3 @@ def test_command_line(outputs: dict[str, Any], tmp_path: Path) -> None:
         command += ["--outputs", kind, *map(str, chosen)]
     subprocess.run(command, check=True, timeout=120)
     assert json.loads((tmp_path / "reports" / "provenance.json").read_text())["address"] == "abc"
-
-
-class Page(HTMLParser):
-    """Ids, references and nesting of a page."""
-
-    VOID = ("meta", "input", "br", "link", "img", "hr")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(str(value))
-            if name in ("href", "src"):
-                self.references.append(str(value))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_the_page_is_one_file_that_loads_nothing(reports: Path) -> None:
-    text = (reports / "index.html").read_text()
-    assert text.startswith("<!doctype html>")
-    page = Page()
-    page.feed(text)
-    assert page.open == []
-    assert len(page.ids) == len(set(page.ids))
-    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
-    assert text.count("plotly.js v") == 1
-
-
-PROBE = """
-<script>
-const probe = () => {
-  const all = (selector) => [...document.querySelectorAll(selector)];
-  document.querySelector("input[value=kl]").click();
-  const head = all("#variants thead button")[3];
-  head.click();
-  parent.postMessage({
-    width: innerWidth,
-    needed: document.documentElement.scrollWidth,
-    boxes: all(".plot").length,
-    drawn: all(".plot").filter((node) => node.querySelector(".main-svg .trace, .main-svg .hm")).length,
-    wide: all(".main-svg").filter((svg) => svg.getBoundingClientRect().right > innerWidth).length,
-    ground: getComputedStyle(document.body).backgroundColor,
-    order: head.parentElement.getAttribute("aria-sort"),
-    sorted: all("#variants tbody:not([hidden]) tr td:nth-child(4)").map((cell) => cell.dataset.sort),
-  }, "*");
-};
-addEventListener("load", () => setTimeout(probe, 500));
-</script>
-"""
-
-FRAME = """<!doctype html>
-<iframe src="{page}#{theme}" style="width:{width}px;height:900px;border:0"></iframe>
-<script>addEventListener("message", (event) => {{ document.title = JSON.stringify(event.data); }});
-</script>"""
-
-
-@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
-@pytest.mark.parametrize(("width", "theme"), [(360, "dark"), (1280, "light")])
-def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme: str) -> None:
-    (tmp_path / "page.html").write_text((reports / "index.html").read_text() + PROBE)
-    # A browser window has a least width; a frame has none.
-    frame = tmp_path / "frame.html"
-    frame.write_text(FRAME.format(page="page.html", theme=theme, width=width))
-    seen = screenshot.browse(frame, 1400, 1000, theme, "--dump-dom")
-    title = re.search(r"<title>(.*?)</title>", seen.stdout)
-    assert title is not None, seen.stderr
-    probe = json.loads(title[1])
-    assert probe["width"] == width
-    assert probe["needed"] <= width, "the page scrolls sideways"
-    assert probe["boxes"] >= 14
-    assert probe["drawn"] == probe["boxes"], "a chart has nothing to show"
-    assert probe["wide"] == 0
-    dark = sum(int(part) for part in re.findall(r"\d+", probe["ground"])[:3]) < 300
-    assert dark == (theme == "dark")
-    assert probe["order"] == "ascending"
-    numbers = [float(text) for text in probe["sorted"] if text]
-    assert numbers == sorted(numbers)
-    assert probe["sorted"][-1] == ""
-
-
-FOCUSED = """(() => {
-  const node = document.activeElement;
-  if (node === document.body) return "";
-  return node.type === "radio" ? node.name : [...document.querySelectorAll("*")].indexOf(node);
-})()"""
-
-REACHABLE = """(() => {
-  const every = [...document.querySelectorAll("*")];
-  const wanted = "a[href], button, select, input:not([type=hidden]), summary, [tabindex='0']";
-  const seen = [...document.querySelectorAll(wanted)].filter((node) => node.checkVisibility());
-  return [...new Set(seen.map((node) => node.type === "radio" ? node.name : every.indexOf(node)))];
-})()"""
-
-
-@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
-def test_the_page_by_keyboard_alone(reports: Path) -> None:
-    with browser.opened(reports / "index.html") as page:
-        reached = []
-        for _ in range(1000):
-            page.press("Tab")
-            reached.append(page.run(FOCUSED))
-            if reached[-1] == "" or reached[-1] in reached[:-1]:
-                break
-        wanted = page.run(REACHABLE)
-        assert set(wanted) <= set(reached), [
-            page.run(f"document.querySelectorAll('*')[{one}].outerHTML.slice(0, 200)")
-            for one in set(wanted) - set(reached)
-        ]
-
-        page.run("document.querySelector('input[data-choice=scale]:checked').focus()")
-        page.press("ArrowRight")
-        assert page.run("document.querySelector('input[data-choice=scale]:checked').value") == "kl"
-        page.run("document.querySelector('#variants thead button').focus()")
-        page.press("Enter")
-        assert page.run("document.querySelector('#variants thead th').getAttribute('aria-sort')") == "ascending"
-        page.run("document.getElementById('theme').focus()")
-        page.press(" ")
-        assert page.run("document.documentElement.dataset.theme") == "dark"
-
-        first = page.run("document.querySelector('pre[data-when-card]:not([hidden])').textContent")
-        page.run("document.querySelector('select[data-choice=card]').focus()")
-        page.press("End")
-        shown = page.run(
-            "[...document.querySelectorAll('pre[data-when-card]')].filter((one) => !one.hidden)"
-            ".map((one) => one.textContent)"
-        )
-        assert len(shown) == 1
-        assert shown[0] != first
-        assert shown[0].startswith("---\nlibrary_name: transformers")

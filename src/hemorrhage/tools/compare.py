@@ -18,8 +18,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from hemorrhage.analyze.protocol import strip_protocol
-from hemorrhage.analyze.report import figures
 from hemorrhage.analyze.report import page as report
+from hemorrhage.analyze.report.charts.comparison import side_by_side
 from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, differences, list_changes
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser, json_text
@@ -133,7 +133,7 @@ def render(a: Study, b: Study) -> str:
         corpora=corpora,
         corpus_options=[(corpus, corpus) for corpus in corpora],
         palettes=report.PALETTES,
-        figures={f"compare|{name}": figures.side_by_side(names, numbers, (a.name, b.name), name) for name in corpora},
+        figures={f"compare|{name}": side_by_side(names, numbers, (a.name, b.name), name) for name in corpora},
         height=120 + 22 * len(names),
         plotly=report.plotly(),
     )  # fmt: skip

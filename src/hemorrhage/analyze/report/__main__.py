@@ -21,17 +21,17 @@ PAGE = "index.html"
 
 def draw(reports: Path, address: str) -> None:
     """Draw the page of a folder of reports."""
-    found = study.read(reports)
-    html = render(found)
-    with whole(reports / PAGE) as part:
-        part.write_text(html, encoding="utf-8")
-    made = json.dumps({**found.provenance, "page": address}, indent=2, allow_nan=False) + "\n"
-    with whole(reports / study.PROVENANCE) as part:
-        part.write_text(made, encoding="utf-8")
+    analyzed = study.read(reports)
+    html = render(analyzed)
+    with whole(reports / PAGE) as unfinished:
+        unfinished.write_text(html, encoding="utf-8")
+    provenance = json.dumps({**analyzed.provenance, "page": address}, indent=2, allow_nan=False) + "\n"
+    with whole(reports / study.PROVENANCE) as unfinished:
+        unfinished.write_text(provenance, encoding="utf-8")
 
 
 def main() -> None:
-    """Command line; see the module's docstring."""
+    """Run the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze.report")
     parser.add_argument("reports", type=Path)
     parser.add_argument("--address", required=True)

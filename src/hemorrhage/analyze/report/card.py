@@ -1,18 +1,20 @@
-"""The model card of a variant: what was done to the model and the damage that was measured, for people and the hub."""
+"""The model card of a variant: how the model was altered and the damage that was measured, for people and the hub."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hemorrhage.analyze.budget import DAMAGE_KINDS
+from hemorrhage.analyze.budget import DAMAGE_KINDS, Check
+from hemorrhage.analyze.manifests import CheckpointManifest, ModelSource
 from hemorrhage.analyze.protocol import strip_protocol
+from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.compress.info import FAMILIES
 from hemorrhage.runtime.artifact import MANIFEST
 
@@ -20,7 +22,7 @@ SHOWN = {
     "perplexity": "Perplexity",
     "ln_perplexity_ratio": "ln of perplexity over the base's",
     "kl_mean": "KL to the base, nats per token",
-    "same_top1": "Same most likely token as the base",
+    "same_top1": "Same top-1 token as the base",
     "mean_accuracy": "Mean accuracy over tasks",
     "mean_accuracy_change": "Change of mean accuracy",
     "mean_flips": "Answers that flip",
@@ -30,34 +32,65 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Study:
-    """What a study says of its variants: its rows, its provenance.json and its recommendation.json."""
+class Verdict:
+    """Whether a variant is inside the budget, and the check of each limit."""
 
-    rows: pd.DataFrame
-    provenance: dict[str, Any]
-    recommendation: dict[str, Any]
+    inside: bool
+    checks: list[Check]
 
 
-NO_STUDY = Study(pd.DataFrame(), {}, {})
+@dataclass(frozen=True)
+class Measurements:
+    """The results of a study: its rows, variant -> verdict, and the address of its report."""
+
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    confidence: float = 0.95
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    report: str = ""
+
+
+class Result(NamedTuple):
+    """A number of the card."""
+
+    metric: str
+    dataset: str
+    estimate: float
+    low: float
+    high: float
+    n: int
 
 
 def card(folder: Path, reports: Path, name: str) -> str:
-    """README.md of an exported variant, called ``name``.
+    """Return README.md of an exported variant that is called ``name``.
 
-    ``folder`` is its checkpoint. ``reports`` holds the study; its numbers stand in the card when the study measured
+    ``folder`` is its checkpoint. ``reports`` holds the study; its numbers are in the card when the study measured
     exactly this checkpoint, and where it did not, the card says so.
     """
-    provenance = _json(reports / "provenance.json")
-    measured = _identity(folder) in provenance.get("inputs", {}).get("checkpoints", [])
-    file = reports / "hemorrhage.parquet"
-    study = NO_STUDY
-    if measured and file.is_file():
-        study = Study(pd.read_parquet(file), provenance, _json(reports / "recommendation.json"))
-    return written(name, _json(folder / MANIFEST), _identity(folder), _base(folder, provenance), study)
+    manifest: CheckpointManifest = _json(folder / MANIFEST)
+    inputs = _json(reports / "provenance.json").get("inputs", {})
+    is_measured = _identity(folder) in inputs.get("checkpoints", []) and (reports / "hemorrhage.parquet").is_file()
+    measurements = read_measurements(reports) if is_measured else Measurements()
+    return write_card(name, manifest, _identity(folder), _base(folder, inputs.get("base", [])), measurements)
 
 
-def written(name: str, manifest: Mapping[str, Any], identity: str, base: dict[str, Any], study: Study) -> str:
-    """The card of a variant that is called ``name``: YAML metadata, then text.
+def read_measurements(reports: Path) -> Measurements:
+    """Read the results of a study from its folder of reports."""
+    provenance, recommendation = _json(reports / "provenance.json"), _json(reports / "recommendation.json")
+    return Measurements(
+        rows=pd.read_parquet(reports / "hemorrhage.parquet"),
+        confidence=provenance.get("spec", {}).get("confidence", 0.95),
+        verdicts={
+            variant: Verdict(verdict["inside"], [Check(**check) for check in verdict["checks"]])
+            for variant, verdict in recommendation.get("variants", {}).items()
+        },
+        report=provenance.get("address", ""),
+    )
+
+
+def write_card(
+    name: str, manifest: CheckpointManifest, identity: str, base: ModelSource, measurements: Measurements
+) -> str:
+    """Write the card of a variant that is called ``name``: YAML metadata, then text.
 
     ``manifest`` and ``identity`` (``<variant>/<address>``) are its checkpoint's, ``base`` is the ``model`` of
     params.yaml.
@@ -65,21 +98,8 @@ def written(name: str, manifest: Mapping[str, Any], identity: str, base: dict[st
     from huggingface_hub import EvalResult, ModelCardData
 
     variant = manifest.get("variant", name)
-    rows = _rows(study.rows, variant)
+    results = list(_results(measurements.rows, variant))
     family = FAMILIES.get(manifest.get("family", ""))
-    percent = 100 * study.provenance.get("spec", {}).get("confidence", 0.95)
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Damage against the base model",
-            dataset_type=row["dataset"].replace(" ", "_"),
-            dataset_name=row["dataset"],
-            metric_type=strip_protocol(row["metric"]),
-            metric_name=row["metric"],
-            metric_value=float(f"{row['estimate']:.6g}"),
-        )
-        for row in rows
-    ]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -87,54 +107,72 @@ def written(name: str, manifest: Mapping[str, Any], identity: str, base: dict[st
         base_model=base.get("id"),
         base_model_relation=family.relation or None if family and base.get("id") else None,
         model_name=name if results else None,
-        eval_results=results or None,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                task_name="Damage against the base model",
+                dataset_type=result.dataset.replace(" ", "_"),
+                dataset_name=result.dataset,
+                metric_type=strip_protocol(result.metric),
+                metric_name=result.metric,
+                metric_value=float(f"{result.estimate:.6g}"),
+            )
+            for result in results
+        ]
+        or None,
     )
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {name}", *_made(manifest, base)]
-    parts += _damage(rows, percent, study.recommendation.get("variants", {}).get(variant))
-    parts += _provenance(identity, manifest, study.provenance if rows else {})
-    return "\n\n".join(parts) + "\n"
+    paragraphs = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        *_alteration(manifest, base),
+        *_damage(results, measurements.confidence, measurements.verdicts.get(variant)),
+        *_provenance(identity, manifest, measurements.report if results else ""),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
+    """Read a file that may be missing."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _identity(folder: Path) -> str:
-    """``<name>/<address>``, as provenance.json writes it."""
+    """Return ``<name>/<address>``, as provenance.json writes it."""
     return "/".join(folder.resolve().parts[-2:])
 
 
-def _rows(rows: pd.DataFrame, variant: str) -> list[dict[str, Any]]:
-    """The rows that measure a variant, in the order of SHOWN."""
+def _results(rows: pd.DataFrame, variant: str) -> Iterable[Result]:
+    """Return the numbers of a variant, in the order of SHOWN."""
     if rows.empty:
         return []
-    mine = rows[(rows["variant"] == variant) & (rows["status"] == "ok") & (rows["family"] != "decode")]
-    chosen = mine[mine["metric"].map(strip_protocol).isin(SHOWN)]
+    measured = rows[(rows["variant"] == variant) & (rows["status"] == "ok") & (rows["family"] != "decode")]
+    chosen = measured[measured["metric"].map(strip_protocol).isin(SHOWN)]
     order = list(SHOWN)
-    return sorted(chosen.to_dict("records"), key=lambda row: order.index(strip_protocol(row["metric"])))
+    results = (Result(*row) for row in chosen[list(Result._fields)].itertuples(index=False, name=None))
+    return sorted(results, key=lambda result: order.index(strip_protocol(result.metric)))
 
 
-def _base(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Which model was altered: the ``model`` of params.yaml, as the base's manifest has it."""
-    kept = folder.resolve().parents[2] / "base" if len(folder.resolve().parents) > 2 else folder
-    for identity in provenance.get("inputs", {}).get("base", []):
-        found = _json(kept / identity / MANIFEST).get("model")
-        if found:
-            return dict(found)
+def _base(folder: Path, identities: Sequence[str]) -> ModelSource:
+    """Return the ``model`` of params.yaml that was altered, as the base's manifest has it."""
+    outputs = folder.resolve().parents[2] / "base" if len(folder.resolve().parents) > 2 else folder
+    for identity in identities:
+        model: ModelSource | None = _json(outputs / identity / MANIFEST).get("model")
+        if model:
+            return model
     return {}
 
 
-def _made(manifest: Mapping[str, Any], base: dict[str, Any]) -> list[str]:
+def _alteration(manifest: CheckpointManifest, base: ModelSource) -> list[str]:
     if not manifest:
-        return ["Nothing is known of how this checkpoint was made."]
-    of = base.get("id") or base.get("name")
-    about = [f"{of or 'A model'}, altered: {manifest.get('label') or manifest.get('method', '')}."]
+        return ["This checkpoint has no manifest: how it was made is unknown."]
+    original = base.get("id") or base.get("name") or "A model"
+    sentences = [f"{original}, altered: {manifest.get('label') or manifest.get('method', '')}."]
     if manifest.get("on"):
-        about.append(f"On top of {manifest['on']}.")
+        sentences.append(f"On top of {manifest['on']}.")
     if manifest.get("theoretical"):
-        about.append(f"Theoretical ({manifest['theoretical']}).")
+        sentences.append(f"Theoretical ({manifest['theoretical']}).")
     texts = manifest.get("calibration")
-    facts = {
+    properties = {
         "Method": manifest.get("method"),
         "Settings": json.dumps(manifest.get("settings", {}), sort_keys=True),
         "Calibration statistics": manifest.get("statistics") or "none",
@@ -144,39 +182,40 @@ def _made(manifest: Mapping[str, Any], base: dict[str, Any]) -> list[str]:
         "Share of zeros": _rounded(manifest.get("sparsity")),
         "Seed": manifest.get("seed"),
     }
-    known = "\n".join(f"- {key}: {value}" for key, value in facts.items() if value is not None)
-    return [" ".join(about), known]
+    known = "\n".join(f"- {key}: {value}" for key, value in properties.items() if value is not None)
+    return [" ".join(sentences), known]
 
 
 def _rounded(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g}"
 
 
-def _damage(rows: list[dict[str, Any]], percent: float, verdict: dict[str, Any] | None) -> list[str]:
-    if not rows:
-        return ["## Damage", "Not measured: no study lies beside this checkpoint that evaluated it."]
-    lines = [f"| metric | on | value | {percent:g} % interval | n |", "|---|---|---|---|---|"]
-    for row in rows:
-        interval = "" if math.isnan(row["low"]) else f"{row['low']:.4g} to {row['high']:.4g}"
-        name = SHOWN[strip_protocol(row["metric"])]
-        lines.append(f"| {name} | {row['dataset']} | {row['estimate']:.4g} | {interval} | {row['n']} |")
-    found = ["## Damage", "Everything is paired with the base model on the same windows and items.", "\n".join(lines)]
+def _damage(results: Sequence[Result], confidence: float, verdict: Verdict | None) -> list[str]:
+    if not results:
+        return ["## Damage", "Not measured: no study next to this checkpoint evaluated it."]
+    lines = [f"| metric | on | value | {100 * confidence:g} % interval | n |", "|---|---|---|---|---|"]
+    for result in results:
+        interval = "" if math.isnan(result.low) else f"{result.low:.4g} to {result.high:.4g}"
+        name = SHOWN[strip_protocol(result.metric)]
+        lines.append(f"| {name} | {result.dataset} | {result.estimate:.4g} | {interval} | {result.n} |")
+    damage = ["## Damage", "Everything is paired with the base model on the same windows and items.", "\n".join(lines)]
     if verdict:
         checks = [
-            f"- {DAMAGE_KINDS[check['kind']].name} on {check['dataset']}: {check['answer']}"
-            + (f" (upper bound {check['bound']:.4g}, limit {check['limit']:g})" if "bound" in check else "")
-            for check in verdict["checks"]
+            f"- {DAMAGE_KINDS[check.kind].name} on {check.dataset}: {check.answer}"
+            # Rounded as recommendation.json has it, so that the page and an export say the same.
+            + ("" if check.bound is None else f" (upper bound {round_digits(check.bound):.4g}, limit {check.limit:g})")
+            for check in verdict.checks
         ]
-        inside = "inside" if verdict["inside"] else "not inside"
-        found += [f"The variant is {inside} the budget of its study:", "\n".join(checks)]
-    return found
+        inside = "inside" if verdict.inside else "not inside"
+        damage += [f"The variant is {inside} the budget of its study:", "\n".join(checks)]
+    return damage
 
 
-def _provenance(identity: str, manifest: Mapping[str, Any], provenance: dict[str, Any]) -> list[str]:
-    facts = {
+def _provenance(identity: str, manifest: CheckpointManifest, report: str) -> list[str]:
+    properties = {
         "Checkpoint": identity if manifest else None,
-        "Report": provenance.get("address"),
+        "Report": report,
         "Machine and libraries": json.dumps(manifest.get("environment", {}), sort_keys=True) if manifest else None,
     }
-    known = "\n".join(f"- {key}: `{value}`" for key, value in facts.items() if value)
+    known = "\n".join(f"- {key}: `{value}`" for key, value in properties.items() if value)
     return ["## Provenance", known] if known else []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.report.card import card
@@ -29,14 +29,21 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"reports": out, **{path.parent.name: path for path in outputs["checkpoints"]}}
 
 
+def data_of(text: str) -> ModelCardData:
+    """Return the metadata of a card, as the hub's parser reads them."""
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    return data
+
+
 def test_the_hub_reads_the_card(study: dict[str, Any]) -> None:
-    found = ModelCard(card(study["gptq-4"], study["reports"], "my-model"))
+    data = data_of(card(study["gptq-4"], study["reports"], "my-model"))
     rows = pd.read_parquet(study["reports"] / "hemorrhage.parquet")
     mine = rows[(rows.variant == "gptq-4") & (rows.family != "decode")].set_index(["metric", "dataset"]).estimate
-    assert found.data.library_name == "transformers"
-    assert found.data.tags == ["compressed", "weight_quantization", "gptq"]
-    assert found.data.model_name == "my-model"
-    results = {(one.metric_name, one.dataset_name): one.metric_value for one in found.data.eval_results}
+    assert data.library_name == "transformers"
+    assert data.tags == ["compressed", "weight_quantization", "gptq"]
+    assert data.model_name == "my-model"
+    results = {(str(each.metric_name), each.dataset_name): each.metric_value for each in data.eval_results or []}
     assert ("mean_flips", "all tasks") in results
     assert any(metric.startswith("kl_mean[w64-") for metric, _ in results)
     for key, value in results.items():
@@ -58,7 +65,7 @@ def test_numbers_of_another_checkpoint_never_stand_in_it(study: dict[str, Any], 
     other = tmp_path / "checkpoints" / "gptq-4" / "ffffffffffff"
     shutil.copytree(study["gptq-4"], other)
     for reports in (study["reports"], tmp_path / "nowhere"):
-        found = ModelCard(card(other, reports, "other"))
-        assert found.data.eval_results is None
-        assert "Not measured" in found.content
-        assert "KL to the base" not in found.content
+        read = card(other, reports, "other")
+        assert data_of(read).eval_results is None
+        assert "Not measured" in read
+        assert "KL to the base" not in read

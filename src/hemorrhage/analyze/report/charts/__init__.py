@@ -1,0 +1,1 @@
+"""The page's charts, as figures of plotly.js."""

@@ -1,0 +1,1 @@
+"""The page's sections: what each template shows, as a function of the study."""

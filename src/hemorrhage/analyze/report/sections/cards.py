@@ -1,0 +1,27 @@
+"""Model cards of the variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hemorrhage.analyze.inputs import BASE
+from hemorrhage.analyze.report.card import Measurements, Verdict, write_card
+from hemorrhage.analyze.study import Study
+
+
+def cards(study: Study) -> dict[str, str]:
+    """Return the model card of each variant that was made: first the recommended one, or the one nearest to it."""
+    inputs, overall = study.inputs, study.recommended["overall"]
+    names = [name for name, variant in inputs.variants.items() if name != BASE and not variant.failure]
+    names.sort(key=lambda name: name != (overall["variant"] or overall["nearest"]))
+    identities = {Path(identity).parent.name: identity for identity in inputs.directories["checkpoints"]}
+    base = inputs.base.get("model") or {}
+    measurements = Measurements(
+        rows=study.rows,
+        confidence=study.spec.confidence,
+        verdicts={verdict.variant.name: Verdict(verdict.inside, verdict.checks) for verdict in study.verdicts},
+        report=study.provenance["address"],
+    )
+    return {
+        name: write_card(name, inputs.variants[name].manifest, identities[name], base, measurements) for name in names
+    }

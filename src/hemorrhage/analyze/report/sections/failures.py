@@ -1,0 +1,33 @@
+"""Outputs that could not be made."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hemorrhage.analyze.axes import failure
+from hemorrhage.analyze.inputs import BASE, Inputs
+
+
+class Failure(NamedTuple):
+    """An output that could not be made, and why."""
+
+    variant: str
+    step: str
+    reason: str
+
+
+def count_variants(inputs: Inputs) -> tuple[int, int]:
+    """Count the variants, and those among them that failed."""
+    variants = [variant for variant in inputs.variants.values() if variant.name != BASE]
+    return len(variants), sum(failure(inputs, variant) is not None for variant in variants)
+
+
+def failures(inputs: Inputs) -> list[Failure]:
+    """List every output that could not be made, with its step and reason."""
+    failed = []
+    for variant in inputs.variants.values():
+        reason = failure(inputs, variant)
+        if reason is not None:
+            failed.append(Failure(variant.name, "compress" if variant.failure else "evaluate", reason))
+    decodes = ((name, output.failure) for name, output in inputs.decodes.items())
+    return failed + [Failure(name, "decode", reason) for name, reason in decodes if reason is not None]

@@ -1,0 +1,25 @@
+"""Model cards on the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hemorrhage.analyze.report.card import card
+from hemorrhage.analyze.report.sections.cards import cards
+from hemorrhage.analyze.study import Study
+
+
+def test_the_recommended_variant_comes_first_and_a_failed_one_has_no_card(study: Study) -> None:
+    written = cards(study)
+    overall = study.recommended["overall"]
+    assert next(iter(written)) == overall["variant"] or overall["nearest"]
+    assert "sparsegpt-0.7" not in written
+    assert len(written) == 35
+
+
+def test_the_page_and_an_export_write_the_same_card(
+    study: Study, reports: Path, outputs: dict[str, list[Path]]
+) -> None:
+    written = cards(study)
+    for folder in outputs["checkpoints"][:6]:
+        assert card(folder, reports, folder.parent.name) == written[folder.parent.name]

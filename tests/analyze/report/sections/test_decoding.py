@@ -1,0 +1,80 @@
+"""The decoding section's tables and sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from hemorrhage.analyze.report.sections import decoding
+from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
+from hemorrhage.analyze.rows.stability import Stability
+from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts import signatures
+from tests.analyze.report.examples import numbers, row
+
+TEXTS: dict[str, Any] = {"dataset": "recall", "family": "decode"}
+OVERALL: dict[str, Any] = {**TEXTS, "method": ALL_STRATEGIES}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "start"), [(-0.2, -0.1, "Yes: "), (0.1, 0.2, "No, the reverse: "), (-0.1, 0.1, "Inconclusive: ")]
+)
+def test_the_interval_answers_whether_the_aligned_model_is_more_stable(low: float, high: float, start: str) -> None:
+    text = decoding.answer(Stability(0.3, 0.2, -0.1, low, high, (0.1, 0.1), 0.5, 40, 6))
+    assert text.startswith(start)
+    assert "over 6 strategies is 20.0 % against 30.0 %, -10.0 points" in text
+
+
+def test_spread_names_the_best_and_the_worst_strategy() -> None:
+    (line,) = decoding.spread_rows(
+        numbers(
+            row("base", "accuracy", 0.5, **TEXTS, method="greedy"),
+            row("base", "accuracy", 0.25, **TEXTS, method="top_p"),
+            row("base", "spread_over_max", 0.5, 0.4, 0.6, **OVERALL),
+            row("base", "spread_over_min", 1.0, math.nan, math.nan, **OVERALL),
+            row("base", "spread_by_chance", 0.3, math.nan, math.nan, **OVERALL),
+        )
+    )
+    assert (line.best, line.worst) == ("greedy 50\u00a0%", "top_p 25\u00a0%")
+    assert line.over_max == "50\u00a0% (40 to 60)"
+    assert line.over_min == "100\u00a0% (too few right answers for an interval)"
+    assert (line.variation, line.by_chance, line.change) == ("undefined", "30\u00a0%", "–")
+    assert line.is_beyond == "yes"
+
+
+def test_significant_strategies_are_named() -> None:
+    (line,) = decoding.interaction_rows(
+        numbers(
+            row("rtn-2", "accuracy_interaction", 0.1, **OVERALL, p=0.03),
+            row("rtn-2", "accuracy_interaction", -0.2, -0.3, -0.1, **TEXTS, method="greedy", q=0.01),
+            row("rtn-2", "accuracy_interaction", 0.2, -0.1, 0.3, **TEXTS, method="top_p", q=0.5),
+        )
+    )
+    assert (line.metric, line.size, line.p) == ("Accuracy, recall", "10", "0.03")
+    assert line.significant == "greedy -20 (-30 to -10)"
+
+
+def test_rules_count_their_tests() -> None:
+    rule = next(iter(signatures.RULES))
+    verdicts = [
+        signatures.Verdict(rule, "base", "recall", "a test", verdict, "evidence")
+        for verdict in (signatures.HOLDS, signatures.FAILS, signatures.UNTESTED)
+    ]
+    first, second, *_ = decoding.rule_groups(verdicts)
+    assert (first.count, len(first.rows)) == ("holds in 1 of 2 tests here", 3)
+    assert second.count == "not tested here"
+    assert first.published
+
+
+def test_the_section_of_a_study(study: Study) -> None:
+    content = decoding.section(study)
+    assert content is not None
+    assert content.strategies == 11
+    assert ("accuracy|recall", "Accuracy") in content.metric_options
+    assert content.map_height == 90 + 20 * 11
+    assert {row.variant for row in content.spread} == set(study.numbers.decoded_variants())
+    assert {row.dataset for row in content.survival} == {"prose"}
+    assert content.sibling == ""
+    assert {"survival|prose", "decoding|mauve|prose", "decoding-map|accuracy|recall"} < set(content.figures)
