@@ -89,7 +89,7 @@ def test_an_unknown_command_is_64_and_one_line(arguments: list[str], capsys: pyt
     assert cli.main(arguments) == USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("see hemorrhage --help")
-    assert "plan, costs, gate" in line
+    assert "plan, probe, costs, gate" in line
 
 
 @pytest.mark.parametrize(("old", "new"), cli.RENAMED.items())

@@ -33,6 +33,7 @@ class Command:
 
 COMMANDS = {
     "plan": Command("hemorrhage.tools.plan", "list what params.yaml asks for and how much of it is done"),
+    "probe": Command("hemorrhage.tools.probe", "try on a model what every step, method and strategy assumes of it"),
     "costs": Command("hemorrhage.tools.costs", "predict time, memory, disk and GPU hours of what is missing"),
     "gate": Command("hemorrhage.tools.gate", "ask whether a variant is inside the damage budget"),
     "compare": Command("hemorrhage.tools.compare", "put two revisions of a study next to each other"),

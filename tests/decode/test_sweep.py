@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from hemorrhage.decode import sweep
+from hemorrhage.runtime.artifact import write_manifest
 from tests.decode.sweeps import run
+from tests.families import build
 
 
 def test_a_killed_job_goes_on_with_the_next_batch(
@@ -85,3 +87,20 @@ def test_an_empty_prompt_is_refused(folders: dict[str, Path], tmp_path: Path, mo
     items.to_parquet(task / "items.parquet")
     manifest = run(tmp_path / "out", {**folders, "closed_ended": task}, monkeypatch)
     assert "has an empty prompt" in manifest["failure"]
+
+
+def test_a_strategy_that_does_not_go_with_a_model_is_a_gap_and_the_others_are_whole(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = build(tmp_path / "gpt2", "gpt2")
+    write_manifest(base, variant="base")
+    strategies = {"greedy": {"strategy": "greedy"}, "drafted": {"strategy": "assisted"}, "fsd": {"strategy": "fsd"}}
+    given = {**folders, "base": base, "checkpoint": base}
+    manifest = run(tmp_path / "out", given, monkeypatch, strategies=strategies)
+    assert manifest["gaps"] == {
+        "drafted": "a draft is made by the first blocks, and GPT2LMHeadModel always runs all of them"
+    }
+    rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
+    assert rows.groupby("strategy").size().to_dict() == {"greedy": 7, "fsd": 7}
+    alone = run(tmp_path / "alone", given, monkeypatch, strategies={"drafted": {"strategy": "assisted"}})
+    assert "strategies.drafted: a draft is made by the first blocks" in alone["failure"]

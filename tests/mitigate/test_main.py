@@ -21,10 +21,12 @@ from hemorrhage.analyze.spec import Spec
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.evaluate.language import write_base_side
 from hemorrhage.mitigate import __main__ as step
+from hemorrhage.mitigate.corrections import Correction
 from hemorrhage.mitigate.schema import TOKENS
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure, read_manifest, write_manifest
 from tests.conftest import STORIES
+from tests.families import build
 
 WINDOWS, LENGTH = 64, 64
 
@@ -140,3 +142,18 @@ def test_a_variant_that_was_not_made_is_recorded(
     step.main()
     assert "out of luck" in str(failure(tmp_path / "out"))
     assert math.isfinite(len(read_manifest(tmp_path / "out")["protocol"]))
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba", "jamba"])
+def test_generated_texts_are_those_of_whole_forward_passes(family: str, tmp_path: Path) -> None:
+    model = load(build(tmp_path / family, family))
+    tokens = torch.randint(3, 500, (2, 8), generator=torch.Generator().manual_seed(0))
+    unchanged = {("none", 0): Correction(torch.ones(1), torch.empty(0))}
+    made = step.sampled(model, unchanged, tokens, {"prefix": 6, "new_tokens": 4}, 0)["none", 0]
+    lots = torch.rand((4, 2, 1), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = tokens[:, :6]
+    for lot in lots:
+        with torch.no_grad():
+            mass = model(input_ids=expected, use_cache=False).logits[:, -1].double().softmax(-1).cumsum(-1)
+        expected = torch.cat([expected, torch.searchsorted(mass, lot * mass[:, -1:])], dim=1)
+    assert torch.equal(made, expected)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.decode.early_exit import keep_depth
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def continuation(
         if search and "prompt_states" in inspect.signature(search).parameters:
             extra["prompt_states"] = reading.states
     defaults = GenerationConfig(**special, **(drafting or {}))
-    with torch.no_grad(), seed_generators(seed, input_ids.device), hide_defaults(model, defaults):
+    with torch.no_grad(), seed_generators(seed, input_ids.device), hide_defaults(model, defaults), keep_depth(model):
         sequences = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=attention_mask,

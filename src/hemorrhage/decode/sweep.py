@@ -42,6 +42,7 @@ from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import disk_is_full, read_manifest, write_manifest, writing
 from hemorrhage.runtime.lazy import torch
 
@@ -115,10 +116,10 @@ def sweep(
     of_base = model if checkpoint.resolve() == base.resolve() else load(base)
     for batch in batches:
         check_context(model, batch.longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")
-    check_strategies(model, chosen, batches)
+    gaps = check_strategies(model, chosen, batches)
+    possible = [strategy for strategy in chosen if strategy.name not in gaps]
 
-    gaps: dict[str, str] = {}
-    parts = list(_parts(resume_directory(out), chosen, batches, model, of_base, tokenizer, spec, gaps))
+    parts = list(_parts(resume_directory(out), possible, batches, model, of_base, tokenizer, spec, gaps))
     if len(gaps) == len(chosen):
         raise ValueError(next(f"strategies.{name}: {reason}" for name, reason in gaps.items()))
     order = [strategy.name for strategy in chosen if strategy.name not in gaps]
@@ -160,15 +161,22 @@ def _ordered(parts: list[pd.DataFrame], batches: Sequence[Batch], names: Sequenc
     return rows.assign(**keys).sort_values([*keys, "item"], ignore_index=True).drop(columns=list(keys))
 
 
-def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches: Sequence[Batch]) -> None:
-    """Raise ValueError, in a line that names the strategy, where ``model`` cannot follow its settings."""
+def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches: Sequence[Batch]) -> dict[str, str]:
+    """Return the strategies that do not go with ``model``, each with the reason.
+
+    Raises ValueError, in a line that names the strategy, where ``model`` cannot follow its settings.
+    """
+    refused: dict[str, str] = {}
     longest = max(batches, key=lambda batch: batch.longest + batch.new_tokens)
     mask = torch.ones(1, longest.longest, dtype=torch.long)
     for strategy in chosen:
         try:
             strategy.chooses.parameters(model, strategy.settings, Prompts(mask, longest.new_tokens))
+        except RefusedError as error:
+            refused[strategy.name] = str(error)
         except ValueError as error:
             raise ValueError(f"strategies.{strategy.name}: {error}") from None
+    return refused
 
 
 def manifest_fields(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> dict[str, Any]:

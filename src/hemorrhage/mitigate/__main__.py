@@ -169,12 +169,17 @@ def _continued(
 ) -> Tensor:
     from transformers import DynamicCache
 
-    cache = reading.copied_cache() if reading else DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache: Any = reading and reading.copied_cache()
+    if cache is None and generation.cache_name(model) == "past_key_values":
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     tokens = prefix
     with torch.inference_mode():
         for lot in lots:
-            last = tokens[:, -1:]
-            _, states = generation.forward(model, last, torch.ones_like(tokens), cache)
+            if cache is None:
+                # A state-space model goes on from no cache that it is given: it reads all of the text again.
+                states = hidden_states(model, tokens)
+            else:
+                _, states = generation.forward(model, tokens[:, -1:], torch.ones_like(tokens), cache)
             states = states[:, -1].float()
             mass = correction.logits(states @ head.T, states, head).double().softmax(-1).cumsum(-1)
             drawn = torch.searchsorted(mass, lot.to(mass.device) * mass[:, -1:])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.early_exit import exit_layer
+from hemorrhage.decode.early_exit import exit_layer, refuse_all_blocks
 from hemorrhage.decode.generation import Prompts
 
 if TYPE_CHECKING:
@@ -35,11 +35,15 @@ class Settings(BaseModel):
 
 
 def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+    """Arguments of generation.continuation; see there.
+
+    Raises RefusedError where the model can't leave out its last blocks.
+    """
     drafting = {
         "num_assistant_tokens": settings.draft,
         "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.0,
     }
     layers = exit_layer(model, settings.layers)
+    refuse_all_blocks(model)
     return {"one_by_one": True, "drafting": drafting, "assistant_early_exit": layers}

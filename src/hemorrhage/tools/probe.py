@@ -1,0 +1,275 @@
+"""What the bench can do with a model, tried before any work: ``hemorrhage probe``.
+
+Every step's own checks are called, on the model itself and with a few tokens, so that what is said here is what the
+step would say. The model is the study's, or a folder; of a folder all methods of the registry are tried with the
+settings of their examples, and all decoding strategies with their defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.compress.method import Settings
+from hemorrhage.compress.suitability import check_config, check_model
+from hemorrhage.models.probe import Finding, attempt, probe_tokens
+from hemorrhage.models.refused import RefusedError
+from hemorrhage.runtime import step
+from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
+from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.plan import Plan
+from hemorrhage.study.registry import METHODS, STRATEGIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NEW_TOKENS = 3
+"""Tokens that each strategy generates."""
+
+LARGE_GB = 16.0
+"""Gigabytes in float32 above which a model is not generated with here."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is tried: methods and strategies by the name that the table gives them, the rest where a study asks for it.
+
+    ``strategies``: name -> ``strategy`` and its settings, as params.yaml has them.
+    """
+
+    methods: Mapping[str, Settings]
+    strategies: Mapping[str, Mapping[str, Any]]
+    ablates: bool = True
+    mitigates: bool = True
+    memory_gb: float = LARGE_GB
+
+    @classmethod
+    def of_registry(cls) -> Wanted:
+        """Everything there is."""
+        methods = {f"{name}: {settings.label}": settings for name in METHODS for settings in method_of(name).examples}
+        return cls(methods, {name: {"strategy": name} for name in STRATEGIES})
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Wanted:
+        """What a study asks for."""
+        params = plan.params
+        return cls(
+            {name: variant.settings for name, variant in plan.variants.items()},
+            plan.design.strategies if params.decode.variants or params.decode.strategies else {},
+            ablates=bool(params.evaluate.diagnostics.ablate),
+            mitigates=bool(params.mitigate.variants),
+            memory_gb=params.evaluate.memory_gb,
+        )
+
+
+def parser() -> Parser:
+    """Make the command line's parser."""
+    made = command_parser(
+        "probe",
+        "Try on a model, with a few tokens, what every step, method and decoding strategy assumes of it, and say what\n"
+        "does not go with it and why. Nothing is written. A model that no run has prepared yet is copied into a\n"
+        "temporary folder.",
+        ["hemorrhage probe", "hemorrhage probe models/tiny", "hemorrhage probe models/tiny --json"],
+        {
+            YES: "all of it goes with the model",
+            NO: "some of it does not",
+            CANNOT_TELL: "all of it goes, but for what depends on the calibration",
+            NOT_MEASURED: "the model can't be fetched",
+        },
+    )
+    made.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="MODEL_FOLDER",
+        help="a Hugging Face folder, with all methods of the registry; default: params.yaml's model with its variants",
+    )
+    made.add_argument("--all", action="store_true", help="all methods and strategies, not those of params.yaml alone")
+    made.add_argument("--json", action="store_true", help="the findings as JSON")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table and answer by the exit code."""
+    arguments = parser().parse_args(argv)
+    plan = None if arguments.folder else Plan.read()
+    wanted = Wanted.of_registry() if plan is None or arguments.all else Wanted.of_plan(plan)
+    with _quiet():
+        findings = _findings(plan, arguments.folder, wanted)
+    print(json_text(as_json(findings)) if arguments.json else as_text(findings))
+    return status(findings)
+
+
+def status(findings: Sequence[Finding]) -> int:
+    """Return the exit code that answers whether all of it goes."""
+    answers = {finding.answer for finding in findings}
+    return NO if "no" in answers else CANNOT_TELL if "depends" in answers else YES
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """Write a line for each finding, and one that counts them."""
+    rows = [(finding.step, finding.part, finding.answer, finding.reason) for finding in findings]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+        for row in rows
+    ]
+    number = {answer: sum(finding.answer == answer for finding in findings) for answer in ("yes", "no", "depends")}
+    counted = f"{number['yes']} of {len(rows)} go with the model, {number['no']} do not"
+    return "\n".join([*lines, f"{counted}, {number['depends']} depend on the calibration"])
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the findings as plain content."""
+    return {"findings": [asdict(finding) for finding in findings], "goes": status(findings) == YES}
+
+
+def _findings(plan: Plan | None, folder: Path | None, wanted: Wanted) -> list[Finding]:
+    """Find out about the study's base, where it is made, or about a folder as the base step would adopt it."""
+    if plan is not None:
+        made = Path(plan.checkpoint("base")).parent
+        if made.is_dir():
+            return probe(made, wanted)
+        spec = plan.params.model.model_dump(mode="json")
+    else:
+        spec = {"source": "path", "path": str(folder)}
+    from hemorrhage.models.__main__ import prepare
+
+    with tempfile.TemporaryDirectory(prefix="hemorrhage-probe-") as scratch:
+        base = Path(scratch) / "base"
+        try:
+            prepare(spec, base)
+        except step.InputError as error:
+            return [Finding("base", "model", "no", " ".join(str(error).split()))]
+        except OSError as error:
+            raise CommandError(f"the model can't be fetched: {error}", NOT_MEASURED) from error
+        return probe(base, wanted)
+
+
+def probe(base: Path, wanted: Wanted) -> list[Finding]:
+    """Try everything that is wanted on the output ``base`` of a base step."""
+    from hemorrhage.models.checkpoint import load, size
+
+    findings = [Finding(**entry) for entry in read_manifest(base)["probe"]]
+    stored = load(base, "stored").cpu()
+    findings += [_calibrated(stored), *_compressed(base, stored, wanted.methods)]
+    gigabytes = (size(base) or 4 * sum(value.numel() for value in stored.parameters())) / 1e9
+    del stored
+    if gigabytes > wanted.memory_gb:
+        large = f"the model takes {gigabytes:.0f} GB in float32, more than {wanted.memory_gb:g}: not tried"
+        return [*findings, *(Finding(name, "all", "depends", large) for name in ("evaluate", "decode", "mitigate"))]
+    model = load(base)
+    findings += [*_evaluated(model, wanted.ablates), *_decoded(base, model, wanted.strategies)]
+    findings += [_mitigated(model)] if wanted.mitigates else []
+    return [*findings, _exported(base)]
+
+
+def _calibrated(model: PreTrainedModel) -> Finding:
+    from hemorrhage.calibrate.statistics import shared_inputs
+
+    def observe_inputs() -> None:
+        shared_inputs(model, probe_tokens(model))
+
+    return attempt("calibrate", "inputs of linear layers", observe_inputs)
+
+
+def _compressed(base: Path, model: PreTrainedModel, methods: Mapping[str, Settings]) -> Iterator[Finding]:
+    def check(settings: Settings) -> str | None:
+        check_config(settings, base)
+        return check_model(settings, model)
+
+    for name, settings in methods.items():
+        yield attempt("compress", name, lambda settings=settings: check(settings))  # type: ignore[misc]
+
+
+def _evaluated(model: PreTrainedModel, ablates: bool) -> Iterator[Finding]:
+    from hemorrhage.evaluate import cost
+    from hemorrhage.evaluate.diagnostics import collect
+
+    gaps: dict[str, str] = {}
+
+    def diagnose() -> None:
+        tokens = probe_tokens(model).int().cpu()
+        collect.measure(model, collect.base_side(model, tokens), None, ablates, gaps)
+
+    yield attempt("evaluate", "diagnostics", diagnose)
+    yield from (Finding("evaluate", part, "no", reason) for part, reason in gaps.items())
+    yield attempt("evaluate", "cost", lambda: _ignore(cost.measure(model)))
+
+
+def _decoded(base: Path, model: PreTrainedModel, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    import torch
+
+    from hemorrhage.decode.generation import generate, read
+    from hemorrhage.decode.prompts import uses_chat
+    from hemorrhage.decode.sweep import strategies
+    from hemorrhage.models.checkpoint import load_tokenizer
+
+    chat = uses_chat(load_tokenizer(base), None)
+    yield Finding("decode", "chat template", reason="" if chat else "none: prompts go as they are")
+    # Two prompts, one of them padded on the left, as in a batch of the sweep.
+    ids = probe_tokens(model).view(2, -1)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    reading = None
+
+    def read_prompts() -> None:
+        nonlocal reading
+        reading = read(model, ids, mask)
+
+    yield attempt("decode", "cache", read_prompts)
+    for strategy in strategies(entries):
+
+        def decode(chosen: Any = strategy) -> None:
+            generate(chosen.chooses, model, ids, mask, NEW_TOKENS, chosen.settings, 0, reading=reading)
+
+        yield attempt("decode", strategy.name, decode)
+
+
+def _mitigated(model: PreTrainedModel) -> Finding:
+    import torch
+
+    from hemorrhage.mitigate.__main__ import sampled
+    from hemorrhage.mitigate.corrections import Correction
+
+    def correct() -> None:
+        unchanged = Correction(torch.ones(1, device=model.device), torch.empty(0, device=model.device))
+        asked = {"prefix": 4, "new_tokens": NEW_TOKENS}
+        sampled(model, {("none", 0): unchanged}, probe_tokens(model), asked, 0)
+
+    return attempt("mitigate", "corrections", correct)
+
+
+def _exported(base: Path) -> Finding:
+    from hemorrhage.models.architecture import text_entries
+    from hemorrhage.models.formats.gguf_file import problem, tokenizer_problem
+
+    def check() -> None:
+        reason = problem(text_entries(base)) or tokenizer_problem(base)
+        if reason:
+            raise RefusedError(reason)
+
+    return attempt("export", "gguf", check)
+
+
+def _ignore(_: object) -> None:
+    """Take what a check returns that is asked for its errors alone."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, neither log lines nor bars of progress: what they would say is in the table."""
+    step.start()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryFile("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+    logging.disable(logging.NOTSET)
+    sys.stderr.flush()

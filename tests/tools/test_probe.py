@@ -1,0 +1,144 @@
+"""``hemorrhage probe``: each row of its table is what the step then does, on models of families in bfloat16."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemorrhage import cli
+from hemorrhage.calibrate.__main__ import calibrate
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.catalogue import method_of
+from hemorrhage.models import __main__ as base_step
+from hemorrhage.models.probe import Finding
+from hemorrhage.models.refused import RefusedError
+from hemorrhage.runtime.artifact import failure
+from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
+from hemorrhage.runtime.step import InputError
+from hemorrhage.tools import probe
+from tests.calibration import text_folder
+from tests.families import build
+
+METHODS: dict[str, dict[str, Any]] = {
+    "gptq": {"bits": 4, "group_size": 16},
+    "rtn": {"bits": 4, "group_size": 32},
+    "awq": {"bits": 8, "group_size": "channel"},
+    "activations": {"smooth": 0.5},
+    "kv_cache": {"bits": 8, "group_size": 4},
+    "depth": {"removed": 0.25, "order": "deepest"},
+    "duplication": {"added": 0.25},
+    "llama_pro": {"added": 0.25},
+    "rotation": {"bits": 8, "group_size": "channel", "transform": "quarot"},
+    "slicegpt": {"removed": 0.2},
+    "width": {"removed": 0.25, "importance": "magnitude", "protect_first": 1, "protect_last": 1},
+    "gguf_types": {"type": "q8_0"},
+    "routing": {"alteration": "noise", "amount": 0.1},
+    "upcycling": {"experts": 2, "top_k": 1},
+}
+
+SAMPLE = {
+    "qwen2": ("gptq", "width", "slicegpt", "upcycling"),
+    "gpt2": ("rtn", "awq", "llama_pro", "rotation"),
+    "gemma2": ("awq", "activations", "duplication"),
+    "mixtral": ("activations", "routing", "llama_pro"),
+    "jamba": ("duplication", "depth", "kv_cache"),
+    "mamba": ("gptq", "kv_cache", "depth"),
+    "bloom": ("kv_cache", "activations"),
+    "llava": ("awq", "gguf_types", "duplication"),
+}
+"""Family -> methods that are run: some that go with it, and some of those that don't."""
+
+
+class Bases:
+    """A family's base and its calibration, made when they are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @functools.cache  # noqa: B019 - one object for the module
+    def base(self, family: str) -> Path:
+        folder = build(self.root / family / "original", family)
+        base_step.prepare({"source": "path", "path": str(folder)}, self.root / family / "base")
+        return self.root / family / "base"
+
+    @functools.cache  # noqa: B019
+    def calibration(self, family: str) -> Path:
+        out, spec = self.root / family / "calibration", {"samples": 4, "length": 24, "seed": 3, "max_hessian_gb": 1}
+        calibrate(out, self.base(family), [text_folder(self.root / family / "text", 400)], spec)
+        return out
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    return Bases(tmp_path_factory.mktemp("probe"))
+
+
+@pytest.mark.parametrize("family", SAMPLE)
+def test_a_method_does_what_its_row_says(bases: Bases, family: str, tmp_path: Path) -> None:
+    methods = {name: method_of(name).settings.model_validate(METHODS[name]) for name in SAMPLE[family]}
+    wanted = probe.Wanted(methods, {}, mitigates=False)
+    rows = {row.part: row for row in probe.probe(bases.base(family), wanted) if row.step == "compress"}
+    assert list(rows) == list(methods)
+    for name, row in rows.items():
+        spec = {"sweep": "s", "method": name, "settings": METHODS[name], "seed": 0, "on": None}
+        out = tmp_path / name
+        compress(out, name, bases.base(family), None, bases.calibration(family), [], spec)
+        reason = failure(out)
+        assert reason == (None if row.answer == "yes" else f"{RefusedError.__name__}: {row.reason}"), (name, row)
+
+
+def test_a_family_that_shares_weights_goes_with_no_method_and_still_decodes(bases: Bases) -> None:
+    wanted = probe.Wanted({"rtn": method_of("rtn").examples[0]}, {"greedy": {"strategy": "greedy"}}, mitigates=False)
+    rows = {(row.step, row.part): row for row in probe.probe(bases.base("zamba2"), wanted)}
+    for place in (("base", "linear layers"), ("calibrate", "inputs of linear layers")):
+        assert rows[place].answer == "no"
+        assert "share weights" in rows[place].reason
+    assert rows["compress", "rtn"].answer == "no"
+    assert rows["decode", "greedy"].answer == "yes"
+    with pytest.raises(InputError, match="share weights") as refused:
+        bases.calibration("zamba2")
+    assert str(refused.value) == rows["calibrate", "inputs of linear layers"].reason
+
+
+def test_people_read_a_table_and_scripts_the_same_as_json(bases: Bases, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(bases.base("llama").parent / "original")
+    assert cli.main(["probe", folder]) == NO
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["base", "decoder", "blocks", "yes"]
+    assert lines[-1].endswith("depend on the calibration")
+    assert cli.main(["probe", folder, "--json"]) == NO
+    content = json.loads(capsys.readouterr().out)
+    assert not content["goes"]
+    assert len(content["findings"]) == len(lines) - 1
+    reasons = {row["part"]: row["reason"] for row in content["findings"] if row["answer"] == "no"}
+    assert reasons["routing: top 1"].startswith("routing needs a model with experts")
+    assert {"greedy", "assisted", "beam", "cost", "diagnostics", "corrections"} <= {
+        row["part"] for row in content["findings"] if row["answer"] == "yes"
+    }
+
+
+def test_a_folder_that_is_no_base_is_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", str(tmp_path)]) == NO
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"base  model  no  model.path: {tmp_path} holds no config.json; a Hugging Face folder is needed"
+    assert last.startswith("0 of 1 go with the model, 1 do not")
+
+
+def test_a_model_that_cannot_be_fetched_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(spec: dict[str, Any], out: Path) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(base_step, "prepare", unreachable)
+    assert cli.main(["probe", str(tmp_path)]) == NOT_MEASURED
+    assert capsys.readouterr().err == "hemorrhage probe: the model can't be fetched: no route\n"
+
+
+def test_the_exit_code_is_the_answer() -> None:
+    yes, no, depends = Finding("s", "p"), Finding("s", "p", "no", "r"), Finding("s", "p", "depends", "r")
+    assert [probe.status(rows) for rows in ([yes], [yes, no, depends], [yes, depends])] == [YES, NO, CANNOT_TELL]
