@@ -63,7 +63,7 @@ class Wanted:
         params = plan.params
         return cls(
             {name: variant.settings for name, variant in plan.variants.items()},
-            plan.design.strategies if params.decode.variants or params.decode.strategies else {},
+            {name: strategy.as_json() for name, strategy in plan.design.strategies.items()},
             ablates=bool(params.evaluate.diagnostics.ablate),
             mitigates=bool(params.mitigate.variants),
             memory_gb=params.evaluate.memory_gb,
