@@ -10,12 +10,10 @@ import pandas as pd
 
 from hemorrhage.analyze.axes import Sweep
 from hemorrhage.analyze.curves.definitions import NAMES
-from hemorrhage.analyze.curves.entries import TOO_FEW, CurveEntry, Threshold
+from hemorrhage.analyze.curves.entries import LOCATED, TOO_FEW, CurveEntry, Threshold
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.report.charts.plotly import Figure, Json
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
-
-LOCATED = "found"
 
 
 def estimate(value: float, low: float = math.nan, high: float = math.nan, **fields: Any) -> Estimate:

@@ -39,7 +39,7 @@ def data_of(text: str) -> ModelCardData:
 def test_the_hub_reads_the_card(study: dict[str, Any]) -> None:
     data = data_of(card(study["gptq-4"], study["reports"], "my-model"))
     rows = pd.read_parquet(study["reports"] / "hemorrhage.parquet")
-    mine = rows[(rows.variant == "gptq-4") & (rows.family != "decode")].set_index(["metric", "dataset"]).estimate
+    measured = rows[(rows.variant == "gptq-4") & (rows.family != "decode")].set_index(["metric", "dataset"]).estimate
     assert data.library_name == "transformers"
     assert data.tags == ["compressed", "weight_quantization", "gptq"]
     assert data.model_name == "my-model"
@@ -47,7 +47,7 @@ def test_the_hub_reads_the_card(study: dict[str, Any]) -> None:
     assert ("mean_flips", "all tasks") in results
     assert any(metric.startswith("kl_mean[w64-") for metric, _ in results)
     for key, value in results.items():
-        assert value == pytest.approx(mine[key], rel=1e-5)
+        assert value == pytest.approx(measured[key], rel=1e-5)
 
 
 def test_people_read_the_damage(study: dict[str, Any]) -> None:

@@ -205,8 +205,8 @@ def test_the_page_by_keyboard_alone(reports: Path) -> None:
         page.run("document.querySelector('select[data-choice=card]').focus()")
         page.press("End")
         shown = page.run(
-            "[...document.querySelectorAll('pre[data-when-card]')].filter((one) => !one.hidden)"
-            ".map((one) => one.textContent)"
+            "[...document.querySelectorAll('pre[data-when-card]')].filter((card) => !card.hidden)"
+            ".map((card) => card.textContent)"
         )
         assert len(shown) == 1
         assert shown[0] != first

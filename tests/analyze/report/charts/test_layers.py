@@ -43,9 +43,9 @@ def test_a_profile_has_bands_where_intervals_are_known_and_the_base_dashed() -> 
     band, line = drawn["cascade|a"]["data"]
     assert band["y"] == [0.05, 0.3, 0.2, 0.03]
     assert line["y"] == [0.04, 0.25]
-    own, base = drawn["attention|a"]["data"]
-    assert (own["line"]["dash"], base["line"]["dash"]) == ("solid", "dot")
-    assert base["name"] == f"{own['name']}, base"
+    altered, base = drawn["attention|a"]["data"]
+    assert (altered["line"]["dash"], base["line"]["dash"]) == ("solid", "dot")
+    assert base["name"] == f"{altered['name']}, base"
 
 
 def test_a_number_without_an_interval_stands_alone() -> None:

@@ -32,9 +32,9 @@ THEORETICAL = verdict("wanda-0.5", 0.1, check(INSIDE, 0.01), hindrance="zeros ar
 
 
 def test_the_smallest_variant_inside_is_the_headline() -> None:
-    said = ship.advice([SMALL, LARGE])
-    assert said.headline == "rtn-4"
-    assert said.details == [
+    advice = ship.advice([SMALL, LARGE])
+    assert advice.headline == "rtn-4"
+    assert advice.details == [
         "30\u00a0% of the base's bytes on disk (0.3\u00a0MB, 4.0 bits per parameter). "
         "Nearest its limit: KL on prose 0.04 (0.035 to 0.045), upper bound 0.05, limit 0.1.",
         "Loads in vLLM.",
@@ -43,19 +43,19 @@ def test_the_smallest_variant_inside_is_the_headline() -> None:
 
 
 def test_what_may_be_inside_and_what_no_engine_uses_are_named() -> None:
-    said = ship.advice([LARGE, OPEN, THEORETICAL])
-    assert said.headline == "rtn-4"
+    advice = ship.advice([LARGE, OPEN, THEORETICAL])
+    assert advice.headline == "rtn-4"
     assert any(
-        line.startswith("wanda-0.5 is inside too and would be 10\u00a0%, but in theory") for line in said.details
+        line.startswith("wanda-0.5 is inside too and would be 10\u00a0%, but in theory") for line in advice.details
     )
-    assert any(line.startswith("gptq-3 (20\u00a0%) may be inside: KL on prose") for line in said.details)
+    assert any(line.startswith("gptq-3 (20\u00a0%) may be inside: KL on prose") for line in advice.details)
     assert ship.advice([OPEN]).headline == "not decided"
 
 
 def test_without_a_variant_inside_the_nearest_is_named() -> None:
-    said = ship.advice([SMALL])
-    assert said.headline == "nothing"
-    assert said.details[0].startswith("rtn-3 comes nearest: KL on prose")
+    advice = ship.advice([SMALL])
+    assert advice.headline == "nothing"
+    assert advice.details[0].startswith("rtn-3 comes nearest: KL on prose")
     assert ship.advice([]).details == ["No variant could be measured."]
 
 

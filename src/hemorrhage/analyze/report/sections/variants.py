@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hemorrhage.analyze.axes import failure
 from hemorrhage.analyze.inputs import BASE, Inputs
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.report.charts.scales import factor
 from hemorrhage.analyze.report.sections.families import family_name
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
@@ -38,7 +39,7 @@ COLUMN_GROUPS = {"main": "Main", "size": "Size", "kl": "Divergence", "text": "Li
 
 COLUMNS = (
     Column("Effective bits", "main size", "effective_bits"),
-    Column("… of the layers", "size", "layer_bits"),
+    Column("Effective bits of the layers", "size", "layer_bits"),
     Column("Size, % of base", "main size", "size_ratio", "", 1, 100),
     Column("On disk, MB", "size", "disk_bytes", "", 1, 1e-6),
     Column("Perplexity", "main text", "perplexity", CORPUS),
@@ -51,7 +52,7 @@ COLUMNS = (
     Column("Correlation of ln p", "text", "ln_probability_correlation", CORPUS, 4),
     Column("Entropy gap", "text", "entropy_gap", CORPUS, 3),
     Column("Calibration error, %", "text", "calibration_error", CORPUS, 1, 100),
-    Column("Change of it, points", "text", "calibration_error_change", CORPUS, 1, 100),
+    Column("Calibration error change, points", "text", "calibration_error_change", CORPUS, 1, 100),
     Column("Brier of top-1", "text", "top1_brier", CORPUS, 3),
     Column("KL mean", "main kl tests", "kl_mean", CORPUS, 4),
     Column("p of KL", "tests", "kl_mean", CORPUS, shows="p"),
@@ -142,7 +143,7 @@ def _cell(column: Column, estimate: Estimate | None) -> Cell:
     return Cell(value, "" if math.isnan(estimate.low) else f"{low} to {high}", estimate.value)
 
 
-def _note(manifest: Mapping[str, object]) -> str:
+def _note(manifest: CheckpointManifest) -> str:
     """Say which statistics a variant was made with, and whether its gain is theoretical."""
     statistics, theoretical = manifest.get("statistics"), manifest.get("theoretical")
     notes = [f"statistics: {statistics}" if statistics else "", f"theoretical ({theoretical})" if theoretical else ""]
