@@ -88,11 +88,12 @@ def theoretical(checkpoint: Path) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     bench = config.get("hemorrhage") or {}
     scheme = config.get("quantization_config") or {}
-    forms = bench.get("forms") or ()
-    packed = scheme.get("config_groups") or scheme.get("load_in_4bit") or "affine" in forms
+    # Low rank computes as it is stored.
+    forms = {*(bench.get("forms") or ())} - {"low_rank"}
+    packed = scheme.get("config_groups") or scheme.get("load_in_4bit") or forms - {"rotated"}
     if packed or bench.get("form") == "gguf_file":
         reasons.append("weights: a dequantized dense copy computes")
-    elif "rotated" in forms:
+    elif forms:
         reasons.append("weights: a dense copy, turned back, computes")
     return "; ".join(filter(None, reasons))
 
