@@ -89,7 +89,7 @@ def test_an_evaluation_without_a_table_is_a_gap(outputs: dict[str, Any], tmp_pat
     mine = found["rows"][(found["rows"].variant == "gptq-4") & (found["rows"].status == "ok")]
     assert mine.metric.str.startswith("kl_mean[").any()
     if table == "items.parquet":
-        assert "items.parquet is not there" in set(found["rows"].reason)
+        assert "items.parquet is missing" in set(found["rows"].reason)
 
 
 def test_numbers_that_are_not_finite_are_undefined_and_drawn_nowhere(outputs: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import pandas as pd
 from hemorrhage.analyze.inputs import Output, Variant
 from hemorrhage.analyze.rows import stability, survival
 from hemorrhage.analyze.rows.interaction import interaction
-from hemorrhage.analyze.rows.schema import environment_id, row
+from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -26,7 +26,7 @@ OPEN_METRICS = ("distinct_2", "distinct_3", "rep_4", "loop_rate", "base_nll", "l
 base_nll in nats per token under the base model, length in tokens, entropy in nats of the tokens of a text."""
 
 MAUVE = "mauve"
-"""Per decoding strategy: hemorrhage.decode.frontier against what people wrote behind the same prompts, 1 where the
+"""Per decoding strategy: hemorrhage.decode.frontier against what people wrote after the same prompts, 1 where the
 distributions are the same."""
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -52,52 +52,56 @@ SURVIVAL = "agreement"
 """``agreement{token=N}``: per variant the share of greedy texts that are the base's after N tokens;
 ``agreement_tokens``: the mean number of tokens that are (hemorrhage.analyze.rows.survival)."""
 
+CLOSED = "closed_ended"
+"""What the sweep calls data sets with right answers; the others are open-ended."""
+
 ALL_STRATEGIES = "all strategies"
 DECODE = "decode"
 
 
-def decoding_rows(
-    variant: Variant, output: Output, spec: Spec, base: pd.DataFrame | None = None
-) -> Iterator[dict[str, Any]]:
+def decoding_rows(variant: Variant, output: Output, spec: Spec, base: pd.DataFrame | None = None) -> Iterator[Row]:
     """Rows of one variant under every strategy; compared with ``base``, the base model's measured texts, if given."""
+    seed = output.manifest.get("seed")
     environment = environment_id(output.manifest)
-    about: dict[str, Any] = {
-        "sweep": DECODE,
-        "family": DECODE,
-        "curve": "",
-        "axis": "",
-        "severity": math.nan,
-        "seed": output.manifest.get("seed"),
-        "environment": environment,
-    }
+    of_all = _decoded(variant, ALL_STRATEGIES, ALL_STRATEGIES, seed)
     if output.failure is not None:
-        fields = {
-            "method": ALL_STRATEGIES,
-            "setting": ALL_STRATEGIES,
-            "status": "failed",
-            "reason": output.failure,
-        }
-        yield row(variant, "accuracy", **{**about, **fields})
+        yield row(of_all, "accuracy", Statistic.failed(output.failure), Source(environment=environment))
         return
-    hashes = {name: fact["sha256"] for name, fact in output.manifest["datasets"].items()}
-    for dataset, part in measure_texts(output).groupby("dataset", sort=False):
-        kind = part["task"].iloc[0]
-        about.update(dataset=dataset, data=hashes[dataset], protocol=output.protocol(str(dataset)))
-        for strategy, generated in part.groupby("strategy", sort=False):
-            fields = {**about, "method": strategy, "setting": _settings(generated["settings"].iloc[0])}
-            measured = _closed(generated, spec) if kind == "closed_ended" else _open(generated, output, spec)
-            for metric, found in measured.items():
-                yield row(variant, metric, **{**fields, **found})
-        of_all = {**about, "method": ALL_STRATEGIES, "setting": ALL_STRATEGIES}
-        if kind == "closed_ended":
-            for metric, fields in _spread(part, spec).items():
-                yield row(variant, metric, **{**of_all, **fields})
+    datasets = output.manifest["datasets"]
+    for name, texts in measure_texts(output).groupby("dataset", sort=False):
+        dataset = str(name)
+        is_closed = texts["task"].iloc[0] == CLOSED
+        source = Source(dataset, output.protocol(dataset), datasets[dataset]["sha256"], environment)
+        for strategy, generated in texts.groupby("strategy", sort=False):
+            under = _decoded(variant, str(strategy), _settings(generated["settings"].iloc[0]), seed)
+            statistics = _closed(generated, spec) if is_closed else _open(generated, output, spec)
+            for metric, statistic in statistics.items():
+                yield row(under, metric, statistic, source)
+        if is_closed:
+            for metric, statistic in _spread(texts, spec).items():
+                yield row(of_all, metric, statistic, source)
         if base is not None:
-            yield from _against_base(variant, kind, str(dataset), part, base, of_all, spec)
+            pair = Pair(of_all, source, base[base["dataset"] == dataset], texts)
+            yield from _closed_changes(pair, spec) if is_closed else _open_changes(pair, spec)
+
+
+def _decoded(variant: Variant, strategy: str, setting: str, seed: int | None) -> Variant:
+    """Return the variant as rows of decoding name it: the method is the strategy, and it lies on no damage curve."""
+    return replace(
+        variant,
+        sweep=DECODE,
+        family=DECODE,
+        method=strategy,
+        curve="",
+        label=setting,
+        axis="",
+        severity=math.nan,
+        seed=seed,
+    )
 
 
 def measure_texts(output: Output) -> pd.DataFrame:
-    """The texts of a sweep with what each shows by itself: columns of OPEN_METRICS, NaN where closed-ended."""
+    """Return the texts of a sweep with what each shows alone: columns of OPEN_METRICS, NaN where closed-ended."""
     texts = output.tables["generations.parquet"].copy()
     tokens = [[int(token) for token in text] for text in texts["tokens"]]
     texts["tokens"] = tokens
@@ -117,47 +121,53 @@ def measure_texts(output: Output) -> pd.DataFrame:
 
 
 def outcomes(texts: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """``metric`` of one data set's texts as items by strategies, these in their order."""
+    """Return ``metric`` of one data set's texts as items by strategies, these in their order."""
     order = list(dict.fromkeys(texts["strategy"]))
     return texts.pivot(index="item", columns="strategy", values=metric)[order].astype(float)
 
 
-def _against_base(
-    variant: Variant,
-    kind: str,
-    dataset: str,
-    texts: pd.DataFrame,
-    base: pd.DataFrame,
-    about: dict[str, Any],
-    spec: Spec,
-) -> Iterator[dict[str, Any]]:
-    """Rows that compare a variant's texts with the base's of the same items, ``base``."""
-    theirs = base[base["dataset"] == dataset]
+@dataclass(frozen=True)
+class Pair:
+    """The measured texts of the base and of a variant on one data set, and what rows of the variant say."""
+
+    variant: Variant
+    source: Source
+    base: pd.DataFrame
+    texts: pd.DataFrame
+
+    @property
+    def dataset(self) -> str:
+        """The data set of both."""
+        return self.source.dataset
+
+
+def _closed_changes(pair: Pair, spec: Spec) -> Iterator[Row]:
+    """Rows that compare a variant's answers with the base's to the same items."""
+    base, answers = outcomes(pair.base, "accuracy"), outcomes(pair.texts, "accuracy")
+    yield from _interactions(pair, "accuracy", base, answers, spec)
+    change = stability.compare(base.to_numpy(), answers.to_numpy(), pair.dataset, spec)
+    if change:
+        statistic = Statistic(change.difference, change.low, change.high, change.items)
+        yield row(pair.variant, SPREAD_CHANGE, statistic, pair.source)
+
+
+def _open_changes(pair: Pair, spec: Spec) -> Iterator[Row]:
+    """Rows that compare a variant's texts with the base's after the same prompts."""
     for metric in INTERACTIONS:
-        if (metric == "accuracy") == (kind == "closed_ended"):
-            yield from _interactions(
-                variant, metric, dataset, outcomes(texts, metric), outcomes(theirs, metric), about, spec
-            )
-    if kind == "closed_ended":
-        changed = stability.compare(
-            outcomes(theirs, "accuracy").to_numpy(), outcomes(texts, "accuracy").to_numpy(), dataset, spec
-        )
-        if changed:
-            fields = {"estimate": changed.difference, "low": changed.low, "high": changed.high, "n": changed.items}
-            yield row(variant, SPREAD_CHANGE, **{**about, **fields})
+        if metric != "accuracy":
+            yield from _interactions(pair, metric, outcomes(pair.base, metric), outcomes(pair.texts, metric), spec)
+    curve = greedy_survival(pair.base, pair.texts, pair.dataset, spec)
+    if curve is None:
         return
-    found = greedy_survival(theirs, texts, dataset, spec)
-    if found is None:
-        return
-    fields = {"estimate": found.mean, "low": found.mean_low, "high": found.mean_high, "n": found.texts}
-    yield row(variant, f"{SURVIVAL}_tokens", **{**about, **fields})
-    for tokens, share, low, high in survival.points(found):
-        fields = {"estimate": share, "low": low, "high": high, "n": found.texts}
-        yield row(variant, f"{SURVIVAL}{{token={tokens}}}", **{**about, **fields})
+    mean = Statistic(curve.mean, curve.mean_low, curve.mean_high, curve.texts)
+    yield row(pair.variant, f"{SURVIVAL}_tokens", mean, pair.source)
+    for tokens, share, low, high in survival.points(curve):
+        statistic = Statistic(share, low, high, curve.texts)
+        yield row(pair.variant, f"{SURVIVAL}{{token={tokens}}}", statistic, pair.source)
 
 
 def greedy_survival(base: pd.DataFrame, variant: pd.DataFrame, dataset: str, spec: Spec) -> survival.Survival | None:
-    """Agreement of the greedy texts of one data set; None where the sweep has no greedy search."""
+    """Estimate the agreement of the greedy texts of one data set; None where the sweep has no greedy search."""
     sides = []
     for texts in (base, variant):
         greedy = texts[texts["settings"].map(lambda text: json.loads(text)["strategy"] == "greedy")]
@@ -167,35 +177,20 @@ def greedy_survival(base: pd.DataFrame, variant: pd.DataFrame, dataset: str, spe
     return survival.survival(survival.divergence_times(*(side[["item", "tokens"]] for side in sides)), dataset, spec)
 
 
-def _interactions(
-    variant: Variant,
-    metric: str,
-    dataset: str,
-    mine: pd.DataFrame,
-    theirs: pd.DataFrame,
-    about: dict[str, Any],
-    spec: Spec,
-) -> Iterator[dict[str, Any]]:
-    strategies = [name for name in mine.columns if name in theirs.columns]
+def _interactions(pair: Pair, metric: str, base: pd.DataFrame, variant: pd.DataFrame, spec: Spec) -> Iterator[Row]:
+    strategies = [name for name in variant.columns if name in base.columns]
     if len(strategies) < 2:
         return
-    items = mine.index.intersection(theirs.index)
-    found = interaction(theirs.loc[items, strategies].to_numpy(), mine.loc[items, strategies].to_numpy(), dataset, spec)
-    for place, strategy in enumerate(strategies):
-        fields = {
-            "method": strategy,
-            "estimate": float(found.estimates[place]),
-            "low": float(found.low[place]),
-            "high": float(found.high[place]),
-            "p": float(found.p[place]),
-            "n": found.items,
-        }
-        yield row(variant, f"{metric}_interaction", **{**about, **fields})
-    yield row(
-        variant,
-        f"{metric}_interaction",
-        **{**about, "estimate": found.size, "p": found.overall, "n": found.items},
-    )
+    items = variant.index.intersection(base.index)
+    before, after = (side.loc[items, strategies].to_numpy() for side in (base, variant))
+    measured = interaction(before, after, pair.dataset, spec)
+    for strategy, estimate, low, high, p in zip(
+        strategies, measured.estimates, measured.low, measured.high, measured.p, strict=True
+    ):
+        statistic = Statistic(float(estimate), float(low), float(high), measured.items, p=float(p))
+        yield row(replace(pair.variant, method=strategy), f"{metric}_interaction", statistic, pair.source)
+    overall = Statistic(measured.size, n=measured.items, p=measured.overall)
+    yield row(pair.variant, f"{metric}_interaction", overall, pair.source)
 
 
 def _settings(text: str) -> str:
@@ -203,50 +198,50 @@ def _settings(text: str) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "no settings"
 
 
-def _closed(generated: pd.DataFrame, spec: Spec) -> dict[str, dict[str, Any]]:
+def _closed(generated: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
     right, n = int(generated["correct"].sum()), len(generated)
     low, high = bootstrap.wilson(right, n, spec.confidence)
-    return {"accuracy": {"estimate": right / n, "low": low, "high": high, "n": n}}
+    return {"accuracy": Statistic(right / n, low, high, n)}
 
 
-def _open(generated: pd.DataFrame, output: Output, spec: Spec) -> dict[str, dict[str, Any]]:
-    """Means over texts of what each text shows by itself, and how near their distribution is to the human one."""
+def _open(generated: pd.DataFrame, output: Output, spec: Spec) -> dict[str, Statistic]:
+    """Means over texts of what each text shows alone, and how near their distribution is to the human one."""
     dataset = str(generated["dataset"].iloc[0])
-    found = {metric: _mean(generated[metric].to_numpy(np.float64), dataset, spec) for metric in OPEN_METRICS}
+    statistics = {metric: _mean(generated[metric].to_numpy(np.float64), dataset, spec) for metric in OPEN_METRICS}
     human = output.tables.get("human.parquet")
     if human is None:
-        return found
+        return statistics
     human = human[human["dataset"] == dataset]
     if len(human):
         features = output.features.get(f"{dataset}.strategy.{generated['strategy'].iloc[0]}")
         people = output.features.get(f"{dataset}.human")
         if features is not None and people is not None:
-            found[MAUVE] = _mauve(features, people, dataset, spec)
+            statistics[MAUVE] = _mauve(features, people, dataset, spec)
         if dataset in SUMMARIES:
-            found.update(_rouge(generated, human, dataset, spec))
-    return found
+            statistics |= _rouge(generated, human, dataset, spec)
+    return statistics
 
 
-def _mauve(generated: Features, human: Features, dataset: str, spec: Spec) -> dict[str, Any]:
+def _mauve(generated: Features, human: Features, dataset: str, spec: Spec) -> Statistic:
     """The score with the interval of resampled texts, whose clusters are found once."""
     texts = min(len(generated), len(human))
     if texts < 2:
-        return {"status": "undefined", "reason": "fewer than 2 texts", "n": texts}
+        return Statistic.undefined("fewer than 2 texts", texts)
     sides = clusters(generated, human, spec.seed)
     number = 1 + max(int(side.max()) for side in sides)
-    ones = [np.eye(number)[side] for side in sides]
-    estimate = frontier_areas(*(one.mean(axis=0, keepdims=True) for one in ones))[0]
-    drawn = [
-        bootstrap.draws(f"{dataset} {who}", len(one), spec.resamples, spec.seed) @ one / len(one)
-        for who, one in zip(("generated", "human"), ones, strict=True)
+    members = [np.eye(number)[side] for side in sides]
+    estimate = frontier_areas(*(side.mean(axis=0, keepdims=True) for side in members))[0]
+    resampled = [
+        bootstrap.draws(f"{dataset} {writer}", len(side), spec.resamples, spec.seed) @ side / len(side)
+        for writer, side in zip(("generated", "human"), members, strict=True)
     ]
-    replicates = frontier_areas(*drawn)
-    # Resampled histograms are further apart than the two that were found: moved onto the estimate, within 0 to 1.
+    replicates = frontier_areas(*resampled)
+    # Resampled histograms are further apart than the two that were measured: moved onto the estimate, within 0 to 1.
     low, high = bootstrap.interval(replicates - replicates.mean() + estimate, spec.confidence, texts)
-    return {"estimate": float(estimate), "low": max(low, 0.0), "high": min(high, 1.0), "n": texts}
+    return Statistic(float(estimate), max(low, 0.0), min(high, 1.0), texts)
 
 
-def _rouge(generated: pd.DataFrame, human: pd.DataFrame, dataset: str, spec: Spec) -> dict[str, dict[str, Any]]:
+def _rouge(generated: pd.DataFrame, human: pd.DataFrame, dataset: str, spec: Spec) -> dict[str, Statistic]:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
@@ -259,16 +254,16 @@ def _rouge(generated: pd.DataFrame, human: pd.DataFrame, dataset: str, spec: Spe
     return {metric: _mean(np.array([score[metric].fmeasure for score in scores]), dataset, spec) for metric in ROUGE}
 
 
-def _mean(values: Floats, dataset: str, spec: Spec) -> dict[str, Any]:
+def _mean(values: Floats, dataset: str, spec: Spec) -> Statistic:
     values = values[np.isfinite(values)]
     if len(values) == 0:
-        return {"status": "undefined", "reason": "every text is too short"}
+        return Statistic.undefined("every text is too short")
     counts = bootstrap.draws(dataset, len(values), spec.resamples, spec.seed)
     low, high = bootstrap.interval(counts @ values / len(values), spec.confidence, len(values))
-    return {"estimate": float(values.mean()), "low": low, "high": high, "n": len(values)}
+    return Statistic(float(values.mean()), low, high, len(values))
 
 
-def _spread(generated: pd.DataFrame, spec: Spec) -> dict[str, dict[str, Any]]:
+def _spread(generated: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
     right = outcomes(generated, "accuracy").to_numpy()
     items, strategies = right.shape
     if strategies < 2:
@@ -277,21 +272,19 @@ def _spread(generated: pd.DataFrame, spec: Spec) -> dict[str, dict[str, Any]]:
     counts = bootstrap.draws("closed", items, spec.resamples, spec.seed)
     estimates = spreads(right.mean(axis=0, keepdims=True))
     resampled = spreads(counts @ right / items)
-    fields: dict[str, dict[str, Any]] = {}
+    statistics = {}
     for metric, (value,) in estimates.items():
         if not math.isfinite(value):
-            reason = "the worst strategy gets nothing right"
-            fields[metric] = {"status": "undefined", "reason": reason, "n": items}
+            statistics[metric] = Statistic.undefined("the worst strategy gets nothing right", items)
             continue
         low, high = bootstrap.interval_of_ratio(resampled[metric], spec.confidence, items)
-        fields[metric] = {"estimate": float(value), "low": low, "high": high, "n": items}
-    chance = spread_by_chance(right, spec)
-    fields["spread_by_chance"] = {"estimate": chance, "n": items}
-    return fields
+        statistics[metric] = Statistic(float(value), low, high, items)
+    statistics["spread_by_chance"] = Statistic(spread_by_chance(right, spec), n=items)
+    return statistics
 
 
 def spreads(accuracies: Floats) -> dict[str, Floats]:
-    """Spread metrics of ``[samples, strategies]``; not finite where they divide by nought."""
+    """Spread metrics of ``[samples, strategies]``; not finite where they divide by 0."""
     high, low = accuracies.max(axis=1), accuracies.min(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return {
@@ -305,6 +298,5 @@ def spread_by_chance(right: Floats, spec: Spec) -> float:
     """Level that (max - min) / max reaches by chance: each item's outcomes shuffled among the strategies."""
     generator = np.random.default_rng([spec.seed, 1])
     shuffled = generator.permuted(np.broadcast_to(right, (spec.resamples, *right.shape)), axis=2)
-    found = spreads(shuffled.mean(axis=1))["spread_over_max"]
-    found = np.where(np.isfinite(found), found, 0.0)
-    return float(np.quantile(found, spec.confidence))
+    spread = spreads(shuffled.mean(axis=1))["spread_over_max"]
+    return float(np.quantile(np.where(np.isfinite(spread), spread, 0.0), spec.confidence))

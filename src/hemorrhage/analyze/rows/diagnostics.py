@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import Output, Variant
-from hemorrhage.analyze.rows.schema import environment_id, row
+from hemorrhage.analyze.rows.schema import OK, Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -30,7 +30,7 @@ LESS_IS_WORSE = ("cosine", "sqnr", "cka", "agreement", "overlap")
 """Parts of a metric's name that say that the layer with the smallest value is the worst."""
 
 
-def diagnostics_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[dict[str, Any]]:
+def diagnostics_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[Row]:
     """Mean over windows of each metric of each layer and head, with Student's interval; mean and worst over layers.
 
     A metric of layer 3 is ``metric{layer=3}``, of its head 2 ``metric{layer=3,head=2}``, of the whole model
@@ -41,29 +41,28 @@ def diagnostics_rows(variant: Variant, output: Output, spec: Spec) -> Iterator[d
     if table is None:
         return
     windows_read = output.manifest.get("diagnostics") or {}
-    about = {
-        "dataset": DIAGNOSTICS,
-        "protocol": windows_read.get("protocol", ""),
-        "data": windows_read.get("sha256", ""),
-        "environment": environment_id(output.manifest),
-    }
+    source = Source(
+        dataset=DIAGNOSTICS,
+        protocol=windows_read.get("protocol", ""),
+        data=windows_read.get("sha256", ""),
+        environment=environment_id(output.manifest),
+    )
     # All at once: a study has tens of thousands.
     windows = table.groupby(["metric", "layer", "head"], sort=True)["value"]
     means = windows.agg(["mean", "std", "count"])
     for (metric, layer, head), mean, spread, count in means.itertuples(name=None):
         low, high = bootstrap.t_interval_of(mean, spread, count, spec.confidence)
-        name = _name(metric, layer, head)
-        yield row(variant, name, estimate=mean, low=low, high=high, n=count, **about)
+        yield row(variant, _name(metric, layer, head), Statistic(mean, low, high, count), source)
     layers = table[(table["layer"] >= 0) & (table["head"] < 0)]
-    for metric, part in layers.groupby("metric", sort=True):
+    for metric, values in layers.groupby("metric", sort=True):
         # What is not defined in a window has no row there; a layer without all windows would bias the mean.
-        whole = part.pivot(index="window", columns="layer", values="value").dropna(axis=1).to_numpy(np.float64)
+        whole = values.pivot(index="window", columns="layer", values="value").dropna(axis=1).to_numpy(np.float64)
         if whole.shape[1] > 1:
             of_layers = whole.mean(axis=0)
             less = any(word in str(metric) for word in LESS_IS_WORSE)
             worst = whole[:, int(of_layers.argmin() if less else of_layers.argmax())]
-            yield row(variant, f"{metric}{{layers=mean}}", **_mean(whole.mean(axis=1), spec), **about)
-            yield row(variant, f"{metric}{{layers=worst}}", **_mean(worst, spec), **about)
+            yield row(variant, f"{metric}{{layers=mean}}", _mean(whole.mean(axis=1), spec), source)
+            yield row(variant, f"{metric}{{layers=worst}}", _mean(worst, spec), source)
 
 
 def _name(metric: str, layer: int, head: int) -> str:
@@ -72,32 +71,32 @@ def _name(metric: str, layer: int, head: int) -> str:
     return f"{metric}{{layer={layer}}}" if head < 0 else f"{metric}{{layer={layer},head={head}}}"
 
 
-def _mean(values: Floats, spec: Spec) -> dict[str, Any]:
+def _mean(values: Floats, spec: Spec) -> Statistic:
     low, high = bootstrap.t_interval(values, spec.confidence)
-    return {"estimate": float(values.mean()), "low": low, "high": high, "n": len(values)}
+    return Statistic(float(values.mean()), low, high, len(values))
 
 
-def cost_rows(variant: Variant, output: Output) -> Iterator[dict[str, Any]]:
+def cost_rows(variant: Variant, output: Output) -> Iterator[Row]:
     """Tokens per second (median, least and most of the repetitions) and bytes, marked where they are theoretical."""
     cost = output.cost
     if cost is None:
         return
     settings = " ".join(f"{key}={cost[key]}" for key in SETTINGS if key in cost)
     mark = f" theoretical: {cost['theoretical']}" if cost.get("theoretical") else ""
-    about = {"protocol": settings + mark, "environment": environment_id(output.manifest)}
+    source = Source(protocol=settings + mark, environment=environment_id(output.manifest))
     for key, metric in SPEEDS.items():
         speeds = np.asarray(cost.get(key) or [], dtype=np.float64)
         if len(speeds):
-            fields = {"estimate": float(np.median(speeds)), "low": float(speeds.min()), "high": float(speeds.max())}
-            yield row(variant, metric, n=len(speeds), **fields, **about)
+            median = Statistic(float(np.median(speeds)), float(speeds.min()), float(speeds.max()), len(speeds))
+            yield row(variant, metric, median, source)
     for measured in BYTES:
         size = cost.get(measured)
         if size is not None:
-            yield row(variant, measured, estimate=float(size), n=1, **about)
+            yield row(variant, measured, Statistic(float(size), n=1), source)
 
 
 def layer_estimates(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A metric's estimates by variant (rows) and layer (columns, int), of the rows that are ok."""
-    chosen = rows[(rows["status"] == "ok") & rows["metric"].str.fullmatch(rf"{metric}\{{layer=\d+\}}")]
+    """Select a metric's estimates by variant (rows) and layer (columns, int), of the rows that are ok."""
+    chosen = rows[(rows["status"] == OK) & rows["metric"].str.fullmatch(rf"{metric}\{{layer=\d+\}}")]
     layer = chosen["metric"].str.extract(r"layer=(\d+)", expand=False).astype(int)
     return chosen.assign(layer=layer).pivot(index="variant", columns="layer", values="estimate")

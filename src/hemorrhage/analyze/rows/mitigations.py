@@ -5,7 +5,7 @@ share of flips: 1 where the mitigation undoes all damage, 0 where it does nothin
 mitigation and control are resampled together, with the draws that every other interval rests on. The control does the
 same work with shuffled information; what it recovers, the information did not.
 
-A mitigation is found among the variants: its method says what it improves on, and with which settings in common.
+A mitigation is one of the variants: its method says what it improves on, and with which settings in common.
 Corrections of decoding (hemorrhage.mitigate) bring their plain side and their control along.
 """
 
@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.protocol import add_protocol
-from hemorrhage.analyze.rows.schema import environment_id, row
-from hemorrhage.analyze.rows.tasks import Suite
+from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
+from hemorrhage.analyze.rows.tasks import ITEMS, Suite
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -49,19 +49,16 @@ class Damage:
 
     @classmethod
     def of_sums(cls, sums: Floats, sizes: bootstrap.Integers, counts: bootstrap.Integers) -> Damage:
-        """The mean over tokens of sums per block."""
+        """Return the mean over tokens of sums per block."""
         return cls(float(sums.sum() / sizes.sum()), bootstrap.means(counts, sums, sizes), len(sums))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One damage metric on one data set, of the plain method, with the mitigation and with the control.
-
-    ``about``: data set, protocol, data and environment of the rows.
-    """
+    """One damage metric on one data set, of the plain method, with the mitigation and with the control."""
 
     metric: str
-    about: dict[str, str]
+    source: Source
     plain: Damage
     treated: Damage
     control: Damage | None
@@ -115,26 +112,27 @@ class TrialSummary:
 
 
 def summarize(trial: Trial, spec: Spec) -> TrialSummary:
-    """A trial without its resamples."""
-    outcomes = [_outcome(one, spec.confidence) for one in trial.measured]
+    """Return a trial without its resamples."""
+    outcomes = [_outcome(measured, spec.confidence) for measured in trial.measured]
     return TrialSummary(trial.arm, trial.treatment, trial.plain, trial.treated, trial.control, outcomes, trial.missing)
 
 
-def _outcome(one: Measured, confidence: float) -> Outcome:
+def _outcome(measured: Measured, confidence: float) -> Outcome:
+    plain, control = measured.plain, measured.control
     return Outcome(
-        metric=one.metric,
-        dataset=one.about["dataset"],
-        plain=one.plain.estimate,
-        treated=one.treated.estimate,
-        recovery=recovery(one.plain, one.treated, confidence),
-        has_control=one.control is not None,
-        control=None if one.control is None else recovery(one.plain, one.control, confidence),
-        verdict=verdict(one, confidence),
+        metric=measured.metric,
+        dataset=measured.source.dataset,
+        plain=plain.estimate,
+        treated=measured.treated.estimate,
+        recovery=recovery(plain, measured.treated, confidence),
+        has_control=control is not None,
+        control=None if control is None else recovery(plain, control, confidence),
+        verdict=verdict(measured, confidence),
     )
 
 
 def recovery(plain: Damage, treated: Damage, confidence: float) -> Recovery | None:
-    """R of ``treated``, or None where ``plain`` can't be told from no damage: there is nothing to recover then."""
+    """R of ``treated``, or None where the damage of ``plain`` is not significant: there is nothing to recover then."""
     low, _ = bootstrap.interval(plain.replicates, confidence, plain.blocks)
     if not low > 0:
         return None
@@ -151,19 +149,19 @@ def beyond_control(measured: Measured, confidence: float) -> Recovery | None:
 
 def _ratio(gain: float, gains: Floats, plain: Damage, confidence: float) -> Recovery:
     # A resample without damage says nothing of a share of it.
-    there = plain.replicates > 0
-    low, high = bootstrap.interval(gains[there] / plain.replicates[there], confidence, plain.blocks)
+    damaged = plain.replicates > 0
+    low, high = bootstrap.interval(gains[damaged] / plain.replicates[damaged], confidence, plain.blocks)
     return Recovery(gain / plain.estimate, low, high)
 
 
 def verdict(measured: Measured, confidence: float) -> str:
     """``recovers``, ``no better than its control``, ``nothing``, ``harms``, or that there is nothing to recover."""
-    found = recovery(measured.plain, measured.treated, confidence)
-    if found is None:
+    recovered = recovery(measured.plain, measured.treated, confidence)
+    if recovered is None:
         return "no damage to recover"
-    if found.high < 0:
+    if recovered.high < 0:
         return "harms"
-    if not found.low > 0:
+    if not recovered.low > 0:
         return "nothing"
     gap = beyond_control(measured, confidence)
     return "no better than its control" if gap is not None and not gap.low > 0 else "recovers"
@@ -173,7 +171,7 @@ def verdict(measured: Measured, confidence: float) -> str:
 
 
 def trials(inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[Suite], spec: Spec) -> list[Trial]:
-    """Every mitigation of the run, in the order of the rules and of params.yaml."""
+    """Compare every mitigation of the run, in the order of the arms and of params.yaml."""
     return [
         _trial(arm, treated, plain, _control(treated, inputs), evaluations, suites, spec)
         for arm, treated, plain in _pairs(inputs)
@@ -196,36 +194,42 @@ def _pairs(inputs: Inputs) -> Iterator[tuple[str, Variant, Variant]]:
                         yield arm, treated, plain
 
 
-def _fits(variant: Variant, wanted: Mapping[str, Sequence[Any]]) -> bool:
+def _fits(variant: Variant, wanted: Mapping[str, Sequence[object]]) -> bool:
     """Whether the settings have wanted values; a setting that the method has not excludes nothing."""
     return all(variant.settings[name] in values for name, values in wanted.items() if name in variant.settings)
 
 
 def _comparable(comparison: Comparison, treated: Variant, plain: Variant) -> bool:
-    ours, theirs = treated.settings, plain.settings
-    if not ours or not theirs:
-        return False
+    """Whether a variant is the plain side of a comparison of ``treated``."""
     if plain.name == treated.name or plain.on != treated.on or plain.is_shuffled:
         return False
-    if not _fits(plain, comparison.untreated) or any(ours[key] == theirs[key] for key in comparison.changed):
+    return _settings_compare(comparison, treated, plain) and (
+        not comparison.equal_bytes or _equal_bytes(treated, plain)
+    )
+
+
+def _settings_compare(comparison: Comparison, treated: Variant, plain: Variant) -> bool:
+    ours, theirs = treated.settings, plain.settings
+    if not ours or not theirs or not _fits(plain, comparison.untreated):
         return False
-    if any(ours.get(key) != theirs.get(key) for key in comparison.same):
-        return False
-    if not comparison.equal_bytes:
-        return True
-    sizes = [variant.manifest.get("layer_bits", math.nan) for variant in (treated, plain)]
-    return abs(sizes[0] - sizes[1]) < EQUAL_BYTES * sizes[1]
+    differ = all(ours[key] != theirs[key] for key in comparison.changed)
+    return differ and all(ours.get(key) == theirs.get(key) for key in comparison.same)
+
+
+def _equal_bytes(treated: Variant, plain: Variant) -> bool:
+    ours, theirs = (variant.manifest.get("layer_bits", math.nan) for variant in (treated, plain))
+    return abs(ours - theirs) < EQUAL_BYTES * theirs
 
 
 def _control(treated: Variant, inputs: Inputs) -> Variant | None:
-    """The control: the same but for ``shuffled``, with the same seed if there is such a one."""
+    """Find the control: the same but for ``shuffled``, with the same seed if one has it."""
     wanted = {**treated.settings, "shuffled": True}
-    found = [
+    controls = [
         variant
         for variant in inputs.variants.values()
         if variant.method == treated.method and variant.on == treated.on and variant.settings == wanted
     ]
-    return min(found, key=lambda variant: variant.seed != treated.seed) if found else None
+    return min(controls, key=lambda variant: variant.seed != treated.seed, default=None)
 
 
 def _trial(
@@ -257,11 +261,11 @@ def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:
 
 
 def _language(outputs: Sequence[Output], spec: Spec) -> Iterator[Measured]:
-    """The language metrics of a plain variant, its mitigation and perhaps a control, on every corpus."""
-    for corpus, facts in outputs[0].manifest.get("corpora", {}).items():
+    """Measure a plain variant, its mitigation and perhaps a control by the language metrics, on every corpus."""
+    for corpus, stated in outputs[0].manifest.get("corpora", {}).items():
         tables = [output.tables["tokens.parquet"] for output in outputs]
         tables = [table[table["corpus"] == corpus] for table in tables]
-        about = _about(corpus, facts, outputs[1])
+        source = Source(corpus, stated["protocol"], stated["sha256"], environment_id(outputs[1].manifest))
         _, block = np.unique(tables[0]["window"].to_numpy(), return_inverse=True)
         sizes = np.bincount(block).astype(np.int64)
         counts = bootstrap.draws(corpus, len(sizes), spec.resamples, spec.seed)
@@ -269,47 +273,39 @@ def _language(outputs: Sequence[Output], spec: Spec) -> Iterator[Measured]:
             ("kl_mean", [table["kl"].to_numpy(np.float64) for table in tables]),
             ("ln_perplexity_ratio", [(table["nll"].astype(float) - table["base_nll"]).to_numpy() for table in tables]),
         ):
-            yield measured(
-                metric, about, [np.bincount(block, weights=one).astype(np.float64) for one in values], sizes, counts
-            )
+            sums = [np.bincount(block, weights=tokens).astype(np.float64) for tokens in values]
+            yield compare_sums(metric, source, sums, sizes, counts)
 
 
-def measured(
-    metric: str, about: dict[str, str], sums: Sequence[Floats], sizes: bootstrap.Integers, counts: bootstrap.Integers
+def compare_sums(
+    metric: str, source: Source, sums: Sequence[Floats], sizes: bootstrap.Integers, counts: bootstrap.Integers
 ) -> Measured:
-    """Sums per block of the plain side, the mitigation and perhaps the control, of which the mean is the damage."""
-    plain, treated, *control = (Damage.of_sums(one, sizes, counts) for one in sums)
-    return Measured(metric, about, plain, treated, control[0] if control else None)
-
-
-def _about(dataset: str, facts: Mapping[str, Any], output: Output) -> dict[str, str]:
-    return {
-        "dataset": dataset,
-        "protocol": facts["protocol"],
-        "data": facts["sha256"],
-        "environment": environment_id(output.manifest),
-    }
+    """Compare sums per block of the plain side, the mitigation and perhaps the control; the damage is their mean."""
+    plain, treated, *control = (Damage.of_sums(side, sizes, counts) for side in sums)
+    return Measured(metric, source, plain, treated, control[0] if control else None)
 
 
 def _flips(suite: Suite, names: Sequence[str], spec: Spec) -> Iterator[Measured]:
     """Flips, averaged over the suite's tasks that are not at chance."""
-    outputs = [suite.outputs.get(name) for name in names]
-    if not suite.averaged_tasks or any(output is None or "items.parquet" not in output.tables for output in outputs):
+    outputs = [output for output in map(suite.outputs.get, names) if output is not None and ITEMS in output.tables]
+    if not suite.averaged_tasks or len(outputs) < len(names):
         return
-    damages = [_flipped(output, suite, spec) for output in outputs if output is not None]
-    facts = {"protocol": f"mean of {', '.join(suite.averaged_tasks)}", "sha256": ""}
-    treated = outputs[1]
-    assert treated is not None
-    about = _about(suite.name, facts, treated)
-    yield Measured("flips", about, damages[0], damages[1], damages[2] if len(damages) > 2 else None)
+    plain, treated, *control = (_flipped(output, suite, spec) for output in outputs)
+    source = Source(
+        dataset=suite.name,
+        protocol=f"mean of {', '.join(suite.averaged_tasks)}",
+        environment=environment_id(outputs[1].manifest),
+    )
+    yield Measured("flips", source, plain, treated, control[0] if control else None)
 
 
 def _flipped(output: Output, suite: Suite, spec: Spec) -> Damage:
-    items = output.tables["items.parquet"]
+    items = output.tables[ITEMS]
     estimates, replicates, blocks = [], [], 0
     for task in suite.averaged_tasks:
-        part = items[items["task"] == task]
-        flipped = (part["correct"] != part["base_correct"]).astype(float).groupby(part["group"]).agg(["sum", "size"])
+        answers = items[items["task"] == task]
+        flips = (answers["correct"] != answers["base_correct"]).astype(float)
+        flipped = flips.groupby(answers["group"]).agg(["sum", "size"])
         sums, sizes = flipped["sum"].to_numpy(np.float64), flipped["size"].to_numpy(np.int64)
         counts = bootstrap.draws(task, len(sizes), spec.resamples, spec.seed)
         estimates.append(sums.sum() / sizes.sum())
@@ -321,32 +317,34 @@ def _flipped(output: Output, suite: Suite, spec: Spec) -> Damage:
 # Rows.
 
 
-def trial_rows(found: Sequence[Trial], spec: Spec) -> Iterator[dict[str, Any]]:
+def trial_rows(trials: Sequence[Trial], spec: Spec) -> Iterator[Row]:
     """Rows of the mitigations: ``recovery{of=kl_mean,plain=wanda-0.5}``, a control's under the variant that it is.
 
     ``recovery_beyond_control``: the difference of both.
     """
     seen = set()
-    for trial in found:
-        for one in trial.measured:
-            treated, control = trial.treated, trial.control
-            yield _row(treated, "recovery", one, trial.label, recovery(one.plain, one.treated, spec.confidence))
-            if one.control is not None and control is not None:
+    for trial in trials:
+        for measured in trial.measured:
+            plain, confidence = measured.plain, spec.confidence
+            recovered = recovery(plain, measured.treated, confidence)
+            yield _row(trial.treated, "recovery", measured, trial.label, recovered)
+            if measured.control is not None and trial.control is not None:
                 label = trial.control_label or trial.label
                 # Mitigations that differ by their seed alone may share a control.
-                if (control.name, label, one.metric, one.about["dataset"]) not in seen:
-                    yield _row(control, "recovery", one, label, recovery(one.plain, one.control, spec.confidence))
-                seen.add((control.name, label, one.metric, one.about["dataset"]))
-                gap = beyond_control(one, spec.confidence)
-                yield _row(treated, "recovery_beyond_control", one, trial.label, gap)
+                key = (trial.control.name, label, measured.metric, measured.source.dataset)
+                if key not in seen:
+                    by_control = recovery(plain, measured.control, confidence)
+                    yield _row(trial.control, "recovery", measured, label, by_control)
+                seen.add(key)
+                gap = beyond_control(measured, confidence)
+                yield _row(trial.treated, "recovery_beyond_control", measured, trial.label, gap)
 
 
-def _row(variant: Variant, metric: str, one: Measured, label: str, found: Recovery | None) -> dict[str, Any]:
-    name = f"{metric}{{of={one.metric},{label}}}"
-    if "window=" in one.about["protocol"]:
-        name = add_protocol(name, one.about["protocol"])
-    if found is None:
-        reason = "the plain method does no damage that can be told from none"
-        return row(variant, name, n=one.plain.blocks, status="undefined", reason=reason, **one.about)
-    fields = {"estimate": found.value, "low": found.low, "high": found.high, "n": one.plain.blocks}
-    return row(variant, name, **fields, **one.about)
+def _row(variant: Variant, metric: str, measured: Measured, label: str, recovered: Recovery | None) -> Row:
+    name, blocks = f"{metric}{{of={measured.metric},{label}}}", measured.plain.blocks
+    if "window=" in measured.source.protocol:
+        name = add_protocol(name, measured.source.protocol)
+    statistic = Statistic.undefined("the plain method does no significant damage", blocks)
+    if recovered is not None:
+        statistic = Statistic(recovered.value, recovered.low, recovered.high, blocks)
+    return row(variant, name, statistic, measured.source)

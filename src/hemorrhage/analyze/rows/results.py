@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,8 @@ from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.decoding import decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
-from hemorrhage.analyze.rows.language import Texts, language_rows
-from hemorrhage.analyze.rows.schema import ROWS, environment_id, row
+from hemorrhage.analyze.rows.language import Resamples, language_rows
+from hemorrhage.analyze.rows.schema import OK, ROWS, Row, Source, Statistic, environment_id, row, table_of
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import significance
@@ -28,11 +28,13 @@ SIZE_METRICS: tuple[SizeMetric, ...] = get_args(SizeMetric)
 
 @dataclass(frozen=True)
 class Results:
-    """``rows`` as in the schema; ``replicates``: (variant, corpus) -> log-perplexity ratio in each resample,
-    float64 ``[resamples]``, and ``divergences`` the same of the mean KL; ``blocks``: corpus -> number of windows;
-    ``suites``: the tasks, by who asked them; ``task_losses``: variant -> share of the base's accuracy on the probes
-    that it lost, in each resample, and the number of their groups; ``trials``: the
-    mitigations that were tried."""
+    """All rows, and the resamples that verdicts rest on.
+
+    ``replicates``: (variant, corpus) -> log-perplexity ratio in each resample, float64 ``[resamples]``; ``divergences``
+    the same of the mean KL. ``blocks``: corpus -> number of windows. ``suites``: the tasks, by the step that scored
+    them. ``task_losses``: variant -> share of the base's accuracy on the probes that it lost, the same in each
+    resample, and the number of their groups. ``trials``: the mitigations that were tried.
+    """
 
     rows: pd.DataFrame
     replicates: dict[tuple[str, str], Floats] = field(repr=False)
@@ -44,58 +46,69 @@ class Results:
 
 
 def build(inputs: Inputs, spec: Spec) -> Results:
-    """All rows of all inputs. A failed output gives rows without numbers that say why."""
-    rows: list[dict[str, Any]] = []
-    texts = Texts()
+    """Build all rows of all inputs. A failed output gives rows without numbers that say why."""
+    rows: list[Row] = []
+    resamples = Resamples()
     evaluations = _evaluations(inputs)
     answered = suites(inputs, evaluations, spec)
     for variant in inputs.variants.values():
-        rows.extend(_sizes(variant))
+        rows.extend(_size_rows(variant))
     for name, output in tqdm(evaluations.items(), desc="intervals", mininterval=5):
-        rows.extend(language_rows(inputs.variants[name], output, spec, texts))
+        rows.extend(language_rows(inputs.variants[name], output, spec, resamples))
         rows.extend(diagnostics_rows(inputs.variants[name], output, spec))
         rows.extend(cost_rows(inputs.variants[name], output))
     for suite in answered:
         for variant in inputs.variants.values():
             rows.extend(task_rows(variant, suite, spec))
-    decoded = inputs.decodes.get(BASE)
-    texts_of_base = None if decoded is None or decoded.failure else measure_texts(decoded)
-    for name, output in inputs.decodes.items():
-        rows.extend(decoding_rows(inputs.variants[name], output, spec, None if name == BASE else texts_of_base))
-    if inputs.sibling is not None:
-        rows.extend(decoding_rows(inputs.sibling.variant, inputs.sibling.decoded, spec))
+    rows.extend(_decoding_rows(inputs, spec))
     trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
     rows.extend(mitigations.trial_rows(trials, spec))
     rows.extend(corrections.correction_rows(inputs, spec))
-    table = pd.DataFrame(rows, columns=list(ROWS.columns))
-    table["seed"] = table["seed"].astype("Int64")
+    table = table_of(rows)
     table["q"] = false_discovery_rates(table)
     probes = [suite for suite in answered if suite.name == ALL_TASKS]
-    losses = task_losses(probes[0], spec) if probes else {}
-    return Results(ROWS.validate(table), texts.replicates, texts.blocks, answered, texts.divergences, losses, trials)
+    return Results(
+        rows=ROWS.validate(table),
+        replicates=resamples.ratios,
+        blocks=resamples.blocks,
+        suites=answered,
+        divergences=resamples.divergences,
+        task_losses=task_losses(probes[0], spec) if probes else {},
+        trials=trials,
+    )
+
+
+def _decoding_rows(inputs: Inputs, spec: Spec) -> Iterator[Row]:
+    """Rows of the decoding sweeps, the variants' compared with the base's."""
+    of_base = inputs.decodes.get(BASE)
+    base_texts = None if of_base is None or of_base.failure else measure_texts(of_base)
+    for name, output in inputs.decodes.items():
+        yield from decoding_rows(inputs.variants[name], output, spec, None if name == BASE else base_texts)
+    if inputs.sibling is not None:
+        yield from decoding_rows(inputs.sibling.variant, inputs.sibling.decoded, spec)
 
 
 def false_discovery_rates(rows: pd.DataFrame) -> pd.Series:
-    """False discovery rates: Benjamini and Hochberg's q over all variants, for each metric and data set apart."""
-    tested = rows[rows["p"].notna() & (rows["status"] == "ok")]
-    found = pd.Series(np.nan, index=rows.index)
-    for _, part in tested.groupby(["metric", "dataset", "protocol"]):
-        found.loc[part.index] = significance.q_values(part["p"].to_numpy())
-    return found
+    """Return Benjamini and Hochberg's q over all variants, for each metric and data set apart."""
+    tested = rows[rows["p"].notna() & (rows["status"] == OK)]
+    rates = pd.Series(np.nan, index=rows.index)
+    for _, family in tested.groupby(["metric", "dataset", "protocol"]):
+        rates.loc[family.index] = significance.q_values(family["p"].to_numpy())
+    return rates
 
 
 def _evaluations(inputs: Inputs) -> dict[str, Output]:
-    """The evaluations, the base's first. The base's side is in every evaluation, so it never lacks one."""
-    found = dict(inputs.evaluations)
-    if BASE not in found:
-        whole = next((output for output in found.values() if output.failure is None), None)
+    """Return the evaluations, the base's first. The base's side is in every evaluation, so it never lacks one."""
+    evaluations = dict(inputs.evaluations)
+    if BASE not in evaluations:
+        whole = next((output for output in evaluations.values() if output.failure is None), None)
         if whole is not None:
-            found[BASE] = _of_base(whole)
-    return {name: found[name] for name in inputs.variants if name in found}
+            evaluations[BASE] = _of_base(whole)
+    return {name: evaluations[name] for name in inputs.variants if name in evaluations}
 
 
 def _of_base(output: Output) -> Output:
-    """The base as another variant's evaluation knows it: no A/A run, so that it equals itself by definition."""
+    """Return the base as another variant's evaluation knows it: without an A/A run it equals itself by definition."""
     tokens = output.tables["tokens.parquet"]
     tables = {
         "tokens.parquet": tokens.assign(
@@ -116,11 +129,11 @@ def _of_base(output: Output) -> Output:
     return Output(output.manifest, tables)
 
 
-def _sizes(variant: Variant) -> Iterator[dict[str, Any]]:
-    about = {"environment": environment_id(variant.manifest), "protocol": "counted in the checkpoint"}
+def _size_rows(variant: Variant) -> Iterator[Row]:
+    source = Source(protocol="counted in the checkpoint", environment=environment_id(variant.manifest))
     for metric in SIZE_METRICS:
         value = variant.manifest.get(metric)
         if variant.failure is not None:
-            yield row(variant, metric, status="failed", reason=variant.failure, **about)
-        elif value is not None:
-            yield row(variant, metric, estimate=float(value), n=1, **about)
+            yield row(variant, metric, Statistic.failed(variant.failure), source)
+        elif isinstance(value, int | float):
+            yield row(variant, metric, Statistic(float(value), n=1), source)

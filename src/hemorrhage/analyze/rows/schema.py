@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 
 from hemorrhage.analyze.inputs import Variant
+from hemorrhage.analyze.manifests import Manifest
 
-AT_CHANCE = "at chance"
+OK, FAILED, UNDEFINED, AT_CHANCE = "ok", "failed", "undefined", "at chance"
+"""Status of a row. ``at chance``: measured, but the base model does no better than guessing, so that the row takes part
+in nothing."""
 
 
 def _measured(rows: pd.DataFrame) -> pd.Series:
-    return np.isfinite(rows["estimate"]) | (rows["status"] != "ok")
+    return np.isfinite(rows["estimate"]) | (rows["status"] != OK)
 
 
 def _explained(rows: pd.DataFrame) -> pd.Series:
-    return (rows["reason"] != "") == (rows["status"] != "ok")
+    return (rows["reason"] != "") == (rows["status"] != OK)
 
 
 def _ordered(rows: pd.DataFrame) -> pd.Series:
@@ -52,7 +56,7 @@ ROWS = pa.DataFrameSchema(
         "seed": pa.Column("Int64", nullable=True),
         "environment": pa.Column(str),
         "data": pa.Column(str),
-        "status": pa.Column(str, pa.Check.isin(["ok", "failed", "undefined", AT_CHANCE])),
+        "status": pa.Column(str, pa.Check.isin([OK, FAILED, UNDEFINED, AT_CHANCE])),
         "reason": pa.Column(str),
     },
     checks=[
@@ -68,40 +72,111 @@ ROWS = pa.DataFrameSchema(
 and ``high`` empty where a number is exact (bytes) or an interval means nothing (a maximum); ``p``: of the paired test
 against the base; ``q``: the same after Benjamini and Hochberg over all variants of this metric and data set; ``mde``:
 the smallest true effect that such a test finds four times out of five; ``n``: blocks or items it rests on; ``data``:
-sha256 of the text or task; ``environment``: id of machine and libraries (provenance.json says which). Status ``at
-chance``: measured, but the base model does no better than guessing, so the row takes part in nothing."""
+sha256 of the text or task; ``environment``: id of machine and libraries (provenance.json says which)."""
 
 
-def row(variant: Variant, metric: str, **fields: Any) -> dict[str, Any]:
-    """A row with what is known of its variant, and ``fields`` in place of what a row says otherwise."""
-    content = {
-        "variant": variant.name,
-        "sweep": variant.sweep,
-        "family": variant.family,
-        "method": variant.method,
-        "curve": variant.curve,
-        "setting": variant.label,
-        "axis": variant.axis,
-        "severity": variant.severity,
-        "metric": metric,
-        "dataset": "",
-        "protocol": "",
-        "estimate": math.nan,
-        "low": math.nan,
-        "high": math.nan,
-        "p": math.nan,
-        "q": math.nan,
-        "mde": math.nan,
-        "n": 0,
-        "seed": variant.seed,
-        "environment": "",
-        "data": "",
-        "status": "ok",
-        "reason": "",
-    }
-    return {**content, **fields}
+@dataclass(frozen=True)
+class Source:
+    """What a number was measured on; ``data``: sha256 of the text or task, ``environment``: id of the environment."""
+
+    dataset: str = ""
+    protocol: str = ""
+    data: str = ""
+    environment: str = ""
 
 
-def environment_id(manifest: Mapping[str, Any]) -> str:
-    """Id of the environment that an output was made in."""
+@dataclass(frozen=True)
+class Statistic:
+    """An estimate with its interval, the ``n`` blocks or items it rests on, and its test; or why there is none."""
+
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    p: float = math.nan
+    mde: float = math.nan
+    status: str = OK
+    reason: str = ""
+
+    @classmethod
+    def failed(cls, reason: str) -> Statistic:
+        """Return what stands for a number whose output could not be made."""
+        return cls(status=FAILED, reason=reason)
+
+    @classmethod
+    def undefined(cls, reason: str, n: int = 0) -> Statistic:
+        """Return what stands for a number that the data don't define."""
+        return cls(n=n, status=UNDEFINED, reason=reason)
+
+    def untested(self) -> Statistic:
+        """Return the same without its test: of the base, or of a task at chance."""
+        return replace(self, p=math.nan, mde=math.nan)
+
+
+class Row(NamedTuple):
+    """A row of hemorrhage.parquet; ``q`` is computed of all rows together."""
+
+    variant: str
+    sweep: str
+    family: str
+    method: str
+    curve: str
+    setting: str
+    axis: str
+    severity: float
+    metric: str
+    dataset: str
+    protocol: str
+    estimate: float
+    low: float
+    high: float
+    p: float
+    q: float
+    mde: float
+    n: int
+    seed: int | None
+    environment: str
+    data: str
+    status: str
+    reason: str
+
+
+def row(variant: Variant, metric: str, statistic: Statistic, source: Source) -> Row:
+    """Return the row of one number of a variant."""
+    return Row(
+        variant=variant.name,
+        sweep=variant.sweep,
+        family=variant.family,
+        method=variant.method,
+        curve=variant.curve,
+        setting=variant.label,
+        axis=variant.axis,
+        severity=variant.severity,
+        metric=metric,
+        dataset=source.dataset,
+        protocol=source.protocol,
+        estimate=statistic.estimate,
+        low=statistic.low,
+        high=statistic.high,
+        p=statistic.p,
+        q=math.nan,
+        mde=statistic.mde,
+        n=statistic.n,
+        seed=variant.seed,
+        environment=source.environment,
+        data=source.data,
+        status=statistic.status,
+        reason=statistic.reason,
+    )
+
+
+def table_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return rows as a table with the columns of the schema, ``q`` not computed yet."""
+    table = pd.DataFrame(rows, columns=list(Row._fields))
+    table["seed"] = table["seed"].astype("Int64")
+    return table
+
+
+def environment_id(manifest: Manifest) -> str:
+    """Return the id of the environment that an output was made in."""
     return manifest.get("environment", {}).get("id", "")
