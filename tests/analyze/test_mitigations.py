@@ -194,6 +194,6 @@ def test_a_failed_side_is_a_row_with_its_reason() -> None:
 def test_a_control_of_two_shuffles_shows_its_luck() -> None:
     rng = np.random.default_rng(0)
     shuffles = [Damage(0.5 + shift, 0.5 + shift + 0.001 * rng.normal(size=400), 16) for shift in (0.1, -0.1)]
-    joined = corrections._of_any(shuffles, SPEC)
+    joined = corrections.mean_control(shuffles, SPEC)
     assert joined.estimate == pytest.approx(0.5)
     assert joined.replicates.std() == pytest.approx(0.1, rel=0.05)

@@ -92,11 +92,11 @@ def _measured(table: pd.DataFrame, name: str, output: Output, spec: Spec) -> Ite
         sizes, counts = _blocks(sides[0], output, text, spec)
         for metric, column in metrics.items():
             plain, treated, *shuffles = (Damage.of_sums(_sums(side, column), sizes, counts) for side in sides)
-            control = _mean_control(shuffles, spec) if shuffles else None
+            control = mean_control(shuffles, spec) if shuffles else None
             yield Measured(metric, _source(output, text), plain, treated, control)
 
 
-def _mean_control(shuffles: Sequence[Damage], spec: Spec) -> Damage:
+def mean_control(shuffles: Sequence[Damage], spec: Spec) -> Damage:
     """Average the damage over a control's shuffles; each resample takes one at random, so that luck is seen."""
     replicates = np.stack([damage.replicates for damage in shuffles])
     picks = np.random.default_rng(spec.seed).integers(len(shuffles), size=replicates.shape[1])
