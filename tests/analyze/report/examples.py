@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from hemorrhage.analyze.axes import Sweep
 from hemorrhage.analyze.curves.definitions import NAMES
-from hemorrhage.analyze.curves.entries import LOCATED, TOO_FEW, CurveEntry, Threshold
+from hemorrhage.analyze.curves.entries import TOO_FEW, CurveEntry, Threshold
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
-from hemorrhage.analyze.report.charts.plotly import Figure, Json
+from hemorrhage.analyze.report.charts.plotly import Json
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
+from tests.analyze.curves import made
+from tests.analyze.curves.made import located
+
+__all__ = ["entry", "estimate", "inputs", "located", "numbers", "row", "sweep", "variant"]
 
 
 def estimate(value: float, low: float = math.nan, high: float = math.nan, **fields: Any) -> Estimate:
@@ -81,32 +84,5 @@ def sweep(*variants: Variant, name: str = "") -> Sweep:
 def entry(name: str = "rtn", axis: str = "bits", base: float = 16.0, **fields: Any) -> CurveEntry:
     """Return the entry of a curve on prose; thresholds that are not given are unknown."""
     thresholds = dict.fromkeys(NAMES, Threshold(TOO_FEW, "a knee needs 4 points")) | fields.pop("thresholds", {})
-    known: dict[str, Any] = {
-        "sweep": name,
-        "curve": "",
-        "identity": name,
-        "family": "weight_quantization",
-        "method": "rtn",
-        "corpus": "prose",
-        "unit": "",
-        "on": BASE,
-        "points": 3,
-        "missing": {},
-        "fits": {},
-        "next": None,
-        "defects": [],
-        **fields,
-    }
-    return CurveEntry(name=name, axis=axis, base=base, thresholds=thresholds, **known)
-
-
-def located(value: float, low: float | None = None, high: float | None = None, **fields: Any) -> Threshold:
-    """Return a threshold with its interval."""
-    return Threshold(LOCATED, estimate=value, low=low, high=high, **fields)
-
-
-def texts(figure: Figure) -> Iterator[str]:
-    """Yield every hover text of a figure."""
-    for trace in figure["data"]:
-        for line in trace.get("text", []):
-            yield from [line] if isinstance(line, str) else line
+    known = {"sweep": name, "identity": name, "name": name, "axis": axis, "base": base, "points": 3}
+    return made.entry(thresholds, **{**known, **fields})

@@ -1,4 +1,4 @@
-"""The page: one file that opens from disk, with everything it shows inside it."""
+"""The page: one self-contained file that opens from disk."""
 
 from __future__ import annotations
 
