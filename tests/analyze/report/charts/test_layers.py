@@ -28,7 +28,7 @@ def test_errors_are_coloured_by_their_square_root() -> None:
     (trace,) = maps["layers|local_error"]["data"]
     assert (trace["y"], trace["x"]) == (["a"], ["0", "1"])
     assert trace["z"] == [[0.2, 0.5]]
-    assert trace["hovertext"][0][0] == "<b>a</b>, 0<br>the block's own error, by layer: 0.04 (0.03 to 0.05)"
+    assert trace["hovertext"][0][0] == "<b>a</b>, 0<br>local error, by layer: 0.04 (0.03 to 0.05)"
     assert LAYER_MAPS["local_error"].level(-4.0) == -1.0
 
 

@@ -19,7 +19,7 @@ def test_every_task_has_the_accuracy_of_the_base(study: Study) -> None:
     )
     assert rows["recall"].items == accuracy.n
     assert rows["recall"].guessing == "25.0"
-    assert rows["boolq"].guessing == "50.0; 62.0 with one answer"
+    assert rows["boolq"].guessing == "50.0; 62.0 with a constant answer"
     assert rows[synthetic.AT_CHANCE].note.startswith("at chance")
 
 

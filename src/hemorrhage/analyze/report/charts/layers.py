@@ -28,7 +28,7 @@ def _square_root(value: float) -> float:
 
 
 LAYER_MAPS = {
-    "local_error": LayerMap("Local error", "the block's own error", _square_root),
+    "local_error": LayerMap("Local error", "local error", _square_root),
     "inherited_error": LayerMap("Inherited error", "inherited error", _square_root),
     "attention_js": LayerMap("Attention", "attention divergence, nats", _square_root),
     "attention_entropy": LayerMap("Entropy", "entropy of attention", float),

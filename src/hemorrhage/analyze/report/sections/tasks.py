@@ -60,8 +60,8 @@ def list_tasks(rows: pd.DataFrame, suites: Sequence[Suite]) -> list[Task]:
             guessing = f"{100 * task['chance']:.1f}"
             floor = task.get("floor")
             if floor is not None:
-                guessing += f"; {100 * floor:.1f} with one answer"
-            note = "at chance: takes part in no mean and no test" if name in suite.at_chance else ""
+                guessing += f"; {100 * floor:.1f} with a constant answer"
+            note = "at chance: excluded from means and tests" if name in suite.at_chance else ""
             tasks.append(Task(name, SUITES[suite.name], items, guessing, accuracy, note))
     return tasks
 
