@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_what_libraries_say_of_a_full_disk_is_understood() -> None:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were slept."""
     slept: list[float] = []
-    monkeypatch.setattr(network.time, "sleep", slept.append)
+    monkeypatch.setattr(time, "sleep", slept.append)
     return slept
 
 
@@ -111,7 +112,7 @@ def test_a_network_that_comes_back_is_waited_for_and_a_wrong_name_is_not(pauses:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return str(answer)
 
     assert network.fetched("text", fetch) == "data"
     assert pauses == list(network.PAUSES[:2])

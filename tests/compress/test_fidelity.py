@@ -15,6 +15,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.checks.fidelity import LAYERS, LIMIT, unscaled
 from hemorrhage.models.checkpoint import load
 from tests.calibration import calibrated
+from tests.layers import layer_of
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_sqnr_is_its_definition(tiny: Path, calibration: Path, tmp_path: Path) -
     first = {name: first for first, names in statistics.shared().items() for name in names}
     assert set(found) == set(first)
     for name, values in found.items():
-        w, v = before.get_submodule(name).weight.double(), after.get_submodule(name).weight.double()
+        w, v = layer_of(before, name).weight.double(), layer_of(after, name).weight.double()
         expected = 10 * math.log10(w.square().sum() / (v - w).square().sum())
         assert values["weight_sqnr"] == pytest.approx(expected, abs=0.01)
         assert values["weight_outliers"] == pytest.approx((w.abs().max() / w.square().mean().sqrt()).item(), rel=1e-4)

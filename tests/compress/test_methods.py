@@ -40,7 +40,7 @@ FITTING = {
 
 def fitting(method: Method, example: Mapping[str, Any]) -> dict[str, Any]:
     """An example for the tiny model; what it leaves out or gives as a word stays as it is."""
-    changed = {
+    changed: dict[str, Any] = {
         name: value
         for name, value in FITTING.items()
         if name in method.settings.model_fields
@@ -105,7 +105,7 @@ def made(
     """Run the compress step, read its checkpoint back in the ordinary way, return the manifest."""
     spec = {"sweep": method, "method": method, "settings": settings, "seed": 0}
     compress(out, method, base, on, *statistics, {**spec, "on": on and "parent"})
-    manifest = json.loads((out / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text())
     assert "failure" not in manifest, manifest["failure"]
     verify(load(out, base=base), out)
     return manifest

@@ -11,7 +11,7 @@ import pytest
 import torch
 from benchmarks import peer_columns as engine
 from datasets import Dataset
-from llmcompressor import oneshot
+from llmcompressor.entrypoints.oneshot import oneshot
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ from hemorrhage.compress.solvers.sparsity import lowest
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from tests.divergence import divergence
+from tests.layers import generate, layer_of
 
 LENGTH = 96
 
@@ -43,7 +44,8 @@ def windows(tiny: Path) -> Tensor:
     """Windows that the tiny model wrote: 16 to calibrate on, 16 to measure on."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        return load(tiny).generate(
+        return generate(
+            load(tiny),
             torch.ones(32, 1, dtype=torch.long),
             do_sample=True,
             min_length=LENGTH,
@@ -64,7 +66,8 @@ def perplexity(model: PreTrainedModel, windows: Tensor) -> float:
     """On the windows that nothing was calibrated on."""
     held_out = windows[16:]
     with torch.no_grad():
-        return model(held_out, labels=held_out).loss.exp().item()
+        loss: Tensor = model(held_out, labels=held_out).loss
+    return loss.exp().item()
 
 
 def peer(tiny: Path, windows: Tensor, recipe: Any) -> PreTrainedModel:
@@ -195,7 +198,7 @@ def test_our_column_update_for_the_engine_is_its_own(dtype: torch.dtype, scheme:
     eager = quantize_weight(weight.clone(), moment.clone(), scale, zero, None, args)
     engine.register()
     assert engine.gptq_block_update_cpu in [entry[0] for entry in ImplBackend._backends["gptq_block_update"]]
-    fast = quantize_weight(weight.clone(), moment.clone(), scale, zero, None, args)
+    fast: Any = quantize_weight(weight.clone(), moment.clone(), scale, zero, None, args)
     torch.testing.assert_close(fast[0], eager[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(fast[1], eager[1])
     assert not fast[2].any()
@@ -207,12 +210,15 @@ def test_our_column_update_for_the_engine_is_its_own(dtype: torch.dtype, scheme:
 
 def test_the_peers_magnitude_modifier_still_changes_nothing(tiny: Path, windows: Tensor) -> None:
     """The note in hemorrhage.compress.methods.unstructured_pruning.magnitude."""
-    from llmcompressor.modifiers.pruning import MagnitudePruningModifier
+    from llmcompressor.modifiers import pruning
 
-    recipe = MagnitudePruningModifier(targets="re:.*proj$", init_sparsity=0.0, final_sparsity=0.5, start=0.0, end=1.0)
+    modifiers: Any = pruning
+    recipe = modifiers.MagnitudePruningModifier(
+        targets="re:.*proj$", init_sparsity=0.0, final_sparsity=0.5, start=0.0, end=1.0
+    )
     model = peer(tiny, windows, recipe)
     for name, linear in linears_of(load(tiny)).items():
-        assert torch.equal(model.get_submodule(name).weight, linear.weight)
+        assert torch.equal(layer_of(model, name).weight, linear.weight)
 
 
 def test_the_peers_owl_still_fails(tiny: Path, windows: Tensor) -> None:

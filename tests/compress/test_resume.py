@@ -68,9 +68,14 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -
     resume = tmp_path / "out.resume"
     assert sorted(file.name for file in resume.iterdir()) == ["0.safetensors", "1.safetensors"]
     assert not (tmp_path / "out").exists()
-    restored = []
+    restored: list[int] = []
     restore = Progress.restore
-    monkeypatch.setattr(Progress, "restore", lambda self, *at: (restored.append(at[1]), restore(self, *at)))
+
+    def noting(self: Progress, model: Any, index: int) -> None:
+        restored.append(index)
+        restore(self, model, index)
+
+    monkeypatch.setattr(Progress, "restore", noting)
     run(tmp_path / "out", *arguments)
     assert restored == [0, 1]
     assert failure(tmp_path / "out") is None
@@ -134,7 +139,12 @@ def test_a_killed_training_goes_on_behind_its_finished_steps(
     assert (tmp_path / "out.resume" / training.FILE).is_file()
     assert not (tmp_path / "out").exists()
     steps: list[float] = []
-    monkeypatch.setattr(Training, "finish", lambda self, loss: (steps.append(loss), finish(self, loss)))
+
+    def noting(self: Training, loss: float) -> None:
+        steps.append(loss)
+        finish(self, loss)
+
+    monkeypatch.setattr(Training, "finish", noting)
     run(tmp_path / "out", *arguments)
     assert failure(tmp_path / "out") is None
     assert len(steps) == 5 - KILLED_AFTER
@@ -157,7 +167,12 @@ def test_a_failure_of_the_variant_keeps_no_blocks(
     monkeypatch.setattr(progress, "SECONDS", 0)
     tune = autoround.tune
     calls: list[int] = []
-    monkeypatch.setattr(autoround, "tune", lambda *given: len(calls) < 2 and (calls.append(1) or tune(*given)))
+
+    def failing(*arguments: Any) -> bool:
+        calls.append(1)
+        return len(calls) < 3 and tune(*arguments)
+
+    monkeypatch.setattr(autoround, "tune", failing)
     run(
         tmp_path / "out",
         tiny,

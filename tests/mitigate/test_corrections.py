@@ -161,9 +161,9 @@ def test_scores_are_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(rows[name]["kl"], expected, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(rows[name]["nll"], -q.log().gather(1, targets[:, None])[:, 0])
     # What was registered before it was measured: a temperature can't change which token is the likeliest.
-    for name in ("temperature", "entropy buckets"):
-        assert torch.equal(rows[name, 0]["right"], rows["none", 0]["right"])
-        assert torch.equal(rows[name, 0]["same_top1"], rows["none", 0]["same_top1"])
+    for title in ("temperature", "entropy buckets"):
+        assert torch.equal(rows[title, 0]["right"], rows["none", 0]["right"])
+        assert torch.equal(rows[title, 0]["same_top1"], rows["none", 0]["same_top1"])
 
 
 def test_controls_shuffle_the_same_numbers() -> None:

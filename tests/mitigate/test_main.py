@@ -19,7 +19,7 @@ from hemorrhage.analyze.rows import corrections as of_corrections
 from hemorrhage.analyze.rows import mitigations
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.compress.__main__ import compress
-from hemorrhage.evaluate.language import write_base_side
+from hemorrhage.evaluate.language import read_slice, write_base_side
 from hemorrhage.mitigate import __main__ as step
 from hemorrhage.mitigate.corrections import Correction
 from hemorrhage.mitigate.schema import TOKENS
@@ -27,6 +27,7 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure, read_manifest, write_manifest
 from tests.conftest import STORIES
 from tests.families import build
+from tests.layers import generate
 
 WINDOWS, LENGTH = 64, 64
 
@@ -39,8 +40,8 @@ def study(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = torch.full((WINDOWS, 1), model.config.bos_token_id)
-        options = {"do_sample": True, "top_k": 0, "min_new_tokens": LENGTH - 1, "pad_token_id": 0}
-        windows = model.generate(start, max_new_tokens=LENGTH - 1, **options).int()
+        options: dict[str, Any] = {"do_sample": True, "top_k": 0, "min_new_tokens": LENGTH - 1, "pad_token_id": 0}
+        windows = generate(model, start, max_new_tokens=LENGTH - 1, **options).int()
     folder = root / "reference"
     folder.mkdir()
     save_file({"prose": windows}, folder / "windows.safetensors")
@@ -98,7 +99,7 @@ def test_the_step_scores_the_other_half_and_generations(study: Path, table: pd.D
 def test_the_plain_side_is_the_variant_itself(study: Path, trained: Path, table: pd.DataFrame) -> None:
     plain = table[(table["correction"] == "none") & (table["part"] == "text")]
     base, variant = load(trained), load(study / "variant", base=trained)
-    windows = step.read_slice(study / "reference" / "windows.safetensors", "prose", slice(32, 34)).long()
+    windows = read_slice(study / "reference" / "windows.safetensors", "prose", slice(32, 34)).long()
     with torch.no_grad():
         p, q = (model(windows).logits[:, :-1].double().log_softmax(-1) for model in (base, variant))
     expected = (p.exp() * (p - q)).sum(-1).flatten()

@@ -31,6 +31,7 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.conftest import STORIES
+from tests.layers import generate
 
 SAMPLES, HELD_OUT, LENGTH = 32, 64, 64
 
@@ -43,7 +44,7 @@ def texts(trained: Path) -> Tensor:
         torch.manual_seed(0)
         start = torch.full((SAMPLES + HELD_OUT, 1), model.config.bos_token_id)
         options = {"do_sample": True, "top_k": 0, "min_new_tokens": LENGTH - 1, "pad_token_id": 0}
-        return model.generate(start, max_new_tokens=LENGTH - 1, **options)
+        return generate(model, start, max_new_tokens=LENGTH - 1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,8 @@ def compare(trained: Path, texts: Tensor) -> Callable[..., mitigations.Measured]
 def outliers(model: Any) -> None:
     """Plant features that are large in a norm's output and small in the weights that read it: the same function."""
     with torch.no_grad():
-        for block in blocks(model):
+        stack: Any = blocks(model)
+        for block in stack:
             for norm, layers in (
                 (block.input_layernorm, [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj]),
                 (block.post_attention_layernorm, [block.mlp.gate_proj, block.mlp.up_proj]),
@@ -178,10 +180,15 @@ def test_the_arm_recovers_and_its_control_does_not(made: Made, compare: Any, arm
 def test_bits_by_sensitivity_recover_at_equal_bytes_and_by_shuffled_sensitivities_do_not(
     trained: Path, made: Made, compare: Any
 ) -> None:
-    uniform = {"bits": 3, "group_size": "channel"}
+    uniform: dict[str, Any] = {"bits": 3, "group_size": "channel"}
     weights = [linear.weight for linear in linears_of(load(trained)).values()]
-    stored = sum(mixed.stored_bits(*weight.shape, rtn.Settings(**uniform), weight.dtype) for weight in weights)
-    settings = {"budget": stored / sum(weight.numel() for weight in weights) + 1e-9, "group_size": "channel"}
+    stored = sum(
+        mixed.stored_bits(len(weight), weight.shape[1], rtn.Settings(**uniform), weight.dtype) for weight in weights
+    )
+    settings: dict[str, Any] = {
+        "budget": stored / sum(weight.numel() for weight in weights) + 1e-9,
+        "group_size": "channel",
+    }
     check(compare(made(rtn, **uniform), made(mixed, **settings), made(mixed, **settings, shuffled=True)))
 
 
@@ -189,7 +196,7 @@ def test_lora_recovers_a_narrow_model_and_on_shuffled_tokens_does_not(made: Made
     def narrow(model: Any) -> None:
         width.alter(model, width.Settings(removed=0.5, importance="random", protect_first=1, protect_last=0), Context())
 
-    settings = {"steps": 25, "learning_rate": 2e-3, "batch": 8}
+    settings: dict[str, Any] = {"steps": 25, "learning_rate": 2e-3, "batch": 8}
     plain = made(None, narrow)
     check(compare(plain, made(recovery, narrow, **settings), made(recovery, narrow, **settings, shuffled=True)))
 
@@ -265,7 +272,13 @@ def test_a_whole_qat_job_keeps_zeros_and_reads_back(tiny: Path, tmp_path: Path) 
     calibration = calibrated(tiny, tmp_path)
     pruned = {"sweep": "s", "method": "magnitude", "seed": 0, "settings": {"sparsity": 0.5}}
     compress(tmp_path / "pruned", "p", tiny, None, None, [], pruned)
-    settings = {"bits": 3, "group_size": "channel", "steps": 3, "keep_zeros": True, "learning_rate": 1e-3}
+    settings: dict[str, Any] = {
+        "bits": 3,
+        "group_size": "channel",
+        "steps": 3,
+        "keep_zeros": True,
+        "learning_rate": 1e-3,
+    }
     spec = {"sweep": "q", "method": "qat", "seed": 0, "on": "p", "settings": settings}
     compress(tmp_path / "out", "v", tiny, tmp_path / "pruned", calibration, [], spec)
     manifest = read_manifest(tmp_path / "out")

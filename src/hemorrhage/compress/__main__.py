@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Alteration, Context, Json, Method, Settings, describe
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 MASKS = "masks: no engine today stores or computes less for zeros"
 
 
-class Spec(TypedDict):
+@dataclass(frozen=True)
+class Spec:
     """The step's ``--spec``."""
 
     sweep: str
     method: str
     settings: Mapping[str, Json]
     seed: int
-    on: NotRequired[str | None]
+    on: str | None = None
 
 
 class CalibrationSource(TypedDict):
@@ -75,19 +76,19 @@ def compress(
     parent: Path | None,
     calibration: Path | None,
     gradients: list[Path],
-    spec: Spec,
+    spec: Mapping[str, Any],
 ) -> None:
     """Write the altered model into ``out``; where that fails, a manifest that says why."""
-    method = method_of(spec["method"])
-    settings = method.settings.model_validate(spec["settings"])
-    on = spec.get("on")
+    request = Spec(**spec)
+    method = method_of(request.method)
+    settings = method.settings.model_validate(request.settings)
     identity = {
         "variant": variant,
-        "sweep": spec["sweep"],
-        "seed": spec["seed"],
-        "on": on,
+        "sweep": request.sweep,
+        "seed": request.seed,
+        "on": request.on,
         **describe(method, settings),
-        "curve": ", ".join(filter(None, [settings.curve, on and f"on {on}"])),
+        "curve": ", ".join(filter(None, [settings.curve, request.on and f"on {request.on}"])),
     }
     from hemorrhage.compress.progress import keep_progress
     from hemorrhage.models.reload import FreshProcess
@@ -100,8 +101,8 @@ def compress(
     ):
         reason = parent and failure(parent)
         if reason:
-            raise ValueError(f"{on} was not made: {reason}")
-        context = Context(seed=spec["seed"], progress=progress)
+            raise ValueError(f"{request.on} was not made: {reason}")
+        context = Context(seed=request.seed, progress=progress)
         inputs = Inputs(base, parent, calibration, gradients)
         measured, entries = _compress(scratch, method, settings, inputs, context)
         fresh.verify(scratch, base)

@@ -26,6 +26,7 @@ from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import kl
+from tests.layers import generate, layer_of, logits_of
 from tests.whole import whole
 
 OUTLIER = 100.0
@@ -42,8 +43,8 @@ def text(tiny: Path) -> Tensor:
     model = load(tiny)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return model.generate(
-            torch.ones((4, 1), dtype=torch.long), do_sample=True, max_new_tokens=63, min_new_tokens=63
+        return generate(
+            model, torch.ones((4, 1), dtype=torch.long), do_sample=True, max_new_tokens=63, min_new_tokens=63
         )
 
 
@@ -57,7 +58,7 @@ def outliers(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         for norm in set(norms.values()):
             norm.weight[7] *= OUTLIER
         for name in norms:
-            model.get_submodule(name).weight[:, 7] /= OUTLIER
+            layer_of(model, name).weight[:, 7] /= OUTLIER
     model.save_pretrained(folder / "model")
     for file in tiny.glob("*token*"):
         (folder / "model" / file.name).write_bytes(file.read_bytes())
@@ -76,7 +77,7 @@ def made(base: Path, calibration: Path, out: Path, **settings: Any) -> Path:
 
 def logits(model: Any, tokens: Tensor) -> Tensor:
     with torch.inference_mode():
-        return model(tokens).logits
+        return logits_of(model, tokens)
 
 
 def divergence(base: Path, calibration: Path, tokens: Tensor, **settings: Any) -> float:
@@ -196,7 +197,7 @@ def test_a_fold_without_rounding_changes_nothing(tiny: Path, calibration: Path, 
         for first, names in statistics.shared().items():
             if first not in norms:
                 continue
-            weights = [model.get_submodule(name).weight for name in names]
+            weights = [layer_of(model, name).weight for name in names]
             scale = smoothing.scales(statistics.max_abs(first), weights, 0.5)
             largest = max(largest, scale.max().item() / scale.min().item())
             factor = smoothing.fold(norms[first], scale)
@@ -271,7 +272,7 @@ def test_a_bfloat16_model_is_quantized_from_its_smoothed_weights(tiny: Path, cal
     assert tensors[f"{layer}.weight_scale"].dtype == tensors[f"{layer}.input_scale"].dtype == torch.bfloat16
     norm = "model.layers.1.post_attention_layernorm.weight"
     factor = model.state_dict()[norm].float() / tensors[norm].float()
-    smoothed = model.get_submodule(layer).weight.float() * factor
+    smoothed = layer_of(model, layer).weight.float() * factor
     dense = tensors[f"{layer}.weight"].float() * tensors[f"{layer}.weight_scale"].float()
     step = tensors[f"{layer}.weight_scale"].float()
     # The end of a symmetric grid lies half a step off its last code.

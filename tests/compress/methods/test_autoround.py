@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import autoround, rtn
@@ -20,11 +21,12 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import divergence
+from tests.layers import generate, layer_of
 
 WINDOWS, LENGTH = 12, 48
 
 
-class Windows:
+class Windows(Statistics):
     """What AutoRound reads of the statistics."""
 
     def __init__(self, tokens: Tensor) -> None:
@@ -42,7 +44,7 @@ def text(tiny: Path) -> Tensor:
         torch.manual_seed(0)
         begin = torch.full((2 * WINDOWS, 1), model.config.bos_token_id)
         sizes = {"min_new_tokens": LENGTH - 1, "max_new_tokens": LENGTH - 1}
-        return model.generate(begin, do_sample=True, top_k=0, pad_token_id=0, **sizes)
+        return generate(model, begin, do_sample=True, top_k=0, pad_token_id=0, **sizes)
 
 
 def altered(tiny: Path, text: Tensor, seed: int = 0, **settings: Any) -> PreTrainedModel:
@@ -115,7 +117,7 @@ def test_one_step_is_rtn(tiny: Path, text: Tensor, group_size: Any, symmetric: b
     ours, nearest = altered(tiny, text, iterations=1, **grid), load(tiny)
     rtn.alter(nearest, rtn.Settings(**grid), Context())
     for name in linears_of(load(tiny)):
-        assert torch.equal(ours.get_submodule(name).dense(), nearest.get_submodule(name).dense())
+        assert torch.equal(layer_of(ours, name).dense(), layer_of(nearest, name).dense())
 
 
 def test_hurts_less_than_rtn_and_depends_on_the_seed_alone(tiny: Path, text: Tensor) -> None:
@@ -129,8 +131,8 @@ def test_hurts_less_than_rtn_and_depends_on_the_seed_alone(tiny: Path, text: Ten
     again, other = altered(tiny, text, bits=3), altered(tiny, text, seed=1, bits=3)
     assert torch.equal(torch.get_rng_state(), state)
     name = "model.layers.1.mlp.down_proj"
-    assert torch.equal(ours.get_submodule(name).dense(), again.get_submodule(name).dense())
-    assert not torch.equal(ours.get_submodule(name).dense(), other.get_submodule(name).dense())
+    assert torch.equal(layer_of(ours, name).dense(), layer_of(again, name).dense())
+    assert not torch.equal(layer_of(ours, name).dense(), layer_of(other, name).dense())
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
@@ -155,9 +157,7 @@ def test_a_block_is_as_good_as_the_library_s(tiny: Path, text: Tensor) -> None:
     # The library leaves layers unquantized whose rows or columns are no multiple of 32: the MLP.
     names = [f"self_attn.{part}_proj" for part in "qkvo"]
     settings = autoround.Settings(bits=3, group_size=4, iterations=40, batch=6)
-    layers = {
-        name: autoround.Rounding(block.get_submodule(name).weight.data, 4, settings, torch.float32) for name in names
-    }
+    layers = {name: autoround.Rounding(layer_of(block, name).weight.data, 4, settings, torch.float32) for name in names}
     begin = error({f"{name}.weight": layer.values().detach() for name, layer in layers.items()})
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -188,7 +188,7 @@ def test_a_block_is_as_good_as_the_library_s(tiny: Path, text: Tensor) -> None:
         torch.use_deterministic_algorithms(False)
         torch.set_printoptions(profile="default")
         torch.set_rng_state(state)
-    theirs = error({f"{name}.weight": peer.get_submodule(name).weight for name in names})
+    theirs = error({f"{name}.weight": layer_of(peer, name).weight for name in names})
     assert ours < 0.6 * begin
     assert ours == pytest.approx(theirs, rel=0.1)
 
@@ -204,7 +204,7 @@ class Wrapped(nn.Module):
 
 
 def test_a_checkpoint_reads_back(tiny: Path, tmp_path: Path) -> None:
-    settings = {"bits": 2, "group_size": 4, "iterations": 2, "batch": 2, "samples": 4}
+    settings: dict[str, Any] = {"bits": 2, "group_size": 4, "iterations": 2, "batch": 2, "samples": 4}
     spec = {"sweep": "s", "method": "autoround", "settings": settings, "seed": 0}
     calibration = calibrated(tiny, tmp_path)
     compress(tmp_path / "out", "v", tiny, None, calibration, [], spec)
@@ -221,7 +221,7 @@ def test_zeros_stay(tiny: Path, text: Tensor) -> None:
         linear.weight.data[:, ::3] = 0
     autoround.alter(model, autoround.Settings(bits=3, group_size=4, iterations=4), Context(Windows(text[:8])))
     for name in linears_of(load(tiny)):
-        assert (model.get_submodule(name).dense()[:, ::3] == 0).all()
+        assert (layer_of(model, name).dense()[:, ::3] == 0).all()
 
 
 def test_a_bfloat16_model_keeps_its_dtype(tiny: Path, text: Tensor) -> None:

@@ -21,6 +21,7 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import divergence
+from tests.layers import layer_of
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,8 @@ def literal_clip(W: Tensor, X: Tensor, bits: int, width: int, symmetric: bool) -
     features = X.unflatten(1, (-1, width))
     wanted = torch.einsum("tgw,rgw->rtg", features, groups)
     largest = groups.abs().amax(2, keepdim=True)
-    best, least = largest.clone(), torch.full(largest.shape[:2], float("inf"))
+    best: Tensor = largest.clone()
+    least = torch.full(largest.shape[:2], float("inf"))
     for shrunk in range(10):
         limit = largest * (1 - shrunk / 20)
         kept = groups.clamp(-limit, limit)
@@ -93,7 +95,8 @@ def literal_clip(W: Tensor, X: Tensor, bits: int, width: int, symmetric: bool) -
         error = (torch.einsum("tgw,rgw->rtg", features, rounded) - wanted).pow(2).mean(1)
         best = torch.where((error < least).unsqueeze(2), limit, best)
         least = torch.minimum(error, least)
-    return groups.clamp(-best, best).flatten(1)
+    clipped: Tensor = groups.clamp(-best, best)
+    return clipped.flatten(1)
 
 
 CASES = [(3, 16, False), (2, 8, True), (4, 48, False)]
@@ -123,7 +126,7 @@ def test_the_clip_is_that_of_the_search_with_outputs(bits: int, width: int, symm
 
 def models() -> list[PreTrainedModel]:
     """Without grouped queries, with every bias that the model type knows."""
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": 50,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -151,7 +154,7 @@ def spread(columns: int) -> Tensor:
 def fold_everything(model: PreTrainedModel, shared: dict[str, list[str]]) -> int:
     makers = folding.makers(model, shared)
     for first, maker in makers.items():
-        awq.fold(model, maker, shared[first], spread(model.get_submodule(first).in_features))
+        awq.fold(model, maker, shared[first], spread(layer_of(model, first).in_features))
     return len(makers)
 
 
@@ -199,7 +202,7 @@ def test_folding_into_a_norm_is_exact_in_the_norms_dtype() -> None:
 @pytest.mark.usefixtures("trained")
 def test_is_as_good_as_the_peer(tiny: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import Dataset
-    from llmcompressor import oneshot
+    from llmcompressor.entrypoints.oneshot import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache
@@ -252,7 +255,7 @@ def test_without_scales_and_clipping_it_is_rtn(tiny: Path, calibration: Path) ->
     awq.alter(ours, settings, Context(Statistics(calibration)))
     rtn.alter(nearest, rtn.Settings(bits=3, group_size=4), Context())
     for name in linears_of(load(tiny)):
-        assert torch.equal(ours.get_submodule(name).dense(), nearest.get_submodule(name).dense())
+        assert torch.equal(layer_of(ours, name).dense(), layer_of(nearest, name).dense())
 
 
 def test_settings() -> None:

@@ -97,7 +97,7 @@ def test_the_weights_dtype_is_that_of_the_values() -> None:
 
 @pytest.mark.parametrize(("kind", "double"), KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_codes_absmax_and_weights_are_those_of_bitsandbytes(kind: str, double: bool, dtype: torch.dtype) -> None:
+def test_codes_absmax_and_weights_are_those_of_bitsandbytes(kind: Any, double: bool, dtype: torch.dtype) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     for width in (64, 256):
         weight = weights(dtype=dtype)

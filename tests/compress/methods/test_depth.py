@@ -22,6 +22,7 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.layers import block_of
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,18 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def altered(tiny: Path, method: Any, calibration: Path | None = None, seed: int = 0, **settings: Any) -> Any:
     model = load(tiny)
-    for index, block in enumerate(blocks(model)):
+    stack: Any = blocks(model)
+    for index, block in enumerate(stack):
         block.place = index
-    statistics = calibration and Statistics(calibration)
+    statistics = Statistics(calibration) if calibration else None
     method.alter(model, method.Settings(**settings), Context(statistics, seed))
     return model
 
 
 def places(model: PreTrainedModel) -> list[int]:
     """Which blocks of the base the blocks are; the manifest will say the same."""
-    found = [block.place for block in blocks(model)]
+    stack: Any = blocks(model)
+    found = [block.place for block in stack]
     assert sources(model) == found
     return found
 
@@ -65,7 +68,7 @@ def test_angular_takes_out_the_run_across_which_the_last_token_turns_least(
         states = model(Statistics(calibration).tokens(), output_hidden_states=True).hidden_states
     # transformers gives the last block's output after the final norm, so a hook has to see it.
     last = []
-    hook = blocks(model)[-1].register_forward_hook(lambda block, inputs, output: last.append(output))
+    hook = block_of(model, -1).register_forward_hook(lambda block, inputs, output: last.append(output))
     with torch.no_grad():
         model(Statistics(calibration).tokens())
     hook.remove()
@@ -118,7 +121,8 @@ def test_sleb_is_the_greedy_search(
     statistics = Statistics(calibration)
     for number in (1, 3):
         model = load(tiny, dtype)
-        for index, block in enumerate(blocks(model)):
+        stack: Any = blocks(model)
+        for index, block in enumerate(stack):
             block.place = index
         settings = depth.Settings(removed=number / 5, order="sleb", samples=samples)
         depth.alter(model, settings, Context(statistics))
@@ -149,7 +153,7 @@ def test_a_removed_block_is_skipped(tiny: Path) -> None:
     model = altered(tiny, depth, seed=1, removed=0.2, order="random")
     (gone,) = set(range(5)) - set(places(model))
     whole = load(tiny)
-    blocks(whole)[gone].forward = lambda hidden, **_: hidden
+    block_of(whole, gone).forward = lambda hidden, **_: hidden
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS).logits, whole(TOKENS).logits)
 
@@ -187,7 +191,8 @@ def test_llama_pro_puts_a_copy_behind_every_so_many_blocks(tiny: Path) -> None:
 
 def test_expansions_that_silence_nothing_change_the_model(tiny: Path) -> None:
     base = load(tiny)
-    for method, settings in ((duplication, {"added": 0.4}), (depth_up_scaling, {"overlap": 0.25})):
+    cases: list[tuple[Any, dict[str, Any]]] = [(duplication, {"added": 0.4}), (depth_up_scaling, {"overlap": 0.25})]
+    for method, settings in cases:
         model = altered(tiny, method, **settings)
         with torch.no_grad():
             assert (model(TOKENS).logits - base(TOKENS).logits).abs().max() > 0.1
@@ -202,7 +207,7 @@ def test_order_of_the_expanded_blocks(tiny: Path) -> None:
 def test_the_manifest_says_which_blocks_of_the_base_the_blocks_are(tiny: Path, tmp_path: Path) -> None:
     def made(name: str, method: str, settings: dict[str, Any], parent: str | None = None) -> dict[str, Any]:
         spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0, "on": parent}
-        compress(tmp_path / name, name, tiny, parent and tmp_path / parent, None, [], spec)
+        compress(tmp_path / name, name, tiny, tmp_path / parent if parent else None, None, [], spec)
         return read_manifest(tmp_path / name)
 
     assert made("grown", "llama_pro", {"added": 0.4})["blocks"] == [0, 1, 1, 2, 3, 4, 4]
@@ -237,13 +242,14 @@ def test_scaling_is_rounded_once_to_the_stored_type(tiny: Path) -> None:
     model, naive = load(tiny, "bfloat16"), load(tiny, "bfloat16")
     duplication.alter(model, duplication.Settings(added=0.2, scale=0.3), Context())
     duplication.alter(naive, duplication.Settings(added=0.2), Context())
-    ours = blocks(model)[3].mlp.down_proj.weight
-    assert torch.equal(ours, (blocks(naive)[3].mlp.down_proj.weight.float() * 0.3).bfloat16())
+    ours = block_of(model, 3).mlp.down_proj.weight
+    assert torch.equal(ours, (block_of(naive, 3).mlp.down_proj.weight.float() * 0.3).bfloat16())
 
 
 def test_what_cannot_be_silenced_is_refused(tiny: Path) -> None:
     model = load(tiny)
-    for block in blocks(model):
+    stack: Any = blocks(model)
+    for block in stack:
         block.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match="plain linear layers o_proj and down_proj"):
         llama_pro.alter(model, llama_pro.Settings(added=0.2), Context())

@@ -31,6 +31,7 @@ from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests import tiny_moe
 from tests.calibration import calibrated
+from tests.layers import block_of, logits_of
 from tests.whole import whole
 
 FAMILIES = sorted(tiny_moe.OWN)
@@ -58,13 +59,14 @@ def spec(method: str, **settings: Any) -> dict[str, Any]:
 
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.no_grad():
-        return model(TOKENS).logits
+        return logits_of(model, TOKENS)
 
 
 def plain(folder: Path, base: Path | None = None, **arguments: Any) -> PreTrainedModel:
     """As transformers alone reads it."""
     folder = whole(folder, base) if base else folder
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments).eval()
+    return model
 
 
 def assert_close(left: Tensor, right: Tensor) -> None:
@@ -125,7 +127,7 @@ def test_with_every_token_all_experts_are_visited_and_the_result_is_the_same(mix
 def test_a_block_of_experts_can_be_copied(mixtral: Path) -> None:
     model = load(mixtral)
     before = logits(model)
-    block = blocks(model)[1]
+    block = block_of(model, 1)
     twin = copy.deepcopy(block)
     assert twin.mlp is twin.block_sparse_moe
     assert twin.mlp is not block.mlp
@@ -306,7 +308,7 @@ def test_noise_makes_the_experts_differ(tiny: Path) -> None:
 
 @pytest.mark.parametrize("scale", ["sum", "expected"])
 @pytest.mark.parametrize("experts", [2, 4])
-def test_a_split_with_all_experts_is_the_dense_model(tiny: Path, experts: int, scale: str) -> None:
+def test_a_split_with_all_experts_is_the_dense_model(tiny: Path, experts: int, scale: Any) -> None:
     model = load(tiny)
     before = logits(model)
     parameters = sum(value.numel() for value in model.parameters())
@@ -320,7 +322,7 @@ def test_a_split_with_all_experts_is_the_dense_model(tiny: Path, experts: int, s
 @pytest.mark.parametrize("scale", ["sum", "expected"])
 @pytest.mark.parametrize("router", ["random", "regression"])
 def test_a_split_computes_with_the_chosen_channels(
-    tiny: Path, dense_calibration: Path, router: str, scale: str
+    tiny: Path, dense_calibration: Path, router: Any, scale: Any
 ) -> None:
     dense = load(tiny)
     model = load(tiny)
@@ -328,7 +330,7 @@ def test_a_split_computes_with_the_chosen_channels(
     expert_split.alter(model, settings, Context(Statistics(dense_calibration)))
     factor = 1 if scale == "sum" else 4 / settings.top_k
     for index, mixture, x in mlp_inputs(model, TOKENS):
-        mlp = blocks(dense)[index].mlp
+        mlp = block_of(dense, index).mlp
         # Each channel of the dense MLP lies in one expert.
         rows = torch.cat([expert.w1.weight for expert in mixture.experts])
         place = torch.cdist(rows, mlp.gate_proj.weight).argmin(1).view(4, -1)
@@ -442,7 +444,7 @@ def test_a_quantized_router_has_that_many_levels(mixtral: Path) -> None:
     assert all(torch.equal(linear.weight, linears[name]) for name, linear in linears_of(model).items())
 
 
-def masked(mixture: nn.Module, x: Tensor, kept: tuple[int, ...]) -> Tensor:
+def masked(mixture: Any, x: Tensor, kept: tuple[int, ...]) -> Tensor:
     """What a mixture gives when only the experts ``kept`` can be chosen: token by token."""
     result = []
     for token in x:
@@ -482,7 +484,7 @@ def test_reconstruction_is_its_definition(family: str, mixtral: Path, tmp_path: 
     ],
 )
 def test_dropped_experts_are_gone_from_the_checkpoint(
-    family: str, choose: str, mixtral: Path, calibration: Path, tmp_path: Path
+    family: str, choose: Any, mixtral: Path, calibration: Path, tmp_path: Path
 ) -> None:
     base = mixtral if family == "mixtral" else tiny_moe.build(tmp_path / "base", family, steps=0)
     dropped = spec("routing", alteration="drop", amount=0.25, choose=choose)
@@ -610,7 +612,7 @@ def test_settings_for_people_and_plan() -> None:
     )
     assert (half.severity, half.statistics) == (0.5, ())
     assert expert_split.Settings(top_k=4).statistics == ("tokens",)
-    cases = {
+    cases: dict[Any, Any] = {
         ("noise", 0.5, None): (0.5, "router noise 0.5", "noise", ()),
         ("top_k", 4, None): (0.25, "top 4", "top_k", ()),
         ("quantize", 2, None): (0.25, "router of 2 bit", "quantize", ()),

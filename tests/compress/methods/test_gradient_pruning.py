@@ -24,6 +24,7 @@ from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
+from tests.layers import block_of, generate, layer_of
 
 METHODS = {"gblm": gblm, "wanda_plus": wanda_plus}
 SAMPLES, LENGTH = 16, 48
@@ -36,7 +37,8 @@ def texts(tiny: Path) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = torch.full((2 * SAMPLES, 1), model.config.bos_token_id)
-        return model.generate(
+        return generate(
+            model,
             start,
             attention_mask=torch.ones_like(start),
             do_sample=True,
@@ -102,7 +104,7 @@ def literal_gblm(model: PreTrainedModel, texts: Tensor, name: str, alpha: float)
     for window in texts:
         loss = model(input_ids=window[None], labels=window[None]).loss
         total += torch.autograd.grad(loss, weight)[0].double().square()
-    norm = inputs_of(model, texts)[name].double().norm(dim=0)
+    norm: Tensor = inputs_of(model, texts)[name].double().norm(dim=0)
     return weight.double().abs() * (norm / math.sqrt(len(texts)) + alpha * total.sqrt())
 
 
@@ -115,7 +117,7 @@ def literal_wanda_plus(model: PreTrainedModel, texts: Tensor, name: str, alpha: 
         # The last of these states is behind the final norm, so this is no test of the last block.
         loss = states[int(name.split(".")[2]) + 1].norm()
         total += torch.autograd.grad(loss, weight)[0].double().square()
-    norm = inputs_of(model, texts)[name].double().norm(dim=0)
+    norm: Tensor = inputs_of(model, texts)[name].double().norm(dim=0)
     return weight.double().abs() * (alpha * (total / len(texts)).sqrt() + norm)
 
 
@@ -240,7 +242,7 @@ def test_sequential_norms_are_those_behind_the_pruned_blocks(
     name = "model.layers.1.self_attn.q_proj"
     half = load(tiny)
     weight = linears_of(half)[name].weight.detach()
-    for own, pruned in zip(blocks(half)[0].parameters(), blocks(model)[0].parameters(), strict=True):
+    for own, pruned in zip(block_of(half, 0).parameters(), block_of(model, 0).parameters(), strict=True):
         own.data.copy_(pruned)
     norms = inputs_of(half, texts[:SAMPLES])[name].square().mean(0).sqrt()
     statistics = Statistics(calibration, parts)
@@ -268,15 +270,14 @@ def test_a_round_of_regional_optimization_is_rmsprop_on_the_blocks_error(
 
     seen: dict[str, Any] = {}
     dense = load(tiny)
-    hook = blocks(dense)[0].register_forward_hook(
+    hook = block_of(dense, 0).register_forward_hook(
         lambda _, x, keywords, y: seen.update(x=x, keywords=keywords, y=y.detach()), with_kwargs=True
     )
     dense(texts[:1], use_cache=False)
     hook.remove()
     block = copy.deepcopy(blocks(plain)[0])
     names = [name for name in linears_of(plain) if name.startswith("model.layers.0.")]
-    inner = [block.get_submodule(name.removeprefix("model.layers.0.")) for name in names]
-    weights = [linear.weight.requires_grad_() for linear in inner]
+    weights = [layer_of(block, name.removeprefix("model.layers.0.")).weight.requires_grad_() for name in names]
     loss = (block(*seen["x"], **seen["keywords"]) - seen["y"]).square().sum()
     groups = {name: first for first, group in single.shared().items() for name in group}
     for name, weight, gradient in zip(names, weights, torch.autograd.grad(loss, weights), strict=True):

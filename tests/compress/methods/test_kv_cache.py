@@ -26,6 +26,7 @@ from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding,
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.divergence import kl
+from tests.layers import generate, logits_of
 from tests.whole import whole
 
 TOKEN = {"bits": 3, "group_size": 4}
@@ -38,8 +39,8 @@ def text(tiny: Path) -> Tensor:
     model = load(tiny)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return model.generate(
-            torch.ones((4, 1), dtype=torch.long), do_sample=True, max_new_tokens=63, min_new_tokens=63
+        return generate(
+            model, torch.ones((4, 1), dtype=torch.long), do_sample=True, max_new_tokens=63, min_new_tokens=63
         )
 
 
@@ -52,7 +53,7 @@ def altered(tiny: Path, settings: dict[str, Any], dtype: str = "float64") -> Any
 
 def logits(model: Any, tokens: Tensor, **keywords: Any) -> Tensor:
     with torch.inference_mode():
-        return model(tokens, **keywords).logits
+        return logits_of(model, tokens, **keywords)
 
 
 def made(base: Path, out: Path, **settings: Any) -> Path:
@@ -138,7 +139,7 @@ def literal_kivi(query: Tensor, key: Tensor, value: Tensor, rounding: ChannelRou
 @pytest.mark.parametrize("bits", [2, 4])
 def test_kivi_is_the_authors_decoding(bits: int) -> None:
     rounding = ChannelRounding(bits, 4, 8)
-    layer = torch.nn.Module()
+    layer: Any = torch.nn.Module()
     layer.kv_cache_rounding = rounding
     query, key, value = states(1, 4, 30, 8), states(1, 2, 30, 8, seed=1), states(1, 2, 30, 8, seed=2)
     ours, _ = attend(layer, query, key, value, None, scaling=0.5)

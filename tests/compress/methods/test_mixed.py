@@ -24,6 +24,7 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
 from tests.divergence import divergence
+from tests.layers import generate, layer_of
 
 WINDOWS, LENGTH = 24, 64
 
@@ -36,7 +37,7 @@ def text(tiny: Path) -> Tensor:
         torch.manual_seed(0)
         begin = torch.full((2 * WINDOWS, 1), model.config.bos_token_id)
         sizes = {"min_new_tokens": LENGTH - 1, "max_new_tokens": LENGTH - 1}
-        return model.generate(begin, do_sample=True, top_k=0, pad_token_id=0, **sizes)
+        return generate(model, begin, do_sample=True, top_k=0, pad_token_id=0, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_estimates_are_the_measured_divergence(tiny: Path, text: Tensor, statist
         for first, names in statistics.shared().items():
             moment = statistics.second_moment(first)
             for name in names:
-                weight = model.get_submodule(name).weight
+                weight = layer_of(model, name).weight
                 before = weight.clone()
                 weight.copy_(rtn.quantize(before, 4, rtn.Settings(bits=bits, group_size=4), torch.float32).dense())
                 estimated.append(mixed.divergence(weight - before, moment, statistics.output_gradient(name)))
@@ -139,22 +140,22 @@ def test_at_equal_bytes_it_hurts_less_than_uniform_bits(
 
 def stored(model: PreTrainedModel) -> float:
     """Bits per weight that the packed layers of ``model`` take."""
-    packed = [module for module in model.modules() if hasattr(module, "stored")]
-    bits = sum(8 * value.nbytes for module in packed for value in module.stored().values())
-    return bits / sum(module.parameters_count for module in packed)
+    packed: list[Any] = [module for module in model.modules() if hasattr(module, "stored")]
+    bits: int = sum(8 * value.nbytes for module in packed for value in module.stored().values())
+    return bits / sum(int(module.parameters_count) for module in packed)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_a_checkpoint_of_several_widths_reads_back_and_keeps_its_budget(
     tiny: Path, folders: tuple[Path, Path], tmp_path: Path, symmetric: bool
 ) -> None:
-    settings = {"budget": 12.3, "group_size": 4, "symmetric": symmetric}
+    settings: dict[str, Any] = {"budget": 12.3, "group_size": 4, "symmetric": symmetric}
     spec = {"sweep": "s", "method": "mixed", "settings": settings, "seed": 0}
     compress(tmp_path / "out", "v", tiny, None, folders[0], [folders[1]], spec)
     manifest = read_manifest(tmp_path / "out")
     assert "failure" not in manifest
     tensors = dict(Weights(tmp_path / "out", tiny).items())
-    bits = sum(8 * value.nbytes for name, value in tensors.items() if "_proj." in name)
+    bits: int = sum(8 * value.nbytes for name, value in tensors.items() if "_proj." in name)
     weights = sum(module.weight.numel() for module in linears_of(load(tiny)).values())
     assert 0.995 * 12.3 < bits / weights <= 12.3
     words = {

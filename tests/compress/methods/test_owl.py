@@ -53,7 +53,8 @@ def literal_ratios(outliers: list[float], sparsity: float, spread: float) -> lis
 
 def shares_of_zeros(model: Any) -> list[float]:
     found = []
-    for block in blocks(model):
+    stack: Any = blocks(model)
+    for block in stack:
         weights = [module.weight for module in block.modules() if isinstance(module, torch.nn.Linear)]
         found.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
     return found
@@ -61,7 +62,7 @@ def shares_of_zeros(model: Any) -> list[float]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
-def test_blocks_get_the_papers_sparsities(tiny: Path, calibration: Path, method: str, sparsity: float) -> None:
+def test_blocks_get_the_papers_sparsities(tiny: Path, calibration: Path, method: Any, sparsity: float) -> None:
     statistics = Statistics(calibration)
     outliers = literal_outliers(tiny, statistics, 5)
     expected = literal_ratios(outliers, sparsity, 0.08)
@@ -74,7 +75,7 @@ def test_blocks_get_the_papers_sparsities(tiny: Path, calibration: Path, method:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sparsity", [0.01, 0.1, 0.2, 0.333, 0.5, 0.65, 0.8, 0.97])
-def test_zeros_of_the_whole_are_exact(tiny: Path, calibration: Path, method: str, sparsity: float) -> None:
+def test_zeros_of_the_whole_are_exact(tiny: Path, calibration: Path, method: Any, sparsity: float) -> None:
     model = load(tiny)
     owl.alter(model, owl.Settings(sparsity=sparsity, by=method), Context(Statistics(calibration)))
     zeros = sum(int((linear.weight == 0).sum()) for linear in linears_of(model).values())
@@ -102,7 +103,7 @@ def test_blocks_without_a_difference_get_the_same() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_without_spread_it_is_the_method_itself(tiny: Path, calibration: Path, method: str) -> None:
+def test_without_spread_it_is_the_method_itself(tiny: Path, calibration: Path, method: Any) -> None:
     # 25 %: a whole number of each row, of each layer, and of each block of columns.
     statistics = Statistics(calibration)
     ours = load(tiny)

@@ -21,6 +21,7 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.layers import layer_of
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]
 
@@ -102,7 +103,7 @@ def test_masks_are_exact_to_the_count(method: str, sparsity: float | str) -> Non
     if method == "magnitude":
         gone = magnitude.mask(weight, settings)
     elif method == "wanda":
-        gone = wanda.mask(weight, moment.diagonal().sqrt(), settings)
+        gone = wanda.mask(weight, moment.diagonal().sqrt(), wanda.Settings(sparsity=sparsity))
     else:
         gone = sparsegpt.prune([weight], moment, settings)[0] == 0
     if settings.pattern:
@@ -121,7 +122,7 @@ def test_no_sparsity_changes_nothing(tiny: Path, calibration: Path, method: str)
         model = load(tiny)
         module.alter(model, settings, Context(Statistics(calibration)))
         for name, linear in linears_of(load(tiny)).items():
-            assert torch.equal(model.get_submodule(name).weight, linear.weight)
+            assert torch.equal(layer_of(model, name).weight, linear.weight)
 
 
 def test_sparsegpt_of_layers_that_share_an_input_is_that_of_each_alone() -> None:
@@ -152,7 +153,9 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(sparsity:
         else lowest(weight.abs(), settings.severity)
     )
     by_magnitude = loss(weight.masked_fill(plain, 0))
-    by_wanda = loss(weight.masked_fill(wanda.mask(weight, moment.diagonal().sqrt(), settings), 0))
+    by_wanda = loss(
+        weight.masked_fill(wanda.mask(weight, moment.diagonal().sqrt(), wanda.Settings(sparsity=sparsity)), 0)
+    )
     (updated,) = sparsegpt.prune([weight], moment, sparsegpt.Settings(sparsity=sparsity))
     assert loss(updated) < by_wanda < by_magnitude
 

@@ -25,8 +25,9 @@ from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import divergence
+from tests.layers import block_of, generate
 
-FAST = {"steps": 30, "learning_rate": 5e-3, "batch": 4}
+FAST: dict[str, Any] = {"steps": 30, "learning_rate": 5e-3, "batch": 4}
 """The tiny model needs larger steps than the default's."""
 
 
@@ -38,7 +39,7 @@ def texts(tiny: Path) -> Tensor:
         torch.manual_seed(0)
         start = torch.full((112, 1), 1)
         options = {"do_sample": True, "temperature": 0.9, "top_k": 0, "pad_token_id": 0, "eos_token_id": []}
-        return model.generate(start, max_new_tokens=47, **options)
+        return generate(model, start, max_new_tokens=47, **options)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def held_out(texts: Tensor) -> Tensor:
 
 def nll(model: PreTrainedModel, tokens: Tensor) -> float:
     with torch.no_grad():
-        return model(tokens, labels=tokens).loss.item()
+        loss: Tensor = model(tokens, labels=tokens).loss
+    return loss.item()
 
 
 def narrow(tiny: Path, dtype: str = "float32") -> PreTrainedModel:
@@ -127,7 +129,7 @@ def literal_lora(
 
 
 def test_it_is_lora_with_adamw_written_out(tiny: Path, statistics: Statistics) -> None:
-    settings = {"steps": 12, "batch": 4, "rank": 3, "learning_rate": 1e-3}
+    settings: dict[str, Any] = {"steps": 12, "batch": 4, "rank": 3, "learning_rate": 1e-3}
     ours = recovered(load(tiny), statistics, **settings)
     model = load(tiny)
     torch.manual_seed(0)
@@ -205,7 +207,7 @@ def test_silent_blocks_are_trained(tiny: Path, statistics: Statistics) -> None:
     model = load(tiny)
     llama_pro.alter(model, llama_pro.Settings(added=0.2), Context())
     recovered(model, statistics, steps=5)
-    assert (blocks(model)[5].mlp.down_proj.weight != 0).float().mean() > 0.9
+    assert (block_of(model, 5).mlp.down_proj.weight != 0).float().mean() > 0.9
 
 
 def test_weights_come_back_in_the_type_they_are_stored_in(tiny: Path, statistics: Statistics) -> None:
@@ -270,7 +272,7 @@ def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:
     pruning = {"removed": 0.5, "importance": "magnitude", "protect_first": 0, "protect_last": 0}
     spec = {"sweep": "s", "seed": 0}
     compress(tmp_path / "parent", "p", tiny, None, None, [], {**spec, "method": "width", "settings": pruning})
-    settings = {"steps": 3, "batch": 2}
+    settings: dict[str, Any] = {"steps": 3, "batch": 2}
     out = tmp_path / "out"
     tuning = {**spec, "method": "recovery", "settings": settings, "on": "p"}
     compress(out, "v", tiny, tmp_path / "parent", calibration, [], tuning)

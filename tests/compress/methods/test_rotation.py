@@ -34,6 +34,7 @@ from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import kl
+from tests.layers import block_of, layer_of, logits_of
 
 WIDTHS = [1, 2, 8, 43, 60, 64, 172, 576, 896]
 
@@ -53,7 +54,7 @@ def random_tokens(vocabulary: int = 500, rows: int = 2) -> Tensor:
 
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.no_grad():
-        return model(random_tokens(), use_cache=False).logits
+        return logits_of(model, random_tokens(), use_cache=False)
 
 
 def divergence(base: PreTrainedModel, other: PreTrainedModel) -> float:
@@ -124,7 +125,7 @@ def small(kind: Any, **changes: Any) -> PreTrainedModel:
         **changes,
     }
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(kind(**content)).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(kind(**content)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
@@ -163,7 +164,7 @@ def test_a_blocks_weights_are_those_of_the_papers_figure(tiny: Path) -> None:
     plan = rotation.turns(base, seed=1)
     rotate(model, seed=1)
     name = "model.layers.2"
-    theirs, ours = base.get_submodule(name), model.get_submodule(name)
+    theirs, ours = layer_of(base, name), layer_of(model, name)
     one = dense_hadamard(plan[f"{name}.self_attn.q_proj"].inward)
     assert torch.allclose(one @ one.T, torch.eye(64), atol=1e-6)
     head = dense_hadamard(plan[f"{name}.self_attn.v_proj"].outward)
@@ -180,7 +181,7 @@ def test_a_blocks_weights_are_those_of_the_papers_figure(tiny: Path) -> None:
         "mlp.down_proj": one.T @ theirs.mlp.down_proj.weight,
     }
     for layer, weight in expected.items():
-        torch.testing.assert_close(ours.get_submodule(layer).weight, weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer_of(ours, layer).weight, weight, rtol=1e-4, atol=1e-5)
     embedding = base.model.embed_tokens.weight
     torch.testing.assert_close(model.model.embed_tokens.weight, embedding @ one, rtol=1e-4, atol=1e-5)
     last = torch.diag(base.model.norm.weight)
@@ -201,7 +202,7 @@ def test_the_second_moment_is_that_of_the_turned_input(tiny: Path, transform: st
 
         inward, outward = rotation.incoherence(linears_of(model), None, 0)[name]
         turn = rotation.Turn(build_rotation(inward), build_rotation(outward))
-    weight = model.get_submodule(name).weight.detach()
+    weight = layer_of(model, name).weight.detach()
     x = torch.randn(200, 64) @ torch.randn(64, 64)
     moment = x.T @ x / 200
     change = 0.1 * torch.randn_like(weight)
@@ -243,7 +244,7 @@ def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
     forms = formatted_layers(model)
     assert set(forms) == set(linears_of(base))
     for name, form in list(forms.items())[:7]:
-        weight = base.get_submodule(name).weight.detach()
+        weight = layer_of(base, name).weight.detach()
         outward, inward = (
             rotation_of(seed, left, right, from_hadamard=bool(kind)).rotate(torch.eye(left * right))
             for seed, left, right, kind in form.stored()["rotation"].tolist()
@@ -263,8 +264,8 @@ def test_layers_that_share_an_input_share_its_rotation(tiny: Path, calibration: 
     model = load(tiny)
     settings = rotation.Settings(transform="quip", rounding="gptq", bits=3, group_size=4)
     rotation.alter(model, settings, Context(Statistics(calibration)))
-    attention = blocks(model)[0].self_attn
-    origins = [attention.get_submodule(n).stored()["rotation"] for n in ("q_proj", "k_proj", "v_proj")]
+    attention = block_of(model, 0).self_attn
+    origins = [layer_of(attention, n).stored()["rotation"] for n in ("q_proj", "k_proj", "v_proj")]
     assert torch.equal(origins[0][1], origins[1][1])
     assert torch.equal(origins[0][1], origins[2][1])
     assert not torch.equal(origins[0][0], origins[1][0])
@@ -277,13 +278,14 @@ def planted(tiny: Path, factor: float = 30) -> PreTrainedModel:
     """
     model = load(tiny)
     with torch.no_grad():
-        for block in blocks(model):
+        stack: Any = blocks(model)
+        for block in stack:
             for norm, readers in rotation.READS.items():
-                block.get_submodule(norm).weight[7] /= factor
+                layer_of(block, norm).weight[7] /= factor
                 for reader in readers:
-                    block.get_submodule(reader).weight[:, 7] *= factor
+                    layer_of(block, reader).weight[:, 7] *= factor
             for writer in rotation.WRITES:
-                block.get_submodule(writer).weight[:, 5] *= factor**0.5
+                layer_of(block, writer).weight[:, 5] *= factor**0.5
     return model
 
 
@@ -296,8 +298,10 @@ def test_a_rotation_flattens_outliers(tiny: Path) -> None:
     model = load(tiny)
     spun = rotation.turns(model, 0)
     quip = {
-        name: rotation.Turn(*(rotation_of(*o[:3], from_hadamard=o[3]) for o in origins))
-        for name, origins in rotation.incoherence(linears_of(model), None, 0).items()
+        name: rotation.Turn(
+            rotation_of(*inward[:3], from_hadamard=inward[3]), rotation_of(*outward[:3], from_hadamard=outward[3])
+        )
+        for name, (inward, outward) in rotation.incoherence(linears_of(model), None, 0).items()
     }
     for name, linear in linears_of(model).items():
         weight = linear.weight.detach().clone()
@@ -317,7 +321,7 @@ def test_outliers_hurt_less_after_rotation(tiny: Path, transform: str) -> None:
 
 
 def peer_of(tiny: Path, modifier: Any, calibration: Path) -> PreTrainedModel:
-    from llmcompressor import oneshot
+    from llmcompressor.entrypoints.oneshot import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     tokens = load_file(calibration / "tokens.safetensors")["tokens"].tolist()
@@ -342,12 +346,14 @@ def peer_of(tiny: Path, modifier: Any, calibration: Path) -> PreTrainedModel:
 @pytest.mark.parametrize("transform", ["quarot", "quip"])
 def test_as_good_as_the_peer(tiny: Path, calibration: Path, transform: str) -> None:
     pytest.importorskip("llmcompressor")
-    from llmcompressor.modifiers.transform import QuIPModifier, SpinQuantModifier
+    from llmcompressor.modifiers import transform as transforms
+
+    modifiers: Any = transforms
 
     modifier = (
-        SpinQuantModifier(rotations=["R1", "R2"], transform_type="random-hadamard")
+        modifiers.SpinQuantModifier(rotations=["R1", "R2"], transform_type="random-hadamard")
         if transform == "quarot"
-        else QuIPModifier(rotations=["v", "u"], transform_type="random-hadamard")
+        else modifiers.QuIPModifier(rotations=["v", "u"], transform_type="random-hadamard")
     )
     base, ours = load(tiny), load(tiny)
     settings = rotation.Settings.model_validate({"transform": transform, "bits": 4, "group_size": 4})
@@ -378,7 +384,7 @@ def test_settings(tiny: Path) -> None:
 
 def test_a_block_of_another_shape_is_refused(tiny: Path) -> None:
     model = load(tiny)
-    mlp = blocks(model)[1].mlp
+    mlp = block_of(model, 1).mlp
     mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: quarot does not know this layer"):
         rotation.turns(model, 0)

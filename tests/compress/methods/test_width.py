@@ -33,6 +33,7 @@ from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.layers import block_of
 from tests.whole import whole
 
 TOKENS = torch.randint(500, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -64,7 +65,7 @@ def weights(model: PreTrainedModel) -> int:
 
 def silenced(model: PreTrainedModel, index: int, groups: list[int], channels: list[int]) -> None:
     """What taking groups and channels out of a block means: nothing reads what they compute."""
-    block = blocks(model)[index]
+    block = block_of(model, index)
     head_dim, queries = block.self_attn.head_dim, block.self_attn.num_key_value_groups
     with torch.no_grad():
         for group in groups:
@@ -77,7 +78,7 @@ def literal(
     model: PreTrainedModel, index: int, statistics: Statistics | None, kind: str
 ) -> tuple[list[float], list[float]]:
     """Importance of every group and channel of a block, a vector at a time."""
-    block = blocks(model)[index]
+    block = block_of(model, index)
     attention, mlp = block.self_attn, block.mlp
     names = {module: name for name, module in block.named_modules(prefix=f"model.layers.{index}")}
     gradients: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
@@ -139,7 +140,8 @@ def test_channels_and_heads_that_are_zero_are_taken_out_without_a_trace(tiny: Pa
     whole = load(tiny)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for block in blocks(whole):
+        stack: Any = blocks(whole)
+        for block in stack:
             channels = torch.randperm(172, generator=generator)[:60]
             group = int(torch.randint(4, (), generator=generator))
             for linear in (block.mlp.gate_proj, block.mlp.up_proj):
@@ -202,7 +204,8 @@ class Norm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+        self.weight: Tensor = norm.weight
+        self.epsilon: float = norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
@@ -225,7 +228,7 @@ def loss(model: PreTrainedModel) -> Tensor:
 
 def test_vector_importance_is_the_loss_to_first_order(double: Any) -> None:
     """Shrinking a row or a column by t changes the loss by t times its importance."""
-    mlp = blocks(double)[2].mlp
+    mlp = block_of(double, 2).mlp
     for linear, axis in ((mlp.gate_proj, 1), (mlp.down_proj, 0)):
         weight = linear.weight.requires_grad_()
         (gradient,) = torch.autograd.grad(loss(double), weight)
@@ -248,7 +251,7 @@ def test_element_importance_is_the_loss_to_second_order(double: Any) -> None:
 
     The error is of the third order for element², of the second for element¹.
     """
-    linear = blocks(double)[1].mlp.up_proj
+    linear = block_of(double, 1).mlp.up_proj
     weight = linear.weight.requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
         (gradient,) = torch.autograd.grad(loss(double), weight, create_graph=True)

@@ -22,7 +22,7 @@ class Stored:
 def disk_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's weights with every tensor in full, headers of the files included."""
     if shares_weights(folder):
-        return json.loads((folder / FILE).read_text(encoding="utf-8"))["bytes"]
+        return int(json.loads((folder / FILE).read_text(encoding="utf-8"))["bytes"])
     return stored_bytes(folder)
 
 
