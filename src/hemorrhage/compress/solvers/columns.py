@@ -1,18 +1,30 @@
 """Optimal Brain Surgeon, column by column: what GPTQ and SparseGPT have in common.
 
-A linear layer with input second moment H loses ``tr(dW H dWᵀ)`` when its weights change by dW. Both methods
-fix the columns from left to right and let the columns to the right make up for the error of each (Frantar
-et al., arXiv 2210.17323, section 3.3; arXiv 2301.00774, section 3). The papers write that with the Cholesky
-factor of H⁻¹. Here it is written with that of H, which is the same (GPTQ is Babai's nearest plane algorithm:
-arXiv 2507.18553) and needs no inverse: with ``H = R Rᵀ``, R upper triangular, and ``e_k = w_k - q_k`` the
-difference between a column's *original* and new value, column j stands at ``w_j + Σ_k<j e_k R_kj / R_jj``
-when it is its turn, because that cancels what the columns before it left in the j-th term of ``‖dW R‖²``.
-The factor U of the papers, ``H⁻¹ = Uᵀ U``, has ``U_jj = 1 / R_jj``.
+A linear layer with Hessian H loses ``tr(dW H dWᵀ)`` when its weights change by dW. Both methods fix the columns from
+left to right and let the columns to the right compensate for the error of each (Frantar et al., arXiv 2210.17323,
+section 3.3; arXiv 2301.00774, section 3). In the papers, with the Cholesky factor ``H⁻¹ = Uᵀ U``:
 
-Layers of one shape are swept together, weights as [inputs, columns, rows] so that a column's rows lie side
-by side: a column costs the same few calls for all of them. The columns are halved again and again, and what
-the left half leaves behind is brought to the right half by one matrix product. That is done on the device of the
-job (hemorrhage.models.checkpoint.device), wherever the model lies.
+    Q[:, j]    = quantized or pruned W[:, j]
+    Err[:, j]  = (W[:, j] - Q[:, j]) / U_jj
+    W[:, j:]  -= Err[:, j] U[j, j:]
+
+Here the same is computed from the Cholesky factor of H, which needs no inverse (GPTQ is Babai's nearest plane
+algorithm: arXiv 2507.18553). With ``H = R Rᵀ``, R upper triangular, and ``E_k = w_k - Q_k`` the difference between a
+column's *original* and new value, column j is ``W_j = w_j + Σ_k<j E_k B_jk`` with ``B_jk = R_kj / R_jj`` when it is its
+turn, because that cancels what the columns before it left in the j-th term of ``‖dW R‖²``. The papers' U has
+``U_jj = 1 / R_jj``.
+
+    W    weights, [inputs, columns, rows]; each column becomes its Q
+    Q    quantized or pruned weights
+    H    input second moment XᵀX / n, damped, [columns, columns]
+    R    upper triangular Cholesky factor, ``H = R Rᵀ``
+    B    ``R_kj / R_jj``, lower triangular, unit diagonal: the share of column k's error that arrives in column j
+    E    errors of the columns, [inputs, columns, rows]
+
+Layers of one shape are swept together, weights as [inputs, columns, rows] so that a column's rows are contiguous: a
+column costs the same few calls for all of them. The columns are halved again and again, and the error of the left half
+is brought to the right half by one matrix product. That is done on the device of the job
+(hemorrhage.models.checkpoint.device), wherever the model is.
 """
 
 from __future__ import annotations
@@ -39,37 +51,37 @@ VALUES = 2**24
 
 @dataclass(frozen=True)
 class Layers:
-    """Linear layers that read one input, and what a sweep has to know of the input."""
+    """Linear layers that read one input, and the factors of its H."""
 
     names: list[str]
     weights: list[Tensor]
     """[rows_i, columns], as they are stored."""
-    reach: Tensor
-    """float32 [columns, columns], lower triangular: what of the error of column k arrives in column j."""
-    diagonal: Tensor
-    """float32 [columns]: R_jj."""
+    B: Tensor
+    """float32 [columns, columns], lower triangular."""
+    R_jj: Tensor
+    """float32 [columns]: the diagonal of R."""
     dead: Tensor
-    """bool [columns]: the inputs that are always zero."""
+    """bool [columns]: inputs that are always zero."""
     order: Tensor
-    """int64 [columns]: the columns as they are to be swept. ``reach`` and ``diagonal`` are in that order."""
+    """int64 [columns]: the order in which columns are swept; ``B`` and ``R_jj`` are in that order."""
 
     @classmethod
-    def of(cls, names: list[str], weights: list[Tensor], moment: Tensor, damp: float, falling: bool = False) -> Layers:
-        """``moment`` float32 [columns, columns] is the input's second moment; ``falling``: largest first.
+    def of(cls, names: list[str], weights: list[Tensor], H: Tensor, damp: float, act_order: bool = False) -> Layers:
+        """Factor the input second moment ``H`` float32 [columns, columns]; ``act_order``: largest ``H_jj`` first.
 
-        Raises ValueError where the damped moment is not positive definite.
+        Raises ValueError where the damped H is not positive definite.
         """
         from hemorrhage.models.checkpoint import device
 
-        moment = moment.to(device())
-        order = torch.arange(len(moment), device=moment.device)
-        if falling:
-            order = moment.diagonal().argsort(descending=True, stable=True)
+        H = H.to(device())
+        order = torch.arange(len(H), device=H.device)
+        if act_order:
+            order = H.diagonal().argsort(descending=True, stable=True)
         try:
-            reach, diagonal = factor(moment[order][:, order] if falling else moment, damp)
+            B, R_jj = factor(H[order][:, order] if act_order else H, damp)
         except ValueError as error:
             raise ValueError(f"{names[0]}: {error}") from None
-        return cls(names, weights, reach, diagonal, moment.diagonal() == 0, order)
+        return cls(names, weights, B, R_jj, H.diagonal() == 0, order)
 
     @property
     def heights(self) -> list[int]:
@@ -77,29 +89,29 @@ class Layers:
         return [len(weight) for weight in self.weights]
 
 
-def factor(moment: Tensor, damp: float) -> tuple[Tensor, Tensor]:
-    """``R_kj / R_jj`` as float32 [j, k], lower triangular, and ``R_jj`` [j].
+def factor(H: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+    """Return B float32 [j, k], lower triangular, and ``R_jj`` [j].
 
-    ``R`` is upper triangular with ``R Rᵀ = moment + damp · mean(diag) · I``; ``moment`` is float32 [n, n]. A
+    ``R`` is upper triangular with ``R Rᵀ = H + damp · mean(diag H) · I``; ``H`` is float32 [n, n]. A
     feature that is always zero gets a diagonal of 1 as in the papers' code. In float32, as there: the damping
     bounds the condition number by n / damp. Raises ValueError where the damped matrix is not positive
     definite.
     """
     # R is a Cholesky factor of the matrix with rows and columns reversed.
-    H = moment.flip(0, 1)
+    H = H.flip(0, 1)
     diagonal = H.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damp * diagonal.mean()
     upper = _transposed_factor(H)
     if upper is None:
-        raise ValueError("the second moment of the inputs is not positive definite; raise damp")
-    reach = _turned(upper)
-    diagonal = reach.diagonal().clone()
-    return reach.div_(diagonal.unsqueeze(1)), diagonal
+        raise ValueError("the input second moment is not positive definite; raise damp")
+    R = _reverse(upper)
+    R_jj = R.diagonal().clone()
+    return R.div_(R_jj.unsqueeze(1)), R_jj
 
 
 def _transposed_factor(H: Tensor) -> Tensor | None:
-    """Lᵀ with L lower triangular and ``L Lᵀ = H``, which is overwritten; None where H is not positive definite."""
+    """Return Lᵀ with ``L Lᵀ = H``, L lower triangular; None where H is not positive definite. Overwrites H."""
     if H.is_cuda:
         upper, failed = torch.linalg.cholesky_ex(H, upper=True)
         return None if failed else upper.contiguous()
@@ -111,75 +123,75 @@ def _transposed_factor(H: Tensor) -> Tensor | None:
     return None if failed else torch.from_numpy(lower.T)
 
 
-def _turned(matrix: Tensor) -> Tensor:
-    """``matrix``, contiguous, with its rows and its columns reversed in place: a second one may not fit into memory."""
+def _reverse(matrix: Tensor) -> Tensor:
+    """Reverse rows and columns of the contiguous ``matrix`` in place: a second one may not fit into memory."""
     numbers = matrix.view(-1)
     half = len(numbers) // 2
     for start in range(0, half, PIECE):
         stop = min(start + PIECE, half)
         front, back = numbers[start:stop], numbers[len(numbers) - stop : len(numbers) - start]
-        kept = front.flip(0)
+        reversed_front = front.flip(0)
         front.copy_(back.flip(0))
-        back.copy_(kept)
+        back.copy_(reversed_front)
     return matrix
 
 
-def reach_of(batch: list[Layers]) -> Tensor:
-    """``reach`` of all inputs of ``batch``: float32 [inputs, columns, columns], of one no copy."""
-    return batch[0].reach[None] if len(batch) == 1 else torch.stack([layers.reach for layers in batch])
+def stack_factors(batch: list[Layers]) -> Tensor:
+    """Return ``B`` of all inputs of ``batch``: float32 [inputs, columns, columns]; of a single one without a copy."""
+    return batch[0].B[None] if len(batch) == 1 else torch.stack([layers.B for layers in batch])
 
 
-def wide(widths: Iterable[int]) -> bool:
-    """Whether no two layers with so many inputs are swept together, so that all can be taken as they come."""
+def are_wide(widths: Iterable[int]) -> bool:
+    """Return True where no two layers with so many inputs are swept together, so that each is taken as it comes."""
     return all(2 * width**2 > VALUES for width in widths)
 
 
 def batches(layers: Iterable[Layers], alone: bool) -> Iterator[list[Layers]]:
-    """``layers`` in lists that can be swept together; one by one, as they come, if ``alone``.
+    """Yield ``layers`` in lists that can be swept together; one by one, as they come, if ``alone``.
 
-    None that was given out is kept: the factor of a wide input may be as large as all else.
+    No reference to a list that was yielded is held: the factor of a wide input may be as large as all else.
     """
     waiting: dict[tuple[int, ...], list[Layers]] = {}
     for each in layers:
         shape = (len(each.order), *each.heights)
         batch = waiting.setdefault(shape, [])
         batch.append(each)
-        rows, values = sum(each.heights), each.reach.numel()
+        rows, values = sum(each.heights), each.B.numel()
         if alone or (len(batch) + 1) * rows > ROWS or (len(batch) + 1) * values > VALUES:
             del each, batch
             yield waiting.pop(shape)
     yield from waiting.values()
 
 
-def stacked(batch: list[Layers]) -> Tensor:
-    """The weights of ``batch`` as float32 [inputs, columns, rows], dead columns zero.
+def stack_weights(batch: list[Layers]) -> Tensor:
+    """Return the weights of ``batch`` as float32 [inputs, columns, rows], dead columns zero.
 
-    Rows never mix, so all layers that share an input lie side by side.
+    Rows never mix, so all layers that share an input are concatenated.
     """
     columns, rows = len(batch[0].order), sum(batch[0].heights)
-    W = torch.empty(len(batch), columns, rows, device=batch[0].reach.device)
+    W = torch.empty(len(batch), columns, rows, device=batch[0].B.device)
     for out, layers in zip(W, batch, strict=True):
-        for part, weight in zip(out.split(layers.heights, dim=1), layers.weights, strict=True):
-            # The device turns it faster, and half the bytes reach it.
-            part.copy_(weight.to(W.device).T)
+        for transposed, weight in zip(out.split(layers.heights, dim=1), layers.weights, strict=True):
+            # The device transposes faster, and half the bytes reach it.
+            transposed.copy_(weight.to(W.device).T)
         out[layers.dead] = 0
     return W
 
 
 def sweep(
     W: Tensor,
-    reach: Tensor,
+    B: Tensor,
     project: Callable[[int, Tensor, Tensor], object],
     begin: Callable[[int, int, Tensor], object] | None = None,
     segment: int = 0,
 ) -> Tensor:
-    """Replace the columns of ``W`` float32 [inputs, columns, rows] in place; returns their errors, like W.
+    """Replace the columns of ``W`` float32 [inputs, columns, rows] by Q in place; return E, shaped like W.
 
-    ``reach`` is float32 [inputs, columns, columns], as in ``Layers``. ``project(j, w, e)`` is called for
-    every column when it is its turn: ``w`` [inputs, rows] is its value and is to be made what shall stand in
-    W, ``e`` [inputs, rows] is its value before the sweep and is to be made its error. ``begin(start, stop,
-    current)`` is called before every ``segment`` columns, with the weights [inputs, columns of the segment,
-    rows] that best make up for all errors before ``start``.
+    ``B`` is float32 [inputs, columns, columns], as in ``Layers``. ``project(j, w, e)`` is called for every column
+    when it is its turn: it overwrites ``w`` [inputs, rows], the column's updated value, by its Q, and ``e`` [inputs,
+    rows], the column's original value, by its error. ``begin(start, stop, current)`` is called before every
+    ``segment`` columns, with the weights [inputs, columns of the segment, rows] that best compensate for all errors
+    before ``start``.
     """
     columns = W.shape[1]
     segment = segment or columns
@@ -191,28 +203,28 @@ def sweep(
         if begin and start % segment == 0 and (width == segment or (width < segment and stop == columns)):
             begin(start, stop, current(start, stop))
         if width <= LEAF and width <= segment:
-            one_by_one(start, stop)
+            sweep_strip(start, stop)
             return
         middle = _middle(start, stop, segment)
         again(start, middle, again)
-        W[:, middle:stop].baddbmm_(reach[:, middle:stop, start:middle], E[:, start:middle])
+        W[:, middle:stop].baddbmm_(B[:, middle:stop, start:middle], E[:, start:middle])
         again(middle, stop, again)
 
     def current(start: int, stop: int) -> Tensor:
-        # W has what arrives from columns before the segment. Columns of the segment that take it up hand a
-        # part on to those right of them, like an error: shift_j = arrives_j - Σ_k<j reach_jk shift_k.
-        own = W[:, start:stop]
+        # W has what arrives from columns before the segment. Columns of the segment that take it up pass a
+        # share on to those right of them, like an error: shift_j = arrives_j - Σ_k<j B_jk shift_k.
+        updated = W[:, start:stop]
         if not start:
-            return own
-        before = E[:, start:stop]
+            return updated
+        original = E[:, start:stop]
         inverse = torch.linalg.solve_triangular(
-            reach[:, start:stop, start:stop], torch.eye(stop - start, device=W.device), upper=False, unitriangular=True
+            B[:, start:stop, start:stop], torch.eye(stop - start, device=W.device), upper=False, unitriangular=True
         )
-        return torch.baddbmm(before, inverse, own - before)
+        return torch.baddbmm(original, inverse, updated - original)
 
-    def one_by_one(start: int, stop: int) -> None:
+    def sweep_strip(start: int, stop: int) -> None:
         strip = W[:, start:stop]
-        arrives = reach[:, start:stop, start:stop].unsqueeze(3).unbind(2)
+        arrives = B[:, start:stop, start:stop].unsqueeze(3).unbind(2)
         for i, (w, e) in enumerate(zip(strip.unbind(1), E[:, start:stop].unbind(1), strict=True), start=1):
             project(start + i - 1, w, e)
             if start + i < stop:
@@ -224,7 +236,7 @@ def sweep(
 
 
 def _middle(start: int, stop: int, segment: int) -> int:
-    """Where to halve: between segments if there are several, else between strips of ``LEAF`` columns."""
+    """Return the column to halve at: between segments if there are several, else between strips of ``LEAF``."""
     unit = segment if stop - start > segment else LEAF
     units = -(-(stop - start) // unit)
     return start + units // 2 * unit
