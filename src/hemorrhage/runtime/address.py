@@ -95,6 +95,6 @@ def fingerprint(path: Path, memory: Path, files: Sequence[Path] | None = None) -
 def _replace(file: Path, text: str) -> None:
     """Write a file that other processes read and write, too."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(file)
+    scratch = file.with_name(f"{file.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(file)

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, each with a manifest of what made it.
+"""Directories that appear complete or not at all, each with a manifest of what made it.
 
 A step writes into ``<out>.part-<host>-<pid>`` and renames it when everything is on disk, so a killed job
 leaves nothing that could be taken for a result. The manifest has a checksum of every other file.
@@ -18,12 +18,23 @@ import platform
 import shutil
 import socket
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, overload
 
 MANIFEST = "manifest.json"
+
+
+class Manifest(TypedDict, total=False):
+    """Keys of every manifest; a kind of output adds its own. ``failure``: why the output could not be made."""
+
+    variant: str
+    failure: str
+    checksums: dict[str, str]
+    environment: dict[str, str]
+
+
+OfKind = TypeVar("OfKind", bound=Manifest)
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "compressed-tensors", "safetensors", "numpy", "pandas")
 """Distributions whose versions can change a number."""
@@ -46,30 +57,30 @@ def writing(out: Path) -> Iterator[Path]:
     for stale in out.parent.glob(f"{out.name}.part-{host}-*"):
         if not Path(f"/proc/{stale.name.rsplit('-', 1)[1]}").exists():
             shutil.rmtree(stale, ignore_errors=True)
-    part = out.with_name(f"{out.name}.part-{host}-{os.getpid()}")
-    part.mkdir()
+    scratch = out.with_name(f"{out.name}.part-{host}-{os.getpid()}")
+    scratch.mkdir()
     try:
-        yield part
+        yield scratch
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
     try:
-        for path in (*part.rglob("*"), part):
+        for path in (*scratch.rglob("*"), scratch):
             sync(path)
         if out.exists():
             shutil.rmtree(out)
-        part.rename(out)
+        scratch.rename(out)
         # The name is in the directory above, which is not on disk before it is told to be.
         sync(out.parent)
     except OSError:
         # A full disk may say so only now.
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
 
 
 @contextlib.contextmanager
 def resuming(out: Path) -> Iterator[Path]:
-    """Yield the folder beside ``out`` where a job keeps what it has finished; it need not be there.
+    """Yield the folder next to ``out`` where a job keeps what it has finished; it need not be there.
 
     It is gone afterwards, but for what is worth running again: a kill, an interrupt, a full disk.
     """
@@ -85,16 +96,16 @@ def resuming(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Yield a name beside ``file`` that becomes ``file``, on disk, when the block ends without an exception."""
+    """Yield a name next to ``file`` that becomes ``file``, on disk, when the block ends without an exception."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part-{os.getpid()}")
+    scratch = file.with_name(f"{file.name}.part-{os.getpid()}")
     try:
-        yield part
-        sync(part)
-        part.rename(file)
+        yield scratch
+        sync(scratch)
+        scratch.rename(file)
         sync(file.parent)
     finally:
-        part.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -115,8 +126,16 @@ def write_manifest(directory: Path, **fields: Any) -> None:
     (directory / MANIFEST).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a finished output."""
+@overload
+def read_manifest(directory: Path, /) -> dict[str, Any]: ...
+
+
+@overload
+def read_manifest(directory: Path, of: type[OfKind], /) -> OfKind: ...
+
+
+def read_manifest(directory: Path, _of: type[Manifest] | None = None, /) -> Any:
+    """Read the manifest of a finished output; the second argument is its type."""
     return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
 
 
@@ -131,17 +150,16 @@ def failure_recorded(out: Path, **fields: Any) -> Iterator[None]:
         yield
     except Exception as error:
         if disk_is_full(error):
-            log.error("the disk is full; make room and run again: what is finished stays")
+            log.critical("the disk is full; make room and run again: what is finished stays")
             raise
-        traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        log.error("recorded as failed: %s", reason)
-        with writing(out) as part:
-            write_manifest(part, failure=reason, **fields)
+        log.exception("recorded as failed: %s", reason)
+        with writing(out) as folder:
+            write_manifest(folder, failure=reason, **fields)
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it was made of, says that no room was left on a disk."""
+    """Tell whether an exception, or one that it was made of, says that no room was left on a disk."""
     while error is not None:
         # What is written by libraries in other languages has the system's number in its text only.
         if getattr(error, "errno", None) in FULL or any(f"os error {number})" in str(error) for number in FULL):
@@ -151,24 +169,24 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def failure(directory: Path) -> str | None:
-    """The reason why an output could not be made, or None where it was made."""
-    return read_manifest(directory).get("failure")
+    """Return why an output could not be made, or None where it was made."""
+    return read_manifest(directory, Manifest).get("failure")
 
 
 @functools.cache
 def environment() -> Mapping[str, str]:
-    """What beside code and settings could move a number: Python, libraries, processor, threads.
+    """Describe what besides code and settings could move a number: Python, libraries, processor, threads.
 
-    ``id`` is a digest of the rest; it stands in every row of the results.
+    ``id`` is a digest of the rest; every row of the results has it.
     """
-    facts = {
+    versions = {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()} {_processor()}",
         "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
         "device": _device(),
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    return {"id": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8], **facts}
+    return {"id": hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:8], **versions}
 
 
 def _device() -> str:
@@ -188,14 +206,14 @@ def _processor() -> str:
 
 
 def checksum(file: Path) -> str:
-    """What a damaged file differs by: 128 bits of its bytes (XXH3, ten times as fast as SHA-256)."""
+    """Return 128 bits of a file's bytes by which damage shows (XXH3, ten times as fast as SHA-256)."""
     import xxhash
 
-    found = xxhash.xxh3_128()
+    state = xxhash.xxh3_128()
     with file.open("rb") as stream:
         while piece := stream.read(2**22):
-            found.update(piece)
-    return found.hexdigest()
+            state.update(piece)
+    return state.hexdigest()
 
 
 def verify(directory: Path) -> None:
@@ -211,16 +229,16 @@ def verify(directory: Path) -> None:
 
 @functools.cache
 def _verify(directory: Path, _written: int) -> None:
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, Manifest)
     for name, expected in manifest.get("checksums", {}).items():
         file = directory / name
         if not file.is_file() or checksum(file) != expected:
-            what = "is missing" if not file.is_file() else "is damaged: its checksum is not the manifest's"
+            problem = "is missing" if not file.is_file() else "is damaged: its checksum is not the manifest's"
             again = f"hemorrhage invalidate {manifest.get('variant', directory.parent.name)}"
-            raise ValueError(f"{file} {what}; `{again}` and the next run makes it again")
+            raise ValueError(f"{file} {problem}; `{again}` and the next run makes it again")
 
 
 def sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

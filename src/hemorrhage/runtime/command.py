@@ -1,4 +1,4 @@
-"""What the commands of ``hemorrhage`` share: their exit codes, their parser, and an error that is one line.
+"""Basis of the commands of ``hemorrhage``: their exit codes, their parser, and an error that is one line.
 
 A question is answered by the exit code, so that a script can ask it: 0 yes, 1 no, 2 cannot tell, 3 not measured. A
 command that asks nothing ends with 0. 64 is a wrong use (EX_USAGE of sysexits.h), so that a typing error is never taken

@@ -84,7 +84,7 @@ class Member(NamedTuple):
 
 
 @dataclass
-class Part:
+class Fragment:
     """A statement: its text, what its names stand for, the modules that it imports when it runs."""
 
     text: str = ""
@@ -124,11 +124,18 @@ class Module:
     classes: dict[str, Class] = field(default_factory=dict)
     inner: dict[int, list[Import]] = field(default_factory=dict)
     unused: set[str] = field(default_factory=set)
-    parts: dict[int, Part] = field(default_factory=dict)
+    fragments: dict[int, Fragment] = field(default_factory=dict)
 
     def statements(self, name: str) -> list[ast.stmt]:
-        """The statements of a definition."""
+        """Return the statements of a definition."""
         return {EFFECTS: self.effects, MAIN: self.main}.get(name) or self.definitions.get(name, [])
+
+    def define(self, names: Iterable[str], statement: ast.stmt) -> None:
+        """Add a statement that defines names and does nothing else."""
+        for name in names:
+            self.definitions[name].append(statement)
+        if isinstance(statement, ast.ClassDef):
+            self.classes[statement.name] = _class(statement)
 
 
 class Sources:
@@ -141,32 +148,32 @@ class Sources:
         self.whole = functools.cache(lambda name: _digest(ast.unparse(ast.parse(self._text(name)))))
 
     def program(self, module: str) -> str:
-        """Digest of everything that the module ``module`` reaches; ValueError where it can't be told."""
+        """Digest everything that the module ``module`` reaches. Raises ValueError where that is not decidable."""
         reached, loaded = self._closure(module)
-        if any(part.reads_annotations for each in reached for part in self._parts(each)):
+        if any(fragment.reads_annotations for each in reached for fragment in self._fragments(each)):
             reached, loaded = self._closure(module, annotated=True)
         self._label(reached)
-        found = [part for each in reached for part in self._parts(each)]
+        fragments = [fragment for each in reached for fragment in self._fragments(each)]
         parts: list[Any] = [sorted({self._labels[each] for each in reached})]
-        if any(part.reads_annotations for part in found):
-            parts.append(sorted(ast.unparse(each) for part in found for each in part.annotations))
-        if any(part.reads_texts for part in found):
+        if any(fragment.reads_annotations for fragment in fragments):
+            parts.append(sorted(ast.unparse(each) for fragment in fragments for each in fragment.annotations))
+        if any(fragment.reads_texts for fragment in fragments):
             parts.append(sorted((name, self.whole(name)) for name in loaded))
         return _digest(parts)
 
     def reads_texts(self, module: str) -> bool:
-        """Whether the program reads what does not count otherwise: all the text of its modules counts."""
-        return any(part.reads_texts for each in self._closure(module)[0] for part in self._parts(each))
+        """Tell whether the program reads what does not count otherwise: all the text of its modules counts."""
+        return any(fragment.reads_texts for each in self._closure(module)[0] for fragment in self._fragments(each))
 
     def modules_of(self, module: str) -> set[str]:
-        """The modules that are loaded when everything runs that the module ``module`` reaches."""
+        """Name the modules that are loaded when everything runs that the module ``module`` reaches."""
         return self._closure(module)[1]
 
     # Which definitions a program has.
 
     def _closure(self, entry: str, annotated: bool = False) -> tuple[set[Definition], set[str]]:
-        own = self.module(entry)
-        waiting = [Definition(entry, name) for name in (*own.definitions, EFFECTS, MAIN)]
+        of_entry = self.module(entry)
+        waiting = [Definition(entry, name) for name in (*of_entry.definitions, EFFECTS, MAIN)]
         reached: set[Definition] = set()
         loaded: set[str] = set()
         while waiting:
@@ -185,32 +192,32 @@ class Sources:
         return reached, loaded
 
     def _loading(self, each: Definition, loaded: Collection[str]) -> set[str]:
-        """Modules that are loaded with a definition, beside those that are already."""
-        waiting = {each.module, *(name for part in self._parts(each) for name in part.loads)}
-        found: set[str] = set()
+        """Name the modules that are loaded with a definition, without those that are already."""
+        waiting = {each.module, *(name for fragment in self._fragments(each) for name in fragment.loads)}
+        loading: set[str] = set()
         while waiting:
             name = waiting.pop()
-            if name not in found and name not in loaded:
-                found.add(name)
+            if name not in loading and name not in loaded:
+                loading.add(name)
                 waiting |= self.module(name).loads | set(filter(self.has, _parents(name)))
-        return found
+        return loading
 
     def _registered(self, module: str) -> list[Definition]:
-        """Classes that another class of this package hears of when they are defined."""
+        """List the classes that another class of this package hears of when they are defined."""
         return [each for name in self.module(module).classes if self._is_heard(each := Definition(module, name), set())]
 
     def _is_heard(self, each: Definition, seen: set[Definition]) -> bool:
-        """Whether a class, or one of those that it is made of, hears of those made of it."""
+        """Tell whether a class, or one of those that it is made of, hears of those made of it."""
         seen.add(each)
-        own = self.module(each.module)
+        module = self.module(each.module)
         if each.name == WHOLE:
-            others: list[Target] = [Definition(each.module, name) for name in own.classes]
-        elif each.name not in own.classes:
+            others: list[Target] = [Definition(each.module, name) for name in module.classes]
+        elif each.name not in module.classes:
             return False
-        elif own.classes[each.name].hears:
+        elif module.classes[each.name].hears:
             return True
         else:
-            others = [target for name in own.classes[each.name].bases for target in self.bound(own, name)]
+            others = [target for name in module.classes[each.name].bases for target in self.bound(module, name)]
         return any(
             self._is_heard(other, seen) for other in others if isinstance(other, Definition) and other not in seen
         )
@@ -218,34 +225,37 @@ class Sources:
     @functools.cached_property
     def _named(self) -> set[str]:
         """Modules whose names stand as strings in modules that import by name at run time."""
-        found: set[str] = set()
+        strings_held: set[str] = set()
         for text in self.texts.values():
             if "import_module" in text or "__import__" in text:
                 nodes = list(ast.walk(ast.parse(text)))
                 documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
                 strings = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in documentation)
-                found |= {node.value for node in strings if isinstance(node.value, str)}
-        return found & self.texts.keys()
+                strings_held |= {node.value for node in strings if isinstance(node.value, str)}
+        return strings_held & self.texts.keys()
 
     # The digest of a definition with all that it refers to.
 
     def _label(self, reached: Collection[Definition]) -> None:
         """Digest what is reached, components first: what refers to one another is digested together."""
         for component in _components(sorted(reached), self._references, self._labels):
-            inside = {each: _digest(self._own(each, {})) for each in component}
-            # Told apart by their neighbours, and by the neighbours of those, until that tells no more apart.
-            kinds = 0
-            while kinds < len(set(inside.values())) or kinds == 0:
-                kinds = len(set(inside.values()))
-                inside = {each: _digest(self._own(each, inside)) for each in component}
+            inside = {each: _digest(self._content_of(each, {})) for each in component}
+            # Distinguished by their neighbours, and by the neighbours of those, until no more are distinguished.
+            distinct = 0
+            while distinct < len(set(inside.values())) or distinct == 0:
+                distinct = len(set(inside.values()))
+                inside = {each: _digest(self._content_of(each, inside)) for each in component}
             self._labels |= inside
 
-    def _own(self, each: Target, inside: dict[Target, str]) -> Any:
+    def _content_of(self, each: Target, inside: dict[Target, str]) -> Any:
         if isinstance(each, str):
             return each
         return [
-            [part.text, sorted((name, self._labels_of(targets, inside)) for name, targets in part.names.items())]
-            for part in self._parts(each)
+            [
+                fragment.text,
+                sorted((name, self._labels_of(targets, inside)) for name, targets in fragment.names.items()),
+            ]
+            for fragment in self._fragments(each)
         ]
 
     def _labels_of(self, targets: list[Target], inside: dict[Target, str]) -> list[str]:
@@ -254,76 +264,80 @@ class Sources:
     def _references(self, each: Target) -> list[Target]:
         if isinstance(each, str):
             return []
-        return [target for part in self._parts(each) for targets in part.names.values() for target in targets]
+        return [
+            target for fragment in self._fragments(each) for targets in fragment.names.values() for target in targets
+        ]
 
     def _annotations(self, each: Definition) -> list[Target]:
-        """What the annotations of a definition refer to that are no part of its text."""
-        nodes = [node for part in self._parts(each) for each in part.annotations for node in ast.walk(each)]
+        """List what the annotations of a definition refer to that are not in its text."""
+        nodes = [node for fragment in self._fragments(each) for each in fragment.annotations for node in ast.walk(each)]
         names = {node.id for node in nodes if isinstance(node, ast.Name)}
         strings = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
         names |= {name for text in strings for name in re.findall(r"\w+", text)}
         return [target for name in names for target in self.bound(self.module(each.module), name)]
 
-    def _parts(self, each: Definition) -> list[Part]:
-        own = self.module(each.module)
+    def _fragments(self, each: Definition) -> list[Fragment]:
+        module = self.module(each.module)
         if each.name == WHOLE:
-            return [Part("whole", {name: [Definition(each.module, name)] for name in (*own.definitions, EFFECTS)})]
-        parts = []
-        for statement in own.statements(each.name):
-            if id(statement) not in own.parts:
-                own.parts[id(statement)] = _Reader(self, own, statement).part()
-            parts.append(own.parts[id(statement)])
-        if each.name == EFFECTS and (unused := self._unused(own)):
-            parts.append(Part("", unused))
-        return [part for part in parts if part.text or part.names or part.annotations]
+            return [
+                Fragment("whole", {name: [Definition(each.module, name)] for name in (*module.definitions, EFFECTS)})
+            ]
+        fragments = []
+        for statement in module.statements(each.name):
+            if id(statement) not in module.fragments:
+                module.fragments[id(statement)] = _Reader(self, module, statement).read()
+            fragments.append(module.fragments[id(statement)])
+        if each.name == EFFECTS and (unused := self._unused(module)):
+            fragments.append(Fragment("", unused))
+        return [each for each in fragments if each.text or each.names or each.annotations]
 
-    def _unused(self, own: Module) -> dict[str, list[Target]]:
-        """What a module imports of other packages and does not use: it may be imported for its effect."""
-        found: dict[str, list[Target]] = {}
-        for name in own.unused:
-            if others := [each for each in own.imports[name] if isinstance(each, str)]:
-                found[name] = sorted(others)
-        return found
+    def _unused(self, module: Module) -> dict[str, list[Target]]:
+        """List what a module imports of other packages and does not use: it may be imported for its effect."""
+        unused: dict[str, list[Target]] = {}
+        for name in module.unused:
+            if others := [each for each in module.imports[name] if isinstance(each, str)]:
+                unused[name] = sorted(others)
+        return unused
 
     # What a name stands for.
 
-    def bound(self, own: Module, name: str, local: Iterable[Member | str] = ()) -> list[Target]:
-        """All that a name may stand for in a module; ``local`` are imports within the statement."""
-        found = self._imported([*own.imports.get(name, ()), *local])
-        if name in own.definitions:
-            found.append(Definition(own.name, name))
-        if name in own.bound:
-            found.append(Definition(own.name, EFFECTS))
-        return found
+    def bound(self, module: Module, name: str, local: Iterable[Member | str] = ()) -> list[Target]:
+        """List all that a name may stand for in a module; ``local`` are imports within the statement."""
+        targets = self._imported([*module.imports.get(name, ()), *local])
+        if name in module.definitions:
+            targets.append(Definition(module.name, name))
+        if name in module.bound:
+            targets.append(Definition(module.name, EFFECTS))
+        return targets
 
     def _imported(self, imports: Iterable[Member | str]) -> list[Target]:
-        """What imports of one name bind it to, in their order."""
-        found: list[Target] = sorted(each for each in imports if isinstance(each, str))
+        """List what imports of one name bind it to, in their order."""
+        targets: list[Target] = sorted(each for each in imports if isinstance(each, str))
         for each in imports:
             if isinstance(each, Member):
-                found += self.member(each.module, each.name) if each.name else [Definition(each.module, WHOLE)]
-        return list(dict.fromkeys(found))
+                targets += self.member(each.module, each.name) if each.name else [Definition(each.module, WHOLE)]
+        return list(dict.fromkeys(targets))
 
     def member(self, module: str, name: str, seen: tuple[Member, ...] = ()) -> list[Target]:
-        """What ``module.name`` is, through all modules that pass it on."""
+        """Resolve ``module.name`` through all modules that pass it on."""
         if not self.has(module):
             return [f"{module}.{name}"]
-        own = self.module(module)
-        found: list[Target] = []
-        for each in own.imports.get(name, ()):
+        source = self.module(module)
+        targets: list[Target] = []
+        for each in source.imports.get(name, ()):
             if isinstance(each, str):
-                found.append(each)
+                targets.append(each)
             elif not each.name:
-                found.append(Definition(each.module, WHOLE))
+                targets.append(Definition(each.module, WHOLE))
             elif each not in seen:
-                found += self.member(each.module, each.name, (*seen, each))
-        if name in own.definitions:
-            found.append(Definition(module, name))
-        if name in own.bound:
-            found.append(Definition(module, EFFECTS))
+                targets += self.member(each.module, each.name, (*seen, each))
+        if name in source.definitions:
+            targets.append(Definition(module, name))
+        if name in source.bound:
+            targets.append(Definition(module, EFFECTS))
         if self.has(f"{module}.{name}"):
-            found.append(Definition(f"{module}.{name}", WHOLE))
-        return list(dict.fromkeys(found)) or [Definition(module, WHOLE)]
+            targets.append(Definition(f"{module}.{name}", WHOLE))
+        return list(dict.fromkeys(targets)) or [Definition(module, WHOLE)]
 
     # Files.
 
@@ -333,7 +347,7 @@ class Sources:
         return _digest([sys.version, self.texts])
 
     def has(self, module: str) -> bool:
-        """Whether there is a module of this name."""
+        """Tell whether there is a module of this name."""
         return module in self.texts
 
     def _text(self, module: str) -> str:
@@ -360,8 +374,7 @@ class Sources:
         imports = module.inner[id(statement)] = _survey(statement, used)
         if (runs := _at_run_time(statement)) is not None:
             for each in imports:
-                if each.hidden:
-                    self.read_import(module.name, each.statement, module.imports, set())
+                self._read_hidden(module, each)
             for inner in runs:
                 self._place(module, inner, used)
         elif _is_main(statement):
@@ -369,15 +382,16 @@ class Sources:
             for inner in statement.body:
                 module.inner[id(inner)] = _survey(inner, used)
         elif names := _defined(statement, module):
-            for name in names:
-                module.definitions[name].append(statement)
-            if isinstance(statement, ast.ClassDef):
-                module.classes[statement.name] = _class(statement)
+            module.define(names, statement)
         elif not _is_documentation(statement):
             for each in imports:
                 self.read_import(module.name, each.statement, module.imports, set() if each.hidden else module.loads)
             module.bound |= _bound_in(statement)
             module.effects.append(statement)
+
+    def _read_hidden(self, module: Module, each: Import) -> None:
+        if each.hidden:
+            self.read_import(module.name, each.statement, module.imports, set())
 
     def read_import(
         self, module: str, statement: ast.stmt, names: dict[str, list[Member | str]], loads: set[str]
@@ -409,9 +423,9 @@ class Sources:
                     names[bound].append(Member(source, alias.name))
 
     def _binds(self, package: str, name: str) -> bool:
-        """Whether a package's own __init__ binds a name, which a module of that name comes after."""
-        own = self.module(package)
-        return name in own.definitions or name in own.imports or name in own.bound
+        """Tell whether a package's source __init__ binds a name, which a module of that name comes after."""
+        source = self.module(package)
+        return name in source.definitions or name in source.imports or name in source.bound
 
 
 class _Reader(ast.NodeTransformer):
@@ -419,51 +433,54 @@ class _Reader(ast.NodeTransformer):
 
     visitors: ClassVar[dict[type[ast.AST], Any]] = {}
 
-    def __init__(self, sources: Sources, own: Module, statement: ast.stmt) -> None:
-        self.sources, self.own, self.statement = sources, own, statement
-        self.found = Part()
+    def __init__(self, sources: Sources, module: Module, statement: ast.stmt) -> None:
+        self.sources, self.module, self.statement = sources, module, statement
+        self.fragment = Fragment()
         self.local: dict[str, list[Member | str]] = defaultdict(list)
         self.tokens: dict[str, str] = {}
         self.scope = "module"
         self.nested = 0
         self.known: dict[str, list[Target]] = {}
 
-    def part(self) -> Part:
-        """The statement without what does not count."""
-        for each in self.own.inner[id(self.statement)]:
-            loads = set() if each.hidden else self.found.loads
-            self.sources.read_import(self.own.name, each.statement, self.local, loads)
+    def read(self) -> Fragment:
+        """Return the statement without what does not count."""
+        for each in self.module.inner[id(self.statement)]:
+            loads = set() if each.hidden else self.fragment.loads
+            self.sources.read_import(self.module.name, each.statement, self.local, loads)
         done = self.visit(self.statement)
         lines = done if isinstance(done, list) else [done] if done else []
-        self.found.text = "\n".join(ast.unparse(each) for each in lines)
+        self.fragment.text = "\n".join(ast.unparse(each) for each in lines)
         for name, imports in self.local.items():
             # What a function imports of another package, it may import for its effect.
             others: list[Target] = sorted(each for each in imports if isinstance(each, str))
-            if others and name not in self.found.names:
-                self.found.names[name] = others
-        return self.found
+            if others and name not in self.fragment.names:
+                self.fragment.names[name] = others
+        return self.fragment
 
     # What a name stands for.
 
     def _targets(self, name: str) -> list[Target]:
         if name not in self.known:
-            self.known[name] = self.sources.bound(self.own, name, self.local.get(name, ()))
+            self.known[name] = self.sources.bound(self.module, name, self.local.get(name, ()))
         return self.known[name]
 
     def _modules(self, node: ast.expr) -> list[str]:
-        """The modules of this package that an expression may be."""
+        """Name the modules of this package that an expression may be."""
         if isinstance(node, ast.Name):
             return [each.module for each in self._targets(node.id) if _is_module(each)]
         if isinstance(node, ast.Attribute):
             members = ((module, self.sources.member(module, node.attr)) for module in self._modules(node.value))
             # What a module does not have is taken for the module itself.
             return [
-                each.module for module, found in members for each in found if _is_module(each) and each.module != module
+                each.module
+                for module, targets in members
+                for each in targets
+                if _is_module(each) and each.module != module
             ]
         return []
 
     def _token(self, node: ast.expr, attribute: str | None) -> ast.expr:
-        """A module in the text, without its name; what is used of it is noted."""
+        """Replace a module in the text by a token without its name, and note what is used of it."""
         modules, text = self._modules(node), ast.unparse(node)
         token = self.tokens.setdefault(text, f"<module {len(self.tokens)}>")
         if attribute is None:
@@ -480,13 +497,13 @@ class _Reader(ast.NodeTransformer):
 
     def _note(self, name: str, targets: list[Target]) -> None:
         if targets:
-            noted = self.found.names.setdefault(name, [])
+            noted = self.fragment.names.setdefault(name, [])
             noted += [each for each in targets if each not in noted]
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         if node.id == "__name__":
-            self.found.reads_texts = True
-            self._note("<own module>", [Definition(self.own.name, WHOLE)])
+            self.fragment.reads_texts = True
+            self._note("<own module>", [Definition(self.module.name, WHOLE)])
         self._read(node.id)
         if isinstance(node.ctx, ast.Store) and self.scope != "module":
             return node
@@ -503,13 +520,13 @@ class _Reader(ast.NodeTransformer):
             return self._token(node, None)
         if self._modules(node.value):
             if node.attr == "__name__":
-                self.found.reads_texts = True
+                self.fragment.reads_texts = True
             return ast.Attribute(self._token(node.value, node.attr), node.attr, node.ctx)
         return self.generic_visit(node)  # type: ignore[return-value]
 
     def _read(self, name: str) -> None:
-        self.found.reads_texts |= name in TEXTS
-        self.found.reads_annotations |= name in ANNOTATIONS
+        self.fragment.reads_texts |= name in TEXTS
+        self.fragment.reads_annotations |= name in ANNOTATIONS
 
     def visit_Global(self, node: ast.Global) -> ast.stmt:
         for name in node.names:
@@ -540,7 +557,7 @@ class _Reader(ast.NodeTransformer):
             of = node.args
             arguments = (*of.posonlyargs, *of.args, *of.kwonlyargs, of.vararg, of.kwarg)
             annotations = [each.annotation for each in arguments if each is not None] + [node.returns]
-            self.found.annotations += [each for each in annotations if each is not None]
+            self.fragment.annotations += [each for each in annotations if each is not None]
             node.returns = None
             for each in arguments:
                 if each is not None:
@@ -559,11 +576,11 @@ class _Reader(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         """As in the base class, which takes twice the time."""
-        kind = type(node)
-        if kind not in self.visitors:
-            default = _Reader._compound if issubclass(kind, CONDITIONAL) else _Reader.generic_visit
-            self.visitors[kind] = getattr(_Reader, f"visit_{kind.__name__}", default)
-        return self.visitors[kind](self, node)
+        node_type = type(node)
+        if node_type not in self.visitors:
+            default = _Reader._compound if issubclass(node_type, CONDITIONAL) else _Reader.generic_visit
+            self.visitors[node_type] = getattr(_Reader, f"visit_{node_type.__name__}", default)
+        return self.visitors[node_type](self, node)
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         """As in the base class; a block that loses all its statements gets one that does nothing."""
@@ -596,7 +613,7 @@ class _Reader(ast.NodeTransformer):
                     for name in re.findall(r"\w+", each.value):
                         self._note(name, self._targets(name))
             return self.generic_visit(node)
-        self.found.annotations.append(node.annotation)
+        self.fragment.annotations.append(node.annotation)
         if node.value is None:
             return None
         return self.generic_visit(ast.copy_location(ast.Assign([node.target], node.value), node))
@@ -647,7 +664,7 @@ class _Reader(ast.NodeTransformer):
             or (called in ("eval", "exec") and len(node.args) + len(node.keywords) < 2)
         )
         if inspects:
-            self._note("<own module>", [Definition(self.own.name, WHOLE)])
+            self._note("<own module>", [Definition(self.module.name, WHOLE)])
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
@@ -656,7 +673,7 @@ class _Reader(ast.NodeTransformer):
         return node
 
     def _placeless(self, path: re.Match[str]) -> str:
-        """A dotted path in a string without the module that it begins with."""
+        """Return a dotted path in a string without the module that it begins with."""
         words = path[0].split(".")
         for end in range(len(words), 1, -1):
             if self.sources.has(".".join(words[:end])):
@@ -684,15 +701,15 @@ class _Wordless(ast.NodeTransformer):
 
 
 def _texts(root: Path) -> dict[str, str]:
-    """The texts of all modules under a folder, by their names."""
-    found = {}
+    """Read the texts of all modules under a folder, by their names."""
+    texts = {}
     for file in sorted(root.rglob("*.py")):
         words = file.relative_to(root).with_suffix("").parts
         name = ".".join([PACKAGE, *(words[:-1] if words[-1] == "__init__" else words)])
         # Python takes a package before a module of the same name.
-        if name not in found or words[-1] == "__init__":
-            found[name] = file.read_text(encoding="utf-8")
-    return found
+        if name not in texts or words[-1] == "__init__":
+            texts[name] = file.read_text(encoding="utf-8")
+    return texts
 
 
 def _digest(value: Any) -> str:
@@ -700,7 +717,7 @@ def _digest(value: Any) -> str:
 
 
 def _components(roots: Iterable[Target], references: Any, done: Collection[Target]) -> Iterator[list[Target]]:
-    """What refers to one another, each component after those it refers to (Tarjan 1972); without what is done."""
+    """Yield the strongly connected components, each after those it refers to (Tarjan 1972); without what is done."""
     index: dict[Target, int] = {}
     low: dict[Target, int] = {}
     stack: list[Target] = []
@@ -719,11 +736,10 @@ def _components(roots: Iterable[Target], references: Any, done: Collection[Targe
                 pending = None
             node, others = path[-1]
             for other in others:
-                if other in waiting:
-                    low[node] = min(low[node], index[other])
-                elif other not in index and other not in done:
+                if other not in index and other not in done:
                     pending = other
                     break
+                low[node] = min(low[node], index[other] if other in waiting else low[node])
             if pending is not None:
                 continue
             path.pop()
@@ -737,7 +753,7 @@ def _components(roots: Iterable[Target], references: Any, done: Collection[Targe
 
 
 def _parents(module: str) -> list[str]:
-    """The packages that a module is in: they are loaded before it."""
+    """Name the packages that a module is in: they are loaded before it."""
     words = module.split(".")
     return [".".join(words[:depth]) for depth in range(1, len(words))]
 
@@ -754,30 +770,32 @@ def _is_module(target: Target) -> TypeGuard[Definition]:
 
 
 def _survey(statement: ast.AST, used: set[str]) -> list[Import]:
-    """The imports within a statement, in their order; the names in it are added to ``used``."""
-    found = []
+    """List the imports within a statement, in their order; the names in it are added to ``used``."""
+    imports = []
     waiting: list[tuple[Any, bool]] = [(statement, False)]
     while waiting:
         node, hidden = waiting.pop()
-        kind = type(node)
-        if kind is ast.Name:
+        node_type = type(node)
+        if node_type is ast.Name:
             used.add(node.id)
             continue
-        if kind is ast.Import or kind is ast.ImportFrom:
-            found.append(Import(node, hidden))
+        if node_type is ast.Import or node_type is ast.ImportFrom:
+            imports.append(Import(node, hidden))
             continue
-        runs = _at_run_time(node) if kind is ast.If else None
+        runs = _at_run_time(node) if node_type is ast.If else None
         running = None if runs is None else set(map(id, runs))
         # ast.iter_child_nodes takes thrice the time, and this sees every node of the package.
         for content in vars(node).values():
-            for child in content if type(content) is list else (content,):
-                if isinstance(child, ast.AST) and child._fields:
-                    waiting.append((child, hidden or (running is not None and id(child) not in running)))
-    return sorted(found, key=lambda each: (each.statement.lineno, each.statement.col_offset))
+            waiting.extend(
+                (child, hidden or (running is not None and id(child) not in running))
+                for child in (content if type(content) is list else (content,))
+                if isinstance(child, ast.AST) and child._fields
+            )
+    return sorted(imports, key=lambda each: (each.statement.lineno, each.statement.col_offset))
 
 
 def _at_run_time(statement: ast.AST) -> list[ast.stmt] | None:
-    """What runs of a condition on TYPE_CHECKING; None where it is none."""
+    """Return what runs of a condition on TYPE_CHECKING; None for another statement."""
     if not isinstance(statement, ast.If) or isinstance(statement.test, ast.Compare | ast.BoolOp | ast.Call):
         return None
     test = ast.unparse(statement.test)
@@ -787,14 +805,14 @@ def _at_run_time(statement: ast.AST) -> list[ast.stmt] | None:
 
 
 def _is_main(statement: ast.stmt) -> TypeGuard[ast.If]:
-    """Whether a statement does something in the module that is run, and nothing in one that is imported."""
+    """Tell whether a statement does something in the module that is run, and nothing in one that is imported."""
     if not isinstance(statement, ast.If) or statement.orelse:
         return False
     return ast.unparse(statement.test) == "__name__ == '__main__'"
 
 
 def _is_documentation(statement: ast.stmt) -> bool:
-    """A string that stands alone documents; it computes nothing."""
+    """Tell whether a statement is a bare string: it documents and computes nothing."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
@@ -803,7 +821,7 @@ def _is_documentation(statement: ast.stmt) -> bool:
 
 
 def _defined(statement: ast.stmt, module: Module) -> list[str]:
-    """The names that a statement defines, and nothing else; empty for all others."""
+    """Name what a statement defines that does nothing else; empty for all others."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         names = [name.id for each in statement.decorator_list for name in ast.walk(each) if isinstance(name, ast.Name)]
         pure = all(_decorator(each) in PURE for each in statement.decorator_list)
@@ -828,7 +846,7 @@ def _leaves(target: ast.expr) -> list[ast.expr]:
 
 
 def _bound_in(statement: ast.AST) -> set[str]:
-    """Names that a statement binds, imports apart."""
+    """Name what a statement binds, except by imports."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
     if isinstance(statement, ast.Name):
@@ -842,7 +860,7 @@ def _decorator(node: ast.expr) -> str:
 
 
 def _called(node: ast.AST) -> str:
-    """The last word of what is called; nothing where it is no name."""
+    """Return the last word of what is called; empty where it is not a name."""
     return _last(node.func) if isinstance(node, ast.Call) else ""
 
 
@@ -851,14 +869,14 @@ def _last(node: ast.expr) -> str:
 
 
 def _first(node: ast.expr) -> ast.expr:
-    """What ``a.b.c`` begins with."""
+    """Return the first name of ``a.b.c``."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return node
 
 
 def _acts(node: ast.AST) -> bool:
-    """Whether an expression may change something."""
+    """Tell whether an expression may change something."""
     return isinstance(node, ast.Call | ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom)
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def fetched(what: str, fetch: Callable[[], T]) -> T:
-    """What ``fetch`` gives, asked again after each of PAUSES where the network or the server was lost.
+    """Return what ``fetch`` gives, tried again after each of PAUSES where the network or the server was lost.
 
     Raises ConnectionError, which names ``what``, where it stays lost. What else ``fetch`` raises passes through:
     waiting helps against no unknown name and no missing permission.
@@ -44,8 +44,10 @@ def fetched(what: str, fetch: Callable[[], T]) -> T:
 
 
 def dataset(repository: str, config: str | None, split: str, revision: str, files: str | None = None) -> Dataset:
-    """A split of a data set of the hub at a commit; ``files``, a pattern, stands for a configuration. Raises as
-    ``fetched``."""
+    """Fetch a split of a data set of the hub at a commit; ``files``, a pattern, replaces a configuration.
+
+    Raises as ``fetched``.
+    """
     # The steps forbid network access; this one is asked for. The library reads the variable when imported.
     os.environ["HF_HUB_OFFLINE"] = "0"
     from datasets import load_dataset
@@ -59,7 +61,7 @@ def dataset(repository: str, config: str | None, split: str, revision: str, file
 
 
 def lost(error: Exception) -> bool:
-    """Whether an error says that the network or the server is not there now."""
+    """Tell whether an error says that the network or the server is not there now."""
     import httpx
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""What every runnable step starts with: logging to standard error and a bounded number of threads."""
+"""Start of every runnable step: logging to standard error and a bounded number of threads."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def start() -> None:
     sys.excepthook = explain
 
 
-def explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def explain(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Write why a step ended: one line where its input, the network or the disk is to blame, else the traceback."""
     if disk_is_full(error):
         line = "the disk is full; make room and run again: what is finished stays"
     elif isinstance(error, PermissionError):
         line = f"{error.filename}: {error.strerror}"
-    elif isinstance(error, InputError) or kind is ConnectionError:
+    elif isinstance(error, InputError) or error_type is ConnectionError:
         line = " ".join(str(error).split())
     else:
-        sys.__excepthook__(kind, error, trace)
+        sys.__excepthook__(error_type, error, trace)
         return
     print(f"error: {line}", file=sys.stderr)

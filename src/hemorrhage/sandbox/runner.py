@@ -96,7 +96,7 @@ assert not os.path.exists("/proc/self") and os.listdir("/tmp") == []
 
 
 class UnavailableError(RuntimeError):
-    """This machine has no sandbox, or could not start one: nothing was run."""
+    """Raised where the machine has no sandbox or could not start one: nothing was run."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Result:
 
 @functools.cache
 def missing() -> str | None:
-    """One line that says why programs can't be run on this machine, or None; looked into once per process."""
+    """Say in one line why programs can't be run on this machine, or return None; checked once per process."""
     if not sys.platform.startswith("linux"):
         return f"programs need the namespaces of Linux, this is {sys.platform}"
     for tool, package in {"bwrap": "bubblewrap, 0.8 or newer", "setpriv": "util-linux"}.items():
@@ -171,20 +171,20 @@ def _run(program: str, seconds: float, memory_mb: int) -> Result:
             gate.close()
             said = _until_ready(message, f"{token} ready\n".encode())
             start = time.monotonic()
-            found = _verdict(process, message, said, token, seconds)
+            verdict = _verdict(process, message, said, token, seconds)
             taken = time.monotonic() - start
         finally:
             _kill(process, first)
-        status, detail = found or _without_verdict(process.returncode)
+        status, detail = verdict or _without_verdict(process.returncode)
         return Result(status, detail, taken)
 
 
 def _first_process(info: FileIO) -> int | None:
-    """A pidfd of the sandbox's first process, of which bubblewrap writes the number; None where it got nowhere."""
+    """Open a pidfd of the sandbox's first process, of which bubblewrap writes the number; None where it got nowhere."""
     if not _readable(START_SECONDS, info.fileno()):
         return None
-    found = re.search(rb'"child-pid": (\d+)', os.read(info.fileno(), MESSAGE_BYTES))
-    return os.pidfd_open(int(found[1])) if found else None
+    match = re.search(rb'"child-pid": (\d+)', os.read(info.fileno(), MESSAGE_BYTES))
+    return os.pidfd_open(int(match[1])) if match else None
 
 
 def _until_ready(message: FileIO, ready: bytes) -> bytes:
@@ -192,22 +192,22 @@ def _until_ready(message: FileIO, ready: bytes) -> bytes:
     said, deadline = b"", time.monotonic() + START_SECONDS
     while ready not in said:
         waiting = _readable(deadline - time.monotonic(), message.fileno())
-        part = os.read(message.fileno(), MESSAGE_BYTES) if waiting else b""
-        if not part or len(said) > MESSAGE_BYTES:
+        piece = os.read(message.fileno(), MESSAGE_BYTES) if waiting else b""
+        if not piece or len(said) > MESSAGE_BYTES:
             raise UnavailableError(_reason(said))
-        said += part
+        said += piece
     return said.split(ready, 1)[1]
 
 
 def _reason(said: bytes) -> str:
-    """The end of what bubblewrap, or the interpreter in it, said before a program was started, as one line."""
+    """Return the end of what bubblewrap, or the interpreter in it, said before a program was started, as one line."""
     return " ".join(said.decode(errors="replace").split())[-DETAIL:] or "bwrap started no program and gave no reason"
 
 
 def _verdict(
     process: subprocess.Popen[bytes], message: FileIO, said: bytes, token: str, seconds: float
 ) -> tuple[str, str] | None:
-    """Status and detail as the program's pipe tells them, or the time; None where bubblewrap ends before.
+    """Read status and detail from the program's pipe, or the time; None where bubblewrap ends before.
 
     ``said`` was read from the pipe already. A program that sends more than MESSAGE_BYTES isn't listened to any more.
     """
@@ -215,23 +215,23 @@ def _verdict(
     watched = os.pidfd_open(process.pid)
     try:
         listening = True
-        while not (verdict := _told(said, token)):
+        while not (verdict := _message(said, token)):
             sources = [message.fileno(), watched] if listening else [watched]
             waiting = _readable(deadline - time.monotonic(), *sources)
             if not waiting:
                 return "timeout", f"still running after {seconds:g} s"
             if message.fileno() not in waiting:
                 return None
-            part = os.read(message.fileno(), MESSAGE_BYTES)
-            said += part
-            listening = bool(part) and len(said) < MESSAGE_BYTES
+            piece = os.read(message.fileno(), MESSAGE_BYTES)
+            said += piece
+            listening = bool(piece) and len(said) < MESSAGE_BYTES
         return verdict
     finally:
         os.close(watched)
 
 
-def _told(said: bytes, token: str) -> tuple[str, str] | None:
-    """The first whole line with the right token: status and detail."""
+def _message(said: bytes, token: str) -> tuple[str, str] | None:
+    """Return status and detail of the first complete line with the right token."""
     for line in said.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             verdict = json.loads(line)
@@ -241,7 +241,7 @@ def _told(said: bytes, token: str) -> tuple[str, str] | None:
 
 
 def _without_verdict(code: int) -> tuple[str, str]:
-    """Status and detail from bubblewrap's exit code, which is the program's, or 128 + the signal that ended it."""
+    """Return status and detail by bubblewrap's exit code, which is the program's, or 128 + the signal that ended it."""
     if code == 128 + signal.SIGXCPU:
         return "timeout", "its processor time was used up"
     if code > 128:
@@ -262,7 +262,7 @@ def _kill(process: subprocess.Popen[bytes], first: int | None) -> None:
 
 
 def _readable(seconds: float | None, *files: int) -> set[int]:
-    """Those of ``files`` that have something to read or, pidfds, have ended; none when ``seconds`` are over."""
+    """Return those of ``files`` that have something to read or, pidfds, have ended; none when ``seconds`` are over."""
     poll = select.poll()
     for file in files:
         poll.register(file, select.POLLIN)
@@ -270,7 +270,7 @@ def _readable(seconds: float | None, *files: int) -> set[int]:
 
 
 def _rest(message: FileIO) -> bytes:
-    """What lies in a pipe that nobody writes to any more."""
+    """Read what lies in a pipe that nobody writes to any more."""
     os.set_blocking(message.fileno(), False)
     with contextlib.suppress(BlockingIOError):
         return os.read(message.fileno(), MESSAGE_BYTES)
@@ -278,7 +278,7 @@ def _rest(message: FileIO) -> bytes:
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
-    """A pipe, (reading end, writing end), closed with ``stack`` where it isn't before."""
+    """Make a pipe, (reading end, writing end), closed with ``stack`` where it isn't before."""
     reading, writing = os.pipe()
     return (
         stack.enter_context(FileIO(reading, "rb")),
@@ -287,7 +287,7 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
 
 
 def _memory_file(stack: contextlib.ExitStack, content: bytes) -> FileIO:
-    """A file without a name that holds ``content``, to be read from its beginning; closed with ``stack``."""
+    """Make a file without a name that holds ``content``, to be read from its beginning; closed with ``stack``."""
     file = stack.enter_context(FileIO(os.memfd_create("hemorrhage"), "r+b"))
     file.write(content)
     file.seek(0)
@@ -295,7 +295,7 @@ def _memory_file(stack: contextlib.ExitStack, content: bytes) -> FileIO:
 
 
 def _limits(seconds: float, memory_mb: int) -> dict[str, int]:
-    """Resource limit -> value, soft and hard; bytes, seconds and counts as setrlimit(2) takes them."""
+    """Return the resource limits, soft and hard; bytes, seconds and counts as setrlimit(2) takes them."""
     return {
         "RLIMIT_AS": memory_mb << 20,
         "RLIMIT_CPU": math.ceil(seconds) + 1,
@@ -310,7 +310,7 @@ def _limits(seconds: float, memory_mb: int) -> dict[str, int]:
 
 @functools.cache
 def _filter() -> bytes:
-    """The seccomp filter as BPF; calls through another ABI of the processor end the program."""
+    """Make the seccomp filter as BPF; calls through another ABI of the processor end the program."""
     import pyseccomp
 
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
@@ -323,7 +323,7 @@ def _filter() -> bytes:
 
 
 def _wall() -> list[str]:
-    """bubblewrap's command line up to the file descriptors."""
+    """Make the command line of bubblewrap up to the file descriptors."""
     words = [_program("bwrap"), "--die-with-parent", "--new-session", "--clearenv"]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if os.geteuid() == 0:
@@ -352,7 +352,7 @@ def _wall() -> list[str]:
 
 
 def _interpreter() -> list[str]:
-    """This interpreter without its environment: no site-packages, no user's folder, no bytecode written."""
+    """Make the command line of this interpreter: no environment, site-packages, user's folder or bytecode."""
     executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     words = [executable, "-s", "-S", "-P", "-B", "-c", f"{inspect.getsource(_inside)}\n_inside()\n"]
     if os.geteuid() != 0:
@@ -361,14 +361,14 @@ def _interpreter() -> list[str]:
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise UnavailableError(f"{name} is not installed")
-    return os.path.realpath(found)
+    return os.path.realpath(path)
 
 
 def _inside() -> None:
-    """What the sandbox executes; only the text of this function is there.
+    """Run a program within the sandbox, which has the text of this function only.
 
     Reads its order from standard input, gives up what it has, runs the program, and writes the verdict into what was
     standard output.

@@ -53,7 +53,7 @@ def run_directly(arguments: list[str]) -> NoReturn:
 
 
 def run_served(arguments: list[str]) -> int | None:
-    """The step's exit status as subprocess gives it, or None where it was not run, or not to its end."""
+    """Return the step's exit status as subprocess gives it, or None where it was not run, or not to its end."""
     service = socket.socket(socket.AF_UNIX)
     service.settimeout(PATIENCE)
     request = {

@@ -28,24 +28,24 @@ def assign() -> None:
     """Let this process see one GPU, unless it runs on the processor. To be called before anything looks for GPUs."""
     if os.environ.get("HEMORRHAGE_DEVICE") == "cpu":
         return
-    found = visible()
-    if not found:
+    devices = visible()
+    if not devices:
         print("a GPU was asked for and none is here: the processor computes", file=sys.stderr)
-    elif len(found) > 1 or "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = take(found)
+    elif len(devices) > 1 or "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = take(devices)
 
 
 def visible() -> list[str]:
-    """The devices this process may use, as CUDA_VISIBLE_DEVICES names them; else all of the machine."""
+    """List the devices that this process may use, by CUDA_VISIBLE_DEVICES; else all of the machine."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [device for device in named.split(",") if device]
     # CUDA numbers what the machine, or the container, has: its files may have other numbers.
-    return [str(place) for place, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def take(devices: Sequence[str]) -> str:
-    """A device that no other process holds; waits until there is one."""
+    """Lock a device that no other process holds; waits until there is one."""
     while True:
         for device in devices:
             stream = open(Path(tempfile.gettempdir(), f"hemorrhage-gpu-{device}.lock"), "a")  # noqa: PTH123, SIM115

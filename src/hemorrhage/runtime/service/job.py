@@ -55,8 +55,8 @@ def run(usage: Path, module: str, arguments: list[str]) -> NoReturn:
     atexit.register(_write, usage, os.getpid(), imports)
     status = 0
     try:
-        with store.shared(Path(arguments[0]) if arguments else Path()) as there:
-            if there:
+        with store.shared(Path(arguments[0]) if arguments else Path()) as is_linked:
+            if is_linked:
                 atexit.unregister(_write)
             else:
                 device.assign()
@@ -70,7 +70,7 @@ def run(usage: Path, module: str, arguments: list[str]) -> NoReturn:
 
 
 def _status(code: object) -> int:
-    """The exit status that sys.exit(code) stands for."""
+    """Return the exit status that sys.exit(code) means."""
     if code is None or isinstance(code, int):
         return code or 0
     print(code, file=sys.stderr)
@@ -93,9 +93,9 @@ def _write(usage: Path, process: int, imports: Imports) -> None:
     # What was forked off without ending by os._exit comes here, too.
     if os.getpid() != process:
         return
-    own, descendants = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    processor = own.ru_utime + own.ru_stime + descendants.ru_utime + descendants.ru_stime
-    row = (_age(), (own.ru_maxrss + descendants.ru_maxrss) / 1024, processor, imports.seconds)
+    itself, descendants = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    processor = itself.ru_utime + itself.ru_stime + descendants.ru_utime + descendants.ru_stime
+    row = (_age(), (itself.ru_maxrss + descendants.ru_maxrss) / 1024, processor, imports.seconds)
     usage.parent.mkdir(parents=True, exist_ok=True)
     lines = ("\t".join(COLUMNS), "\t".join(f"{value:.2f}" for value in row))
     usage.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Imports the libraries once, and forks a child of itself for each job.
+r"""Imports the libraries once, and forks a child of itself for each job.
 
     python -m hemorrhage.runtime.service.server LISTENER
 
 Listens on LISTENER, a descriptor bound to ``client.SOCKET`` in the working directory, and ends when its standard input
 does: whoever started it holds the other end, and can't leave it behind however he dies. Jobs that run go on.
 
-What a job finds imported is libraries only. This package's modules are read from disk by each job, so that it runs the
+A job finds only libraries imported. This package's modules are read from disk by each job, so that it runs the
 code of its own time. A job gets a child only where everything that was read at an import is as it would find it:
 interpreter, folder, installed distributions, and the environment but for ``MAY_DIFFER``. Else it is refused, and the
 client runs it without the service.
@@ -99,7 +99,7 @@ class World:
         self.installed = installed()
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Raises RefusedError where a job would find something else."""
+        """Raise RefusedError where a job would find something else."""
         if request["executable"] != sys.executable:
             raise RefusedError(f"{request['executable']} is not {sys.executable}")
         if request["folder"] != str(Path.cwd()):
@@ -116,7 +116,7 @@ class World:
 
 
 def relevant(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that may be read at an import."""
+    """Return the variables that may be read at an import."""
     return {name: value for name, value in environment.items() if name not in MAY_DIFFER}
 
 
@@ -159,7 +159,7 @@ def cuda_initialised() -> bool:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket that only this user can connect to."""
+    """Open a listening socket that only this user can connect to."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
@@ -288,8 +288,10 @@ def heard(connection: socket.socket) -> bytes:
 
 
 def start(source: Path, log: Path) -> subprocess.Popen[bytes]:
-    """A server for the jobs of this process, which run with ``source`` as their PYTHONPATH; it lives while the result's
-    ``stdin`` is open, at most as long as this process."""
+    """Start a server for the jobs of this process, which run with ``source`` as their PYTHONPATH.
+
+    It lives while the result's ``stdin`` is open, at most as long as this process.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(source), **dict.fromkeys(THREADS, "1")}
     # Bound here, so that the first job finds it, and waits until the libraries are imported.

@@ -1,4 +1,4 @@
-"""Outputs that several folders share: what one experiment computed, the next links.
+"""Outputs that several folders share: an experiment links what an earlier one computed.
 
 A store is a folder like ``data/``: ``<kind>/<name>/<address>/``, hard links to what some run made. An address names
 everything that an output depends on, so what lies there is the same for everyone. ``HEMORRHAGE_STORE`` names a store;
@@ -25,18 +25,18 @@ EXPERIMENTS = "/.dvc/tmp/exps/"
 
 
 def folder() -> Path | None:
-    """The store of the run in the working directory, or None where it shares with nobody."""
+    """Return the store of the run in the working directory, or None where it shares with nobody."""
     named = os.environ.get("HEMORRHAGE_STORE")
     if named:
         return Path(named)
-    of = project()
-    return of and of / ".snakemake" / "shared"
+    root = project()
+    return root and root / ".snakemake" / "shared"
 
 
 def project() -> Path | None:
-    """The project that the working directory is a temporary experiment of, if it is one."""
-    of, found, _ = str(Path.cwd()).partition(EXPERIMENTS)
-    return Path(of) if found else None
+    """Return the project that the working directory is a temporary experiment of, or None."""
+    root, is_experiment, _ = str(Path.cwd()).partition(EXPERIMENTS)
+    return Path(root) if is_experiment else None
 
 
 @contextlib.contextmanager
@@ -51,22 +51,22 @@ def shared(out: Path) -> Iterator[bool]:
     if store is None or not out.is_relative_to(DATA):
         yield False
         return
-    place = store / out.relative_to(DATA)
-    with _locked(place.with_name(f"{place.name}.lock")) as may_write:
-        if _is_whole(place) and not (out / MANIFEST).is_file():
+    kept = store / out.relative_to(DATA)
+    with _locked(kept.with_name(f"{kept.name}.lock")) as may_write:
+        if _is_whole(kept) and not (out / MANIFEST).is_file():
             # Snakemake makes the folder of a manifest before the job begins.
             shutil.rmtree(out, ignore_errors=True)
-            link(place, out)
+            link(kept, out)
             yield True
             return
         try:
             yield False
         except SystemExit as end:
             if not end.code and may_write:
-                publish(out, place)
+                publish(out, kept)
             raise
         if may_write:
-            publish(out, place)
+            publish(out, kept)
 
 
 @contextlib.contextmanager
@@ -81,30 +81,30 @@ def _locked(file: Path) -> Iterator[bool]:
         yield os.access(file.parent, os.W_OK | os.X_OK)
 
 
-def _is_whole(place: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
     try:
-        return (place / MANIFEST).is_file() and os.access(place / MANIFEST, os.R_OK)
+        return (folder / MANIFEST).is_file() and os.access(folder / MANIFEST, os.R_OK)
     except PermissionError:
         return False
 
 
-def publish(out: Path, place: Path) -> None:
-    """Put an output into the store, unless it is there or says that it failed."""
+def publish(out: Path, kept: Path) -> None:
+    """Put an output into the store, unless the store has it or it failed."""
     manifest = out / MANIFEST
-    if place.exists() or not manifest.is_file() or "failure" in json.loads(manifest.read_text(encoding="utf-8")):
+    if kept.exists() or not manifest.is_file() or "failure" in json.loads(manifest.read_text(encoding="utf-8")):
         return
-    link(out, place)
+    link(out, kept)
 
 
 def link(source: Path, target: Path) -> None:
     """Make ``target`` a folder of hard links to the files of ``source``; copies across file systems."""
-    part = target.with_name(f"{target.name}.part-{os.uname().nodename}-{os.getpid()}")
+    scratch = target.with_name(f"{target.name}.part-{os.uname().nodename}-{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, part, copy_function=_link)
+    shutil.copytree(source, scratch, copy_function=_link)
     with contextlib.suppress(FileExistsError):
-        part.rename(target)
+        scratch.rename(target)
         return
-    shutil.rmtree(part)
+    shutil.rmtree(scratch)
 
 
 def _link(source: str, target: str) -> None:
