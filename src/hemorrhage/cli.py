@@ -85,40 +85,45 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
-    if name in ("-h", "--help"):
-        print(usage())
+    if name in ("-h", "--help", "--version"):
+        print(_version() if name == "--version" else usage())
         return 0
-    if name == "--version":
-        from importlib.metadata import version
-
-        print(f"hemorrhage {version('hemorrhage')}")
-        return 0
+    if name in COMMANDS:
+        return _run(name, arguments)
     if name in RENAMED:
         return _stop(f"hemorrhage: {name} is now {RENAMED[name]}", USAGE)
-    if name not in COMMANDS:
-        problem = f"{name!r} is not a command" if name else "a command is missing"
-        return _stop(f"hemorrhage: {problem}; one of {', '.join(COMMANDS)}; see hemorrhage --help", USAGE)
+    problem = f"{name!r} is not a command" if name else "a command is missing"
+    return _stop(f"hemorrhage: {problem}; one of {', '.join(COMMANDS)}; see hemorrhage --help", USAGE)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         status = int(importlib.import_module(COMMANDS[name].module).main(arguments))
         sys.stdout.flush()
-        return status
     except BrokenPipeError:
         # Whoever reads has seen enough (`| head`). Python would complain when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+        status = PIPE_CLOSED
     except KeyboardInterrupt:
-        return INTERRUPTED
+        status = INTERRUPTED
     except CommandError as error:
-        return _stop(f"hemorrhage {name}: {error}", error.status)
+        status = _stop(f"hemorrhage {name}: {error}", error.status)
     except ValueError as error:
         if not _is_about_params(error):
             raise
-        return _stop(f"hemorrhage {name}: {error}", USAGE)
+        status = _stop(f"hemorrhage {name}: {error}", USAGE)
+    return status
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"hemorrhage {version('hemorrhage')}"
 
 
 def _is_about_params(error: ValueError) -> bool:
-    module, kind = PARAMS_ERROR
-    return module in sys.modules and isinstance(error, getattr(sys.modules[module], kind))
+    module, error_name = PARAMS_ERROR
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], error_name))
 
 
 def _stop(message: str, status: int) -> int:

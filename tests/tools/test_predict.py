@@ -114,14 +114,14 @@ def test_the_withheld_damage_lies_in_its_interval(plan: Plan) -> None:
 
 def test_the_studys_own_rows_are_learned_from(plan: Plan) -> None:
     name = predict.model_name(plan)
-    rows = predict.earlier(plan, name)
+    rows = predict.earlier(plan)
     assert rows is not None
     nll = predict.base_nll(rows, plan, name)
     numbers = Numbers(rows)
     perplexity = numbers.get("base", "perplexity", "prose")
     assert perplexity is not None
     assert nll["prose"] == pytest.approx(math.log(perplexity.value))
-    own = predict.own_rows(plan, predict.base_of(plan), rows, nll)
+    own = predict.measured_rows(plan, predict.base_of(plan), rows, nll)
     assert set(own["variant"]) == {
         name for name in plan.variants if name in {point.variant for point in synthetic.points()} - {WITHHELD}
     }
@@ -134,13 +134,13 @@ def test_the_studys_own_rows_are_learned_from(plan: Plan) -> None:
 def test_rows_of_another_base_model_are_not_taken(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree("reports", tmp_path / "reports")
     monkeypatch.setattr(predict, "REPORTS", tmp_path / "reports")
-    assert predict.earlier(plan, "m") is not None
+    assert predict.earlier(plan) is not None
     provenance = json.loads((tmp_path / "reports/provenance.json").read_text())
     provenance["inputs"]["base"] = ["base/ffffffffffff"]
     (tmp_path / "reports/provenance.json").write_text(json.dumps(provenance))
-    assert predict.earlier(plan, "m") is None
+    assert predict.earlier(plan) is None
     (tmp_path / "reports/provenance.json").write_text("{}")
-    assert predict.earlier(plan, "m") is None
+    assert predict.earlier(plan) is None
 
 
 def test_a_checkpoint_that_is_made_says_how_far_its_layers_moved(nothing_ran: Plan) -> None:

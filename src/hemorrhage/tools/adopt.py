@@ -32,10 +32,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from hemorrhage.runtime.address import SOURCE
-from hemorrhage.runtime.artifact import MANIFEST, read_manifest, sync, whole
+from hemorrhage.runtime.artifact import MANIFEST, failure, read_manifest, sync, whole
 from hemorrhage.runtime.command import NO, USAGE, YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.runtime.service import store
@@ -67,11 +67,19 @@ USAGE_FILES = Path("logs/benchmarks")
 
 
 class DifferentError(Exception):
-    """A sample is not what it was, or can't be made; the message is one line."""
+    """Raised where a sample is not what it was, or can't be made; the message is one line."""
 
 
 class UnanswerableError(Exception):
-    """It can't be told what to take over; the message is one line."""
+    """Raised where it is not decidable what to take over; the message is one line."""
+
+
+class Journal(TypedDict, total=False):
+    """The journal's content: outputs that did not exist before, or those that were adopted."""
+
+    absent: list[str]
+    adopted: list[tuple[str, str, str, str]]
+    keep: bool
 
 
 @dataclass(frozen=True)
@@ -152,22 +160,22 @@ def adopt(revision: str, samples: int = 1, keep: bool = False) -> str:
 
 
 def candidates(before: dict[str, str], now: dict[str, str]) -> tuple[list[Moved], int]:
-    """The outputs that are there at their old address alone, in the order they are made, and how many had failed.
+    """List the outputs that exist at their old address alone, in the order they are made, and count those that failed.
 
     What failed is made again by the next run: whether it fails still is quickly seen.
     """
     both = (Moved(*key.split("/", 1), before[key], now[key]) for key in now if key in before)  # type: ignore[call-arg]
-    there = [
+    existing = [
         each
         for each in both
         if each.old != each.new and (each.before / MANIFEST).is_file() and not (each.after / MANIFEST).is_file()
     ]
-    sound = [each for each in there if "failure" not in read_manifest(each.before)]
-    return sound, len(there) - len(sound)
+    sound = [each for each in existing if failure(each.before) is None]
+    return sound, len(existing) - len(sound)
 
 
 def addresses_at(revision: str) -> dict[str, str]:
-    """What a revision's own code says of this params.yaml. Raises UnanswerableError where it says nothing."""
+    """Ask a revision's own code where it puts the outputs of this params.yaml. Raises UnanswerableError."""
     if _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").returncode:
         raise UnanswerableError(f"{revision}: no such revision in this repository")
     archived = _git("archive", "--format=tar", revision, "src/hemorrhage")
@@ -185,7 +193,8 @@ def addresses_at(revision: str) -> dict[str, str]:
             check=False,
         )
     if done.returncode == 0:
-        return json.loads(done.stdout)
+        addresses: dict[str, str] = json.loads(done.stdout)
+        return addresses
     if "No module named 'hemorrhage" in done.stderr or "invalid choice" in done.stderr:
         raise UnanswerableError(too_old)
     raise UnanswerableError(f"{revision} can't plan this params.yaml: {done.stderr.strip().splitlines()[-1]}")
@@ -194,8 +203,8 @@ def addresses_at(revision: str) -> dict[str, str]:
 # Samples.
 
 
-def sort_of(moved: Moved) -> tuple[Any, ...]:
-    """Outputs of one sort are made by the same code in the same way, so that one of them speaks for all."""
+def sort_of(moved: Moved) -> tuple[object, ...]:
+    """Return the sort of an output: those of one sort are made by the same code in the same way."""
     made = read_manifest(moved.before)
     if moved.kind == "checkpoints":
         # Numbers differ within a sweep; a flag or a word is another path through the code.
@@ -209,8 +218,8 @@ def sort_of(moved: Moved) -> tuple[Any, ...]:
     return (moved.name,)
 
 
-def _stored(variant: str) -> tuple[Any, ...]:
-    """How a variant's checkpoint is stored, and computes once it is loaded, at whatever address it lies."""
+def _stored(variant: str) -> tuple[object, ...]:
+    """Describe how a variant's checkpoint is stored, and computes once it is loaded, at whatever address it lies."""
     folders = [file.parent for file in sorted((DATA / "checkpoints" / variant).glob(f"*/{MANIFEST}"))]
     for folder in folders:
         if (folder / "config.json").is_file():
@@ -233,7 +242,7 @@ def _stored(variant: str) -> tuple[Any, ...]:
 
 def _take_over(stage: str, moved: list[Moved], samples: int) -> int:
     """Link the outputs of one stage to their new addresses, and prove it on samples; returns how many were made."""
-    sorts: dict[tuple[Any, ...], list[Moved]] = {}
+    sorts: dict[tuple[object, ...], list[Moved]] = {}
     for each in moved:
         sorts.setdefault((each.kind, *sort_of(each)), []).append(each)
     chosen = [each for sort in sorts.values() for each in _spread(sort, samples)]
@@ -244,9 +253,9 @@ def _take_over(stage: str, moved: list[Moved], samples: int) -> int:
         return 0
     _make(chosen)
     for each in chosen:
-        found = difference(each.before, each.after)
-        if found:
-            raise DifferentError(f"{each.kind}/{each.name} is not what it was: {found}")
+        first = difference(each.before, each.after)
+        if first:
+            raise DifferentError(f"{each.kind}/{each.name} is not what it was: {first}")
         # The earlier one stays, with its clock's numbers: the report says what it said.
         shutil.rmtree(each.after)
         store.link(each.before, each.after)
@@ -255,7 +264,7 @@ def _take_over(stage: str, moved: list[Moved], samples: int) -> int:
 
 
 def _spread(sort: list[Moved], samples: int) -> list[Moved]:
-    """As many of a sort, evenly from its beginning to its end; of a sweep, one alone is neither mild nor extreme."""
+    """Choose as many of a sort, evenly from its beginning to its end, so that a single one is of medium severity."""
     if samples >= len(sort):
         return sort
     return [sort[(2 * index + 1) * len(sort) // (2 * samples)] for index in range(samples)]
@@ -275,7 +284,7 @@ def _make(chosen: list[Moved]) -> None:
 
 
 def difference(before: Path, after: Path) -> str | None:
-    """The first difference between two outputs, in words; None where there is none that counts."""
+    """Describe the first difference between two outputs; None where there is none that counts."""
     old, new = read_manifest(before), read_manifest(after)
     if "failure" in new:
         return f"it fails: {new['failure']}"
@@ -293,7 +302,7 @@ def difference(before: Path, after: Path) -> str | None:
 
 
 def _equal(before: Path, after: Path) -> bool:
-    """Whether two files have the same bytes, but for what is measured."""
+    """Tell whether two files have the same bytes, but for what is measured."""
     ignored = MEASURED.get(before.name)
     if ignored is None:
         return filecmp.cmp(before, after, shallow=False)
@@ -304,13 +313,13 @@ def _equal(before: Path, after: Path) -> bool:
 
 
 def _table(file: Path, ignored: Iterable[str]) -> bytes:
-    """A table without some of its columns, as the bytes of a file: NaN equals NaN, and types count."""
+    """Return a table without some of its columns, as the bytes of a file: NaN equals NaN, and types count."""
     from pyarrow import BufferOutputStream, parquet
 
     table = parquet.read_table(file)
     sink = BufferOutputStream()
     parquet.write_table(table.drop_columns([name for name in ignored if name in table.column_names]), sink)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 # The journal: what was not there before, and, once every sample is equal, what is to be removed.
@@ -327,7 +336,7 @@ def take_back() -> None:
 def _take_back() -> None:
     if not JOURNAL.is_file():
         return
-    content = json.loads(JOURNAL.read_text(encoding="utf-8"))
+    content: Journal = json.loads(JOURNAL.read_text(encoding="utf-8"))
     if "adopted" in content:
         # Killed while it removed what was taken over.
         _finish()
@@ -348,12 +357,12 @@ def _begin(plan: Plan) -> None:
 
 def _commit(moved: list[Moved], keep: bool) -> None:
     """From here on the outputs at their new addresses count."""
-    _journal({"adopted": [[each.kind, each.name, each.old, each.new] for each in moved], "keep": keep})
+    _journal({"adopted": [(each.kind, each.name, each.old, each.new) for each in moved], "keep": keep})
 
 
 def _finish() -> None:
     """Remove the outputs at their old addresses, and let what their jobs used be known at the new ones."""
-    content = json.loads(JOURNAL.read_text(encoding="utf-8"))
+    content: Journal = json.loads(JOURNAL.read_text(encoding="utf-8"))
     for each in (Moved(*words) for words in content["adopted"]):
         usage, new = (USAGE_FILES / each.kind / f"{each.name}-{address}.tsv" for address in (each.old, each.new))
         if usage.is_file():
@@ -364,19 +373,19 @@ def _finish() -> None:
     JOURNAL.unlink()
 
 
-def _journal(content: dict[str, Any]) -> None:
-    with whole(JOURNAL) as part:
-        part.write_text(json.dumps(content), encoding="utf-8")
-        sync(part)
+def _journal(content: Journal) -> None:
+    with whole(JOURNAL) as scratch:
+        scratch.write_text(json.dumps(content), encoding="utf-8")
+        sync(scratch)
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Hold the lock of runs and adoptions. Raises UnanswerableError where another process has it."""
     LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w", encoding="utf-8") as own:
+    with LOCK.open("w", encoding="utf-8") as lock:
         try:
-            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A run that an adoption started goes on where the adoption was killed.
             with RUN.open("w", encoding="utf-8") as run:
                 fcntl.flock(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -386,7 +395,7 @@ def _alone() -> Iterator[None]:
 
 
 def _of_this_folder() -> None:
-    """Raises UnanswerableError where this is not the code that runs in this folder."""
+    """Raise UnanswerableError where this is not the code that runs in this folder."""
     if Path("src/hemorrhage").resolve() != SOURCE:
         raise UnanswerableError(f"{SOURCE} is not this folder's code; call it in its folder, or with PYTHONPATH=src")
 

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 from ruamel.yaml import YAML
@@ -22,13 +22,36 @@ from hemorrhage.analyze.report import page as report
 from hemorrhage.analyze.report.charts.comparison import side_by_side
 from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, differences, list_changes
 from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.params import read_yaml
 
 WORKSPACE = "workspace"
 ROWS = "reports/hemorrhage.parquet"
+PARAMS = Path("params.yaml")
 PAGE = Path("reports/compare.html")
 CODE = ("src/hemorrhage", "rules", "Snakefile", "requirements.txt")
+
+
+class Shipped(TypedDict):
+    """The picked variant and its size as a share of the base's."""
+
+    variant: str | None
+    size: float
+
+
+class Recommendation(TypedDict, total=False):
+    """What is read of ``recommendation.json``."""
+
+    overall: Shipped | None
+
+
+class Provenance(TypedDict, total=False):
+    """What is read of ``provenance.json``: environments by their names, and that of the analysis."""
+
+    environments: dict[str, dict[str, str]]
+    analyzed_in: str
 
 
 @dataclass(frozen=True)
@@ -39,9 +62,9 @@ class Study:
     commit: str
     subject: str
     rows: pd.DataFrame
-    params: dict[str, Any]
-    provenance: dict[str, Any]
-    recommendation: dict[str, Any]
+    params: Json
+    provenance: Provenance
+    recommendation: Recommendation
 
 
 def read(name: str) -> Study:
@@ -63,10 +86,19 @@ def _study(name: str, commit: str, subject: str, rows: bytes) -> Study:
         commit=commit,
         subject=subject,
         rows=pd.read_parquet(io.BytesIO(rows)),
-        params=YAML(typ="safe").load(_file("params.yaml", commit)) or {},
+        params=_params(commit),
         provenance=json.loads(_file("reports/provenance.json", commit)),
         recommendation=json.loads(_file("reports/recommendation.json", commit)),
     )
+
+
+def _params(commit: str) -> Json:
+    """Read params.yaml of a commit, or of the folder where ``commit`` is empty; empty where it does not exist."""
+    if commit:
+        content = YAML(typ="safe").load(_git("show", f"{commit}:params.yaml") or "{}")
+    else:
+        content = read_yaml(PARAMS) if PARAMS.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _from_dvc(name: str, commit: str) -> bytes:
@@ -78,10 +110,10 @@ def _from_dvc(name: str, commit: str) -> bytes:
         with dvc.api.open(ROWS, repo=".", rev=commit, mode="rb") as file:
             return bytes(file.read())
     except (DvcException, OSError) as error:
-        what = (
+        reason = (
             f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it"
         )
-        raise CommandError(f"{what} ({error})", NOT_MEASURED) from None
+        raise CommandError(f"{reason} ({error})", NOT_MEASURED) from None
 
 
 def _file(path: str, commit: str) -> str:
@@ -160,33 +192,50 @@ def _shipped(study: Study) -> str:
     return f"{answer['variant']}, {100 * answer['size']:.1f}\u00a0% of the base's bytes"
 
 
-def _environment(study: Study) -> dict[str, Any]:
-    """Versions and machine that the study was analyzed with."""
-    return dict(study.provenance.get("environments", {}).get(study.provenance.get("analyzed_in"), {}))
+def _environment(study: Study) -> dict[str, str]:
+    """Return the versions and the machine that the study was analyzed with."""
+    return study.provenance.get("environments", {}).get(study.provenance.get("analyzed_in", ""), {})
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "–" if value is None else json.dumps(value) if isinstance(value, (list, dict, bool)) else str(value)
 
 
-def _row(row: Difference) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Row:
+    """A difference as the page shows it; ``whole`` is the metric with its protocol, ``sort`` orders the column."""
+
+    variant: str
+    metric: str
+    whole: str
+    dataset: str
+    a: str
+    b: str
+    difference: str
+    sort: float
+    interval: str
+    certain: bool
+    data: str
+
+
+def _row(row: Difference) -> Row:
     exact = row.low != row.low
-    return {
-        "variant": row.variant,
-        "metric": SHOWN[strip_protocol(row.metric)],
-        "whole": row.metric,
-        "dataset": " ".join(filter(None, (row.dataset, row.strategy))),
-        "a": f"{row.a:.4g}",
-        "b": f"{row.b:.4g}",
-        "difference": f"{row.difference:+.3g}",
-        "sort": row.difference,
-        "interval": "exact" if exact else f"{row.low:+.3g} to {row.high:+.3g}",
-        "certain": row.certain,
-        "data": "counted" if exact else "the same" if row.paired else "independent",
-    }
+    return Row(
+        variant=row.variant,
+        metric=SHOWN[strip_protocol(row.metric)],
+        whole=row.metric,
+        dataset=" ".join(filter(None, (row.dataset, row.strategy))),
+        a=f"{row.a:.4g}",
+        b=f"{row.b:.4g}",
+        difference=f"{row.difference:+.3g}",
+        sort=row.difference,
+        interval="exact" if exact else f"{row.low:+.3g} to {row.high:+.3g}",
+        certain=row.certain,
+        data="counted" if exact else "the same" if row.paired else "independent",
+    )
 
 
-def as_json(a: Study, b: Study) -> dict[str, Any]:
+def as_json(a: Study, b: Study) -> Json:
     """Return the comparison as plain content: differences with intervals, rows that one side lacks, what changed."""
     compared, lost = differences(a.rows, b.rows)
     return {

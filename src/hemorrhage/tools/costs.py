@@ -1,4 +1,4 @@
-"""What a run will cost before it starts, and afterwards how wrong that was: ``hemorrhage costs``, ``make plan``.
+"""Costs of a run, predicted and compared with what it used: ``hemorrhage costs``, ``make plan``.
 
 The prediction is corrected by what jobs took on this machine, where some ran; the comparison with what ran is of the
 committed coefficients alone. ``hemorrhage costs fit`` reads each folder's params.yaml, logs/benchmarks and data.

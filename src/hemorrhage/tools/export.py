@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-KINDS = ("dense", "packed", "gguf")
+FORMATS = ("dense", "packed", "gguf")
 
 OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
 """Files that only this bench reads."""
@@ -74,8 +74,8 @@ def parser() -> Parser:
     made.add_argument("out", type=Path, metavar="OUT", help="folder to write, a file for --as gguf")
     made.add_argument(
         "--as",
-        dest="kind",
-        choices=KINDS,
+        dest="layout",
+        choices=FORMATS,
         default="dense",
         help="dense: plain weights for any Hugging Face program (default); packed: compressed-tensors integers, which"
         " vLLM reads; gguf: one file for llama.cpp",
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     folder = folder_of(arguments.variant)
     try:
-        export(folder, arguments.out, arguments.kind, arguments.base or base_of(folder))
+        export(folder, arguments.out, arguments.layout, arguments.base or base_of(folder))
     except (CommandError, config.ConfigError):
         raise
     except (ValueError, OSError) as error:
@@ -121,13 +121,13 @@ def base_of(folder: Path) -> Path | None:
     return Path(Plan.read().checkpoint("base")).parent if shares_weights(folder) else None
 
 
-def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports: Path = REPORTS) -> None:
-    """Write the checkpoint ``folder`` to ``out`` as one of ``KINDS``, with a card of what ``reports`` says of it.
+def export(folder: Path, out: Path, layout: str, base: Path | None = None, reports: Path = REPORTS) -> None:
+    """Write the checkpoint ``folder`` to ``out`` as one of ``FORMATS``, with a card of what ``reports`` says of it.
 
     ``base``: the base model's folder, which the checkpoint may share weights with.
 
-    Raises CommandError where ``out`` exists or the variant failed, ValueError where the kind can't hold it or a file is
-    damaged.
+    Raises CommandError where ``out`` exists or the variant failed, ValueError where the format can't hold it or a file
+    is damaged.
     """
     if out.exists():
         raise CommandError(f"{out} exists already; nothing is overwritten")
@@ -139,13 +139,13 @@ def export(folder: Path, out: Path, kind: str, base: Path | None = None, reports
         verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = Weights(folder, base)
-    text = card(folder, reports, out.stem if kind == "gguf" else out.name)
-    {"dense": _dense, "packed": _packed}.get(kind, _gguf)(folder, settings, weights, out)
+    text = card(folder, reports, out.stem if layout == "gguf" else out.name)
+    {"dense": _dense, "packed": _packed}.get(layout, _gguf)(folder, settings, weights, out)
     # Last, as a card alone is no checkpoint.
-    (out.with_name(f"{out.name}.md") if kind == "gguf" else out / "README.md").write_text(text, encoding="utf-8")
+    (out.with_name(f"{out.name}.md") if layout == "gguf" else out / "README.md").write_text(text, encoding="utf-8")
 
 
-def plain_problem(settings: dict[str, Any]) -> str | None:
+def plain_problem(settings: config.ModelConfig) -> str | None:
     """Say why no plain checkpoint computes what a model with this config.json does, or return None."""
     bench = settings.get("hemorrhage") or {}
     quantization = settings.get("quantization_config") or {}
@@ -161,26 +161,26 @@ def plain_problem(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _dense(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+def _dense(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
     from tqdm import tqdm
 
     from hemorrhage.models.stream import TensorFile
 
     supplies, dtype = _supplies(folder, settings, weights)
-    with writing(out) as part:
+    with writing(out) as scratch:
         shapes = {name: supply.shape for name, supply in supplies.items()}
-        with TensorFile(part / "model.safetensors", shapes, dtype, {"format": "pt"}) as file:
+        with TensorFile(scratch / "model.safetensors", shapes, dtype, {"format": "pt"}) as file:
             for supply in tqdm(supplies.values(), desc="export", unit="tensor", mininterval=5, leave=False):
                 file.write([supply.load().to(dtype)])
         plain = {key: value for key, value in settings.items() if key not in ("hemorrhage", "quantization_config")}
-        _write_config({**plain, "dtype": str(dtype).removeprefix("torch.")}, part)
-        _copy(folder, part, lambda file: file.suffix not in (".safetensors", ".gguf"))
+        _write_config({**plain, "dtype": str(dtype).removeprefix("torch.")}, scratch)
+        _copy(folder, scratch, lambda file: file.suffix not in (".safetensors", ".gguf"))
 
 
-def _packed(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+def _packed(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
     from hemorrhage.models.stream import TensorFile
 
-    bench = settings.pop("hemorrhage", None) or {}
+    bench = settings.get("hemorrhage") or {}
     # That there are codes of a table is also what the quantization_config says.
     formats = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
     if formats:
@@ -188,32 +188,32 @@ def _packed(folder: Path, settings: dict[str, Any], weights: Weights, out: Path)
         raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
     if not any(_ends(name, suffix) for name in weights.names() for suffix in PACKED):
         raise ValueError("it has no packed weights; --as dense writes it")
-    with writing(out) as part:
-        _write_config(settings, part)
+    with writing(out) as scratch:
+        _write_config({key: value for key, value in settings.items() if key != "hemorrhage"}, scratch)
         names = weights.names()
         shapes = {name: weights.shape(name) for name in names}
         dtypes = {name: weights.dtype(name) for name in names}
-        with TensorFile(part / "model.safetensors", shapes, dtypes, {"format": "pt"}) as file:
+        with TensorFile(scratch / "model.safetensors", shapes, dtypes, {"format": "pt"}) as file:
             file.write(weights.tensor(name) for name in names)
-        _copy(folder, part, lambda file: file.suffix != ".safetensors")
+        _copy(folder, scratch, lambda file: file.suffix != ".safetensors")
 
 
-def _gguf(folder: Path, settings: dict[str, Any], weights: Weights, out: Path) -> None:
+def _gguf(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
     from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, FLOATS, float_entry, tokenizer_problem, write
 
-    with _writing_file(out) as part:
+    with _writing_file(out) as scratch:
         if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
-            shutil.copyfile(folder / FILE, part)
+            shutil.copyfile(folder / FILE, scratch)
             return
         reason = tokenizer_problem(folder)
         if reason:
             raise ValueError(reason)
         supplies, dtype = _supplies(folder, settings, weights)
         entries = {name: float_entry(supply.shape, supply.load, dtype) for name, supply in supplies.items()}
-        write(part, settings, folder, entries, FILE_TYPES[FLOATS[dtype]])
+        write(scratch, settings, folder, entries, FILE_TYPES[FLOATS[dtype]])
 
 
-def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
+def _supplies(folder: Path, settings: config.ModelConfig, weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
     """Collect the dense tensors of a checkpoint by name, and the dtype of the base model.
 
     Raises ValueError where they are not what the variant computes with.
@@ -235,21 +235,21 @@ def _supplies(folder: Path, settings: dict[str, Any], weights: Weights) -> tuple
 
 
 def _joined(made: Joined, supplies: dict[str, Supply]) -> Supply:
-    """A tensor of the family, of the bench's tensors that it is made of."""
+    """Join a tensor of the family from the bench's tensors that it is made of."""
     import torch
 
-    parts = [supplies[source] for source in made.sources]
-    shape = made.join([torch.empty(part.shape, device="meta") for part in parts]).shape
-    return Supply(tuple(shape), lambda: made.join([part.load() for part in parts]))
+    sources = [supplies[name] for name in made.sources]
+    shape = made.join([torch.empty(source.shape, device="meta") for source in sources]).shape
+    return Supply(tuple(shape), lambda: made.join([source.load() for source in sources]))
 
 
-def _from_gguf(folder: Path, settings: dict[str, Any]) -> dict[str, Supply]:
+def _from_gguf(folder: Path, settings: config.ModelConfig) -> dict[str, Supply]:
     from hemorrhage.models.formats.gguf_file import FILE, entries_of
 
     return {name: Supply(entry.shape, entry.values) for name, entry in entries_of(folder / FILE, settings).items()}
 
 
-def _from_safetensors(weights: Weights, settings: dict[str, Any]) -> dict[str, Supply]:
+def _from_safetensors(weights: Weights, settings: config.ModelConfig) -> dict[str, Supply]:
     from hemorrhage.models.formats import reader
 
     names = weights.names()
@@ -291,7 +291,7 @@ def _ends(name: str, suffix: str) -> bool:
     return name.endswith(f".{suffix}")
 
 
-def _write_config(settings: dict[str, Any], out: Path) -> None:
+def _write_config(settings: config.ModelConfig, out: Path) -> None:
     text = json.dumps(settings, indent=2, sort_keys=True)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -305,11 +305,11 @@ def _copy(folder: Path, out: Path, wanted: Callable[[Path], bool]) -> None:
 
 @contextmanager
 def _writing_file(out: Path) -> Iterator[Path]:
-    """Yield a name beside ``out`` that becomes ``out`` when the block ends without an exception."""
+    """Yield a name next to ``out`` that becomes ``out`` when the block ends without an exception."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part-{os.getpid()}")
+    scratch = out.with_name(f"{out.name}.part-{os.getpid()}")
     try:
-        yield part
-        part.rename(out)
+        yield scratch
+        scratch.rename(out)
     finally:
-        part.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Which variants failed, and why: ``hemorrhage failed``."""
+"""Variants that failed, each with its reason: ``hemorrhage failed``."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 from pydantic import ValidationError
 
 from hemorrhage.analyze.budget import DAMAGE_KINDS, INSIDE, OUTSIDE, UNMEASURED, Check, judge, measured_variants
 from hemorrhage.analyze.inputs import BASE
+from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.params import Budget, ConfigError, first_error, read_yaml
@@ -32,6 +33,22 @@ NEEDED = ("variant", "family", "metric", "dataset", "estimate", "low", "high", "
 """Columns of the rows that the gate reads."""
 
 
+class Answer(TypedDict):
+    """The answer for a variant, and the checks that it is made of."""
+
+    answer: str
+    checks: list[Json]
+
+
+class Content(TypedDict):
+    """The content of ``--json``. ``smallest``: the smallest variant inside, where no variant was named."""
+
+    answer: str
+    budget: dict[str, float]
+    smallest: str | None
+    variants: dict[str, Answer]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The gate's answer: ``status`` is the exit code, ``smallest`` the smallest variant inside where none was named."""
@@ -41,7 +58,7 @@ class Verdict:
     checks: Mapping[str, Sequence[Check]]
     smallest: str | None = None
 
-    def as_json(self, budget: Mapping[str, float]) -> dict[str, Any]:
+    def as_json(self, budget: Mapping[str, float]) -> Content:
         """Return the answer as plain content."""
         return {
             "answer": ANSWERS[self.status],

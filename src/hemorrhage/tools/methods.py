@@ -70,11 +70,11 @@ def _plain(method: str) -> str:
 
 
 def _statistics(method: Method) -> Iterator[str]:
-    yield from dict.fromkeys(kind for settings in method.examples for kind in settings.statistics)
+    yield from dict.fromkeys(name for settings in method.examples for name in settings.statistics)
 
 
 def _params(method: Method) -> Iterator[str]:
-    """A line of params.yaml for each example."""
+    """Yield a line of params.yaml for each example."""
     for index, example in enumerate(method.info.examples):
         name = method.name if index == 0 else f"{method.name}_{index + 1}"
         content = {"method": method.name, **{key: _listed(method.settings, key, example[key]) for key in example}}
@@ -82,7 +82,7 @@ def _params(method: Method) -> Iterator[str]:
 
 
 def _listed(settings: type[Settings], key: str, value: object) -> object:
-    """The setting that moves a variant along its axis is a list: a sweep of one value."""
+    """Return a setting as a sweep of one value where it moves a variant along its axis."""
     return [value] if key == settings.severity_field else value
 
 

@@ -87,13 +87,13 @@ def apply(file: Path) -> None:
         raise CommandError(f"{PARAMS} has {len(others) + 1} documents; it must have one")
     for patch in _documents(yaml, file):
         merge(content, patch)
-    part = PARAMS.with_name("params.yaml.part")
+    scratch = PARAMS.with_name("params.yaml.part")
     try:
-        with part.open("w", encoding="utf-8") as stream:
+        with scratch.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)
-        config.read(part)
-        part.replace(PARAMS)
+        config.read(scratch)
+        scratch.replace(PARAMS)
     except config.ConfigError as error:
-        raise CommandError(f"params.yaml with {file}: {str(error).removeprefix(f'{part}: ')}") from None
+        raise CommandError(f"params.yaml with {file}: {str(error).removeprefix(f'{scratch}: ')}") from None
     finally:
-        part.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)

@@ -1,15 +1,30 @@
-"""What params.yaml asks for, and how much of it is done: ``hemorrhage plan``."""
+"""Planned outputs and their status: ``hemorrhage plan``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from hemorrhage.runtime.command import YES, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.kinds import KINDS
 from hemorrhage.study.plan import Plan
+
+
+class Output(TypedDict):
+    """An output of the plan: its folder, and whether it exists."""
+
+    name: str
+    path: str
+    done: bool
+
+
+class Content(TypedDict):
+    """The content of ``--json``: the outputs of each kind, and whether the report is current."""
+
+    outputs: dict[str, list[Output]]
+    report_is_current: bool
 
 
 def parser() -> Parser:
@@ -48,8 +63,8 @@ def as_text(plan: Plan) -> str:
     )
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as plain content: ``outputs``, a list for each kind, and whether the report is current."""
+def as_json(plan: Plan) -> Content:
+    """Return the plan as plain content."""
     return {
         "outputs": {
             kind: [

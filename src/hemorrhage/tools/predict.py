@@ -63,8 +63,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is predicted on a corpus, of the variants that are ``waiting`` among ``planned``; ``unsupported`` are those
-    whose families no model predicts."""
+    """Predictions on a corpus of the variants that are ``waiting`` among ``planned``.
+
+    ``unsupported`` are those whose families no model predicts.
+    """
 
     corpus: str
     confidence: float
@@ -78,11 +80,12 @@ class Predictions:
 def predict(plan: Plan, corpus: str, confidence: float) -> Predictions:
     """Predict every variant that is not evaluated. Raises CommandError where the base model's sizes are not known."""
     base, name = base_of(plan), model_name(plan)
-    rows = earlier(plan, name)
+    rows = earlier(plan)
     nll = base_nll(rows, plan, name)
     pool = predictor.experience()
-    own = own_rows(plan, base, rows, nll) if rows is not None else cases.table([])
-    known = pd.concat([pool[~pool["variant"].isin(own["variant"]) | (pool["model"] != name)], own], ignore_index=True)
+    measured_here = measured_rows(plan, base, rows, nll) if rows is not None else cases.table([])
+    others = pool[~pool["variant"].isin(measured_here["variant"]) | (pool["model"] != name)]
+    known = pd.concat([others, measured_here], ignore_index=True)
     waiting = [variant for variant in plan.variants if not evaluated(plan, variant)]
     here = {corpus: nll.get(corpus, math.nan)}
     asked = cases.table([row for variant in waiting for row in asked_of(plan, variant, base, here)])
@@ -151,11 +154,6 @@ def as_text(predictions: Predictions) -> Iterator[str]:
         yield f"no prediction for {', '.join(predictions.unsupported)} (unsupported family)"
 
 
-def as_json(predictions: Predictions) -> dict[str, Any]:
-    """Return the predictions as plain content."""
-    return asdict(predictions)
-
-
 def base_of(plan: Plan) -> Base:
     """Describe the base model by what is known before anything runs. Raises CommandError."""
     manifest = Path(plan.manifest("base", "base"))
@@ -170,7 +168,7 @@ def base_of(plan: Plan) -> Base:
     return cases.base_of(model_name(plan), architecture, parameters, influence_of(plan))
 
 
-def parameters_of(architecture: Mapping[str, Any]) -> int:
+def parameters_of(architecture: config.ModelConfig) -> int:
     """Count the parameters of a Llama with this config.json, without its norms."""
     width, between = architecture["hidden_size"], architecture["intermediate_size"]
     heads = architecture["num_attention_heads"]
@@ -190,12 +188,12 @@ def influence_of(plan: Plan) -> list[float]:
 
 
 def model_name(plan: Plan) -> str:
-    """Return what reports call the base model."""
+    """Return the base model's name in reports."""
     model = plan.params.model.model_dump(mode="json")
     return str(model.get("name") or model.get("id") or Path(model.get("path", "base model")).name)
 
 
-def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
+def earlier(plan: Plan) -> pd.DataFrame | None:
     """Read the rows of the last report, where it is of this base model."""
     try:
         made_from = json.loads((REPORTS / "provenance.json").read_text(encoding="utf-8"))["inputs"]["base"]
@@ -208,7 +206,8 @@ def earlier(plan: Plan, name: str) -> pd.DataFrame | None:
 def base_nll(rows: pd.DataFrame | None, plan: Plan, name: str) -> dict[str, float]:
     """Map corpus -> nats per token of the base model, from earlier runs; empty where there are none."""
     pool = predictor.experience()
-    known = pool[pool["model"] == name].drop_duplicates("corpus").set_index("corpus")["base_nll"].to_dict()
+    of_model = pool[pool["model"] == name].drop_duplicates("corpus")
+    known = dict(zip(of_model["corpus"], map(float, of_model["base_nll"]), strict=True))
     if rows is not None:
         numbers = Numbers(rows)
         for corpus in plan.params.evaluate.corpora:
@@ -218,7 +217,7 @@ def base_nll(rows: pd.DataFrame | None, plan: Plan, name: str) -> dict[str, floa
     return known
 
 
-def own_rows(plan: Plan, base: Base, rows: pd.DataFrame, nll: Mapping[str, float]) -> pd.DataFrame:
+def measured_rows(plan: Plan, base: Base, rows: pd.DataFrame, nll: Mapping[str, float]) -> pd.DataFrame:
     """Make rows of the variants of this plan that were measured."""
     numbers = Numbers(rows)
     measured = []
@@ -272,5 +271,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if corpus not in corpora:
         raise CommandError(f"--corpus: {corpus!r} is not evaluated; allowed: {', '.join(corpora)}")
     predicted = predict(plan, corpus, plan.params.analyze.confidence)
-    print(json_text(as_json(predicted)) if arguments.json else "\n".join(as_text(predicted)))
+    print(json_text(asdict(predicted)) if arguments.json else "\n".join(as_text(predicted)))
     return YES
