@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from transformers import PreTrainedModel
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Settings
 from hemorrhage.compress.suitability import check_config, check_model
+from hemorrhage.models.architecture import text_entries
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.refused import RefusedError
-from tests.families import build
+from hemorrhage.models.sources.files import architecture
+from hemorrhage.study.registry import METHODS
+from tests.families import FAMILIES, build, config_of
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,19 @@ def test_config_json_alone_refuses(folder: Any) -> None:
     with pytest.raises(RefusedError, match=r"removed 0\.1 of 4"):
         check_config(settings("depth", removed=0.1, order="deepest"), folder("llama"))
     check_config(settings("depth", removed=0.25, order="deepest"), folder("llama"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_refuses_what_the_step_refuses_by_config_json(family: str, tmp_path: Path) -> None:
+    config_of(family).save_pretrained(tmp_path)
+    of_plan, of_step = architecture(tmp_path), text_entries(tmp_path)
+    # Zamba2's heads are of twice the width that its config.json says.
+    if family != "zamba2":
+        for name in METHODS:
+            for chosen in method_of(name).examples:
+                assert (chosen.check(of_plan) is None) == (chosen.check(of_step) is None), name
+    assert of_plan["model_type"] == of_step["model_type"]
+    assert of_plan["num_hidden_layers"] == of_step["num_hidden_layers"]
 
 
 def unchanged(model: PreTrainedModel, before: dict[str, torch.Tensor]) -> bool:

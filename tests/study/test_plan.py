@@ -185,6 +185,31 @@ def test_too_few_tokens_of_an_earlier_text_stop_the_plan(tmp_path: Path, monkeyp
         Plan(config.Params.model_validate(DEFAULT))
 
 
+def prepared(content: dict[str, Any], config_json: dict[str, Any], **manifest: Any) -> None:
+    """Put a base where the plan wants it, in the working directory."""
+    folder = Path(Plan(config.Params.model_validate(content)).checkpoint("base")).parent
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config_json))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_model_of_the_hub_is_checked_once_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = changed("model", {"source": "hub", "id": "a/b", "revision": "0" * 40})
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "expand": 2, "vocab_size": 49152}
+    prepared(content, {"model_type": "mamba", **sizes}, probe=[{"part": "blocks", "answer": "yes", "reason": ""}])
+    with pytest.raises(config.ConfigError, match=r"^params\.yaml: compress\.\w+: .*mamba|no attention"):
+        Plan(config.Params.model_validate(content))
+
+
+def test_a_base_that_steps_can_do_nothing_with_stops_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    findings = [{"part": "linear layers", "answer": "no", "reason": "blocks share weights"}]
+    prepared(DEFAULT, {}, probe=findings)
+    with pytest.raises(config.ConfigError, match=r"^params\.yaml: model: linear layers: blocks share weights$"):
+        Plan(config.Params.model_validate(DEFAULT))
+
+
 def test_the_order_of_corpora_counts() -> None:
     """The diagnostics read the first one."""
     assert moved(changed("evaluate/corpora", ["code", "prose"])) == BEFORE.keys() - {

@@ -652,9 +652,14 @@ def _check(params: Params) -> None:
         _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
     config = architecture(params)
     if config is not None:
-        _check_lengths(params, config)
-        _check_strategies(params, config)
-        _check_shapes(config, expanded)
+        check_model(params, config)
+
+
+def check_model(params: Params, config: ModelConfig) -> None:
+    """Check params against the model's config.json. Raises ConfigError."""
+    _check_lengths(params, config)
+    _check_strategies(params, config)
+    _check_shapes(config, variants(params))
 
 
 def _check_corpora(params: Params) -> None:

@@ -24,8 +24,9 @@ from functools import cached_property
 from pathlib import Path
 from shlex import quote
 
+from hemorrhage.models.sources.files import architecture
 from hemorrhage.runtime.address import SOURCE, address, program
-from hemorrhage.runtime.artifact import MANIFEST
+from hemorrhage.runtime.artifact import MANIFEST, read_manifest
 from hemorrhage.runtime.service import store
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
@@ -49,6 +50,7 @@ class Plan:
         self.design = Design(params)
         self.variants = self.design.variants
         self._addresses: dict[Key, str] = {}
+        self._check_base()
         self._check_texts()
 
     @classmethod
@@ -163,6 +165,20 @@ class Plan:
             return str(json.loads(PROVENANCE.read_text(encoding="utf-8"))[field])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+
+    def _check_base(self) -> None:
+        """Refuse what a prepared base model rules out, by its config.json or by what the base step tried."""
+        manifest = Path(self.checkpoint(kinds.BASE))
+        if not manifest.is_file():
+            return
+        try:
+            if config.architecture(self.params) is None:
+                config.check_model(self.params, architecture(manifest.parent))
+            for entry in read_manifest(manifest.parent).get("probe", []):
+                if entry["answer"] == "no":
+                    raise config.ConfigError(f"model: {entry['part']}: {entry['reason']}")
+        except config.ConfigError as error:
+            raise config.ConfigError(f"params.yaml: {error}") from None
 
     def _check_texts(self) -> None:
         """Refuse a corpus whose prepared text has too few tokens, before any work."""

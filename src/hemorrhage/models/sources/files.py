@@ -60,12 +60,18 @@ NAMES_OF_SIZES = {
     "d_model": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
     "n_head": "num_attention_heads",
     "n_heads": "num_attention_heads",
+    "attention_heads": "num_attention_heads",
     "n_positions": "max_position_embeddings",
     "max_seq_len": "max_position_embeddings",
+    "n_routed_experts": "num_local_experts",
+    "moe_num_experts": "num_experts",
+    "moe_k": "num_experts_per_tok",
+    "moe_topk": "num_experts_per_tok",
 }
-"""Names of GPT-2, GPT-J, BLOOM and MPT -> those of the other families."""
+"""Names of GPT-2, GPT-Neo, BLOOM, MPT, XGLM, DeepSeek, ERNIE and Hunyuan -> those of the other families."""
 
 
 @dataclass(frozen=True)
@@ -221,13 +227,19 @@ def read_json(file: Path) -> Any:
 
 
 def architecture(folder: Path) -> dict[str, Any]:
-    """Return a folder's config.json with sizes under the most common names, a text tower's at the top level."""
+    """Return a folder's config.json with sizes under the most common names, a text tower's at the top level.
+
+    The type stays the whole model's. It is ``models.architecture.text_entries`` without transformers.
+    """
     said = read_json(folder / "config.json")
     text = said.get("text_config")
-    found = {**said, **text} if isinstance(text, dict) else dict(said)
+    found = {**said, **text, "model_type": said.get("model_type")} if isinstance(text, dict) else dict(said)
     for own, name in NAMES_OF_SIZES.items():
         if own in found:
             found.setdefault(name, found[own])
+    if "num_layers" in found and "num_heads" in found:
+        # GPT-Neo's; in Mamba-2 these are no heads of attention.
+        found.setdefault("num_attention_heads", found["num_heads"])
     return found
 
 
