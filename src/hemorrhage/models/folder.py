@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.models.formats.config import KEY, LAYOUT, BenchStorage, QuantizationConfig, QuantizationScheme
-from hemorrhage.models.formats.storage import distinct
 from hemorrhage.models.layout import differs
 from hemorrhage.models.weights import Weights, write
 from hemorrhage.runtime.lazy import torch
@@ -110,6 +109,8 @@ def dense_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def _plain(model: PreTrainedModel, formatted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that are in none of the layers ``formatted``, and their biases."""
+    from hemorrhage.models.formats.storage import distinct
+
     prefixes = tuple(f"{name}." for name in formatted)
     for name, value in distinct(model).items():
         if not name.startswith(prefixes) or name.endswith(".bias"):
@@ -138,6 +139,8 @@ def _bench_entry(model: PreTrainedModel, config: Mapping[str, Any]) -> dict[str,
 
 def _pruned_width(model: PreTrainedModel) -> list[str]:
     """Return the parameters that are smaller than the configuration says."""
+    from hemorrhage.models.formats.storage import distinct
+
     shapes = expected_shapes(model.config)
     return sorted(name for name, value in distinct(model).items() if name in shapes and value.shape != shapes[name])
 
