@@ -15,6 +15,7 @@ from hemorrhage.analyze.inputs import Inputs, Output, Variant
 from hemorrhage.analyze.report.sections.mitigations import proposals
 from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.mitigations import Damage, Measured
+from hemorrhage.analyze.rows.schema import Source
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.compress.catalogue import method_of
@@ -26,7 +27,7 @@ from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, rtn
 
 SPEC = Spec(400, 0.95, 0)
-ABOUT = {"dataset": "prose", "protocol": "p", "data": "", "environment": ""}
+SOURCE = Source("prose", "p")
 
 
 def sample(rng: np.random.Generator, share: float, blocks: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +39,7 @@ def sample(rng: np.random.Generator, share: float, blocks: int = 32) -> tuple[np
 def measured(*sums: np.ndarray) -> Measured:
     sizes = np.full(len(sums[0]), 100)
     counts = bootstrap.draws("prose", len(sizes), 400, 0)
-    return mitigations.measured("kl_mean", ABOUT, sums, sizes, counts)
+    return mitigations.compare_sums("kl_mean", SOURCE, sums, sizes, counts)
 
 
 def test_recovery_is_its_definition() -> None:
