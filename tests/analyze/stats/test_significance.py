@@ -96,12 +96,12 @@ def test_the_noise_floor_is_subtracted_and_rounding_is_no_damage() -> None:
     again, same = paired(rng, 0.0, 16), paired(rng, 0.0, 16)
     noise = Damage(again, pd.DataFrame(), "text", SPEC).noise()
     tests = Damage(again, pd.DataFrame(), "text", SPEC).tests(noise)
-    assert tests["kl_mean"]["p"] == 1
-    assert tests["ln_perplexity_ratio"]["p"] == 1
+    assert tests["kl_mean"].p == 1
+    assert tests["ln_perplexity_ratio"].p == 1
     rounding = same.assign(nll=same.base_nll, kl=ROUNDING / 2)
-    assert Damage(rounding, pd.DataFrame(), "text", SPEC).tests(None)["kl_mean"]["p"] == 1
+    assert Damage(rounding, pd.DataFrame(), "text", SPEC).tests(None)["kl_mean"].p == 1
     real = same.assign(kl=1e-3)
-    assert Damage(real, pd.DataFrame(), "text", SPEC).tests(None)["kl_mean"]["p"] == 1e-4
+    assert Damage(real, pd.DataFrame(), "text", SPEC).tests(None)["kl_mean"].p == 1e-4
 
 
 def test_the_detectable_ratio_is_found_four_times_out_of_five() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,13 @@ class Noise:
     ratio: Floats
 
 
+class PairedTest(NamedTuple):
+    """A p-value, and the minimum detectable effect where it is known."""
+
+    p: float
+    mde: float = math.nan
+
+
 @dataclass
 class Resamples:
     """Resampled damage that other parts of the analysis read.
@@ -95,7 +103,8 @@ def language_rows(variant: Variant, output: Output, spec: Spec, resamples: Resam
         resamples.blocks[corpus] = damage.windows
         statistics = damage.metrics()
         if variant.name != BASE:
-            statistics |= damage.tested(statistics, resamples.noise.get(corpus))
+            for metric, test in damage.tests(resamples.noise.get(corpus)).items():
+                statistics[metric] = replace(statistics[metric], p=test.p, mde=test.mde)
         for metric, statistic in statistics.items():
             if not math.isfinite(statistic.estimate):
                 statistic = Statistic.undefined("not a finite number", damage.windows)
@@ -127,8 +136,8 @@ class Damage:
         """Return this evaluation as the A/A run."""
         return Noise(self._sums(self.kl), self._sums(self.nll - self.base_nll))
 
-    def tested(self, statistics: Mapping[str, Statistic], noise: Noise | None) -> dict[str, Statistic]:
-        """Add p-values against the A/A run, and minimum detectable effects, to the metrics that are tested.
+    def tests(self, noise: Noise | None) -> dict[str, PairedTest]:
+        """Test the damage against the A/A run.
 
         KL is never negative, so its test is one-sided, and asks for more than float32 can leave.
         """
@@ -138,12 +147,10 @@ class Damage:
         seed = self.spec.seed
         if not np.isfinite(kl.sum() + ratio.sum()):
             return {}
-        p_kl = significance.sign_flip(kl - ROUNDING * self.sizes, seed, "greater")
-        p_ratio = significance.sign_flip(ratio, seed)
         mde = significance.detectable_mean(ratio, self.sizes.astype(np.float64), self.spec.confidence)
         return {
-            "kl_mean": replace(statistics["kl_mean"], p=p_kl),
-            "ln_perplexity_ratio": replace(statistics["ln_perplexity_ratio"], p=p_ratio, mde=mde),
+            "kl_mean": PairedTest(significance.sign_flip(kl - ROUNDING * self.sizes, seed, "greater")),
+            "ln_perplexity_ratio": PairedTest(significance.sign_flip(ratio, seed), mde),
         }
 
     def metrics(self) -> dict[str, Statistic]:
