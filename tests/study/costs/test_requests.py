@@ -1,0 +1,47 @@
+"""Resources of rules: with room for the model's error, more for each attempt."""
+
+from __future__ import annotations
+
+import re
+
+from hemorrhage.study import params as config
+from hemorrhage.study.costs.jobs import Workload
+from hemorrhage.study.costs.model import Costs
+from hemorrhage.study.costs.requests import Requests
+from hemorrhage.study.plan import Plan
+from tests.study.test_params import changed
+
+
+def test_requests_leave_room_and_grow_with_each_attempt(workload: Workload) -> None:
+    requests = Requests(workload, Costs.read(), gpu=1)
+    expected = requests.costs.predict(workload.jobs["evaluations", "gptq-4"])
+    asked = [requests.mem_mb("evaluations", "gptq-4", attempt) for attempt in (1, 2, 3)]
+    assert asked[0] > expected.rss_mb
+    assert asked[2] == 2 * asked[1] == 4 * asked[0]
+    minutes = [requests.minutes("evaluations", "gptq-4", attempt) for attempt in (1, 2)]
+    assert minutes[0] * 60 > expected.cpu_s
+    assert minutes[1] > 2 * minutes[0]
+    assert requests.threads("evaluations", "gptq-4") == 1
+    assert requests.threads("calibrations", "prose") > 1, "the run waits for it"
+    assert Requests(workload, Costs.read()).gpu("evaluations") == 0
+
+
+def test_a_gpu_is_asked_for_by_steps_that_run_the_model_and_by_solvers(workload: Workload) -> None:
+    requests = Requests(workload, Costs.read(), gpu=1)
+    assert requests.gpu("evaluations") == requests.gpu("checkpoints", "gptq-4") == 1
+    assert requests.gpu("checkpoints", "rtn-4") == 0
+    here, there = (re.compile(requests.named("checkpoints", on_gpu)) for on_gpu in (False, True))
+    for name in workload.plan.names("checkpoints"):
+        assert bool(here.fullmatch(name)) != bool(there.fullmatch(name)), "each is made by one rule"
+    assert there.fullmatch("gptq-4")
+    none = Requests(workload, Costs.read())
+    assert not re.fullmatch(none.named("checkpoints", True), "gptq-4")
+    assert re.fullmatch(none.named("checkpoints", False), "gptq-4")
+
+
+def test_a_model_that_is_not_there_yet_gets_what_is_enough() -> None:
+    hub = {"source": "hub", "id": "a/b", "revision": "0" * 40}
+    plan = Plan(config.Params.model_validate(changed("model", hub)))
+    requests = Requests(Workload(plan), Costs.read())
+    assert requests.mem_mb("evaluations", "gptq-4") == 16000
+    assert requests.minutes("evaluations", "gptq-4", 2) == 360
