@@ -15,7 +15,7 @@ from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import claims
-from hemorrhage.analyze.verdicts.claims import CONTRADICTED, NOT_DECIDED, NOT_MEASURED, SUPPORTED, Evidence
+from hemorrhage.analyze.verdicts.claims import CONTRADICTED, NOT_DECIDED, NOT_MEASURED, SUPPORTED, Assessment, Evidence
 from tests.analyze.curves import made
 from tests.analyze.curves.made import located
 
@@ -88,10 +88,10 @@ class Study:
         return Evidence(found, results, Numbers(table), thresholds or [], spec, list(CORPORA))
 
     def verdict(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> str:
-        return self.judged(key, thresholds, model)["verdict"]
+        return self.judge(key, thresholds, model).finding.verdict
 
-    def judged(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> dict[str, Any]:
-        return next(one for one in claims.judge(self.evidence(thresholds, model)) if one["key"] == key)
+    def judge(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> Assessment:
+        return next(claim for claim in claims.judge(self.evidence(thresholds, model)) if claim.key == key)
 
 
 CALIBRATED = ("wanda", "gptq")
@@ -121,13 +121,13 @@ def doubling(estimate: float) -> Threshold:
 
 def test_nothing_measured_decides_nothing() -> None:
     for one in claims.judge(Study().evidence()):
-        assert one["verdict"] == NOT_MEASURED
-        assert one["grade"] == "none"
-        assert one["measured"]
+        assert one.finding.verdict == NOT_MEASURED
+        assert one.grade == "none"
+        assert one.finding.measured
     empty = Evidence(
         Study().evidence().inputs, Study().evidence().results, Study().evidence().numbers, [], Spec(9, 0.9, 0)
     )
-    assert {one["verdict"] for one in claims.judge(empty)} == {NOT_MEASURED}
+    assert {one.finding.verdict for one in claims.judge(empty)} == {NOT_MEASURED}
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_quantization_against_pruning_of_no_fewer_bytes(pruned: list[float], exp
         )
     # Smaller than every quantized variant: it has nothing to be compared with.
     study.add(variant("wanda-0.9", "unstructured_pruning", "wanda", 0.9, 0.1, sparsity=0.9), 5.0)
-    found = study.judged("quantization_first")
-    assert found["verdict"] == expected
-    assert found["comparisons"] == 6
-    assert found["low"] <= found["estimate"] <= found["high"]
+    found = study.judge("quantization_first")
+    assert found.finding.verdict == expected
+    assert found.finding.comparisons == 6
+    assert found.finding.low <= found.finding.estimate <= found.finding.high
 
 
 @pytest.mark.parametrize(("whole", "expected"), [(1.0, SUPPORTED), (0.1, CONTRADICTED), (0.41, NOT_DECIDED)])
@@ -197,9 +197,9 @@ def test_structured_against_unstructured_of_the_same_share(whole: float, expecte
         # A control, and another share.
         study.add(variant(f"random-{share}", "depth_pruning", "depth", share, removed=share, order="random"), 9.0)
     study.add(variant("shortgpt-0.1", "depth_pruning", "depth", 0.1, removed=0.1, order="influence"), 9.0)
-    found = study.judged("structured_worse")
-    assert found["verdict"] == expected
-    assert found["comparisons"] == 4
+    found = study.judge("structured_worse")
+    assert found.finding.verdict == expected
+    assert found.finding.comparisons == 4
 
 
 def test_patterns_against_free_masks() -> None:
@@ -226,9 +226,9 @@ def test_attention_of_expanded_models(moved: float, expected: str) -> None:
     study.add(variant("rtn-2", "weight_quantization", "rtn", 2, bits=2), 5.0, attention=0.6)
     study.add(variant("solar-0.25", "depth_expansion", "solar"), 0.6, attention=moved)
     study.add(variant("llama_pro-0.2", "depth_expansion", "llama_pro"), 0.0, attention=0.0)  # the control moves nothing
-    found = study.judged("expansion_attention")
-    assert found["verdict"] == expected
-    assert found["comparisons"] == 1
+    found = study.judge("expansion_attention")
+    assert found.finding.verdict == expected
+    assert found.finding.comparisons == 1
 
 
 def spread(study: Study, name: str, metric: str, value: float, low: float, high: float) -> None:
@@ -283,10 +283,10 @@ def test_grades_say_why() -> None:
     for share in (0.3, 0.5):
         study.add(variant(f"wanda-{share}", "unstructured_pruning", "wanda", share, sparsity=share), 0.4)
         study.add(variant(f"shortgpt-{share}", "depth_pruning", "depth", share, removed=share), 1.0)
-    found = study.judged("structured_worse")
-    assert (found["study_grade"], found["grade"]) == ("medium", "medium")
-    assert "one model" in found["grade_reason"]
-    assert Study().judged("three_bits")["study_grade"] == "high"
-    few = study.judged("structured_half", [entry(doubling(0.5))])
-    assert few["grade"] == "low"
-    assert "1 comparison" in few["grade_reason"]
+    found = study.judge("structured_worse")
+    assert (found.study_grade, found.grade) == ("medium", "medium")
+    assert "one model" in found.grade_reason
+    assert Study().judge("three_bits").study_grade == "high"
+    few = study.judge("structured_half", [entry(doubling(0.5))])
+    assert few.grade == "low"
+    assert "1 comparison" in few.grade_reason

@@ -68,17 +68,18 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     (out / study.PROVENANCE).unlink(missing_ok=True)
     results.rows.attrs["confidence"] = spec.confidence  # goes into the file, for whoever reads it alone
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
-    save(out / "recommendation.json", _json(recommended))
+    save(out / "recommendation.json", _json(shipping.as_json(recommended, verdicts)))
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
     proposed = next_points.as_yaml(thresholds, sweeps(inputs))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
-    save(out / "claims.json", _json({"claims": judged}))
-    save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, recommended)))
+    save(out / "claims.json", _json(claims.as_json(judged)))
+    inside, ship = recommended.overall.inside, recommended.headline()
+    save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, inside, ship)))
     save(out / "doctor.json", _json(doctor.as_json(examined)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
     for name, table in {
         "curves": tables.curve_points(inputs, numbers, corpora),
-        "front": plots.front_points(recommended["front"]),
+        "front": shipping.front_points(recommended),
         "layers": plots.layer_points(results.rows),
         "thresholds": entries.threshold_points(thresholds),
         "decoding": tables.decoding_points(numbers),

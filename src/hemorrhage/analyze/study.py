@@ -22,9 +22,10 @@ from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import Suite
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stored import decode, encode
+from hemorrhage.analyze.verdicts.claims import Assessment
 from hemorrhage.analyze.verdicts.decoding import Findings
 from hemorrhage.analyze.verdicts.flags import Flag
-from hemorrhage.analyze.verdicts.shipping import Judged
+from hemorrhage.analyze.verdicts.shipping import Recommendation, Verdict
 
 ROWS, PROVENANCE, REST = "hemorrhage.parquet", "provenance.json", "study.json"
 
@@ -45,11 +46,11 @@ class Study:
     trials: list[TrialSummary]
     thresholds: list[CurveEntry]
     flags: list[Flag]
-    verdicts: list[Judged]
-    recommended: dict[str, Any]
+    verdicts: list[Verdict]
+    recommended: Recommendation
     decoded: Findings
     examined: Doctor
-    claims: list[dict[str, Any]]
+    claims: list[Assessment]
     spec: Spec
     provenance: dict[str, Any]
 

@@ -39,7 +39,7 @@ def test_every_definition_and_claim_is_on_the_page(page: str, study: Study) -> N
     for name in definitions.NAMES.values():
         assert f'<th scope="col">{name}' in page
     for claim in study.claims:
-        assert claim["claim"] in page
+        assert claim.claim in page
 
 
 def test_every_figure_that_a_choice_can_show_is_there_and_valid_plotly(page: str, study: Study) -> None:

@@ -146,7 +146,7 @@ def test_printed_tables_say_what_they_say() -> None:
     assert published.greedy_is_worst() == 12
     pairs = {name: [round(100 * published.spread(one), 1) for one in both] for name, both in published.PAIRS.items()}
     assert pairs == {"Llama-2-7B": [63.2, 25.9], "CodeLlama-7B": [46.5, 17.3], "Qwen-7B": [46.5, 28.0]}
-    said = published.said()
+    said = published.statements()
     assert set(said) == {*signatures.RULES, "stability"}
     assert "fires for 4 of 9 post-trained models" in said["spread"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -46,10 +45,3 @@ def layer_points(rows: pd.DataFrame) -> pd.DataFrame:
     numbers = list(LAYERWISE)
     whole[numbers] = whole[numbers].map(lambda value: value if pd.isna(value) else round_digits(value))
     return whole
-
-
-def front_points(front: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """The content of front.csv: recommendation.json's ``front``, a row per corpus and variant."""
-    columns = ["variant", "family", "bytes", "size", "counted_size", "kl", "low", "high", "on_front", "probability"]
-    rows = [{"corpus": corpus, **entry} for corpus, entries in front.items() for entry in entries]
-    return pd.DataFrame(rows, columns=["corpus", *columns])

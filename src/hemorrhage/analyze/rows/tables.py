@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -13,6 +13,7 @@ from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.protocol import strip_protocol, tag
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE, MAUVE, OPEN_METRICS, ROUGE
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite
+from hemorrhage.analyze.stored import Json
 
 DIGITS = 6
 """Significant digits of everything that version control compares."""
@@ -75,10 +76,16 @@ def round_digits(value: float) -> float:
 
 
 def headline(
-    inputs: Inputs, numbers: Numbers, corpora: list[str], suites: Sequence[Suite], recommended: dict[str, Any]
+    inputs: Inputs,
+    numbers: Numbers,
+    corpora: list[str],
+    suites: Sequence[Suite],
+    inside: int,
+    ship: Mapping[str, Json],
 ) -> dict[str, Any]:
     """The content of metrics.json: nothing that is not a result, so that equal results give equal bytes.
 
+    ``inside``: the number of variants inside the budget; ``ship``: the recommended sizes.
     A key says under which protocol, or over which tasks, so that two commits are compared only where they agree.
     """
     tasks = "+".join(next((suite.averaged_tasks for suite in suites if suite.name == ALL_TASKS), []))
@@ -106,14 +113,10 @@ def headline(
         if fields:
             found[variant] = fields
     failed = sum(failure(inputs, variant) is not None for variant in inputs.variants.values())
-    overall = recommended["overall"]
     return {
         "variants": found,
-        "counts": {"variants": len(inputs.variants) - 1, "failed": failed, "inside_budget": overall["inside"]},
-        "ship": {
-            "size": {name: answer["size"] for name, answer in recommended["families"].items() if answer["variant"]},
-            **({"smallest": overall["size"], "variant": overall["variant"]} if overall["variant"] else {}),
-        },
+        "counts": {"variants": len(inputs.variants) - 1, "failed": failed, "inside_budget": inside},
+        "ship": ship,
     }
 
 

@@ -1,4 +1,4 @@
-"""Which variants the analysis would decode: the recommended one, the one at the knee, and one past it.
+"""The variants that the analysis would decode: the recommended one, the one at the knee, and one past it.
 
 Snakemake has to know the variants before anything is measured, so params.yaml names them; the report says which a
 measured study would name.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position, sweeps
 from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
-from hemorrhage.analyze.verdicts.shipping import Judged, pick
+from hemorrhage.analyze.verdicts.shipping import Verdict, pick
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,25 @@ class Choice:
     decoded: bool
 
 
-def choose(inputs: Inputs, thresholds: Sequence[CurveEntry], verdicts: Sequence[Judged]) -> list[Choice]:
-    """The three roles. The curve is that of the recommended variant, else the longest of quantized weights."""
+def choose(inputs: Inputs, thresholds: Sequence[CurveEntry], verdicts: Sequence[Verdict]) -> list[Choice]:
+    """Fill the three roles. The curve is that of the recommended variant, else the longest of quantized weights."""
     picked = pick(verdicts)
-    found = [("recommended", picked.variant.name if picked else "", _reason(picked))]
+    roles = [("recommended", picked.variant.name if picked else "", _reason(picked))]
     curve = _curve(inputs, picked.variant.name if picked else "")
     if curve is None:
-        found += [(role, "", "no sweep has two measured points") for role in ("at the knee", "past the knee")]
+        roles += [(role, "", "no sweep has two measured points") for role in ("at the knee", "past the knee")]
     else:
-        found += _around(curve, thresholds)
-    return [Choice(role, name, why, name in inputs.decodes) for role, name, why in found]
+        roles += _around(curve, thresholds)
+    return [Choice(role, name, why, name in inputs.decodes) for role, name, why in roles]
 
 
-def line(found: Sequence[Choice]) -> str:
-    """The line of params.yaml that names them."""
-    names = list(dict.fromkeys(choice.variant for choice in found if choice.variant))
+def line(choices: Sequence[Choice]) -> str:
+    """Write the line of params.yaml that names them."""
+    names = list(dict.fromkeys(choice.variant for choice in choices if choice.variant))
     return f"variants: [{', '.join(names)}]"
 
 
-def _reason(picked: Judged | None) -> str:
+def _reason(picked: Verdict | None) -> str:
     return "the smallest usable variant inside the budget" if picked else "no usable variant is inside the budget"
 
 
@@ -51,12 +51,12 @@ def _curve(inputs: Inputs, name: str) -> Sweep | None:
     long = [sweep for sweep in sweeps(inputs) if len(sweep.variants) > 1 and sweep.on == BASE]
     holding = [sweep for sweep in long if name in [variant.name for variant in sweep.variants]]
     fallback = [sweep for sweep in long if sweep.family == "weight_quantization"] or long
-    found = holding or sorted(fallback, key=lambda sweep: -len(sweep.variants))
-    return found[0] if found else None
+    candidates = holding or sorted(fallback, key=lambda sweep: -len(sweep.variants))
+    return candidates[0] if candidates else None
 
 
 def _around(curve: Sweep, thresholds: Sequence[CurveEntry]) -> list[tuple[str, str, str]]:
-    """The measured variant nearest to the knee, and the next one beyond it."""
+    """Name the measured variant nearest to the knee, and the next one beyond it."""
     entry = next((entry for entry in thresholds if entry.name == curve.name), None)
     definitions = {"knee": "the knee", "two_fold": "the doubling point, as there is no knee,"}
     for definition, words in definitions.items():

@@ -1,7 +1,7 @@
 """The study's claims, each with what this run measured of it and whether that supports it: claims.json.
 
-A claim is judged by paired differences of log-perplexity ratios (the same resampled windows on both sides), by places
-of thresholds, or by metrics of the base model. A rule never sees how a claim is to come out.
+A claim is judged by paired differences of log-perplexity ratios (the same resampled windows on both sides), by where
+thresholds lie, or by metrics of the base model. A rule never sees how a claim is to come out.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -20,11 +19,12 @@ from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, CurveEntry
 from hemorrhage.analyze.inputs import BASE, SIBLING, Inputs, Variant
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
 from hemorrhage.analyze.rows.results import Results
-from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
+from hemorrhage.analyze.stored import Json
 
 SUPPORTED = "supported"
 CONTRADICTED = "contradicted"
@@ -35,7 +35,7 @@ AGREE = 0.8
 """Share of the comparisons that must go the way of their mean: a mean alone may be one comparison's doing."""
 
 NEAR = 0.05
-"""How far from a claimed share a threshold may lie."""
+"""A threshold may lie so far from a claimed share."""
 
 FEW_WINDOWS = 30
 FEW_COMPARISONS = 3
@@ -54,7 +54,8 @@ FOLLOW_UP = "its follow-up, npj Artif. Intell. 2:21 (2026)"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured of a claim. ``estimate`` with its interval is in ``unit``; ``comparisons`` are its parts."""
+    """The verdict on a claim and what was measured: ``estimate`` with its interval in ``unit``, of so many
+    ``comparisons``."""
 
     verdict: str
     measured: str
@@ -86,7 +87,7 @@ class Evidence:
     corpora: list[str] = field(default_factory=list)
 
     def variants(self, *families: str) -> list[Variant]:
-        """Measured alterations of the base model of these families, without controls."""
+        """List measured alterations of the base model of these families, without controls."""
         return [
             variant
             for variant in self.inputs.variants.values()
@@ -99,15 +100,15 @@ class Evidence:
 
     def damage(self, variant: str, corpus: str) -> float | None:
         """Log-perplexity ratio."""
-        found = self.numbers.get(variant, "ln_perplexity_ratio", corpus)
-        return found.value if found else None
+        ratio = self.numbers.get(variant, "ln_perplexity_ratio", corpus)
+        return ratio.value if ratio else None
 
     def size(self, variant: Variant) -> float:
-        """Stored bytes over the base's."""
+        """Return the stored bytes over the base's."""
         return float(variant.manifest.get("size_ratio", math.nan))
 
-    def paired(self, pairs: Iterable[tuple[Variant, Variant]]) -> list[Pair]:
-        """The pairs on every corpus on which both have a finite damage."""
+    def pair(self, pairs: Iterable[tuple[Variant, Variant]]) -> list[Pair]:
+        """Repeat the pairs on every corpus on which both have a finite damage."""
         return [
             Pair(first.name, second.name, corpus)
             for first, second in pairs
@@ -129,8 +130,42 @@ class Claim:
     quantized: bool = False
 
 
-def compared(evidence: Evidence, pairs: Sequence[Pair], what: str, positive: bool = True) -> Finding:
-    """Judge a claim that the first of each pair is damaged more (or, not ``positive``, less) than the second.
+@dataclass(frozen=True)
+class Assessment:
+    """A claim, the study's own grade of it, the finding, and how far that can be trusted."""
+
+    key: str
+    claim: str
+    source: str
+    study_grade: str
+    finding: Finding
+    grade: str
+    grade_reason: str
+
+    def as_json(self) -> dict[str, Json]:
+        """Plain content: the finding's fields next to the claim's."""
+        return {
+            "key": self.key,
+            "claim": self.claim,
+            "source": self.source,
+            "study_grade": self.study_grade,
+            **dataclasses.asdict(self.finding),
+            "grade": self.grade,
+            "grade_reason": self.grade_reason,
+        }
+
+
+def _verdict(low: float, high: float, agreeing: int, number: int) -> str:
+    """Decide by an interval above or below 0, and by the share of ``number`` comparisons that agree."""
+    if low > 0 and agreeing >= AGREE * number:
+        return SUPPORTED
+    if high < 0 and agreeing <= (1 - AGREE) * number:
+        return CONTRADICTED
+    return NOT_DECIDED
+
+
+def compare(evidence: Evidence, pairs: Sequence[Pair], what: str) -> Finding:
+    """Judge a claim that the first of each pair is damaged more than the second.
 
     The interval is of the mean over pairs, from the resamples they share; pairs of one corpus are no independent
     evidence, and the interval knows it. At least ``AGREE`` of the pairs must go its way.
@@ -139,17 +174,12 @@ def compared(evidence: Evidence, pairs: Sequence[Pair], what: str, positive: boo
         return Finding(NOT_MEASURED, f"no {what}")
     differences = [_difference(evidence, pair) for pair in pairs]
     values = np.array([value for value, _ in differences])
-    resampled = np.mean([again for _, again in differences], axis=0)
+    resampled = np.mean([replicates for _, replicates in differences], axis=0)
     blocks = min(evidence.results.blocks[pair.corpus] for pair in pairs)
     mean, (low, high) = float(values.mean()), bootstrap.interval(resampled, evidence.spec.confidence, blocks)
-    sign = 1 if positive else -1
-    agreeing = int((sign * values > 0).sum())
+    agreeing = int((values > 0).sum())
     measured = f"{agreeing} of {len(pairs)} comparisons of {what} go this way"
-    verdict = NOT_DECIDED
-    if sign * (low if positive else high) > 0 and agreeing >= AGREE * len(pairs):
-        verdict = SUPPORTED
-    elif sign * (high if positive else low) < 0 and agreeing <= (1 - AGREE) * len(pairs):
-        verdict = CONTRADICTED
+    verdict = _verdict(low, high, agreeing, len(pairs))
     return Finding(verdict, measured, mean, _finite(low), _finite(high), "mean difference of ln PPL", len(pairs))
 
 
@@ -253,58 +283,60 @@ def _three_bits(evidence: Evidence) -> Finding:
     if not all(chosen.values()):
         return Finding(NOT_MEASURED, "no quantized variants at both 3 and 2 bits")
     level = math.log(2)
-    limits = {
-        bits: [
-            found
-            for variant in members
-            for corpus in evidence.corpora
-            if (found := evidence.numbers.get(variant.name, "ln_perplexity_ratio", corpus))
-        ]
-        for bits, members in chosen.items()
-    }
-    safe = [one for one in limits[3] if one.high < level]
-    gone = [one for one in limits[2] if one.low > level]
-    lost = [one for one in limits[3] if one.low > level]
-    number = len(limits[3]) + len(limits[2])
+    ratios = {bits: _ratios(evidence, members) for bits, members in chosen.items()}
+    number = len(ratios[3]) + len(ratios[2])
     if number == 0:
         return Finding(NOT_MEASURED, "no perplexity of quantized variants")
+    safe = [ratio for ratio in ratios[3] if ratio.high < level]
+    gone = [ratio for ratio in ratios[2] if ratio.low > level]
+    lost = [ratio for ratio in ratios[3] if ratio.low > level]
     measured = (
-        f"below twice the perplexity with 3 bits: {len(safe)} of {len(limits[3])} variants and corpora, "
-        f"above it {len(lost)}; above it with 2 bits: {len(gone)} of {len(limits[2])}"
+        f"below twice the perplexity with 3 bits: {len(safe)} of {len(ratios[3])} variants and corpora, "
+        f"above it {len(lost)}; above it with 2 bits: {len(gone)} of {len(ratios[2])}"
     )
     verdict = NOT_DECIDED
-    if len(safe) == len(limits[3]) and len(gone) == len(limits[2]):
+    if len(safe) == len(ratios[3]) and len(gone) == len(ratios[2]):
         verdict = SUPPORTED
-    elif len(lost) == len(limits[3]) or not any(one.high > level for one in limits[2]):
+    elif len(lost) == len(ratios[3]) or not any(ratio.high > level for ratio in ratios[2]):
         verdict = CONTRADICTED
     pairs = [(variant.name, corpus) for variant in chosen[3] for corpus in evidence.corpora]
-    again = np.mean([evidence.results.replicates[pair] for pair in pairs], axis=0)
+    resampled = np.mean([evidence.results.replicates[pair] for pair in pairs], axis=0)
     blocks = min(evidence.results.blocks.values())
-    low, high = bootstrap.interval(again, evidence.spec.confidence, blocks)
-    mean = float(np.mean([one.value for one in limits[3]]))
+    low, high = bootstrap.interval(resampled, evidence.spec.confidence, blocks)
+    mean = float(np.mean([ratio.value for ratio in ratios[3]]))
     return Finding(verdict, measured, mean, _finite(low), _finite(high), "mean ln PPL ratio with 3 bits", number)
 
 
+def _ratios(evidence: Evidence, variants: Sequence[Variant]) -> list[Estimate]:
+    """Look up the log-perplexity ratios of some variants on every corpus."""
+    estimates = [
+        evidence.numbers.get(variant.name, "ln_perplexity_ratio", corpus)
+        for variant in variants
+        for corpus in evidence.corpora
+    ]
+    return [estimate for estimate in estimates if estimate]
+
+
 def _five_fold(evidence: Evidence) -> Finding:
-    """A quantized variant of a fifth of the base's bytes keeps more than 90 % of the accuracy."""
+    """Test that a quantized variant of a fifth of the base's bytes keeps more than 90 % of the accuracy."""
     small = [variant for variant in evidence.variants(QUANTIZED) if evidence.size(variant) <= 0.2]
     known = [evidence.results.task_losses[v.name] for v in small if v.name in evidence.results.task_losses]
     if not known:
         least = min((evidence.size(variant) for variant in evidence.variants(QUANTIZED)), default=math.nan)
         also = "" if math.isnan(least) else f"; the smallest has {100 * least:.0f} %"
         return Finding(NOT_MEASURED, f"no quantized variant of at most 20 % of the base's bytes{also}")
-    best = min(known, key=lambda found: found[0])
-    low, high = bootstrap.interval(1 - best[1], evidence.spec.confidence, best[2])
+    loss, replicates, blocks = min(known, key=lambda known: known[0])
+    low, high = bootstrap.interval(1 - replicates, evidence.spec.confidence, blocks)
     verdict = SUPPORTED if low > 0.9 else CONTRADICTED if high < 0.9 else NOT_DECIDED
-    measured = f"the best of {len(known)} such variants keeps {100 * (1 - best[0]):.0f} % of the accuracy"
-    return Finding(verdict, measured, 1 - best[0], _finite(low), _finite(high), "share of accuracy kept", len(known))
+    measured = f"the best of {len(known)} such variants keeps {100 * (1 - loss):.0f} % of the accuracy"
+    return Finding(verdict, measured, 1 - loss, _finite(low), _finite(high), "share of accuracy kept", len(known))
 
 
 # Comparisons.
 
 
 def _quantized_or_pruned(evidence: Evidence) -> Finding:
-    """Every pruned variant against the quantized one that is nearest below it in bytes."""
+    """Compare every pruned variant with the quantized one that is nearest below it in bytes."""
     quantized = [variant for variant in evidence.variants(QUANTIZED) if math.isfinite(evidence.size(variant))]
     pairs = []
     for pruned in evidence.variants(UNSTRUCTURED, *STRUCTURED):
@@ -312,33 +344,33 @@ def _quantized_or_pruned(evidence: Evidence) -> Finding:
         if smaller:
             nearest = max(evidence.size(variant) for variant in smaller)
             pairs += [(pruned, variant) for variant in smaller if evidence.size(variant) == nearest][:1]
-    return compared(evidence, evidence.paired(pairs), "a pruned with a quantized variant of no more bytes")
+    return compare(evidence, evidence.pair(pairs), "a pruned with a quantized variant of no more bytes")
 
 
 def _structured_or_not(evidence: Evidence) -> Finding:
-    """Blocks, widths or ranks taken out against the same share of single weights, by method and share."""
+    """Compare blocks, widths or ranks taken out with the same share of single weights, by method and share."""
     single = [v for v in evidence.variants(UNSTRUCTURED) if ":" not in str(v.settings.get("sparsity"))]
     single = [variant for variant in single if variant.manifest.get("calibrated")]
     pairs = [
-        (whole, one)
-        for whole in evidence.variants(*STRUCTURED)
-        for one in single
-        if abs(whole.severity - one.severity) <= NEAR
+        (structured, unstructured)
+        for structured in evidence.variants(*STRUCTURED)
+        for unstructured in single
+        if abs(structured.severity - unstructured.severity) <= NEAR
     ]
-    return compared(evidence, evidence.paired(pairs), "structured with unstructured pruning of the same share")
+    return compare(evidence, evidence.pair(pairs), "structured with unstructured pruning of the same share")
 
 
 def _patterned(evidence: Evidence) -> Finding:
-    """2:4 or 4:8 against half of the weights wherever they are, by the same method."""
+    """Compare 2:4 or 4:8 with half of the weights wherever they are, by the same method."""
     members = evidence.variants(UNSTRUCTURED)
     pattern = [v for v in members if re.fullmatch(r"(2:4|4:8)", str(v.settings.get("sparsity")))]
     free = [v for v in members if v.settings.get("sparsity") == 0.5]
-    pairs = [(one, other) for one in pattern for other in free if one.method == other.method]
-    return compared(evidence, evidence.paired(pairs), "N:M with unstructured pruning at 50 %")
+    pairs = [(bound, loose) for bound in pattern for loose in free if bound.method == loose.method]
+    return compare(evidence, evidence.pair(pairs), "N:M with unstructured pruning at 50 %")
 
 
 def _mismatch(evidence: Evidence) -> Finding:
-    """How much worse a method that read calibration text fares off its domain than one that read none.
+    """Measure how much worse a method that read calibration text fares off its domain than one that read none.
 
     Of a calibrated variant and a data-free one of the same family and severity: ln of damage off the calibration's
     corpora over damage on them, calibrated minus data-free. What makes a corpus fragile for any method cancels.
@@ -347,62 +379,66 @@ def _mismatch(evidence: Evidence) -> Finding:
     outside = [corpus for corpus in evidence.corpora if corpus not in evidence.spec.calibration]
     if not inside or not outside:
         return Finding(NOT_MEASURED, "not both a corpus that calibration saw and one that it did not were evaluated")
-    found = []
-    for family in (QUANTIZED, UNSTRUCTURED):
-        members = evidence.variants(family)
-        for one in (variant for variant in members if variant.manifest.get("statistics")):
-            for other in (variant for variant in members if not variant.manifest.get("statistics")):
-                if one.severity == other.severity and one.identity == other.identity:
-                    relative = [_relative(evidence, variant, inside, outside) for variant in (one, other)]
-                    if relative[0] is not None and relative[1] is not None:
-                        found.append((relative[0][0] - relative[1][0], relative[0][1] - relative[1][1]))
-    if not found:
+    differences = []
+    for calibrated, data_free in _calibrated_pairs(evidence):
+        first, second = (_off_over_on(evidence, variant, inside, outside) for variant in (calibrated, data_free))
+        if first is not None and second is not None:
+            differences.append((first[0] - second[0], first[1] - second[1]))
+    if not differences:
         return Finding(NOT_MEASURED, "no calibrated and data-free variants of the same severity that are damaged")
-    values = np.array([value for value, _ in found])
-    resampled = np.mean([again for _, again in found], axis=0)
+    values = np.array([value for value, _ in differences])
+    resampled = np.mean([replicates for _, replicates in differences], axis=0)
     blocks = min(evidence.results.blocks[corpus] for corpus in evidence.corpora)
     low, high = bootstrap.interval(resampled, evidence.spec.confidence, blocks)
     worse = int((values > 0).sum())
-    verdict = NOT_DECIDED
-    if low > 0 and worse >= AGREE * len(values):
-        verdict = SUPPORTED
-    elif high < 0 and worse <= (1 - AGREE) * len(values):
-        verdict = CONTRADICTED
     measured = (
         f"calibrated on {', '.join(evidence.spec.calibration)}: relative to a data-free method, {worse} of "
         f"{len(values)} calibrated variants are worse on {', '.join(outside)}"
     )
+    verdict = _verdict(low, high, worse, len(values))
     unit = "ln of damage off over on the calibration's domain"
     return Finding(verdict, measured, float(values.mean()), _finite(low), _finite(high), unit, len(values))
 
 
-def _relative(
+def _calibrated_pairs(evidence: Evidence) -> Iterator[tuple[Variant, Variant]]:
+    """Pair each calibrated variant with the data-free ones of its family, severity and curve."""
+    for family in (QUANTIZED, UNSTRUCTURED):
+        members = evidence.variants(family)
+        for calibrated in (variant for variant in members if variant.manifest.get("statistics")):
+            for data_free in (variant for variant in members if not variant.manifest.get("statistics")):
+                if calibrated.severity == data_free.severity and calibrated.identity == data_free.identity:
+                    yield calibrated, data_free
+
+
+def _off_over_on(
     evidence: Evidence, variant: Variant, inside: Sequence[str], outside: Sequence[str]
 ) -> tuple[float, Floats] | None:
-    """ln of damage off the domain over damage on it; None where either is not surely above nought."""
-    parts = []
+    """Compute ln of damage off the domain over damage on it; None where either is not surely above 0."""
+    logs = []
     for corpora in (outside, inside):
         values = [evidence.damage(variant.name, corpus) for corpus in corpora]
-        if any(value is None for value in values):
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
             return None
-        again = np.mean([evidence.results.replicates[variant.name, corpus] for corpus in corpora], axis=0)
-        mean = float(np.mean([value for value in values if value is not None]))
-        if mean <= 0 or float(again.min()) <= 0:
+        resampled = np.mean([evidence.results.replicates[variant.name, corpus] for corpus in corpora], axis=0)
+        mean = float(np.mean(known))
+        if mean <= 0 or float(resampled.min()) <= 0:
             return None
-        parts.append((math.log(mean), np.log(again)))
-    return parts[0][0] - parts[1][0], parts[0][1] - parts[1][1]
+        logs.append((math.log(mean), np.log(resampled)))
+    return logs[0][0] - logs[1][0], logs[0][1] - logs[1][1]
 
 
-# Inside, decoding, shapes.
+# Diagnostics, decoding, shapes.
 
 
 def _attention(evidence: Evidence) -> Finding:
-    """Attention moves further, for the same damage, in expanded models than in compressed ones.
+    """Compare how far attention moves, for the same damage, in expanded and in compressed models.
 
     Each expanded variant against the compressed one with the nearest damage on the corpus that the diagnostics read:
     ln of the Jensen-Shannon divergences of their attention maps, mean over blocks and heads, in each window.
     """
-    maps = {name: found for name in evidence.inputs.variants if (found := _divergences(evidence, name)) is not None}
+    divergences = {name: _divergences(evidence, name) for name in evidence.inputs.variants}
+    maps = {name: by_window for name, by_window in divergences.items() if by_window is not None}
     corpus = evidence.corpora[0] if evidence.corpora else ""
     moved = [v for v in evidence.variants(EXPANDED) if v.name in maps and float(maps[v.name].mean()) > SILENT]
     plain = [v for v in evidence.variants(QUANTIZED, UNSTRUCTURED, *STRUCTURED) if v.name in maps]
@@ -411,21 +447,18 @@ def _attention(evidence: Evidence) -> Finding:
         return Finding(NOT_MEASURED, "no attention maps of an expanded and a compressed model")
     ratios = []
     for variant in moved:
-        own = evidence.damage(variant.name, corpus)
-        if own is None:
+        damage = evidence.damage(variant.name, corpus)
+        if damage is None:
             continue
-        nearest = min(plain, key=lambda other: abs((evidence.damage(other.name, corpus) or math.inf) - own))
+        distances = [abs((evidence.damage(other.name, corpus) or math.inf) - damage) for other in plain]
+        nearest = plain[distances.index(min(distances))]
         ratios.append(np.log(maps[variant.name] / maps[nearest.name]))
     if not ratios:
         return Finding(NOT_MEASURED, "no damage of an expanded model")
     by_window = np.mean(ratios, axis=0)
     low, high = bootstrap.t_interval(by_window, evidence.spec.confidence)
-    further = sum(float(one.mean()) > 0 for one in ratios)
-    verdict = NOT_DECIDED
-    if low > 0 and further >= AGREE * len(ratios):
-        verdict = SUPPORTED
-    elif high < 0 and further <= (1 - AGREE) * len(ratios):
-        verdict = CONTRADICTED
+    further = sum(float(ratio.mean()) > 0 for ratio in ratios)
+    verdict = _verdict(low, high, further, len(ratios))
     measured = (
         f"{further} of {len(ratios)} expanded models move attention further than the compressed model of nearest damage"
     )
@@ -438,7 +471,7 @@ SILENT = 1e-6
 
 
 def _divergences(evidence: Evidence, variant: str) -> Floats | None:
-    """Divergence of attention from the base's, mean over blocks and heads, in each window."""
+    """Average the divergence of attention from the base's over blocks and heads, in each window."""
     output = evidence.inputs.evaluations.get(variant)
     table = output.tables.get("diagnostics.parquet") if output and output.failure is None else None
     if table is None:
@@ -448,61 +481,60 @@ def _divergences(evidence: Evidence, variant: str) -> Floats | None:
 
 
 def _steady(evidence: Evidence) -> Finding:
-    """Accuracy of the aligned model varies less over decoding strategies than that of the unaligned one."""
+    """Compare how much accuracy varies over decoding strategies in the aligned and the unaligned model."""
     sibling = evidence.inputs.sibling
     if sibling is None or sibling.decoded.failure is not None:
         return Finding(
             NOT_MEASURED, "one model only; decode.sibling_model of params.yaml names its base or aligned model"
         )
     names = (SIBLING, BASE) if sibling.is_aligned else (BASE, SIBLING)
-    found = []
+    pairs = []
     for dataset in evidence.numbers.datasets("spread_cv", strategy=True):
-        both = [evidence.numbers.get(name, "spread_cv", dataset, ALL_STRATEGIES) for name in names]
-        if both[0] is not None and both[1] is not None:
-            found.append((both[0], both[1]))
-    if not found:
+        aligned, plain = (evidence.numbers.get(name, "spread_cv", dataset, ALL_STRATEGIES) for name in names)
+        if aligned is not None and plain is not None:
+            pairs.append((aligned, plain))
+    if not pairs:
         return Finding(NOT_MEASURED, "no task on which both models get enough right")
-    values = np.array([aligned_one.value - plain.value for aligned_one, plain in found])
-    apart = [(one.high < other.low, one.low > other.high) for one, other in found]
-    steadier, wilder = sum(first for first, _ in apart), sum(second for _, second in apart)
+    values = np.array([aligned.value - plain.value for aligned, plain in pairs])
+    steadier = sum(aligned.high < plain.low for aligned, plain in pairs)
+    wilder = sum(aligned.low > plain.high for aligned, plain in pairs)
     verdict = NOT_DECIDED
     if steadier > 0 and wilder == 0:
         verdict = SUPPORTED
     elif wilder > 0 and steadier == 0:
         verdict = CONTRADICTED
     measured = (
-        f"the aligned model is surely steadier on {steadier} of {len(found)} tasks, surely less steady on {wilder}"
+        f"the aligned model is surely steadier on {steadier} of {len(pairs)} tasks, surely less steady on {wilder}"
     )
-    return Finding(verdict, measured, float(values.mean()), None, None, "difference of variation", len(found))
+    return Finding(verdict, measured, float(values.mean()), None, None, "difference of variation", len(pairs))
 
 
 def _wild(evidence: Evidence) -> Finding:
-    """A spread of accuracy above 15 % over decoding strategies marks an unaligned model: tried on the base model."""
+    """Test on the base model that a spread of accuracy above 15 % over decoding strategies marks an unaligned one."""
     aligned = bool(re.search(r"instruct|chat|-it\b", str(evidence.inputs.base.get("model", {})), re.IGNORECASE))
-    spreads = [
-        found
+    estimates = [
+        evidence.numbers.get(BASE, "spread_over_max", dataset, ALL_STRATEGIES)
         for dataset in evidence.numbers.datasets("spread_over_max", strategy=True)
-        if (found := evidence.numbers.get(BASE, "spread_over_max", dataset, ALL_STRATEGIES))
-        and math.isfinite(found.low)
     ]
+    spreads = [spread for spread in estimates if spread and math.isfinite(spread.low)]
     if not spreads:
         return Finding(NOT_MEASURED, "no task with enough right answers was decoded by several strategies")
-    above, below = [one for one in spreads if one.low > 0.15], [one for one in spreads if one.high < 0.15]
+    above, below = sum(spread.low > 0.15 for spread in spreads), sum(spread.high < 0.15 for spread in spreads)
     right, wrong = (below, above) if aligned else (above, below)
     verdict = NOT_DECIDED
-    if len(right) == len(spreads):
+    if right == len(spreads):
         verdict = SUPPORTED
     elif wrong and not right:
         verdict = CONTRADICTED
-    worst = max(spreads, key=lambda found: found.value)
-    kind = "aligned" if aligned else "unaligned"
-    measured = f"the base model, {kind} by its name, spreads by more than 15 % on {len(above)} of {len(spreads)} tasks"
+    worst = max(spreads, key=lambda spread: spread.value)
+    called = "aligned" if aligned else "unaligned"
+    measured = f"the base model, {called} by its name, spreads by more than 15 % on {above} of {len(spreads)} tasks"
     unit = "largest less smallest accuracy, over the largest"
     return Finding(verdict, measured, worst.value, worst.low, worst.high, unit, len(spreads))
 
 
 def _transition(evidence: Evidence) -> Finding:
-    """Curves have a knee: a shape that bends at a place describes them better than every smooth one."""
+    """Count the curves that a shape with a knee describes better than every smooth one."""
     answers = [
         {entry.thresholds[name].answer for name in ("knee", "phase_point", "anchored_point")}
         for entry in evidence.thresholds
@@ -571,28 +603,32 @@ CLAIMS = (
 """``grade`` is the study's own, where it gives one."""
 
 
-def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[dict[str, Any]]:
-    """A row per claim: what it says, what was measured, the verdict, and how sure both sides are."""
-    rows = []
-    for claim in claims:
-        finding = claim.judge(evidence)
-        grade, reason = confidence(evidence, finding, claim.quantized)
-        rows.append(
-            {
-                "key": claim.key,
-                "claim": claim.claim,
-                "source": claim.source,
-                "study_grade": claim.grade or "not graded",
-                **dataclasses.asdict(finding),
-                "grade": grade,
-                "grade_reason": reason,
-            }
-        )
-    return rows
+def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[Assessment]:
+    """Judge every claim, and grade the finding."""
+    return [_assess(evidence, claim) for claim in claims]
+
+
+def _assess(evidence: Evidence, claim: Claim) -> Assessment:
+    finding = claim.judge(evidence)
+    grade, reason = confidence(evidence, finding, claim.quantized)
+    return Assessment(
+        key=claim.key,
+        claim=claim.claim,
+        source=claim.source,
+        study_grade=claim.grade or "not graded",
+        finding=finding,
+        grade=grade,
+        grade_reason=reason,
+    )
+
+
+def as_json(assessments: Sequence[Assessment]) -> dict[str, Json]:
+    """Return the content of claims.json."""
+    return {"claims": [assessment.as_json() for assessment in assessments]}
 
 
 def confidence(evidence: Evidence, finding: Finding, quantized: bool = False) -> tuple[str, str]:
-    """How far a verdict can be trusted: one model never gives more than ``medium``.
+    """Grade how far a verdict can be trusted: one model never gives more than ``medium``.
 
     ``quantized``: the claim is about quantization, of which a base that was quantized before says little.
     """

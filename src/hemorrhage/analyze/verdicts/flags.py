@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -19,6 +18,7 @@ from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.rows.diagnostics import layer_estimates
 from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.analyze.stored import Json
 
 SMALLER = ("bits", "activation_bits", "cache_bits", "sparsity", "removed")
 """Axes of what compresses."""
@@ -31,7 +31,7 @@ SIGNIFICANT = 0.05
 NO_OP = "no-op"
 
 SILENT = 1e-3
-"""A block whose write is so small beside the state it is added to writes nothing."""
+"""A block whose write is so small against the state it is added to writes nothing."""
 
 BROKEN_DB, GAP_DB = 1.0, 10.0
 """A block is broken where its error is as large as what it writes (SQNR below BROKEN_DB) while the middle one of the
@@ -58,7 +58,7 @@ class Flag:
 
 
 def promised_sqnr(bits: float) -> float:
-    """dB that rounding to ``bits`` gives normal weights in groups of 64.
+    """Compute the SQNR in dB that rounding to ``bits`` gives normal weights in groups of 64.
 
     Their range is about 4.8 standard deviations, cut into 2^bits - 1 steps, whose rounding error has a variance of a
     twelfth of a step's square.
@@ -67,39 +67,39 @@ def promised_sqnr(bits: float) -> float:
 
 
 def find(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str]) -> list[Flag]:
-    """All flags, in the order of the variants."""
+    """Raise all flags, in the order of the variants."""
     numbers = Numbers(rows)
     measured = [
         variant
         for variant in inputs.variants.values()
         if variant.name != BASE and failure(inputs, variant) is None and numbers.get(variant.name, "size_ratio")
     ]
-    found: list[Flag] = []
+    flags: list[Flag] = []
     writes, sqnr = layer_estimates(rows, "write_norm"), layer_estimates(rows, "local_sqnr")
     for variant in measured:
-        found += _unchanged(variant, numbers, corpora)
-        found += _silent_layers(variant, writes)
-        found += _broken_layers(variant, sqnr)
-        found += _scales(variant, sqnr)
-    found += _disorder(inputs, numbers, corpora, {flag.variant for flag in found if flag.rule == NO_OP})
-    found += _better(rows)
-    order = {name: place for place, name in enumerate(inputs.variants)}
-    return sorted(found, key=lambda flag: order[flag.variant])
+        flags += _unchanged(variant, numbers, corpora)
+        flags += _silent_layers(variant, writes)
+        flags += _broken_layers(variant, sqnr)
+        flags += _scales(variant, sqnr)
+    flags += _disorder(inputs, numbers, corpora, {flag.variant for flag in flags if flag.rule == NO_OP})
+    flags += _better(rows)
+    order = {name: index for index, name in enumerate(inputs.variants)}
+    return sorted(flags, key=lambda flag: order[flag.variant])
 
 
-def as_json(flags: Sequence[Flag]) -> list[dict[str, Any]]:
-    """The content of flags.json."""
+def as_json(flags: Sequence[Flag]) -> list[dict[str, Json]]:
+    """Return the content of flags.json."""
     return [asdict(flag) for flag in flags]
 
 
 def noise_floor(numbers: Numbers, corpus: str) -> float:
-    """Nats of KL that the bench gives where nothing was altered: of the A/A run, but no less than rounding leaves."""
+    """Estimate the KL in nats where nothing was altered: of the A/A run, but no less than rounding leaves."""
     again = numbers.get(BASE, "kl_mean", corpus)
     return max(ROUNDING, again.value if again else 0.0)
 
 
 def _unchanged(variant: Variant, numbers: Numbers, corpora: Sequence[str]) -> Iterator[Flag]:
-    """No-op compressions, and variants that cannot be told from the base."""
+    """Flag no-op compressions, and variants whose damage is not above the noise floor."""
     kls = {corpus: numbers.get(variant.name, "kl_mean", corpus) for corpus in corpora}
     known = {corpus: kl for corpus, kl in kls.items() if kl}
     below = [corpus for corpus, kl in known.items() if kl.value <= noise_floor(numbers, corpus)]
@@ -110,7 +110,7 @@ def _unchanged(variant: Variant, numbers: Numbers, corpora: Sequence[str]) -> It
     changed = variant.manifest.get("changed")
     if known and len(below) == len(known):
         rule = NO_OP if claims else "not above the noise floor"
-        what = f"it claims to compress ({variant.label})" if claims else "it cannot be told from the base"
+        what = f"it claims to compress ({variant.label})" if claims else "its damage is not significant"
         yield Flag(variant.name, rule, f"Its KL to the base is {shown}: {what}.")
     elif variant.axis in OF_WEIGHTS and changed == 0:
         yield Flag(variant.name, NO_OP, f"It claims to compress ({variant.label}), and no weight differs.")
@@ -126,7 +126,7 @@ def _layer_values(variant: Variant, table: pd.DataFrame) -> pd.Series:
 
 
 def _silent_layers(variant: Variant, writes: pd.DataFrame) -> Iterator[Flag]:
-    """Blocks that add nothing to the residual stream, beside others that do. Expansion adds such blocks on purpose."""
+    """Flag blocks that add nothing to the residual stream, next to others that do. Expansion adds some on purpose."""
     values = _layer_values(variant, writes)
     silent = values[values < SILENT]
     if variant.axis == "added" or silent.empty or values.median() < 10 * SILENT:
@@ -140,7 +140,7 @@ def _silent_layers(variant: Variant, writes: pd.DataFrame) -> Iterator[Flag]:
 
 
 def _broken_layers(variant: Variant, sqnr: pd.DataFrame) -> Iterator[Flag]:
-    """Blocks whose error on clean input is as large as their output, beside others that work."""
+    """Flag blocks whose error on clean input is as large as their output, next to others that work."""
     values = _layer_values(variant, sqnr)
     broken = values[values < min(BROKEN_DB, values.median() - GAP_DB)] if len(values) > 1 else values[:0]
     if broken.empty or variant.axis in ("added", "removed"):
@@ -154,7 +154,7 @@ def _broken_layers(variant: Variant, sqnr: pd.DataFrame) -> Iterator[Flag]:
 
 
 def _scales(variant: Variant, sqnr: pd.DataFrame) -> Iterator[Flag]:
-    """Quantized weights whose layers are far from what their bits promise: wrong or shuffled scales."""
+    """Flag quantized weights whose layers are far from what their bits promise: wrong or shuffled scales."""
     values = _layer_values(variant, sqnr)
     if variant.axis != "bits" or variant.on != BASE or values.empty or not 1 <= variant.severity <= 8:
         return
@@ -170,46 +170,51 @@ def _scales(variant: Variant, sqnr: pd.DataFrame) -> Iterator[Flag]:
 
 
 def _disorder(inputs: Inputs, numbers: Numbers, corpora: Sequence[str], idle: set[str]) -> Iterator[Flag]:
-    """Variants that are hurt more than a harsher one on the same curve, on every corpus, beyond both intervals.
+    """Flag variants that are hurt more than a harsher one on the same curve, on every corpus, beyond both intervals.
 
     Those that are ``idle``, no-ops, make nobody look worse.
     """
     for sweep in sweeps(inputs):
         active = [variant for variant in sweep.variants if variant.name not in idle]
         mild_first = sorted(active, key=lambda variant: variant.severity, reverse=sweep.axis.endswith("bits"))
-        for place, variant in enumerate(mild_first):
-            for harsher in mild_first[place + 1 :]:
-                pairs = [
-                    (numbers.get(variant.name, "kl_mean", corpus), numbers.get(harsher.name, "kl_mean", corpus))
-                    for corpus in corpora
-                ]
-                known = [(mine, other) for mine, other in pairs if mine and other]
-                if (
-                    known
-                    and harsher.severity != variant.severity
-                    and all(mine.low > other.high and other.value < COLLAPSED for mine, other in known)
-                ):
-                    yield Flag(
-                        variant.name,
-                        "worse than a harsher variant",
-                        f"Its KL on {corpora[0]} is {known[0][0].value:.2g} nats, that of {harsher.name} "
-                        f"{known[0][1].value:.2g}.",
-                    )
+        for index, variant in enumerate(mild_first):
+            for harsher in mild_first[index + 1 :]:
+                kls = _kls_in_disorder(numbers, variant, harsher, corpora)
+                if kls is not None:
+                    evidence = f"Its KL on {corpora[0]} is {kls[0]:.2g} nats, that of {harsher.name} {kls[1]:.2g}."
+                    yield Flag(variant.name, "worse than a harsher variant", evidence)
                     break
 
 
+def _kls_in_disorder(
+    numbers: Numbers, variant: Variant, harsher: Variant, corpora: Sequence[str]
+) -> tuple[float, float] | None:
+    """Return the KLs of both on the first corpus, where the milder variant has surely more on every corpus."""
+    pairs = [
+        (numbers.get(variant.name, "kl_mean", corpus), numbers.get(harsher.name, "kl_mean", corpus))
+        for corpus in corpora
+    ]
+    known = [(mild, harsh) for mild, harsh in pairs if mild and harsh]
+    if not known or harsher.severity == variant.severity:
+        return None
+    if not all(mild.low > harsh.high and harsh.value < COLLAPSED for mild, harsh in known):
+        return None
+    return known[0][0].value, known[0][1].value
+
+
 def _better(rows: pd.DataFrame) -> Iterator[Flag]:
-    """Accuracy above, or perplexity below the base's by more than chance: test data may have leaked in."""
+    """Flag accuracy above, or perplexity below the base's by more than chance: test data may have leaked in."""
     significant = rows[(rows["status"] == "ok") & (rows["q"] < SIGNIFICANT)]
-    for found in significant.itertuples():
-        metric, estimate = strip_protocol(str(found.metric)), float(str(found.estimate))
+    columns = (significant[name] for name in ("variant", "metric", "dataset", "estimate", "q"))
+    for variant, whole_metric, dataset, estimate, q in zip(*columns, strict=True):
+        metric = strip_protocol(whole_metric)
         if metric in ("accuracy_change", "mean_accuracy_change") and estimate > 0:
-            what = f"Its accuracy on {found.dataset} is {100 * estimate:.1f} points above the base's"
+            what = f"Its accuracy on {dataset} is {100 * estimate:.1f} points above the base's"
         elif metric == "ln_perplexity_ratio" and estimate < -BETTER:
-            what = f"Its perplexity on {found.dataset} is {100 * (1 - math.exp(estimate)):.1f} % below the base's"
+            what = f"Its perplexity on {dataset} is {100 * (1 - math.exp(estimate)):.1f} % below the base's"
         else:
             continue
-        yield Flag(str(found.variant), "better than the base", f"{what} (q = {found.q:.2g}): does it know the text?")
+        yield Flag(variant, "better than the base", f"{what} (q = {q:.2g}): does it know the text?")
 
 
 def _list(layers: pd.Index) -> str:

@@ -1,4 +1,4 @@
-"""What printed tables of decoding strategies say, computed from the tables themselves.
+"""Statements of printed tables of decoding strategies, computed from the tables themselves.
 
 - POST_TRAINED: the decoding table of arXiv 2503.23924 as the authors' repository has it
   (whucs21Mzy/Model-Hemorrhage at af85673): MBPP, GSM8K, Wikinews of nine post-trained models.
@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 POST_TRAINED_STRATEGIES = (
     "greedy", "beam", "diverse beam", "contrastive search", "FSD", "FSD-d", "temperature", "top-p", "top-k", "eta",
@@ -30,8 +30,8 @@ Llama-3.1-8B-Inst | 53.8/72.9/15.8 | 56.0/73.5/16.2 | 55.2/74.7/16.2 | 56.2/73.8
 Marco-o1-7B | 14.2/34.3/34.1 | 14.8/43.3/34.1 | 14.6/42.6/34.0 | 16.2/41.3/34.0 | 15.8/42.5/34.1 | 14.0/43.2/34.1 | 14.0/46.1/34.1 | 14.8/42.0/34.0 | 14.4/42.0/33.9 | 13.8/43.1/34.0 | 13.4/41.6/34.2 | 15.4/43.5/33.8
 """  # noqa: E501
 
-POST_TRAINED: dict[str, np.ndarray] = {
-    line.split("|")[0].strip(): np.array([[float(one) for one in cell.split("/")] for cell in line.split("|")[1:]])
+POST_TRAINED: dict[str, npt.NDArray[np.float64]] = {
+    line.split("|")[0].strip(): np.array([[float(score) for score in cell.split("/")] for cell in line.split("|")[1:]])
     for line in _TABLE.strip().splitlines()
 }
 """Model -> [strategies, 3]: MBPP, GSM8K, Wikinews."""
@@ -56,37 +56,37 @@ LIMIT = 0.15
 """The spread over strategies above which a model is said not to be aligned (arXiv 2503.23924)."""
 
 
-def spread(scores: Any) -> float:
-    """(max - min) / max."""
+def spread(scores: npt.ArrayLike) -> float:
+    """Compute (max - min) / max."""
     values = np.asarray(scores, dtype=np.float64)
     return float((values.max() - values.min()) / values.max())
 
 
 def above_the_limit() -> list[str]:
-    """The post-trained models whose spread on MBPP or GSM8K is above LIMIT."""
+    """Name the post-trained models whose spread on MBPP or GSM8K is above LIMIT."""
     return [name for name, table in POST_TRAINED.items() if max(spread(table[:, 0]), spread(table[:, 1])) > LIMIT]
 
 
 def best(column: int) -> list[list[str]]:
-    """For each post-trained model the strategies that are best on MBPP (0), GSM8K (1) or Wikinews (2)."""
+    """Name, for each post-trained model, the strategies that are best on MBPP (0), GSM8K (1) or Wikinews (2)."""
     return [
-        [POST_TRAINED_STRATEGIES[place] for place in np.flatnonzero(table[:, column] == table[:, column].max())]
+        [POST_TRAINED_STRATEGIES[index] for index in np.flatnonzero(table[:, column] == table[:, column].max())]
         for table in POST_TRAINED.values()
     ]
 
 
 def closed_cells(strategies: Sequence[str]) -> int:
-    """Of the 18 closed-ended cells (nine models on MBPP and GSM8K), those in which one of ``strategies`` is best."""
+    """Count those of the 18 closed-ended cells (nine models, MBPP and GSM8K) where one of ``strategies`` is best."""
     return sum(bool(set(strategies) & set(names)) for column in (0, 1) for names in best(column))
 
 
 def greedy_is_worst() -> int:
-    """Of the 18 closed-ended cells, those in which no strategy is below greedy search."""
+    """Count those of the 18 closed-ended cells in which no strategy is below greedy search."""
     return sum(bool(table[0, column] == table[:, column].min()) for table in POST_TRAINED.values() for column in (0, 1))
 
 
-def said() -> dict[str, str]:
-    """What the tables say about each of the rules that the bench tests, as a sentence."""
+def statements() -> dict[str, str]:
+    """Write what the tables say about each of the rules that the bench tests, as a sentence."""
     fires = above_the_limit()
     spreads = [(spread(base), spread(aligned)) for base, aligned in PAIRS.values()]
     pairs = "; ".join(
@@ -95,7 +95,7 @@ def said() -> dict[str, str]:
     )
     return {
         "spread": f"The rule as stated fires for {len(fires)} of {len(POST_TRAINED)} post-trained models "
-        f"({', '.join(fires)}; MBPP or GSM8K, table of arXiv 2503.23924), so it does not tell aligned models apart.",
+        f"({', '.join(fires)}; MBPP or GSM8K, table of arXiv 2503.23924), so it does not separate aligned models.",
         "repetition": "No printed table holds repetition; rep-4 of greedy search is called high in arXiv 2202.06417.",
         "incoherence": "No printed table holds it.",
         "closed_ended": f"FSD or FSD-d is best in {closed_cells(['FSD', 'FSD-d'])} of 18 closed-ended cells of arXiv "

@@ -1,17 +1,17 @@
-"""What to ship: the most compressed variant inside the budget, for each family and over all, and the Pareto front.
+"""The variants to ship: the most compressed one inside the budget, for each family and over all, and the Pareto front.
 
-Sizes are bytes that were measured on disk. A gain that no engine can use today (zeros under a mask, a form of this
-bench) is counted too, and marked: such a variant is named beside a recommendation, never as one.
+Sizes are bytes that were measured on disk. A gain that no engine can use today (zeros under a mask, a storage format of
+this bench) is counted too, and marked: such a variant is named next to a recommendation, never as one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hemorrhage.analyze.budget import INSIDE, UNRESOLVED, Check, judge, measured_variants
@@ -20,6 +20,7 @@ from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats.bootstrap import Floats
+from hemorrhage.analyze.stored import Json
 from hemorrhage.models.engines import engine
 
 
@@ -41,8 +42,8 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A variant, its size and its checks."""
+class Verdict:
+    """A variant, its size and its checks against the budget."""
 
     variant: Variant
     size: Size
@@ -65,7 +66,7 @@ class Judged:
 
 
 def size_of(inputs: Inputs, variant: Variant) -> Size:
-    """The size of a variant that was made."""
+    """Measure the size of a variant that was made."""
     manifest = variant.manifest
     loads, reason = engine(inputs.configs.get(variant.name, {}))
     share = manifest["disk_bytes"] / inputs.base["disk_bytes"]
@@ -81,114 +82,203 @@ def size_of(inputs: Inputs, variant: Variant) -> Size:
 
 @dataclass(frozen=True)
 class Lossless:
-    """The form that the base was quantized to before the study: ``bytes``, and ``share`` of the base's bytes here."""
+    """The format that the base was quantized to before the study: ``bytes``, and ``share`` of the base's bytes here."""
 
     type: str
     bytes: int
     share: float
 
+    def as_json(self) -> dict[str, Json]:
+        """Plain content."""
+        return {"type": self.type, "bytes": self.bytes, "size": round_digits(self.share)}
+
 
 def lossless(inputs: Inputs) -> Lossless | None:
-    """What the base takes in a form that loses nothing of it; None where it was never quantized."""
+    """Measure the base in a format that loses nothing of it; None where it was never quantized."""
     before = inputs.base.get("quantized_before")
-    return before and Lossless(before["type"], before["bytes"], before["bytes"] / inputs.base["disk_bytes"])
+    if not before:
+        return None
+    return Lossless(before["type"], before["bytes"], before["bytes"] / inputs.base["disk_bytes"])
 
 
-def verdicts(inputs: Inputs, rows: pd.DataFrame, spec: Spec) -> list[Judged]:
-    """Every variant that damage was measured of, judged together under the budget of the settings."""
+@dataclass(frozen=True)
+class Advice:
+    """Names out of some variants: the one to ship, with its ``size`` and the limit that ``binds`` it; one that only
+    lacks an engine; one that may be inside; where none is picked, the one ``nearest`` to the budget. ``inside`` and
+    ``judged`` are numbers of variants."""
+
+    variant: str | None
+    size: float | None
+    binds: str | None
+    theoretical: str | None
+    undecided: str | None
+    nearest: str | None
+    inside: int
+    judged: int
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A variant's size and KL on one corpus, whether nothing beats it, and in which share of the resamples."""
+
+    variant: str
+    family: str
+    bytes: int
+    size: float
+    counted_size: float
+    no_engine_because: str
+    kl: float
+    low: float | None
+    high: float | None
+    on_front: bool
+    probability: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The advice over all variants and for each family, and the front of each corpus, smallest first.
+
+    ``judged_together`` is the number of variants for which the bounds hold at once.
+    """
+
+    budget: dict[str, float]
+    confidence: float
+    judged_together: int
+    lossless_base: Lossless | None
+    overall: Advice
+    families: dict[str, Advice]
+    front: dict[str, list[FrontPoint]]
+
+    def headline(self) -> dict[str, Json]:
+        """Return what metrics.json says of it."""
+        sizes = {family: advice.size for family, advice in self.families.items() if advice.variant}
+        smallest = {"smallest": self.overall.size, "variant": self.overall.variant} if self.overall.variant else {}
+        return {"size": sizes, **smallest}
+
+
+def verdicts(inputs: Inputs, rows: pd.DataFrame, spec: Spec) -> list[Verdict]:
+    """Judge every variant that damage was measured of, all together, by the budget of the settings."""
     names = [name for name in measured_variants(rows) if inputs.variants[name].failure is None]
     checks = judge(rows, names, spec.budget, spec.confidence, len(names))
-    return [Judged(inputs.variants[name], size_of(inputs, inputs.variants[name]), checks[name]) for name in names]
+    return [Verdict(inputs.variants[name], size_of(inputs, inputs.variants[name]), checks[name]) for name in names]
 
 
-def pick(candidates: Sequence[Judged]) -> Judged | None:
-    """The smallest variant on disk that is inside and that an engine can use; of equal ones the less damaged."""
-    fit = [one for one in candidates if one.inside and not one.size.hindrance and one.size.share < 1]
+def pick(candidates: Sequence[Verdict]) -> Verdict | None:
+    """Pick the smallest variant on disk that is inside and that an engine can use; of equal ones the less damaged."""
+    fit = [
+        verdict for verdict in candidates if verdict.inside and not verdict.size.hindrance and verdict.size.share < 1
+    ]
     return min(fit, key=_order) if fit else None
 
 
-def _order(one: Judged) -> tuple[float, float]:
-    return one.size.bytes, one.binding.used if one.binding else math.inf
+def _order(verdict: Verdict) -> tuple[float, float]:
+    return verdict.size.bytes, verdict.binding.used if verdict.binding else math.inf
 
 
-def theoretical(candidates: Sequence[Judged], picked: Judged | None) -> Judged | None:
-    """A variant inside the budget that would be smaller than the picked one, if an engine could use its gain."""
-    than = picked.size.share if picked else 1.0
-    fit = [one for one in candidates if one.inside and one.size.hindrance and one.size.smallest < than]
-    return min(fit, key=lambda one: one.size.smallest) if fit else None
-
-
-def undecided(candidates: Sequence[Judged], picked: Judged | None) -> Judged | None:
-    """A usable variant smaller than the picked one that may be inside: no limit is broken, some are not resolved."""
+def theoretical(candidates: Sequence[Verdict], picked: Verdict | None) -> Verdict | None:
+    """Name a variant inside the budget that would be smaller than the picked one, if an engine could use its gain."""
     than = picked.size.share if picked else 1.0
     fit = [
-        one
-        for one in candidates
-        if one.failing
-        and not one.size.hindrance
-        and one.size.share < than
-        and all(check.answer in (INSIDE, UNRESOLVED) for check in one.checks)
-        and all(check.estimate is not None and check.estimate < check.limit for check in one.failing)
+        verdict for verdict in candidates if verdict.inside and verdict.size.hindrance and verdict.size.smallest < than
     ]
-    return min(fit, key=lambda one: one.size.share) if fit else None
+    return min(fit, key=lambda verdict: verdict.size.smallest) if fit else None
 
 
-def nearest(candidates: Sequence[Judged]) -> Judged | None:
-    """The variant that comes nearest to the budget."""
-    known = [one for one in candidates if one.binding]
-    return min(known, key=lambda one: one.binding.used if one.binding else math.inf) if known else None
+def undecided(candidates: Sequence[Verdict], picked: Verdict | None) -> Verdict | None:
+    """Name a usable variant smaller than the picked one that may be inside: no limit is broken, some are unresolved."""
+    than = picked.size.share if picked else 1.0
+    fit = [
+        verdict
+        for verdict in candidates
+        if verdict.failing
+        and not verdict.size.hindrance
+        and verdict.size.share < than
+        and all(check.answer in (INSIDE, UNRESOLVED) for check in verdict.checks)
+        and all(check.estimate is not None and check.estimate < check.limit for check in verdict.failing)
+    ]
+    return min(fit, key=lambda verdict: verdict.size.share) if fit else None
 
 
-def recommend(found: Sequence[Judged], results: Results, inputs: Inputs, spec: Spec) -> dict[str, Any]:
-    """The content of recommendation.json."""
-    families = list(dict.fromkeys(one.variant.family for one in found))
-    before = lossless(inputs)
-    return {
-        "budget": dict(spec.budget),
-        "confidence": spec.confidence,
-        "judged_together": len(found),
-        "lossless_base": before and {"type": before.type, "bytes": before.bytes, "size": round_digits(before.share)},
-        "overall": _answer(found),
-        "families": {name: _answer([one for one in found if one.variant.family == name]) for name in families},
-        "variants": {one.variant.name: _as_json(one) for one in found},
-        "front": {corpus: front(inputs, results, corpus) for corpus in results.blocks},
-    }
+def nearest(candidates: Sequence[Verdict]) -> Verdict | None:
+    """Name the variant that comes nearest to the budget."""
+    known = [verdict for verdict in candidates if verdict.binding]
+    return min(known, key=lambda verdict: verdict.binding.used if verdict.binding else math.inf) if known else None
 
 
-def _answer(candidates: Sequence[Judged]) -> dict[str, Any]:
+def recommend(judgements: Sequence[Verdict], results: Results, inputs: Inputs, spec: Spec) -> Recommendation:
+    """Recommend what to ship of the judged variants."""
+    families = list(dict.fromkeys(verdict.variant.family for verdict in judgements))
+    return Recommendation(
+        budget=dict(spec.budget),
+        confidence=spec.confidence,
+        judged_together=len(judgements),
+        lossless_base=lossless(inputs),
+        overall=_advise(judgements),
+        families={
+            family: _advise([verdict for verdict in judgements if verdict.variant.family == family])
+            for family in families
+        },
+        front={corpus: front(inputs, results, corpus) for corpus in results.blocks},
+    )
+
+
+def _advise(candidates: Sequence[Verdict]) -> Advice:
     picked = pick(candidates)
-    beside = theoretical(candidates, picked)
-    maybe = undecided(candidates, picked)
-    close = nearest(candidates) if picked is None else None
+    return Advice(
+        variant=_name(picked),
+        size=round_digits(picked.size.share) if picked else None,
+        binds=picked.binding.kind if picked and picked.binding else None,
+        theoretical=_name(theoretical(candidates, picked)),
+        undecided=_name(undecided(candidates, picked)),
+        nearest=_name(nearest(candidates)) if picked is None else None,
+        inside=sum(verdict.inside for verdict in candidates),
+        judged=len(candidates),
+    )
+
+
+def _name(verdict: Verdict | None) -> str | None:
+    return verdict.variant.name if verdict else None
+
+
+def as_json(recommendation: Recommendation, judgements: Sequence[Verdict]) -> dict[str, Json]:
+    """Return the content of recommendation.json."""
+    before = recommendation.lossless_base
     return {
-        "variant": picked.variant.name if picked else None,
-        "size": round_digits(picked.size.share) if picked else None,
-        "binds": picked.binding.kind if picked and picked.binding else None,
-        "theoretical": beside.variant.name if beside else None,
-        "undecided": maybe.variant.name if maybe else None,
-        "nearest": close.variant.name if close else None,
-        "inside": sum(one.inside for one in candidates),
-        "judged": len(candidates),
+        "budget": recommendation.budget,
+        "confidence": recommendation.confidence,
+        "judged_together": recommendation.judged_together,
+        "lossless_base": before.as_json() if before else None,
+        "overall": asdict(recommendation.overall),
+        "families": {family: asdict(advice) for family, advice in recommendation.families.items()},
+        "variants": {verdict.variant.name: _verdict_json(verdict) for verdict in judgements},
+        "front": {corpus: [asdict(point) for point in points] for corpus, points in recommendation.front.items()},
     }
 
 
-def _as_json(one: Judged) -> dict[str, Any]:
+def _verdict_json(verdict: Verdict) -> dict[str, Json]:
     return {
-        "family": one.variant.family,
-        "bytes": one.size.bytes,
-        "size": round_digits(one.size.share),
-        "counted_size": round_digits(one.size.counted),
-        "engine": one.size.engine,
-        "no_engine_because": one.size.hindrance,
-        "inside": one.inside,
-        "binds": one.binding.kind if one.binding else None,
-        "fails": sorted({check.kind for check in one.failing}),
-        "checks": [check.as_json() for check in one.checks],
+        "family": verdict.variant.family,
+        "bytes": verdict.size.bytes,
+        "size": round_digits(verdict.size.share),
+        "counted_size": round_digits(verdict.size.counted),
+        "engine": verdict.size.engine,
+        "no_engine_because": verdict.size.hindrance,
+        "inside": verdict.inside,
+        "binds": verdict.binding.kind if verdict.binding else None,
+        "fails": sorted({check.kind for check in verdict.failing}),
+        "checks": [check.as_json() for check in verdict.checks],
     }
 
 
-def front(inputs: Inputs, results: Results, corpus: str) -> list[dict[str, Any]]:
-    """Every measured variant by size: its KL, and how often it is on the Pareto front over the resampled windows.
+def front_points(recommendation: Recommendation) -> pd.DataFrame:
+    """Return the content of front.csv: a row per corpus and variant."""
+    columns = ["variant", "family", "bytes", "size", "counted_size", "kl", "low", "high", "on_front", "probability"]
+    rows = [{"corpus": corpus, **asdict(point)} for corpus, points in recommendation.front.items() for point in points]
+    return pd.DataFrame(rows, columns=["corpus", *columns])
+
+
+def front(inputs: Inputs, results: Results, corpus: str) -> list[FrontPoint]:
+    """List every measured variant by size: its KL, and how often it is on the Pareto front over resampled windows.
 
     On the front is what nothing of the same size or smaller beats, the base included. Sizes are exact, damage is
     resampled for all variants at once. What no engine can use lies at the size that it has on disk.
@@ -203,42 +293,43 @@ def front(inputs: Inputs, results: Results, corpus: str) -> list[dict[str, Any]]
     draws = np.hstack([draws, np.zeros((len(draws), 1))])
     often = on_front(shares, draws).mean(axis=0)
     whole = on_front(shares, np.array([[*(kl[name]["estimate"] for name in names), 0.0]]))[0]
-    found = []
-    for place, name in enumerate(names):
-        entry = {
-            "variant": name,
-            "family": inputs.variants[name].family,
-            "bytes": sizes[place].bytes,
-            "size": round_digits(sizes[place].share),
-            "counted_size": round_digits(sizes[place].counted),
-            "no_engine_because": sizes[place].hindrance,
-            "kl": round_digits(kl[name]["estimate"]),
-            "low": _maybe(kl[name]["low"]),
-            "high": _maybe(kl[name]["high"]),
-            "on_front": bool(whole[place]),
-            "probability": round_digits(float(often[place])),
-        }
-        found.append(entry)
-    return sorted(found, key=lambda entry: (entry["size"], entry["kl"]))
+    points = [
+        FrontPoint(
+            variant=name,
+            family=inputs.variants[name].family,
+            bytes=size.bytes,
+            size=round_digits(size.share),
+            counted_size=round_digits(size.counted),
+            no_engine_because=size.hindrance,
+            kl=round_digits(kl[name]["estimate"]),
+            low=_finite(kl[name]["low"]),
+            high=_finite(kl[name]["high"]),
+            on_front=bool(is_on_front),
+            probability=round_digits(float(share)),
+        )
+        for name, size, is_on_front, share in zip(names, sizes, whole[:-1], often[:-1], strict=True)
+    ]
+    return sorted(points, key=lambda point: (point.size, point.kl))
 
 
-def _estimates(rows: pd.DataFrame, corpus: str) -> Mapping[Any, Mapping[Any, float]]:
+def _estimates(rows: pd.DataFrame, corpus: str) -> Mapping[str, Mapping[str, float]]:
     chosen = rows[(rows["dataset"] == corpus) & rows["metric"].str.startswith("kl_mean[") & (rows["status"] == "ok")]
-    return chosen.set_index("variant")[["estimate", "low", "high"]].to_dict("index")
+    by_variant: dict[str, dict[str, float]] = chosen.set_index("variant")[["estimate", "low", "high"]].to_dict("index")
+    return by_variant
 
 
-def _maybe(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return round_digits(value) if math.isfinite(value) else None
 
 
-def on_front(sizes: Floats, damage: Floats) -> np.ndarray:
-    """Which variants no other beats, in each of several draws: bool ``[draws, variants]``.
+def on_front(sizes: Floats, damage: Floats) -> npt.NDArray[np.bool_]:
+    """Mark the variants that no other beats, in each of several draws: bool ``[draws, variants]``.
 
     ``sizes`` ``[variants]``, ``damage`` ``[draws, variants]``. Beaten is what another one of the same size or smaller
     has less damage than, or the same damage at a smaller size.
     """
     order = np.argsort(sizes, kind="stable")
-    found = np.zeros(damage.shape, dtype=bool)
+    unbeaten = np.zeros(damage.shape, dtype=bool)
     best = np.full(len(damage), np.inf)
     start = 0
     while start < len(order):
@@ -247,7 +338,7 @@ def on_front(sizes: Floats, damage: Floats) -> np.ndarray:
             end += 1
         same = order[start:end]
         least = damage[:, same].min(axis=1)
-        found[:, same] = (damage[:, same] == least[:, None]) & (least < best)[:, None]
+        unbeaten[:, same] = (damage[:, same] == least[:, None]) & (least < best)[:, None]
         best = np.minimum(best, least)
         start = end
-    return found
+    return unbeaten

@@ -1,8 +1,8 @@
 """Rules of thumb about decoding, each tested on what the variants wrote.
 
 A rule is a claim of arXiv 2503.23924 about how damage looks; its verdict is ``holds`` or ``does not hold`` where the
-interval of a difference, paired over prompts, tells, else ``not told apart``; ``not tested`` says what the sweep lacks.
-What printed tables say about each stands in hemorrhage.analyze.verdicts.published.
+interval of a difference, paired over prompts, tells, else ``inconclusive``; ``not tested`` says what the sweep lacks.
+hemorrhage.analyze.verdicts.published has what printed tables say about each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.analyze.verdicts.published import LIMIT
 from hemorrhage.decode.degeneration import rep_n
 
-HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not told apart", "not tested"
+HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "inconclusive", "not tested"
 
 RULES = {
     "repetition": "Repetition: greedy search, or a temperature too low",
@@ -39,7 +38,7 @@ FSD = ("fsd", "fsd_d")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RuleTest:
     """One test of a rule on one variant's texts of one data set; ``estimate`` with its interval is in the words'
     unit, ``p`` is two-sided, NaN where there is none."""
 
@@ -56,6 +55,20 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Strategy:
+    """The module of a decoding strategy, and its temperature, NaN where it has none."""
+
+    module: str
+    temperature: float
+
+    @classmethod
+    def parse(cls, text: str) -> Strategy:
+        """Read a strategy's settings, as generations.parquet has them."""
+        settings = json.loads(text)
+        return cls(settings["strategy"], settings.get("temperature", math.nan))
+
+
+@dataclass(frozen=True)
 class Texts:
     """A variant's measured texts of one data set, and what people wrote, ``human`` (item, tokens, base_nll)."""
 
@@ -69,25 +82,25 @@ class Texts:
         return outcomes(self.texts, metric)
 
     def named(self, *modules: str) -> list[str]:
-        """The strategies that are of one of ``modules``."""
-        return [name for name, settings in self.settings.items() if settings["strategy"] in modules]
+        """List the strategies that are of one of ``modules``."""
+        return [name for name, strategy in self.strategies.items() if strategy.module in modules]
 
     @property
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """Strategy -> its settings."""
+    def strategies(self) -> dict[str, Strategy]:
+        """Name -> the strategy, in the order of the texts."""
         first = self.texts.drop_duplicates("strategy")
-        return {name: json.loads(text) for name, text in zip(first["strategy"], first["settings"], strict=True)}
+        return {name: Strategy.parse(text) for name, text in zip(first["strategy"], first["settings"], strict=True)}
 
     @property
     def temperatures(self) -> list[str]:
         """Strategies that only change the temperature, the lowest first."""
-        found = {name: one["temperature"] for name, one in self.settings.items() if one["strategy"] == "temperature"}
-        return sorted(found, key=lambda name: found[name])
+        by_name = {name: each.temperature for name, each in self.strategies.items() if each.module == "temperature"}
+        return sorted(by_name, key=lambda name: by_name[name])
 
 
-def judge(inputs: Inputs, spec: Spec) -> list[Verdict]:
-    """Every rule on every variant that was decoded."""
-    found: list[Verdict] = []
+def judge(inputs: Inputs, spec: Spec) -> list[RuleTest]:
+    """Test every rule on every variant that was decoded."""
+    tests: list[RuleTest] = []
     base: dict[str, Texts] = {}
     for name, output in sorted(inputs.decodes.items(), key=lambda entry: entry[0] != BASE):
         if output.failure is not None:
@@ -96,44 +109,44 @@ def judge(inputs: Inputs, spec: Spec) -> list[Verdict]:
             if name == BASE:
                 base[texts.dataset] = texts
             if texts.texts["task"].iloc[0] == "closed_ended":
-                found += [_spread(texts, spec), _fsd(texts, spec)]
+                tests += [_spread(texts, spec), _fsd(texts, spec)]
             else:
-                found += [*_repetition(texts, spec), *_incoherence(texts, base.get(texts.dataset), spec)]
+                tests += [*_repetition(texts, spec), *_incoherence(texts, base.get(texts.dataset), spec)]
     order = list(RULES)
-    return sorted(found, key=lambda verdict: order.index(verdict.rule))
+    return sorted(tests, key=lambda test: order.index(test.rule))
 
 
 def _texts(name: str, output: Output) -> Iterator[Texts]:
     human = output.tables.get("human.parquet")
-    for dataset, part in measure_texts(output).groupby("dataset", sort=False):
-        written = part.iloc[:0] if human is None else human[human["dataset"] == dataset]
-        yield Texts(name, str(dataset), part, written)
+    for dataset, texts in measure_texts(output).groupby("dataset", sort=False):
+        written = texts.iloc[:0] if human is None else human[human["dataset"] == dataset]
+        yield Texts(name, str(dataset), texts, written)
 
 
-def _repetition(texts: Texts, spec: Spec) -> Iterator[Verdict]:
+def _repetition(texts: Texts, spec: Spec) -> Iterator[RuleTest]:
     repeated, greedy = texts.by("rep_4"), texts.named("greedy")
-    about = ("repetition", texts.variant, texts.dataset)
+    subject = ("repetition", texts.variant, texts.dataset)
     if not greedy:
-        yield Verdict(*about, "greedy search repeats itself", UNTESTED, "no greedy search in the sweep")
+        yield RuleTest(*subject, "greedy search repeats itself", UNTESTED, "no greedy search in the sweep")
         return
     people = {row.item: rep_n(list(row.tokens), 4) for row in texts.human.itertuples()}
     if people:
         theirs = repeated.index.map(people).to_numpy(float)
-        yield _compared(
-            *about, "greedy search repeats more than people", repeated[greedy[0]].to_numpy() - theirs, "rep-4", spec
+        yield _compare(
+            *subject, "greedy search repeats more than people", repeated[greedy[0]].to_numpy() - theirs, "rep-4", spec
         )
     samplers = texts.named(*SAMPLERS)
     if samplers:
         difference = repeated[greedy[0]] - repeated[samplers].mean(axis=1)
-        yield _compared(*about, "greedy search repeats more than sampling", difference.to_numpy(), "rep-4", spec)
+        yield _compare(*subject, "greedy search repeats more than sampling", difference.to_numpy(), "rep-4", spec)
     yield _temperatures(
         texts, "repetition", "a low temperature repeats more than a high one", repeated, -1, "rep-4", spec
     )
 
 
-def _incoherence(texts: Texts, base: Texts | None, spec: Spec) -> Iterator[Verdict]:
+def _incoherence(texts: Texts, base: Texts | None, spec: Spec) -> Iterator[RuleTest]:
     surprise = texts.by("base_nll")
-    about = ("incoherence", texts.variant, texts.dataset)
+    subject = ("incoherence", texts.variant, texts.dataset)
     test = "a high temperature surprises the base model more than a low one"
     yield _temperatures(texts, "incoherence", test, surprise, 1, "nats per token", spec)
     if base is None or texts.variant == BASE:
@@ -141,41 +154,41 @@ def _incoherence(texts: Texts, base: Texts | None, spec: Spec) -> Iterator[Verdi
     theirs = base.by("base_nll").reindex(index=surprise.index, columns=surprise.columns)
     difference = (surprise - theirs).mean(axis=1)
     test = "its texts surprise the base model more than the base's own"
-    yield _compared(*about, test, difference.to_numpy(), "nats per token", spec)
+    yield _compare(*subject, test, difference.to_numpy(), "nats per token", spec)
 
 
 def _temperatures(
     texts: Texts, rule: str, test: str, values: pd.DataFrame, sign: int, unit: str, spec: Spec
-) -> Verdict:
-    """The highest temperature less the lowest, or the reverse where ``sign`` is -1."""
+) -> RuleTest:
+    """Compare the highest temperature with the lowest, or the reverse where ``sign`` is -1."""
     names = texts.temperatures
     if len(names) < 2:
-        return Verdict(rule, texts.variant, texts.dataset, test, UNTESTED, "the sweep has fewer than two temperatures")
+        return RuleTest(rule, texts.variant, texts.dataset, test, UNTESTED, "the sweep has fewer than two temperatures")
     difference = sign * (values[names[-1]] - values[names[0]]).to_numpy()
-    return _compared(rule, texts.variant, texts.dataset, test, difference, unit, spec)
+    return _compare(rule, texts.variant, texts.dataset, test, difference, unit, spec)
 
 
-def _compared(rule: str, variant: str, dataset: str, test: str, differences: Floats, unit: str, spec: Spec) -> Verdict:
-    """Whether the mean of paired differences ``[items]`` is above nought."""
+def _compare(rule: str, variant: str, dataset: str, test: str, differences: Floats, unit: str, spec: Spec) -> RuleTest:
+    """Test whether the mean of paired differences ``[items]`` is above 0."""
     known = differences[np.isfinite(differences)]
     if len(known) < 2:
-        return Verdict(rule, variant, dataset, test, UNTESTED, "fewer than two texts to compare")
+        return RuleTest(rule, variant, dataset, test, UNTESTED, "fewer than two texts to compare")
     counts = bootstrap.draws(dataset, len(known), spec.resamples, spec.seed)
     low, high = bootstrap.interval(counts @ known / len(known), spec.confidence, len(known))
     mean, p = float(known.mean()), significance.sign_flip(known, spec.seed)
     verdict = HOLDS if low > 0 and p <= 1 - spec.confidence else FAILS if high < 0 else OPEN
     evidence = f"{mean:+.3g} {unit} ({low:+.3g} to {high:+.3g}), p {p:.2g}, {len(known)} texts"
-    return Verdict(rule, variant, dataset, test, verdict, evidence, mean, low, high, p)
+    return RuleTest(rule, variant, dataset, test, verdict, evidence, mean, low, high, p)
 
 
-def _spread(texts: Texts, spec: Spec) -> Verdict:
-    """(max - min) / max over strategies against the limit, and against what equally good strategies show."""
+def _spread(texts: Texts, spec: Spec) -> RuleTest:
+    """Test (max - min) / max over strategies against the limit, and against what equally good strategies show."""
     right = texts.by("accuracy").to_numpy()
-    about = ("spread", texts.variant, texts.dataset, f"(max - min) / max of accuracy is above {100 * LIMIT:.0f} %")
+    subject = ("spread", texts.variant, texts.dataset, f"(max - min) / max of accuracy is above {100 * LIMIT:.0f} %")
     items, strategies = right.shape
     value = float(spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0])
     if strategies < 2 or not math.isfinite(value):
-        return Verdict(*about, UNTESTED, "fewer than two strategies, or none gets anything right")
+        return RuleTest(*subject, UNTESTED, "fewer than two strategies, or none gets anything right")
     counts = bootstrap.draws(texts.dataset, items, spec.resamples, spec.seed)
     resampled = spreads(counts @ right / items)["spread_over_max"]
     low, high = bootstrap.interval_of_ratio(resampled, spec.confidence, items)
@@ -188,16 +201,17 @@ def _spread(texts: Texts, spec: Spec) -> Verdict:
         f"{100 * value:.0f} % ({interval}); equally good strategies reach "
         f"{100 * chance:.0f} % by chance on {items} items"
     )
-    return Verdict(*about, verdict, evidence, value, low, high)
+    return RuleTest(*subject, verdict, evidence, value, low, high)
 
 
-def _fsd(texts: Texts, spec: Spec) -> Verdict:
-    """Accuracy of the better FSD less that of the best temperature, on the same items."""
+def _fsd(texts: Texts, spec: Spec) -> RuleTest:
+    """Compare the accuracy of the better FSD with that of the best temperature, on the same items."""
     right = texts.by("accuracy")
-    ours, theirs = texts.named(*FSD), texts.temperatures
+    fsd, temperatures = texts.named(*FSD), texts.temperatures
     test = "FSD is right more often than temperature sampling"
-    about = ("closed_ended", texts.variant, texts.dataset)
-    if not ours or not theirs:
-        return Verdict(*about, test, UNTESTED, "the sweep lacks FSD or a temperature")
-    one, other = (max(names, key=lambda name: right[name].mean()) for names in (ours, theirs))
-    return _compared(*about, f"{test} ({one}, {other})", (right[one] - right[other]).to_numpy(), "of accuracy", spec)
+    subject = ("closed_ended", texts.variant, texts.dataset)
+    if not fsd or not temperatures:
+        return RuleTest(*subject, test, UNTESTED, "the sweep lacks FSD or a temperature")
+    first, second = (max(names, key=lambda name: right[name].mean()) for names in (fsd, temperatures))
+    difference = (right[first] - right[second]).to_numpy()
+    return _compare(*subject, f"{test} ({first}, {second})", difference, "of accuracy", spec)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from hemorrhage.analyze.report.charts.scales import kl_coordinate
-from hemorrhage.analyze.report.charts.tradeoff import FrontPoint, tradeoff
+from hemorrhage.analyze.report.charts.tradeoff import tradeoff
+from hemorrhage.analyze.verdicts.shipping import FrontPoint
 from tests.analyze.report import examples
 from tests.analyze.report.examples import numbers, row, variant
 

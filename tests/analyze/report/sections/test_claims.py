@@ -17,4 +17,6 @@ def test_every_claim_is_a_row(study: Study) -> None:
     rows = section(study)
     assert [row.claim for row in rows] == [claim.claim for claim in CLAIMS]
     assert {row.verdict for row in rows} >= {SUPPORTED, NOT_MEASURED}
-    assert all((row.number == "") == (claim["estimate"] is None) for row, claim in zip(rows, study.claims, strict=True))
+    assert all(
+        (row.number == "") == (claim.finding.estimate is None) for row, claim in zip(rows, study.claims, strict=True)
+    )

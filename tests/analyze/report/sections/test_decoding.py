@@ -59,7 +59,7 @@ def test_significant_strategies_are_named() -> None:
 def test_rules_count_their_tests() -> None:
     rule = next(iter(signatures.RULES))
     verdicts = [
-        signatures.Verdict(rule, "base", "recall", "a test", verdict, "evidence")
+        signatures.RuleTest(rule, "base", "recall", "a test", verdict, "evidence")
         for verdict in (signatures.HOLDS, signatures.FAILS, signatures.UNTESTED)
     ]
     first, second, *_ = decoding.rule_groups(verdicts)

@@ -9,7 +9,7 @@ import pytest
 from hemorrhage.analyze.budget import INSIDE, OUTSIDE, UNRESOLVED, Check
 from hemorrhage.analyze.report.sections import ship
 from hemorrhage.analyze.study import Study
-from hemorrhage.analyze.verdicts.shipping import Judged, Lossless, Size
+from hemorrhage.analyze.verdicts.shipping import Lossless, Size, Verdict
 from tests.analyze.report.examples import variant
 
 BYTES = 98_000_000
@@ -21,8 +21,8 @@ def check(answer: str, bound: float, kind: str = "kl", limit: float = 0.1, **fie
     return Check(kind, "kl_mean", "prose", limit, answer, reason, **known)
 
 
-def verdict(name: str, share: float, *checks: Check, hindrance: str = "") -> Judged:
-    return Judged(variant(name), Size(int(1e6 * share), share, share, "vLLM", hindrance), list(checks))
+def verdict(name: str, share: float, *checks: Check, hindrance: str = "") -> Verdict:
+    return Verdict(variant(name), Size(int(1e6 * share), share, share, "vLLM", hindrance), list(checks))
 
 
 SMALL = verdict("rtn-3", 0.2, check(OUTSIDE, 0.3))
@@ -106,6 +106,6 @@ def test_rows_are_sorted_by_size_and_say_which_limit_decides() -> None:
 def test_the_section_of_a_study(study: Study) -> None:
     content = ship.section(study)
     assert content.limits[0][1] == "0.1"
-    assert content.overall.headline == (study.recommended["overall"]["variant"] or "nothing")
+    assert content.overall.headline == (study.recommended.overall.variant or "nothing")
     assert content.families[0].doubling.startswith("On prose, perplexity doubles at")
     assert len(content.verdicts) == 35

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hemorrhage.analyze.report.charts.tradeoff import FrontPoint
 from hemorrhage.analyze.report.sections.tradeoff import front_rows, section
 from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts.shipping import FrontPoint
 
 
 def point(size: float, probability: float, low: float | None = 0.05) -> FrontPoint:

@@ -4,41 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.report.charts.damage import hover_text
 from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, error_bars, frame
 from hemorrhage.analyze.report.charts.scales import coordinate, value_axis
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
-from hemorrhage.analyze.verdicts.shipping import Lossless, lossless
+from hemorrhage.analyze.verdicts.shipping import FrontPoint, Lossless, lossless
 from hemorrhage.compress.info import FAMILIES, FAMILY_TITLES
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """A variant by size, as recommendation.json has it.
-
-    ``size``: its share of the base's bytes; ``counted_size``: the same if an engine used all that was gained;
-    ``probability``: the share of the resamples in which it is on the front.
-    """
-
-    variant: str
-    family: str
-    bytes: int
-    size: float
-    counted_size: float
-    no_engine_because: str
-    kl: float
-    low: float | None
-    high: float | None
-    on_front: bool
-    probability: float
-
-    @property
-    def x(self) -> float:
-        """Per cent of the base's bytes; of a variant whose gain no engine can use, those that it would have."""
-        return 100 * (min(self.size, self.counted_size) if self.no_engine_because else self.size)
 
 
 def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, front: Sequence[FrontPoint]) -> Figure:
@@ -67,6 +40,11 @@ def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, front: Sequence[Fron
     return {"data": traces, "layout": layout}
 
 
+def _percent(point: FrontPoint) -> float:
+    """Return the per cent of the base's bytes; where no engine can use what was gained, those that it would have."""
+    return 100 * (min(point.size, point.counted_size) if point.no_engine_because else point.size)
+
+
 def _front_line(points: Sequence[tuple[FrontPoint, Estimate]]) -> Json:
     edge = [(100 * point.size, coordinate("kl", kl.value)) for point, kl in points if point.on_front]
     edge.append((100.0, 0.0))
@@ -85,7 +63,7 @@ def _family(inputs: Inputs, family: str, points: Sequence[tuple[FrontPoint, Esti
     colour, symbol = f"@series-{_family_order(family)}", SYMBOLS[_family_order(family) % len(SYMBOLS)]
     return {
         "type": "scatter",
-        "x": [point.x for point, _ in points],
+        "x": [_percent(point) for point, _ in points],
         "y": [coordinate("kl", kl.value) for _, kl in points],
         "mode": "markers",
         "name": FAMILY_TITLES.get(family, family),

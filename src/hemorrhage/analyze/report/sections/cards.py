@@ -11,9 +11,9 @@ from hemorrhage.analyze.study import Study
 
 def cards(study: Study) -> dict[str, str]:
     """Return the model card of each variant that was made: first the recommended one, or the one nearest to it."""
-    inputs, overall = study.inputs, study.recommended["overall"]
+    inputs, overall = study.inputs, study.recommended.overall
     names = [name for name, variant in inputs.variants.items() if name != BASE and not variant.failure]
-    names.sort(key=lambda name: name != (overall["variant"] or overall["nearest"]))
+    names.sort(key=lambda name: name != (overall.variant or overall.nearest))
     identities = {Path(identity).parent.name: identity for identity in inputs.directories["checkpoints"]}
     base = inputs.base.get("model") or {}
     measurements = Measurements(

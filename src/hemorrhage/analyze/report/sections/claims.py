@@ -25,14 +25,14 @@ def section(study: Study) -> list[Row]:
     """Return the rows of a study."""
     return [
         Row(
-            claim=claim["claim"],
-            source=claim["source"],
-            verdict=claim["verdict"],
-            measured=claim["measured"],
-            number=number(claim["unit"], claim["estimate"], claim["low"], claim["high"]),
-            grade=claim["grade"],
-            grade_reason=claim["grade_reason"],
-            study_grade=claim["study_grade"],
+            claim=claim.claim,
+            source=claim.source,
+            verdict=claim.finding.verdict,
+            measured=claim.finding.measured,
+            number=number(claim.finding.unit, claim.finding.estimate, claim.finding.low, claim.finding.high),
+            grade=claim.grade,
+            grade_reason=claim.grade_reason,
+            study_grade=claim.study_grade,
         )
         for claim in study.claims
     ]

@@ -69,7 +69,7 @@ class RuleGroup:
     title: str
     count: str
     published: str
-    rows: list[signatures.Verdict]
+    rows: list[signatures.RuleTest]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def section(study: Study) -> Decoding | None:
         rules=rule_groups(findings.signatures),
         sibling=sibling_model(study.inputs),
         stability=[StabilityRow(name, answer(each), each) for name, each in (findings.stability or {}).items()],
-        published_stability=published.said()["stability"],
+        published_stability=published.statements()["stability"],
         choices=findings.choices,
         choice_line=choice.line(findings.choices),
         figures=figures(numbers, findings),
@@ -256,9 +256,9 @@ def survival_rows(numbers: Numbers, findings: Findings) -> list[SurvivalRow]:
     return rows
 
 
-def rule_groups(verdicts: Sequence[signatures.Verdict]) -> list[RuleGroup]:
+def rule_groups(verdicts: Sequence[signatures.RuleTest]) -> list[RuleGroup]:
     """Return the rules with their tests, what printed tables say, and how often each holds."""
-    tables = published.said()
+    tables = published.statements()
     groups = []
     for rule, title in signatures.RULES.items():
         tests = [verdict for verdict in verdicts if verdict.rule == rule]

@@ -12,7 +12,7 @@ from hemorrhage.analyze.report.charts.scales import factor
 from hemorrhage.analyze.report.sections.families import families, family_name
 from hemorrhage.analyze.report.sections.thresholds import doubling_sentence
 from hemorrhage.analyze.study import Study
-from hemorrhage.analyze.verdicts.shipping import Judged, Lossless, lossless, nearest, pick, theoretical, undecided
+from hemorrhage.analyze.verdicts.shipping import Lossless, Verdict, lossless, nearest, pick, theoretical, undecided
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def section(study: Study) -> Ship:
     )
 
 
-def advice(candidates: Sequence[Judged]) -> Advice:
+def advice(candidates: Sequence[Verdict]) -> Advice:
     """Say which of some variants to ship, and what else is inside the budget."""
     if not candidates:
         return Advice("nothing measured", ["No variant could be measured."])
@@ -118,7 +118,7 @@ def advice(candidates: Sequence[Judged]) -> Advice:
     return Advice(picked.variant.name if picked else "not decided" if maybe else "nothing", details)
 
 
-def quantized_before(base: Lossless | None, picked: Judged | None) -> str:
+def quantized_before(base: Lossless | None, picked: Verdict | None) -> str:
     """Say what a base that was quantized before the study takes without loss; empty where it was not."""
     if base is None:
         return ""
@@ -131,18 +131,18 @@ def quantized_before(base: Lossless | None, picked: Judged | None) -> str:
     return text
 
 
-def size_sentence(verdict: Judged) -> str:
+def size_sentence(verdict: Verdict) -> str:
     """Write the size of a variant as a sentence."""
     bits = verdict.variant.manifest["effective_bits"]
     share = f"{100 * verdict.size.share:.0f}\u00a0% of the base's bytes on disk"
     return f"{share} ({verdict.size.bytes / 1e6:.1f}\u00a0MB, {bits:.1f} bits per parameter)."
 
 
-def _binding(verdict: Judged) -> str:
+def _binding(verdict: Verdict) -> str:
     return f"Nearest its limit: {check_text(verdict.binding)}." if verdict.binding else ""
 
 
-def _nothing(candidates: Sequence[Judged]) -> str:
+def _nothing(candidates: Sequence[Verdict]) -> str:
     closest = nearest([verdict for verdict in candidates if verdict.size.share < 1] or candidates)
     if closest is None:
         return "Nothing was measured that the budget limits."
@@ -181,12 +181,12 @@ def amount(kind: str, value: float) -> str:
     return f"{100 * value:.1f}\u00a0%"
 
 
-def verdict_rows(verdicts: Sequence[Judged], budget: Mapping[str, float]) -> list[VerdictRow]:
+def verdict_rows(verdicts: Sequence[Verdict], budget: Mapping[str, float]) -> list[VerdictRow]:
     """Return a row per variant, smallest first."""
     return [_verdict_row(verdict, budget) for verdict in sorted(verdicts, key=lambda verdict: verdict.size.share)]
 
 
-def _verdict_row(verdict: Judged, budget: Mapping[str, float]) -> VerdictRow:
+def _verdict_row(verdict: Verdict, budget: Mapping[str, float]) -> VerdictRow:
     cells: list[CheckCell | None] = []
     for kind in budget:
         checks = [check for check in verdict.checks if check.kind == kind]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hemorrhage.analyze.report.charts.plotly import Figure
-from hemorrhage.analyze.report.charts.tradeoff import FrontPoint, tradeoff
+from hemorrhage.analyze.report.charts.tradeoff import tradeoff
 from hemorrhage.analyze.report.sections.families import family_name
 from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts.shipping import FrontPoint
 
 SHOWN_FROM = 0.05
 """Share of the resamples from which on a variant is in the table of the front."""
@@ -38,9 +39,7 @@ class Tradeoff:
 
 def section(study: Study) -> Tradeoff:
     """Return the section of a study, with ``tradeoff|<corpus>`` drawn."""
-    fronts = {
-        corpus: [FrontPoint(**point) for point in points] for corpus, points in study.recommended["front"].items()
-    }
+    fronts = study.recommended.front
     return Tradeoff(
         rows={corpus: front_rows(points) for corpus, points in fronts.items()},
         figures={
