@@ -143,7 +143,7 @@ class Study:
         method, settings = METHODS[column]
         out = self.root / column.replace(" ", "-")
         if not out.is_dir():
-            spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+            spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
             compress(out, column, self.base, None, self.calibration, [], spec)
         return out
 

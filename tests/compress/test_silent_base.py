@@ -43,7 +43,7 @@ def silent(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_silent_block_is_no_obstacle(silent: Path, tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
-    spec = {"sweep": "s", "family": "f", "method": method, "settings": settings, "seed": 0}
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(tmp_path / "v", "v", silent / "base", None, silent / "calibration", [], spec)
     assert failure(tmp_path / "v") is None
     layer: Any = load(tmp_path / "v", base=silent / "base").get_submodule("model.layers.2.mlp.down_proj")

@@ -36,7 +36,7 @@ def kl(correction: corrections.Correction, variant: Model, base: Model) -> Tenso
 def test_the_temperature_is_that_of_a_grid_search(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corrections, "LOGITS", 70 * VOCABULARY)
     variant, base = sides(scale=scale)
-    found = corrections.temperatures(corrections.pair(variant, base), 1)
+    found = corrections.fit_temperatures(corrections.pair(variant, base), 1)
     grid = torch.linspace(0.02, 5, 2000).tolist()
     costs = [kl(replace(identity(), beta=torch.tensor([beta])), variant, base).mean().item() for beta in grid[::20]]
     near = int(np.argmin(costs)) * 20
@@ -52,22 +52,22 @@ def test_the_temperature_is_that_of_a_grid_search(scale: float, monkeypatch: pyt
 
 def test_newton_converges_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     pairing = corrections.pair(*sides(scale=8.0))
-    whole = corrections.temperatures(pairing, 4)
+    whole = corrections.fit_temperatures(pairing, 4)
     monkeypatch.setattr(corrections, "NEWTON_STEPS", 12)
-    torch.testing.assert_close(corrections.temperatures(pairing, 4).beta, whole.beta, rtol=1e-4, atol=0)
+    torch.testing.assert_close(corrections.fit_temperatures(pairing, 4).beta, whole.beta, rtol=1e-4, atol=0)
 
 
 def test_buckets_are_temperatures_of_their_own() -> None:
     variant, base = sides()
     pairing = corrections.pair(variant, base)
-    found = corrections.temperatures(pairing, 3)
+    found = corrections.fit_temperatures(pairing, 3)
     bucket = torch.bucketize(corrections.entropy(variant.states @ variant.head.T), found.edges)
     assert bucket.bincount().tolist() == pytest.approx([TOKENS_THERE / 3] * 3, abs=1)
     for number in range(3):
         members = (bucket == number).nonzero()[:, 0]
-        alone = corrections.temperatures(corrections.pair(variant.at(members), base.at(members)), 1)
+        alone = corrections.fit_temperatures(corrections.pair(variant.at(members), base.at(members)), 1)
         assert found.beta[number].item() == pytest.approx(alone.beta.item(), rel=1e-3)
-    one = corrections.temperatures(pairing, 1)
+    one = corrections.fit_temperatures(pairing, 1)
     assert kl(found, variant, base).mean() <= kl(one, variant, base).mean() + 1e-9
 
 
@@ -90,21 +90,21 @@ def test_biases_move_the_mean_of_the_predictions_to_the_bases(monkeypatch: pytes
     monkeypatch.setattr(corrections, "ROUNDS", 30)
     variant, base = sides()
     pairing = corrections.pair(variant, base)
-    start = corrections.temperatures(pairing, 1)
-    found = corrections.biased(pairing, start)
+    start = corrections.fit_temperatures(pairing, 1)
+    found = corrections.fit_biases(pairing, start)
     raw = variant.states @ variant.head.T
     mean = found.logits(raw, variant.states, variant.head).softmax(-1).mean(0)
     torch.testing.assert_close(mean.double(), pairing.frequency, rtol=2e-3, atol=1e-6)
     costs = []
     for rounds in range(4):
         monkeypatch.setattr(corrections, "ROUNDS", rounds)
-        costs.append(kl(corrections.biased(pairing, start), variant, base).mean().item())
+        costs.append(kl(corrections.fit_biases(pairing, start), variant, base).mean().item())
     assert costs == sorted(costs, reverse=True)
 
 
 def test_gains_are_the_optimum_of_their_convex_objective() -> None:
     variant, base = sides()
-    found = corrections.gained(corrections.pair(variant, base), 60)
+    found = corrections.fit_gains(corrections.pair(variant, base), 60)
     gain = torch.ones(HIDDEN, dtype=torch.float64, requires_grad=True)
     states, head = variant.states.double(), variant.head.double()
     p = (base.states @ base.head.T).double().softmax(-1)
@@ -124,7 +124,7 @@ def test_gains_are_the_optimum_of_their_convex_objective() -> None:
 
 def test_the_nucleus_surprises_as_much_as_the_bases() -> None:
     variant, base = sides(scale=0.7)
-    found = corrections.remapped(variant, base, 0.9)[0]
+    found = corrections.remap_nucleus(variant, base, 0.9)[0]
 
     def surprise(side: Model, share: float) -> float:
         left = corrections.nucleus(side.states @ side.head.T, share).double().softmax(-1)
@@ -170,13 +170,13 @@ def test_controls_shuffle_the_same_numbers() -> None:
     variant, base = sides()
     true = corrections.pair(variant, base)
     shuffle = corrections.draw_shuffle(TOKENS_THERE, torch.Generator().manual_seed(0), torch.device("cpu"))
-    control, other = corrections.controls_of(true, [shuffle, shuffle.opposite()])
+    control, other = corrections.shuffle_pairings(true, [shuffle, shuffle.opposite()])
     own = (variant.states @ variant.head.T).softmax(-1) @ variant.head
     before, after = ((one.target - own).norm(dim=1).sort().values for one in (true, control))
     torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close((control.target + other.target) / 2, own, rtol=0, atol=1e-5)
-    found = corrections.biased(true, identity())
-    shuffled = corrections.shuffled_biases(found, true.frequency, torch.Generator().manual_seed(0))
+    found = corrections.fit_biases(true, identity())
+    shuffled = corrections.shuffle_biases(found, true.frequency, torch.Generator().manual_seed(0))
     assert found.bias is not None
     assert shuffled.bias is not None
     assert torch.equal(found.bias.sort().values, shuffled.bias.sort().values)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ NOTE = (
 )
 
 
-def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) -> None:
+def calibrate(out: Path, base: Path, texts: list[Path], spec: Mapping[str, Any]) -> None:
     """Write the calibration set and the statistics of hemorrhage.calibrate.statistics into ``out``."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -40,9 +41,9 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
     sources = [read_manifest(text) for text in texts]
     leading = _leading(base)
     tokens = torch.empty((spec["samples"], spec["length"]), dtype=torch.int32)
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         # Every so many windows one of this text, so that no method sees all of one before the other.
-        turns = tokens[place :: len(texts)]
+        turns = tokens[index :: len(texts)]
         stream = load_file(text / "tokens.safetensors")["calibration"]
         turns[:] = draw(stream, len(turns), spec["length"], spec["seed"], leading)
     with writing(out) as part:
@@ -60,7 +61,7 @@ def calibrate(out: Path, base: Path, texts: list[Path], spec: dict[str, Any]) ->
         )
 
 
-def _experts(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
+def _experts(model: PreTrainedModel, tokens: Tensor) -> dict[str, list[str]]:
     """Of a mixture of experts: those that no token of the calibration set takes, by layer."""
     from hemorrhage.calibrate.expert_usage import usage, without_tokens
     from hemorrhage.models.experts import mixtures
@@ -69,7 +70,7 @@ def _experts(model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
 
 
 def _leading(base: Path) -> list[int]:
-    """The tokens that the base's tokenizer puts in front of a text; none for a folder without a manifest."""
+    """Return the tokens that the base's tokenizer puts in front of a text; none for a folder without a manifest."""
     return read_manifest(base)["leading"] if (base / MANIFEST).is_file() else []
 
 

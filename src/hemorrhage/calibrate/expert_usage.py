@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hemorrhage.models.blocks import blocks
 from hemorrhage.runtime.lazy import torch
@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+class Usage(TypedDict):
+    """How tokens use the experts of a mixture.
+
+    ``tokens`` that each expert gets; ``load_entropy``: entropy of the experts' shares of them over its largest value,
+    1 where all get the same; ``routing_entropy``: mean over tokens of the entropy of the router's softmax, nats.
+    """
+
+    tokens: list[int]
+    load_entropy: float
+    routing_entropy: float
+
+
 def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, Any, Tensor]]:
-    """Index of each block, its MLP or mixture, and what it reads when ``tokens`` [samples, length] go through.
+    """Return index of each block, its MLP or mixture, and what it reads when ``tokens`` [samples, length] go through.
 
     The MLP is in float32 while it is looked at, and must not be altered then. The inputs are float32 [tokens, hidden],
     the unaltered model's.
@@ -31,7 +43,7 @@ def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, An
         with in_float32(block):
             try:
                 with torch.no_grad():
-                    states = [run_block(block, state, arguments[index], place) for place, state in enumerate(states)]
+                    states = [run_block(block, state, arguments[index], batch) for batch, state in enumerate(states)]
             finally:
                 hook.remove()
             if mlp is not None:
@@ -39,23 +51,18 @@ def mlp_inputs(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[int, An
 
 
 def _mlp(block: Any) -> Any:
-    """The MLP or mixture of a block; None where it has neither, as a state-space model's."""
+    """Return the MLP or mixture of a block; None where it has neither, as a state-space model's."""
     from hemorrhage.models.experts import mixtures
 
     return next(iter(mixtures(block).values()), None) or getattr(block, "mlp", None)
 
 
-def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, dict[str, Any]]:
-    """How the experts of each mixture of ``model`` are used when ``tokens`` int [samples, length] go through it.
-
-    ``{mixture: {"tokens": tokens that each expert gets, "load_entropy": entropy of the experts' shares of them over
-    its largest value, 1 where all get the same, "routing_entropy": mean over tokens of the entropy of the router's
-    softmax, nats}}``.
-    """
+def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, Usage]:
+    """Count how ``tokens`` int [samples, length] use the experts of each mixture of ``model``, by its name."""
     from hemorrhage.models.experts import mixtures, record_choices, routing_logits
 
     names = {mixture: name for name, mixture in mixtures(model).items()}
-    found = {}
+    usages: dict[str, Usage] = {}
     for _, mixture, x in mlp_inputs(model, tokens):
         if mixture not in names:
             continue
@@ -65,19 +72,22 @@ def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, dict[str, Any]]:
             routing = torch.distributions.Categorical(logits=routing_logits(mixture, x))
         tally = torch.bincount(chosen.flatten(), minlength=len(mixture.experts))
         load = torch.distributions.Categorical(probs=tally.double())
-        found[names[mixture]] = {
-            "tokens": tally.tolist(),
-            "load_entropy": (load.entropy() / torch.tensor(len(tally)).double().log()).item(),
-            "routing_entropy": routing.entropy().mean().item(),
-        }
-    return found
+        usages[names[mixture]] = Usage(
+            tokens=tally.tolist(),
+            load_entropy=(load.entropy() / torch.tensor(len(tally)).double().log()).item(),
+            routing_entropy=routing.entropy().mean().item(),
+        )
+    return usages
 
 
-def without_tokens(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Names of the experts that ``usage`` saw no token reach: nothing is known of them from this calibration set."""
+def without_tokens(usages: Mapping[str, Usage]) -> list[str]:
+    """Return names of the experts that ``usage`` saw no token reach.
+
+    Nothing is known of them from this calibration set.
+    """
     return [
         f"{name}.experts.{index}"
-        for name, one in found.items()
-        for index, tokens in enumerate(one["tokens"])
+        for name, of_mixture in usages.items()
+        for index, tokens in enumerate(of_mixture["tokens"])
         if not tokens
     ]

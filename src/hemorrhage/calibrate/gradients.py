@@ -58,7 +58,7 @@ DTYPES = {"loss": "float32", "local": "stored"}
 """What the model is loaded in, for each part."""
 
 
-def gradients(out: Path, base: Path, calibration: Path, spec: dict[str, Any]) -> None:
+def gradients(out: Path, base: Path, calibration: Path, spec: Mapping[str, Any]) -> None:
     """Write ``gradients.safetensors`` into ``out``. Raises ValueError for gradients that are not finite."""
     from safetensors.torch import load_file
 
@@ -118,7 +118,7 @@ def measure_loss(model: PreTrainedModel, tokens: Tensor, file: Path) -> None:
     for name, linear in linears.items():
         weight = linear.weight.requires_grad_()
         hooks.append(weight.register_post_accumulate_grad_hook(lambda weight, name=name: add(name, weight)))
-        hooks.append(linear.register_forward_hook(lambda _, x, y, name=name: watch(name, y)))
+        hooks.append(linear.register_forward_hook(lambda _, __, y, name=name: watch(name, y)))
     for window in tqdm(tokens.long().to(model.device), desc="gradients", unit="window", mininterval=5):
         logits = model(window[None], use_cache=False).logits[0, :-1]
         torch.nn.functional.cross_entropy(logits, window[1:]).backward()
@@ -161,8 +161,8 @@ def measure_local(model: PreTrainedModel, tokens: Tensor, file: Path) -> None:
                 for sample, before in enumerate(states):
                     after = run(block, before, keywords, sample)
                     # A layer that a window does not reach, an expert say, has no gradient.
-                    found = torch.autograd.grad(after.norm(), weights, allow_unused=True)
-                    for square, gradient in zip(squares, found, strict=True):
+                    of_window = torch.autograd.grad(after.norm(), weights, allow_unused=True)
+                    for square, gradient in zip(squares, of_window, strict=True):
                         if gradient is not None:
                             square.addcmul_(gradient, gradient)
                     states[sample] = after.detach()
@@ -177,7 +177,7 @@ def _log_size(shapes: Mapping[str, torch.Size], dtypes: Mapping[str, torch.dtype
 
 
 def _finite(name: str, values: Tensor) -> Tensor:
-    """``values`` on the processor. Raises ValueError where they are not finite."""
+    """Return ``values`` on the processor. Raises ValueError where they are not finite."""
     if not values.isfinite().all():
         raise ValueError(f"{name}: its gradients are not finite")
     return values.cpu()

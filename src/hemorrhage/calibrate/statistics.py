@@ -12,7 +12,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tqdm import tqdm
 
@@ -41,12 +41,12 @@ FEW = 128
 class Input:
     """Sums over the tokens that an input of linear layers has seen.
 
-    ``moment`` float32 [n, n], upper triangle of the sum of x xᵀ, or None where nobody reads it; ``square`` and
+    ``XtX`` float32 [n, n], upper triangle of XᵀX, the sum of x xᵀ, or None where no method reads it; ``square`` and
     ``absolute`` float64 [n]: sums of squares and absolute values; ``largest`` float32 [n]: the greatest absolute value
     of each feature; ``low`` and ``high``: of all values.
     """
 
-    moment: Tensor | None
+    XtX: Tensor | None
     square: Tensor
     absolute: Tensor
     largest: Tensor
@@ -54,48 +54,54 @@ class Input:
     high: float = 0.0
     tokens: int = 0
     finished: bool = False
-    """Whether ``moment`` is by now the mean, below the diagonal, too."""
+    """True once ``XtX`` was divided by the tokens and mirrored below the diagonal."""
 
     @classmethod
-    def empty(cls, width: int, device: Any, moments: bool) -> Input:
-        """Nothing seen yet."""
+    def empty(cls, width: int, device: Any, second_moments: bool) -> Input:
+        """Return sums over no tokens."""
         double = {"dtype": torch.float64, "device": device}
         return cls(
-            torch.zeros(width, width, device=device) if moments else None,
+            torch.zeros(width, width, device=device) if second_moments else None,
             torch.zeros(width, **double),
             torch.zeros(width, **double),
             torch.zeros(width, device=device),
         )
 
     def see(self, x: Tensor) -> None:
-        """Add the tokens of ``x`` [..., n].
+        """Return add the tokens of ``x`` [..., n].
 
         Products are summed in float32, as in the authors' code of GPTQ and SparseGPT.
         """
         x = x.reshape(-1, x.shape[-1]).float().contiguous()
-        if self.moment is not None:
-            triangle.add_square(self.moment, x)
+        if self.XtX is not None:
+            triangle.add_square(self.XtX, x)
         low, high = x.aminmax()
         self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
         # What these few tokens leave behind on the way stays in the cache.
-        for part in x.split(FEW):
-            size = part.abs()
+        for few in x.split(FEW):
+            size = few.abs()
             self.absolute += size.sum(0)
             self.largest = torch.maximum(self.largest, size.amax(0))
             self.square += size.square_().sum(0)
         self.tokens += len(x)
 
     def second_moment(self) -> Tensor:
-        """Mean of x xᵀ: float32 [n, n]. It is no copy, and not to be altered; no token may be seen afterwards."""
-        assert self.moment is not None
+        """Return mean of x xᵀ: float32 [n, n].
+
+        It is no copy, and not to be altered; no token may be seen afterwards.
+        """
+        assert self.XtX is not None
         if not self.finished:
             with torch.inference_mode():
-                triangle.mirror(self.moment.div_(max(self.tokens, 1)))
+                triangle.mirror(self.XtX.div_(max(self.tokens, 1)))
             self.finished = True
-        return self.moment
+        return self.XtX
 
     def activations(self) -> dict[str, Tensor]:
-        """Mean and greatest absolute value of each feature, the range of all, the tokens that were seen: float32."""
+        """Return mean and greatest absolute value of each feature, the range of all, the tokens that were seen.
+
+        Float32.
+        """
         return {
             "mean_abs": (self.absolute / max(self.tokens, 1)).float(),
             "max_abs": self.largest,
@@ -115,7 +121,14 @@ class Seen:
     after: list[Tensor]
 
 
-def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float = float("inf")) -> dict[str, Any]:
+class Stored(TypedDict):
+    """Size of the input second moments, and whether they are stored."""
+
+    hessian_bytes: int
+    hessian_stored: bool
+
+
+def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float = float("inf")) -> Stored:
     """Write the statistics of ``model`` on ``tokens`` int [samples, length] into ``folder``.
 
     ``hessian.safetensors``: for each input that linear layers share, the upper triangle of the mean of x xᵀ over
@@ -126,7 +139,7 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
     2403.03853): 1 - mean over tokens of cos(x_i, x_{i+1}) of the hidden states that enter and leave block i;
     ``angular_distance`` [L+1, L+1] (arXiv 2403.17887): arccos(cos(x_i, x_j)) / π of the windows' last token, averaged.
 
-    Returns ``{"hessian_bytes": size, "hessian_stored": bool}``. Raises ValueError where hidden states are not finite.
+    Raises ValueError where hidden states are not finite.
     """
     from safetensors.torch import save_file
 
@@ -135,29 +148,29 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
         linears = linears_of(model)
         lengths = {first: [triangle.length(linears[first].in_features)] for first in shared}
         size = 4 * sum(length for (length,) in lengths.values())
-        kept = size <= limit
-        log.info("second moments of %d inputs: %.1f MB%s", len(shared), size / 1e6, "" if kept else ", not stored")
+        stored = size <= limit
+        log.info("second moments of %d inputs: %.1f MB%s", len(shared), size / 1e6, "" if stored else ", not stored")
         activations: dict[str, Tensor] = {}
         influence: list[float] = []
         last: list[Tensor] = []
         with TensorFile(
             folder / "hessian.safetensors",
-            lengths if kept else {},
+            lengths if stored else {},
             torch.float32,
             {"shared": json.dumps(shared)},
         ) as file:
             walk = Walk(model, tokens, shared, folder)
             last.append(walk.last())
             for _ in tqdm(blocks(model), desc="calibrate", unit="block", mininterval=5):
-                seen = walk.advance(moments=kept)
+                seen = walk.advance(second_moments=stored)
                 walk.states = seen.after
                 last.append(walk.last())
                 influence.append(1 - seen.similarity / tokens.numel())
-                for first, found in seen.inputs.items():
-                    if found.moment is not None:
-                        file.write(triangle.rows((found.moment / found.tokens).cpu()))
-                    for what, value in found.activations().items():
-                        activations[f"{first}.{what}"] = value.cpu()
+                for first, sums in seen.inputs.items():
+                    if sums.XtX is not None:
+                        file.write(triangle.rows((sums.XtX / sums.tokens).cpu()))
+                    for statistic, value in sums.activations().items():
+                        activations[f"{first}.{statistic}"] = value.cpu()
                 for name, limits in seen.outputs.items():
                     activations[f"{name}.output_range"] = torch.tensor(limits)
     if not torch.tensor(influence).isfinite().all():
@@ -165,7 +178,7 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
     save_file(activations, folder / "activations.safetensors")
     content = {"block_influence": influence, "angular_distance": angular_distance(last)}
     (folder / "influence.json").write_text(json.dumps(content) + "\n")
-    return {"hessian_bytes": size, "hessian_stored": kept}
+    return Stored(hessian_bytes=size, hessian_stored=stored)
 
 
 class Walk:
@@ -194,10 +207,10 @@ class Walk:
         self.arguments: list[BlockArguments] = to_device(arguments, self.where)
         self.block = -1
 
-    def advance(self, moments: bool) -> Seen:
+    def advance(self, second_moments: bool) -> Seen:
         """Look at what the next block does with the states; they stay those that enter it.
 
-        ``moments``: whether the second moments of inputs are wanted.
+        ``second_moments``: whether those of inputs are wanted.
         """
         from hemorrhage.models.blockwise import in_float32
 
@@ -207,10 +220,10 @@ class Walk:
         linears = {name: linear for name, linear in linears_of(self.model).items() if linear in inside}
         firsts = [first for first in self.shared if first in linears]
         with in_float32(block, self.where):
-            return observe(block, self.states, self.arguments[self.block], linears, firsts, moments, self.folder)
+            return observe(block, self.states, self.arguments[self.block], linears, firsts, second_moments, self.folder)
 
     def leave(self) -> None:
-        """Let the states through the block as it is now."""
+        """Pass the states through the block as it is now."""
         from hemorrhage.models.blockwise import in_float32, run_block
 
         block, aside = blocks(self.model)[self.block], Aside(self.folder)
@@ -219,7 +232,7 @@ class Walk:
                 self.states[index] = aside.put(run_block(block, before, self.arguments[self.block], index))
 
     def last(self) -> Tensor:
-        """Hidden states of the windows' last tokens: float32 [samples, hidden]."""
+        """Return hidden states of the windows' last tokens: float32 [samples, hidden]."""
         return torch.cat([state[:, -1] for state in self.states]).float()
 
 
@@ -229,7 +242,7 @@ def observe(
     arguments: BlockArguments,
     linears: dict[str, nn.Linear],
     firsts: list[str],
-    moments: bool,
+    second_moments: bool,
     folder: Path | None,
 ) -> Seen:
     """Run ``block`` over all batches of ``states`` and look at the inputs ``firsts`` and outputs of ``linears``.
@@ -240,7 +253,7 @@ def observe(
     from hemorrhage.models.blockwise import run_block
     from hemorrhage.models.experts import every_token
 
-    inputs = {first: Input.empty(linears[first].in_features, states[0].device, moments) for first in firsts}
+    inputs = {first: Input.empty(linears[first].in_features, states[0].device, second_moments) for first in firsts}
     outputs = dict.fromkeys(linears, (0.0, 0.0))
 
     def widen(name: str, y: Tensor) -> None:
@@ -248,11 +261,11 @@ def observe(
         outputs[name] = min(low, least.item()), max(high, greatest.item())
 
     hooks = [
-        linears[first].register_forward_pre_hook(lambda _, x, found=found: found.see(x[0]))
-        for first, found in inputs.items()
+        linears[first].register_forward_pre_hook(lambda _, x, sums=sums: sums.see(x[0]))
+        for first, sums in inputs.items()
     ]
     hooks += [
-        linear.register_forward_hook(lambda _, x, y, name=name: widen(name, y)) for name, linear in linears.items()
+        linear.register_forward_hook(lambda _, __, y, name=name: widen(name, y)) for name, linear in linears.items()
     ]
     similarity, after = 0.0, []
     aside = Aside(folder)
@@ -269,14 +282,18 @@ def observe(
 
 
 def angular_distance(last: list[Tensor]) -> list[list[float]]:
-    """Mean of arccos(cos(x_i, x_j)) / π over samples; ``last``: [samples, hidden] for each boundary of blocks."""
+    """Return mean of arccos(cos(x_i, x_j)) / π over samples.
+
+    ``last``: [samples, hidden] for each boundary of blocks.
+    """
     unit = torch.nn.functional.normalize(torch.stack(last).double(), dim=-1)
     cosine = torch.einsum("isd,jsd->ijs", unit, unit).clamp(-1, 1)
-    return (cosine.arccos() / torch.pi).mean(-1).tolist()
+    angles: list[list[float]] = (cosine.arccos() / torch.pi).mean(-1).tolist()
+    return angles
 
 
 def shared_inputs(model: PreTrainedModel, tokens: Tensor) -> dict[str, list[str]]:
-    """``{first linear: [linears]}`` of the linear layers of the decoder blocks that read the same tensor.
+    """Return ``{first linear: [linears]}`` of the linear layers of the decoder blocks that read the same tensor.
 
     Observed in a forward pass over ``tokens``, and so independent of what an architecture calls its layers.
     Raises ValueError for a linear layer that the pass does not reach.

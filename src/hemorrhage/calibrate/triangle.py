@@ -15,18 +15,18 @@ STRIP = 256
 
 
 def rows(matrix: Tensor) -> Iterator[Tensor]:
-    """The rows of the upper triangle of ``matrix`` [n, n]: n values, n - 1, ..., 1."""
+    """Return the rows of the upper triangle of ``matrix`` [n, n]: n values, n - 1, ..., 1."""
     for row in range(len(matrix)):
         yield matrix[row, row:]
 
 
 def length(width: int) -> int:
-    """Number of values in the upper triangle of a [width, width] matrix."""
+    """Return number of values in the upper triangle of a [width, width] matrix."""
     return width * (width + 1) // 2
 
 
 def square(vector: Tensor, where: str = "cpu") -> Tensor:
-    """The symmetric matrix [n, n] on a device whose upper triangle is ``vector`` float32 [n (n + 1) / 2]."""
+    """Return the symmetric matrix [n, n] on a device whose upper triangle is ``vector`` float32 [n (n + 1) / 2]."""
     from scipy.linalg.lapack import stpttr
 
     # LAPACK's packed lower triangle, column by column, is the upper one row by row.
@@ -35,7 +35,7 @@ def square(vector: Tensor, where: str = "cpu") -> Tensor:
 
 
 def mirrored(matrix: Tensor) -> Tensor:
-    """The symmetric matrix whose upper triangle is that of ``matrix``, which is zero below it."""
+    """Return the symmetric matrix whose upper triangle is that of ``matrix``, which is zero below it."""
     diagonal = matrix.diagonal().clone()
     # Turned first: adding what lies across takes twice the time.
     matrix = matrix.T.contiguous().add_(matrix)
@@ -53,7 +53,7 @@ def mirror(matrix: Tensor) -> None:
 
 
 def add_square(upper: Tensor, x: Tensor) -> None:
-    """Add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n].
+    """Return add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n].
 
     Both are float32 or both float64, and contiguous.
     """
@@ -68,14 +68,14 @@ def add_square(upper: Tensor, x: Tensor) -> None:
 
 
 def diagonal(vector: Tensor) -> Tensor:
-    """The diagonal [n] of the matrix whose upper triangle is ``vector``."""
+    """Return the diagonal [n] of the matrix whose upper triangle is ``vector``."""
     width = _width(vector)
     row = torch.arange(width)
     return vector[row * width - row * (row - 1) // 2]
 
 
 def _width(vector: Tensor) -> int:
-    width = round(((8 * len(vector) + 1) ** 0.5 - 1) / 2)
+    width: int = round(((8 * len(vector) + 1) ** 0.5 - 1) / 2)
     if length(width) != len(vector):
         raise ValueError(f"{len(vector)} values are no upper triangle of a square matrix")
     return width

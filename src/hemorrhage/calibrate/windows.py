@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw(tokens: Tensor, samples: int, length: int, seed: int, leading: Sequence[int]) -> Tensor:
-    """``samples`` windows of ``length`` tokens at uniformly random places of ``tokens`` [n].
+    """Return ``samples`` windows of ``length`` tokens at uniformly random places of ``tokens`` [n].
 
     As in the GPTQ, SparseGPT and Wanda code; windows may overlap. The tokens ``leading`` are put in front of every
     window and count as its tokens. Returns int32 [samples, length]. Raises InputError where the text is

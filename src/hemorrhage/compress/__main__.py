@@ -131,7 +131,10 @@ class Inputs:
 def _compress(
     out: Path, method: Method, settings: Settings, inputs: Inputs, context: Context
 ) -> tuple[Measured, Mapping[str, Json]]:
-    """Alter, check and save into ``out``; return the measured fields of the manifest and the method's entries."""
+    """Return alter, check and save into ``out``.
+
+    Return the measured fields of the manifest and the method's entries.
+    """
     from hemorrhage.calibrate.reader import Statistics
     from hemorrhage.compress.checks import integrity, size
     from hemorrhage.compress.checks.fidelity import Fidelity

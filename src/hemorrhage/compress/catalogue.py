@@ -1,4 +1,4 @@
-"""Finding a compression method by its name: ``compress/methods/<family>/<method>.py``."""
+"""Look up a compression method by its name: ``compress/methods/<family>/<method>.py``."""
 
 from __future__ import annotations
 
@@ -26,4 +26,5 @@ def family_of(method: str) -> str:
 
 def method_of(name: str) -> Method:
     """Return a method by its name. Raises ValueError where there is none."""
-    return replace(importlib.import_module(module_of(name)).METHOD, name=name, family=family_of(name))
+    method: Method = importlib.import_module(module_of(name)).METHOD
+    return replace(method, name=name, family=family_of(name))

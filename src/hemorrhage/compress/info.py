@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class Family:
-    """Methods that do the same kind of thing.
+    """Methods that alter the same part of a model.
 
     ``relation``: what the Hugging Face hub calls the relation to the base model, where it has a word. ``combines``: an
     alteration of another variant is a point of a grid of two axes, so the same alteration of the base is needed, too.

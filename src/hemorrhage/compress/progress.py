@@ -1,4 +1,4 @@
-"""Blocks whose alteration is finished, kept beside the output until that is whole: a killed job goes on behind them.
+"""Blocks whose alteration is finished, kept next to the output until that is whole: a killed job resumes after them.
 
 ``<out>.resume/<block>.safetensors`` holds what the block is made of by then: its parameters and the tensors of its
 forms, by the names they have in the model; its metadata key ``schemes`` is a JSON object {layer: group of
@@ -51,7 +51,7 @@ class Progress:
         self._saved = time.monotonic()
 
     def done(self, index: int) -> bool:
-        """Whether a block was finished by a job before."""
+        """Return whether a block was finished by a job before."""
         return self._file(index).is_file()
 
     def restore(self, model: PreTrainedModel, index: int) -> None:
@@ -66,16 +66,16 @@ class Progress:
         groups: dict[str, QuantizationScheme] = {
             name: {**scheme, "targets": [name]} for name, scheme in schemes.items()
         }
-        plain, found = reader.read(tensors, {"config_groups": groups})
-        for name, form in found.items():
+        plain, packed = reader.read(tensors, {"config_groups": groups})
+        for name, form in packed.items():
             if name in schemes:
                 form.scheme = schemes[name]
             layer: Any = model.get_submodule(name)
             form.bias = layer.bias
             storage.replace(model, name, form)
         for name, value in plain.items():
-            place, _, kind = name.rpartition(".")
-            getattr(model.get_submodule(place), kind).data = value
+            path, _, parameter = name.rpartition(".")
+            getattr(model.get_submodule(path), parameter).data = value
 
     def finish(self, model: PreTrainedModel, index: int) -> None:
         """Say that a block is finished; it is written where that was long ago, or much waits to be."""
@@ -90,8 +90,8 @@ class Progress:
     def _write(self, model: PreTrainedModel, index: int) -> None:
         tensors, schemes = _tensors(model, index)
         shapes, dtypes = ({name: getattr(value, of) for name, value in tensors.items()} for of in ("shape", "dtype"))
-        said = {"schemes": json.dumps(schemes)}
-        with whole(self._file(index)) as part, TensorFile(part, shapes, dtypes, said) as file:
+        metadata = {"schemes": json.dumps(schemes)}
+        with whole(self._file(index)) as scratch, TensorFile(scratch, shapes, dtypes, metadata) as file:
             file.write(tensors.values())
         del tensors
         self.restore(model, index)
@@ -108,46 +108,46 @@ def keep_progress(out: Path) -> Iterator[Progress]:
 
 
 def remaining(
-    model: PreTrainedModel, items: Mapping[str, T], current: Progress | None, statistics: Statistics | None = None
+    model: PreTrainedModel, items: Mapping[str, T], progress: Progress | None, statistics: Statistics | None = None
 ) -> Iterator[tuple[str, T]]:
-    """``items`` by linear layer, block by block, without the blocks that a job before has finished.
+    """Return ``items`` by linear layer, block by block, without the blocks that a job before has finished.
 
     Those are restored where it is their turn, after ``statistics`` have seen them as they were. A block is finished
-    when the item behind its last is asked for. ``current`` is None where nothing is kept.
+    when the item behind its last is asked for. ``progress`` is None where nothing is resumed.
     """
-    place = {name: index for index, inside in enumerate(_inside(model)) for name in inside}
-    order = sorted(items, key=lambda name: place[name])
-    for index, names in itertools.groupby(order, key=lambda name: place[name]):
-        if current is not None and current.done(index):
+    block_of = {name: index for index, inside in enumerate(_inside(model)) for name in inside}
+    order = sorted(items, key=block_of.__getitem__)
+    for index, names in itertools.groupby(order, key=block_of.__getitem__):
+        if progress is not None and progress.done(index):
             if statistics is not None:
                 statistics.see(index)
-            current.restore(model, index)
+            progress.restore(model, index)
             continue
         yield from ((name, items[name]) for name in names)
-        if current is not None:
-            current.finish(model, index)
+        if progress is not None:
+            progress.finish(model, index)
 
 
 def _inside(model: PreTrainedModel) -> list[list[str]]:
-    """Names of the modules in each block."""
+    """Return names of the modules in each block."""
     names = {module: name for name, module in model.named_modules()}
     return [[names[module] for module in block.modules()] for block in blocks(model)]
 
 
 def _tensors(model: PreTrainedModel, index: int) -> tuple[dict[str, Tensor], dict[str, QuantizationScheme]]:
-    """What a block is made of, by name, and the schemes of its forms."""
+    """Return the tensors of a block, by name, and the schemes of its packed layers."""
     from hemorrhage.models.formats.storage import formatted_layers
 
     block: nn.Module = blocks(model)[index]
     prefix = next(name for name, module in model.named_modules() if module is block)
-    found = formatted_layers(block)
-    inside = tuple(f"{name}." for name in found)
+    packed = formatted_layers(block)
+    inside = tuple(f"{name}." for name in packed)
     tensors = {
         f"{prefix}.{name}": value
         for name, value in block.state_dict().items()
         if not name.startswith(inside) or name.endswith(".bias")
     }
-    for name, form in found.items():
+    for name, form in packed.items():
         tensors |= {f"{prefix}.{name}.{suffix}": value for suffix, value in form.stored().items()}
-    schemes = {f"{prefix}.{name}": form.scheme for name, form in found.items() if form.scheme is not None}
+    schemes = {f"{prefix}.{name}": form.scheme for name, form in packed.items() if form.scheme is not None}
     return tensors, schemes

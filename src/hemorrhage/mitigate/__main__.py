@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 import torch
@@ -42,9 +43,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Corrections = dict[tuple[str, int], Correction]
+"""Corrections by name and number of the control's shuffle, 0 for the correction itself."""
 
 
-def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, spec: dict[str, Any]) -> None:
+class Size(TypedDict):
+    """The size of a fitted vector."""
+
+    least: float
+    greatest: float
+    rms: float
+
+
+class Parameters(TypedDict, total=False):
+    """A correction's entry in ``fits.json``."""
+
+    temperature: list[float]
+    entropy_edges: list[float]
+    bias: Size
+    gain: Size
+    top_p: float
+
+
+def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, spec: Mapping[str, Any]) -> None:
     """Fit and score the corrections of one variant.
 
     Raises ValueError where the variant was not made, and where its vocabulary is not the base's.
@@ -52,9 +72,9 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
-    corpus, asked = spec["corpus"], spec["open_ended"]
-    of_reference = read_manifest(reference)
-    facts, start = of_reference["corpora"][corpus], of_reference["first_predicted"]
+    corpus, open_ended = spec["corpus"], spec["open_ended"]
+    manifest = read_manifest(reference)
+    source, start = manifest["corpora"][corpus], manifest["first_predicted"]
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()
     states = read_slice(reference / "hidden.safetensors", corpus, slice(None))
     base_head, half = head_of(base), len(windows) // 2
@@ -66,63 +86,68 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     states, base_head = states.to(head.device), base_head.to(head.device)
 
     first, second = slice(0, half), slice(half, None)
-    fitted = spread((half) * (windows.shape[1] - start), spec["tokens"]).to(head.device)
-    found = corrections.fit(
-        Model(predicting(altered[first], start), head).at(fitted),
-        Model(predicting(states[first], start), base_head).at(fitted),
+    chosen = spread(half * (windows.shape[1] - start), spec["tokens"]).to(head.device)
+    fitted = corrections.fit(
+        Model(predicting(altered[first], start), head).at(chosen),
+        Model(predicting(states[first], start), base_head).at(chosen),
         spec["buckets"],
         spec["steps"],
         spec["p"],
         spec["seed"],
     )
-    tables = [
-        scored(found, windows[second], Model(altered[second], head), Model(states[second], base_head), spec["p"], start)
-    ]
-    tables[0] = tables[0].assign(part="text", window=tables[0]["window"] + half)
-    if asked["items"]:
-        own = {name: one for name, one in found.items() if not name[1]}
-        texts = sampled(model, own, windows[half : half + asked["items"]], asked, spec["seed"])
+    sides = Model(altered[second], head), Model(states[second], base_head)
+    table = score_windows(fitted, windows[second], *sides, spec["p"], start)
+    tables = [table.assign(part="text", window=table["window"] + half)]
+    if open_ended["items"]:
+        uncontrolled = {name: correction for name, correction in fitted.items() if not name[1]}
+        texts = sample(model, uncontrolled, windows[half : half + open_ended["items"]], open_ended, spec["seed"])
         altered_by = {name: all_states(model, tokens) for name, tokens in texts.items()}
         del model
-        tables.append(_generated(own, texts, altered_by, head, base, base_head, asked["prefix"], spec["p"], half))
+        original = load(base)
+        for name, tokens in texts.items():
+            sides = Model(altered_by[name], head), Model(all_states(original, tokens), base_head)
+            table = score_windows({name: fitted[name]}, tokens.cpu(), *sides, spec["p"], open_ended["prefix"])
+            tables.append(table.assign(part="generation", window=table["window"] + half))
     table = pd.concat(tables, ignore_index=True)[list(TOKENS.columns)]
-    with writing(out) as part:
-        TOKENS.validate(table).to_parquet(part / "tokens.parquet", index=False)
-        fits = {_title(name): parameters(one) for name, one in found.items()}
-        (part / "fits.json").write_text(json.dumps(fits, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with writing(out) as scratch:
+        TOKENS.validate(table).to_parquet(scratch / "tokens.parquet", index=False)
+        fits = {_title(name): parameters(correction) for name, correction in fitted.items()}
+        (scratch / "fits.json").write_text(json.dumps(fits, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(
-            part,
+            scratch,
             variant=variant,
             corpus=corpus,
-            sha256=facts["sha256"],
-            protocol=protocol(facts["protocol"], len(windows) - half, windows.shape[1] - start),
-            fitted=len(fitted),
+            sha256=source["sha256"],
+            protocol=protocol(source["protocol"], len(windows) - half, windows.shape[1] - start),
+            fitted=len(chosen),
             spec=spec,
         )
 
 
 def all_states(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """Final hidden states float32 [n, window, hidden] of ``windows`` int64 [n, window]."""
-    parts = batches(len(windows), windows_per_batch(windows.shape[1]))
-    return torch.cat([hidden_states(model, windows[part].to(model.device)) for part in parts])
+    """Return final hidden states float32 [n, window, hidden] of ``windows`` int64 [n, window]."""
+    slices = batches(len(windows), windows_per_batch(windows.shape[1]))
+    return torch.cat([hidden_states(model, windows[batch].to(model.device)) for batch in slices])
 
 
 def predicting(states: Tensor, start: int) -> Tensor:
-    """Return the states that predict the tokens of their window from place ``start`` on.
+    """Return the states that predict the tokens of their window from position ``start`` on.
 
     [n (window - start), hidden] of [n, window, hidden].
     """
     return states[:, start - 1 : -1].flatten(0, 1)
 
 
-def spread(there: int, wanted: int) -> Tensor:
-    """At most ``wanted`` of so many places, evenly spread: int64."""
-    count = min(there, wanted)
-    return torch.arange(count) * there // count
+def spread(number: int, wanted: int) -> Tensor:
+    """Return at most ``wanted`` of ``number`` positions, evenly spread: int64."""
+    count = min(number, wanted)
+    return torch.arange(count) * number // count
 
 
-def scored(found: Corrections, windows: Tensor, variant: Model, base: Model, p: float, start: int) -> pd.DataFrame:
-    """TOKENS' rows, but ``part``, of ``windows`` int64 [n, window] from position ``start`` on.
+def score_windows(
+    fitted: Corrections, windows: Tensor, variant: Model, base: Model, p: float, start: int
+) -> pd.DataFrame:
+    """Return TOKENS' rows, but ``part``, of ``windows`` int64 [n, window] from position ``start`` on.
 
     ``variant``, ``base``: states [n, window, hidden] and heads.
     """
@@ -131,7 +156,7 @@ def scored(found: Corrections, windows: Tensor, variant: Model, base: Model, p: 
     sides = [Model(side.states[:, start - 1 : -1].flatten(0, 1), side.head) for side in (variant, base)]
     tables = []
     with torch.inference_mode():
-        for (name, control), columns in corrections.score(found, sides[0], sides[1], targets, p).items():
+        for (name, control), columns in corrections.score(fitted, sides[0], sides[1], targets, p).items():
             table = pd.DataFrame({key: value.cpu().numpy() for key, value in columns.items()})
             places = pd.DataFrame(
                 {
@@ -143,27 +168,27 @@ def scored(found: Corrections, windows: Tensor, variant: Model, base: Model, p: 
     return pd.concat(tables, ignore_index=True)
 
 
-def sampled(
-    model: PreTrainedModel, found: Corrections, windows: Tensor, asked: dict[str, int], seed: int
+def sample(
+    model: PreTrainedModel, fitted: Corrections, windows: Tensor, open_ended: dict[str, int], seed: int
 ) -> dict[tuple[str, int], Tensor]:
-    """What the model says under each correction: int64 [items, prefix + new_tokens], beginning with the prefix.
+    """Sample a continuation under each correction: int64 [items, prefix + new_tokens], beginning with the prefix.
 
     The n-th token of an item is drawn by the same uniform number under every correction, from the tokens in the order
     of the vocabulary, so that equal distributions give equal texts. No text ends early.
     """
-    prefix = windows[:, : asked["prefix"]].to(model.device)
+    prefix = windows[:, : open_ended["prefix"]].to(model.device)
     generator = torch.Generator().manual_seed(seed)
-    lots = torch.rand((asked["new_tokens"], len(prefix), 1), generator=generator, dtype=torch.float64)
+    uniforms = torch.rand((open_ended["new_tokens"], len(prefix), 1), generator=generator, dtype=torch.float64)
     head = output_embedding(model)
     reading = generation.read(model, prefix, torch.ones_like(prefix))
-    return {name: _continued(model, one, prefix, lots, head, reading) for name, one in found.items()}
+    return {name: _continued(model, correction, prefix, uniforms, head, reading) for name, correction in fitted.items()}
 
 
 def _continued(
     model: PreTrainedModel,
     correction: Correction,
     prefix: Tensor,
-    lots: Tensor,
+    uniforms: Tensor,
     head: Tensor,
     reading: generation.Reading | None,
 ) -> Tensor:
@@ -174,7 +199,7 @@ def _continued(
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     tokens = prefix
     with torch.inference_mode():
-        for lot in lots:
+        for uniform in uniforms:
             if cache is None:
                 # A state-space model goes on from no cache that it is given: it reads all of the text again.
                 states = hidden_states(model, tokens)
@@ -182,47 +207,27 @@ def _continued(
                 _, states = generation.forward(model, tokens[:, -1:], torch.ones_like(tokens), cache)
             states = states[:, -1].float()
             mass = correction.logits(states @ head.T, states, head).double().softmax(-1).cumsum(-1)
-            drawn = torch.searchsorted(mass, lot.to(mass.device) * mass[:, -1:])
+            drawn = torch.searchsorted(mass, uniform.to(mass.device) * mass[:, -1:])
             tokens = torch.cat([tokens, drawn.clamp(max=mass.shape[1] - 1)], dim=1)
     return tokens
 
 
-def _generated(
-    found: Corrections,
-    texts: dict[tuple[str, int], Tensor],
-    altered: dict[tuple[str, int], Tensor],
-    head: Tensor,
-    base: Path,
-    base_head: Tensor,
-    prefix: int,
-    p: float,
-    half: int,
-) -> pd.DataFrame:
-    """Rows of what the corrected model generated: each correction on its own texts."""
-    model = load(base)
-    tables = []
-    for name, tokens in texts.items():
-        sides = Model(altered[name], head), Model(all_states(model, tokens), base_head)
-        table = scored({name: found[name]}, tokens.cpu(), *sides, p, prefix)
-        tables.append(table.assign(part="generation", window=table["window"] + half))
-    return pd.concat(tables, ignore_index=True)
-
-
-def parameters(correction: Correction) -> dict[str, Any]:
-    """What was fitted, as people read it; vectors as their size."""
-    found: dict[str, Any] = {"temperature": [1 / one for one in correction.beta.tolist()]}
+def parameters(correction: Correction) -> Parameters:
+    """Return the fitted values for people; vectors by their size."""
+    fitted = Parameters(temperature=[1 / beta for beta in correction.beta.tolist()])
     if len(correction.edges):
-        found["entropy_edges"] = correction.edges.tolist()
-    for name, values in (("bias", correction.bias), ("gain", correction.gain)):
-        if values is not None:
-            found[name] = {"least": values.min().item(), "greatest": values.max().item(), "rms": _rms(values)}
+        fitted["entropy_edges"] = correction.edges.tolist()
+    if correction.bias is not None:
+        fitted["bias"] = _size(correction.bias)
+    if correction.gain is not None:
+        fitted["gain"] = _size(correction.gain)
     if correction.top_p is not None:
-        found["top_p"] = correction.top_p
-    return found
+        fitted["top_p"] = correction.top_p
+    return fitted
 
 
-def _rms(values: Tensor) -> float:
-    return values.square().mean().sqrt().item()
+def _size(values: Tensor) -> Size:
+    return Size(least=values.min().item(), greatest=values.max().item(), rms=values.square().mean().sqrt().item())
 
 
 def _title(name: tuple[str, int]) -> str:
@@ -230,9 +235,9 @@ def _title(name: tuple[str, int]) -> str:
 
 
 def protocol(whole: str, windows: int, predicted: int) -> str:
-    """The reference's protocol of a corpus, as it is for the last ``windows`` of it, each of so many ``predicted``."""
-    found = re.sub(r"windows=(\S+)", rf"windows=last-{windows}-of-\1", whole)
-    return re.sub(r"predicted=\d+", f"predicted={windows * predicted}", found)
+    """Return the reference's protocol of a corpus for its last ``windows``, each of so many ``predicted`` tokens."""
+    last = re.sub(r"windows=(\S+)", rf"windows=last-{windows}-of-\1", whole)
+    return re.sub(r"predicted=\d+", f"predicted={windows * predicted}", last)
 
 
 def main() -> None:
@@ -246,9 +251,9 @@ def main() -> None:
     arguments = parser.parse_args()
     step.start()
     spec = arguments.spec
-    facts = read_manifest(arguments.reference)["corpora"][spec["corpus"]]
-    about = {"variant": arguments.variant, "corpus": spec["corpus"], "spec": spec}
-    with failure_recorded(arguments.out, **about, sha256=facts["sha256"], protocol=facts["protocol"]):
+    source = read_manifest(arguments.reference)["corpora"][spec["corpus"]]
+    identity = {"variant": arguments.variant, "corpus": spec["corpus"], "spec": spec}
+    with failure_recorded(arguments.out, **identity, sha256=source["sha256"], protocol=source["protocol"]):
         mitigate(
             arguments.out, arguments.variant, arguments.checkpoint, arguments.base, arguments.reference, arguments.spec
         )

@@ -11,9 +11,9 @@ constant, needs logits of the altered model alone, and is convex in β, in b and
 run over the whole vocabulary, some tokens at a time, so that memory depends on neither text nor model.
 
 The control of a fit shuffles the base's information: every token gets the difference ``E_p[W] - E_q[W]`` of
-another token, with a sign by lot; a nucleus does so with differences of surprise. Biases, which only know averages over
+another token, with a random sign; a nucleus does so with differences of surprise. Biases, which only know averages over
 tokens, are shuffled among tokens of the vocabulary that are about as frequent. There are two shuffles, the second with
-the opposite signs: what one gains by luck the other loses, and how much it was is seen.
+the opposite signs: what one gains by chance the other loses, which shows how much it was.
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Correction:
-    """``beta`` float32 [buckets] with ``edges`` float32 [buckets - 1] of entropies (nats) between them, ``bias``
-    float32 [vocabulary] or None, ``gain`` float32 [hidden] or None, ``top_p`` or None."""
+    """A correction of logits.
+
+    ``beta`` float32 [buckets] with ``edges`` float32 [buckets - 1] of entropies (nats) between them, ``bias`` float32
+    [vocabulary] or None, ``gain`` float32 [hidden] or None, ``top_p`` or None.
+    """
 
     beta: Tensor
     edges: Tensor
@@ -71,33 +74,35 @@ class Correction:
     top_p: float | None = None
 
     def logits(self, raw: Tensor, states: Tensor, head: Tensor) -> Tensor:
-        """Corrected logits float32 [n, vocabulary]: of ``raw`` logits, ``head`` [vocabulary, hidden] times ``states``
-        [n, hidden]. What is cut off is -inf."""
-        found = raw if self.gain is None else (states * self.gain) @ head.T
+        """Return corrected logits float32 [n, vocabulary] of ``raw`` logits; tokens that are cut off have -inf.
+
+        Logits are ``head`` [vocabulary, hidden] times ``states`` [n, hidden].
+        """
+        logits = raw if self.gain is None else (states * self.gain) @ head.T
         if len(self.beta) > 1:
-            found = found * self.beta[torch.bucketize(entropy(raw), self.edges)][:, None]
+            logits = logits * self.beta[torch.bucketize(entropy(raw), self.edges)][:, None]
         elif self.beta.item() != 1:
-            found = found * self.beta
+            logits = logits * self.beta
         if self.bias is not None:
-            found = found + self.bias
-        return found if self.top_p is None else nucleus(found, self.top_p)
+            logits = logits + self.bias
+        return logits if self.top_p is None else nucleus(logits, self.top_p)
 
 
 def identity() -> Correction:
-    """The correction that changes nothing."""
+    """Return the correction that changes nothing."""
     return Correction(torch.ones(1), torch.empty(0))
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax over the last dimension, nats."""
+    """Return entropy of the softmax over the last dimension, nats."""
     log = logits.log_softmax(-1)
     return -(log.exp() * log).sum(-1)
 
 
 def nucleus(logits: Tensor, p: float) -> Tensor:
-    """``logits`` [n, vocabulary] with -inf outside the fewest likeliest tokens that have a mass of ``p`` together.
+    """Return ``logits`` [n, vocabulary] with -inf outside the smallest set of top tokens with a mass of ``p``.
 
-    What is as likely as the last of them stays, too.
+    Tokens as probable as the last of them stay, too.
     """
     values = descending(logits)
     mass = values.softmax(-1)
@@ -106,7 +111,7 @@ def nucleus(logits: Tensor, p: float) -> Tensor:
 
 
 def descending(values: Tensor) -> Tensor:
-    """Float32 ``values``, sorted along the last dimension."""
+    """Return float32 ``values``, sorted along the last dimension."""
     if values.is_cuda:
         return values.sort(-1, descending=True).values
     # On a processor torch's sort, which keeps the places, takes several times as long.
@@ -121,11 +126,11 @@ class Shuffle:
     signs: Tensor
 
     def of(self, differences: Tensor) -> Tensor:
-        """The differences [n, ...] in their new places."""
+        """Return the differences [n, ...] at their new positions."""
         return self.signs.view(-1, *[1] * (differences.dim() - 1)) * differences[self.order]
 
     def opposite(self) -> Shuffle:
-        """The same shuffle with the other signs."""
+        """Return the same shuffle with the other signs."""
         return Shuffle(self.order, -self.signs)
 
 
@@ -138,28 +143,31 @@ def draw_shuffle(n: int, generator: torch.Generator, device: torch.device) -> Sh
 
 @dataclass(frozen=True)
 class Model:
-    """Predictions of a model: final hidden ``states`` float32 [n, hidden], behind the last norm, and its output
-    embedding ``head`` float32 [vocabulary, hidden]."""
+    """Predictions of a model.
+
+    Final hidden ``states`` float32 [n, hidden], behind the last norm, and its output embedding ``head`` float32
+    [vocabulary, hidden].
+    """
 
     states: Tensor
     head: Tensor
     kept: Tensor | None = None
 
     def keeping(self) -> Model:
-        """The same, with its logits in memory where they are few."""
+        """Return the same, with its logits in memory where they are few."""
         few = len(self.states) * len(self.head) <= KEPT
         return replace(self, kept=self.states @ self.head.T) if few else self
 
-    def at(self, places: Tensor | slice) -> Model:
-        """The predictions at some places."""
-        return Model(self.states[places], self.head)
+    def at(self, positions: Tensor | slice) -> Model:
+        """Return the predictions at some positions."""
+        return Model(self.states[positions], self.head)
 
     def logits(self, part: slice) -> Tensor:
-        """Logits float32 [slice, vocabulary]."""
+        """Return logits float32 [slice, vocabulary]."""
         return self.states[part] @ self.head.T if self.kept is None else self.kept[part]
 
     def slices(self) -> Iterator[slice]:
-        """Places of which the logits are made at once."""
+        """Return places of which the logits are made at once."""
         rows = max(1, LOGITS // len(self.head))
         for start in range(0, len(self.states), rows):
             yield slice(start, start + rows)
@@ -167,8 +175,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What fits read of the base: ``target`` float32 [n, hidden of the variant], E_p[W] at each token, and
-    ``frequency`` float64 [vocabulary], the mean of the base's predictions."""
+    """The information of the base that fits use.
+
+    ``target`` float32 [n, hidden of the variant], E_p[W] at each token, and ``frequency`` float64 [vocabulary], the
+    mean of the base's predictions.
+    """
 
     variant: Model
     target: Tensor
@@ -177,7 +188,7 @@ class Pairing:
 
 
 def pair(variant: Model, base: Model) -> Pairing:
-    """The pairing of a variant's predictions with the base's of the same tokens."""
+    """Return the pairing of a variant's predictions with the base's of the same tokens."""
     targets, entropies = [], []
     frequency = torch.zeros(len(base.head), dtype=torch.float64, device=base.head.device)
     for part in variant.slices():
@@ -188,15 +199,15 @@ def pair(variant: Model, base: Model) -> Pairing:
     return Pairing(variant, torch.cat(targets), frequency / len(variant.states), torch.cat(entropies))
 
 
-def controls_of(pairing: Pairing, shuffles: Sequence[Shuffle]) -> list[Pairing]:
-    """The pairings with what the base predicts otherwise shuffled among the tokens."""
+def shuffle_pairings(pairing: Pairing, shuffles: Sequence[Shuffle]) -> list[Pairing]:
+    """Return the pairings with what the base predicts otherwise shuffled among the tokens."""
     variant = pairing.variant
-    own = torch.cat([variant.logits(part).softmax(-1) @ variant.head for part in variant.slices()])
-    return [replace(pairing, target=own + one.of(pairing.target - own)) for one in shuffles]
+    expected = torch.cat([variant.logits(part).softmax(-1) @ variant.head for part in variant.slices()])
+    return [replace(pairing, target=expected + each.of(pairing.target - expected)) for each in shuffles]
 
 
-def temperatures(pairing: Pairing, buckets: int) -> Correction:
-    """The inverse temperatures of ``buckets`` equally filled buckets of the variant's entropy, by Newton's method.
+def fit_temperatures(pairing: Pairing, buckets: int) -> Correction:
+    """Return the inverse temperatures of equally filled ``buckets`` of the variant's entropy, by Newton's method.
 
     At the optimum of a bucket the mean over its tokens of E_p[z] is that of E_q,β[z]. The derivative rises with β, so
     that a step which leaves the interval known to hold the optimum is replaced by the interval's geometric middle.
@@ -230,8 +241,8 @@ def _by_bucket(values: Tensor, bucket: Tensor, buckets: int) -> Tensor:
     return torch.zeros(buckets, dtype=values.dtype, device=values.device).index_add_(0, bucket, values)
 
 
-def biased(pairing: Pairing, start: Correction) -> Correction:
-    """``start`` with a bias for every token of the vocabulary: ``b += ln((n p̄ + c) / (n q̄ + c))``, c the PRIOR.
+def fit_biases(pairing: Pairing, start: Correction) -> Correction:
+    """Return ``start`` with a bias for every token of the vocabulary: ``b += ln((n p̄ + c) / (n q̄ + c))``, c the PRIOR.
 
     Without the prior a round is one of iterative scaling (Darroch and Ratcliff 1972), which never raises the KL.
     """
@@ -239,28 +250,31 @@ def biased(pairing: Pairing, start: Correction) -> Correction:
     bias = torch.zeros_like(pairing.frequency)
     for _ in range(ROUNDS):
         current = replace(start, bias=bias.float())
-        own = torch.zeros_like(bias)
+        mass = torch.zeros_like(bias)
         for part in pairing.variant.slices():
             states = pairing.variant.states[part]
-            own += current.logits(pairing.variant.logits(part), states, pairing.variant.head).softmax(-1).sum(0)
-        bias = bias + ((n * pairing.frequency + PRIOR) / (own + PRIOR)).log()
+            mass += current.logits(pairing.variant.logits(part), states, pairing.variant.head).softmax(-1).sum(0)
+        bias = bias + ((n * pairing.frequency + PRIOR) / (mass + PRIOR)).log()
     return replace(start, bias=bias.float())
 
 
-def shuffled_biases(found: Correction, frequency: Tensor, generator: torch.Generator) -> Correction:
-    """``found`` with its biases shuffled among neighbours in the order of ``frequency`` [vocabulary]."""
-    assert found.bias is not None
+def shuffle_biases(correction: Correction, frequency: Tensor, generator: torch.Generator) -> Correction:
+    """Return ``correction`` with its biases shuffled among neighbours in the order of ``frequency`` [vocabulary]."""
+    assert correction.bias is not None
     order = frequency.argsort(descending=True, stable=True)
-    lots = torch.rand(len(order), generator=generator).to(order.device)
+    keys = torch.rand(len(order), generator=generator).to(order.device)
     block = torch.arange(len(order), device=order.device) // NEIGHBOURS
-    shuffled = order[(block + lots).argsort()]
-    bias = torch.empty_like(found.bias)
-    bias[order] = found.bias[shuffled]
-    return replace(found, bias=bias)
+    shuffled = order[(block + keys).argsort()]
+    bias = torch.empty_like(correction.bias)
+    bias[order] = correction.bias[shuffled]
+    return replace(correction, bias=bias)
 
 
-def gained(pairing: Pairing, steps: int) -> Correction:
-    """The gains of the last norm's features: ``steps`` of L-BFGS from 1, on the mean over tokens and a small ridge."""
+def fit_gains(pairing: Pairing, steps: int) -> Correction:
+    """Return the gains of the last norm's features.
+
+    ``steps`` of L-BFGS from 1, on the mean over tokens and a small ridge.
+    """
     variant = pairing.variant
     gain = torch.ones(variant.states.shape[1], device=variant.states.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([gain], max_iter=steps, max_eval=2 * steps, line_search_fn="strong_wolfe")
@@ -284,37 +298,42 @@ def gained(pairing: Pairing, steps: int) -> Correction:
     return replace(identity(), gain=gain.detach().clone())
 
 
-def remapped(variant: Model, base: Model, p: float, shuffles: Sequence[Shuffle] = ()) -> list[Correction]:
-    """The nucleus p' of the variant whose mean surprise is that of the base's nucleus ``p``, and a control for each of
-    ``shuffles``: every token wants to move by the difference that another token has between base and variant.
+def remap_nucleus(variant: Model, base: Model, p: float, shuffles: Sequence[Shuffle] = ()) -> list[Correction]:
+    """Return the nucleus p' of the variant with the mean surprise of the base's nucleus ``p``, and its controls.
+
+    There is a control for each of ``shuffles``: every token gets the difference between base and variant of another.
 
     Surprise is the entropy of what is left, nats.
     """
     device = base.head.device
     low, high = torch.logit(torch.tensor([0.01, 0.9999], dtype=torch.float64)).tolist()
     candidates = torch.linspace(low, high, NUCLEI, dtype=torch.float64, device=device).sigmoid().float()
-    asked = torch.tensor([p], device=device)
+    nucleus_of_base = torch.tensor([p], device=device)
     curve = torch.zeros(NUCLEI, dtype=torch.float64, device=device)
-    wanted, own = [], []
+    of_base, of_variant = [], []
     for part in variant.slices():
-        found = _surprises(variant.logits(part), torch.cat([candidates, asked])).double()
-        curve += found[:, :-1].sum(0)
-        own.append(found[:, -1])
-        wanted.append(_surprises(base.logits(part), asked)[:, 0].double())
-    before, difference = torch.cat(own), torch.cat(wanted) - torch.cat(own)
-    targets = [(before + one).sum() for one in (difference, *(one.of(difference) for one in shuffles))]
+        surprises = _surprises(variant.logits(part), torch.cat([candidates, nucleus_of_base])).double()
+        curve += surprises[:, :-1].sum(0)
+        of_variant.append(surprises[:, -1])
+        of_base.append(_surprises(base.logits(part), nucleus_of_base)[:, 0].double())
+    before, difference = torch.cat(of_variant), torch.cat(of_base) - torch.cat(of_variant)
+    differences = (difference, *(shuffle.of(difference) for shuffle in shuffles))
+    targets = [(before + wanted).sum() for wanted in differences]
     return [replace(identity(), top_p=_crossing(curve, target, candidates)) for target in targets]
 
 
-def _crossing(curve: Tensor, target: Tensor, places: Tensor) -> float:
-    """Where the rising ``curve`` at ``places`` reaches ``target``, straight between places and not beyond them."""
-    above = min(max(int((curve < target).sum()), 1), len(places) - 1)
+def _crossing(curve: Tensor, target: Tensor, positions: Tensor) -> float:
+    """Return the position where the rising ``curve`` reaches ``target``, interpolated linearly and clamped."""
+    above = min(max(int((curve < target).sum()), 1), len(positions) - 1)
     share = ((target - curve[above - 1]) / (curve[above] - curve[above - 1])).clamp(0, 1).item()
-    return float(places[above - 1] + share * (places[above] - places[above - 1]))
+    return float(positions[above - 1] + share * (positions[above] - positions[above - 1]))
 
 
 def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Entropy (nats) of each nucleus of the distributions of ``logits`` [n, vocabulary]: float32 [n, candidates]."""
+    """Return entropy (nats) of each nucleus of the distributions of ``logits`` [n, vocabulary].
+
+    Float32 [n, candidates].
+    """
     log = descending(logits.log_softmax(-1))
     mass = log.exp()
     cumulated = mass.cumsum(-1)
@@ -327,7 +346,7 @@ def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
 def fit(
     variant: Model, base: Model, buckets: int, steps: int, p: float, seed: int
 ) -> dict[tuple[str, int], Correction]:
-    """Every correction, by its name and the number of its control's shuffle, 0 for the correction itself.
+    """Return every correction, by its name and the number of its control's shuffle, 0 for the correction itself.
 
     ``none`` and ``top_p`` are what they start from.
     """
@@ -336,25 +355,27 @@ def fit(
     shuffles = [first, first.opposite()]
     variant = variant.keeping()
     true = pair(variant, base)
-    found = {("none", 0): identity(), ("top_p", 0): replace(identity(), top_p=p)}
-    for number, pairing in enumerate([true, *controls_of(true, shuffles)]):
-        found["temperature", number] = temperatures(pairing, 1)
-        found["entropy buckets", number] = temperatures(pairing, buckets)
-        found["gain", number] = gained(pairing, steps)
-    for number, one in enumerate(remapped(variant, base, p, shuffles)):
-        found["nucleus", number] = one
-    found["bias", 0] = biased(true, found["temperature", 0])
+    corrections = {("none", 0): identity(), ("top_p", 0): replace(identity(), top_p=p)}
+    for number, pairing in enumerate([true, *shuffle_pairings(true, shuffles)]):
+        corrections["temperature", number] = fit_temperatures(pairing, 1)
+        corrections["entropy buckets", number] = fit_temperatures(pairing, buckets)
+        corrections["gain", number] = fit_gains(pairing, steps)
+    for number, correction in enumerate(remap_nucleus(variant, base, p, shuffles)):
+        corrections["nucleus", number] = correction
+    corrections["bias", 0] = fit_biases(true, corrections["temperature", 0])
     for number in (1, 2):
-        start = replace(found["bias", 0], beta=found["temperature", number].beta)
-        found["bias", number] = shuffled_biases(start, true.frequency, generator)
-    return found
+        start = replace(corrections["bias", 0], beta=corrections["temperature", number].beta)
+        corrections["bias", number] = shuffle_biases(start, true.frequency, generator)
+    return corrections
 
 
 def score(
     corrections: Mapping[Name, Correction], variant: Model, base: Model, targets: Tensor, p: float
 ) -> dict[Name, dict[str, Tensor]]:
-    """What each correction leaves of the damage, [n] each: ``nll``, ``base_nll``, ``kl`` (nats), ``distance`` (total
-    variation), ``same_top1``, ``confidence``, ``right``.
+    """Score what each correction leaves of the damage; the values are [n] each.
+
+    They are ``nll``, ``base_nll``, ``kl`` (nats), ``distance`` (total variation), ``same_top1``, ``confidence``,
+    ``right``.
 
     ``targets``: int64 [n], the tokens to be predicted. A correction that cuts tokens off has no likelihood and no KL
     (NaN); its distance is that from the base's nucleus ``p``.
@@ -387,4 +408,7 @@ def score(
                     "right": top == target[:, 0],
                 }
             )
-    return {name: {key: torch.cat([one[key] for one in each]) for key in each[0]} for name, each in parts.items()}
+    return {
+        name: {key: torch.cat([columns[key] for columns in slices]) for key in slices[0]}
+        for name, slices in parts.items()
+    }

@@ -58,17 +58,20 @@ class Fidelity:
         self._base, self._blocks, self._transform = base, blocks, transform
         self._calibration = calibration
         self._first = {} if calibration is None else _readers(calibration)
-        self._moment: tuple[str, Tensor] | None = None
-        self._found: dict[str, dict[str, float]] = {}
+        self._latest: tuple[str, Tensor] | None = None
+        self._layers: dict[str, dict[str, float]] = {}
 
     def source(self, layer: str) -> str:
-        """The base's layer that ``layer`` of the altered model was made from."""
+        """Return the base's layer that ``layer`` of the altered model was made from."""
         if self._blocks is None:
             return layer
-        return re.sub(r"(?<=\.)(\d+)(?=\.)", lambda place: str(self._blocks[int(place[1])]), layer, count=1)  # type: ignore[index]
+        return re.sub(r"(?<=\.)(\d+)(?=\.)", lambda index: str(self._blocks[int(index[1])]), layer, count=1)  # type: ignore[index]
 
     def see(self, layer: str, after: Tensor, before: Tensor | None = None) -> None:
-        """A layer's dense weight [rows, columns]; ``before``: the base's of the same name where it is at hand."""
+        """Compare a layer's dense weight [rows, columns].
+
+        ``before``: the base's of the same name where it is loaded.
+        """
         if self._transform == "rotated":
             return
         source = self.source(layer)
@@ -81,11 +84,11 @@ class Fidelity:
         if self._transform == "scaled":
             after = unscaled(before, after)
         signal, noise, largest = _sums(before, after)
-        found = {
+        measures = {
             "weight_sqnr": decibels(signal, noise),
             "weight_outliers": largest * math.sqrt(before.numel() / signal) if signal else 1.0,
         }
-        self._found[layer] = {**found, **self._of_inputs(source, before, after)}
+        self._layers[layer] = {**measures, **self._of_inputs(source, before, after)}
 
     def go_through(self, model: PreTrainedModel) -> None:
         """See all linear layers of ``model``."""
@@ -100,43 +103,43 @@ class Fidelity:
         if self._calibration is None or first is None:
             return {}
         largest = self._calibration.max_abs(first)
-        found = {
+        measures = {
             "input_outliers": (largest.max() / largest.median().clamp_min(1e-12)).item(),
             "tokens": self._calibration.tokens_seen(first),
         }
-        moment = self._second_moment(first)
-        if moment is not None:
+        H = self._second_moment(first)
+        if H is not None:
             rows = torch.linspace(0, len(before) - 1, min(ROWS, len(before))).long()
             w, e = before[rows].float(), after[rows].float() - before[rows].float()
-            signal, noise = (((x @ moment) * x).double().sum().item() for x in (w, e))
-            found["output_sqnr"] = decibels(signal, noise)
-        return found
+            signal, noise = (((x @ H) * x).double().sum().item() for x in (w, e))
+            measures["output_sqnr"] = decibels(signal, noise)
+        return measures
 
     def _second_moment(self, first: str) -> Tensor | None:
-        if self._moment is None or self._moment[0] != first:
+        if self._latest is None or self._latest[0] != first:
             assert self._calibration is not None
-            if not self._calibration.moments_stored():
+            if not self._calibration.second_moments_stored():
                 return None
-            self._moment = (first, self._calibration.second_moment(first))
-        return self._moment[1]
+            self._latest = (first, self._calibration.second_moment(first))
+        return self._latest[1]
 
     def write(self, folder: Path) -> None:
         """Write ``layers.json``."""
-        text = json.dumps({name: _rounded(found) for name, found in self._found.items()}, indent=1)
+        text = json.dumps({name: _rounded(measures) for name, measures in self._layers.items()}, indent=1)
         (folder / LAYERS).write_text(text + "\n", encoding="utf-8")
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise), at most LIMIT."""
+    """Return 10 log10(signal / noise), at most LIMIT."""
     if noise <= 0:
         return LIMIT
     return min(LIMIT, 10 * math.log10(max(signal, 1e-300) / noise))
 
 
 def unscaled(before: Tensor, after: Tensor) -> Tensor:
-    """``after`` [rows, columns] with the scales of its rows and columns against ``before`` taken out: float32.
+    """Return ``after`` [rows, columns] with the scales of its rows and columns against ``before`` taken out: float32.
 
-    They are those of the least ‖after - diag(r) before diag(c)‖, found in turns.
+    They are those of the least ‖after - diag(r) before diag(c)‖, fitted in turns.
     """
     w, v = before.float(), after.float()
     rows, columns = torch.ones(len(w), 1), torch.ones(1, w.shape[1])
@@ -149,29 +152,29 @@ def unscaled(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    found = above / below
-    return torch.where(found.isfinite() & (found.abs() > 1e-6), found, torch.ones_like(found))
+    ratio = above / below
+    return torch.where(ratio.isfinite() & (ratio.abs() > 1e-6), ratio, torch.ones_like(ratio))
 
 
 def _sums(before: Tensor, after: Tensor) -> tuple[float, float, float]:
-    """‖before‖², ‖after - before‖², max|before|, piece by piece."""
+    """Return ‖before‖², ‖after - before‖², max|before|, piece by piece."""
     signal = noise = largest = 0.0
     step = rows_at_once(before.shape[1])
     for w, v in zip(before.split(step), after.split(step), strict=True):
-        one = w.float().flatten()
-        error = v.float().flatten() - one
+        exact = w.float().flatten()
+        error = v.float().flatten() - exact
         # A product with itself is one pass over memory; squares that are summed are three.
-        signal += one.dot(one).item()
+        signal += exact.dot(exact).item()
         noise += error.dot(error).item()
-        low, high = one.aminmax()
+        low, high = exact.aminmax()
         largest = max(largest, -low.item(), high.item())
     return signal, noise, largest
 
 
 def _readers(calibration: Statistics) -> dict[str, str]:
-    """``{linear: first linear that reads its input}``."""
+    """Return ``{linear: first linear that reads its input}``."""
     return {name: first for first, names in calibration.shared().items() for name in names}
 
 
-def _rounded(found: dict[str, float]) -> dict[str, float]:
-    return {key: float(f"{value:.6g}") for key, value in found.items()}
+def _rounded(measures: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.6g}") for key, value in measures.items()}

@@ -84,7 +84,7 @@ def survey(
 
 
 def constant(value: Tensor) -> bool:
-    """Whether all numbers of a tensor are the same."""
+    """Return whether all numbers of a tensor are the same."""
     first = value.flatten()[:1]
     # A few numbers tell most tensors apart.
     return value.numel() > 1 and bool((value.flatten()[:64] == first).all()) and bool((value == first).all())
@@ -98,18 +98,18 @@ def _different(one: Tensor, other: Tensor) -> int:
 
 
 def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype) -> None:
-    """Raises ValueError where a tensor on disk is not, bit for bit, what the model in memory stores."""
+    """Raise ValueError where a tensor on disk is not, bit for bit, what the model in memory stores."""
     expected = dict(stored_tensors(model, dtype))
-    for name, found in on_disk.items():
-        value, kind = expected.pop(name)
-        if digest(found) != digest(value.to(kind)):
+    for name, tensor in on_disk.items():
+        value, stored_dtype = expected.pop(name)
+        if digest(tensor) != digest(value.to(stored_dtype)):
             raise ValueError(f"{name} reads back differently from disk")
     if expected:
         raise ValueError(f"{min(expected)} is not on disk")
 
 
 def zero_share(linears: dict[str, nn.Linear]) -> float:
-    """Share of zeros among the weights of ``linears``."""
+    """Return share of zeros among the weights of ``linears``."""
     values = [linear.weight for linear in linears.values()]
     # count_nonzero takes several times as long on two-byte numbers.
     return sum(int((w == 0).sum()) for w in values) / sum(w.numel() for w in values)

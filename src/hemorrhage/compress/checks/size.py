@@ -20,20 +20,20 @@ class Stored:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint's weights with every tensor in full, headers of the files included."""
+    """Return bytes of a checkpoint's weights with every tensor in full, headers of the files included."""
     if shares_weights(folder):
         return int(json.loads((folder / FILE).read_text(encoding="utf-8"))["bytes"])
     return stored_bytes(folder)
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes that a checkpoint's weights take in its folder: without what it shares with the base model."""
+    """Return bytes that a checkpoint's weights take in its folder: without what it shares with the base model."""
     files = [*weight_files(folder), *folder.glob("*.gguf"), *folder.glob(FILE)]
     return sum(file.stat().st_size for file in files)
 
 
 def stored_bits(weights: Weights) -> float:
-    """Bits of all tensors of a checkpoint: packed words, scales, zero points, embeddings, norms."""
+    """Return bits of all tensors of a checkpoint: packed words, scales, zero points, embeddings, norms."""
     return sum(_bits(weights, name) for name in weights.names())
 
 
@@ -45,7 +45,7 @@ def stored_layers(
     zeros: Mapping[str, int],
     forms: Mapping[str, Any],
 ) -> Stored:
-    """Bits of all tensors of the checkpoint ``folder``, whose ``weights`` these are, and of those of its ``layers``.
+    """Return bits of all tensors of the checkpoint ``folder`` with these ``weights``, and of those of its ``layers``.
 
     Where ``mask_bits`` is given, the layers' weights are counted as an ideal sparse format would hold them: the nonzero
     values, and ``mask_bits`` for every place; ``zeros`` says how many each layer has.
@@ -64,9 +64,9 @@ def stored_layers(
     for file in folder.glob("*.gguf"):
         from hemorrhage.models.formats.gguf_file import stored_bits as bits_of_gguf
 
-        found = bits_of_gguf(file)
-        total += sum(found.values())
-        inside += sum(bits for name, bits in found.items() if name.startswith(prefixes))
+        bits_by_name = bits_of_gguf(file)
+        total += sum(bits_by_name.values())
+        inside += sum(bits for name, bits in bits_by_name.items() if name.startswith(prefixes))
     if mask_bits is not None:
         for name, form in forms.items():
             if form.scheme is not None:

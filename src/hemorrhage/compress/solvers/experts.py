@@ -43,12 +43,12 @@ class MixtureSettings(Settings):
 
 
 def number_of_experts(config: ConfigJson) -> int:
-    """Experts of a block of a model with this config.json; 0 where it has none."""
+    """Return experts of a block of a model with this config.json; 0 where it has none."""
     return config.get("num_local_experts") or config.get("num_experts") or 0
 
 
 def dense_problem(config: ConfigJson) -> str | None:
-    """Why a model with this config.json can't become a mixture of experts, in one line, or None."""
+    """Return the reason why a model with this config.json can't become a mixture of experts, or None."""
     if config["model_type"] not in DENSE:
         return f"model_type {config['model_type']} can't become a mixture of experts; {' and '.join(DENSE)} can"
     for bias in ("attention_bias", "mlp_bias"):

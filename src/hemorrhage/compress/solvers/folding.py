@@ -27,39 +27,39 @@ CLOSE = 1e-4
 """Of the largest number that leaves the block."""
 
 
-def makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """``{first linear: name of the layer that makes its input}`` of those ``inputs`` that a factor can be moved from.
+def find_makers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return ``{first linear: name of the layer that makes its input}`` of ``inputs`` that a factor can be moved from.
 
-    ``inputs``: first linear -> all linears that read the same. Tried on one block of each kind; blocks of a kind are
-    alike. The first that can be found in a block, norms before linear layers, is taken.
+    ``inputs``: first linear -> all linears that read the same. Tried on one block of each structure; blocks of a
+    structure are alike. The first that fits in a block, norms before linear layers, is taken.
     """
     from hemorrhage.models.blockwise import embed, in_float32, run_block
 
     names = {module: name for name, module in model.named_modules()}
     linears = linears_of(model)
-    kinds: dict[Any, dict[str, str]] = {}
-    found: dict[str, str] = {}
+    tried: dict[Any, dict[str, str]] = {}
+    makers: dict[str, str] = {}
     with torch.no_grad():
         tokens = torch.arange(1, TOKENS + 1, device=model.device)[None]
         (states,), arguments = embed(model, (tokens,))
         for index, block in enumerate(blocks(model)):
             prefix = f"{names[block]}."
-            own = {first: group for first, group in inputs.items() if first.startswith(prefix)}
-            kind = tuple((name, type(module)) for name, module in block.named_modules())
-            if kind not in kinds:
+            inside = {first: group for first, group in inputs.items() if first.startswith(prefix)}
+            structure = tuple((name, type(module)) for name, module in block.named_modules())
+            if structure not in tried:
                 with in_float32(block):
                     usual = run_block(block, states, arguments[index])
-                    kinds[kind] = {
+                    tried[structure] = {
                         first.removeprefix(prefix): maker
-                        for first, group in own.items()
+                        for first, group in inside.items()
                         if (maker := _maker(block, [linears[name] for name in group], usual, states, arguments[index]))
                     }
-            found |= {
-                first: prefix + kinds[kind][first.removeprefix(prefix)]
-                for first in own
-                if first.removeprefix(prefix) in kinds[kind]
+            makers |= {
+                first: prefix + tried[structure][first.removeprefix(prefix)]
+                for first in inside
+                if first.removeprefix(prefix) in tried[structure]
             }
-    return found
+    return makers
 
 
 def _maker(
@@ -75,14 +75,14 @@ def _maker(
     ]
     factor = torch.tensor([0.5, 2.0, 4.0], device=usual.device).repeat(width // 3 + 1)[:width]
     for name in (*norms, *linear):
-        with _moved(modules[name], readers, factor):
+        with _move_factor(modules[name], readers, factor):
             after = run_block(block, states, arguments)
-        with _scaled(modules[name], factor):
+        with _divide_output(modules[name], factor):
             alone = run_block(block, states, arguments)
         limit = CLOSE * usual.abs().max()
         # A layer that nothing reads could be divided by anything.
-        if (after - usual).abs().max() <= limit < (alone - usual).abs().max():
-            return name
+        if bool((after - usual).abs().max() <= limit < (alone - usual).abs().max()):
+            return str(name)
     return None
 
 
@@ -92,12 +92,12 @@ def _is_norm(module: nn.Module, width: int) -> bool:
 
 
 @contextlib.contextmanager
-def _moved(maker: nn.Module, readers: list[nn.Linear], factor: Tensor) -> Iterator[None]:
-    """Inside, what ``maker`` gives is divided by ``factor``, and the columns of ``readers`` are multiplied by it."""
+def _move_factor(maker: nn.Module, readers: list[nn.Linear], factor: Tensor) -> Iterator[None]:
+    """Move ``factor`` from the output of ``maker`` to the columns of ``readers`` inside the context."""
     for reader in readers:
         reader.weight.data.mul_(factor)
     try:
-        with _scaled(maker, factor):
+        with _divide_output(maker, factor):
             yield
     finally:
         for reader in readers:
@@ -105,13 +105,13 @@ def _moved(maker: nn.Module, readers: list[nn.Linear], factor: Tensor) -> Iterat
 
 
 @contextlib.contextmanager
-def _scaled(maker: Any, factor: Tensor) -> Iterator[None]:
-    """Inside, what ``maker`` gives is divided by ``factor``: powers of two, so that all comes back exactly."""
-    parts = [part.data for part in (maker.weight, getattr(maker, "bias", None)) if part is not None]
-    for part in parts:
-        part.div_(factor if part.dim() == 1 else factor[:, None])
+def _divide_output(maker: Any, factor: Tensor) -> Iterator[None]:
+    """Divide the output of ``maker`` by ``factor`` inside the context: powers of two, so that it is undone exactly."""
+    parameters = [value.data for value in (maker.weight, getattr(maker, "bias", None)) if value is not None]
+    for value in parameters:
+        value.div_(factor if value.dim() == 1 else factor[:, None])
     try:
         yield
     finally:
-        for part in parts:
-            part.mul_(factor if part.dim() == 1 else factor[:, None])
+        for value in parameters:
+            value.mul_(factor if value.dim() == 1 else factor[:, None])

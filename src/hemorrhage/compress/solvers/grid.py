@@ -63,9 +63,9 @@ class GroupSettings(Settings):
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         if self.group_size == "channel":
             return None
-        for what, width in input_widths(config).items():
+        for dimension, width in input_widths(config).items():
             if width % self.group_size:
-                return f"group_size {self.group_size} does not divide the model's {what} of {width}"
+                return f"group_size {self.group_size} does not divide the model's {dimension} of {width}"
         return None
 
     def check_model(self, model: PreTrainedModel) -> str | None:
@@ -94,7 +94,7 @@ class Grid:
     bits: int
 
     def round(self, weights: Tensor, codes: Tensor, values: Tensor) -> None:
-        """Write the ``codes`` of ``weights`` and the ``values`` they stand for, all float32 of one shape.
+        """Write the ``codes`` of ``weights`` and the ``values`` they read back as, all float32 of one shape.
 
         ``weights`` are the elements of groups: [..., groups], one for each scale.
         """
@@ -116,20 +116,20 @@ class Quantized:
     zero: Tensor | None
 
     def dense(self) -> Tensor:
-        """The weights that a reader of the checkpoint sees: float32 [rows, columns]."""
-        groups = self.codes.unflatten(1, (self.scale.shape[1], -1)).float()
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        groups: Tensor = self.codes.unflatten(1, (self.scale.shape[1], -1)).float()
         if self.zero is not None:
             groups = groups - self.zero.unsqueeze(2)
         return (groups * self.scale.float().unsqueeze(2)).flatten(1)
 
 
 def code_dtype(bits: int) -> torch.dtype:
-    """The type of codes of ``bits``: int8, or int16 above 8 bits, which no checkpoint here has."""
+    """Return the type of codes of ``bits``: int8, or int16 above 8 bits, which no checkpoint here has."""
     return torch.int8 if bits <= 8 else torch.int16
 
 
 def fit(weights: Tensor, dim: int, settings: GridSettings, dtype: torch.dtype) -> Grid:
-    """Grid of the groups of float32 ``weights`` that lie along ``dim``, which the result has not."""
+    """Return grid of the groups of float32 ``weights`` that lie along ``dim``, which the result has not."""
     low = weights.amin(dim).clamp_(max=0)
     high = weights.amax(dim).clamp_(min=0)
     steps = 2**settings.bits - 1
@@ -144,7 +144,7 @@ def fit(weights: Tensor, dim: int, settings: GridSettings, dtype: torch.dtype) -
 
 
 def group_width(name: str, columns: int, settings: GroupSettings) -> int:
-    """Weights per scale in a layer of ``columns`` inputs. Raises RefusedError where groups don't divide it."""
+    """Return weights per scale in a layer of ``columns`` inputs. Raises RefusedError where groups don't divide it."""
     if settings.group_size == "channel":
         return columns
     if columns % settings.group_size:

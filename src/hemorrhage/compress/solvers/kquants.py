@@ -57,7 +57,7 @@ WEIGHTED = Search(-0.9, 0.05, 36)
 
 
 def quantize(weight: Tensor, kind: str, importance: Tensor | None = None) -> Tensor:
-    """The blocks of ``weight`` float32 [rows, columns]: uint8 [rows, bytes of a row].
+    """Return the blocks of ``weight`` float32 [rows, columns]: uint8 [rows, bytes of a row].
 
     ``kind`` is a type's name in lower case, ``importance`` float32 [columns]. Raises ValueError where the
     type is unknown or its blocks do not divide the columns.
@@ -86,7 +86,7 @@ def _by_package(weight: Tensor, kind: str) -> Tensor:
 def _by_pieces(
     weight: Tensor, importance: Tensor | None, width: int, coder: Callable[..., Tensor], *more: Tensor
 ) -> Tensor:
-    """The bytes [blocks, bytes of a block] that ``coder`` makes of blocks of ``width`` weights."""
+    """Return the bytes [blocks, bytes of a block] that ``coder`` makes of blocks of ``width`` weights."""
     blocks = weight.reshape(-1, width)
     worth = None if importance is None else importance.expand_as(weight).reshape(-1, width)
     size = PIECE * SUPER // width
@@ -102,11 +102,11 @@ def _by_pieces(
     )
 
 
-# Searches. x is [weights of a sub-block, sub-blocks]; what is found has one value for each sub-block.
+# Searches. x is [weights of a sub-block, sub-blocks]; what is fitted has one value for each sub-block.
 
 
 def fit_scale(x: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Scale [n] and codes [width, n] in -limit ... limit - 1 of the least weighted error (make_qx_quants)."""
+    """Return scale [n] and codes [width, n] in -limit ... limit - 1 of the least weighted error (make_qx_quants)."""
     peak = x.gather(0, x.abs().argmax(0, keepdim=True)).squeeze(0)
     empty = peak.abs() < NOTHING
     peak = peak.masked_fill(empty, 1.0)
@@ -119,15 +119,15 @@ def fit_scale(x: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
         along = (weighted * x).sum(0)
         length = weighted.mul_(codes).sum(0)
         better = (length > 0) & (along.square() > gain * length)
-        found = along / length
-        scale = torch.where(better, found, scale)
-        gain = torch.where(better, found * along, gain)
+        best = along / length
+        scale = torch.where(better, best, scale)
+        gain = torch.where(better, best * along, gain)
         chosen = torch.where(better, inverse, chosen)
     return scale.masked_fill(empty, 0.0), (x * chosen).round_().clamp_(-limit, limit - 1)
 
 
 def fit_scale_and_minimum(x: Tensor, weights: Tensor, limit: int, search: Search) -> tuple[Tensor, Tensor]:
-    """Scale and minimum (0 or positive, to subtract), each [n], for codes 0 ... limit (make_qkx2_quants)."""
+    """Return scale and minimum (0 or positive, to subtract), each [n], for codes 0 ... limit (make_qkx2_quants)."""
     low = x.amin(0).clamp_(max=0)
     high = x.amax(0)
     flat = high <= low
@@ -156,16 +156,16 @@ def fit_scale_and_minimum(x: Tensor, weights: Tensor, limit: int, search: Search
         above = bottom > 0
         fitted = torch.where(above, across / second, fitted)
         bottom = bottom.masked_fill(above, 0.0)
-        found = error(codes, fitted, bottom)
-        better = (determinant > 0) & (found < least)
-        least = torch.where(better, found, least)
+        loss = error(codes, fitted, bottom)
+        better = (determinant > 0) & (loss < least)
+        least = torch.where(better, loss, least)
         scale = torch.where(better, fitted, scale)
         low = torch.where(better, bottom, low)
     return scale.masked_fill(flat, 0.0), -low
 
 
 def refine(x: Tensor, weights: Tensor, codes: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Scale [n] and ``codes``, changed one by one while that lessens the error (make_q3_quants)."""
+    """Return scale [n] and ``codes``, changed one by one while that lessens the error (make_q3_quants)."""
     codes = codes.clone()
     along = (weights * x * codes).sum(0)
     length = (weights * codes.square()).sum(0)
@@ -187,7 +187,7 @@ def refine(x: Tensor, weights: Tensor, codes: Tensor, low: int, high: int) -> tu
 
 
 def fit_positive(x: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Scale [n] and codes 0 ... limit [width, n] of values that are 0 or positive (make_qp_quants)."""
+    """Return scale [n] and codes 0 ... limit [width, n] of values that are 0 or positive (make_qp_quants)."""
     top = x.amax(0)
     empty = top < NOTHING
     top = top.masked_fill(empty, 1.0)
@@ -196,9 +196,9 @@ def fit_positive(x: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor
     for step in (*range(-4, 0), *range(1, 5)):
         inverse = (limit + 0.1 * step) / top
         codes = (x * inverse).round_().clamp_(max=limit)
-        found = (weights * (x - codes / inverse).square_()).sum(0)
-        better = found < least
-        least = torch.where(better, found, least)
+        loss = (weights * (x - codes / inverse).square_()).sum(0)
+        better = loss < least
+        least = torch.where(better, loss, least)
         chosen = torch.where(better, inverse, chosen)
     scale, codes = refine(x, weights, (x * chosen).round_().clamp_(0, limit), 0, limit)
     return scale.masked_fill(empty, 0.0), codes.masked_fill(empty, 0.0)
@@ -227,14 +227,14 @@ def _q3_k(x: Tensor, worth: Tensor | None) -> Tensor:
     if worth is None:
         peak = parts.gather(0, parts.abs().argmax(0, keepdim=True))
         first = torch.where(peak.abs() < NOTHING, 0.0, parts * (-4 / peak)).round_().clamp_(-4, 3)
-        found = refine(parts, parts.square(), first, -4, 3)[0].view(len(x), 16)
-        largest = found.gather(1, found.abs().argmax(1, keepdim=True))
+        fitted = refine(parts, parts.square(), first, -4, 3)[0].view(len(x), 16)
+        largest = fitted.gather(1, fitted.abs().argmax(1, keepdim=True))
         step = largest / -32
-        scales = torch.where(step == 0, 0.0, found / step).round_().clamp_(-32, 31)
+        scales = torch.where(step == 0, 0.0, fitted / step).round_().clamp_(-32, 31)
     else:
         weights = _sub_blocks(_weights(x, worth, 2.0), 16)
-        found = fit_scale(parts, weights, 4)[0].view(len(x), 16)
-        best, codes = fit_scale(found.T.contiguous(), weights.sum(0).view(len(x), 16).T, 32)
+        fitted = fit_scale(parts, weights, 4)[0].view(len(x), 16)
+        best, codes = fit_scale(fitted.T.contiguous(), weights.sum(0).view(len(x), 16).T, 32)
         step, scales = best.unsqueeze(1), codes.T
     d = step.half()
     codes = _codes(x, d.float() * scales, None, 16, -4, 3)
@@ -247,10 +247,10 @@ def _q3_k(x: Tensor, worth: Tensor | None) -> Tensor:
 def _q6_k(x: Tensor, worth: Tensor | None) -> Tensor:
     parts = _sub_blocks(x, 16)
     weights = parts.square() if worth is None else _sub_blocks(worth, 16)
-    found = fit_scale(parts, weights, 32)[0].view(len(x), 16)
-    largest = found.gather(1, found.abs().argmax(1, keepdim=True))
+    fitted = fit_scale(parts, weights, 32)[0].view(len(x), 16)
+    largest = fitted.gather(1, fitted.abs().argmax(1, keepdim=True))
     step = torch.where(largest.abs() < NOTHING, 0.0, largest / -128)
-    scales = torch.where(step == 0, 0.0, found / step).round_().clamp_(-128, 127)
+    scales = torch.where(step == 0, 0.0, fitted / step).round_().clamp_(-128, 127)
     d = step.half()
     codes = _codes(x, d.float() * scales, None, 16, -32, 31)
     # 128 weights at a time: the low halves of four rows of 32 in two bytes, their high bits in one.
@@ -266,21 +266,21 @@ def _q6_k(x: Tensor, worth: Tensor | None) -> Tensor:
 def _with_minimum(
     x: Tensor, worth: Tensor | None, width: int, bits: int, limit: int, search: Search
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """d and m (bytes of float16), sub-blocks' scales and minima in 0 ... ``limit``, codes, all uint8."""
+    """Return d and m (bytes of float16), sub-blocks' scales and minima in 0 ... ``limit``, codes, all uint8."""
     parts, number = _sub_blocks(x, width), SUPER // width
     if worth is None:
         weights = parts.abs() if search.absolute else parts.abs() + parts.square().mean(0).sqrt_()
-        found = [part.view(-1, number) for part in fit_scale_and_minimum(parts, weights, 2**bits - 1, search)]
-        steps = [part.amax(1, keepdim=True).clamp_(min=0) / limit for part in found]
+        exact = [part.view(-1, number) for part in fit_scale_and_minimum(parts, weights, 2**bits - 1, search)]
+        steps = [part.amax(1, keepdim=True).clamp_(min=0) / limit for part in exact]
         coded = [
             torch.where(step == 0, 0.0, part / step).round_().clamp_(0, limit)
-            for part, step in zip(found, steps, strict=True)
+            for part, step in zip(exact, steps, strict=True)
         ]
     else:
         weights = _sub_blocks(_weights(x, worth, 1.0 if bits == 2 else 2.0), width)
         sums = weights.sum(0).view(-1, number).T
-        found = [part.view(-1, number) for part in fit_scale_and_minimum(parts, weights, 2**bits - 1, WEIGHTED)]
-        fitted = [fit_positive(part.T.contiguous(), sums, limit) for part in found]
+        exact = [part.view(-1, number) for part in fit_scale_and_minimum(parts, weights, 2**bits - 1, WEIGHTED)]
+        fitted = [fit_positive(part.T.contiguous(), sums, limit) for part in exact]
         steps, coded = [step.unsqueeze(1) for step, _ in fitted], [codes.T for _, codes in fitted]
     d, m = (step.half() for step in steps)
     codes = _codes(x, d.float() * coded[0], m.float() * coded[1], width, 0, 2**bits - 1)
@@ -303,8 +303,8 @@ def _q5_0(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
 
 def _q5_1(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
     weights = worth * (spread + x.square()).sqrt()
-    found = fit_scale_and_minimum(x.T.contiguous(), weights.T.contiguous(), 31, WEIGHTED)
-    d, m = (part.unsqueeze(1).half() for part in found)
+    fitted = fit_scale_and_minimum(x.T.contiguous(), weights.T.contiguous(), 31, WEIGHTED)
+    d, m = (part.unsqueeze(1).half() for part in fitted)
     codes = _codes(x, d.float(), m.float(), SMALL, 0, 31)
     return torch.cat([d.view(torch.uint8), (-m).view(torch.uint8), _fifth_bit(codes), _low_halves(codes)], dim=1)
 
@@ -325,7 +325,7 @@ WIDTHS = dict.fromkeys(SUPER_TYPES, SUPER) | dict.fromkeys((*SMALL_TYPES, "q8_0"
 
 
 def _sub_blocks(x: Tensor, width: int) -> Tensor:
-    """[super-blocks, 256] -> [width, sub-blocks]."""
+    """Return [super-blocks, 256] -> [width, sub-blocks]."""
     return x.reshape(-1, width).T.contiguous()
 
 
@@ -334,7 +334,7 @@ def _weights(x: Tensor, worth: Tensor, factor: float) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor, minimum: Tensor | None, width: int, low: int, high: int) -> Tensor:
-    """Nearest codes uint8 of ``x`` [n, weights] for the scales (and minima) [n, sub-blocks]; ``low`` is 0."""
+    """Return nearest codes uint8 of ``x`` [n, weights] for the scales (and minima) [n, sub-blocks]; ``low`` is 0."""
     parts = x.reshape(len(x), -1, width)
     if minimum is not None:
         parts = parts + minimum.unsqueeze(2)
@@ -344,7 +344,7 @@ def _codes(x: Tensor, scale: Tensor, minimum: Tensor | None, width: int, low: in
 
 
 def _shifted(parts: Tensor, bits: int) -> Tensor:
-    """[n, ..., k, m] -> [n, rest]: k values of few ``bits`` side by side in a byte, the first lowest."""
+    """Return [n, ..., k, m] -> [n, rest]: k values of few ``bits`` side by side in a byte, the first lowest."""
     total = torch.zeros_like(parts.select(-2, 0))
     for place in range(parts.shape[-2]):
         total |= parts.select(-2, place) << (bits * place)
@@ -352,22 +352,22 @@ def _shifted(parts: Tensor, bits: int) -> Tensor:
 
 
 def _quarters(codes: Tensor, bits: int) -> Tensor:
-    """Codes of 2 bits [n, 256], four rows of 32 into 32 bytes."""
+    """Return codes of 2 bits [n, 256], four rows of 32 into 32 bytes."""
     return _shifted(codes.view(-1, 2, 4, 32), bits)
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Codes of 4 bits [n, 256], two rows of 32 into 32 bytes."""
+    """Return codes of 4 bits [n, 256], two rows of 32 into 32 bytes."""
     return _shifted(codes.view(-1, 4, 2, 32), 4)
 
 
 def _one_bit(codes: Tensor) -> Tensor:
-    """Codes of 1 bit [n, 256], eight rows of 32 into 32 bytes."""
+    """Return codes of 1 bit [n, 256], eight rows of 32 into 32 bytes."""
     return _shifted(codes.view(-1, 1, 8, 32), 1)
 
 
 def _six_bits(scales: Tensor, minima: Tensor) -> Tensor:
-    """Eight scales and minima of 6 bits in 12 bytes: the last four's high bits lie above the first four."""
+    """Return eight scales and minima of 6 bits in 12 bytes: the last four's high bits lie above the first four."""
     first = [part[:, :4] | ((part[:, 4:] >> 4) << 6) for part in (scales, minima)]
     return torch.cat([*first, (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)], dim=1)
 
@@ -378,6 +378,6 @@ def _low_halves(codes: Tensor) -> Tensor:
 
 
 def _fifth_bit(codes: Tensor) -> Tensor:
-    """The highest bits of 32 codes of 5 bits in 4 bytes, the first code's lowest."""
+    """Return the highest bits of 32 codes of 5 bits in 4 bytes, the first code's lowest."""
     bits = (codes >> 4).view(-1, 4, 8).transpose(1, 2)
     return _shifted(bits, 1)

@@ -49,7 +49,7 @@ def store(
 
 
 def pack(name: str, quantized: Quantized, bits: int, silent: bool = False) -> dict[str, Tensor]:
-    """Tensors to store for the linear layer ``name``, by suffix; see hemorrhage.models.formats.packed.
+    """Return tensors to store for the linear layer ``name``, by suffix; see hemorrhage.models.formats.packed.
 
     ``silent``: all of its weights were one number before.
     """

@@ -25,13 +25,13 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def check(config: ConfigJson) -> str | None:
-    """Why a model with this config.json can't be smoothed, or None."""
-    found = next((key for key in EXPERTS if config.get(key)), None)
-    return found and f"smoothing is for dense blocks, and this model has {found} {config[found]}"
+    """Return the reason why a model with this config.json can't be smoothed, or None."""
+    key = next((key for key in EXPERTS if config.get(key)), None)
+    return key and f"smoothing is for dense blocks, and this model has {key} {config[key]}"
 
 
-def norms_before(model: PreTrainedModel) -> dict[str, Any]:
-    """``{linear layer: norm whose output it reads}`` for those of the decoder blocks that read one.
+def norms_before(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return ``{linear layer: norm whose output it reads}`` for those of the decoder blocks that read one.
 
     Observed while the model runs over one token, and so independent of what an architecture calls its layers.
     """
@@ -41,33 +41,33 @@ def norms_before(model: PreTrainedModel) -> dict[str, Any]:
     names = {module: name for name, module in model.named_modules()}
     # The outputs are kept until the end, or else a later tensor could have an earlier one's identity.
     outputs: list[tuple[Tensor, nn.Module]] = []
-    found: dict[str, Any] = {}
+    norms: dict[str, nn.Module] = {}
 
-    def made(module: nn.Module, _: Any, output: Tensor) -> None:
+    def note_output(module: nn.Module, _: Any, output: Tensor) -> None:
         outputs.append((output, module))
 
-    def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def note_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         norm = next((norm for output, norm in outputs if output is arguments[0]), None)
         if norm is not None:
-            found[names[module]] = norm
+            norms[names[module]] = norm
 
     hooks = []
     for module in inside:
         weight = getattr(module, "weight", None)
         if isinstance(module, torch.nn.Linear):
-            hooks.append(module.register_forward_pre_hook(read))
+            hooks.append(module.register_forward_pre_hook(note_input))
         elif isinstance(weight, torch.nn.Parameter) and weight.dim() == 1:
-            hooks.append(module.register_forward_hook(made))
+            hooks.append(module.register_forward_hook(note_output))
     try:
         forward_blockwise(model, torch.zeros((1, 1), dtype=torch.long, device=model.device))
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return norms
 
 
-def foldable_norms(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """``norms_before`` of the ``inputs`` {first linear: [linears]} whose norm takes their factors.
+def foldable_norms(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) -> dict[str, nn.Module]:
+    """Return ``norms_before`` of the ``inputs`` {first linear: [linears]} whose norm takes their factors.
 
     Raises RefusedError where one does not, or none is there: smoothing would alter what the model computes, or nothing.
     """
@@ -76,7 +76,7 @@ def foldable_norms(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) 
     name = type(model).__name__
     if not groups:
         raise RefusedError(f"no linear layer of {name} reads what a norm makes, so there is nothing to smooth")
-    makers = folding.makers(model, groups)
+    makers = folding.find_makers(model, groups)
     for first in groups:
         if first not in makers or model.get_submodule(makers[first]) is not norms[first]:
             raise RefusedError(
@@ -86,8 +86,7 @@ def foldable_norms(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]]) 
 
 
 def scales(largest: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
-    """s [n] of the layers ``weights`` [rows_i, n] that read inputs of up to ``largest`` [n] in absolute
-    value.
+    """Return s [n] of the layers ``weights`` [rows_i, n] that read inputs of magnitude up to ``largest`` [n].
 
     Features that are always zero, in the inputs or in the weights, keep a scale of 1.
     """
@@ -97,10 +96,9 @@ def scales(largest: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
 
 
 def fold(norm: Any, scale: Tensor) -> Tensor:
-    """Divide the weight and bias of ``norm`` by ``scale`` [n]; the readers' columns are multiplied by the
-    result.
+    """Divide the weight and bias of ``norm`` by ``scale`` [n]; return the factors of the readers' columns.
 
-    That is ``scale``, but for the rounding of the norm's weight to its own dtype. Raises ValueError for a
+    They are ``scale``, but for the rounding of the norm's weight to its own dtype. Raises ValueError for a
     norm that is not proportional to its weight (Gemma's are 1 + weight).
     """
     weight = norm.weight.data

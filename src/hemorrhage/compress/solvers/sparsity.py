@@ -83,9 +83,9 @@ class SparsitySettings(Settings):
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         if self.pattern:
-            for what, width in input_widths(config).items():
+            for dimension, width in input_widths(config).items():
                 if width % self.pattern[1]:
-                    return f"sparsity {self.sparsity} does not divide the model's {what} of {width}"
+                    return f"sparsity {self.sparsity} does not divide the model's {dimension} of {width}"
         return None
 
     def check_model(self, model: PreTrainedModel) -> str | None:
@@ -110,7 +110,7 @@ class CalibratedSettings(SparsitySettings):
 
     @property
     def propagates(self) -> bool:
-        """Whether inputs are those behind the blocks that are pruned already."""
+        """True where inputs are those behind the blocks that are pruned already."""
         return self.sequential
 
     @property
@@ -120,7 +120,7 @@ class CalibratedSettings(SparsitySettings):
 
 
 def lowest(scores: Tensor, share: float) -> Tensor:
-    """Boolean mask of the ``share`` lowest of all ``scores``: exactly round(share · number), any shape."""
+    """Return boolean mask of the ``share`` lowest of all ``scores``: exactly round(share · number), any shape."""
     import numpy as np
 
     count = round(share * scores.numel())
@@ -139,14 +139,14 @@ def lowest(scores: Tensor, share: float) -> Tensor:
 
 
 def lowest_of_rows(scores: Tensor, share: float) -> Tensor:
-    """Boolean mask of the round(share · columns) lowest of every row of ``scores`` [rows, columns]."""
+    """Return boolean mask of the round(share · columns) lowest of every row of ``scores`` [rows, columns]."""
     count = round(share * scores.shape[1])
     drop = scores.topk(count, dim=1, largest=False, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, drop, True)
 
 
 def lowest_of_groups(scores: Tensor, kept: int, among: int, name: str = "") -> Tensor:
-    """Boolean mask of the lowest ``among - kept`` of every ``among`` neighbouring columns of ``scores``."""
+    """Return boolean mask of the lowest ``among - kept`` of every ``among`` neighbouring columns of ``scores``."""
     if scores.shape[1] % among:
         raise ValueError(f"sparsity {kept}:{among}: {among} does not divide the {scores.shape[1]} inputs of {name}")
     groups = scores.reshape(-1, among)
@@ -154,16 +154,16 @@ def lowest_of_groups(scores: Tensor, kept: int, among: int, name: str = "") -> T
 
 
 def check_zeros(linears: dict[str, nn.Linear], settings: SparsitySettings, before: float) -> None:
-    """Raises ValueError where ``linears`` are not as sparse as ``settings`` say.
+    """Raise ValueError where ``linears`` are not as sparse as ``settings`` say.
 
     Allowed are 0.1 %, half a weight per row for the rounding of Wanda's count, and the share ``before`` of
     zeros that were there before.
     """
-    found = zero_share(linears)
+    share = zero_share(linears)
     width = min(linear.in_features for linear in linears.values())
     slack = 0.001 + (0 if settings.pattern else 0.5 / width)
-    if not settings.severity - slack <= found <= settings.severity + slack + before:
-        raise ValueError(f"{100 * settings.severity:g} % of the weights were to become zero; {100 * found:.2f} % are")
+    if not settings.severity - slack <= share <= settings.severity + slack + before:
+        raise ValueError(f"{100 * settings.severity:g} % of the weights were to become zero; {100 * share:.2f} % are")
     if settings.pattern:
         kept, among = settings.pattern
         for name, linear in linears.items():

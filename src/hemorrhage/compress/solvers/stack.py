@@ -49,14 +49,14 @@ class AddedSettings(Settings):
         return None if count(self.added, number) else f"added {self.added} of {number} layers is no layer"
 
     def number(self, blocks: int) -> int:
-        """New blocks for a model of ``blocks``. Raises ValueError where that is none."""
+        """Return the number of new blocks for a model of ``blocks``. Raises ValueError where that is none."""
         problem = self.check({"num_hidden_layers": blocks})
         if problem:
             raise ValueError(problem)
         return count(self.added, blocks)
 
     def order(self, blocks: int) -> list[int]:
-        """Place in a model of so many ``blocks`` that each block of the larger one is made from."""
+        """Return place in a model of so many ``blocks`` that each block of the larger one is made from."""
         raise NotImplementedError
 
     def check_model(self, model: PreTrainedModel) -> str | None:
@@ -146,19 +146,19 @@ def _check_kinds(model: PreTrainedModel) -> None:
 
 
 def are_alike(stack: nn.ModuleList) -> bool:
-    """Whether all blocks are of one kind, wherever they are."""
+    """Return whether all blocks are of one kind, wherever they are."""
     return all(_difference(stack[0], other) is None for other in stack)
 
 
 def _difference(block: nn.Module, wanted: nn.Module) -> str | None:
-    """What a block that is to stand in a place has another than the block that config.json puts there."""
-    theirs = dict(wanted.named_modules())
+    """Return the first attribute in which a block differs from the one that config.json puts at its index, or None."""
+    theirs: dict[str, nn.Module] = dict(wanted.named_modules())
     for name, module in block.named_modules():
         where = f"{name}." if name else ""
         if name not in theirs:
-            return name
+            return str(name)
         if type(theirs[name]) is not type(module):
-            # A layer that was packed is one in the same place.
+            # A packed layer is in a linear layer's place.
             if not list(theirs[name].children()):
                 continue
             return name or type(wanted).__name__
@@ -174,7 +174,10 @@ KEPT = ("layer_idx", "training", "in_features", "out_features", "num_key_value_g
 
 
 def sources(model: PreTrainedModel) -> list[int]:
-    """The block that each block of ``model`` was before ``rearrange``; a copy's is the one it was copied from."""
+    """Return the block that each block of ``model`` was before ``rearrange``.
+
+    A copy's is the one it was copied from.
+    """
     return [vars(block)["source"] for block in blocks(model)]
 
 
@@ -219,5 +222,5 @@ def refuse_normed_writes(model: PreTrainedModel) -> None:
 
 
 def count(share: float, number: int) -> int:
-    """``share`` of ``number`` blocks as a whole number, halves up."""
+    """Return ``share`` of ``number`` blocks as a whole number, halves up."""
     return int(share * number + 0.5)

@@ -1,6 +1,6 @@
-"""Steps of a training, kept beside the output until that is whole: a killed job goes on behind them.
+"""Steps of a training, kept next to the output until that is whole: a killed job resumes after them.
 
-``<out>.resume/training.safetensors`` holds, by the parameters' places, their values and what the optimizer knows of
+``<out>.resume/training.safetensors`` holds, by the parameters' indices, their values and the optimizer's state of
 each, and the state of a generator where one is drawn from in every step; its metadata has the losses so far. What the
 learning rate and the batches were follows from their number.
 """
@@ -53,7 +53,7 @@ class Training:
             self._restore(schedule)
 
     def remaining(self, drawn: Iterator[Tensor], name: str) -> Iterator[Tensor]:
-        """What ``drawn`` gives in each step that is not finished; ``name`` stands before the bar."""
+        """Yield the batches of the steps that are not finished; ``name`` labels the progress bar."""
         done = len(self.losses)
         with tqdm(total=self._steps, initial=done, desc=name, unit="step", mininterval=5, leave=False) as progress:
             for batch in itertools.islice(drawn, done, self._steps):
@@ -73,13 +73,13 @@ class Training:
             return
         from safetensors.torch import save_file
 
-        tensors = {f"{place}": parameter.detach().contiguous() for place, parameter in enumerate(self._parameters)}
-        for place, parameter in enumerate(self._parameters):
-            tensors |= {f"{place}.{key}": value for key, value in self._optimizer.state.get(parameter, {}).items()}
+        tensors = {f"{index}": parameter.detach().contiguous() for index, parameter in enumerate(self._parameters)}
+        for index, parameter in enumerate(self._parameters):
+            tensors |= {f"{index}.{key}": value for key, value in self._optimizer.state.get(parameter, {}).items()}
         if self._generator is not None:
             tensors["generator"] = self._generator.get_state()
-        with whole(self._file) as part:
-            save_file(tensors, part, {"losses": json.dumps(self.losses)})
+        with whole(self._file) as scratch:
+            save_file(tensors, scratch, {"losses": json.dumps(self.losses)})
         self._saved = time.monotonic()
 
     def _restore(self, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
@@ -91,8 +91,8 @@ class Training:
         if self._generator is not None:
             self._generator.set_state(tensors.pop("generator"))
         for name, value in tensors.items():
-            place, _, key = name.partition(".")
-            parameter = self._parameters[int(place)]
+            index, _, key = name.partition(".")
+            parameter = self._parameters[int(index)]
             if key:
                 # The optimizer counts its steps on the processor.
                 self._optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)

@@ -120,7 +120,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
             if largest is not None and settings.smooth is not None and first in norms:
                 weights = [linears[name].weight for name in names]
                 scale = shuffle(smoothing.scales(largest, weights, settings.smooth), generator)
-                factor = _smoothed(norms, names, scale)
+                factor = _smooth(norms, names, scale)
                 largest = largest / factor
             rounding = InputRounding(settings.activation_bits, settings.activations)
             if settings.activations == "static" and largest is not None:
@@ -163,7 +163,7 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
     form.register_forward_pre_hook(rounding)
 
 
-def _smoothed(norms: dict[str, Any], names: list[str], scale: Tensor) -> Tensor:
+def _smooth(norms: Mapping[str, Any], names: list[str], scale: Tensor) -> Tensor:
     """Fold ``scale`` into the norm before the layers ``names``; what multiplies their columns."""
     norm = norms[names[0]]
     if {name for name, other in norms.items() if other is norm} != set(names):

@@ -27,7 +27,7 @@ class Settings(AddedSettings):
     added: Annotated[float, Field(gt=0, le=1)] = 0.25
 
     def order(self, blocks: int) -> list[int]:
-        """Place that each block is made from: the last of every group comes twice."""
+        """Return place that each block is made from: the last of every group comes twice."""
         added = self.number(blocks)
         copied = {(index + 1) * blocks // added - 1 for index in range(added)}
         return [place for index in range(blocks) for place in ([index, index] if index in copied else [index])]

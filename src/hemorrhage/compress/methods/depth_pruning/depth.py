@@ -128,7 +128,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
 
 
 def _chosen(model: PreTrainedModel, settings: Settings, statistics: Statistics, removed: int) -> set[int]:
-    """The blocks that go by the calibration's measures."""
+    """Return the blocks that go by the calibration's measures."""
     if settings.order == "angular":
         return nearest_run(statistics.angular_distance(), removed)
     if settings.order == "influence":
@@ -142,7 +142,7 @@ def _chosen(model: PreTrainedModel, settings: Settings, statistics: Statistics, 
 
 
 def nearest_run(distance: Tensor, removed: int) -> set[int]:
-    """The ``removed`` blocks in a row with the smallest distance between what enters and what leaves them.
+    """Return the ``removed`` blocks in a row with the smallest distance between what enters and what leaves them.
 
     ``distance`` [L+1, L+1]: entry [i, j] of the states that enter blocks i and j; L leaves the last.
     """
@@ -194,7 +194,7 @@ def _batch(samples: int, length: int) -> int:
 def _through(
     model: PreTrainedModel, places: list[int], states: list[Tensor], arguments: list[BlockArguments]
 ) -> list[Tensor]:
-    """What leaves the blocks ``places``, run one after the other, when ``states`` enter the first of them."""
+    """Return the states that leave the blocks at ``indices``, run one after the other on ``states``."""
     from hemorrhage.models.blockwise import in_float32, run_block
 
     for place in places:
@@ -205,7 +205,7 @@ def _through(
 
 
 def _loss(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> float:
-    """Mean loss per predicted token, in nats, of ``states`` that left the last block."""
+    """Return mean loss per predicted token, in nats, of ``states`` that left the last block."""
     from hemorrhage.models.blockwise import final_norm, logits
 
     total = 0.0

@@ -1,6 +1,6 @@
 """Splitting the MLPs into experts (LLaMA-MoE, Zhu et al., arXiv 2406.16554), before any training.
 
-The channels of each MLP are split at random into ``experts`` equal parts, the partition that the paper found best; a
+The channels of each MLP are split at random into ``experts`` equal parts, the partition that is best in the paper; a
 part with its rows of the gate and up projection and its columns of the down projection is an expert, and each token
 takes ``top_k`` of them. The result is an ordinary Mixtral of the same size that computes less. It weighs the chosen
 experts by a softmax that sums to one, 1 / ``top_k`` each here: the router's logits are made so small (root mean square
@@ -139,7 +139,8 @@ def fit(mlp: Any, x: Tensor, channels: Tensor) -> Tensor:
         damped = moment + RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
         router = torch.linalg.solve(damped, product).T
         logits = ((router @ moment) * router).sum() / (len(x) * len(channels))
-        return router * (LOGITS / logits.sqrt().clamp_min(1e-12))
+        scaled: Tensor = router * (LOGITS / logits.sqrt().clamp_min(1e-12))
+    return scaled
 
 
 def _routers(

@@ -108,7 +108,7 @@ class Settings(Base):
 
     @property
     def changes_weights(self) -> bool:
-        """Whether a weight has to change: the number of experts a token takes lies in the configuration alone."""
+        """True where a weight has to change: the number of experts a token takes lies in the configuration alone."""
         return self.alteration != "top_k"
 
     def check(self, config: ConfigJson) -> str | None:
@@ -141,47 +141,50 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     problem = settings.check(model.config.to_dict())
     if problem:
         raise ValueError(problem)
-    found = mixtures(model)
+    by_name = mixtures(model)
     with torch.no_grad():
         if settings.alteration == "noise":
             generator = torch.Generator().manual_seed(context.seed)
-            for mixture in found.values():
+            for mixture in by_name.values():
                 weight = mixture.gate.weight
                 drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
                 exact = weight.float()
                 weight.copy_(exact + settings.amount * exact.square().mean().sqrt() * drawn)
         elif settings.alteration == "quantize":
             grid = GridSettings(bits=int(settings.amount), group_size="channel")
-            for mixture in found.values():
+            for mixture in by_name.values():
                 weight = mixture.gate.weight
                 weight.copy_(quantize(weight.float(), weight.shape[1], grid, torch.float32).dense())
         elif settings.alteration == "top_k":
             _take(model, int(settings.amount))
         else:
             for name, kept in choose(model, settings, context.statistics, context.seed).items():
-                _keep(found[name], kept)
-            model.config.num_experts = min(len(mixture.experts) for mixture in found.values())
+                _keep(by_name[name], kept)
+            model.config.num_experts = min(len(mixture.experts) for mixture in by_name.values())
 
 
 def choose(
     model: PreTrainedModel, settings: Settings, statistics: Statistics | None, seed: int
 ) -> dict[str, list[int]]:
-    """``{mixture: experts that stay, in their order}``."""
+    """Return ``{mixture: experts that stay, in their order}``."""
     from hemorrhage.models.experts import mixtures
 
-    found = mixtures(model)
-    number = len(next(iter(found.values())).experts)
+    by_name = mixtures(model)
+    number = len(next(iter(by_name.values())).experts)
     kept = number - count(float(settings.amount), number)
     if settings.choose == "random":
-        lot = random.Random(seed)
-        return {name: sorted(lot.sample(range(number), kept)) for name in found}
+        numbers = random.Random(seed)
+        return {name: sorted(numbers.sample(range(number), kept)) for name in by_name}
     assert statistics is not None
     if settings.choose == "usage":
         seen = usage(model, statistics.tokens())
-        ranks = {name: sorted(range(number), key=lambda e: (-one["tokens"][e], e)) for name, one in seen.items()}
+        ranks = {
+            name: sorted(range(number), key=lambda e: (-of_mixture["tokens"][e], e))
+            for name, of_mixture in seen.items()
+        }
         return {name: sorted(rank[:kept]) for name, rank in ranks.items()}
-    names = {mixture: name for name, mixture in found.items()}
-    progress = tqdm(total=len(found), desc="experts", unit="layer", mininterval=5, leave=False)
+    names = {mixture: name for name, mixture in by_name.items()}
+    progress = tqdm(total=len(by_name), desc="experts", unit="layer", mininterval=5, leave=False)
     result = {}
     for _, mixture, x in mlp_inputs(model, statistics.tokens()):
         if mixture in names:
@@ -193,7 +196,7 @@ def choose(
 
 
 def reconstruction(mixture: Any, x: Tensor, kept: int) -> dict[tuple[int, ...], float]:
-    """``{experts that stay: ‖F(x) - F'(x)‖²}`` for all subsets of ``kept`` experts of a float32 ``mixture``.
+    """Return ``{experts that stay: ‖F(x) - F'(x)‖²}`` for all subsets of ``kept`` experts of a float32 ``mixture``.
 
     ``x`` float32 [tokens, hidden]. Both outputs are sums of the same experts' outputs with other weights, so that
     their inner products, experts² a token, are all that is needed.
@@ -215,7 +218,7 @@ def reconstruction(mixture: Any, x: Tensor, kept: int) -> dict[tuple[int, ...], 
 
 
 def weights(logits: Tensor, gate: Any) -> Tensor:
-    """Weight of every expert, float32 [tokens, experts]: that of the router ``gate`` for ``logits``, else 0."""
+    """Return weight of every expert, float32 [tokens, experts]: that of the router ``gate`` for ``logits``, else 0."""
     value, index = logits.float().softmax(-1).topk(gate.top_k, dim=-1)
     if getattr(gate, "norm_topk_prob", True):
         value = value / value.sum(-1, keepdim=True)

@@ -131,7 +131,7 @@ def train(model: nn.Module, windows: Tensor, settings: Settings, context: Contex
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
+    """Return share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
     warm = math.ceil(WARM_UP * steps)
     if step < warm:
         return (step + 1) / warm
@@ -139,7 +139,7 @@ def rate(step: int, steps: int) -> float:
 
 
 def training_windows(tokens: Tensor, shuffled: bool, seed: int) -> Tensor:
-    """``tokens`` int64 [samples, length], each window's own shuffled where ``shuffled``."""
+    """Return ``tokens`` int64 [samples, length], each window's own shuffled where ``shuffled``."""
     if not shuffled:
         return tokens
     keys = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
@@ -147,7 +147,7 @@ def training_windows(tokens: Tensor, shuffled: bool, seed: int) -> Tensor:
 
 
 def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of ``windows``: all of them in random order, then all in another."""
+    """Return endless batches of ``windows``: all of them in random order, then all in another."""
     generator = torch.Generator().manual_seed(seed)
     left = torch.empty(0, dtype=torch.long)
     while True:
@@ -157,14 +157,15 @@ def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
         left = left[size:]
 
 
-def _adapt(model: PreTrainedModel, rank: int) -> dict[str, Any]:
+def _adapt(model: PreTrainedModel, rank: int) -> dict[str, nn.Module]:
     """Put adapters on every linear layer of the decoder blocks of ``model``; ``{name: adapted layer}``."""
     from peft import LoraConfig, inject_adapter_in_model
 
     names = list(linears_of(model))
     config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=names, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(config, model)
-    adapters: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    adapters = {name: model.get_submodule(name) for name in names}
+    adapter: Any
     for adapter in adapters.values():
         mask = _mask(adapter.base_layer.weight)
         if mask is not None:
@@ -174,7 +175,7 @@ def _adapt(model: PreTrainedModel, rank: int) -> dict[str, Any]:
 
 
 def _mask(weight: Tensor) -> Tensor | None:
-    """Where a pruned ``weight`` may change, float32; None where it is not pruned."""
+    """Return the mask float32 of the values of a pruned ``weight`` that may change; None where it is not pruned."""
     zeros = (weight == 0).float().mean().item()
     return (weight != 0).float() if SPARSE < zeros < 1 else None
 
@@ -188,11 +189,12 @@ def _masked_forward(adapter: Any) -> Any:
 
 
 def _merged(adapter: Any) -> nn.Linear:
-    """The layer that ``adapter`` is on, with what it adds put into the weight."""
+    """Return the layer that ``adapter`` is on, with what it adds put into the weight."""
     with torch.no_grad():
         delta = adapter.get_delta_weight("default")
         adapter.base_layer.weight += delta * adapter.mask if hasattr(adapter, "mask") else delta
-    return adapter.base_layer
+    layer: nn.Linear = adapter.base_layer
+    return layer
 
 
 def _refuse_forms(model: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ end; the layers that read it become ``W Q``, those that write it ``Qᵀ W``, and
 goes through ``Q_lᵀ Q_{l+1}`` [kept, kept]. These two matrices per block are new parameters, so the blocks lose less
 than the slice: all their other matrices lose that share of one side. At width 576 with MLPs of 1536 the blocks *grow*
 below a slice of about 14 %. The manifest's severity is the measured share of the blocks' parameters, which may then
-be negative. The bases are found block by block on calibration tokens that came through what was sliced before, as
+be negative. The bases are computed block by block on calibration tokens that came through what was sliced before, as
 in the paper's code. The norms keep the mean over the original width.
 
 ``rotation: model`` has one basis for the whole stream, from the sum of the second moments of all norms' inputs in the
@@ -122,7 +122,7 @@ class Settings(Base):
         return None
 
     def kept(self, width: int, heads: int) -> int:
-        """Columns that stay of ``width``, in a model of ``heads`` query heads: rounded down to a multiple of 8.
+        """Return columns that stay of ``width``, in a model of ``heads`` query heads: rounded down to a multiple of 8.
 
         For one basis a multiple of the heads, too: transformers takes no Llama whose heads do not divide its width.
         """
@@ -155,23 +155,27 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
 
 
 def principal(moment: Tensor) -> Tensor:
-    """Eigenvectors of a second moment, float64 [n, n], as columns: that of the largest eigenvalue comes first."""
-    return torch.linalg.eigh(moment).eigenvectors.flip(1)
+    """Return eigenvectors of a second moment, float64 [n, n], as columns.
+
+    That of the largest eigenvalue comes first.
+    """
+    eigenvectors: Tensor = torch.linalg.eigh(moment).eigenvectors
+    return eigenvectors.flip(1)
 
 
 def second_moment(states: Sequence[Tensor]) -> Tensor:
-    """Sum of x xᵀ over the tokens of ``states`` [..., n]: float64 [n, n]."""
+    """Return sum of x xᵀ over the tokens of ``states`` [..., n]: float64 [n, n]."""
     # Not in float32: a few tokens have 10⁵ times the energy of the others, whose directions would be lost.
     width = states[0].shape[-1]
-    found = states[0].new_zeros((width, width), dtype=torch.float64)
+    XtX = states[0].new_zeros((width, width), dtype=torch.float64)
     for state in states:
-        triangle.add_square(found, state.flatten(0, -2).double())
-    triangle.mirror(found)
-    return found
+        triangle.add_square(XtX, state.flatten(0, -2).double())
+    triangle.mirror(XtX)
+    return XtX
 
 
 def reads(weight: Tensor, gain: Tensor, turn: Tensor) -> Tensor:
-    """``W D Q``: what reads the stream in the basis ``turn`` float64 [n, k]; D has the diagonal ``gain`` [n].
+    """Return ``W D Q``: what reads the stream in the basis ``turn`` float64 [n, k]; D has the diagonal ``gain`` [n].
 
     ``weight`` [rows, n] -> [rows, k] of its dtype.
     """
@@ -180,7 +184,7 @@ def reads(weight: Tensor, gain: Tensor, turn: Tensor) -> Tensor:
 
 
 def writes(value: Tensor, turn: Tensor) -> Tensor:
-    """``Qᵀ W`` of a weight [n, columns] or bias [n] that writes the stream: [k, columns] or [k] of its dtype."""
+    """Return ``Qᵀ W`` of a weight [n, columns] or bias [n] that writes the stream: [k, columns] or [k] of its dtype."""
     return (turn.T @ value.double()).to(value.dtype)
 
 
@@ -266,14 +270,14 @@ def _slice_model(model: PreTrainedModel, settings: Settings, tokens: Tensor, gen
 
 
 def _stream_moment(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Sum over the inputs of all norms of the stream of their second moments: float64 [n, n]."""
+    """Return sum over the inputs of all norms of the stream of their second moments: float64 [n, n]."""
     from hemorrhage.models.blockwise import in_float32, run_block
 
     walk = Walk(model, tokens, {})
-    found: list[Tensor] = [torch.zeros((), dtype=torch.float64)]
+    total = [torch.zeros((), dtype=torch.float64)]
 
     def see(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found[0] = found[0] + second_moment(arguments)
+        total[0] = total[0] + second_moment(arguments)
 
     states = walk.states
     for block, arguments in zip(blocks(model), walk.arguments, strict=True):
@@ -284,7 +288,7 @@ def _stream_moment(model: PreTrainedModel, tokens: Tensor) -> Tensor:
         finally:
             for hook in hooks:
                 hook.remove()
-    return found[0] + second_moment(states)
+    return total[0] + second_moment(states)
 
 
 def _basis(moment: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:

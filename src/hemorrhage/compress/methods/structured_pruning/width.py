@@ -10,7 +10,7 @@ Importance is summed over a group:
 - ``taylor2``, element²: ``|g w - ½ h w²|``, with h the mean square of the samples' gradients, the diagonal of
   the Fisher matrix in the place of the Hessian;
 - ``vector``: ``|Σ g w|`` of every row (of q, k, v, gate, up) or column (of o, down) of the group;
-- ``magnitude``: ``w²``; ``random``: by lot; the controls.
+- ``magnitude``: ``w²``; ``random``: at random; the controls.
 
 The gradients are the dense model's. As in the paper the first and the last blocks can be spared; what is not
 taken out of them is taken out of the others. Where all blocks come out alike, config.json says how wide they
@@ -86,7 +86,7 @@ class Settings(Base):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The gradients, unless groups are ranked by their weights or drawn by lot."""
+        """The gradients, unless groups are ranked by their weights or drawn at random."""
         return () if self.importance in ("magnitude", "random") else ("gradients",)
 
     def check(self, config: ConfigJson) -> str | None:
@@ -138,7 +138,7 @@ class Shape:
         return self.groups * self.group_weights + self.channels * self.channel_weights
 
     def gone(self, share: float) -> tuple[int, int]:
-        """Groups and channels to take out for ``share`` of the weights.
+        """Return groups and channels to take out for ``share`` of the weights.
 
         That share of the groups, rounded to whole ones, halves up, of which one stays; the channels make up
         the difference. Their number is beyond those there are where that can't be.
@@ -175,7 +175,7 @@ def importances(
     statistics: Statistics | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Importance of each group [groups] and channel [channels] of block ``index``: float32."""
+    """Return importance of each group [groups] and channel [channels] of block ``index``: float32."""
     if settings.importance == "random":
         drawn = torch.rand(shape.groups + shape.channels, generator=generator)
         return drawn[: shape.groups], drawn[shape.groups :]
@@ -200,7 +200,8 @@ def importances(
         return importance(linear.weight.float(), gradient, root, settings.importance, axis)
 
     def by_group(rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (shape.groups, -1)).sum(1)
+        grouped: Tensor = rows.unflatten(0, (shape.groups, -1))
+        return grouped.sum(1)
 
     heads = by_group(vectors(HEAD_COLUMNS, 0))
     for layer in HEAD_ROWS:
@@ -212,9 +213,9 @@ def importances(
 
 
 def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, kind: str, axis: int) -> Tensor:
-    """Importance of the rows (``axis`` 1) or columns (``axis`` 0) of ``weight`` [out, in]: [out] or [in].
+    """Return importance of the rows (``axis`` 1) or columns (``axis`` 0) of ``weight`` [out, in]: [out] or [in].
 
-    ``gradient``: the loss's, [out, in]; ``root``: root of what stands for the Hessian's diagonal, here of
+    ``gradient``: the loss's, [out, in]; ``root``: root of the approximation of the Hessian's diagonal, here of
     the mean square of the samples' gradients, [out, in].
     """
     if kind == "magnitude":
@@ -230,7 +231,7 @@ def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, kin
 
 
 def _kept(importance: Tensor, gone: int) -> Tensor:
-    """Places of all but the ``gone`` least important, in their order: int64."""
+    """Return places of all but the ``gone`` least important, in their order: int64."""
     return importance.argsort(stable=True)[gone:].sort().values
 
 
@@ -247,7 +248,7 @@ def _narrow(block: nn.Module, shape: Shape, groups: Tensor, channels: Tensor) ->
 
 
 def _members(groups: Tensor, width: int) -> Tensor:
-    """Places of the rows of ``groups`` that have ``width`` neighbouring rows each."""
+    """Return places of the rows of ``groups`` that have ``width`` neighbouring rows each."""
     return (groups[:, None] * width + torch.arange(width)).flatten()
 
 
@@ -264,7 +265,7 @@ def _keep_columns(linear: nn.Linear, places: Tensor) -> None:
 
 
 def _linear(block: nn.Module, name: str) -> nn.Linear:
-    """The layer ``name`` of ``block``. Raises RefusedError where there is no plain linear layer."""
+    """Return the layer ``name`` of ``block``. Raises RefusedError where there is no plain linear layer."""
     try:
         layer = block.get_submodule(name)
     except AttributeError:
@@ -295,7 +296,7 @@ def _pruned(index: int, number: int, settings: Settings) -> bool:
 
 
 def _share(shapes: list[Shape], settings: Settings) -> float:
-    """Share of the weights of the blocks that are not spared that has to go."""
+    """Return share of the weights of the blocks that are not spared that has to go."""
     whole = sum(shape.weights for shape in shapes)
     pruned = sum(s.weights for index, s in enumerate(shapes) if _pruned(index, len(shapes), settings))
     return settings.removed * whole / pruned

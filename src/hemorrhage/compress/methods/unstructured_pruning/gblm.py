@@ -64,7 +64,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def importance(norms: Tensor, gradient: Tensor, samples: int, length: int, alpha: float) -> Tensor:
-    """What ``|W|`` is multiplied with: float32 [rows, columns].
+    """Return the factors of ``|W|``: float32 [rows, columns].
 
     ``norms`` [columns] and ``gradient`` [rows, columns] are root mean squares, over all tokens of ``samples``
     windows of ``length``, and over the windows.

@@ -38,7 +38,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def mask(weight: Tensor, settings: SparsitySettings, name: str = "") -> Tensor:
-    """Which of ``weight`` [rows, columns] to prune."""
+    """Return the mask of ``weight`` [rows, columns] to prune."""
     scores = weight.float().abs()
     if settings.pattern:
         return lowest_of_groups(scores, *settings.pattern, name)

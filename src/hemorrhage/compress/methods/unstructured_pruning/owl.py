@@ -105,7 +105,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def outlier_share(weights: Sequence[tuple[Tensor, Tensor]], threshold: float) -> float:
-    """Share of the scores that are above ``threshold`` times their mean.
+    """Return share of the scores that are above ``threshold`` times their mean.
 
     ``weights``: each layer's weight [rows, columns] and its inputs' norms [columns].
     """
@@ -117,7 +117,7 @@ def outlier_share(weights: Sequence[tuple[Tensor, Tensor]], threshold: float) ->
 
 
 def sparsities(outliers: Sequence[float], sizes: Sequence[int], sparsity: float, spread: float) -> list[float]:
-    """The sparsity of each block, given the share of its outliers.
+    """Return the sparsity of each block, given the share of its outliers.
 
     Their mean, weighted by the blocks' ``sizes``, is ``sparsity``. The same for all where the shares are.
     """
@@ -134,7 +134,7 @@ def sparsities(outliers: Sequence[float], sizes: Sequence[int], sparsity: float,
 
 
 def lowest_over_rows(scores: Tensor, count: int) -> Tensor:
-    """Boolean mask of ``count`` low ``scores`` [rows, columns], as evenly over the rows as can be.
+    """Return boolean mask of ``count`` low ``scores`` [rows, columns], as evenly over the rows as can be.
 
     The lowest of each row; what is left over goes to the rows whose next score is lowest, one each.
     """
@@ -148,7 +148,7 @@ def lowest_over_rows(scores: Tensor, count: int) -> Tensor:
 
 
 def _zero(weight: Tensor, norms: Tensor, count: int, method: str) -> None:
-    """``count`` of ``weight`` become zero by Wanda's score, or by magnitude over the layer."""
+    """Return ``count`` of ``weight`` become zero by Wanda's score, or by magnitude over the layer."""
     scores = weight.float().abs()
     if method == "wanda":
         weight.masked_fill_(lowest_over_rows(scores * norms, count), 0)

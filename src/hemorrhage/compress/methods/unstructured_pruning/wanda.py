@@ -51,7 +51,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def mask(weight: Tensor, norms: Tensor, settings: Settings, name: str = "") -> Tensor:
-    """Which of ``weight`` [rows, columns] to prune, given the inputs' ``norms`` [columns]."""
+    """Return the mask of ``weight`` [rows, columns] to prune, given the inputs' ``norms`` [columns]."""
     scores = weight.float().abs() * norms
     if settings.pattern:
         return lowest_of_groups(scores, *settings.pattern, name)

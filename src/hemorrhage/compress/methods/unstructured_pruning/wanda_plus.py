@@ -102,7 +102,7 @@ class Gain(NamedTuple):
 
 
 def importance(norms: Tensor, gradient: Tensor, tokens: int, alpha: float) -> Tensor:
-    """What ``|W|`` is multiplied with: float32 [rows, columns].
+    """Return the factors of ``|W|``: float32 [rows, columns].
 
     ``norms`` [columns] and ``gradient`` [rows, columns] are root mean squares, over ``tokens`` tokens and
     over the windows.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from hemorrhage.models.blockwise import BlockArguments
+
 
 class Settings(GridSettings):
     """Settings of AutoRound.
@@ -60,7 +62,7 @@ class Settings(GridSettings):
 
     @property
     def second_order(self) -> bool:
-        """How the weights of a block are rounded is learned together."""
+        """The roundings of a block's weights are learned together."""
         return True
 
     @property
@@ -89,20 +91,20 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
         tuned = dense.clone()
         stack = tqdm(blocks(model), desc="autoround", unit="block", mininterval=5, leave=False)
         for index, block in enumerate(stack):
-            linears = {own: linear for own, linear in block.named_modules() if linear in names}
-            widths = {own: group_width(names[x], x.in_features, settings) for own, x in linears.items()}
-            dtypes = {own: linear.weight.dtype for own, linear in linears.items()}
+            linears = {name: linear for name, linear in block.named_modules() if linear in names}
+            widths = {name: group_width(names[x], x.in_features, settings) for name, x in linears.items()}
+            dtypes = {name: linear.weight.dtype for name, linear in linears.items()}
             with in_float32(block):
                 target = run(block, {}, dense, arguments[index], settings.batch)
                 if current is None or not current.done(index):
                     layers = {
-                        own: Rounding(linear.weight.data, widths[own], settings, dtypes[own])
-                        for own, linear in linears.items()
+                        name: Rounding(linear.weight.data, widths[name], settings, dtypes[name])
+                        for name, linear in linears.items()
                     }
                     if not tune(block, layers, tuned, target, arguments[index], settings, generator):
                         raise ValueError(f"block {index}: its output is not finite")
-                    found = {own: layer.quantized() for own, layer in layers.items()}
-                    weights = {f"{own}.weight": quantized.dense() for own, quantized in found.items()}
+                    quantized_layers = {name: layer.quantized() for name, layer in layers.items()}
+                    weights = {f"{name}.weight": quantized.dense() for name, quantized in quantized_layers.items()}
                     tuned = run(block, weights, tuned, arguments[index], settings.batch)
             dense = target
             if current is not None and current.done(index):
@@ -112,8 +114,8 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                 with in_float32(block):
                     tuned = run(block, {}, tuned, arguments[index], settings.batch)
                 continue
-            for own, quantized in found.items():
-                store(model, names[linears[own]], quantized, settings)
+            for name, quantized in quantized_layers.items():
+                store(model, names[linears[name]], quantized, settings)
             if current is not None:
                 current.finish(model, index)
 
@@ -134,12 +136,12 @@ class Rounding:
         """beta and alpha: float32 [2, rows, groups]."""
 
     def values(self) -> Tensor:
-        """The rounded weights float32 [rows, columns], differentiable in ``offset`` and ``shares``."""
+        """Return the rounded weights float32 [rows, columns], differentiable in ``offset`` and ``shares``."""
         codes, scale, zero = self._rounded()
         return ((codes - zero) * scale).flatten(1)
 
     def quantized(self) -> Quantized:
-        """The rounded weights as they are stored."""
+        """Return the rounded weights as they are stored."""
         codes, scale, zero = self._rounded()
         kind = code_dtype(self._settings.bits)
         return Quantized(
@@ -149,7 +151,7 @@ class Rounding:
         )
 
     def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [rows, groups, width], scales and zero points [rows, groups, 1], all float32."""
+        """Return codes [rows, groups, width], scales and zero points [rows, groups, 1], all float32."""
         half, steps = 2 ** (self._settings.bits - 1), 2**self._settings.bits - 1
         low, high = self._low * self.shares[0], self._high * self.shares[1]
         symmetric = self._settings.symmetric
@@ -168,7 +170,7 @@ class Rounding:
 
 
 def straight(x: Tensor) -> Tensor:
-    """``x`` rounded, with the gradient of ``x`` itself.
+    """Return ``x`` rounded, with the gradient of ``x`` itself.
 
     What is added is exactly zero, so that the result is whole and ends of the grid are not taken for outside.
     """
@@ -180,11 +182,11 @@ def tune(
     layers: dict[str, Rounding],
     states: Tensor,
     target: Tensor,
-    arguments: dict[str, Any],
+    arguments: BlockArguments,
     settings: Settings,
     generator: torch.Generator,
 ) -> bool:
-    """Give ``layers`` of the float32 ``block`` the best parameters found; False where no output was finite.
+    """Give ``layers`` of the float32 ``block`` the best parameters of all steps; False where no output was finite.
 
     ``states`` float32 [samples, length, hidden] enter the block, ``target`` of the same shape should leave it.
     """
@@ -195,7 +197,7 @@ def tune(
     for step in range(settings.iterations):
         picked = next(chosen).to(states.device)
         with torch.enable_grad():
-            weights = {f"{own}.weight": layer.values() for own, layer in layers.items()}
+            weights = {f"{name}.weight": layer.values() for name, layer in layers.items()}
             loss = torch.nn.functional.mse_loss(_through(block, weights, states[picked], arguments), target[picked])
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         if loss.item() < least:
@@ -215,20 +217,21 @@ def tune(
 
 
 def draws(samples: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of ``batch`` samples without end: all in random order, what is left over dropped, and again."""
+    """Yield indices of ``batch`` samples without end: all in random order, a smaller rest dropped, and again."""
     while True:
         order = torch.randperm(samples, generator=generator)
         yield from order[: samples - samples % batch].split(batch)
 
 
-def run(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: dict[str, Any], batch: int) -> Tensor:
-    """What leaves ``block`` with ``weights`` in the place of its own when ``states`` enter it, in batches."""
+def run(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: BlockArguments, batch: int) -> Tensor:
+    """Run ``block`` with ``weights`` instead of its own on ``states``, in batches; return what leaves it."""
     return torch.cat([_through(block, weights, part, arguments) for part in states.split(batch)])
 
 
-def _through(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: dict[str, Any]) -> Tensor:
-    after = torch.func.functional_call(block, weights, (states,), arguments)
-    return after[0] if isinstance(after, tuple) else after
+def _through(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: BlockArguments) -> Tensor:
+    after: Any = torch.func.functional_call(block, weights, (states,), arguments)
+    leaving: Tensor = after[0] if isinstance(after, tuple) else after
+    return leaving
 
 
 METHOD = Method(

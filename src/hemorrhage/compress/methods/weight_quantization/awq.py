@@ -10,8 +10,8 @@ largest weight of every group is clipped to the best of ten shares of it, again 
 own output; not for queries and keys, as in the paper's code. That code scales by the error of the whole
 attention or MLP output; the formula above is the paper's equation 4.
 
-``shuffled`` is the control: what was found is shuffled, the scales of an input among its features and the clipped
-shares of a layer among its groups.
+``shuffled`` is the control: the results of both searches are shuffled, the scales of an input among its features and
+the clipped shares of a layer among its groups.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 def factor_makers(model: PreTrainedModel, inputs: dict[str, list[str]]) -> dict[str, str]:
     """Return ``folding.makers`` of the ``inputs``. Raises RefusedError where no norm is among them."""
-    makers = folding.makers(model, inputs)
+    makers = folding.find_makers(model, inputs)
     if not any(_is_norm(model, maker) for maker in makers.values()):
         raise RefusedError(
             f"awq moves factors into the norm before a layer, and {type(model).__name__} has none that takes any"
@@ -148,24 +148,24 @@ def factor_makers(model: PreTrainedModel, inputs: dict[str, list[str]]) -> dict[
 
 
 def by_block(shared: dict[str, list[str]]) -> list[dict[str, list[str]]]:
-    """The inputs ``{first linear: [linears]}`` of each decoder block."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Return the inputs ``{first linear: [linears]}`` of each decoder block."""
+    by_prefix: dict[str, dict[str, list[str]]] = {}
     for first, names in shared.items():
         # Up to the first number, which is the block's; experts have one behind it.
         block = re.match(r".*?\.\d+\.", first)
-        found.setdefault(block[0] if block else "", {})[first] = names
-    return list(found.values())
+        by_prefix.setdefault(block[0] if block else "", {})[first] = names
+    return list(by_prefix.values())
 
 
 def _is_norm(model: PreTrainedModel, name: str) -> bool:
     layer: Any = model.get_submodule(name)
-    return layer.weight.dim() == 1
+    return bool(layer.weight.dim() == 1)
 
 
 def _attends(name: str) -> bool:
-    """Whether a layer makes queries or keys, whose products suffer from clipping."""
+    """Return whether a layer makes queries or keys, whose products suffer from clipping."""
     last = name.rpartition(".")[2].lower()
-    return last.startswith(UNCLIPPED[0]) or any(part in last for part in UNCLIPPED[1])
+    return last.startswith(UNCLIPPED[0]) or any(fragment in last for fragment in UNCLIPPED[1])
 
 
 def best_scale(
@@ -176,7 +176,7 @@ def best_scale(
     settings: Settings,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Scales float32 [columns] of the input that ``weights`` [rows_i, columns] read.
+    """Return scales float32 [columns] of the input that ``weights`` [rows_i, columns] read.
 
     ``moment`` float32 [columns, columns] is the second moment of the input, ``magnitude`` float32 [columns] the
     mean of its absolute values; ``width`` columns share a grid, whose scales are stored in ``dtype``.
@@ -231,7 +231,7 @@ def clipped(
     dtype: torch.dtype,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``weight`` float32 [rows, columns], every group of ``width`` columns clipped to the best share of its largest.
+    """Clip every group of ``width`` columns of ``weight`` float32 [rows, columns] to the best share of its largest.
 
     The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``moment``
     [columns, columns]. A ``generator`` shuffles the shares.
@@ -249,11 +249,11 @@ def clipped(
         least = torch.minimum(error, least)
     if generator is not None:
         best = largest * shuffle(torch.where(largest > 0, best / largest, 1.0), generator)
-    return groups.clamp(-best.unsqueeze(2), best.unsqueeze(2)).flatten(1)
+    return torch.clamp(groups, -best.unsqueeze(2), best.unsqueeze(2)).flatten(1)
 
 
 def _rounded(groups: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor:
-    """``groups`` [rows, groups, width], rounded to nearest on their grids."""
+    """Return ``groups`` [rows, groups, width], rounded to nearest on their grids."""
     grid = fit(groups, 2, settings, dtype)
     values = torch.empty_like(groups)
     Grid(grid.scale.unsqueeze(2), grid.zero.unsqueeze(2), grid.bits).round(groups, torch.empty_like(groups), values)

@@ -70,19 +70,19 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def quantize(weight: Tensor, settings: Settings) -> dict[str, Tensor]:
-    """The tensors of hemorrhage.models.formats.codebook, by suffix, for ``weight`` [rows, columns]."""
-    from hemorrhage.models.formats.codebook import STATE, TABLES
+    """Return the tensors of hemorrhage.models.formats.codebook, by suffix, for ``weight`` [rows, columns]."""
+    from hemorrhage.models.formats.codebook import STATE, TABLES, QuantState
 
     table = torch.tensor(TABLES[settings.type])
     codes, absmax = nearest(weight.float().flatten(), table, settings.block_size)
     if len(codes) % 2:
         codes = torch.cat([codes, nearest_codes(torch.zeros(1), table)])
-    state: dict[str, Any] = {
-        "quant_type": settings.type,
-        "blocksize": settings.block_size,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "shape": list(weight.shape),
-    }
+    state = QuantState(
+        quant_type=settings.type,
+        blocksize=settings.block_size,
+        dtype=str(weight.dtype).removeprefix("torch."),
+        shape=list(weight.shape),
+    )
     stored = {"weight": ((codes[::2] << 4) | codes[1::2]).unsqueeze(1), "weight.quant_map": table}
     if settings.double:
         mean = absmax.mean()
@@ -97,7 +97,7 @@ def quantize(weight: Tensor, settings: Settings) -> dict[str, Tensor]:
 
 
 def nearest(values: Tensor, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Codes uint8 of ``values`` float32 [n] in ``table``, and each block's absmax float32."""
+    """Return codes uint8 of ``values`` float32 [n] in ``table``, and each block's absmax float32."""
     missing = -len(values) % width
     blocks = torch.nn.functional.pad(values, (0, missing)).view(-1, width)
     absmax = blocks.abs().amax(1)
@@ -106,14 +106,14 @@ def nearest(values: Tensor, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def nearest_codes(values: Tensor, table: Tensor) -> Tensor:
-    """Places uint8 in ``table`` of the entries nearest to ``values``; of two as near, the lower entry's."""
+    """Return places uint8 in ``table`` of the entries nearest to ``values``; of two as near, the lower entry's."""
     ordered, place = table.sort(stable=True)
     bounds = (ordered[:-1] + ordered[1:]) / 2
     return place.to(torch.uint8)[torch.bucketize(values, bounds)]
 
 
 def dynamic_table() -> Tensor:
-    """bitsandbytes' signed dynamic table of 8 bits: float32 [256], ascending.
+    """Return the signed dynamic table of 8 bits of bitsandbytes: float32 [256], ascending.
 
     For each exponent ``e`` of 0 to -6 the middles of ``2^(6+e)`` equal parts of [0.1, 1], times ``10^e``,
     with both signs; 0 and 1.
@@ -127,7 +127,7 @@ def dynamic_table() -> Tensor:
 
 
 def configuration(settings: Settings, dtype: torch.dtype, plain: list[str]) -> dict[str, Any]:
-    """The ``quantization_config`` for transformers; ``plain``: linear layers left as they are."""
+    """Return the ``quantization_config`` for transformers; ``plain``: linear layers left as they are."""
     name = str(dtype).removeprefix("torch.")
     return {
         "quant_method": "bitsandbytes",

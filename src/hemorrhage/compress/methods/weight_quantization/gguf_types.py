@@ -14,7 +14,8 @@ llama.cpp's imatrix. The search is hemorrhage.compress.solvers.kquants; the chec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tqdm import tqdm
@@ -93,8 +94,11 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
 
 
 def tensor_types(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json]:
-    """Return for the manifest ``types`` (tensors by type), ``fell_back`` (tensors without the type asked for),
-    ``layer_bits`` (stored bits per weight of the blocks' linear layers)."""
+    """Count the types of the blocks' linear layers, for the manifest.
+
+    ``types``: tensors by type; ``fell_back``: tensors without the requested type; ``layer_bits``: stored bits per
+    weight.
+    """
     from hemorrhage.models.blocks import blocks
     from hemorrhage.models.formats.gguf_file import BlockLinear, block_size
 
@@ -115,7 +119,7 @@ def tensor_types(model: PreTrainedModel, settings: Settings) -> Mapping[str, Jso
 
 
 def type_of(wanted: str, columns: int) -> str | None:
-    """The type that rows of ``columns`` weights get for ``wanted``; None: they stay as they are."""
+    """Return the type that rows of ``columns`` weights get for ``wanted``; None: they stay as they are."""
     for kind in (wanted, FALLBACK.get(wanted)):
         if kind is not None and columns % WIDTHS[kind] == 0:
             return kind
@@ -124,27 +128,23 @@ def type_of(wanted: str, columns: int) -> str | None:
 
 def _blocks(name: str, weight: Tensor, kind: str, importance: Tensor | None) -> Tensor:
     with torch.no_grad():
-        found = quantize(weight.float(), kind, importance)
-    # A layer that was silent before stays so.
-    if (found == found[0, 0]).all() and weight.any():
+        rows = quantize(weight.float(), kind, importance)
+    # A layer of one value stays so.
+    if (rows == rows[0, 0]).all() and weight.any():
         raise ValueError(f"{name}: all bytes of the blocks are the same")
-    return found
+    return rows
 
 
-def _norms(settings: Settings, context: Context) -> dict[str, Any]:
-    """``{layer: function that gives the root mean square of its inputs}``."""
+def _norms(settings: Settings, context: Context) -> dict[str, Callable[[], Tensor]]:
+    """Return ``{layer: function that gives the root mean square of its inputs}``."""
     if not settings.importance:
         return {}
     statistics = context.calibration
-    return {
-        name: lambda first=first: statistics.norms(first)
-        for first, shared in statistics.shared().items()
-        for name in shared
-    }
+    return {name: partial(statistics.norms, first) for first, shared in statistics.shared().items() for name in shared}
 
 
 def _embeddings(model: PreTrainedModel, settings: Settings) -> list[tuple[Any, str]]:
-    """The embedding modules to quantize, and the type each is to get."""
+    """Return the embedding modules to quantize, and the type each is to get."""
     if not settings.embeddings:
         return []
     output = "q8_0" if settings.type == "q8_0" else "q6_k"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CELLS = 1 << 17
-"""Steps of the budget that the allocation tells apart, where the sizes have no larger common divisor."""
+"""Steps of the budget that the allocation distinguishes, where the sizes have no larger common divisor."""
 
 Width = Annotated[int, Field(ge=2, le=8, strict=True)]
 
@@ -73,9 +73,9 @@ class Settings(Base):
         return widths
 
     def grid(self, bits: int) -> GridSettings:
-        """Settings of the grid of a layer with ``bits``."""
-        kind = gptq.Settings if self.rounding == "gptq" else rtn.Settings
-        return kind(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
+        """Return the settings of the grid of a layer with ``bits``."""
+        settings = gptq.Settings if self.rounding == "gptq" else rtn.Settings
+        return settings(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
 
     @property
     def second_order(self) -> bool:
@@ -125,58 +125,61 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     with torch.no_grad():
         estimates = sensitivities(linears, settings, statistics)
         order = shuffle(torch.arange(len(linears)), shuffler(settings.shuffled, context.seed))
-        found = [estimates[name] for name in linears]
-        chosen = allocate([found[place] for place in order.tolist()], sizes, limit)
+        losses = [estimates[name] for name in linears]
+        chosen = allocate([losses[index] for index in order.tolist()], sizes, limit)
         grids = {name: settings.grid(settings.widths[index]) for name, index in zip(linears, chosen, strict=True)}
         inputs = statistics.shared().items()
         for first, names in tqdm(inputs, desc=settings.rounding, unit="input", mininterval=5, leave=False):
-            moment = statistics.second_moment(first) if settings.rounding == "gptq" else None
+            H = statistics.second_moment(first) if settings.rounding == "gptq" else None
             for name in names:
-                (part,) = rounded([name], linears, moment, grids[name])
-                store(model, name, part, grids[name])
+                (quantized,) = quantize([name], linears, H, grids[name])
+                store(model, name, quantized, grids[name])
 
 
 def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics: Statistics) -> dict[str, list[float]]:
-    """Estimated KL, nats per token, of rounding each of ``linears`` alone, for every one of the widths."""
-    found: dict[str, list[float]] = {name: [] for name in linears}
+    """Return estimated KL, nats per token, of rounding each of ``linears`` alone, for every one of the widths."""
+    estimates: dict[str, list[float]] = {name: [] for name in linears}
     inputs = statistics.shared().items()
     for first, names in tqdm(inputs, desc="sensitivity", unit="input", mininterval=5, leave=False):
-        moment = statistics.second_moment(first)
+        H = statistics.second_moment(first)
         outputs = [statistics.output_gradient(name) for name in names]
         for bits in settings.widths:
-            parts = rounded(names, linears, moment, settings.grid(bits))
-            for name, part, output in zip(names, parts, outputs, strict=True):
-                change = part.dense().sub_(linears[name].weight)
-                found[name].append(divergence(change, moment, output))
-    return found
+            layers = quantize(names, linears, H, settings.grid(bits))
+            for name, quantized, output in zip(names, layers, outputs, strict=True):
+                change = quantized.dense().sub_(linears[name].weight)
+                estimates[name].append(divergence(change, H, output))
+    return estimates
 
 
-def rounded(
-    names: list[str], linears: dict[str, nn.Linear], moment: Tensor | None, settings: GridSettings
+def quantize(
+    names: list[str], linears: dict[str, nn.Linear], H: Tensor | None, settings: GridSettings
 ) -> list[Quantized]:
-    """The layers ``names``, which read one input with second moment ``moment``, on the grid of ``settings``."""
+    """Return the layers ``names``, which read one input with second moment ``H``, on the grid of ``settings``."""
     weights = [linears[name].weight.detach() for name in names]
     width, dtype = group_width(names[0], weights[0].shape[1], settings), weights[0].dtype
     if isinstance(settings, gptq.Settings):
-        assert moment is not None
+        assert H is not None
         try:
-            return gptq.quantize(weights, moment, width, settings, dtype)
+            return gptq.quantize(weights, H, width, settings, dtype)
         except ValueError as error:
             raise ValueError(f"{names[0]}: {error}") from None
     return [rtn.quantize(weight, width, settings, dtype) for weight in weights]
 
 
-def divergence(change: Tensor, moment: Tensor, output: Tensor) -> float:
-    """Estimated KL, nats per token, of adding ``change`` float32 [rows, columns] to a layer's weights.
+def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
+    """Return estimated KL, nats per token, of adding ``dW`` float32 [rows, columns] to a layer's weights.
 
-    ``moment`` float32 [columns, columns]: second moment of its inputs; ``output`` float32 [rows]: mean squared gradient
+    ``H`` float32 [columns, columns]: second moment of its inputs; ``G_ii`` float32 [rows]: mean squared gradient
     of the per-token loss with respect to its outputs.
     """
-    return 0.5 * torch.dot((change @ moment).mul_(change).sum(1), output).item()
+    return 0.5 * torch.dot((dW @ H).mul_(dW).sum(1), G_ii).item()
 
 
 def stored_bits(rows: int, columns: int, settings: GridSettings, dtype: torch.dtype) -> int:
-    """Bits that a packed layer of ``rows`` times ``columns`` weights takes: codes, scales, zero points, its shape."""
+    """Return bits that a packed layer of ``rows`` times ``columns`` weights takes.
+
+    Codes, scales, zero points, its shape.
+    """
     groups = 1 if settings.group_size == "channel" else columns // settings.group_size
     words = rows * math.ceil(columns * settings.bits / 32)
     if not settings.symmetric:
@@ -194,7 +197,7 @@ def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> l
     least = sum(map(min, sizes))
     if least > limit:
         raise ValueError(f"the smallest widths take {least} bits, the budget allows {limit}")
-    # What every item takes in any case is not counted, so that all steps go into telling choices apart.
+    # What every item takes in any case is not counted, so that all steps distinguish choices.
     extra = [[size - min(item) for size in item] for item in sizes]
     step = max(math.gcd(*(size for item in extra for size in item)), -(-(limit - least) // CELLS), 1)
     cells = (limit - least) // step + 1

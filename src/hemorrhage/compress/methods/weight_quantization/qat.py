@@ -129,7 +129,7 @@ def train(
 
 
 def straight_through(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> Tensor:
-    """``weight`` float32 [rows, columns] rounded to nearest in groups of ``width`` columns, with its own gradient.
+    """Round ``weight`` float32 [rows, columns] to nearest in groups of ``width`` columns; keep its gradient.
 
     ``dtype``: what scales are stored in. The values are those that ``rtn.quantize`` stores.
     """

@@ -128,17 +128,17 @@ class Turn:
     gain: Tensor | None = None
 
     def weight(self, weight: Tensor) -> Tensor:
-        """``weight`` [rows, columns], turned: float32."""
+        """Return ``weight`` [rows, columns], turned: float32."""
         turned = weight.float() if self.gain is None else weight.float() * self.gain
         turned = turned if self.inward is None else self.inward.rotate(turned)
         return turned if self.outward is None else self.outward.rotate(turned.T).T.contiguous()
 
     def bias(self, bias: Tensor) -> Tensor:
-        """``bias`` [rows], turned: float32."""
+        """Return ``bias`` [rows], turned: float32."""
         return bias.float() if self.outward is None else self.outward.rotate(bias.float())
 
     def moment(self, moment: Tensor) -> Tensor:
-        """Second moment float32 [columns, columns] of what the turned layer reads: ``Vᵀ D⁻¹ H D⁻¹ V``.
+        """Return second moment float32 [columns, columns] of what the turned layer reads: ``Vᵀ D⁻¹ H D⁻¹ V``.
 
         A feature that the norm scales with zero is lost: its moment is taken for zero.
         """
@@ -186,7 +186,7 @@ def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) 
 
 
 def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
-    """``{linear: turn}`` that rotate the blocks of ``model`` by R1 and R2 and take in the norms' weights.
+    """Return ``{linear: turn}`` that rotate the blocks of ``model`` by R1 and R2 and take in the norms' weights.
 
     Raises ValueError for another architecture, and where a block has other layers than these.
     """
@@ -195,7 +195,7 @@ def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
     names = {module: name for name, module in model.named_modules()}
     numbers = random.Random(seed)
     stream = _spin(model.config.hidden_size, numbers)
-    found: dict[str, Turn] = {}
+    turns: dict[str, Turn] = {}
     stack: Any = blocks(model)
     _refuse_unknown(model)
     for block in stack:
@@ -204,11 +204,11 @@ def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
             gain = block.get_submodule(norm).weight.float().clone()
             for reader in readers:
                 outward = head if reader.endswith("v_proj") else None
-                found[names[block.get_submodule(reader)]] = Turn(stream, outward, gain)
+                turns[names[block.get_submodule(reader)]] = Turn(stream, outward, gain)
         for writer in WRITES:
             inward = head if writer.endswith("o_proj") else None
-            found[names[block.get_submodule(writer)]] = Turn(inward, stream)
-    return found
+            turns[names[block.get_submodule(writer)]] = Turn(inward, stream)
+    return turns
 
 
 def _refuse_unknown(model: PreTrainedModel) -> None:
@@ -242,24 +242,24 @@ def turn_stream(model: PreTrainedModel, seed: int) -> None:
 def incoherence(
     linears: dict[str, nn.Linear], groups: dict[str, list[str]] | None, seed: int
 ) -> dict[str, tuple[Any, Any]]:
-    """``{linear: (inward, outward)}``: what V and U of every linear layer are made from.
+    """Return ``{linear: (inward, outward)}``: what V and U of every linear layer are made from.
 
     The layers of one of ``groups`` read the same input and have the same V; without groups all have their
     own.
     """
     numbers = random.Random(seed)
-    found = {}
+    origins = {}
     for first, names in (groups or {name: [name] for name in linears}).items():
         inward = _origin(linears[first].in_features, numbers)
         for name in names:
-            found[name] = inward, _origin(linears[name].out_features, numbers)
-    return found
+            origins[name] = inward, _origin(linears[name].out_features, numbers)
+    return origins
 
 
 def _rounded(
     model: PreTrainedModel, turn: Callable[[str], Turn], settings: Settings, context: Context
 ) -> Iterator[tuple[str, Quantized]]:
-    """Every linear layer of the blocks, turned and rounded, one input after the other."""
+    """Return every linear layer of the blocks, turned and rounded, one input after the other."""
     linears = linears_of(model)
     if settings.rounding == "rtn":
         for name, linear in linears.items():
@@ -278,7 +278,7 @@ def _rounded(
 
 
 def _spin(width: int, numbers: random.Random) -> Rotation:
-    """A rotation of the network: a random-signed Hadamard matrix, else one random orthogonal matrix."""
+    """Draw a rotation of the network: a random-signed Hadamard matrix, else one random orthogonal matrix."""
     left, right, from_hadamard = factors(width)
     if not from_hadamard:
         left, right = 1, width

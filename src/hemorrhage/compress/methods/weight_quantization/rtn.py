@@ -36,7 +36,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def quantize(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> Quantized:
-    """``weight`` [rows, columns], rounded to nearest in groups of ``width`` columns.
+    """Return ``weight`` [rows, columns], rounded to nearest in groups of ``width`` columns.
 
     The scales are stored in ``dtype``. Every grid has a point at zero, so zeros stay.
     """
