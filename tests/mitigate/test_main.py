@@ -150,7 +150,7 @@ def test_generated_texts_are_those_of_whole_forward_passes(family: str, tmp_path
     model = load(build(tmp_path / family, family))
     tokens = torch.randint(3, 500, (2, 8), generator=torch.Generator().manual_seed(0))
     unchanged = {("none", 0): Correction(torch.ones(1), torch.empty(0))}
-    made = step.sampled(model, unchanged, tokens, {"prefix": 6, "new_tokens": 4}, 0)["none", 0]
+    made = step.sample(model, unchanged, tokens, {"prefix": 6, "new_tokens": 4}, 0)["none", 0]
     lots = torch.rand((4, 2, 1), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = tokens[:, :6]
     for lot in lots:
