@@ -288,7 +288,8 @@ def new_model(name: str) -> PreTrainedModel:
         torch.manual_seed(SEED)
         model = architecture(config)._from_config(config)
         fill(model)
-    return model.to(torch.bfloat16).eval()
+    made: PreTrainedModel = model.to(torch.bfloat16).eval()
+    return made
 
 
 @torch.no_grad()

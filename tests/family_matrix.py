@@ -124,7 +124,8 @@ class Study:
     def logits(self) -> Tensor:
         """``plain``'s."""
         with torch.no_grad():
-            return self.plain(self.tokens, use_cache=False).logits.float()
+            logits: Tensor = self.plain(self.tokens, use_cache=False).logits.float()
+            return logits
 
     @functools.cached_property
     def calibration(self) -> Path:
@@ -155,7 +156,8 @@ def plain(folder: Path) -> PreTrainedModel:
     problems = {what: sorted(names) for what, names in about.items() if names}
     if problems:
         raise AssertionError(f"transformers reads it with {problems}")
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def perplexity(logits: Tensor, tokens: Tensor) -> float:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import ROOT
 
@@ -68,13 +69,17 @@ class Project:
         self.run("git", "checkout", "--quiet", ".")
         self.run("dvc", "checkout", "--force", "--quiet")
 
-    def metrics(self) -> dict:
+    def metrics(self) -> dict[str, Any]:
         """reports/metrics.json."""
-        return json.loads((self.root / "reports/metrics.json").read_text())
+        return self._json("reports/metrics.json")
 
-    def provenance(self) -> dict:
+    def provenance(self) -> dict[str, Any]:
         """reports/provenance.json."""
-        return json.loads((self.root / "reports/provenance.json").read_text())
+        return self._json("reports/provenance.json")
+
+    def _json(self, file: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.root / file).read_text())
+        return content
 
 
 def copy(root: Path, tiny: Path) -> None:

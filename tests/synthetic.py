@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save_file
 
@@ -97,15 +98,15 @@ def points() -> list[Point]:
         for removed in (0.1, 0.2, 0.3, 0.4, 0.5):
             left = PARAMETERS - int(IN_LINEARS * removed)
             hurt = factor * (3.1 * removed + 9 * max(removed - 0.25, 0))
-            settings = {"removed": removed, "order": order}
-            found.append(Point(f"{sweep}-{removed}", sweep, "depth", settings, removed, 16.0 * left, left, hurt))
-    for sweep, method, settings, added, hurt in (
+            of_depth = {"removed": removed, "order": order}
+            found.append(Point(f"{sweep}-{removed}", sweep, "depth", of_depth, removed, 16.0 * left, left, hurt))
+    for sweep, method, of_expansion, added, hurt in (
         ("llama_pro", "llama_pro", {"added": 0.2}, 0.2, 0.0),
         ("solar", "depth_up_scaling", {"overlap": 0.25}, 0.5, 1.35),
         ("duplication", "duplication", {"added": 0.2}, 0.2, 0.44),
     ):
         more = PARAMETERS + int(IN_LINEARS * added)
-        found.append(Point(f"{sweep}-{added}", sweep, method, settings, added, 16.0 * more, more, hurt))
+        found.append(Point(f"{sweep}-{added}", sweep, method, of_expansion, added, 16.0 * more, more, hurt))
     return found
 
 
@@ -353,7 +354,7 @@ def _tokens(rng: np.random.Generator, corpus: str, text: dict[str, np.ndarray], 
         "base_right": text["right"],
         "count": text["count"],
     }
-    types = {"same_top1": bool, "right": bool, "base_right": bool, "count": "int64"}
+    types: dict[str, npt.DTypeLike] = {"same_top1": bool, "right": bool, "base_right": bool, "count": "int64"}
     table = {
         name: np.broadcast_to(values, base.shape).ravel().astype(types.get(name, "float32"))
         for name, values in columns.items()

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import trange
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hemorrhage.data.texts import embedded
 
@@ -119,7 +119,7 @@ def new_model() -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def train(model: LlamaForCausalLM, tokens: torch.Tensor, steps: int, batch: int = 16, length: int = 128) -> None:
+def train(model: PreTrainedModel, tokens: torch.Tensor, steps: int, batch: int = 16, length: int = 128) -> None:
     """AdamW with a warm-up and a cosine decay on random windows, ``<s>`` in front of each."""
     generator = torch.Generator().manual_seed(SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.1)

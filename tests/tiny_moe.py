@@ -75,7 +75,8 @@ def new_model(kind: str) -> PreTrainedModel:
     # transformers initialises from the global generator and takes no other.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 @cache

@@ -23,7 +23,7 @@ class Answer(Exception):  # noqa: N818 - what a server says is no error by name
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes time."""
     made: list[float] = []
-    monkeypatch.setattr(network.time, "sleep", made.append)
+    monkeypatch.setattr("hemorrhage.runtime.network.time.sleep", made.append)
     return made
 
 

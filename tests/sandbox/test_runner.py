@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -205,7 +206,9 @@ def test_memory_that_no_limit_counts_is_refused(attack: Attack) -> None:
         refused("ptrace", 16, 1, 0, 0)
         refused("setns", 0, 0)
     """
-    assert attack(program) == Result("passed", "", pytest.approx(0, abs=8))
+    result = attack(program)
+    assert (result.status, result.detail) == ("passed", "")
+    assert result.seconds < 8
 
 
 @needs_sandbox
@@ -248,7 +251,9 @@ def test_nothing_is_written_outside(attack: Attack, tmp_path: Path) -> None:
                 raise AssertionError(path)
         open("/tmp/{name}", "w").write("x")
     """
-    assert attack(program) == Result("passed", "", pytest.approx(0, abs=8))
+    result = attack(program)
+    assert (result.status, result.detail) == ("passed", "")
+    assert result.seconds < 8
     assert not any((folder / name).exists() for folder in [*folders, Path("/tmp")])
     assert Path(os.__file__).exists()
 
@@ -279,7 +284,9 @@ def test_secrets_stay_outside(attack: Attack, tmp_path: Path, monkeypatch: pytes
                 assert os.fstat(number).st_rdev == os.stat("/dev/null").st_rdev
             assert os.getuid() == os.geteuid() == 65534
         """
-        assert attack(program) == Result("passed", "", pytest.approx(0, abs=8))
+        result = attack(program)
+        assert (result.status, result.detail) == ("passed", "")
+        assert result.seconds < 8
     assert os.environ["HEMORRHAGE_SECRET"] == "the secret"
     assert attack(f"open({str(secret)!r})").detail.startswith("FileNotFoundError")
 
@@ -361,7 +368,9 @@ def test_other_processes_are_out_of_reach(attack: Attack) -> None:
                 pass
             assert os.getppid() == 1
         """
-        assert attack(program) == Result("passed", "", pytest.approx(0, abs=8))
+        result = attack(program)
+        assert (result.status, result.detail) == ("passed", "")
+        assert result.seconds < 8
         assert victim.poll() is None
     finally:
         victim.kill()
@@ -486,8 +495,8 @@ def test_without_a_filter_nothing_runs(fresh: None, tmp_path: Path, monkeypatch:
         tool.write_text("")
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    find = sandbox.importlib.util.find_spec
-    monkeypatch.setattr(sandbox.importlib.util, "find_spec", lambda name: None if name == "pyseccomp" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyseccomp" else find(name))
     assert unprotected(monkeypatch) == "programs need the package pyseccomp, which is not installed"
 
 

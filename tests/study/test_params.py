@@ -28,7 +28,7 @@ def parse(tmp_path: Path, content: dict[str, Any]) -> config.Params:
 
 def changed(keys: str, value: object) -> dict[str, Any]:
     """The default params with one value set (or, for None, removed)."""
-    content = copy.deepcopy(DEFAULT)
+    content: dict[str, Any] = copy.deepcopy(DEFAULT)
     *path, last = keys.split("/")
     target = content
     for key in path:

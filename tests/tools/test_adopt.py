@@ -17,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from hemorrhage.runtime.artifact import write_manifest
+from hemorrhage.runtime.service import store
 from hemorrhage.study.plan import Plan
 from hemorrhage.tools import adopt
 from hemorrhage.tools.adopt import DifferentError, Moved, UnanswerableError, difference
@@ -125,7 +126,7 @@ def test_samples_are_made_of_each_sort(here: Path, monkeypatch: pytest.MonkeyPat
 
     def make(chosen: list[Moved]) -> None:
         for each in chosen:
-            adopt.store.link(each.before, each.after)
+            store.link(each.before, each.after)
         made.extend(f"{each.kind}/{each.name}" for each in chosen)
 
     monkeypatch.setattr(adopt, "_make", make)
@@ -142,7 +143,7 @@ def test_samples_are_made_of_each_sort(here: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def study(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, dict[str, str]]]:
+def study(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A study of two checkpoints and their evaluations that a revision made; what its code computes can be said."""
     keys = [f"{kind}/{name}" for kind in ("checkpoints", "evaluations") for name in ("a", "b")]
 
@@ -150,7 +151,7 @@ def study(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str
         def addresses(self) -> dict[str, str]:
             return dict.fromkeys(keys, NEW)
 
-    monkeypatch.setattr(adopt.Plan, "read", Played)
+    monkeypatch.setattr("hemorrhage.tools.adopt.Plan.read", Played)
     monkeypatch.setattr(adopt, "SOURCE", here / "src/hemorrhage")
     monkeypatch.setattr(adopt, "addresses_at", lambda revision: dict.fromkeys(keys, OLD))
     for name in ("a", "b"):
@@ -354,9 +355,9 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
         return {str(file): file.read_bytes() for each in folders for file in each.rglob("*") if file.is_file()}
 
     def addresses() -> dict[str, str]:
-        return json.loads(
-            project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.study.plan", "addresses").stdout
-        )
+        done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.study.plan", "addresses")
+        by_output: dict[str, str] = json.loads(done.stdout)
+        return by_output
 
     before, places = data(), addresses()
     blockwise = project.root / "src/hemorrhage/models/blockwise.py"

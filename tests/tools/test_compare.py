@@ -20,7 +20,7 @@ from hemorrhage.tools import compare
 
 
 def row(variant: str, metric: str, estimate: float, half: float = math.nan, **more: Any) -> dict[str, Any]:
-    content = {
+    content: dict[str, Any] = {
         "variant": variant,
         "family": "weight_quantization",
         "method": "rtn",

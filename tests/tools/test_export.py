@@ -76,7 +76,8 @@ def exported(made: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def logits(folder: Path, base: Path) -> torch.Tensor:
     with torch.inference_mode():
-        return load(folder, base=base)(torch.arange(3, 43)[None]).logits
+        output: torch.Tensor = load(folder, base=base)(torch.arange(3, 43)[None]).logits
+        return output
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -15,8 +15,10 @@ from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, U
 from hemorrhage.tools import gate
 
 
-def row(variant: str, metric: str, dataset: str, estimate: float, half: float, n: int = 100, **more: Any) -> dict:
-    content = {
+def row(
+    variant: str, metric: str, dataset: str, estimate: float, half: float, n: int = 100, **more: Any
+) -> dict[str, Any]:
+    content: dict[str, Any] = {
         "variant": variant,
         "family": "weight_quantization",
         "metric": metric,

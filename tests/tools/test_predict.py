@@ -40,7 +40,7 @@ NLL = math.log(30.0)
 
 def small() -> dict[str, Any]:
     """The default params with the sweeps that the synthetic study has, and one of a method that it has not."""
-    content = copy.deepcopy(DEFAULT)
+    content: dict[str, Any] = copy.deepcopy(DEFAULT)
     content["compress"] = {name: DEFAULT["compress"][name] for name in SWEEPS}
     content["decode"]["variants"] = []
     content["mitigate"]["variants"] = []
@@ -186,7 +186,9 @@ def test_the_shape_of_a_llama_gives_its_parameters() -> None:
         ((0.3, 0.2, 0.4), (1.2, 1.15, 1.3), "past (kl, perplexity)"),
     ],
 )
-def test_what_a_prediction_means_for_the_budget(kl: tuple, perplexity: tuple, said: str) -> None:
+def test_what_a_prediction_means_for_the_budget(
+    kl: tuple[float, float, float], perplexity: tuple[float, float, float], said: str
+) -> None:
     damage = {"kl": predict.Interval(*kl), "perplexity": predict.Interval(*perplexity)}
     assert predict.against(damage, {"kl": 0.1, "perplexity": 1.1, "flips": 0.2}) == said
     assert predict.against(damage, {"flips": 0.2}) == "no limit"

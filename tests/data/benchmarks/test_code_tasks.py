@@ -12,6 +12,8 @@ from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import code_tasks as data
 from hemorrhage.data.benchmarks.entry import Repository
+from hemorrhage.data.source import Embedded, Hub, Mirror
+from hemorrhage.decode.stops import before_stop
 from hemorrhage.evaluate import code_tasks
 from hemorrhage.evaluate.code_tasks_schema import PROBLEMS
 from hemorrhage.runtime.artifact import read_manifest
@@ -19,16 +21,16 @@ from hemorrhage.sandbox import runner as sandbox
 from tests.benchmark_rows import MBPP, write, write_mbpp
 from tests.conftest import MIRROR, SOURCES
 
-EMBEDDED = {"source": "embedded"}
+EMBEDDED = Embedded(source="embedded")
 
 
 needs_sandbox = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
 
 
 @pytest.fixture(params=SOURCES)
-def mbpp(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+def mbpp(request: pytest.FixtureRequest, tmp_path: Path) -> Mirror:
     """A mirror with MBPP."""
-    return {"source": "mirror", "path": str(MIRROR if request.param == "real" else write_mbpp(tmp_path / "hf"))}
+    return Mirror(source="mirror", path=str(MIRROR if request.param == "real" else write_mbpp(tmp_path / "hf")))
 
 
 def outcome(problem: Any, completion: str) -> str:
@@ -48,10 +50,10 @@ def test_humaneval_is_the_package_s(tmp_path: Path) -> None:
         whole = f"{theirs['prompt']}{theirs['canonical_solution']}\n{theirs['test']}\ncheck({theirs['entry_point']})"
         assert (problem.prefix + problem.solution + problem.tests).strip() == whole.strip()
         # A completion that is right is not cut: the data set's own has nothing that stops it.
-        assert code_tasks.before_stop(problem.solution, manifest["stop"]) == problem.solution
+        assert before_stop(problem.solution, manifest["stop"]) == problem.solution
 
 
-def test_mbpp_asks_as_the_paper_does(mbpp: dict[str, Any], tmp_path: Path) -> None:
+def test_mbpp_asks_as_the_paper_does(mbpp: Mirror, tmp_path: Path) -> None:
     real = mbpp["path"] == str(MIRROR)
     data.prepare("mbpp", mbpp, tmp_path / "task")
     problems = PROBLEMS.validate(pd.read_parquet(tmp_path / "task" / "items.parquet"))
@@ -80,13 +82,13 @@ def test_mbpp_asks_as_the_paper_does(mbpp: dict[str, Any], tmp_path: Path) -> No
 
 def test_what_can_t_be_had_is_said_in_a_line(tmp_path: Path) -> None:
     repository = data.REPOSITORY
-    hub = {"source": "hub", "revisions": {}}
-    mirror = {"source": "mirror", "path": str(tmp_path)}
+    hub = Hub(source="hub", revisions={})
+    mirror = Mirror(source="mirror", path=str(tmp_path))
     assert data.reachable("apps", EMBEDDED) == "task 'apps' is unknown; allowed: humaneval, mbpp"
     assert data.reachable("humaneval", hub) is None
     assert "data.source has to be mirror or hub" in str(data.reachable("mbpp", EMBEDDED))
     assert data.reachable("mbpp", hub) == f"task mbpp needs the commit of {repository} in data.revisions"
-    assert data.reachable("mbpp", {**hub, "revisions": {repository: "a" * 40}}) is None
+    assert data.reachable("mbpp", Hub(source="hub", revisions={repository: "a" * 40})) is None
     assert data.reachable("mbpp", mirror) == f"task mbpp: no file {repository}/full/prompt-*.parquet in {tmp_path}"
     with pytest.raises(ValueError, match="no file"):
         data.prepare("mbpp", mirror, tmp_path / "out")
@@ -102,7 +104,7 @@ def test_right_programs_pass_and_wrong_ones_fail(tmp_path: Path) -> None:
 
 
 @needs_sandbox
-def test_the_reference_code_of_mbpp_passes(mbpp: dict[str, Any], tmp_path: Path) -> None:
+def test_the_reference_code_of_mbpp_passes(mbpp: Mirror, tmp_path: Path) -> None:
     data.prepare("mbpp", mbpp, tmp_path / "task")
     problems = code_tasks.draw_problems(tmp_path / "task", "all", seed=0)
     with_setup = problems[problems.name.isin(["MBPP/367", "MBPP/12"])]
@@ -116,12 +118,12 @@ def test_a_worked_problem_that_is_not_there_is_named(tmp_path: Path) -> None:
     repository = Repository(data.REPOSITORY, data.CONFIG)
     write(folder, repository, "prompt", pa.Table.from_pylist([row for row in MBPP["prompt"] if row["task_id"] != 3]))
     with pytest.raises(ValueError, match="task mbpp: the prompt split lacks the problems 3"):
-        data.read("mbpp", {"source": "mirror", "path": str(folder)})
+        data.read("mbpp", Mirror(source="mirror", path=str(folder)))
 
 
 def test_the_identity_of_mbpp_is_what_its_files_say(tmp_path: Path) -> None:
     memory = tmp_path / "fingerprints.json"
-    here, there = ({"source": "mirror", "path": str(write_mbpp(tmp_path / name))} for name in ("a", "b"))
+    here, there = (Mirror(source="mirror", path=str(write_mbpp(tmp_path / name))) for name in ("a", "b"))
     assert data.identity("mbpp", here, memory) == data.identity("mbpp", there, memory)
     before = data.identity("mbpp", there, memory)
     write(Path(there["path"]), Repository(data.REPOSITORY, data.CONFIG), "test", pa.Table.from_pylist(MBPP["test"][:2]))

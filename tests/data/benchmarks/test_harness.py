@@ -16,6 +16,7 @@ from pyarrow import parquet
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
 from hemorrhage.data.benchmarks.harness import identity, reachable
+from hemorrhage.data.source import Embedded, Hub, Mirror
 from hemorrhage.runtime import address
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.study.registry import HARNESS_TASKS
@@ -68,20 +69,22 @@ def test_prepared_are_only_the_splits_that_are_read(prepared: dict[str, Path]) -
 
 
 def test_what_is_missing_is_one_line(mirror: Path, tmp_path: Path) -> None:
-    here = {"source": "mirror", "path": str(mirror)}
+    here = Mirror(source="mirror", path=str(mirror))
     assert all(reachable(task, here) is None for task in BENCHMARKS)
     assert reachable("poems", here) == f"task 'poems' is unknown; allowed: {', '.join(HARNESS_TASKS)}"
-    assert reachable("piqa", {"source": "embedded"}) == "task piqa needs data.source mirror or hub (got 'embedded')"
-    nowhere = {"source": "mirror", "path": str(tmp_path / "nowhere")}
+    assert (
+        reachable("piqa", Embedded(source="embedded")) == "task piqa needs data.source mirror or hub (got 'embedded')"
+    )
+    nowhere = Mirror(source="mirror", path=str(tmp_path / "nowhere"))
     assert reachable("piqa", nowhere) == f"task piqa: data.path {tmp_path}/nowhere is not a folder"
-    empty = {"source": "mirror", "path": str(tmp_path)}
+    empty = Mirror(source="mirror", path=str(tmp_path))
     assert reachable("gsm8k", empty) == f"task gsm8k: no file openai/gsm8k/main/test-*.parquet in {tmp_path}"
     both = "baber/piqa/default/validation-*.parquet or ybisk/piqa/plain_text/validation-*.parquet"
     assert reachable("piqa", empty) == f"task piqa: no file {both} in {tmp_path}"
-    assert reachable("piqa", {"source": "hub", "revisions": {}}) == (
+    assert reachable("piqa", Hub(source="hub", revisions={})) == (
         "task piqa needs the commit of baber/piqa or ybisk/piqa in data.revisions"
     )
-    assert reachable("piqa", {"source": "hub", "revisions": {"ybisk/piqa": COMMIT}}) is None
+    assert reachable("piqa", Hub(source="hub", revisions={"ybisk/piqa": COMMIT})) is None
     with pytest.raises(ValueError, match=r"no file openai/gsm8k/main/test-\*\.parquet"):
         benchmarks.prepare("gsm8k", empty, tmp_path / "out")
     with pytest.raises(ValueError, match="task 'poems' is unknown; allowed: arc_easy"):
@@ -100,7 +103,7 @@ def test_what_is_missing_is_one_line(mirror: Path, tmp_path: Path) -> None:
 def test_identity_is_what_the_files_say_and_not_where_they_lie(mirror: Path, tmp_path: Path) -> None:
     memory = tmp_path / "fingerprints.json"
     shutil.copytree(mirror, tmp_path / "there")
-    here, there = ({"source": "mirror", "path": str(folder)} for folder in (mirror, tmp_path / "there"))
+    here, there = (Mirror(source="mirror", path=str(folder)) for folder in (mirror, tmp_path / "there"))
     before = {task: identity(task, here, memory) for task in BENCHMARKS}
     assert before == {task: identity(task, there, memory) for task in BENCHMARKS}
     json.dumps(before)
@@ -109,8 +112,8 @@ def test_identity_is_what_the_files_say_and_not_where_they_lie(mirror: Path, tmp
         write(tmp_path / "there", repository, split, pa.Table.from_pylist(rows_of("arc_easy", split)[:5]))
         changed = [task for task in BENCHMARKS if identity(task, there, memory) != before[task]]
         assert changed == ([] if split == "train" else ["arc_easy"])
-    pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "other/one": COMMIT}}
-    moved = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT[::-1]}}
+    pinned = Hub(source="hub", revisions={"openai/gsm8k": COMMIT, "other/one": COMMIT})
+    moved = Hub(source="hub", revisions={"openai/gsm8k": COMMIT[::-1]})
     assert identity("gsm8k", pinned, memory)["revision"] == COMMIT
     assert "hemorrhage.data.benchmarks.catalogue" not in address.modules_of("hemorrhage.data.benchmarks.harness")
     assert identity("gsm8k", pinned, memory) != identity("gsm8k", moved, memory)
@@ -129,7 +132,7 @@ def test_hub_asks_for_the_pinned_commit_and_gives_what_a_mirror_gives(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for task, names in {"gsm8k": ("test", "train"), "boolq": ("validation",)}.items():
         repository = BENCHMARKS[task].repositories[-1]
-        data = {"source": "hub", "revisions": {repository.name: COMMIT}}
+        data = Hub(source="hub", revisions={repository.name: COMMIT})
         benchmarks.prepare(task, data, tmp_path / task)
         assert read_manifest(tmp_path / task)["sha256"] == read_manifest(prepared[task])["sha256"]
         assert asked[-len(names) :] == [(repository.name, repository.config, split, COMMIT) for split in names]
@@ -158,7 +161,7 @@ CHANCE = {"invented": (4 / 4 + 2 / 3 + 2 / 5) / 8, "real": 0.25}
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_sizes_floor_and_chance_are_those_of_the_data(source: str, mirror: Path, tmp_path: Path) -> None:
-    data = {"source": "mirror", "path": str(MIRROR if source == "real" else mirror)}
+    data = Mirror(source="mirror", path=str(MIRROR if source == "real" else mirror))
     assert all(reachable(task, data) is None for task in BENCHMARKS)
     for task, items in SIZES[source].items():
         benchmarks.prepare(task, data, tmp_path / task)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from hemorrhage.data.benchmarks import instructions
+from hemorrhage.data.source import Embedded, Hub, Mirror
 from hemorrhage.runtime.artifact import read_manifest
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -45,14 +46,14 @@ def test_rows_keep_their_order_and_what_is_asked(
 
 
 def test_what_is_missing_is_said_in_a_line(tmp_path: Path, mirror: Path) -> None:
-    assert "unknown" in str(instructions.reachable("essay", {"source": "embedded"}))
-    assert "mirror or hub" in str(instructions.reachable("xsum", {"source": "embedded"}))
-    assert "the commit of EdinburghNLP/xsum" in str(instructions.reachable("xsum", {"source": "hub", "revisions": {}}))
-    empty = {"source": "mirror", "path": str(tmp_path / "empty")}
+    assert "unknown" in str(instructions.reachable("essay", Embedded(source="embedded")))
+    assert "mirror or hub" in str(instructions.reachable("xsum", Embedded(source="embedded")))
+    assert "the commit of EdinburghNLP/xsum" in str(instructions.reachable("xsum", Hub(source="hub", revisions={})))
+    empty = Mirror(source="mirror", path=str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"no file EdinburghNLP/xsum/default/test-\*\.parquet"):
         instructions.read("xsum", empty)
-    there = {"source": "mirror", "path": str(mirror)}
+    there = Mirror(source="mirror", path=str(mirror))
     assert instructions.reachable("mt_bench", there) is None
-    assert instructions.identity("xsum", there, tmp_path / "memory.json")["files"].keys() == {
-        "test-00000-of-00001.parquet"
-    }
+    files = instructions.identity("xsum", there, tmp_path / "memory.json")["files"]
+    assert isinstance(files, dict)
+    assert files.keys() == {"test-00000-of-00001.parquet"}

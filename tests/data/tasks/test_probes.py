@@ -11,13 +11,14 @@ from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from hemorrhage.data.tasks import probes
+from hemorrhage.data.tasks.probes import Item
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.study.registry import TASKS
 
 MANY = {"agreement": 400, "arithmetic": 400, "recall": 400, "cloze": 240}
 
 
-def right(row: dict) -> str:
+def right(row: Item) -> str:
     return row["choices"][row["answer"]]
 
 
@@ -60,7 +61,7 @@ def test_items_of_a_group_share_their_choices(task: str) -> None:
     rows = probes.make(task, 59, 0)
     size = len(rows[0]["choices"])
     assert [row["group"] for row in rows] == [item // size for item in range(59)]
-    groups: dict[int, list[dict]] = {}
+    groups: dict[int, list[Item]] = {}
     for row in rows:
         groups.setdefault(row["group"], []).append(row)
     for group in groups.values():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from hemorrhage.data.source import Embedded
 from hemorrhage.data.texts.catalogue import CATALOGUE
 from hemorrhage.data.texts.repositories import reachable
 from hemorrhage.study.registry import EMBEDDED_CORPORA, REPOSITORY_CORPORA
 
-EMBEDDED = {"source": "embedded"}
+EMBEDDED = Embedded(source="embedded")
 
 
 def test_catalogue_and_registry_name_the_same_corpora() -> None:

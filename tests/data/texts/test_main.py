@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 from pyarrow import parquet
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from hemorrhage.data.source import Embedded, Mirror
 from hemorrhage.data.texts.__main__ import prepare
 from hemorrhage.runtime.artifact import read_manifest
 
-EMBEDDED = {"source": "embedded"}
+EMBEDDED = Embedded(source="embedded")
 
 
 def test_prepared_text_is_the_joined_documents_in_the_tokens_of_the_base(
@@ -47,6 +49,7 @@ def test_unknown_corpora_and_sources_are_one_clear_line(tiny: Path, tmp_path: Pa
     with pytest.raises(ValueError, match="allowed: prose, code, humaneval"):
         prepare("poems", tiny, EMBEDDED, {}, tmp_path / "text")
     with pytest.raises(ValueError, match="allowed: wikitext2, ptb, c4, mbpp, gsm8k, wikinews"):
-        prepare("poems", tiny, {"source": "mirror", "path": "x"}, {}, tmp_path / "text")
+        prepare("poems", tiny, Mirror(source="mirror", path="x"), {}, tmp_path / "text")
+    ftp = cast("Embedded", {"source": "ftp"})
     with pytest.raises(ValueError, match="allowed: embedded, mirror, hub"):
-        prepare("prose", tiny, {"source": "ftp"}, {}, tmp_path / "text")
+        prepare("prose", tiny, ftp, {}, tmp_path / "text")

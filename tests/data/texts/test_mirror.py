@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from hemorrhage.data.source import Mirror
 from hemorrhage.data.texts import mirror
 from hemorrhage.data.texts.__main__ import prepare
 from hemorrhage.data.texts.catalogue import CATALOGUE
@@ -21,7 +22,7 @@ from tests.corpora import LINES, write_mirror
 
 @pytest.mark.parametrize("corpus", REPOSITORY_CORPORA)
 def test_mirror_gives_every_corpus_with_disjoint_splits(corpus: str, tiny: Path, tmp_path: Path) -> None:
-    data = {"source": "mirror", "path": str(write_mirror(tmp_path / "hf"))}
+    data = Mirror(source="mirror", path=str(write_mirror(tmp_path / "hf")))
     assert reachable(corpus, data) is None
     found = mirror.documents(corpus, CATALOGUE[corpus], data)
     if CATALOGUE[corpus].heading is None:
@@ -33,7 +34,7 @@ def test_mirror_gives_every_corpus_with_disjoint_splits(corpus: str, tiny: Path,
 
 
 def test_wikitext_articles_join_to_the_text_of_the_papers(tmp_path: Path) -> None:
-    data = {"source": "mirror", "path": str(write_mirror(tmp_path))}
+    data = Mirror(source="mirror", path=str(write_mirror(tmp_path)))
     articles = mirror.documents("wikitext2", CATALOGUE["wikitext2"], data)["evaluation"]
     assert len(articles) == 2
     assert articles[1].startswith(" = Second = \n")
@@ -43,7 +44,7 @@ def test_wikitext_articles_join_to_the_text_of_the_papers(tmp_path: Path) -> Non
 @pytest.mark.parametrize("source", SOURCES)
 def test_wikitext_joins_to_the_rows_of_its_files(source: str, tmp_path: Path) -> None:
     folder = MIRROR if source == "real" else write_mirror(tmp_path)
-    data = {"source": "mirror", "path": str(folder)}
+    data = Mirror(source="mirror", path=str(folder))
     found = mirror.documents("wikitext2", CATALOGUE["wikitext2"], data)
     entry = CATALOGUE["wikitext2"]
     for split, name in (("calibration", "validation"), ("evaluation", "test")):
@@ -58,7 +59,7 @@ def test_windows_line_ends_of_mbpp_become_plain_ones(tmp_path: Path) -> None:
     folder = write_mirror(tmp_path)
     file = folder / "google-research-datasets/mbpp/full/train-00000-of-00001.parquet"
     parquet.write_table(pa.table({"text": ["Add."], "code": ["def f(a):\r\n  return a"]}), file)
-    found = mirror.documents("mbpp", CATALOGUE["mbpp"], {"source": "mirror", "path": str(folder)})
+    found = mirror.documents("mbpp", CATALOGUE["mbpp"], Mirror(source="mirror", path=str(folder)))
     assert found["calibration"] == ['"""\nAdd.\n"""\ndef f(a):\n  return a']
 
 
@@ -67,4 +68,4 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
     file = folder / "openai/gsm8k/main/test-00000-of-00001.parquet"
     parquet.write_table(pa.table({"question": ["?"]}), file)
     with pytest.raises(ValueError, match="has no column answer"):
-        mirror.documents("gsm8k", CATALOGUE["gsm8k"], {"source": "mirror", "path": str(folder)})
+        mirror.documents("gsm8k", CATALOGUE["gsm8k"], Mirror(source="mirror", path=str(folder)))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from hemorrhage.data.source import Embedded, Hub, Mirror
 from hemorrhage.data.texts import mirror
 from hemorrhage.data.texts.catalogue import CATALOGUE
 from hemorrhage.data.texts.repositories import identity, reachable
@@ -19,25 +20,25 @@ from hemorrhage.runtime import address
 from hemorrhage.runtime.address import program
 from tests.corpora import write_mirror
 
-EMBEDDED = {"source": "embedded"}
+EMBEDDED = Embedded(source="embedded")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_unreachable_texts_are_one_line_that_says_what_is_missing(tmp_path: Path) -> None:
-    nowhere = {"source": "mirror", "path": str(tmp_path / "nowhere")}
+    nowhere = Mirror(source="mirror", path=str(tmp_path / "nowhere"))
     assert reachable("ptb", nowhere) == f"corpus ptb: data.path {tmp_path}/nowhere is not a folder"
     folder = write_mirror(tmp_path / "hf")
     (folder / "openai/gsm8k/main/test-00000-of-00001.parquet").unlink()
-    data = {"source": "mirror", "path": str(folder)}
+    data = Mirror(source="mirror", path=str(folder))
     assert reachable("gsm8k", data) == f"corpus gsm8k: no file openai/gsm8k/main/test-*.parquet in {folder}"
     with pytest.raises(ValueError, match=r"corpus gsm8k: no file openai/gsm8k/main/test-\*\.parquet"):
         mirror.documents("gsm8k", CATALOGUE["gsm8k"], data)
     assert reachable("poems", data) == (
         "corpus 'poems' is in no repository; allowed: wikitext2, ptb, c4, mbpp, gsm8k, wikinews"
     )
-    pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT}}
+    pinned = Hub(source="hub", revisions={"openai/gsm8k": COMMIT})
     assert reachable("gsm8k", pinned) is None
     assert reachable("mbpp", pinned) == (
         "corpus mbpp needs the commit of google-research-datasets/mbpp in data.revisions"
@@ -47,16 +48,16 @@ def test_unreachable_texts_are_one_line_that_says_what_is_missing(tmp_path: Path
 
 def test_identity_is_what_the_files_say_and_not_where_they_lie(tmp_path: Path) -> None:
     memory = tmp_path / "fingerprints.json"
-    here, there = ({"source": "mirror", "path": str(write_mirror(tmp_path / name))} for name in ("a", "b"))
+    here, there = (Mirror(source="mirror", path=str(write_mirror(tmp_path / name))) for name in ("a", "b"))
     assert identity("ptb", here, memory) == identity("ptb", there, memory)
     before = {corpus: identity(corpus, here, memory) for corpus in CATALOGUE}
     file = tmp_path / "a/ptb-text-only/ptb_text_only/penn_treebank/test-00000-of-00001.parquet"
     parquet.write_table(pa.table({"sentence": ["changed"]}), file)
     changed = [corpus for corpus in CATALOGUE if identity(corpus, here, memory) != before[corpus]]
     assert changed == ["ptb"]
-    pinned = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "openai/other": COMMIT[::-1]}}
-    moved = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT[::-1], "openai/other": COMMIT}}
-    other = {"source": "hub", "revisions": {"openai/gsm8k": COMMIT, "openai/other": COMMIT}}
+    pinned = Hub(source="hub", revisions={"openai/gsm8k": COMMIT, "openai/other": COMMIT[::-1]})
+    moved = Hub(source="hub", revisions={"openai/gsm8k": COMMIT[::-1], "openai/other": COMMIT})
+    other = Hub(source="hub", revisions={"openai/gsm8k": COMMIT, "openai/other": COMMIT})
     assert identity("gsm8k", pinned, memory) == identity("gsm8k", other, memory)
     assert identity("gsm8k", pinned, memory) != identity("gsm8k", moved, memory)
     json.dumps(before)
@@ -66,7 +67,7 @@ def test_address_of_a_text_follows_its_reader_and_its_own_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = tmp_path / "fingerprints.json"
-    here = {"source": "mirror", "path": str(write_mirror(tmp_path / "hf"))}
+    here = Mirror(source="mirror", path=str(write_mirror(tmp_path / "hf")))
     before = {corpus: identity(corpus, here, memory) for corpus in CATALOGUE}
     monkeypatch.setitem(CATALOGUE, "c4", dataclasses.replace(CATALOGUE["c4"], join="\n"))
     assert [corpus for corpus in CATALOGUE if identity(corpus, here, memory) != before[corpus]] == ["c4"]

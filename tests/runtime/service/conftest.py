@@ -55,9 +55,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def light(folder: Path) -> Iterator[subprocess.Popen]:
+def light(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     process = start_light(environment())
     yield process
     Path("nap.wait").unlink(missing_ok=True)
+    assert process.stdin is not None
     process.stdin.close()
     process.wait(10)

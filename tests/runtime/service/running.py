@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hemorrhage
 from hemorrhage.runtime.service import client, server
@@ -24,7 +26,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", **more}
 
 
-def start_light(env: dict[str, str]) -> subprocess.Popen:
+def start_light(env: dict[str, str]) -> subprocess.Popen[bytes]:
     with server.listen(Path(client.SOCKET)) as listener, Path("service.log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "-c", LIGHT, str(listener.fileno())],
@@ -36,7 +38,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-IS", client.__file__, *arguments]
 
 
-def talk(status: int = 0, env: dict[str, str] | None = None) -> tuple[subprocess.CompletedProcess, dict]:
+def talk(status: int = 0, env: dict[str, str] | None = None) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     Path("facts.json").unlink(missing_ok=True)
     done = subprocess.run(
         command("usage.tsv", "talk", str(status), "a b"), env=env or environment(), capture_output=True, text=True
@@ -44,7 +46,7 @@ def talk(status: int = 0, env: dict[str, str] | None = None) -> tuple[subprocess
     return done, json.loads(Path("facts.json").read_text())
 
 
-def nap(*more: str) -> subprocess.Popen:
+def nap(*more: str) -> subprocess.Popen[bytes]:
     """A client whose job has begun."""
     before = pids()
     process = subprocess.Popen(command("usage.tsv", "nap", "nap", *more), env=environment(), stderr=subprocess.PIPE)
@@ -55,10 +57,11 @@ def nap(*more: str) -> subprocess.Popen:
 def pids() -> list[tuple[int, int]]:
     """Of each job that began to nap: its process, and its parent."""
     lines = Path("nap").read_text().splitlines() if Path("nap").exists() else []
-    return [tuple(map(int, line.split())) for line in lines if line.count(" ") == 1]
+    words = [line.split() for line in lines if line.count(" ") == 1]
+    return [(int(process), int(parent)) for process, parent in words]
 
 
-def until(true) -> None:
+def until(true: Callable[[], object]) -> None:
     for _ in range(1500):
         if true():
             return

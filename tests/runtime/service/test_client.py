@@ -14,7 +14,7 @@ from hemorrhage.runtime.service import client, server
 from tests.runtime.service.running import command, environment, gone, nap, pids, talk, until
 
 
-def test_without_a_server_the_client_runs_the_step(folder) -> None:
+def test_without_a_server_the_client_runs_the_step(folder: Path) -> None:
     done, facts = talk(3)
     assert done.returncode == 3
     assert not facts["served"]
@@ -24,7 +24,7 @@ def test_without_a_server_the_client_runs_the_step(folder) -> None:
     assert talk()[1]["served"] is False
 
 
-def test_a_killed_client_takes_its_job_along(light) -> None:
+def test_a_killed_client_takes_its_job_along(light: subprocess.Popen[bytes]) -> None:
     process = nap("with a child")
     job = pids()[-1][0]
     children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
@@ -36,7 +36,9 @@ def test_a_killed_client_takes_its_job_along(light) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_the_job_and_its_end_is_the_clients(light, number) -> None:
+def test_signals_reach_the_job_and_its_end_is_the_clients(
+    light: subprocess.Popen[bytes], number: signal.Signals
+) -> None:
     process = nap()
     process.send_signal(number)
     _, stderr = process.communicate()
@@ -45,13 +47,13 @@ def test_signals_reach_the_job_and_its_end_is_the_clients(light, number) -> None
     assert gone(pids()[-1][0])
 
 
-def test_a_job_killed_for_memory_is_no_success(light) -> None:
+def test_a_job_killed_for_memory_is_no_success(light: subprocess.Popen[bytes]) -> None:
     process = nap()
     os.kill(pids()[-1][0], signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_job_whose_watcher_dies_is_begun_again_alone(light) -> None:
+def test_a_job_whose_watcher_dies_is_begun_again_alone(light: subprocess.Popen[bytes]) -> None:
     process = nap()
     job, watcher = pids()[-1]
     os.kill(watcher, signal.SIGKILL)
@@ -63,7 +65,7 @@ def test_a_job_whose_watcher_dies_is_begun_again_alone(light) -> None:
     assert b"begins again" in stderr
 
 
-def test_a_step_runs_on_the_processor_unless_it_was_granted_a_gpu(light) -> None:
+def test_a_step_runs_on_the_processor_unless_it_was_granted_a_gpu(light: subprocess.Popen[bytes]) -> None:
     for option, where in (([], "cpu"), (["--gpu=0"], "cpu"), (["--direct"], "cpu"), (["--gpu=1"], None)):
         code = "import json, os; json.dump(os.environ.get('HEMORRHAGE_DEVICE'), open('device.json', 'w'))"
         Path("where.py").write_text(code)

@@ -24,11 +24,11 @@ while not Path("over").exists():
 """
 
 
-def test_each_job_holds_a_gpu_of_its_own_and_the_third_waits_for_one(folder) -> None:
+def test_each_job_holds_a_gpu_of_its_own_and_the_third_waits_for_one(folder: Path) -> None:
     env = environment(CUDA_VISIBLE_DEVICES="4,7", TMPDIR=str(folder))
     env.pop("HEMORRHAGE_DEVICE", None)
 
-    def start(name: str) -> subprocess.Popen:
+    def start(name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", HOLD, name], env=env)
 
     first = start("first")

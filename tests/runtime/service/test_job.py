@@ -26,7 +26,7 @@ Path("count.json").write_text(json.dumps({"torch": torch.get_num_threads(), "ins
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_a_job_of_one_thread_computes_with_one(folder, served: bool) -> None:
+def test_a_job_of_one_thread_computes_with_one(folder: Path, served: bool) -> None:
     Path("count.py").write_text(COUNT)
     process = None
     if served:
@@ -41,6 +41,7 @@ def test_a_job_of_one_thread_computes_with_one(folder, served: bool) -> None:
         subprocess.run(command("usage.tsv", "count"), env=env, check=True)
         threads[granted] = json.loads(Path("count.json").read_text())
     if process:
+        assert process.stdin is not None
         process.stdin.close()
         process.wait(10)
         assert "refused" not in Path("service.log").read_text()
@@ -93,7 +94,7 @@ def test_what_it_used_is_what_it_spent_and_held(folder: Path) -> None:
 
 def test_imports_are_measured_by_the_outermost_one(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr(job.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr("hemorrhage.runtime.service.job.time.process_time", lambda: next(clock))
     measured = job.Imports()
     assert measured.seconds == 0
 

@@ -12,7 +12,7 @@ from hemorrhage.runtime.service import server
 from tests.runtime.service.running import SOURCE, command, environment, gone, nap, pids, start_light, talk, until
 
 
-def test_a_served_job_is_like_a_direct_one(light) -> None:
+def test_a_served_job_is_like_a_direct_one(light: subprocess.Popen[bytes]) -> None:
     for status in (0, 3):
         served, facts = talk(status, environment(CUDA_VISIBLE_DEVICES="1"))
         assert (served.returncode, served.stdout, served.stderr) == (status, f"out ['{status}', 'a b']\n", "err\n")
@@ -27,7 +27,7 @@ def test_a_served_job_is_like_a_direct_one(light) -> None:
     assert "No module named absent" in crashed.stderr
 
 
-def test_what_was_read_at_an_import_must_not_differ(light) -> None:
+def test_what_was_read_at_an_import_must_not_differ(light: subprocess.Popen[bytes]) -> None:
     assert talk()[1]["served"]
     assert not talk(env=environment(HF_HUB_OFFLINE="0"))[1]["served"]
     assert "other values of HF_HUB_OFFLINE" in Path("service.log").read_text()
@@ -41,7 +41,7 @@ def test_what_was_read_at_an_import_must_not_differ(light) -> None:
     assert json.loads((elsewhere / "facts.json").read_text())["served"] is False
 
 
-def test_a_job_runs_the_code_of_its_own_time_and_a_changed_service_is_not_used(folder, tmp_path) -> None:
+def test_a_job_runs_the_code_of_its_own_time_and_a_changed_service_is_not_used(folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "copy"
     package = source / "hemorrhage"
     (package / "runtime" / "service").mkdir(parents=True)
@@ -64,11 +64,12 @@ def test_a_job_runs_the_code_of_its_own_time_and_a_changed_service_is_not_used(f
     assert "refused hemorrhage.say: the service or an installed distribution has changed" in (
         Path("service.log").read_text()
     )
+    assert process.stdin is not None
     process.stdin.close()
     assert process.wait(10) == 0
 
 
-def test_jobs_run_at_the_same_time_and_outlive_the_server(light) -> None:
+def test_jobs_run_at_the_same_time_and_outlive_the_server(light: subprocess.Popen[bytes]) -> None:
     processes = [nap() for _ in range(4)]
     assert len({job for job, _ in pids()}) == 4
     light.kill()
@@ -79,7 +80,7 @@ def test_jobs_run_at_the_same_time_and_outlive_the_server(light) -> None:
     assert [process.wait() for process in processes] == [0] * 4
 
 
-def test_the_server_ends_with_what_started_it(folder) -> None:
+def test_the_server_ends_with_what_started_it(folder: Path) -> None:
     start = (
         "import sys, time; from pathlib import Path; from hemorrhage.runtime.service import server;"
         "held = server.start(Path(sys.argv[1]), Path('service.log')); print(held.pid, flush=True); time.sleep(60)"

@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -41,7 +42,7 @@ def steps(root: Path, tiny: Path) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def test_results_are_the_same_bytes(folder, tiny, monkeypatch) -> None:
+def test_results_are_the_same_bytes(folder: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_CURRENT_TEST")
     for root in (Path("served"), Path("direct")):
         text = root / "texts" / "x"
@@ -59,6 +60,7 @@ def test_results_are_the_same_bytes(folder, tiny, monkeypatch) -> None:
         for arguments in steps(Path("served"), tiny):
             done = subprocess.run(command("usage.tsv", *arguments), env=environment(), capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
+        assert process.stdin is not None
         process.stdin.close()
         _, stderr = direct.communicate()
         assert direct.returncode == 0, stderr

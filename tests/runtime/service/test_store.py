@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,9 @@ sys.exit(int(sys.argv[4]))
 OUT = "data/checkpoints/rtn-4/0123456789ab"
 
 
-def experiment(folder: Path, seconds: float = 0, manifest: dict | None = None, status: int = 0) -> subprocess.Popen:
+def experiment(
+    folder: Path, seconds: float = 0, manifest: dict[str, str] | None = None, status: int = 0
+) -> subprocess.Popen[bytes]:
     """A job of the run in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "made.py").write_text(STEP)
@@ -93,10 +96,10 @@ def test_a_store_that_another_user_made_is_read_and_left_as_it_is(
 
     open_file, access = Path.open, os.access
 
-    def refusing(file: Path, mode: str = "r", **named: str) -> object:
+    def refusing(file: Path, mode: str = "r", **named: str) -> Any:
         if "w" in mode and file.is_relative_to(of_store):
             raise PermissionError(13, "Permission denied", str(file))
-        return open_file(file, mode, **named)
+        return open_file(file, mode, **named)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", refusing)
     monkeypatch.setattr(
