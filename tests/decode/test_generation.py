@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hemorrhage.decode import generation
 from hemorrhage.decode.generation import continuation
+from hemorrhage.decode.strategies import beam, contrastive_decoding, contrastive_search, diverse_beam, dola, fsd
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.refused import RefusedError
+from tests.families import build, new_model
 
 
 @pytest.mark.parametrize(
@@ -33,3 +39,34 @@ def test_bad_prompts_are_refused_before_generation(
             new_tokens,
             seed=0,
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "jamba", "falcon_h1"])
+def test_candidates_repeat_all_that_a_cache_holds(family: str, tmp_path: Path) -> None:
+    model = load(build(tmp_path / family, family))
+    ids = torch.randint(3, 500, (2, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    reading = generation.read(model, ids, mask)
+    assert reading is not None
+    parameters = beam.parameters(model, beam.Settings(), generation.Prompts(mask, 4))
+    plain = generation.continuation(model, ids, mask, 4, seed=0, use_cache=False, **parameters)
+    assert torch.equal(generation.generate(beam, model, ids, mask, 4, beam.Settings(), 0, reading=reading), plain)
+    for strategy in (diverse_beam, contrastive_search):
+        together = generation.generate(strategy, model, ids, mask, 4, strategy.Settings(), 0, reading=reading)
+        for row, tokens, places in zip(together, ids, mask, strict=True):
+            alone = tokens[places != 0][None]
+            found = generation.generate(strategy, model, alone, torch.ones_like(alone), 4, strategy.Settings(), 0)[0]
+            assert torch.equal(row[: len(found)], found)
+
+
+@pytest.mark.parametrize("family", ["mamba2", "recurrent_gemma"])
+def test_searches_of_ours_are_refused_where_a_cache_does_not_hold_all(family: str) -> None:
+    model = new_model(family).float()
+    assert not generation.takes_cache(model)
+    mask = torch.ones(1, 4, dtype=torch.long)
+    assert generation.read(model, mask, mask) is None
+    for strategy in (diverse_beam, contrastive_search, fsd, dola, contrastive_decoding):
+        with pytest.raises(RefusedError, match=r"the search goes on from caches, and .* takes none"):
+            strategy.parameters(model, strategy.Settings(), generation.Prompts(mask, 4))
+    assert generation.takes_cache(new_model("gpt2").float())

@@ -13,8 +13,10 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from hemorrhage.decode.early_exit import keep_depth
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -60,12 +62,38 @@ class Reading:
         """Return a cache of its own for one run, every row ``repeats`` times in succession."""
         cache = copy.deepcopy(self.cache)
         if repeats > 1:
-            cache.batch_repeat_interleave(repeats)
+            repeat_rows(cache, repeats)
         return cache
 
     def repeated(self, times: int) -> Reading:
         """Return the same of a batch in which every row stands ``times`` times in succession."""
         return Reading(self.copied_cache(times), self.states.repeat_interleave(times, 0))
+
+
+def repeat_rows(cache: Cache, times: int) -> None:
+    """Make every row of a cache stand ``times`` times in succession."""
+    for layer in cache.layers:
+        states = _recurrent_states(layer)
+        if states:
+            rows: Any = torch.arange(len(states[0]), device=states[0].device).repeat_interleave(times)
+            layer.reorder_cache(rows)
+        elif hasattr(layer, "batch_repeat_interleave"):
+            layer.batch_repeat_interleave(times)
+
+
+def select_rows(cache: Cache, rows: Any) -> None:
+    """Make the rows of a cache those at ``rows``, int64 [n]."""
+    for layer in cache.layers:
+        if _recurrent_states(layer):
+            layer.reorder_cache(rows)
+        elif hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(rows)
+
+
+def _recurrent_states(layer: Any) -> list[torch.Tensor]:
+    """The states of a layer that has others than keys and values, for which transformers knows reordering alone."""
+    parts = (getattr(layer, "conv_states", None) or {}, getattr(layer, "recurrent_states", None) or {})
+    return [state for part in parts for state in part.values() if state is not None]
 
 
 def read(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading | None:
@@ -76,7 +104,7 @@ def read(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.
     """
     from transformers import DynamicCache
 
-    if input_ids.shape[1] < 2 or cache_name(model) != "past_key_values":
+    if input_ids.shape[1] < 2 or not takes_cache(model):
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     with torch.no_grad():
@@ -123,6 +151,36 @@ def cache_name(model: PreTrainedModel) -> str | None:
     """Return what a model calls the cache that it is given: None where it keeps its states to itself."""
     known = inspect.signature(model.forward).parameters
     return next((name for name in ("past_key_values", "cache_params") if name in known), None)
+
+
+def takes_cache(model: PreTrainedModel) -> bool:
+    """Whether all that a model remembers is in a cache that it is given.
+
+    State-space models of some families name theirs otherwise, and RecurrentGemma keeps states in its modules. Observed
+    once per model, on one token.
+    """
+    if model not in _TAKES_CACHE:
+        named = cache_name(model) == "past_key_values"
+        _TAKES_CACHE[model] = named and _hands_cache_out(model)
+    return _TAKES_CACHE[model]
+
+
+_TAKES_CACHE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _hands_cache_out(model: PreTrainedModel) -> bool:
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        output = model(input_ids=token, use_cache=True)
+    return output.get("past_key_values") is not None
+
+
+def refuse_without_cache(model: PreTrainedModel) -> None:
+    """Raise RefusedError for a search of the bench's own where a model goes on from no cache that it is given."""
+    if not takes_cache(model):
+        raise RefusedError(
+            f"the search goes on from caches, and {type(model).__name__} takes none that holds all it read"
+        )
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _continued(
     from transformers import DynamicCache
 
     cache: Any = reading and reading.copied_cache()
-    if cache is None and generation.cache_name(model) == "past_key_values":
+    if cache is None and generation.takes_cache(model):
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     tokens = prefix
     with torch.inference_mode():

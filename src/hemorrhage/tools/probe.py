@@ -160,7 +160,7 @@ def probe(base: Path, wanted: Wanted) -> list[Finding]:
 
     findings = [Finding(**entry) for entry in read_manifest(base)["probe"]]
     stored = load(base, "stored").cpu()
-    findings += [_calibrated(stored), *_compressed(base, stored, wanted.methods)]
+    findings += [*_calibrated(stored), *_compressed(base, stored, wanted.methods)]
     gigabytes = (size(base) or 4 * sum(value.numel() for value in stored.parameters())) / 1e9
     del stored
     if gigabytes > wanted.memory_gb:
@@ -172,13 +172,15 @@ def probe(base: Path, wanted: Wanted) -> list[Finding]:
     return [*findings, _exported(base)]
 
 
-def _calibrated(model: PreTrainedModel) -> Finding:
+def _calibrated(model: PreTrainedModel) -> Iterator[Finding]:
+    from hemorrhage.calibrate.expert_usage import usage
     from hemorrhage.calibrate.statistics import shared_inputs
+    from hemorrhage.models.experts import mixtures
 
-    def observe_inputs() -> None:
-        shared_inputs(model, probe_tokens(model))
-
-    return attempt("calibrate", "inputs of linear layers", observe_inputs)
+    tokens = probe_tokens(model)
+    yield attempt("calibrate", "inputs of linear layers", lambda: _ignore(shared_inputs(model, tokens)))
+    if mixtures(model):
+        yield attempt("calibrate", "experts", lambda: _ignore(usage(model, tokens)))
 
 
 def _compressed(base: Path, model: PreTrainedModel, methods: Mapping[str, Settings]) -> Iterator[Finding]:

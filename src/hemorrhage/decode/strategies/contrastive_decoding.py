@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hemorrhage.decode.early_exit import early_logits, exit_layer, implausible_tokens
-from hemorrhage.decode.generation import Prompts, check_context, forward
+from hemorrhage.decode.generation import Prompts, check_context, forward, refuse_without_cache
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.runtime.lazy import torch
 
@@ -58,6 +58,7 @@ def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> 
 
     Raises ValueError where the amateur has another vocabulary or is no smaller part of the model.
     """
+    refuse_without_cache(model)
     amateur: dict[str, Any]
     if settings.amateur is None:
         amateur = {"layers": exit_layer(model, settings.layers)}

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
+from hemorrhage.decode.generation import (
+    Prompts,
+    check_vocabulary,
+    forward,
+    refuse_without_cache,
+    repeat_rows,
+    select_rows,
+)
 from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthen_mask, read_prompt
 from hemorrhage.runtime.lazy import torch
 
@@ -40,6 +47,7 @@ class Settings(BaseModel):
 
 def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
     """Arguments of generation.continuation; see there."""
+    refuse_without_cache(model)
     check_vocabulary(model, "k", settings.k)
     return {"search": contrastive_search, "search_settings": {"alpha": settings.alpha, "candidates": settings.k}}
 
@@ -67,7 +75,7 @@ def contrastive_search(
     # Normalised once: a dot product with the unit states of the past is the cosine.
     past = logits.new_zeros(batch, generation_config.max_length, width)
     past[:, :length] = unit(prompt.states)
-    cache.batch_repeat_interleave(candidates)
+    repeat_rows(cache, candidates)
     while True:
         top = logits_processor(sequences.ids, logits).softmax(-1).topk(candidates)
         padding = mask == 0
@@ -81,7 +89,7 @@ def contrastive_search(
             return sequences.ids
         # The winner's row of the cache becomes the past of all candidates of the next step, in one copy.
         rows = torch.arange(batch, device=choice.device) * candidates + choice
-        cache.batch_select_indices(rows.repeat_interleave(candidates))
+        select_rows(cache, rows.repeat_interleave(candidates))
         logits = next_logits[rows, -1]
         past[:, length] = states.view(-1, width)[rows]
         length += 1

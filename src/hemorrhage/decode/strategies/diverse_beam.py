@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hemorrhage.decode.generation import Prompts, check_vocabulary, forward
+from hemorrhage.decode.generation import (
+    Prompts,
+    check_vocabulary,
+    forward,
+    refuse_without_cache,
+    repeat_rows,
+    select_rows,
+)
 from hemorrhage.decode.search import cache_of, lengthen_mask
 from hemorrhage.runtime.lazy import torch
 
@@ -53,6 +60,7 @@ class Settings(BaseModel):
 
 def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
     """Arguments of generation.continuation; see there."""
+    refuse_without_cache(model)
     check_vocabulary(model, "beams", settings.beams)
     return {"search": diverse_beam_search, "search_settings": settings.model_dump()}
 
@@ -76,7 +84,7 @@ def diverse_beam_search(
     batch, size = len(input_ids), beams // groups
     logits, _ = forward(model, input_ids[:, cache.get_seq_length() :], mask, cache)
     logits, mask = logits.repeat_interleave(beams, 0), mask.repeat_interleave(beams, 0)
-    cache.batch_repeat_interleave(beams)
+    repeat_rows(cache, beams)
     first = torch.arange(batch, device=input_ids.device)[:, None] * beams
     searches = [Group(input_ids, size, stopping_criteria, generation_config) for _ in range(groups)]
     while True:
@@ -92,7 +100,7 @@ def diverse_beam_search(
             taken.scatter_add_(1, group.ids[:, :, -1], counts)
         if not any(bool((group.open & group.running).any()) for group in searches):
             return best(searches, input_ids, generation_config)
-        cache.batch_select_indices(torch.stack(parents, 1).flatten())
+        select_rows(cache, torch.stack(parents, 1).flatten())
         mask = lengthen_mask(mask)
         tokens = torch.stack([group.ids[:, :, -1:] for group in searches], 1).view(-1, 1)
         logits, _ = forward(model, tokens, mask, cache)
