@@ -171,14 +171,14 @@ class Plan:
         manifest = Path(self.checkpoint(kinds.BASE))
         if not manifest.is_file():
             return
-        try:
-            if config.architecture(self.params) is None:
+        for entry in read_manifest(manifest.parent).get("probe", []):
+            if entry["answer"] == "no":
+                raise config.ConfigError(f"params.yaml: model: {entry['part']}: {entry['reason']}")
+        if config.architecture(self.params) is None:
+            try:
                 config.check_model(self.params, architecture(manifest.parent))
-            for entry in read_manifest(manifest.parent).get("probe", []):
-                if entry["answer"] == "no":
-                    raise config.ConfigError(f"model: {entry['part']}: {entry['reason']}")
-        except config.ConfigError as error:
-            raise config.ConfigError(f"params.yaml: {error}") from None
+            except config.ConfigError as error:
+                raise config.ConfigError(f"params.yaml: {error}") from None
 
     def _check_texts(self) -> None:
         """Refuse a corpus whose prepared text has too few tokens, before any work."""

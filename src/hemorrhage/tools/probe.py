@@ -53,13 +53,13 @@ class Wanted:
 
     @classmethod
     def of_registry(cls) -> Wanted:
-        """Everything there is."""
+        """Return everything that the registry lists."""
         methods = {f"{name}: {settings.label}": settings for name in METHODS for settings in method_of(name).examples}
         return cls(methods, {name: {"strategy": name} for name in STRATEGIES})
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Wanted:
-        """What a study asks for."""
+        """Return what a study asks for."""
         params = plan.params
         return cls(
             {name: variant.settings for name, variant in plan.variants.items()},
@@ -239,13 +239,13 @@ def _decoded(base: Path, model: PreTrainedModel, entries: Mapping[str, Mapping[s
 def _mitigated(model: PreTrainedModel) -> Finding:
     import torch
 
-    from hemorrhage.mitigate.__main__ import sampled
+    from hemorrhage.mitigate.__main__ import sample
     from hemorrhage.mitigate.corrections import Correction
 
     def correct() -> None:
         unchanged = Correction(torch.ones(1, device=model.device), torch.empty(0, device=model.device))
-        asked = {"prefix": 4, "new_tokens": NEW_TOKENS}
-        sampled(model, {("none", 0): unchanged}, probe_tokens(model), asked, 0)
+        open_ended = {"prefix": 4, "new_tokens": NEW_TOKENS}
+        sample(model, {("none", 0): unchanged}, probe_tokens(model), open_ended, 0)
 
     return attempt("mitigate", "corrections", correct)
 
