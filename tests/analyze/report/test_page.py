@@ -15,7 +15,7 @@ from hemorrhage.analyze.report.page import environment, render
 from hemorrhage.analyze.study import Study, read
 from tests import browser, screenshot
 
-ODD_WORDS = ("nought", "foretold", "likeliest", "wounded", "beside", "by lot", "what people wrote")
+ODD_WORDS = ("nought", "foretold", "likeliest", "wounded", "beside", "told apart", "by lot", "what people wrote")
 """Words that are not the field's."""
 
 

@@ -32,7 +32,7 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BudgetVerdict:
     """Whether a variant is inside the budget, and the check of each limit."""
 
     inside: bool
@@ -45,7 +45,7 @@ class Measurements:
 
     rows: pd.DataFrame = field(default_factory=pd.DataFrame)
     confidence: float = 0.95
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    verdicts: Mapping[str, BudgetVerdict] = field(default_factory=dict)
     report: str = ""
 
 
@@ -80,7 +80,7 @@ def read_measurements(reports: Path) -> Measurements:
         rows=pd.read_parquet(reports / "hemorrhage.parquet"),
         confidence=provenance.get("spec", {}).get("confidence", 0.95),
         verdicts={
-            variant: Verdict(verdict["inside"], [Check(**check) for check in verdict["checks"]])
+            variant: BudgetVerdict(verdict["inside"], [Check(**check) for check in verdict["checks"]])
             for variant, verdict in recommendation.get("variants", {}).items()
         },
         report=provenance.get("address", ""),
@@ -190,7 +190,7 @@ def _rounded(value: float | None) -> str | None:
     return None if value is None else f"{value:.3g}"
 
 
-def _damage(results: Sequence[Result], confidence: float, verdict: Verdict | None) -> list[str]:
+def _damage(results: Sequence[Result], confidence: float, verdict: BudgetVerdict | None) -> list[str]:
     if not results:
         return ["## Damage", "Not measured: no study next to this checkpoint evaluated it."]
     lines = [f"| metric | on | value | {100 * confidence:g} % interval | n |", "|---|---|---|---|---|"]

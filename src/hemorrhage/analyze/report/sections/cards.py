@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hemorrhage.analyze.inputs import BASE
-from hemorrhage.analyze.report.card import Measurements, Verdict, write_card
+from hemorrhage.analyze.report.card import BudgetVerdict, Measurements, write_card
 from hemorrhage.analyze.study import Study
 
 
@@ -19,7 +19,7 @@ def cards(study: Study) -> dict[str, str]:
     measurements = Measurements(
         rows=study.rows,
         confidence=study.spec.confidence,
-        verdicts={verdict.variant.name: Verdict(verdict.inside, verdict.checks) for verdict in study.verdicts},
+        verdicts={verdict.variant.name: BudgetVerdict(verdict.inside, verdict.checks) for verdict in study.verdicts},
         report=study.provenance["address"],
     )
     return {
