@@ -1,0 +1,1 @@
+"""Measurements of the bench itself: speed, memory, accuracy, next to other programs."""

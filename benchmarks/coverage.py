@@ -49,7 +49,7 @@ def exponential(x: Floats) -> Floats:
 
 
 def measured(rng: np.random.Generator, x: Floats, truth: Floats, error: float, misfit: float) -> Curve:
-    """A curve measured on blocks of text: ``error`` is each point's own standard error; blocks differ in how fragile
+    """Measure a curve on blocks of text: ``error`` is each point's own standard error; blocks differ in how fragile
     they are, which all points share; ``misfit`` is a share of the curve's root mean square."""
     fragility = 1 + 0.1 * rng.normal(size=(BLOCKS, 1))
     blocks = truth * fragility + rng.normal(0, error * math.sqrt(BLOCKS), (BLOCKS, len(x)))

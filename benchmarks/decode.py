@@ -33,7 +33,7 @@ SEARCHES = ("beam", "diverse_beam", "contrastive_search", "contrastive_decoding"
 
 
 def random_model() -> Any:
-    """A Llama of random weights with room for 2048 tokens and a prompt."""
+    """Make a Llama of random weights with room for 2048 tokens and a prompt."""
     config = LlamaConfig(
         vocab_size=512,
         hidden_size=64,

@@ -98,7 +98,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
 
 
 def train(shape: Shape, out: Path, texts: list[str] | None = None, steps: int | None = None) -> Path:
-    """A Llama of ``shape`` that learned ``texts`` (the calibration split of its corpus) for ``steps``, as a folder."""
+    """Train a Llama of ``shape`` on ``texts`` (the calibration split of its corpus) for ``steps``, as a folder."""
     vocabulary = embedded.documents("prose")["calibration"] + embedded.documents("code")["calibration"]
     tokenizer = tiny_model.train_tokenizer(vocabulary)
     out.mkdir(parents=True)
@@ -142,7 +142,7 @@ class Bench:
         reference(self.reference, self.base, [folder / corpus for corpus in CORPORA], [], spec)
 
     def variants(self, sweeps: dict[str, dict[str, Any]]) -> dict[str, config.Variant]:
-        """The variants of ``sweeps`` on this model."""
+        """Expand the variants of ``sweeps`` on this model."""
         params = config.read(Path("params.yaml"))
         architecture = json.loads((self.base / "config.json").read_text())
         width, between = architecture["hidden_size"], architecture["intermediate_size"]
@@ -154,7 +154,7 @@ class Bench:
         return config.variants(params.model_copy(update={"compress": filled}))
 
     def make(self, variant: config.Variant) -> Path:
-        """The checkpoint of a variant."""
+        """Make the checkpoint of a variant."""
         out = self.folder / "checkpoints" / variant.name
         spec = {
             "sweep": variant.sweep, "method": variant.method, "seed": variant.seed,
@@ -224,7 +224,7 @@ def experience(folder: Path) -> None:
 
 
 def table(folder: Path) -> pd.DataFrame:
-    """The rows of experience.csv from FOLDER/*.jsonl."""
+    """Collect the rows of experience.csv from FOLDER/*.jsonl."""
     rows = []
     for file in sorted(folder.glob("*.jsonl")):
         facts, *lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())

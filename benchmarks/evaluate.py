@@ -1,10 +1,10 @@
-"""Speed and memory of the evaluation, beside those of the bare model.
+"""Speed and memory of the evaluation, next to those of the bare model.
 
 python -m benchmarks.evaluate --base MODEL --window 128 --windows 16
 
 In one process, in turns: tokens per second of (a) the bare forward pass with logits, ``model(input_ids).logits`` of
 transformers, and (b) the whole evaluation of a corpus, every column of tokens.parquet written to disk. Both in float32,
-with the same threads and batches. The variant is the model with noise on its weights, the tokens are drawn by lot.
+with the same threads and batches. The variant is the model with noise on its weights, the tokens are drawn at random.
 Printed are the share (b) over (a), the median over repetitions of a quotient of neighbours in time, by the clock and by
 the processor's seconds, which say more on a busy machine (with one thread: others spin while they wait); and the peak
 resident memory of processes of their own that evaluate the corpus and one of eight times its length. Without --base a
@@ -74,12 +74,12 @@ def bare(model: PreTrainedModel, windows: torch.Tensor, at_once: int) -> None:
 
 
 def evaluation(model: PreTrainedModel, folder: Path, head: torch.Tensor, at_once: int) -> None:
-    """The evaluation's language side, to disk."""
+    """Run the evaluation's language side, to disk."""
     write_tokens(corpus_damage(model, folder, CORPUS, head, at_once), folder / "tokens.parquet")
 
 
 def prepare(model: PreTrainedModel, folder: Path, window: int, count: int) -> torch.Tensor:
-    """The reference's files about ``count`` windows by lot, which are returned."""
+    """Write the reference's files of ``count`` random windows, which are returned."""
     vocabulary = model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(vocabulary, (count, window), generator=generator, dtype=torch.int32)

@@ -52,7 +52,7 @@ SWEEPS: dict[str, dict[str, Any]] = {
 }
 
 STRENGTHS = (0.5, 1.0, 2.0)
-"""Noise that a wounded layer gets, in root mean squares of its weights."""
+"""Noise that a single outlier layer gets, in root mean squares of its weights."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Case:
 
 
 def checkpoints(work: Path, seeds: int) -> Iterator[Case]:
-    """Variants as they are, and each with one wounded layer."""
+    """Variants as they are, and each with a single outlier layer."""
     bench = Bench(_source(work), work / "bench")
     tokens = load_file(bench.calibration / "tokens.safetensors")["tokens"].numpy()
     text = load_file(bench.reference / "windows.safetensors")["prose"].numpy()
@@ -84,15 +84,15 @@ def checkpoints(work: Path, seeds: int) -> Iterator[Case]:
         yield Case(HEALTHY, variant.name, {**common, **_of_layers(layers)})
         model = load(folder, base=bench.base)
         names = list(layers)
-        wounded = names[int(torch.randint(len(names), (1,), generator=generator))]
-        weight = model.get_submodule(wounded).weight.data
+        outlier = names[int(torch.randint(len(names), (1,), generator=generator))]
+        weight = model.get_submodule(outlier).weight.data
         strength = STRENGTHS[place % len(STRENGTHS)]
         weight += strength * weight.square().mean().sqrt() * torch.randn(weight.shape, generator=generator)
         seen = Fidelity(Weights(bench.base), None, "", Statistics(bench.calibration) if calibrated else None)
         seen.go_through(model)
         seen.write(work)
         scores = _of_layers(json.loads((work / LAYERS).read_text()))
-        yield Case(diagnose.WOUNDED, f"{variant.name}, {wounded}, {strength:g}", {**common, **scores})
+        yield Case(diagnose.WOUNDED, f"{variant.name}, {outlier}, {strength:g}", {**common, **scores})
 
 
 def _of_layers(layers: dict[str, Any], without: list[str] | None = None) -> dict[str, float]:
@@ -124,7 +124,7 @@ def calibrations(work: Path, seeds: int) -> Iterator[Case]:
 
 
 def _random_text(bench: Bench, folder: Path, seed: int) -> None:
-    """A text whose calibration split is tokens by lot."""
+    """Write a text whose calibration split is random tokens."""
     import shutil
 
     from safetensors.torch import save_file
@@ -172,7 +172,7 @@ def _one_word(bench: Bench, folder: Path, seed: int) -> Path:
 
 
 def models(work: Path, seeds: int) -> Iterator[Case]:
-    """Base models that were trained as said, on the evaluated windows besides, or for a quarter of the steps."""
+    """Train base models as said, on the evaluated windows besides, or for a quarter of the steps."""
     clean = embedded.documents("prose")["calibration"]
     for seed in range(1, seeds + 1):
         shape = Shape(f"s{seed}", 32, 3 + seed % 2, 200, seed=seed)
@@ -191,11 +191,11 @@ def _windows(folder: Path) -> dict[str, torch.Tensor]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found = {}
+    windows = {}
     for split, texts in embedded.documents("prose").items():
         tokens = torch.tensor(tokenizer.encode(embedded.JOIN.join(texts), add_special_tokens=False).ids)
-        found[split] = cut_windows(tokens.int(), WINDOW, WINDOWS if split == "evaluation" else "all", 1)
-    return found
+        windows[split] = cut_windows(tokens.int(), WINDOW, WINDOWS if split == "evaluation" else "all", [1])
+    return windows
 
 
 def _decoded(folder: Path, windows: torch.Tensor) -> str:

@@ -46,7 +46,7 @@ HELD_OUT = 8
 
 
 def shortened(base: Path, number: int | None, dtype: str) -> PreTrainedModel:
-    """The first ``number`` blocks of the model."""
+    """Cut the model to its first ``number`` blocks."""
     model = load(base, dtype=dtype).cpu()
     if number:
         rearrange(model, list(range(min(number, len(blocks(model))))))
@@ -57,11 +57,11 @@ def windows(base: Path, split: str, samples: int, length: int) -> Tensor:
     """Windows int64 [samples, length] of the embedded prose."""
     texts = embedded.documents("prose")[split]
     tokens = load_tokenizer(base)(embedded.JOIN.join(texts), add_special_tokens=False)["input_ids"]
-    return draw(torch.tensor(tokens), samples, length, seed=0, bos=None).long()
+    return draw(torch.tensor(tokens), samples, length, seed=0, leading=[]).long()
 
 
 def oneshot(model: PreTrainedModel, tokens: Tensor, settings: gptq.Settings) -> None:
-    """llmcompressor's GPTQ with the same grids and damping; it propagates errors from block to block."""
+    """Run llmcompressor's GPTQ with the same grids and damping; it propagates errors from block to block."""
     import llmcompressor
     from datasets import Dataset
     from llmcompressor.modifiers.gptq import GPTQModifier

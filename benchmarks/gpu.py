@@ -1,4 +1,4 @@
-"""A model of 7B-class shape with random weights: how fast it runs, and GPTQ beside llmcompressor's, in one run.
+"""A model of 7B-class shape with random weights: how fast it runs, and GPTQ next to llmcompressor's, in one run.
 
     python -m benchmarks.gpu [--blocks 32] [--hidden 4096] [--intermediate 11008]
 
@@ -32,7 +32,7 @@ from hemorrhage.models.linears import linears_of
 
 
 def build(chosen: argparse.Namespace, number: int, where: str) -> PreTrainedModel:
-    """A random Llama in bfloat16, with ``number`` blocks."""
+    """Make a random Llama in bfloat16, with ``number`` blocks."""
     config = LlamaConfig(
         hidden_size=chosen.hidden, intermediate_size=chosen.intermediate, num_attention_heads=chosen.hidden // 64,
         num_key_value_heads=max(1, chosen.hidden // 256), vocab_size=chosen.vocabulary, num_hidden_layers=number,

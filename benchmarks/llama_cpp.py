@@ -1,4 +1,4 @@
-"""Perplexity and KL of GGUF variants: ours beside llama.cpp's own, on the same files and tokens.
+"""Perplexity and KL of GGUF variants: this bench's next to llama.cpp's own, on the same files and tokens.
 
 python -m benchmarks.llama_cpp --base DIR [--types q8_0 q2_k] [--window 128] [--windows 16]
 
@@ -36,7 +36,7 @@ CORPUS = "prose"
 
 
 def quantized(base: Path, kind: str, folder: Path) -> Path:
-    """A checkpoint of ``base`` in the block type ``kind``, what has no blocks in float32."""
+    """Make a checkpoint of ``base`` in the block type ``kind``, what has no blocks in float32."""
     folder.mkdir()
     model = load(base, "stored").cpu()
     gguf_types.alter(model, gguf_types.Settings(type=kind), Context())
@@ -45,7 +45,7 @@ def quantized(base: Path, kind: str, folder: Path) -> Path:
 
 
 def dense(checkpoint: Path, base: Path, folder: Path) -> Path:
-    """The model of ``checkpoint`` as a GGUF file of float32 weights, which llama.cpp multiplies without rounding."""
+    """Write the model of ``checkpoint`` as a GGUF file of float32 weights, which llama.cpp does not round."""
     model = load(checkpoint).cpu()
     vars(model.config).pop("hemorrhage", None)
     model.save_pretrained(folder)
@@ -56,7 +56,7 @@ def dense(checkpoint: Path, base: Path, folder: Path) -> Path:
 
 
 def reference(base: Path, windows: Tensor, folder: Path) -> Path:
-    """What the evaluation reads of the base about ``windows`` int [n, window]."""
+    """Compute what the evaluation reads of the base for ``windows`` int [n, window]."""
     folder.mkdir()
     model = load(base)
     vocabulary = model.get_output_embeddings().weight.shape[0]

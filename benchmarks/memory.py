@@ -1,6 +1,6 @@
 """Peak memory of altering and measuring a model, on random weights of any size.
 
-    python -m benchmarks.memory --gib 12.5                         # compressing: the peak beside the bound
+    python -m benchmarks.memory --gib 12.5                         # compressing: the peak next to the bound
     python -m benchmarks.memory --gib 8 --limit-gib 2 --shape 3b   # all steps, in a quarter of the model's own bytes
 
 Writes a random Llama of that many GiB in bfloat16 into --folder (or takes the one that is there) and runs the steps in
@@ -79,7 +79,7 @@ def build(folder: Path, gib: float, hidden: int, intermediate: int) -> int:
 
 
 def text(folder: Path, tokens: int) -> Path:
-    """A text of random tokens."""
+    """Write a text of random tokens."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     drawn = {
@@ -110,7 +110,7 @@ class Limit:
 
 @contextlib.contextmanager
 def limited(gib: float | None) -> Iterator[Limit | None]:
-    """A control group that may take so much memory, and no swap; None where no limit is asked for."""
+    """Make a control group that may take so much memory, and no swap; None where no limit is asked for."""
     if gib is None:
         yield None
         return
@@ -128,7 +128,7 @@ def limited(gib: float | None) -> Iterator[Limit | None]:
         folder.rmdir()
 
 
-def forget(folder: Path) -> None:
+def drop_cache(folder: Path) -> None:
     """Take the files of a folder out of the page cache, so that who reads them has to have room for them."""
     os.sync()
     for file in folder.rglob("*.safetensors"):
@@ -181,7 +181,7 @@ def main() -> None:
     hidden, intermediate = SHAPES[arguments.shape]
     base = arguments.folder / f"model-{arguments.shape}-{arguments.gib:g}"
     size = build(base, arguments.gib, hidden, intermediate)
-    forget(base)
+    drop_cache(base)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch, limited(arguments.limit_gib) as limit:
         here = Path(scratch)
         words = str(text(here / "text", 128 * arguments.windows))

@@ -39,7 +39,7 @@ def gptq_block_update_cpu(
     quant_args: Any,
     i1: int,
 ) -> None:
-    """llmcompressor's ``gptq_block_update`` for float32 blocks ``W1`` [batch, rows, columns] on integer grids.
+    """Run llmcompressor's ``gptq_block_update`` for float32 blocks ``W1`` [batch, rows, columns] on integer grids.
 
     ``Hinv1`` [batch, columns, columns] is the block of U, ``H⁻¹ = Uᵀ U``. Writes the values on the grid into
     ``Q1``, errors over U_jj into ``Err1`` and their squares into ``losses1``. The other arguments say what

@@ -69,7 +69,7 @@ def prepare(model: Path) -> list[str | Path]:
 
 
 def rows(files: Iterable[Path]) -> Iterator[dict[str, float]]:
-    """The rows of usage files."""
+    """Read the rows of usage files."""
     for file in files:
         header, *lines = file.read_text(encoding="utf-8").splitlines()
         yield from (dict(zip(header.split("\t"), map(float, line.split("\t")), strict=True)) for line in lines)

@@ -1,7 +1,7 @@
 """How a step is started: shell lines say ``step [--direct | --gpu=N] USAGE MODULE ARGUMENTS``.
 
 A local run has a server that imports the libraries once and forks a child for each job; elsewhere, and where anything
-differs, the client runs the step itself (hemorrhage.runtime.service). USAGE, beside the log, is the job's benchmark file;
+differs, the client runs the step itself (hemorrhage.runtime.service). USAGE, next to the log, is the job's benchmark file;
 Snakemake's own ``benchmark`` would see the client alone.
 """
 
@@ -34,7 +34,7 @@ def start_service():
 
 
 def own_usage():
-    """What Snakemake itself used in this run, beside its jobs' usage files; a file for each run."""
+    """What Snakemake itself used in this run, next to its jobs' usage files; a file for each run."""
     usage = Path(f"logs/benchmarks/snakemake/{os.getpid()}.tsv")
     usage.parent.mkdir(parents=True, exist_ok=True)
     usage.write_text(f"cpu_time\n{time.process_time():.2f}\n")

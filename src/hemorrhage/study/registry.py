@@ -95,7 +95,7 @@ WORKED_TASKS = ("gsm8k",)
 """Tasks that the decoding sweep answers with worked solutions; data as for lm-eval."""
 
 OPEN_ENDED_TASKS = ("xsum", "mt_bench")
-"""Tasks without right answers beside the corpora: hemorrhage/data/benchmarks/instructions.py."""
+"""Tasks without right answers other than the corpora: hemorrhage/data/benchmarks/instructions.py."""
 
 TASKS = ("agreement", "arithmetic", "recall", "cloze")
 """Multiple-choice probe tasks that hemorrhage/data/tasks/probes.py generates from templates and a seed."""

@@ -58,7 +58,7 @@ SHOTS = {"humaneval": 0, "mbpp": 3}
 
 REPOSITORY, CONFIG = "google-research-datasets/mbpp", "full"
 WORKED = (2, 3, 4)
-"""task_id of the problems that stand solved before each problem of mbpp."""
+"""task_id of the problems that are shown solved before each problem of mbpp."""
 
 
 def main() -> None:

@@ -208,7 +208,7 @@ def make(task: str, items: int, seed: int) -> list[Item]:
 def arrange(group: list[Fact], generator: random.Random) -> list[Question]:
     """Make the items of a group of facts with distinct answers, all of which are choices of each, newly ordered.
 
-    The right one stands at every position once.
+    The right one has every position once.
     """
     positions = generator.sample(range(len(group)), len(group))
     questions: list[Question] = []
