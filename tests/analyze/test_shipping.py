@@ -59,7 +59,7 @@ def test_an_interval_against_a_limit(numbers: tuple[float, float, float], answer
 def test_how_many_windows_would_tell() -> None:
     found = budget.check("kl", row(0.09, 0.05, 0.13), 0.1, 0.95, 1)
     assert found.needed == 16 * 16, "a distance a quarter of the half-width takes sixteen times the windows"
-    assert "about 256 windows needed, 16 are there" in str(found)
+    assert "about 256 windows needed, 16 measured" in str(found)
     assert budget.check("kl", row(0.1, 0.05, 0.13), 0.1, 0.95, 1).reason == "it lies on the limit"
 
 

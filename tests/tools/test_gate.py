@@ -59,9 +59,9 @@ def test_a_line_for_each_limit_that_does_not_hold(rows: pd.DataFrame) -> None:
     assert verdict.lines == [
         "b: kl_mean[w128] on prose: 0.2 (0.19 to 0.21; upper bound 0.21), limit 0.1: outside",
         "b: mean_flips on all tasks: 0.02 (0.01 to 0.03; upper bound 0.03), limit 0.015: not resolved, "
-        "about 400 items needed, 100 are there",
+        "about 400 items needed, 100 measured",
         "c: kl_mean[w128] on prose: 0.095 (0.085 to 0.105; upper bound 0.105), limit 0.1: not resolved, "
-        "about 400 windows needed, 100 are there",
+        "about 400 windows needed, 100 measured",
         "c: mean_flips on all tasks: 0.03 (0.02 to 0.04; upper bound 0.04), limit 0.015: outside",
     ]
 

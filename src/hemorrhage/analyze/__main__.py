@@ -46,7 +46,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     examined = doctor.examine(inputs, results.rows, corpora, spec, model_name(inputs.base))
     recommended = shipping.recommend(verdicts, results, inputs, spec)
     decoded = decoding.find(inputs, thresholds, verdicts, spec)
-    judged = claims.judge(claims.Evidence(inputs, results, numbers, thresholds, spec, corpora))
+    assessments = claims.judge(claims.Evidence(inputs, results, numbers, thresholds, spec, corpora))
     analyzed = Study(
         inputs=study.strip_tables(inputs),
         rows=results.rows,
@@ -59,20 +59,20 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         recommended=recommended,
         decoded=decoded,
         examined=examined,
-        claims=judged,
+        claims=assessments,
         spec=spec,
         provenance=provenance(inputs, results, spec, address),
     )
 
     out.mkdir(parents=True, exist_ok=True)
     (out / study.PROVENANCE).unlink(missing_ok=True)
-    results.rows.attrs["confidence"] = spec.confidence  # goes into the file, for whoever reads it alone
+    results.rows.attrs["confidence"] = spec.confidence  # is stored in the file, for whoever reads it alone
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(shipping.as_json(recommended, verdicts)))
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
     proposed = next_points.as_yaml(thresholds, sweeps(inputs))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
-    save(out / "claims.json", _json(claims.as_json(judged)))
+    save(out / "claims.json", _json(claims.as_json(assessments)))
     inside, ship = recommended.overall.inside, recommended.headline()
     save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, inside, ship)))
     save(out / "doctor.json", _json(doctor.as_json(examined)))
@@ -91,15 +91,15 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     return analyzed
 
 
-def provenance(inputs: Inputs, results: rows.Results, spec: Spec, address: str) -> dict[str, Any]:
-    """What the report was made from."""
+def provenance(inputs: Inputs, results: rows.Results, spec: Spec, address: str) -> study.Provenance:
+    """Say what the report was made from."""
     manifests: list[Manifest] = [inputs.base, *(variant.manifest for variant in inputs.variants.values())]
     for outputs in (inputs.evaluations, inputs.harness, inputs.code_tasks, inputs.decodes, inputs.corrections):
         manifests += [output.manifest for output in outputs.values()]
     environments = {
-        facts["id"]: dict(facts)
-        for facts in (*(manifest.get("environment") for manifest in manifests), environment())
-        if facts
+        made_in["id"]: dict(made_in)
+        for made_in in (*(manifest.get("environment") for manifest in manifests), environment())
+        if made_in
     }
     statuses = results.rows["status"].value_counts()
     return {
@@ -119,9 +119,9 @@ def provenance(inputs: Inputs, results: rows.Results, spec: Spec, address: str) 
 
 
 def save(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file beside ``path`` and rename it, so that ``path`` is never half written."""
-    with whole(path) as part:
-        write(part)
+    """Let ``write`` make a file next to ``path`` and rename it, so that ``path`` is never half written."""
+    with whole(path) as unfinished:
+        write(unfinished)
 
 
 def _json(content: Any, sort_keys: bool = True, indent: int | None = 2) -> Callable[[Path], Any]:
@@ -130,7 +130,7 @@ def _json(content: Any, sort_keys: bool = True, indent: int | None = 2) -> Calla
 
 
 def main() -> None:
-    """Command line; see the module's docstring."""
+    """Run the step; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.analyze")
     parser.add_argument("out", type=Path)
     parser.add_argument("--outputs", nargs="+", action="append", required=True, metavar=("KIND", "DIR"))

@@ -22,12 +22,12 @@ FEWER_IS_WORSE = ("bits", "activation_bits", "cache_bits")
 """Axes on which damage grows as the number falls."""
 
 FULL_BITS = 16.0
-"""Where an unquantized activation or cache stands on its axis."""
+"""Position of an unquantized activation or cache on its axis."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One curve of a sweep: its variants in the order of params.yaml, failed ones apart.
+    """One curve of a sweep: its variants in the order of params.yaml, those that failed separately.
 
     It starts at the model ``on``, which its variants alter: the base, or another variant.
     """
@@ -45,16 +45,16 @@ class Sweep:
 
 
 def sweeps(inputs: Inputs) -> list[Sweep]:
-    """All curves, in the order in which their first variants were given.
+    """Group the variants by curve, in the order in which their first variants were given.
 
-    A curve is called by its sweep; where a sweep has several, those after the first add what sets them apart.
+    A curve is called by its sweep; where a sweep has several, those after the first add what distinguishes them.
     """
     grouped: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in inputs.variants.values():
         if variant.name != BASE:
             grouped.setdefault((variant.sweep, variant.identity, variant.on), []).append(variant)
     seen: set[str] = set()
-    found = []
+    curves = []
     for (sweep, identity, on), members in grouped.items():
         whole = [variant for variant in members if failure(inputs, variant) is None]
         first = whole[0] if whole else members[0]
@@ -62,12 +62,12 @@ def sweeps(inputs: Inputs) -> list[Sweep]:
         name = f"{sweep} {curve or 'defaults'}" if sweep in seen else sweep
         seen.add(sweep)
         failed = [variant for variant in members if variant not in whole]
-        found.append(Sweep(sweep, curve, identity, name, first.family, first.method, first.axis, on, whole, failed))
-    return found
+        curves.append(Sweep(sweep, curve, identity, name, first.family, first.method, first.axis, on, whole, failed))
+    return curves
 
 
 def failure(inputs: Inputs, variant: Variant) -> str | None:
-    """Why a variant has no measured damage: it was not made, not evaluated, or its evaluation failed."""
+    """Say why a variant has no measured damage: it was not made, not evaluated, or its evaluation failed."""
     if variant.failure is not None:
         return variant.failure
     if variant.name not in inputs.evaluations:
@@ -76,13 +76,13 @@ def failure(inputs: Inputs, variant: Variant) -> str | None:
 
 
 def position(variant: Variant) -> float:
-    """Where a variant stands on its axis: measured effective bits, else the severity."""
+    """Return a variant's position on its axis: measured effective bits, else the severity."""
     bits = variant.axis == "bits"
     return float(variant.manifest["effective_bits"]) if bits else variant.severity
 
 
 def undamaged_position(inputs: Inputs, axis: str, on: str = BASE) -> float:
-    """Where the model that is altered stands on an axis."""
+    """Return the position of the model that is altered."""
     if axis == "bits":
         return float(inputs.variants[on].manifest["effective_bits"])
     return FULL_BITS if axis in FEWER_IS_WORSE else 0.0

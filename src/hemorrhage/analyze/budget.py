@@ -1,4 +1,4 @@
-"""A budget of damage, and whether a variant stays inside it.
+"""Check whether a variant stays inside a budget of damage.
 
 A budget says how much of each kind of damage is tolerable. A variant is inside when an upper bound of every kind, on
 every corpus and every suite of tasks, lies below its limit. That is an intersection-union test (Berger 1982,
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,8 +73,8 @@ class Check:
             return math.log(self.bound) / math.log(self.limit)
         return self.bound / self.limit
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain content, with six significant digits."""
+    def as_json(self) -> dict[str, str | float | int]:
+        """Return plain content, with six significant digits."""
         return {
             key: float(f"{value:.6g}") if isinstance(value, float) else value
             for key, value in asdict(self).items()
@@ -99,75 +99,81 @@ def _shown(value: float | None) -> str:
 
 
 def measured_variants(rows: pd.DataFrame) -> list[str]:
-    """Variants that damage was measured of, in their order."""
+    """Return the variants that damage was measured of, in their order."""
     metrics = {kind.metric for kind in DAMAGE_KINDS.values()}
-    of = rows[(rows["variant"] != BASE) & (rows["status"] == "ok") & (rows["family"] != "decode")]
-    chosen = of[of["metric"].map(strip_protocol).isin(metrics)]
-    return list(dict.fromkeys(chosen["variant"]))
+    measured = rows[(rows["variant"] != BASE) & (rows["status"] == "ok") & (rows["family"] != "decode")]
+    return list(dict.fromkeys(measured[measured["metric"].map(strip_protocol).isin(metrics)]["variant"]))
 
 
 def judge(
     rows: pd.DataFrame, variants: Sequence[str], budget: Mapping[str, float], confidence: float, together: int
 ) -> dict[str, list[Check]]:
-    """Checks of each variant, in the order of DAMAGE_KINDS and of the rows.
+    """Check each variant against a budget, in the order of DAMAGE_KINDS and of the rows.
 
     ``budget``: key of DAMAGE_KINDS -> limit. ``together``: the number of variants for which the bounds hold together.
     """
     kinds = {DAMAGE_KINDS[key].metric: key for key in DAMAGE_KINDS if key in budget}
-    untag = rows["metric"].map(strip_protocol)
-    mine = rows[rows["variant"].isin(list(variants)) & untag.isin(kinds) & (rows["family"] != "decode")]
-    found: dict[str, list[Check]] = {variant: [] for variant in variants}
-    for row in mine.to_dict("records"):
+    metrics = rows["metric"].map(strip_protocol)
+    limited = rows[rows["variant"].isin(list(variants)) & metrics.isin(kinds) & (rows["family"] != "decode")]
+    checks: dict[str, list[Check]] = {variant: [] for variant in variants}
+    for row in limited.to_dict("records"):
         key = kinds[strip_protocol(row["metric"])]
-        found[row["variant"]].append(check(key, row, budget[key], confidence, together))
-    for variant, checks in found.items():
-        # A suite on which the base guesses says nothing; another may.
-        told = {one.kind for one in checks if one.answer != UNMEASURED}
-        silent = [one for one in checks if one.answer == UNMEASURED and DAMAGE_KINDS[one.kind].unit == "items"]
-        checks = [one for one in checks if one not in silent or one.kind not in told or one.failed]
-        there = {one.kind for one in checks}
-        checks += [
-            Check(key, DAMAGE_KINDS[key].metric, "any data set", budget[key], UNMEASURED, "it was not measured")
-            for key in kinds.values()
-            if key not in there
-        ]
-        found[variant] = sorted(checks, key=lambda one: list(DAMAGE_KINDS).index(one.kind))
-    return found
+        checks[row["variant"]].append(check(key, row, budget[key], confidence, together))
+    return {variant: _complete(of_variant, budget) for variant, of_variant in checks.items()}
 
 
-def check(kind: str, row: Mapping[str, Any], limit: float, confidence: float, together: int) -> Check:
-    """A limit against a row of hemorrhage.parquet."""
+def _complete(checks: Sequence[Check], budget: Mapping[str, float]) -> list[Check]:
+    """Drop suites that say nothing where another of the kind does, and add the limits that nothing was measured for."""
+    answered = {each.kind for each in checks if each.answer != UNMEASURED}
+    # A suite on which the base guesses says nothing; another may.
+    kept = [each for each in checks if not _says_nothing(each) or each.kind not in answered or each.failed]
+    measured = {each.kind for each in kept}
+    kept += [
+        Check(key, kind.metric, "any data set", budget[key], UNMEASURED, "it was not measured")
+        for key, kind in DAMAGE_KINDS.items()
+        if key in budget and key not in measured
+    ]
+    return sorted(kept, key=lambda each: list(DAMAGE_KINDS).index(each.kind))
+
+
+def _says_nothing(checked: Check) -> bool:
+    return checked.answer == UNMEASURED and DAMAGE_KINDS[checked.kind].unit == "items"
+
+
+def check(kind: str, row: Mapping[Hashable, Any], limit: float, confidence: float, together: int) -> Check:
+    """Compare a limit with a row of hemorrhage.parquet."""
     common = (kind, str(row["metric"]), str(row["dataset"]), limit)
     if row["status"] != "ok":
         return Check(*common, UNMEASURED, str(row["reason"]), failed=row["status"] == "failed")
-    ratio = kind == "perplexity"
-    most = math.log(limit) if ratio else limit
+    is_ratio = kind == "perplexity"
+    most = math.log(limit) if is_ratio else limit
     estimate, low, high, n = (row[name] for name in ("estimate", "low", "high", "n"))
     if not math.isfinite(low) or not math.isfinite(high):
-        return Check(*common, UNMEASURED, "it has no interval", estimate=_told(estimate, ratio), n=int(n))
+        return Check(*common, UNMEASURED, "it has no interval", estimate=_in_unit(estimate, is_ratio), n=int(n))
     unit = DAMAGE_KINDS[kind].unit
     least, bound = _bounds(kind, estimate, low, high, widening(confidence, together, int(n), unit))
-    found = Check(
+    inside = Check(
         *common,
         INSIDE,
         "",
-        estimate=_told(estimate, ratio),
-        low=_told(low, ratio),
-        high=_told(high, ratio),
-        bound=_told(bound, ratio),
+        estimate=_in_unit(estimate, is_ratio),
+        low=_in_unit(low, is_ratio),
+        high=_in_unit(high, is_ratio),
+        bound=_in_unit(bound, is_ratio),
         n=int(n),
     )
     if bound < most:
-        return found
+        return inside
     if least >= most:
-        return replace(found, answer=OUTSIDE)
+        return replace(inside, answer=OUTSIDE)
     needed = _needed(int(n), estimate, least, bound, most)
-    reason = f"about {needed:,} {unit} needed, {int(n)} are there" if needed else "it lies on the limit"
-    return replace(found, answer=UNRESOLVED, reason=reason, needed=needed)
+    reason = f"about {needed:,} {unit} needed, {int(n)} measured" if needed else "it lies on the limit"
+    return replace(inside, answer=UNRESOLVED, reason=reason, needed=needed)
 
 
-def _told(value: float, ratio: bool) -> float:
-    return math.exp(min(value, 700.0)) if ratio else float(value)
+def _in_unit(value: float, is_ratio: bool) -> float:
+    """Return a number in the budget's unit."""
+    return math.exp(min(value, 700.0)) if is_ratio else float(value)
 
 
 def _needed(n: int, estimate: float, least: float, bound: float, limit: float) -> int | None:
@@ -179,7 +185,7 @@ def _needed(n: int, estimate: float, least: float, bound: float, limit: float) -
 
 
 def _bounds(kind: str, estimate: float, low: float, high: float, wider: float) -> tuple[float, float]:
-    """An interval's ends moved out by a factor; of KL, which is positive and skewed, on a logarithmic scale."""
+    """Move an interval's ends out by a factor; of KL, which is positive and skewed, on a logarithmic scale."""
     if kind == "kl" and 0 < low <= estimate <= high:
         return estimate * (low / estimate) ** wider, estimate * (high / estimate) ** wider
     return estimate - wider * (estimate - low), estimate + wider * (high - estimate)

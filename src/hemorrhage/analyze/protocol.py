@@ -1,4 +1,4 @@
-"""The protocol of a language metric, short enough to stand in the metric's name."""
+"""The protocol of a language metric, short enough for the metric's name."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ NEEDED = ("window", "stride", "bos", "join", "predicted", "dtype")
 
 
 def tag(protocol: str) -> str:
-    """``w128-s128-b0-jnn-n2032-f32`` of a protocol as the evaluate step states it.
+    """Shorten a protocol as the evaluate step states it: ``w128-s128-b0-jnn-n2032-f32``.
 
-    In order: window, stride and whether BOS stands at its start, what joins documents (n a newline, s a space, other
+    In order: window, stride and whether it begins with BOS, what joins documents (n a newline, s a space, other
     characters in hexadecimal UTF-8, 0 nothing), predicted tokens, dtype. Raises ValueError where one is missing.
     """
-    found = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', protocol))
+    settings = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', protocol))
     for key in NEEDED:
-        if key not in found:
+        if key not in settings:
             raise ValueError(f"the protocol {protocol!r} does not say {key}=")
-    join = "".join(LETTERS.get(letter, letter.encode().hex()) for letter in json.loads(found["join"])) or "0"
-    dtype = DTYPES.get(found["dtype"], found["dtype"])
-    return f"w{found['window']}-s{found['stride']}-b{found['bos']}-j{join}-n{found['predicted']}-{dtype}"
+    join = "".join(LETTERS.get(letter, letter.encode().hex()) for letter in json.loads(settings["join"])) or "0"
+    dtype = DTYPES.get(settings["dtype"], settings["dtype"])
+    window = f"w{settings['window']}-s{settings['stride']}-b{settings['bos']}"
+    return f"{window}-j{join}-n{settings['predicted']}-{dtype}"
 
 
 def add_protocol(metric: str, protocol: str) -> str:
-    """A metric's whole name, such as ``perplexity[w128-s128-b0-jnn-n2032-f32]``."""
+    """Return a metric's whole name, such as ``perplexity[w128-s128-b0-jnn-n2032-f32]``."""
     return f"{metric}[{tag(protocol)}]"
 
 
 def strip_protocol(metric: str) -> str:
-    """A metric without its protocol: ``perplexity`` of ``perplexity[w128-...]``."""
+    """Return a metric without its protocol: ``perplexity`` of ``perplexity[w128-...]``."""
     return metric.partition("[")[0]

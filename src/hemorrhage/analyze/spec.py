@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from hemorrhage.analyze.budget import DAMAGE_KINDS
 
@@ -25,21 +27,30 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """The spec of a JSON string. Raises ValueError that names what is wrong."""
+        """Parse a spec of JSON. Raises ValueError that names what is wrong."""
         content = json.loads(text)
-        allowed = {"resamples": int, "confidence": float, "seed": int, "budget": dict, "calibration": list}
+        allowed = [field.name for field in fields(cls)]
         for key in content:
             if key not in allowed:
                 raise ValueError(f"--spec: {key} is unknown; allowed: {', '.join(allowed)}")
-        for key in ("resamples", "confidence", "seed"):
-            if not isinstance(content.get(key), (int, allowed[key])) or isinstance(content[key], bool):
-                raise ValueError(f"--spec: {key} must be a number of type {allowed[key].__name__}")
-        if content["resamples"] < 1 or not 0 < content["confidence"] < 1:
+        resamples, confidence, seed = (_number(content, key) for key in ("resamples", "confidence", "seed"))
+        if resamples < 1 or not 0 < confidence < 1:
             raise ValueError("--spec: resamples must be at least 1, confidence between 0 and 1")
         budget = content.get("budget") or {}
         for key in budget:
             if key not in DAMAGE_KINDS:
                 raise ValueError(f"--spec: budget.{key} is unknown; allowed: {', '.join(DAMAGE_KINDS)}")
-        calibration = tuple(content.get("calibration") or ())
-        limits = {key: limit for key, limit in budget.items() if limit is not None}
-        return cls(**{**content, "budget": limits, "calibration": calibration})
+        return cls(
+            resamples=int(resamples),
+            confidence=confidence,
+            seed=int(seed),
+            budget={key: limit for key, limit in budget.items() if limit is not None},
+            calibration=tuple(content.get("calibration") or ()),
+        )
+
+
+def _number(content: Mapping[str, Any], key: str) -> float:
+    value, wanted = content.get(key), "float" if key == "confidence" else "int"
+    if type(value) is int or (wanted == "float" and type(value) is float):
+        return value
+    raise ValueError(f"--spec: {key} must be a number of type {wanted}")

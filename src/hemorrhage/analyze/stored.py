@@ -23,17 +23,17 @@ NOT_FINITE = "number"
 
 
 def encode(value: Any) -> Any:
-    """JSON of a value: of a dataclass, of tuples, arrays and tables, or of what is JSON already."""
+    """Return the JSON of a value: of a dataclass, of tuples, arrays and tables, or of what is JSON already."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: encode(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, pd.DataFrame):
         return {str(name): encode(column.to_numpy()) for name, column in value.items()}
     if isinstance(value, np.ndarray):
         return {"dtype": str(value.dtype), "values": encode(value.tolist())}
     if isinstance(value, dict):
-        return {_key(key): encode(one) for key, one in value.items()}
+        return {_key(key): encode(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(one) for one in value]
+        return [encode(member) for member in value]
     plain = value.item() if isinstance(value, np.generic) else value
     return {NOT_FINITE: str(plain)} if isinstance(plain, float) and not math.isfinite(plain) else plain
 
@@ -44,39 +44,47 @@ def _key(key: object) -> str:
     return key
 
 
-def decode(kind: Any, value: Any) -> Any:
-    """The value of a type, from its JSON."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return _plain(value)
+def decode(declared: Any, value: Any) -> Any:
+    """Return the value of a declared type from its JSON."""
+    origin, arguments = get_origin(declared), get_args(declared)
     if origin in (Union, types.UnionType):
-        chosen = [one for one in inner if one is not type(None)]
-        return None if value is None else decode(chosen[0], value)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = _hints(kind)
-        return kind(**{name: decode(hints[name], one) for name, one in value.items()})
-    if kind is pd.DataFrame:
-        return pd.DataFrame({name: decode(np.ndarray, column) for name, column in value.items()})
-    if kind is np.ndarray or origin is np.ndarray:
+        chosen = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else decode(chosen, value)
+    if np.ndarray in (declared, origin):
         return np.array(_plain(value["values"]), dtype=value["dtype"])
+    if origin is not None:
+        return _decode_container(origin, arguments, value)
+    return _decode_class(declared, value) if isinstance(declared, type) else _plain(value)
+
+
+def _decode_container(origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     if origin is tuple:
-        members = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(decode(*one) for one in zip(members, value, strict=True))
+        members = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(decode(declared, member) for declared, member in zip(members, value, strict=True))
     if origin is dict:
-        return {key: decode(inner[1], one) for key, one in value.items()}
-    if origin is list:
-        return [decode(inner[0], one) for one in value]
-    if isinstance(kind, type) and issubclass(kind, tuple):
-        return kind(*(decode(*one) for one in zip(_hints(kind).values(), value, strict=True)))
+        return {key: decode(arguments[1], member) for key, member in value.items()}
+    return [decode(arguments[0], member) for member in value] if origin is list else _plain(value)
+
+
+def _decode_class(declared: type, value: Any) -> Any:
+    if dataclasses.is_dataclass(declared):
+        hints = _hints(declared)
+        return declared(**{name: decode(hints[name], member) for name, member in value.items()})
+    if declared is pd.DataFrame:
+        return pd.DataFrame({name: decode(np.ndarray, column) for name, column in value.items()})
+    if issubclass(declared, tuple):
+        return declared(*(decode(hint, member) for hint, member in zip(_hints(declared).values(), value, strict=True)))
     return _plain(value)
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(declared: type) -> Mapping[str, Any]:
+    return get_type_hints(declared)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return float(value[NOT_FINITE]) if value.keys() == {NOT_FINITE} else {k: _plain(v) for k, v in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list) else value
+        if value.keys() == {NOT_FINITE}:
+            return float(value[NOT_FINITE])
+        return {key: _plain(member) for key, member in value.items()}
+    return [_plain(member) for member in value] if isinstance(value, list) else value

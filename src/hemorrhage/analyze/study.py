@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ from hemorrhage.analyze.rows.mitigations import TrialSummary
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import Suite
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.analyze.stored import decode, encode
+from hemorrhage.analyze.stored import Json, decode, encode
 from hemorrhage.analyze.verdicts.claims import Assessment
 from hemorrhage.analyze.verdicts.decoding import Findings
 from hemorrhage.analyze.verdicts.flags import Flag
@@ -29,15 +29,43 @@ from hemorrhage.analyze.verdicts.shipping import Recommendation, Verdict
 
 ROWS, PROVENANCE, REST = "hemorrhage.parquet", "provenance.json", "study.json"
 
-APART = ("rows", "provenance")
-"""Fields that have files of their own."""
+WITH_OWN_FILES = ("rows", "provenance")
+"""Fields that are not in study.json."""
+
+
+class Counts(TypedDict):
+    """How much was analyzed; ``windows``: by corpus."""
+
+    variants: int
+    rows: int
+    failed_rows: int
+    windows: dict[str, int]
+
+
+class Provenance(TypedDict, total=False):
+    """The content of provenance.json: what the report was made from.
+
+    ``address``: of the numbers; ``page``: of the page, once it is drawn. ``environments``: by id.
+    """
+
+    address: str
+    page: str
+    spec: dict[str, Any]
+    environments: dict[str, dict[str, str]]
+    analyzed_in: str
+    inputs: dict[str, list[str]]
+    seeds: list[int]
+    counts: Counts
 
 
 @dataclass(frozen=True)
 class Study:
-    """``inputs`` without their tables; ``rows`` as in the schema; ``blocks``: corpus -> number of windows; ``suites``:
-    the tasks, by who asked them; ``trials``: the mitigations that were tried; the contents of thresholds.json,
-    claims.json and recommendation.json; ``flags``, ``verdicts``, what the decoding sweep and the doctor say."""
+    """Everything that the page shows.
+
+    ``inputs`` without their tables; ``rows`` as in the schema. ``blocks``: corpus -> number of windows. ``suites``: the
+    tasks, by the step that scored them. ``trials``: the mitigations that were tried. ``recommended``: the content of
+    recommendation.json.
+    """
 
     inputs: Inputs
     rows: pd.DataFrame
@@ -52,7 +80,7 @@ class Study:
     examined: Doctor
     claims: list[Assessment]
     spec: Spec
-    provenance: dict[str, Any]
+    provenance: Provenance
 
     @cached_property
     def numbers(self) -> Numbers:
@@ -87,9 +115,11 @@ def strip_outputs(outputs: dict[str, Output]) -> dict[str, Output]:
     return {name: Output(output.manifest, {}) for name, output in outputs.items()}
 
 
-def as_json(study: Study) -> dict[str, Any]:
+def as_json(study: Study) -> Json:
     """Return the content of study.json."""
-    return {field.name: encode(getattr(study, field.name)) for field in fields(study) if field.name not in APART}
+    return {
+        field.name: encode(getattr(study, field.name)) for field in fields(study) if field.name not in WITH_OWN_FILES
+    }
 
 
 def read(reports: Path) -> Study:

@@ -126,7 +126,7 @@ def test_steadiness_compares_coefficients_of_variation() -> None:
     assert back.verdict == "less steady"
     same = stability.compare(wild, wild, "recall", SPEC)
     assert same is not None
-    assert same.verdict == "not told apart"
+    assert same.verdict == "inconclusive"
     assert (same.difference, same.low, same.high) == (0, 0, 0)
     assert stability.compare(np.zeros((9, 3)), wild[:9, :3], "recall", SPEC) is None
 
@@ -298,5 +298,5 @@ def test_the_other_model_of_the_family_is_no_variant(found: inputs.Inputs, tmp_p
     assert list(read.decodes) == ["base"]
     compared = find(read, [], [], SPEC).stability
     assert compared is not None
-    assert compared["recall"].verdict == "not told apart"
+    assert compared["recall"].verdict == "inconclusive"
     assert compared["recall"].items == 24

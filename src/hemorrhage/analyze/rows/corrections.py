@@ -165,7 +165,7 @@ def _statistics(side: pd.DataFrame, output: Output, spec: Spec) -> Iterator[tupl
 
 
 def _calibration_error(text: pd.DataFrame, output: Output, spec: Spec) -> Statistic:
-    """Expected calibration error over BINS bins; its interval is moved onto the estimate, as that of the variants."""
+    """Compute the expected calibration error over BINS bins; with its interval moved onto the estimate."""
     sizes, counts = _blocks(text, output, TEXT, spec)
     _, block = np.unique(text["window"].to_numpy(), return_inverse=True)
     confidence = text["confidence"].to_numpy(np.float64)

@@ -223,7 +223,7 @@ def _open(generated: pd.DataFrame, output: Output, spec: Spec) -> dict[str, Stat
 
 
 def _mauve(generated: Features, human: Features, dataset: str, spec: Spec) -> Statistic:
-    """The score with the interval of resampled texts, whose clusters are found once."""
+    """Score the texts, with the interval of resampled texts, whose clusters are found once."""
     texts = min(len(generated), len(human))
     if texts < 2:
         return Statistic.undefined("fewer than 2 texts", texts)

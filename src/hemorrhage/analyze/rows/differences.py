@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from hemorrhage.analyze.protocol import strip_protocol
+from hemorrhage.analyze.rows.schema import OK
 
 SHOWN = {
     "kl_mean": "KL, nats per token",
@@ -53,7 +55,7 @@ class Lost(NamedTuple):
 
 
 def select_shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a comparison shows: of whole models, not of layers, heads and kinds of tokens."""
+    """Select the rows that a comparison shows: of whole models, not of layers, heads and buckets of tokens."""
     return rows[rows["metric"].map(strip_protocol).isin(SHOWN)]
 
 
@@ -66,9 +68,9 @@ def interval(a: tuple[float, float, float], b: tuple[float, float, float]) -> tu
     """
     (first, low1, high1), (second, low2, high2) = a, b
     down1, up1, down2, up2 = (
-        0.0 if math.isnan(part) else part for part in (first - low1, high1 - first, second - low2, high2 - second)
+        0.0 if math.isnan(half) else half for half in (first - low1, high1 - first, second - low2, high2 - second)
     )
-    if all(math.isnan(part) for part in (low1, high1, low2, high2)):
+    if all(math.isnan(end) for end in (low1, high1, low2, high2)):
         return math.nan, math.nan
     difference = second - first
     return difference - math.hypot(down2, up1), difference + math.hypot(up2, down1)
@@ -79,48 +81,57 @@ def differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[list[Difference], lis
 
     Metrics carry their protocol in their name, so that numbers of two protocols never meet.
     """
-    both = select_shown(a).merge(select_shown(b), on=KEYS, how="outer", suffixes=("_a", "_b"), indicator=True)
-    found, lost = [], []
-    for row in both.to_dict("records"):
-        measured = [row["_merge"] in ("both", side) and row[f"status_{end}"] == "ok" for side, end in
-                    (("left_only", "a"), ("right_only", "b"))]  # fmt: skip
-        if all(measured):
-            found.append(_difference(row))
-        elif any(measured):
-            end = "b" if measured[0] else "a"
-            reason = row[f"reason_{end}"] if row["_merge"] == "both" else "no such row"
-            lost.append(Lost(row["variant"], row["metric"], row["dataset"], "A" if measured[0] else "B", str(reason)))
-    return sorted(found, key=_sureness, reverse=True), lost
+    both = select_shown(a).merge(select_shown(b), on=KEYS, how="outer", suffixes=("_a", "_b"), indicator="side")
+    compared, lost = [], []
+    for row in both.itertuples(index=False):
+        has_a = row.side in ("both", "left_only") and row.status_a == OK
+        has_b = row.side in ("both", "right_only") and row.status_b == OK
+        if has_a and has_b:
+            compared.append(_difference(row))
+        elif has_a or has_b:
+            reason = (row.reason_b if has_a else row.reason_a) if row.side == "both" else "no such row"
+            lost.append(Lost(row.variant, row.metric, row.dataset, "A" if has_a else "B", str(reason)))
+    return sorted(compared, key=_sureness, reverse=True), lost
 
 
-def _difference(row: dict[str, Any]) -> Difference:
-    first, second = ((row[f"estimate_{end}"], row[f"low_{end}"], row[f"high_{end}"]) for end in "ab")
-    low, high = interval(first, second)
-    difference = second[0] - first[0]
-    certain = difference != 0 and (math.isnan(low) or not low <= 0 <= high)
-    paired = all(row[f"{key}_a"] == row[f"{key}_b"] for key in ("data", "protocol", "n"))
-    strategy = row["method"] if row["family"] == "decode" else ""
-    names = (row["variant"], strategy, row["metric"], row["dataset"])
-    return Difference(*names, first[0], second[0], difference, low, high, paired, certain)
+def _difference(row: Any) -> Difference:
+    """B minus A of a row of both studies, joined."""
+    low, high = interval((row.estimate_a, row.low_a, row.high_a), (row.estimate_b, row.low_b, row.high_b))
+    difference = row.estimate_b - row.estimate_a
+    return Difference(
+        variant=row.variant,
+        strategy=row.method if row.family == "decode" else "",
+        metric=row.metric,
+        dataset=row.dataset,
+        a=row.estimate_a,
+        b=row.estimate_b,
+        difference=difference,
+        low=low,
+        high=high,
+        paired=row.data_a == row.data_b and row.protocol_a == row.protocol_b and row.n_a == row.n_b,
+        certain=bool(difference != 0 and (math.isnan(low) or not low <= 0 <= high)),
+    )
 
 
-def _sureness(one: Difference) -> tuple[bool, float]:
-    half = (one.high - one.low) / 2
-    return one.certain, abs(one.difference) / half if half > 0 else (math.inf if one.difference else 0.0)
+def _sureness(compared: Difference) -> tuple[bool, float]:
+    half = (compared.high - compared.low) / 2
+    if half > 0:
+        return compared.certain, abs(compared.difference) / half
+    return compared.certain, math.inf if compared.difference else 0.0
 
 
-def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as ``a.b`` -> value; lists are values."""
+def flatten(content: Any, prefix: str = "") -> Mapping[str, Any]:
+    """Flatten nested mappings to ``a.b`` -> value; lists are values."""
     if not isinstance(content, dict):
         return {prefix: content}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in content.items():
-        found |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def list_changes(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
-    """(key, value in A, value in B) of what two nested mappings don't share; None where one lacks it."""
+    """List (key, value in A, value in B) of what two nested mappings don't share; None where one lacks it."""
     first, second = flatten(a), flatten(b)
     return [
         (key, first.get(key), second.get(key))

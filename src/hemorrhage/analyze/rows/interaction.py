@@ -1,4 +1,4 @@
-"""Does compression move the strategies apart? Differences of differences, paired over the same items.
+"""Measure whether compression costs some strategies more than others: differences of differences, paired by item.
 
 d = a variant's outcome less the base model's, on one item under one strategy. Where compression costs every strategy
 the same, a strategy's mean d is the mean over strategies; what it is more or less is the interaction.
@@ -30,7 +30,7 @@ class Interaction:
 
 
 def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec) -> Interaction:
-    """Of outcomes ``[items, strategies]`` of the base model and of a variant; items that lack one are left out.
+    """Compare outcomes ``[items, strategies]`` of the base model and of a variant; items without all are left out.
 
     Intervals: bootstrap over items. p of a strategy: random signs of the items' contrasts. p of all: the strategies'
     differences are exchangeable within an item if compression costs all of them the same, so they are shuffled there.
@@ -38,10 +38,10 @@ def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec) -> Inte
     differences = variant - base
     differences = differences[np.isfinite(differences).all(axis=1)]
     contrasts = differences - differences.mean(axis=1, keepdims=True)
-    items, strategies = contrasts.shape
+    items = len(contrasts)
     counts = bootstrap.draws(dataset, items, spec.resamples, spec.seed)
     replicates = counts @ contrasts / items
-    limits = [bootstrap.interval(replicates[:, place], spec.confidence, items) for place in range(strategies)]
+    limits = [bootstrap.interval(column, spec.confidence, items) for column in replicates.T]
     estimates = contrasts.mean(axis=0)
     size = float(np.sqrt((estimates**2).mean()))
     generator = np.random.default_rng([spec.seed, 2])
@@ -51,7 +51,7 @@ def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec) -> Inte
         estimates=estimates,
         low=np.array([low for low, _ in limits]),
         high=np.array([high for _, high in limits]),
-        p=np.array([significance.sign_flip(contrasts[:, place], spec.seed) for place in range(strategies)]),
+        p=np.array([significance.sign_flip(column, spec.seed) for column in contrasts.T]),
         size=size,
         overall=float((1 + as_large.sum()) / (1 + spec.resamples)),
         items=items,

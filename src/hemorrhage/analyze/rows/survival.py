@@ -47,68 +47,66 @@ class Survival:
 
 
 def find_divergence(base: Sequence[int], other: Sequence[int]) -> tuple[int, bool]:
-    """The first token (from 1) at which two texts differ and True, or the length of equal ones and False."""
-    for place, (one, two) in enumerate(zip(base, other, strict=False), 1):
-        if one != two:
-            return place, True
+    """Find the first token (from 1) at which two texts differ and True, or the length of equal ones and False."""
+    for position, (ours, theirs) in enumerate(zip(base, other, strict=False), 1):
+        if ours != theirs:
+            return position, True
     shorter, longer = sorted((len(base), len(other)))
     return (shorter + 1, True) if shorter < longer else (longer, False)
 
 
 def divergence_times(base: pd.DataFrame, variant: pd.DataFrame) -> Times:
-    """Of the texts of the same items; frames have ``item`` and ``tokens``."""
+    """Compare the texts of the same items; frames have ``item`` and ``tokens``."""
     joined = base.merge(variant, on="item", suffixes=("_base", "_variant"), validate="one_to_one")
-    found = [
-        find_divergence(list(one), list(two))
-        for one, two in zip(joined["tokens_base"], joined["tokens_variant"], strict=True)
-    ]
-    return Times(np.array([place for place, _ in found]), np.array([differs for _, differs in found], dtype=bool))
+    texts = zip(joined["tokens_base"], joined["tokens_variant"], strict=True)
+    tokens, seen = zip(*(find_divergence(list(ours), list(theirs)) for ours, theirs in texts), strict=True)
+    return Times(np.array(tokens), np.array(seen, dtype=bool))
 
 
-def survival(found: Times, dataset: str, spec: Spec) -> Survival:
-    """The curve at every token up to the longest text; its ends are Greenwood's log-log interval, where one is known.
+def survival(times: Times, dataset: str, spec: Spec) -> Survival:
+    """Estimate the curve at every token up to the longest text, with Greenwood's log-log interval where it is known.
 
     The mean is that of tokens up to the longest text, with a bootstrap over texts.
     """
-    horizon = int(found.tokens.max())
-    curve = stats.ecdf(stats.CensoredData(uncensored=found.tokens[found.seen], right=found.tokens[~found.seen])).sf
+    horizon = int(times.tokens.max())
+    curve = stats.ecdf(stats.CensoredData(uncensored=times.tokens[times.seen], right=times.tokens[~times.seen])).sf
     at = np.arange(horizon + 1)
     limits: list[Floats] = []
-    if found.seen.any():
+    if times.seen.any():
         ends = curve.confidence_interval(confidence_level=spec.confidence, method="log-log")
         limits = [np.asarray(side.evaluate(at), dtype=np.float64) for side in (ends.low, ends.high)]
     else:
         limits = [np.full(len(at), np.nan)] * 2
-    counts = bootstrap.draws(dataset, len(found.tokens), spec.resamples, spec.seed)
-    means = mean_agreement(found, counts, horizon)
-    low, high = bootstrap.interval(means, spec.confidence, len(found.tokens))
-    whole = np.ones((1, len(found.tokens)), dtype=np.int64)
+    counts = bootstrap.draws(dataset, len(times.tokens), spec.resamples, spec.seed)
+    means = mean_agreement(times, counts, horizon)
+    low, high = bootstrap.interval(means, spec.confidence, len(times.tokens))
+    whole = np.ones((1, len(times.tokens)), dtype=np.int64)
     return Survival(
         at=at,
         share=np.asarray(curve.evaluate(at), dtype=np.float64),
         low=limits[0],
         high=limits[1],
-        mean=float(mean_agreement(found, whole, horizon)[0]),
+        mean=float(mean_agreement(times, whole, horizon)[0]),
         mean_low=low,
         mean_high=high,
-        texts=len(found.tokens),
-        differing=int(found.seen.sum()),
+        texts=len(times.tokens),
+        differing=int(times.seen.sum()),
     )
 
 
-def mean_agreement(found: Times, counts: Integers, horizon: int) -> Floats:
+def mean_agreement(times: Times, counts: Integers, horizon: int) -> Floats:
     """Mean of agreeing tokens up to ``horizon`` in each resample: the area under the curve. ``counts`` [n, texts]."""
     steps = np.arange(1, horizon + 1)[:, None]
-    risk = counts @ (found.tokens[None, :] >= steps).T
-    fell = counts @ ((found.tokens[None, :] == steps) & found.seen).T
+    risk = counts @ (times.tokens[None, :] >= steps).T
+    diverged = counts @ ((times.tokens[None, :] == steps) & times.seen).T
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept = np.where(risk > 0, 1 - fell / risk, 1.0)
+        kept = np.where(risk > 0, 1 - diverged / risk, 1.0)
     after = np.cumprod(kept, axis=1)
     return np.asarray(after.sum(axis=1), dtype=np.float64)
 
 
-def points(found: Survival) -> Iterator[tuple[int, float, float, float]]:
+def points(curve: Survival) -> Iterator[tuple[int, float, float, float]]:
     """(tokens, share, low, high) at the tokens of GRID that the texts reach."""
     for tokens in GRID:
-        if tokens < len(found.at):
-            yield tokens, float(found.share[tokens]), float(found.low[tokens]), float(found.high[tokens])
+        if tokens < len(curve.at):
+            yield tokens, float(curve.share[tokens]), float(curve.low[tokens]), float(curve.high[tokens])

@@ -25,7 +25,7 @@ CELL = 64
 
 
 def draws(text: str, blocks: int, resamples: int, seed: int) -> Integers:
-    """How often each block stands in each resample: int64 ``[resamples, blocks]``, rows sum to ``blocks``.
+    """Draw how often each block is in each resample: int64 ``[resamples, blocks]``, rows sum to ``blocks``.
 
     The same ``text``, number of blocks and seed give the same resamples, whatever is measured on them.
     """
@@ -49,7 +49,7 @@ def interval(replicates: Floats, confidence: float, blocks: int) -> tuple[float,
 
 
 def interval_of_ratio(replicates: Floats, confidence: float, blocks: int) -> tuple[float, float]:
-    """``interval`` of what some resamples leave undefined, such as a ratio to an accuracy that may be nought.
+    """``interval`` of what some resamples leave undefined, such as a ratio to an accuracy that may be 0.
 
     Unknown, (NaN, NaN), where more of them do than a tail of the interval holds: the rest would tell of the resamples
     that happened to have right answers, not of the model.
@@ -89,7 +89,7 @@ def quantiles(values: Floats, blocks: Integers, counts: Integers, levels: Sequen
     flat = np.arange(len(values)) // CELL * counts.shape[1] + blocks
     in_cell = np.bincount(flat, minlength=cells * counts.shape[1]).reshape(cells, counts.shape[1])
     until = np.cumsum(counts.astype(np.float64) @ in_cell.T, axis=1)  # floats multiply fast, and these are exact
-    found = np.empty((len(levels), len(counts)))
+    reached_values = np.empty((len(levels), len(counts)))
     rows = np.arange(len(counts))[:, None]
     for index, level in enumerate(levels):
         needed = np.maximum(np.ceil(level * until[:, -1] - 1e-9), 1)
@@ -97,8 +97,8 @@ def quantiles(values: Floats, blocks: Integers, counts: Integers, levels: Sequen
         before = np.where(cell > 0, until[rows[:, 0], np.maximum(cell - 1, 0)], 0)
         tokens = np.minimum(cell[:, None] * CELL + np.arange(CELL), len(values) - 1)
         reached = before[:, None] + np.cumsum(counts[rows, blocks[tokens]], axis=1)
-        found[index] = values[tokens[rows[:, 0], (reached < needed[:, None]).sum(axis=1)]]
-    return found
+        reached_values[index] = values[tokens[rows[:, 0], (reached < needed[:, None]).sum(axis=1)]]
+    return reached_values
 
 
 def t_interval(values: Floats, confidence: float) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def t_interval(values: Floats, confidence: float) -> tuple[float, float]:
 
 
 def t_interval_of(mean: float, spread: float, n: int, confidence: float) -> tuple[float, float]:
-    """The same of ``n`` values with that ``mean`` and standard deviation ``spread`` (of n - 1)."""
+    """Return the same of ``n`` values with that ``mean`` and standard deviation ``spread`` (of n - 1)."""
     if n < 3:
         return math.nan, math.nan
     half = _students(confidence, n - 1) * spread / math.sqrt(n)
@@ -116,7 +116,7 @@ def t_interval_of(mean: float, spread: float, n: int, confidence: float) -> tupl
 
 
 def effective_size(values: Floats, groups: Integers, confidence: float) -> float:
-    """Number of independent items that are worth as much as these, which come in groups.
+    """Count the independent items that are worth as much as these, which come in groups.
 
     ``values``, ``groups``: ``[items]``. With n items of mean m and variance v (the square's mean less m^2) in G groups
     that hold n_g items of sum s_g, the variance of m is V = G/(G-1) sum_g (s_g - n_g m)^2 / n^2 (the ratio estimator's,
@@ -124,15 +124,15 @@ def effective_size(values: Floats, groups: Integers, confidence: float) -> float
     (t_{n-1} / t_{G-1})^2, t Student's quantile, at most n: Korn and Graubard, Survey Methodology 1998 24:193.
     Where all values are equal nothing can be seen of the design, and each group counts once.
     """
-    _, place = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(place)
+    _, group = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group)
     n, count = len(values), len(sizes)
     if count == n or n < 2:
         return float(n)
     mean, spread = float(values.mean()), float(values.var())
     if count < 2 or spread == 0:
         return float(count)
-    sums = np.bincount(place, weights=values)
+    sums = np.bincount(group, weights=values)
     variance = count / (count - 1) * float(((sums - sizes * mean) ** 2).sum()) / n**2
     shrunk = (_students(confidence, n - 1) / _students(confidence, count - 1)) ** 2
     return float(n) if variance == 0 else min(spread / variance * shrunk, float(n))

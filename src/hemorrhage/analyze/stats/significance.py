@@ -1,6 +1,6 @@
-"""Tests of paired differences, and what they could have found.
+"""Tests of paired differences, and what they could have detected.
 
-Every test is of the same kind: if an alteration does nothing, each block's difference to the base is as likely to
+Every test is the same: if an alteration does nothing, each block's difference to the base is as likely to
 have the other sign (Fisher's randomization test). Blocks are windows of text, or groups of items that share choices.
 """
 
@@ -67,12 +67,12 @@ def mcnemar(net: Integers) -> float:
 
 
 def q_values(p: Floats) -> Floats:
-    """Benjamini and Hochberg's (1995): the false discovery rate at which each of ``[tests]`` would be found."""
+    """Benjamini and Hochberg's (1995): the false discovery rate at which each of ``[tests]`` would be significant."""
     return np.asarray(stats.false_discovery_control(p), dtype=np.float64)
 
 
 def detectable_mean(differences: Floats, sizes: Floats, confidence: float) -> float:
-    """Smallest true mean per token that a two-sided test finds with a power of POWER; NaN where none can be told.
+    """Smallest true mean per token that a two-sided test detects with a power of POWER; NaN where it is unknown.
 
     ``differences``: sums per block, ``sizes``: tokens per block, both ``[blocks]``. It is
     (t_(1+confidence)/2 + t_POWER) standard errors, of a ratio of sums (Bloom 1995, doi 10.1177/0193841X9501900504).
@@ -89,7 +89,7 @@ def detectable_mean(differences: Floats, sizes: Floats, confidence: float) -> fl
 
 @functools.lru_cache(maxsize=4096)
 def detectable_change(items: int, discordant: float, confidence: float) -> float:
-    """Smallest true change of accuracy that McNemar's exact test finds with a power of POWER; NaN where none is.
+    """Smallest true change of accuracy that McNemar's exact test detects with a power of POWER; NaN where none is.
 
     ``items``: independent items, ``discordant``: share of them that one model gets right and the other wrong; a change
     takes at least as many, all in one direction.
@@ -113,5 +113,5 @@ def power(items: int, discordant: float, change: float, confidence: float) -> fl
     critical = stats.binom.ppf((1 - confidence) / 2, pairs, 0.5)
     critical = critical - (2 * stats.binom.cdf(critical, pairs, 0.5) > 1 - confidence + 1e-12)
     better = min((1 + change / discordant) / 2, 1.0)
-    found = stats.binom.cdf(critical, pairs, better) + stats.binom.sf(pairs - critical - 1, pairs, better)
-    return float((stats.binom.pmf(pairs, items, discordant) * found).sum())
+    detected = stats.binom.cdf(critical, pairs, better) + stats.binom.sf(pairs - critical - 1, pairs, better)
+    return float((stats.binom.pmf(pairs, items, discordant) * detected).sum())
