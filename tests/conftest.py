@@ -32,7 +32,7 @@ SOURCES = ["invented", "real"] if MIRROR.is_dir() else ["invented"]
 """Where a test of a data set takes its rows from: its own, and the real ones where they are."""
 
 
-ORDERED = ("test_awq", "test_gradient_pruning", "test_peers", "test_slicegpt")
+ORDERED = ("test_awq", "test_gblm", "test_wanda_plus", "test_peers", "test_slicegpt")
 """Files that compare methods: which one does better says nothing on a model whose features are all alike."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -20,34 +19,12 @@ from hemorrhage.compress.method import Method
 from hemorrhage.compress.methods.unstructured_pruning import magnitude
 from hemorrhage.evaluate import __main__ as evaluation
 from hemorrhage.models.sources import hub
-from hemorrhage.models.stream import TensorFile
 from hemorrhage.runtime import network
-from hemorrhage.runtime.artifact import disk_is_full, failure, failure_recorded, read_manifest, writing
+from hemorrhage.runtime.artifact import disk_is_full, failure, failure_recorded, writing
 from hemorrhage.study import plan
 from tests.conftest import ROOT
 
 SPEC = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
-
-
-def full(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-# A full disk
-
-
-@pytest.mark.parametrize("where", ["write", "fsync"])
-def test_a_full_disk_leaves_nothing_and_the_next_run_goes_on(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    out = tmp_path / "v" / "address"
-    with monkeypatch.context() as patched:
-        patched.setattr(*{"write": (TensorFile, "write", full), "fsync": (os, "fsync", full)}[where])
-        with pytest.raises(OSError, match="No space left"):
-            compress(out, "v", tiny, None, None, [], SPEC)
-    assert list(out.parent.iterdir()) == [], "no failure is recorded: the variant has none"
-    compress(out, "v", tiny, None, None, [], SPEC)
-    assert failure(out) is None
 
 
 def test_a_disk_that_really_is_full(tmp_path: Path) -> None:
@@ -184,9 +161,3 @@ def test_a_run_with_failed_variants_says_so(
     assert re.search(r"1 of \d+ models failed.* hemorrhage invalidate rtn-4$", advice)
     plan.invalidate(plan.Plan.read(), ["rtn-4"])
     assert plan.failed(plan.Plan.read()) == {}
-
-
-def test_the_manifest_of_every_output_has_checksums(tiny: Path, tmp_path: Path) -> None:
-    compress(tmp_path / "v", "v", tiny, None, None, [], SPEC)
-    names = {file.name for file in (tmp_path / "v").iterdir()} - {"manifest.json"}
-    assert set(read_manifest(tmp_path / "v")["checksums"]) == names

@@ -13,8 +13,6 @@ from hemorrhage.compress import progress
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.methods.weight_quantization import autoround
 from hemorrhage.compress.progress import Progress
-from hemorrhage.compress.solvers import training
-from hemorrhage.compress.solvers.training import Training
 from hemorrhage.runtime.artifact import failure, read_manifest
 from tests.calibration import calibrated
 
@@ -104,54 +102,6 @@ def test_statistics_that_are_collected_are_those_of_unaltered_blocks(
     run(tmp_path / "parent", tiny, None, calibration, "magnitude", {"sparsity": 0.3})
     settings = {"bits": 4, "group_size": 4} if method == "gptq" else {"sparsity": 0.6}
     compared(tmp_path, monkeypatch, tiny, tmp_path / "parent", calibration, method, settings)
-
-
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("qat", {"bits": 4, "group_size": 4, "steps": 5}),
-        ("qat", {"bits": 4, "group_size": 4, "steps": 5, "shuffled": True, "keep_zeros": True}),
-        ("recovery", {"steps": 5, "rank": 2}),
-    ],
-)
-def test_a_killed_training_goes_on_behind_its_finished_steps(
-    tiny: Path,
-    calibration: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    settings: dict[str, Any],
-) -> None:
-    run(tmp_path / "parent", tiny, None, calibration, "magnitude", {"sparsity": 0.3})
-    arguments = (tiny, tmp_path / "parent", calibration, method, settings)
-    finish = Training.finish
-
-    def dying(self: Training, loss: float) -> None:
-        finish(self, loss)
-        if len(self.losses) == KILLED_AFTER:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "SECONDS", 0)
-        patched.setattr(Training, "finish", dying)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "out", *arguments)
-    assert (tmp_path / "out.resume" / training.FILE).is_file()
-    assert not (tmp_path / "out").exists()
-    steps: list[float] = []
-
-    def noting(self: Training, loss: float) -> None:
-        steps.append(loss)
-        finish(self, loss)
-
-    monkeypatch.setattr(Training, "finish", noting)
-    run(tmp_path / "out", *arguments)
-    assert failure(tmp_path / "out") is None
-    assert len(steps) == 5 - KILLED_AFTER
-    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
-    run(tmp_path / "whole", *arguments)
-    found, expected = (read_manifest(tmp_path / name)["checksums"] for name in ("out", "whole"))
-    assert found == expected
 
 
 def test_a_short_job_of_a_small_model_writes_no_blocks(

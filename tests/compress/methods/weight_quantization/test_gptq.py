@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +10,14 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
-from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
-from hemorrhage.compress.solvers.columns import Layers, batches, factor
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized
-from hemorrhage.compress.solvers.packing import pack
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
-from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
@@ -52,48 +44,6 @@ def layer(rows: int = 12, columns: int = 48, seed: int = 0) -> tuple[Tensor, Ten
 def loss(weight: Tensor, other: Tensor, moment: Tensor) -> float:
     change = (weight - other).double()
     return torch.trace(change @ moment.double() @ change.T).item()
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("width", [4, 16, 48])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_rtn_is_bit_for_bit_that_of_compressed_tensors(bits: int, width: int, symmetric: bool) -> None:
-    weight, _ = layer()
-    weight[0, :width] = weight[0, :width].abs() + 1  # a group without negative weights
-    weight[1, :width] = 0
-    args = QuantizationArgs(num_bits=bits, symmetric=symmetric, strategy="group", group_size=width)
-    groups = weight.unflatten(1, (-1, width))
-    scale, zero = calculate_qparams(groups.amin(2), groups.amax(2), args)
-    expected = fake_quantize(weight, scale, zero, args)
-    settings = GridSettings(bits=bits, group_size=width, symmetric=symmetric)
-    ours = rtn.quantize(weight, width, settings, torch.float32)
-    assert torch.equal(ours.dense(), expected)
-    assert torch.equal(ours.scale, scale)
-
-
-def test_rtn_is_within_half_a_step_of_the_weights() -> None:
-    weight, _ = layer()
-    ours = rtn.quantize(weight, 16, GridSettings(bits=5, group_size=16), torch.float32)
-    step = ours.scale.repeat_interleave(16, 1)
-    # The zero point is rounded too, so the ends of the range may lie half a step outside.
-    assert ((weight - ours.dense()).abs() <= step * (1 + 1e-5)).all()
-    assert ((weight - ours.dense()).abs() <= step * (0.5 + 1e-5)).float().mean() > 0.97
-
-
-def test_scales_are_those_that_a_bfloat16_checkpoint_can_hold() -> None:
-    weight, moment = layer()
-    settings = gptq.Settings(bits=4, group_size=16)
-    for ours in (
-        rtn.quantize(weight, 16, settings, torch.bfloat16),
-        *gptq.quantize([weight], moment, 16, settings, torch.bfloat16),
-    ):
-        assert ours.scale.dtype == torch.bfloat16
-        assert ours.zero is not None
-        half = 2 ** (settings.bits - 1)
-        scaled = weight.unflatten(1, (-1, 16)) / ours.scale.float().unsqueeze(2)
-        nearest = (scaled + ours.zero.unsqueeze(2)).round().clamp(-half, half - 1).flatten(1)
-        first = torch.arange(0, 48, 48)  # the first column is rounded before any update, in both methods
-        assert torch.equal(nearest[:, first], ours.codes[:, first].float())
 
 
 def literal_gptq(weight: Tensor, moment: Tensor, width: int, settings: gptq.Settings) -> Tensor:
@@ -171,32 +121,6 @@ def test_gptq_of_layers_that_share_an_input_is_that_of_each_alone() -> None:
         (alone,) = gptq.quantize([rows], moment, 16, settings, torch.float32)
         assert torch.equal(part.codes, alone.codes)
         torch.testing.assert_close(part.scale, alone.scale)
-
-
-@pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_of_inputs_that_are_swept_together_is_that_of_each_alone(act_order: bool) -> None:
-    settings = gptq.Settings(bits=3, group_size=16, act_order=act_order, keep_zeros=True)
-    problems = [layer(seed=seed) for seed in range(3)]
-    batch = [
-        Layers.of(["a", "b"], [weight[:5].bfloat16(), weight[5:].bfloat16()], moment, settings.damp, act_order)
-        for weight, moment in problems
-    ]
-    (swept,) = batches(batch, alone=False)
-    together = gptq._quantize(swept, 16, settings, torch.bfloat16)
-    for (weight, moment), parts in zip(problems, together, strict=True):
-        (alone,) = gptq.quantize([weight.bfloat16()], moment, 16, settings, torch.bfloat16)
-        assert torch.equal(torch.cat([part.codes for part in parts]), alone.codes)
-        assert torch.equal(torch.cat([part.scale for part in parts]), alone.scale)
-
-
-def test_layers_wait_for_others_of_their_shape_while_they_are_few() -> None:
-    def layers(name: str, rows: int) -> Layers:
-        return Layers.of([name], [torch.zeros(rows, 4)], torch.eye(4), 0.01)
-
-    arriving = [layers(f"{kind}{i}", rows) for i in range(3) for kind, rows in (("a", 5000), ("b", 4), ("c", 9000))]
-    found = [[each.names[0] for each in batch] for batch in batches(arriving, alone=False)]
-    assert found == [["c0"], ["a0", "a1"], ["c1"], ["c2"], ["b0", "b1", "b2"], ["a2"]]
-    assert [len(batch) for batch in batches(arriving, alone=True)] == [1] * 9
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -279,18 +203,6 @@ def test_errors_are_propagated_where_wanted(tiny: Path, calibration: Path, tmp_p
     assert not torch.equal(codes[False][last], codes[True][last])
 
 
-def test_factor_is_that_of_the_damped_moment() -> None:
-    _, moment = layer()
-    damped = moment.double() + 0.01 * moment.double().diagonal().mean() * torch.eye(48)
-    reach, diagonal = (part.double() for part in factor(moment, 0.01))
-    assert torch.equal(reach, reach.tril())
-    assert (reach.diagonal() == 1).all()
-    R = (reach * diagonal[:, None]).T
-    torch.testing.assert_close(R @ R.T, damped, rtol=1e-4, atol=1e-5)
-    U = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    torch.testing.assert_close(1 / diagonal, U.diagonal(), rtol=1e-4, atol=0)
-
-
 def test_a_packed_3_bit_checkpoint_reads_back_in_a_fresh_process(tiny: Path, calibration: Path, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     compress(out, "v", tiny, None, calibration, [], spec("gptq", bits=3, group_size="channel"))
@@ -304,100 +216,6 @@ def test_a_packed_3_bit_checkpoint_reads_back_in_a_fresh_process(tiny: Path, cal
     )
     done = subprocess.run([sys.executable, "-c", script, out, tiny, whole(out, tiny)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_every_width_is_packed_as_named_and_reads_back(tiny: Path, tmp_path: Path, bits: int) -> None:
-    out = tmp_path / "checkpoint"
-    compress(out, "v", tiny, None, None, [], spec("rtn", bits=bits, group_size=4, symmetric=bits % 2 == 0))
-    verify(load(out, base=tiny), out)
-    tensors = dict(Weights(out, tiny).items())
-    down = tensors["model.layers.0.mlp.down_proj.weight_packed"]
-    assert down.shape == (64, math.ceil(172 * bits / 32))
-    assert not any(name.endswith("proj.weight") for name in tensors)
-    assert ("model.layers.0.mlp.down_proj.weight_zero_point" in tensors) == (bits % 2 == 1)
-
-
-def test_size_counts_everything(tiny: Path, tmp_path: Path) -> None:
-    out = tmp_path / "checkpoint"
-    compress(out, "v", tiny, None, None, [], spec("rtn", bits=3, group_size=4))
-    manifest = read_manifest(out)
-    stored = sum(8 * t.numel() * t.element_size() for t in dict(Weights(out, tiny).items()).values())
-    base = load_file(tiny / "model.safetensors")
-    parameters = sum(t.numel() for t in base.values())
-    assert manifest["parameters"] == parameters
-    assert manifest["effective_bits"] == pytest.approx(stored / parameters)
-    expected = stored / sum(8 * t.numel() * t.element_size() for t in base.values())
-    assert manifest["size_ratio"] == pytest.approx(expected)
-    assert manifest["disk_bytes"] == pytest.approx((whole(out, tiny) / "model.safetensors").stat().st_size, rel=0.01)
-    # Codes, float32 scales and 3-bit zero points for groups of 4.
-    linear = sum(module.weight.numel() for module in linears_of(load(tiny)).values())
-    assert stored >= linear * (3 + 32 / 4 + 3 / 4) + 32 * (parameters - linear)
-
-
-def test_eight_bits_hurt_less_than_two(tiny: Path, calibration: Path, tmp_path: Path) -> None:
-    tokens = torch.randint(500, (2, 32), generator=torch.Generator().manual_seed(0))
-    base = load(tiny)
-    divergence = {}
-    with torch.no_grad():
-        reference = base(tokens).logits.log_softmax(-1)
-        for method in ("rtn", "gptq"):
-            for bits in (2, 8):
-                out = tmp_path / f"{method}{bits}"
-                compress(out, "v", tiny, None, calibration, [], spec(method, bits=bits, group_size=4))
-                other = load(out, base=tiny)(tokens).logits.log_softmax(-1)
-                divergence[method, bits] = (reference.exp() * (reference - other)).sum(-1).mean().item()
-    for method in ("rtn", "gptq"):
-        assert -1e-6 < divergence[method, 8] < 1e-3
-        assert divergence[method, 2] > 20 * divergence[method, 8]
-
-
-def test_a_damaged_checkpoint_is_noticed(tiny: Path, tmp_path: Path) -> None:
-    out = tmp_path / "checkpoint"
-    compress(out, "v", tiny, None, None, [], spec("rtn", bits=4, group_size=4))
-    model = load(out, base=tiny)
-    with torch.no_grad():
-        model.model.layers[2].mlp.up_proj.weight[3] *= 1.5
-    with pytest.raises(ValueError, match="reload differs by"):
-        verify(model, out)
-    with pytest.raises(ValueError, match="float32"):
-        verify(model.bfloat16(), out)
-
-
-def test_constant_words_are_refused() -> None:
-    empty = Quantized(torch.zeros(4, 32, dtype=torch.int8), torch.ones(4, 1), None)
-    with pytest.raises(ValueError, match="all packed words are the same"):
-        pack("layer", empty, 4)
-
-
-def test_a_group_that_divides_no_width_is_refused_before_and_recorded_after(tiny: Path, tmp_path: Path) -> None:
-    config = json.loads((tiny / "config.json").read_text())
-    settings = rtn.Settings(bits=4, group_size=64)
-    assert settings.check(config) == "group_size 64 does not divide the model's intermediate_size of 172"
-    assert rtn.Settings(bits=4, group_size=4).check(config) is None
-    assert rtn.Settings(bits=4, group_size="channel").check(config) is None
-    compress(tmp_path / "out", "v", tiny, None, None, [], spec("rtn", bits=4, group_size=64))
-    manifest = read_manifest(tmp_path / "out")
-    assert "group_size 64 does not divide the model's intermediate_size of 172" in manifest["failure"]
-    assert manifest["variant"] == "v"
-
-
-@pytest.mark.parametrize("wrong", [{"bits": 1}, {"bits": 9}, {"bits": 4, "group_size": 0}, {"bits": 4, "damp": 2}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="validation error"):
-        gptq.Settings.model_validate(wrong)
-
-
-def test_labels() -> None:
-    settings = gptq.Settings(bits=4, group_size=64)
-    assert settings.label == "4 bit, groups of 64"
-    assert settings.curve == "groups of 64"
-    assert settings.severity == 4.0
-    assert settings.statistics == ("hessian",)
-    longer = gptq.Settings(bits=4, group_size=64, act_order=True, sequential=True, keep_zeros=True)
-    assert longer.curve == "groups of 64, zeros kept, act order, sequential"
-    assert rtn.Settings(bits=4, group_size="channel", symmetric=True).label == "4 bit, per channel, symmetric"
-    assert rtn.Settings(bits=4).statistics == ()
 
 
 def test_a_method_that_needs_statistics_says_so(tiny: Path, tmp_path: Path) -> None:

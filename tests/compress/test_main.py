@@ -1,0 +1,42 @@
+"""Tests of main."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from hemorrhage.compress.__main__ import compress
+from hemorrhage.models.stream import TensorFile
+from hemorrhage.runtime.artifact import failure, read_manifest
+
+SPEC = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_a_full_disk_leaves_nothing_and_the_next_run_goes_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    out = tmp_path / "v" / "address"
+    with monkeypatch.context() as patched:
+        patched.setattr(*{"write": (TensorFile, "write", full), "fsync": (os, "fsync", full)}[where])
+        with pytest.raises(OSError, match="No space left"):
+            compress(out, "v", tiny, None, None, [], SPEC)
+    assert list(out.parent.iterdir()) == [], "no failure is recorded: the variant has none"
+    compress(out, "v", tiny, None, None, [], SPEC)
+    assert failure(out) is None
+
+
+def test_the_manifest_of_every_output_has_checksums(tiny: Path, tmp_path: Path) -> None:
+    compress(tmp_path / "v", "v", tiny, None, None, [], SPEC)
+    names = {file.name for file in (tmp_path / "v").iterdir()} - {"manifest.json"}
+    assert set(read_manifest(tmp_path / "v")["checksums"]) == names
