@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.calibrate.expert_usage import mlp_inputs, usage, without_tokens
+from hemorrhage.calibrate.expert_usage import Usage, mlp_inputs, usage, without_tokens
 from hemorrhage.models.experts import mixtures, unfuse
 from tests.tiny_moe import EXPERTS, new_model
 
@@ -64,5 +64,8 @@ def test_usage_is_what_counting_gives(model: Any) -> None:
 
 
 def test_experts_that_no_token_reaches_are_named() -> None:
-    found = {"a": {"tokens": [3, 0, 1, 0]}, "b": {"tokens": [1, 1, 1, 1]}}
-    assert without_tokens(found) == ["a.experts.1", "a.experts.3"]
+    usages = {
+        "a": Usage(tokens=[3, 0, 1, 0], load_entropy=0.0, routing_entropy=0.0),
+        "b": Usage(tokens=[1, 1, 1, 1], load_entropy=1.0, routing_entropy=0.0),
+    }
+    assert without_tokens(usages) == ["a.experts.1", "a.experts.3"]

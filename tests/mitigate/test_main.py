@@ -74,7 +74,8 @@ def table(study: Path, trained: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def found(study: Path, table: pd.DataFrame) -> dict[str, mitigations.Measured]:
     """Each correction's first metric on the second half, as the analyze step reads it."""
-    output = Output(read_manifest(study / "out"), {"tokens.parquet": table})
+    manifest: Any = read_manifest(study / "out")
+    output = Output(manifest, {"tokens.parquet": table})
     variant = Variant("v", "s", "weight_quantization", "rtn", "", "", "bits", 3.0, 0, "base", {})
     trials = of_corrections.trials_of(variant, output, Spec(1000, 0.95, 0, {}))
     return {trial.label.removeprefix("correction="): trial.measured[0] for trial in trials}

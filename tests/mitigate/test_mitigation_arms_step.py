@@ -91,7 +91,7 @@ def compare(trained: Path, texts: Tensor) -> Callable[..., mitigations.Measured]
             with torch.no_grad():
                 other = model(held_out).logits.log_softmax(-1)
             sums.append((base.exp() * (base - other)).sum((1, 2)).double().numpy())
-        return mitigations.measured("kl_mean", {}, sums, sizes, counts)
+        return mitigations.compare_sums("kl_mean", {}, sums, sizes, counts)
 
     return comparison
 

@@ -53,7 +53,7 @@ def outliers(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The same function with one feature of every norm's output 100 times as large, and its calibration."""
     folder = tmp_path_factory.mktemp("outliers")
     model = load(tiny)
-    norms = smoothing.norms_before(model)
+    norms: dict[str, Any] = {**smoothing.norms_before(model)}
     with torch.no_grad():
         for norm in set(norms.values()):
             norm.weight[7] *= OUTLIER
@@ -158,7 +158,8 @@ def test_what_is_written_is_what_is_read() -> None:
     ):
         scale = None if rounding.scale is None else torch.tensor([rounding.scale])
         assert rounding_of("layer", quantization_args(rounding), scale) == rounding
-    for wrong in ({"symmetric": False}, {"strategy": "group"}, {"type": "float"}, {"dynamic": False}):
+    wrongs: list[Any] = [{"symmetric": False}, {"strategy": "group"}, {"type": "float"}, {"dynamic": False}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="layer: inputs quantized as"):
             rounding_of("layer", {**quantization_args(InputRounding(8, "token")), **wrong}, None)
     with pytest.raises(ValueError, match="layer: inputs"):

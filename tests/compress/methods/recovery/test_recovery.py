@@ -133,7 +133,7 @@ def test_it_is_lora_with_adamw_written_out(tiny: Path, statistics: Statistics) -
     ours = recovered(load(tiny), statistics, **settings)
     model = load(tiny)
     torch.manual_seed(0)
-    layers = recovery._adapt(model, 3)
+    layers: dict[str, Any] = {**recovery._adapt(model, 3)}
     adapters = {
         name: (layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach())
         for name, layer in layers.items()

@@ -15,7 +15,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import autoround, rtn
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.blockwise import embed
+from hemorrhage.models.blockwise import BlockArguments, embed
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.artifact import read_manifest
@@ -102,7 +102,7 @@ def test_the_steps_are_those_of_gradients_by_hand(bits: int, width: int, symmetr
         chosen = autoround.draws(8, 6, torch.Generator().manual_seed(4))
         picks = [next(chosen) for _ in range(30)]
         again = torch.Generator().manual_seed(4)
-        assert autoround.tune(block, {"0": layer}, X, X @ W.T, {}, settings, again)
+        assert autoround.tune(block, {"0": layer}, X, X @ W.T, BlockArguments(), settings, again)
         expected = literal(W.double(), X.double(), width, settings, picks)
     ours = layer.quantized().dense()
     assert not torch.equal(ours, rtn.quantize(W, width, settings, torch.float32).dense())

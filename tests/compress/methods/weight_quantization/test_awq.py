@@ -152,7 +152,7 @@ def spread(columns: int) -> Tensor:
 
 @torch.no_grad()
 def fold_everything(model: PreTrainedModel, shared: dict[str, list[str]]) -> int:
-    makers = folding.makers(model, shared)
+    makers = folding.find_makers(model, shared)
     for first, maker in makers.items():
         awq.fold(model, maker, shared[first], spread(layer_of(model, first).in_features))
     return len(makers)
@@ -179,7 +179,7 @@ def test_folding_skips_values_that_queries_share(tiny: Path) -> None:
     tokens = torch.randint(500, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(tokens).logits
-        assert "model.layers.0.self_attn.o_proj" not in folding.makers(model, shared_inputs(model, tokens))
+        assert "model.layers.0.self_attn.o_proj" not in folding.find_makers(model, shared_inputs(model, tokens))
         assert fold_everything(model, shared_inputs(model, tokens)) == 3 * len(model.model.layers)
         torch.testing.assert_close(model(tokens).logits, expected, rtol=0, atol=1e-4)
 

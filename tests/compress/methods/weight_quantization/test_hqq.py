@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hemorrhage.compress.__main__ import Spec, compress
+from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import hqq, rtn
 from hemorrhage.compress.solvers.grid import group_width
@@ -103,7 +103,7 @@ def test_groups_that_are_all_alike_stay_what_they_are(dtype: torch.dtype) -> Non
 
 def test_what_is_stored_is_what_was_computed_with(tiny: Path, tmp_path: Path) -> None:
     settings = hqq.Settings(bits=3, group_size=4)
-    spec: Spec = {"sweep": "hqq", "method": "hqq", "settings": settings.model_dump(), "seed": 0}
+    spec = {"sweep": "hqq", "method": "hqq", "settings": settings.model_dump(), "seed": 0}
     compress(tmp_path / "out", "hqq-3", tiny, None, None, [], spec)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert "failure" not in manifest, manifest

@@ -243,6 +243,7 @@ def test_a_rotated_layer_is_its_formula(tiny: Path) -> None:
     rotation.alter(model, settings, Context(seed=7))
     forms = formatted_layers(model)
     assert set(forms) == set(linears_of(base))
+    form: Any
     for name, form in list(forms.items())[:7]:
         weight = layer_of(base, name).weight.detach()
         outward, inward = (

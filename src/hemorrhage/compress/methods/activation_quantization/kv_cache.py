@@ -98,7 +98,7 @@ class Settings(Base):
         return None
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
+def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alteration:
     """Make ``model`` round its keys and values; its weights stay as they are."""
     from hemorrhage.models.emulation import kv_cache
 

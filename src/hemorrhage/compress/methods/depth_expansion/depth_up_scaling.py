@@ -60,7 +60,7 @@ class Settings(Base):
         return None
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
+def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alteration:
     """Return scale ``model`` up in place."""
     number = len(blocks(model))
     problem = _problem(settings.overlap, number)

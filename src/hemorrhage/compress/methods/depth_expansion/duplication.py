@@ -59,7 +59,7 @@ class Settings(AddedSettings):
         return super().check_model(model)
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
+def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alteration:
     """Duplicate blocks of ``model`` in place."""
     number = len(blocks(model))
     run = settings.run(number)

@@ -41,7 +41,7 @@ class Settings(AddedSettings):
         return super().check_model(model)
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
+def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alteration:
     """Put new blocks into ``model`` in place."""
     order = settings.order(len(blocks(model)))
     stack = rearrange(model, order)

@@ -73,7 +73,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
         raise ValueError(problem)
     generator = torch.Generator().manual_seed(context.seed)
 
-    def parts(index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
+    def parts(_index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
         weights = [mlp.get_submodule(name).weight.data for name in PROJECTIONS]
         router = ROUTER_STD * torch.randn(settings.experts, weights[0].shape[1], generator=generator)
         copies = [[_copy(weight, settings.noise, generator) for weight in weights] for _ in range(settings.experts)]

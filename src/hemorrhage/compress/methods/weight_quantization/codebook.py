@@ -52,7 +52,7 @@ class Settings(Base):
         return 4.0
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
+def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> None:
     """Quantize ``model`` in place; its ``config.quantization_config`` is what bitsandbytes reads."""
     from hemorrhage.models.formats.codebook import CodebookLinear
     from hemorrhage.models.formats.storage import replace
