@@ -68,7 +68,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled copies": ("duplication", {"added": 0.25, "scale": 0.5}),
     "awq": ("awq", {"bits": 8, "group_size": "channel"}),
     "smoothquant": ("activations", {"bits": 8, "activation_bits": 8, "smooth": 0.5}),
-    "rotation": ("rotation", {"bits": 8, "group_size": "channel", "transform": "spinquant"}),
+    "rotation": ("rotation", {"bits": 8, "group_size": "channel", "transform": "quarot"}),
     "slicegpt": ("slicegpt", {"removed": 0.2}),
     "width": ("width", {"removed": 0.25, "importance": "magnitude", "protect_first": 1, "protect_last": 1}),
     "kv cache": ("kv_cache", {"bits": 8, "group_size": 4}),

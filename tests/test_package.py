@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -61,3 +62,18 @@ def test_its_command_runs_without_the_repository(installed: Path, tmp_path: Path
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "rtn-4" in done.stdout or "checkpoints" in done.stdout
+
+
+def test_a_home_that_cannot_be_written_is_one_line_that_says_what_to_set(tmp_path: Path) -> None:
+    for name in ("Makefile", "requirements.txt", "requirements-uv.txt", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    variables = {name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "MAKEFLAGS")}
+    # Nobody can make a folder there, root included.
+    done = subprocess.run(
+        ["make", "report"], cwd=tmp_path, env={**variables, "HOME": "/proc/nowhere"}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == (
+        "/proc/nowhere/.cache can't be written: export XDG_CACHE_HOME=<a folder that can be>"
+    )

@@ -20,8 +20,9 @@ from hemorrhage.runtime.artifact import failure
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
 from hemorrhage.runtime.step import InputError
 from hemorrhage.tools import probe
+from tests import family_matrix
 from tests.calibration import text_folder
-from tests.families import build
+from tests.families import FAMILIES, build
 
 METHODS: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 4, "group_size": 16},
@@ -142,3 +143,19 @@ def test_a_model_that_cannot_be_fetched_is_not_measured(
 def test_the_exit_code_is_the_answer() -> None:
     yes, no, depends = Finding("s", "p"), Finding("s", "p", "no", "r"), Finding("s", "p", "depends", "r")
     assert [probe.status(rows) for rows in ([yes], [yes, no, depends], [yes, depends])] == [YES, NO, CANNOT_TELL]
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_of_families_has_what_the_probe_says(family: str, tmp_path: Path) -> None:
+    marks = family_matrix.committed()[family]
+    methods = {
+        column: method_of(name).settings.model_validate(settings)
+        for column, (name, settings) in family_matrix.METHODS.items()
+    }
+    base_step.prepare({"source": "path", "path": str(build(tmp_path / "original", family))}, tmp_path / "base")
+    rows = probe.probe(tmp_path / "base", probe.Wanted(methods, {"greedy": {"strategy": "greedy"}}, mitigates=False))
+    for row in rows:
+        if row.step == "compress" and row.answer != "depends":
+            assert row.answer == marks[row.part], row
+    assert {row.part: row.answer for row in rows}["greedy"] == marks["decode"]
