@@ -14,7 +14,7 @@ made = plan.report_is_current()
 for marker, holds in (
     (NUMBERS, plan.rows_are_current()),
     (CURRENT, made),
-    (SOUND, made and not failed(plan)),
+    (SOUND, made and not list_failures(plan)),
 ):
     if holds:
         Path(marker).touch()

@@ -37,5 +37,5 @@ for stage, target in STAGES.items():
         name:
             target
         input:
-            [plan.manifests(kind.name) for kind in of_stage(stage)],
+            [plan.manifests(kind.name) for kind in stage_kinds(stage)],
         localrule: True

@@ -15,8 +15,8 @@ from hemorrhage.study.costs.model import Costs
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
 from hemorrhage.runtime.lock import hold
-from hemorrhage.study.kinds import KINDS, STAGES, analyzed, of_stage
-from hemorrhage.study.plan import Plan, failed
+from hemorrhage.study.kinds import KINDS, STAGES, analyzed_kinds, stage_kinds
+from hemorrhage.study.plan import Plan, list_failures
 from hemorrhage.tools import adopt
 
 # What a killed adoption left at addresses that it had not proven.
@@ -58,7 +58,7 @@ FOLDERS = {"benchmarks": "benchmarks_data"}
 def named(kind, on_gpu):
     """Regular expression of the names that a rule makes."""
     every = r"[a-z0-9_.-]+"
-    return asked.named(kind.name, on_gpu) if kind.rule_on_gpu else every
+    return asked.names_pattern(kind.name, on_gpu) if kind.rule_on_gpu else every
 
 
 def inputs_of(kind):
@@ -71,7 +71,7 @@ def inputs_of(kind):
 
 def analyzed_outputs(wildcards):
     """Input function: what the analysis reads."""
-    return {kind.name: ancient(plan.manifests(kind.name)) for kind in analyzed()}
+    return {kind.name: ancient(plan.manifests(kind.name)) for kind in analyzed_kinds()}
 
 
 def start_of(kind):

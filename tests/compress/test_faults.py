@@ -91,12 +91,12 @@ def test_a_network_that_comes_back_is_waited_for_and_a_wrong_name_is_not(pauses:
             raise answer
         return str(answer)
 
-    assert network.fetched("text", fetch) == "data"
+    assert network.fetch_persistently("text", fetch) == "data"
     assert pauses == list(network.PAUSES[:2])
     response = httpx.Response(404, request=httpx.Request("GET", "https://example.org"))
     answers[:] = [httpx.HTTPStatusError("404", request=response.request, response=response)]
     with pytest.raises(httpx.HTTPStatusError):
-        network.fetched("text", fetch)
+        network.fetch_persistently("text", fetch)
     assert network.lost(httpx.HTTPStatusError("", request=response.request, response=httpx.Response(503)))
 
 
@@ -160,4 +160,4 @@ def test_a_run_with_failed_variants_says_so(
     assert reason == "rtn-4 failed: OutOfMemoryError: CUDA"
     assert re.search(r"1 of \d+ models failed.* hemorrhage invalidate rtn-4$", advice)
     plan.invalidate(plan.Plan.read(), ["rtn-4"])
-    assert plan.failed(plan.Plan.read()) == {}
+    assert plan.list_failures(plan.Plan.read()) == {}

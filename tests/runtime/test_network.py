@@ -58,25 +58,25 @@ def test_what_counts_as_a_lost_network(error: Exception, expected: bool) -> None
 
 
 def test_a_network_that_comes_back_is_asked_again(pauses: list[float]) -> None:
-    assert network.fetched("x", failing()) == "there"
+    assert network.fetch_persistently("x", failing()) == "there"
     assert pauses == []
-    assert network.fetched("x", failing(Answer(500), TimeoutError("late"))) == "there"
+    assert network.fetch_persistently("x", failing(Answer(500), TimeoutError("late"))) == "there"
     assert pauses == list(network.PAUSES[:2])
 
 
 def test_a_network_that_stays_lost_names_what_was_wanted(pauses: list[float]) -> None:
     errors = [ConnectionError(f"lost\n{number}") for number in range(len(network.PAUSES) + 1)]
     with pytest.raises(ConnectionError, match=r"^org/set could not be fetched \(ConnectionError: lost 3\); run again"):
-        network.fetched("org/set", failing(*errors))
+        network.fetch_persistently("org/set", failing(*errors))
     assert pauses == list(network.PAUSES)
 
 
 def test_what_waiting_does_not_help_against_passes_through(pauses: list[float]) -> None:
     with pytest.raises(Answer, match="status 404"):
-        network.fetched("x", failing(Answer(404)))
+        network.fetch_persistently("x", failing(Answer(404)))
     errors = [TimeoutError("late")] * len(network.PAUSES)
     with pytest.raises(Answer, match="status 403"):
-        network.fetched("x", failing(*errors, Answer(403)))
+        network.fetch_persistently("x", failing(*errors, Answer(403)))
     assert pauses == list(network.PAUSES)
 
 

@@ -58,15 +58,15 @@ def test_dvc_yaml_says_what_the_rows_say() -> None:
     stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
     assert list(stages) == [*STAGES, "analyze"]
     for stage, target in STAGES.items():
-        mine = [kind.name for kind in kinds.of_stage(stage)]
-        read = {of for kind in kinds.of_stage(stage) for given in kind.inputs.values() for of in given.kinds}
+        mine = [kind.name for kind in kinds.stage_kinds(stage)]
+        read = {of for kind in kinds.stage_kinds(stage) for given in kind.inputs.values() for of in given.kinds}
         run, gc = stages[stage]["cmd"]
         assert run.split()[-1] == target
         assert gc.split("gc ")[1].split() == mine
         assert [name for out in stages[stage]["outs"] for name in out] == [f"data/{name}" for name in mine]
         assert all(options == {"persist": True} for out in stages[stage]["outs"] for options in out.values())
         assert sorted(stages[stage]["deps"]) == sorted([*CODE, *(f"data/{name}" for name in read - set(mine))])
-    read = {kind.name for kind in kinds.analyzed()}
+    read = {kind.name for kind in kinds.analyzed_kinds()}
     assert sorted(stages["analyze"]["deps"]) == sorted([*CODE, *(f"data/{name}" for name in read)])
     files = {name for out in stages["analyze"]["outs"] for name in out}
     assert files == {f"reports/{name}" for name in (*kinds.ROWS_FILES, *kinds.PAGE_FILES, "provenance.json")}

@@ -26,8 +26,8 @@ def test_tokens_are_counted_by_hand() -> None:
     # params.yaml: 64 samples of 256 tokens; 2 corpora, 16 windows of 64; 4 tasks of 48 items; 4 diagnosed windows.
     assert load().calibration == 64 * 256
     assert load().windows() == 2 * 16 * 64
-    assert load().evaluated(0) == 2048 + 4 * 48 * PROBE_TOKENS
-    assert load().evaluated(2) == load().evaluated(0) + 4 * 64 * 3 * 2
+    assert load().evaluation(0) == 2048 + 4 * 48 * PROBE_TOKENS
+    assert load().evaluation(2) == load().evaluation(0) + 4 * 64 * 3 * 2
     assert load().harness() == load().code_tasks() == 0
     assert load(changed("evaluate/windows", "all")).windows() == 600
     several = changed("evaluate/harness/tasks", ["arc_easy", "piqa"])
@@ -41,20 +41,20 @@ def test_tokens_are_counted_by_hand() -> None:
 def test_a_strategy_is_counted_as_often_as_it_computes_a_token() -> None:
     tokens = 24 * 3 + 8 * (32 + 16)
     strategies = {"greedy": {"strategy": "greedy"}}
-    assert load(changed("decode/strategies", strategies)).generated() == tokens
+    assert load(changed("decode/strategies", strategies)).generation() == tokens
     strategies["wide"] = {"strategy": "beam", "beams": 4}  # type: ignore[dict-item]
-    assert load(changed("decode/strategies", strategies)).generated() == (1 + 4) * tokens
+    assert load(changed("decode/strategies", strategies)).generation() == (1 + 4) * tokens
     strategies["ahead"] = {"strategy": "contrastive_search", "alpha": 0.6, "k": 4}  # type: ignore[dict-item]
-    assert load(changed("decode/strategies", strategies)).generated() == (1 + 4 + 5) * tokens
+    assert load(changed("decode/strategies", strategies)).generation() == (1 + 4 + 5) * tokens
 
 
 def test_altering_counts_solving_and_passes_over_the_calibration_set() -> None:
-    assert load().altering("rtn-4") == 0
-    assert load().altering("gptq-4") == pytest.approx(2e-12 * 1000 * 10)
+    assert load().alteration("rtn-4") == 0
+    assert load().alteration("gptq-4") == pytest.approx(2e-12 * 1000 * 10)
     twice = 2 * SHAPE.forward(64 * 256)
-    assert load().altering("wanda_gptq-wanda-0.5-4") == pytest.approx(2e-12 * 1000 * 10 + twice)
+    assert load().alteration("wanda_gptq-wanda-0.5-4") == pytest.approx(2e-12 * 1000 * 10 + twice)
 
 
 def test_a_variant_is_stored_in_its_bits() -> None:
-    assert load().altered("rtn-4") == pytest.approx(1e-9 * (1000 * 4 / 16 + 1000))
-    assert load().altered("wanda-0.5") == pytest.approx(1e-9 * 2000)
+    assert load().stored("rtn-4") == pytest.approx(1e-9 * (1000 * 4 / 16 + 1000))
+    assert load().stored("wanda-0.5") == pytest.approx(1e-9 * 2000)

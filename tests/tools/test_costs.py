@@ -13,7 +13,7 @@ from hemorrhage.runtime.command import CANNOT_TELL, USAGE, YES
 from hemorrhage.study import params as config
 from hemorrhage.study.costs import products
 from hemorrhage.study.costs.jobs import Workload
-from hemorrhage.study.costs.model import newest, observed
+from hemorrhage.study.costs.model import newest, observe
 from hemorrhage.study.plan import Plan
 from hemorrhage.tools import costs
 from tests.study.test_params import DEFAULT, changed
@@ -54,9 +54,9 @@ def test_it_shows_what_is_missing_and_what_ran_next_to_its_prediction(workload: 
     moved = newest(
         Workload(Plan(config.Params.model_validate(changed("cache_version", 2)))).jobs["evaluations", "rtn-4"]
     )
-    assert [seen.cpu_s for seen in observed([moved])] == [10.0], "at another address, after an edit of the code"
+    assert [seen.cpu_s for seen in observe([moved])] == [10.0], "at another address, after an edit of the code"
     output.write_text(json.dumps({"failure": "out of memory"}))
-    assert not observed([workload.jobs["evaluations", "rtn-4"]])
+    assert not observe([workload.jobs["evaluations", "rtn-4"]])
 
 
 def test_a_machine_reads_the_same_numbers(workload: Workload, capsys: pytest.CaptureFixture[str]) -> None:

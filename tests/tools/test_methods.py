@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 @pytest.mark.parametrize("file", [Path("docs/methods.md"), Path("README.md")])
 def test_what_is_committed_is_what_is_generated(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert methods.written()[file] == file.read_text(encoding="utf-8"), "run python -m hemorrhage.tools.methods"
+    assert methods.generated_files()[file] == file.read_text(encoding="utf-8"), "run python -m hemorrhage.tools.methods"
 
 
 def test_every_method_has_lines_that_params_yaml_takes() -> None:
@@ -31,4 +31,4 @@ def test_every_method_has_lines_that_params_yaml_takes() -> None:
 
 def test_a_file_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="methods: begin"):
-        methods.replaced("text", "content")
+        methods.replace_generated("text", "content")

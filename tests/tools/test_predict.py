@@ -114,7 +114,7 @@ def test_the_withheld_damage_lies_in_its_interval(plan: Plan) -> None:
 
 def test_the_studys_own_rows_are_learned_from(plan: Plan) -> None:
     name = predict.model_name(plan)
-    rows = predict.earlier(plan)
+    rows = predict.read_earlier(plan)
     assert rows is not None
     nll = predict.base_nll(rows, plan, name)
     numbers = Numbers(rows)
@@ -134,13 +134,13 @@ def test_the_studys_own_rows_are_learned_from(plan: Plan) -> None:
 def test_rows_of_another_base_model_are_not_taken(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree("reports", tmp_path / "reports")
     monkeypatch.setattr(predict, "REPORTS", tmp_path / "reports")
-    assert predict.earlier(plan) is not None
+    assert predict.read_earlier(plan) is not None
     provenance = json.loads((tmp_path / "reports/provenance.json").read_text())
     provenance["inputs"]["base"] = ["base/ffffffffffff"]
     (tmp_path / "reports/provenance.json").write_text(json.dumps(provenance))
-    assert predict.earlier(plan) is None
+    assert predict.read_earlier(plan) is None
     (tmp_path / "reports/provenance.json").write_text("{}")
-    assert predict.earlier(plan) is None
+    assert predict.read_earlier(plan) is None
 
 
 def test_a_checkpoint_that_is_made_says_how_far_its_layers_moved(nothing_ran: Plan) -> None:

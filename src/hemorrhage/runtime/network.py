@@ -20,7 +20,7 @@ PAUSES = (2.0, 10.0, 30.0)
 log = logging.getLogger(__name__)
 
 
-def fetched(what: str, fetch: Callable[[], T]) -> T:
+def fetch_persistently(what: str, fetch: Callable[[], T]) -> T:
     """Return what ``fetch`` gives, tried again after each of PAUSES where the network or the server was lost.
 
     Raises ConnectionError, which names ``what``, where it stays lost. What else ``fetch`` raises passes through:
@@ -46,7 +46,7 @@ def fetched(what: str, fetch: Callable[[], T]) -> T:
 def dataset(repository: str, config: str | None, split: str, revision: str, files: str | None = None) -> Dataset:
     """Fetch a split of a data set of the hub at a commit; ``files``, a pattern, replaces a configuration.
 
-    Raises as ``fetched``.
+    Raises as ``fetch_persistently``.
     """
     # The steps forbid network access; this one is asked for. The library reads the variable when imported.
     os.environ["HF_HUB_OFFLINE"] = "0"
@@ -57,7 +57,7 @@ def dataset(repository: str, config: str | None, split: str, revision: str, file
             return load_dataset(repository, data_files={split: files}, split=split, revision=revision)
         return load_dataset(repository, config, split=split, revision=revision)
 
-    return fetched(repository, fetch)
+    return fetch_persistently(repository, fetch)
 
 
 def lost(error: Exception) -> bool:

@@ -446,8 +446,8 @@ KINDS: dict[str, Kind] = {
             code=lambda design, name: [module_of(design.variants[name].method)],
             on_gpu=lambda design, name: design.variants[name].settings.on_gpu,
             rule_on_gpu="compress_on_gpu",
-            arithmetic=lambda load, name: load.altering(name),
-            stored=lambda load, name: load.altered(name),
+            arithmetic=lambda load, name: load.alteration(name),
+            stored=lambda load, name: load.stored(name),
             of_models=True,
             is_analyzed=True,
         ),
@@ -461,7 +461,7 @@ KINDS: dict[str, Kind] = {
             settings=_reference,
             arguments=_reference_arguments,
             on_gpu=_always,
-            arithmetic=lambda load, _name: load.shape.forward(load.evaluated(blocks=1)),
+            arithmetic=lambda load, _name: load.shape.forward(load.evaluation(blocks=1)),
             priority=90,
             is_awaited=True,
             by_blocks=True,
@@ -479,7 +479,7 @@ KINDS: dict[str, Kind] = {
             on_gpu=_always,
             # The head is multiplied with the base model's states once more.
             arithmetic=lambda load, name: (
-                load.shape.forward(load.evaluated(10 if name in load.design.params.evaluate.diagnostics.ablate else 1))
+                load.shape.forward(load.evaluation(10 if name in load.design.params.evaluate.diagnostics.ablate else 1))
                 + 2e-12 * load.windows() * load.shape.embedding
             ),
             by_blocks=True,
@@ -554,7 +554,7 @@ KINDS: dict[str, Kind] = {
             arguments=_of_variant(lambda design, _name: _decoding_spec(design)),
             code=_decoding_code,
             on_gpu=_always,
-            arithmetic=lambda load, _name: load.shape.forward(load.generated()),
+            arithmetic=lambda load, _name: load.shape.forward(load.generation()),
             # The longest jobs: begun early, they do not end alone.
             priority=50,
             of_models=True,
@@ -589,17 +589,17 @@ STAGES: dict[str, str] = {
 """Stage of dvc.yaml -> the rule that asks for everything of it."""
 
 
-def of_stage(stage: str) -> list[Kind]:
+def stage_kinds(stage: str) -> list[Kind]:
     """List the kinds that a stage of dvc.yaml makes."""
     return [kind for kind in KINDS.values() if kind.stage == stage]
 
 
-def analyzed() -> list[Kind]:
+def analyzed_kinds() -> list[Kind]:
     """List the kinds that the analysis reads."""
     return [kind for kind in KINDS.values() if kind.is_analyzed]
 
 
-def of_models() -> list[Kind]:
+def model_kinds() -> list[Kind]:
     """List the kinds whose outputs are of models, and so of variants."""
     return [kind for kind in KINDS.values() if kind.of_models]
 

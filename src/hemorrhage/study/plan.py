@@ -83,7 +83,7 @@ class Plan:
     @cached_property
     def rows(self) -> str:
         """Everything with numbers in reports/."""
-        inputs = {kind.name: self.names(kind.name) for kind in kinds.analyzed()}
+        inputs = {kind.name: self.names(kind.name) for kind in kinds.analyzed_kinds()}
         settings = {**kinds.analysis(self.design), "aligned": kinds.is_aligned(self.design)}
         code = [program("hemorrhage.analyze.__main__"), _content([EXPERIENCE])]
         return address("rows", self.params.cache_version, settings, inputs, code)
@@ -131,7 +131,7 @@ class Plan:
     def rows_command(self) -> str:
         """Return the module and the arguments of the analysis, as shell words."""
         words = ["hemorrhage.analyze", str(REPORTS)]
-        for kind in kinds.analyzed():
+        for kind in kinds.analyzed_kinds():
             folders = [str(Path(manifest).parent) for manifest in self.manifests(kind.name)]
             words += ["--outputs", kind.name, *folders] if folders else []
         words += ["--aligned"] if kinds.is_aligned(self.design) else []
@@ -241,7 +241,7 @@ def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
     for variant in variants:
         if variant != kinds.BASE and variant not in plan.variants:
             raise config.ConfigError(f"{variant} is not a variant; variants are {', '.join(['base', *plan.variants])}")
-        for kind in kinds.of_models():
+        for kind in kinds.model_kinds():
             if variant not in plan.names(kind.name):
                 continue
             output = Path(plan.manifest(kind.name, variant)).parent
@@ -253,10 +253,10 @@ def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
     return removed
 
 
-def failed(plan: Plan) -> dict[str, str]:
+def list_failures(plan: Plan) -> dict[str, str]:
     """Return why an output could not be made, by variant; the first reason of each."""
     reasons: dict[str, str] = {}
-    for kind in kinds.of_models():
+    for kind in kinds.model_kinds():
         for name in plan.names(kind.name):
             manifest = Path(plan.manifest(kind.name, name))
             if manifest.is_file() and name not in reasons:
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "addresses":
         print(json.dumps(plan.addresses(), indent=2))
         return 0
-    reasons = failed(plan)
+    reasons = list_failures(plan)
     if reasons:
         print(advice(plan, reasons), file=sys.stderr)
     return 1 if reasons else 0

@@ -69,7 +69,7 @@ class Load:
             return float(len(evaluate.corpora) * evaluate.windows * evaluate.window)
         return float(sum(map(self.evaluation_tokens, evaluate.corpora)))
 
-    def evaluated(self, blocks: int) -> float:
+    def evaluation(self, blocks: int) -> float:
         """Count the tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
         evaluate, data = self.design.params.evaluate, self.design.params.data
         items = len(evaluate.tasks) * data.items * PROBE_TOKENS
@@ -88,7 +88,7 @@ class Load:
         items = 1000 if chosen.items == "all" else chosen.items
         return float(len(chosen.tasks) * items * (PROGRAM_TOKENS + chosen.new_tokens))
 
-    def generated(self) -> float:
+    def generation(self) -> float:
         """Count the tokens that a decoding sweep generates, each as often as its strategy computes it."""
         decode = self.design.params.decode
         tokens = sum(entry.items * entry.new_tokens for entry in decode.closed_ended)
@@ -99,7 +99,7 @@ class Load:
             times += strategy.number("beams", strategy.number("k", 0) + 1 if looks_ahead else 1)
         return float(times * tokens)
 
-    def altering(self, variant: str) -> float:
+    def alteration(self, variant: str) -> float:
         """Count the operations (10¹²) of a method: solving with second moments, and passes over the calibration set."""
         chosen = self.design.variants[variant]
         settings, shape = chosen.settings, self.shape
@@ -109,7 +109,7 @@ class Load:
             total += 2 * shape.forward(self.calibration)
         return total
 
-    def altered(self, variant: str) -> float:
+    def stored(self, variant: str) -> float:
         """Return the size of a variant's weights as stored, in 10⁹ numbers of 16 bits."""
         bits, shape = self.design.variants[variant].settings.code_bits, self.shape
         share = 1.0 if bits is None else min(bits, 16) / 16

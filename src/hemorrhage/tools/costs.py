@@ -30,10 +30,10 @@ from hemorrhage.study.costs.model import (
     FittedOn,
     Observation,
     Safety,
-    committed,
     fit,
     newest,
-    observed,
+    observe,
+    read_coefficients,
 )
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the prediction, or fit it."""
     arguments = parser().parse_args(argv)
     if arguments.command == "fit":
-        content = fitted_on([folder.resolve() for folder in arguments.folders])
+        content = fit_folders([folder.resolve() for folder in arguments.folders])
         COEFFICIENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(f"{COEFFICIENTS}: {content['fitted']}")
         return YES
@@ -138,11 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(plan: Plan, cores: int, gpu: bool) -> str:
     """Write the prediction for what is missing, and next to what ran the prediction for it. Raises CommandError."""
     workload = _workload(plan)
-    seen = observed(workload.jobs.values())
+    seen = observe(workload.jobs.values())
     predicted = forecast(workload, seen, cores, gpu)
     lines = _forecast_lines(predicted) if predicted else ["nothing is missing"]
     if seen:
-        lines += ["", *_comparison_lines(compared(seen, Costs.read()))]
+        lines += ["", *_comparison_lines(compare(seen, Costs.read()))]
     return "\n".join(lines)
 
 
@@ -156,9 +156,9 @@ class Report(TypedDict):
 def as_json(plan: Plan, cores: int, gpu: bool) -> Report:
     """Return the same as plain content. Raises CommandError."""
     workload = _workload(plan)
-    seen = observed(workload.jobs.values())
+    seen = observe(workload.jobs.values())
     predicted = forecast(workload, seen, cores, gpu)
-    ran = {kind: asdict(comparison) for kind, comparison in compared(seen, Costs.read()).items()}
+    ran = {kind: asdict(comparison) for kind, comparison in compare(seen, Costs.read()).items()}
     return {"missing": asdict(predicted) if predicted else None, "ran": ran}
 
 
@@ -197,8 +197,8 @@ def forecast(workload: Workload, seen: Sequence[Observation], cores: int, gpu: b
         gpu_hours=sum(predicted[key].cpu_s for key in on_gpu) / 3600 if requests.gpus else None,
         free_disk_mb=shutil.disk_usage(Path.cwd()).free / 1e6,
         factors=costs.factors,
-        unknown=sorted({f"{job.kind} {job.method}".strip() for job in missing.values() if not costs.known(job)}),
-        fitted=committed()["fitted"],
+        unknown=sorted({f"{job.kind} {job.method}".strip() for job in missing.values() if not costs.is_fitted(job)}),
+        fitted=read_coefficients()["fitted"],
         bfloat16_speedup=products.speedup() if plan.params.evaluate.dtype == "float32" else None,
     )
 
@@ -248,7 +248,7 @@ def _gpu_line(forecast: Forecast) -> str:
     return f"GPU hours: {forecast.gpu_jobs} jobs, {most}: no run on a GPU was fitted"
 
 
-def compared(seen: Sequence[Observation], costs: Costs) -> dict[str, Comparison]:
+def compare(seen: Sequence[Observation], costs: Costs) -> dict[str, Comparison]:
     """Compare, kind by kind and for all together, what jobs used with what ``costs`` predicts."""
     groups = [(kind, [each for each in seen if each.job.kind == kind]) for kind in EVERYTHING]
     return {kind: _comparison(group, costs) for kind, group in (*groups, ("all", seen)) if group}
@@ -281,7 +281,7 @@ def _comparison_lines(comparisons: dict[str, Comparison]) -> list[str]:
     ]
 
 
-def fitted_on(folders: Iterable[Path]) -> Coefficients:
+def fit_folders(folders: Iterable[Path]) -> Coefficients:
     """Fit coefficients on the runs in these folders, and say what they were fitted on."""
     seen: list[Observation] = []
     sizes = set()
@@ -292,7 +292,7 @@ def fitted_on(folders: Iterable[Path]) -> Coefficients:
             workload = Workload(Plan.read())
             if workload.shape is None:
                 raise CommandError(f"{folder}: its model is not on this machine")
-            seen += observed(map(newest, workload.jobs.values()))
+            seen += observe(map(newest, workload.jobs.values()))
             sizes.add(f"{workload.shape.parameters:,}")
     if not seen:
         raise CommandError("no job of the plans in these folders has a usage file and an output")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hemorrhage.runtime.command import NO, YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.plan import Plan, advice, failed
+from hemorrhage.study.plan import Plan, advice, list_failures
 
 
 def parser() -> Parser:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the failures to standard error."""
     parser().parse_args(argv)
     plan = Plan.read()
-    reasons = failed(plan)
+    reasons = list_failures(plan)
     if reasons:
         print(advice(plan, reasons), file=sys.stderr)
     return NO if reasons else YES

@@ -91,7 +91,7 @@ def _yaml(value: object) -> str:
     return value if isinstance(value, str) and value.replace("_", "").isalnum() else text
 
 
-def replaced(text: str, content: str) -> str:
+def replace_generated(text: str, content: str) -> str:
     """Return ``text`` with ``content`` between its markers. Raises ValueError where there are none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -100,15 +100,15 @@ def replaced(text: str, content: str) -> str:
     return f"{before}{BEGIN}\n{content}\n{END}{after}"
 
 
-def written() -> dict[Path, str]:
+def generated_files() -> dict[Path, str]:
     """Return each file with its generated part as it should be."""
     parts = {Path("docs/methods.md"): table(), Path("README.md"): short_list()}
-    return {file: replaced(file.read_text(encoding="utf-8"), content) for file, content in parts.items()}
+    return {file: replace_generated(file.read_text(encoding="utf-8"), content) for file, content in parts.items()}
 
 
 def main() -> None:
     """Write the files; see the module's docstring."""
-    for file, text in written().items():
+    for file, text in generated_files().items():
         file.write_text(text, encoding="utf-8")
 
 

@@ -80,13 +80,13 @@ class Predictions:
 def predict(plan: Plan, corpus: str, confidence: float) -> Predictions:
     """Predict every variant that is not evaluated. Raises CommandError where the base model's sizes are not known."""
     base, name = base_of(plan), model_name(plan)
-    rows = earlier(plan)
+    rows = read_earlier(plan)
     nll = base_nll(rows, plan, name)
     pool = predictor.experience()
     measured_here = measured_rows(plan, base, rows, nll) if rows is not None else cases.table([])
     others = pool[~pool["variant"].isin(measured_here["variant"]) | (pool["model"] != name)]
     known = pd.concat([others, measured_here], ignore_index=True)
-    waiting = [variant for variant in plan.variants if not evaluated(plan, variant)]
+    waiting = [variant for variant in plan.variants if not is_evaluated(plan, variant)]
     here = {corpus: nll.get(corpus, math.nan)}
     asked = cases.table([row for variant in waiting for row in asked_of(plan, variant, base, here)])
     variants, measured = {}, []
@@ -193,7 +193,7 @@ def model_name(plan: Plan) -> str:
     return str(model.get("name") or model.get("id") or Path(model.get("path", "base model")).name)
 
 
-def earlier(plan: Plan) -> pd.DataFrame | None:
+def read_earlier(plan: Plan) -> pd.DataFrame | None:
     """Read the rows of the last report, where it is of this base model."""
     try:
         made_from = json.loads((REPORTS / "provenance.json").read_text(encoding="utf-8"))["inputs"]["base"]
@@ -243,7 +243,7 @@ def asked_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> 
     return cases.asked(alteration, base, parent, nll)
 
 
-def evaluated(plan: Plan, variant: str) -> bool:
+def is_evaluated(plan: Plan, variant: str) -> bool:
     """Tell whether a variant's evaluation is done."""
     return Path(plan.manifest("evaluations", variant)).is_file()
 

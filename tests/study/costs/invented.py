@@ -14,7 +14,7 @@ def job(kind: str = "checkpoints", method: str = "rtn", parameters: float = 1, a
     return Job(kind, "x", method, Path("out"), Path("usage"), work, ())
 
 
-def observe(jobs: list[Job], fixed: float, each: float, work: float, factors: dict[str, float]) -> list[Observation]:
+def simulate(jobs: list[Job], fixed: float, each: float, work: float, factors: dict[str, float]) -> list[Observation]:
     """Return what jobs would use if they cost exactly this."""
     observations = []
     for one_job in jobs:

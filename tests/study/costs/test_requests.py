@@ -30,13 +30,13 @@ def test_a_gpu_is_asked_for_by_steps_that_run_the_model_and_by_solvers(workload:
     requests = Requests(workload, Costs.read(), gpu=1)
     assert requests.gpu("evaluations") == requests.gpu("checkpoints", "gptq-4") == 1
     assert requests.gpu("checkpoints", "rtn-4") == 0
-    here, there = (re.compile(requests.named("checkpoints", on_gpu)) for on_gpu in (False, True))
+    here, there = (re.compile(requests.names_pattern("checkpoints", on_gpu)) for on_gpu in (False, True))
     for name in workload.plan.names("checkpoints"):
         assert bool(here.fullmatch(name)) != bool(there.fullmatch(name)), "each is made by one rule"
     assert there.fullmatch("gptq-4")
     none = Requests(workload, Costs.read())
-    assert not re.fullmatch(none.named("checkpoints", True), "gptq-4")
-    assert re.fullmatch(none.named("checkpoints", False), "gptq-4")
+    assert not re.fullmatch(none.names_pattern("checkpoints", True), "gptq-4")
+    assert re.fullmatch(none.names_pattern("checkpoints", False), "gptq-4")
 
 
 def test_a_model_that_is_not_there_yet_gets_what_is_enough() -> None:

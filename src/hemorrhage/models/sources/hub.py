@@ -12,7 +12,7 @@ from typing import Any
 from hemorrhage.models.sources import path
 from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS, exists, weight_map
 from hemorrhage.models.sources.origin import Origin
-from hemorrhage.runtime.network import fetched
+from hemorrhage.runtime.network import fetch_persistently
 from hemorrhage.runtime.step import InputError
 
 NOTE = "The base is a model of the Hugging Face hub."
@@ -50,7 +50,7 @@ def _got(spec: dict[str, Any], scratch: Path, names: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(fetched(spec["id"], lambda: download(spec["id"], spec["revision"], scratch, names)))
+        return Path(fetch_persistently(spec["id"], lambda: download(spec["id"], spec["revision"], scratch, names)))
     except HfHubHTTPError as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise InputError(f"{spec['id']} at {spec['revision'][:8]} can't be had: {reason}") from error

@@ -79,7 +79,7 @@ class Coefficients(Quantities):
     safety: Safety
 
 
-def committed() -> Coefficients:
+def read_coefficients() -> Coefficients:
     """Read the committed coefficients."""
     coefficients: Coefficients = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
     return coefficients
@@ -105,7 +105,7 @@ class Cost:
     disk_mb: float
 
 
-def observed(jobs: Iterable[Job]) -> list[Observation]:
+def observe(jobs: Iterable[Job]) -> list[Observation]:
     """Read the usage of the jobs among these that have a usage file and an output that is no failure."""
     observations = []
     for job in jobs:
@@ -144,7 +144,7 @@ class Costs:
     @classmethod
     def read(cls, local: Sequence[Observation] = ()) -> Costs:
         """Make the model of the committed coefficients."""
-        return cls(committed(), local)
+        return cls(read_coefficients(), local)
 
     def _factors(self, local: Sequence[Observation]) -> dict[str, float]:
         """Return how slow this machine is by kind: the median over its jobs, shrunk to 1 for few."""
@@ -160,7 +160,7 @@ class Costs:
         seconds, memory, disk = (self._quantity(name, job) for name in QUANTITIES)
         return Cost(seconds * self.factors.get(job.kind, 1.0), memory, disk)
 
-    def known(self, job: Job) -> bool:
+    def is_fitted(self, job: Job) -> bool:
         """Tell whether jobs of this kind, and of its method, were among those that the model was fitted on."""
         kinds = self.quantities["cpu_s"]
         return job.kind in kinds and (not job.method or job.method in kinds[job.kind]["methods"])

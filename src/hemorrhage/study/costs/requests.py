@@ -10,7 +10,7 @@ import math
 import re
 
 from hemorrhage.study.costs.jobs import Workload
-from hemorrhage.study.costs.model import Costs, committed
+from hemorrhage.study.costs.model import Costs, read_coefficients
 from hemorrhage.study.kinds import KINDS
 
 UNKNOWN = {"threads": 2, "mem_mb": 16000, "minutes": 120}
@@ -22,7 +22,7 @@ class Requests:
 
     def __init__(self, workload: Workload, costs: Costs, gpu: int = 0) -> None:
         self.workload, self.costs, self.gpus = workload, costs, gpu
-        self.safety = committed()["safety"]
+        self.safety = read_coefficients()["safety"]
 
     def seconds(self, kind: str, name: str) -> float:
         """Return the predicted CPU seconds."""
@@ -58,7 +58,7 @@ class Requests:
         """Return the number of GPUs: none for steps, and methods of the compress step, that stay on the CPU."""
         return self.gpus if self.workload.on_gpu(kind, name) else 0
 
-    def named(self, kind: str, on_gpu: bool) -> str:
+    def names_pattern(self, kind: str, on_gpu: bool) -> str:
         """Make the regular expression of a kind's jobs that ask for a GPU, or for none."""
         names = [name for name in self.workload.plan.names(kind) if bool(self.gpu(kind, name)) == on_gpu]
         return "|".join(map(re.escape, names)) or "(?!)"
