@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hemorrhage import cli
 from hemorrhage.calibrate.__main__ import calibrate
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.catalogue import method_of
+from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.strategies import assisted
 from hemorrhage.models import __main__ as base_step
+from hemorrhage.models.checkpoint import load
 from hemorrhage.models.probe import Finding
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import failure
@@ -90,6 +94,19 @@ def test_a_method_does_what_its_row_says(bases: Bases, family: str, tmp_path: Pa
         compress(out, name, bases.base(family), None, bases.calibration(family), [], spec)
         reason = failure(out)
         assert reason == (None if row.answer == "yes" else f"{RefusedError.__name__}: {row.reason}"), (name, row)
+
+
+def test_parts_that_are_left_out_are_rows_with_the_reasons_of_the_steps(bases: Bases, tmp_path: Path) -> None:
+    strategies = {"greedy": {"strategy": "greedy"}, "drafted": {"strategy": "assisted"}}
+    rows = {row.part: row for row in probe.probe(bases.base("gpt2"), probe.Wanted({}, strategies, mitigates=False))}
+    assert f"gap: self_repair: {rows['self_repair'].reason}" == family_matrix.evaluated(
+        family_matrix.Study("gpt2", tmp_path)
+    )
+    assert (rows["cost"].answer, rows["greedy"].answer, rows["drafted"].answer) == ("yes", "yes", "no")
+    model = load(bases.base("gpt2"))
+    with pytest.raises(RefusedError) as refused:
+        assisted.parameters(model, assisted.Settings(), Prompts(torch.ones(1, 4, dtype=torch.long), 3))
+    assert rows["drafted"].reason == str(refused.value)
 
 
 def test_a_family_that_shares_weights_goes_with_no_method_and_still_decodes(bases: Bases) -> None:

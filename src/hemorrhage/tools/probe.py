@@ -49,6 +49,7 @@ class Wanted:
     strategies: Mapping[str, Mapping[str, Any]]
     ablates: bool = True
     mitigates: bool = True
+    exports: bool = True
     memory_gb: float = LARGE_GB
 
     @classmethod
@@ -66,6 +67,7 @@ class Wanted:
             {name: strategy.as_json() for name, strategy in plan.design.strategies.items()},
             ablates=bool(params.evaluate.diagnostics.ablate),
             mitigates=bool(params.mitigate.variants),
+            exports=False,
             memory_gb=params.evaluate.memory_gb,
         )
 
@@ -169,7 +171,7 @@ def probe(base: Path, wanted: Wanted) -> list[Finding]:
     model = load(base)
     findings += [*_evaluated(model, wanted.ablates), *_decoded(base, model, wanted.strategies)]
     findings += [_mitigated(model)] if wanted.mitigates else []
-    return [*findings, _exported(base)]
+    return [*findings, *([_exported(base)] if wanted.exports else [])]
 
 
 def _calibrated(model: PreTrainedModel) -> Iterator[Finding]:
