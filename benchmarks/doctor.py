@@ -233,14 +233,14 @@ def table(folder: Path) -> pd.DataFrame:
         made = {line["manifest"]["variant"]: line for line in lines}
         for line in lines:
             parent = made.get(line["manifest"]["on"])
-            rows += cases.measured_rows(
+            rows += cases.measured_cases(
                 line["manifest"], line["layers"], parent and parent["manifest"], base, line["damage"]
             )
     return cases.table(rows + default_study(Path("reports")))
 
 
-def default_study(reports: Path) -> list[dict[str, Any]]:
-    """Rows of the default study from its committed reports: what params.yaml knows, without layers.json."""
+def default_study(reports: Path) -> list[cases.Case]:
+    """Cases of the default study from its committed reports: what params.yaml knows, without layers.json."""
     params = config.read(Path("params.yaml"))
     architecture = config.WHEELS[params.model.name]
     architecture = {**config.WHEELS[params.model.name], "vocab_size": 49152}
@@ -255,13 +255,14 @@ def default_study(reports: Path) -> list[dict[str, Any]]:
     rows = []
     for name, variant in variants.items():
         found = curves[curves["variant"] == name].set_index("corpus")
-        parent = None if variant.on is None else cases.planned(variants[variant.on], params.calibrate.corpora)
-        for row in cases.asked(cases.planned(variant, params.calibrate.corpora), base, parent, nll):
-            if row["corpus"] in found.index:
-                here = found.loc[row["corpus"]]
+        parent = (
+            None if variant.on is None else cases.planned_alteration(variants[variant.on], params.calibrate.corpora)
+        )
+        for case in cases.cases_of(cases.planned_alteration(variant, params.calibrate.corpora), base, parent, nll):
+            if case.corpus in found.index:
+                here = found.loc[case.corpus]
                 retained = (here["mean_accuracy"] - chance) / (accuracy - chance)
-                targets = {name: float(here[name]) for name in ("ln_perplexity_ratio", "kl_mean")}
-                rows.append({**row, **targets, "retention": retained})
+                rows.append(case.with_damage(float(here["ln_perplexity_ratio"]), float(here["kl_mean"]), retained))
     return rows
 
 

@@ -92,12 +92,12 @@ def checkpoints(work: Path, seeds: int) -> Iterator[Case]:
         seen.go_through(model)
         seen.write(work)
         scores = _of_layers(json.loads((work / LAYERS).read_text()))
-        yield Case(diagnose.WOUNDED, f"{variant.name}, {outlier}, {strength:g}", {**common, **scores})
+        yield Case(diagnose.OUTLIER, f"{variant.name}, {outlier}, {strength:g}", {**common, **scores})
 
 
 def _of_layers(layers: dict[str, Any], without: list[str] | None = None) -> dict[str, float]:
     return {
-        diagnose.WOUNDED: diagnose.wounded(layers)[0],
+        diagnose.OUTLIER: diagnose.outlier_layer(layers)[0],
         diagnose.EXPERTS: diagnose.starved(layers, without or [])[0],
     }
 

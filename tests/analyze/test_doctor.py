@@ -59,9 +59,9 @@ def test_equivalent_bits_make_the_same_noise() -> None:
 
 
 def test_what_is_measured_goes_before_what_is_planned() -> None:
-    planned = features.of(alteration(), BASE, 2.0, "prose")
+    planned = features.columns_of(alteration(), BASE, 2.0, "prose")
     layers = {f"l{place}": {"weight_sqnr": 20.0, "output_sqnr": 10.0, "input_outliers": 4.0} for place in range(3)}
-    made = features.of(alteration(layers=layers, calibrated_on=["prose"]), BASE, 2.0, "code")
+    made = features.columns_of(alteration(layers=layers, calibrated_on=["prose"]), BASE, 2.0, "code")
     assert math.isnan(planned["noise_weights"])
     assert planned["noise_best"] == planned["noise"]
     assert made["noise_weights"] == pytest.approx(math.log(0.01))
@@ -118,22 +118,23 @@ def made_up(models: int = 5, methods: int = 4, noise: float = 0.2) -> pd.DataFra
                 }
                 x["noise"] = x["noise_best"]
                 damage = math.exp(x["noise_best"] + 0.1 * model + 0.1 * method + noise * rng.normal() + 1)
-                about = {"model": f"m{model}", "variant": f"v{method}-{step}", "sweep": "s", "method": f"w{method}"}
-                targets = {"ln_perplexity_ratio": damage, "kl_mean": damage, "retention": math.nan}
-                of_laws = {"in_layers": 1e5, "trained_tokens": 1e8, "bits": math.nan, "share": math.nan}
-                found.append(
-                    {
-                        **about,
-                        "family": "weight_quantization",
-                        "axis": "bits",
-                        "on": "",
-                        "corpus": "c",
-                        "unchanged": False,
-                        **of_laws,
-                        **x,
-                        **targets,
-                    }
+                case = cases.Case(
+                    model=f"m{model}",
+                    variant=f"v{method}-{step}",
+                    sweep="s",
+                    method=f"w{method}",
+                    family="weight_quantization",
+                    axis="bits",
+                    on="",
+                    corpus="c",
+                    unchanged=False,
+                    in_layers=1e5,
+                    trained_tokens=1e8,
+                    bits=math.nan,
+                    share=math.nan,
+                    columns=x,
                 )
+                found.append(case.with_damage(damage, damage))
     return cases.table(found)
 
 
@@ -167,7 +168,7 @@ def test_models_and_methods_that_are_left_out_are_foretold_and_covered() -> None
         assert len(left.rows) == (len(known) if of is None else 24)
         assert np.abs(np.log(left.rows["predicted"] / left.rows["observed"])).mean() < 0.45
         assert predictor.coverage(left.rows) >= 0.8
-        assert {one["law"] for one in predictor.scores(left)} == {"together"}
+        assert {score.law for score in predictor.scores(left, "kl_mean", "all models")} == {"together"}
 
 
 def test_a_new_model_gets_the_median_of_the_learners() -> None:
@@ -177,7 +178,7 @@ def test_a_new_model_gets_the_median_of_the_learners() -> None:
         np.clip(fit(x, y)(x[:5]), math.log(laws.FLOOR), math.log(laws.CAP))
         for fit in (predictor.ridge, predictor.isotonic, predictor.boosting, predictor.anchored)
     ]
-    assert predictor.learned("middle", x, y)(x[:5]) == pytest.approx(np.median(each, axis=0))
+    assert predictor.fit_learner("middle", x, y)(x[:5]) == pytest.approx(np.median(each, axis=0))
     assert predictor.learners_for(known, "new") == ("middle",)
     assert "middle" not in predictor.learners_for(known, "m1")
 
@@ -203,12 +204,12 @@ def layers(wound: float = 0.0) -> dict[str, dict[str, float]]:
 
 
 def test_a_wound_is_found_and_a_method_that_differs_by_kind_is_none() -> None:
-    assert diagnose.wounded(layers())[0] < 0.7
-    score, seen = diagnose.wounded(layers(wound=9.0))
+    assert diagnose.outlier_layer(layers())[0] < 0.7
+    score, seen = diagnose.outlier_layer(layers(wound=9.0))
     assert score > 1
     assert "model.layers.2.down_proj" in seen
-    assert diagnose.wounded({}, {0: 20.0, 1: 19.5, 2: 3.0, 3: 20.5})[0] > 1
-    assert diagnose.wounded({})[0] == 0
+    assert diagnose.outlier_layer({}, {0: 20.0, 1: 19.5, 2: 3.0, 3: 20.5})[0] > 1
+    assert diagnose.outlier_layer({})[0] == 0
 
 
 def test_starved_experts_are_found() -> None:

@@ -145,22 +145,22 @@ def test_rows_of_another_base_model_are_not_taken(plan: Plan, monkeypatch: pytes
 
 def test_a_checkpoint_that_is_made_says_how_far_its_layers_moved(nothing_ran: Plan) -> None:
     base = predict.base_of(nothing_ran)
-    (planned,) = predict.asked_of(nothing_ran, "rtn-4", base, {"prose": NLL})
+    (planned,) = predict.cases_of(nothing_ran, "rtn-4", base, {"prose": NLL})
     folder = Path(nothing_ran.checkpoint("rtn-4")).parent
     folder.mkdir(parents=True)
     made = {"variant": "rtn-4", "method": "rtn", "family": "weight_quantization", "axis": "bits", "severity": 4.0}
     (folder / "manifest.json").write_text(json.dumps({**made, "settings": {"bits": 4, "group_size": 64}}))
     layer = {"weight_sqnr": 20.0, "output_sqnr": 10.0, "input_outliers": 4.0}
     (folder / "layers.json").write_text(json.dumps({f"layer{place}": layer for place in range(3)}))
-    (measured,) = predict.asked_of(nothing_ran, "rtn-4", base, {"prose": NLL})
-    assert math.isnan(planned["noise_weights"])
-    assert measured["noise_weights"] == pytest.approx(math.log(0.01))
+    (measured,) = predict.cases_of(nothing_ran, "rtn-4", base, {"prose": NLL})
+    assert math.isnan(planned.columns["noise_weights"])
+    assert measured.columns["noise_weights"] == pytest.approx(math.log(0.01))
 
 
 def test_a_family_that_is_not_supported_is_named(nothing_ran: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_of = predict.asked_of
+    cases_of = predict.cases_of
     monkeypatch.setattr(
-        predict, "asked_of", lambda plan, variant, *more: [] if variant == "rtn-4" else asked_of(plan, variant, *more)
+        predict, "cases_of", lambda plan, variant, *more: [] if variant == "rtn-4" else cases_of(plan, variant, *more)
     )
     found = predict.predict(nothing_ran, "prose", 0.9)
     assert found.unsupported == ["rtn-4"]

@@ -62,6 +62,7 @@ class CheckpointManifest(Manifest, total=False):
     second_order: bool
     statistics: str
     layers: int
+    blocks: list[int]
     disk_bytes: int
     stored_bytes: int
     effective_bits: float

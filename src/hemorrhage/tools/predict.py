@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pandas as pd
 
 from hemorrhage.analyze.doctor import cases, predictor
 from hemorrhage.analyze.doctor.features import Base
 from hemorrhage.analyze.doctor.laws import CAP, FLOOR
-from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS
+from hemorrhage.analyze.doctor.predictor import TARGETS
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
@@ -88,7 +89,7 @@ def predict(plan: Plan, corpus: str, confidence: float) -> Predictions:
     known = pd.concat([others, measured_here], ignore_index=True)
     waiting = [variant for variant in plan.variants if not is_evaluated(plan, variant)]
     here = {corpus: nll.get(corpus, math.nan)}
-    asked = cases.table([row for variant in waiting for row in asked_of(plan, variant, base, here)])
+    asked = cases.table([row for variant in waiting for row in cases_of(plan, variant, base, here)])
     variants, measured = {}, []
     if len(asked):
         groups, learners = predictor.groups_for(known, name), predictor.learners_for(known, name)
@@ -222,25 +223,24 @@ def measured_rows(plan: Plan, base: Base, rows: pd.DataFrame, nll: Mapping[str, 
     numbers = Numbers(rows)
     measured = []
     for variant in plan.variants:
-        for row in asked_of(plan, variant, base, nll):
-            targets = {target: numbers.get(variant, target, row["corpus"]) for target in TARGETS}
-            if all(targets.values()):
-                values = {target: number.value for target, number in targets.items() if number}
-                measured.append({**row, **values, RETENTION: math.nan})
+        for case in cases_of(plan, variant, base, nll):
+            ratio, kl = (numbers.get(variant, target, case.corpus) for target in TARGETS)
+            if ratio and kl:
+                measured.append(case.with_damage(ratio.value, kl.value))
     return cases.table(measured)
 
 
-def asked_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Make a variant's rows, by its checkpoint where that was made, else by params.yaml."""
+def cases_of(plan: Plan, variant: str, base: Base, nll: Mapping[str, float]) -> list[cases.Case]:
+    """Make a variant's cases, by its checkpoint where that was made, else by params.yaml."""
     chosen = plan.variants[variant]
     corpora = plan.params.calibrate.corpora
-    parent = None if chosen.on is None else cases.planned(plan.variants[chosen.on], corpora)
+    parent = None if chosen.on is None else cases.planned_alteration(plan.variants[chosen.on], corpora)
     folder = Path(plan.checkpoint(variant)).parent
-    alteration = cases.planned(chosen, corpora)
+    alteration = cases.planned_alteration(chosen, corpora)
     if (folder / "layers.json").is_file():
         layers = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
-        alteration = cases.altered(read_manifest(folder), layers)
-    return cases.asked(alteration, base, parent, nll)
+        alteration = cases.made_alteration(cast(CheckpointManifest, read_manifest(folder)), layers)
+    return cases.cases_of(alteration, base, parent, nll)
 
 
 def is_evaluated(plan: Plan, variant: str) -> bool:

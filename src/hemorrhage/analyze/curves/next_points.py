@@ -65,7 +65,7 @@ def _free(variants: Sequence[Variant], method: MethodInfo, setting: str, points:
     """List the values of the setting that were not run and would make another model."""
     assert method.values is not None
     tried = {_value(variant, setting) for variant in variants}
-    # Where blocks are spared, what the others can lose depends on the model: no more is asked than was run.
+    # Where blocks are spared, what the others can lose depends on the model: no more is proposed than was run.
     most = max(points) if method.spares_blocks else method.values.high
     free = [value for value in method.values.values() if value not in tried and value <= most]
     return [value for value in free if _differs(value, points)] if method.by_blocks else free

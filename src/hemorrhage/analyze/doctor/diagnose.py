@@ -10,21 +10,24 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
-WOUNDED = "one wounded layer"
+from hemorrhage.analyze.manifests import Membership
+from hemorrhage.analyze.stored import Json
+
+OUTLIER = "single outlier layer"
 EXPERTS = "uncalibrated experts"
 MISMATCH = "calibration mismatch"
 LEAKAGE = "leakage of the test set"
 UNDERTRAINED = "undertrained model"
 DEGENERATE = "degenerate decoding"
-CAUSES = (WOUNDED, EXPERTS, MISMATCH, LEAKAGE, UNDERTRAINED, DEGENERATE)
+CAUSES = (OUTLIER, EXPERTS, MISMATCH, LEAKAGE, UNDERTRAINED, DEGENERATE)
 
-WOUND_DB, WOUND_SPREADS = 6.0, 6.0
-"""A layer is wounded that lies so many dB, and so many robust standard deviations, below others of its kind."""
+OUTLIER_DB, OUTLIER_SPREADS = 6.0, 6.0
+"""An outlier lies so many dB, and so many robust standard deviations, below the other layers of its type."""
 
 LEAST_SPREAD_DB = 0.5
 LEAST_LAYERS = 3
@@ -45,7 +48,7 @@ ABOVE_LAW = 0.15
 """Nats of a base model's loss above the law's."""
 
 LOOPS, REPEATED = 0.3, 0.15
-"""Share of texts that end in a loop, and of four-grams that were there before, beyond the human text's or base's."""
+"""Share of texts that end in a loop, and of repeated four-grams, beyond the human text's or base's."""
 
 
 @dataclass(frozen=True)
@@ -59,45 +62,50 @@ class Diagnosis:
     advice: str
 
 
-def as_json(found: Sequence[Diagnosis]) -> list[dict[str, Any]]:
-    """For doctor.json."""
-    return [{**asdict(one), "score": float(f"{one.score:.4g}")} for one in found]
+Tokens = npt.NDArray[np.integer]
+"""Token windows ``[n, window]``."""
 
 
-def wounded(layers: Mapping[str, Mapping[str, float]], blocks: Mapping[int, float] | None = None) -> tuple[float, str]:
-    """Score and place of the layer that is furthest below others of its kind.
+def as_json(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Json]]:
+    """Return the part of doctor.json."""
+    return [{**asdict(each), "score": float(f"{each.score:.4g}")} for each in diagnoses]
+
+
+def outlier_layer(
+    layers: Mapping[str, Mapping[str, float]], blocks: Mapping[int, float] | None = None
+) -> tuple[float, str]:
+    """Score the layer that is furthest below others of its type, and say how far that is.
 
     ``layers``: a checkpoint's layers.json; ``blocks``: SQNR in dB of what each block writes on clean input, where that
     was measured: what corrupted a checkpoint after it was made shows only there.
     """
-    kinds: dict[str, dict[str, float]] = {}
+    types: dict[str, dict[str, float]] = {}
     for name, values in layers.items():
         for key in ("weight_sqnr", "output_sqnr"):
             if key in values:
-                kind = re.sub(r"\.\d+\.", ".*.", name, count=1)
-                kinds.setdefault(f"{key} {kind}", {})[name] = values[key]
+                layer_type = re.sub(r"\.\d+\.", ".*.", name, count=1)
+                types.setdefault(f"{key} {layer_type}", {})[name] = values[key]
     if blocks:
-        kinds["block"] = {f"block {index}": value for index, value in blocks.items()}
-    best = (0.0, "")
-    for values in kinds.values():
-        if len(values) < LEAST_LAYERS:
-            continue
-        table = np.array(list(values.values()))
-        middle = float(np.median(table))
-        spread = max(1.4826 * float(np.median(np.abs(table - middle))), LEAST_SPREAD_DB)
-        worst = int(table.argmin())
-        below = middle - float(table[worst])
-        # What one layer lacks and the next one, too, is the method's way, no wound.
-        second = middle - float(np.sort(table)[1])
-        score = min(below / WOUND_DB, below / spread / WOUND_SPREADS, below / max(2 * second, LEAST_SPREAD_DB))
-        if score > best[0]:
-            seen = f"{list(values)[worst]} has {table[worst]:.1f} dB, the middle one of its kind {middle:.1f} dB"
-            best = (score, seen)
-    return best
+        types["block"] = {f"block {index}": value for index, value in blocks.items()}
+    scores = [_score_outlier(values) for values in types.values() if len(values) >= LEAST_LAYERS]
+    return max([(0.0, ""), *scores], key=lambda scored: scored[0])
+
+
+def _score_outlier(sqnr: Mapping[str, float]) -> tuple[float, str]:
+    """Score the lowest SQNR in dB among layers of one type."""
+    table = np.array(list(sqnr.values()))
+    middle = float(np.median(table))
+    spread = max(1.4826 * float(np.median(np.abs(table - middle))), LEAST_SPREAD_DB)
+    worst = int(table.argmin())
+    below = middle - float(table[worst])
+    # What one layer lacks and the next one, too, is the method's way, no outlier.
+    second = middle - float(np.sort(table)[1])
+    score = min(below / OUTLIER_DB, below / spread / OUTLIER_SPREADS, below / max(2 * second, LEAST_SPREAD_DB))
+    return score, f"{list(sqnr)[worst]} has {table[worst]:.1f} dB, the middle one of its type {middle:.1f} dB"
 
 
 def starved(layers: Mapping[str, Mapping[str, float]], without: Sequence[str]) -> tuple[float, str]:
-    """Score of experts that the calibration set does not reach. ``without``: names of experts that no token takes."""
+    """Score experts that the calibration set does not reach. ``without``: names of experts that no token takes."""
     tokens = {name: values["tokens"] for name, values in layers.items() if "tokens" in values}
     usual = float(np.median(list(tokens.values()))) if tokens else 0.0
     few = {name: count for name, count in tokens.items() if count < STARVED * usual}
@@ -111,35 +119,35 @@ def starved(layers: Mapping[str, Mapping[str, float]], without: Sequence[str]) -
     return STARVED * usual / min(tokens.values()), ""
 
 
-def foreign(calibration: np.ndarray, evaluation: np.ndarray) -> tuple[float, str]:
-    """Score of a calibration set whose tokens are not those of the evaluated windows; both int ``[n, window]``."""
-    one, other = calibration.ravel(), evaluation.ravel()
+def foreign(calibration: Tokens, evaluation: Tokens) -> tuple[float, str]:
+    """Score a calibration set whose tokens are not those of the evaluated windows; both int ``[n, window]``."""
+    first, second = calibration.ravel(), evaluation.ravel()
     # Two draws of one source differ by chance and by topic, both as one over their sizes; halves of the text show it.
     halves = divergence(evaluation[0::2].ravel(), evaluation[1::2].ravel())
-    by_chance = halves * (1 / len(one) + 1 / len(other)) / (4 / len(other))
-    apart = divergence(one, other)
+    by_chance = halves * (1 / len(first) + 1 / len(second)) / (4 / len(second))
+    apart = divergence(first, second)
     seen = f"its tokens' shares are {apart:.2f} nats (Jensen-Shannon) from the text's, by chance {by_chance:.2f}"
     return max(apart - by_chance, 0.0) / FOREIGN, seen
 
 
-def divergence(one: np.ndarray, other: np.ndarray) -> float:
-    """Jensen-Shannon divergence in nats between the token shares of two texts, over the FREQUENT tokens of both."""
-    size = int(max(one.max(), other.max())) + 1
-    counts = np.stack([np.bincount(text, minlength=size) for text in (one, other)]).astype(float)
+def divergence(first: Tokens, second: Tokens) -> float:
+    """Compute the Jensen-Shannon divergence in nats of two texts' token shares, over the FREQUENT tokens of both."""
+    size = int(max(first.max(), second.max())) + 1
+    counts = np.stack([np.bincount(text, minlength=size) for text in (first, second)]).astype(float)
     shares = counts / counts.sum(axis=1, keepdims=True)
     frequent = np.argsort(-shares.sum(axis=0), kind="stable")[:FREQUENT]
     p, q = (np.append(share[frequent], max(1 - share[frequent].sum(), 0.0)) for share in shares)
     middle = (p + q) / 2
 
-    def information(share: np.ndarray) -> float:
-        there = share > 0
-        return float((share[there] * np.log(share[there] / middle[there])).sum())
+    def information(share: npt.NDArray[np.float64]) -> float:
+        present = share > 0
+        return float((share[present] * np.log(share[present] / middle[present])).sum())
 
     return (information(p) + information(q)) / 2
 
 
-def leaked(known: Mapping[str, Any]) -> tuple[float, str]:
-    """Score of a base model that knows the evaluation split; ``known`` as hemorrhage.evaluate.membership gives it."""
+def leaked(known: Membership) -> tuple[float, str]:
+    """Score a base model that knows the evaluation split; ``known`` as hemorrhage.evaluate.membership gives it."""
     ours, control = known["evaluation"], known["calibration"]
     if min(len(ours["nll"]), len(control["nll"])) < 3:
         return 0.0, ""
@@ -147,22 +155,22 @@ def leaked(known: Mapping[str, Any]) -> tuple[float, str]:
     gap = float(np.mean(control["nll"]) - np.mean(ours["nll"]))
     seen = (
         f"the evaluation split's loss is {gap:.2f} nats per token below that of unmeasured text of the same corpus, "
-        f"and Min-K%++ is higher (t = {t:.1f}); {100 * known['overlap']:.1f} % of its 13-grams stand there, too"
+        f"and Min-K%++ is higher (t = {t:.1f}); {100 * known['overlap']:.1f} % of its 13-grams are in that text, too"
     )
     return max(min(t / LEAK_T, gap / LEAK_NATS), 0.0), seen
 
 
 def above_law(loss: float, expected: float) -> tuple[float, str]:
-    """Score of a base model whose loss lies above the law's at its size and data."""
+    """Score a base model whose loss lies above the law's at its size and data."""
     seen = f"its loss is {loss:.2f} nats per token, the law of its size and data gives {expected:.2f}"
     return max(loss - expected, 0.0) / ABOVE_LAW, seen
 
 
 def degenerate(loops: float, repeated: float, usual_loops: float, usual_repeated: float) -> tuple[float, str]:
-    """Score of a decoding strategy: share of texts that end in a loop, share of repeated four-grams, and the usual."""
+    """Score a decoding strategy: share of texts that end in a loop, share of repeated four-grams, and the usual."""
     seen = (
         f"{100 * loops:.0f} % of its texts end in a loop (usual {100 * usual_loops:.0f} %), {100 * repeated:.0f} % of "
     )
-    seen += f"its four-grams were there before (usual {100 * usual_repeated:.0f} %)"
+    seen += f"its four-grams are repeated (usual {100 * usual_repeated:.0f} %)"
     score = max((loops - usual_loops) / LOOPS, (repeated - usual_repeated) / REPEATED)
     return (max(score, 0.0), seen) if math.isfinite(score) else (0.0, "")

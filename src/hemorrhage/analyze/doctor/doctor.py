@@ -2,14 +2,14 @@
 
 Predictions are made twice, and never from what they predict: by other models' rows alone (analyze.doctor.predictor,
 as before anything of this model was measured), and by those and this model's other methods. Causes are those of
-hemorrhage.analyze.doctor.diagnose; where the observed damage lies far above the prediction, that stands beside them.
+hemorrhage.analyze.doctor.diagnose; where the observed damage lies far above the prediction, that is said next to them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,13 @@ from hemorrhage.analyze.axes import failure
 from hemorrhage.analyze.doctor import cases, diagnose, laws, predictor
 from hemorrhage.analyze.doctor.diagnose import Diagnosis
 from hemorrhage.analyze.doctor.features import Base
-from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS
+from hemorrhage.analyze.doctor.predictor import RETENTION, TARGETS, Score
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.diagnostics import layer_estimates
 from hemorrhage.analyze.rows.tables import Numbers, round_digits
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stored import Json
 
 BY_MODEL, BY_METHOD = "model", "method"
 
@@ -33,7 +34,7 @@ SURPRISING = 3.0
 """Standard deviations of the prediction beyond which an observed damage is worth a word."""
 
 ADVICE = {
-    diagnose.WOUNDED: "make it again (hemorrhage invalidate {name}); where it stays, give this layer more bits",
+    diagnose.OUTLIER: "make it again (hemorrhage invalidate {name}); where it stays, give this layer more bits",
     diagnose.EXPERTS: "calibrate on more text: raise calibrate.samples or name several corpora in calibrate.corpus",
     diagnose.MISMATCH: "set calibrate.corpus to {corpora}, the text that is evaluated, or to a list that holds it",
     diagnose.LEAKAGE: "evaluate on another corpus (evaluate.corpora): what was measured on this one flatters the model",
@@ -43,78 +44,95 @@ ADVICE = {
 
 
 @dataclass(frozen=True)
+class Retention:
+    """The accuracy above chance that a variant keeps, predicted from its predicted KL, and observed."""
+
+    variant: str
+    observed: float
+    predicted: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Doctor:
-    """``left_out``: target -> predictions of this study's rows, by what took no part (model or method); ``scores``: the
-    errors beside the laws'; ``diagnoses``: causes named; ``reason``: why nothing could be predicted, or empty."""
+    """Predictions and diagnoses of a study.
+
+    ``left_out``: target -> predictions of its rows, by what took no part (model or method); ``scores``: the errors next
+    to the laws'; ``diagnoses``: causes named; ``reason``: why nothing could be predicted, or empty.
+    """
 
     model: str
     left_out: dict[str, list[predictor.LeftOut]]
-    scores: list[dict[str, Any]]
+    scores: list[Score]
     diagnoses: list[Diagnosis]
     known: list[str] = field(default_factory=list)
-    retention: list[dict[str, Any]] = field(default_factory=list)
+    retention: list[Retention] = field(default_factory=list)
     reason: str = ""
 
 
 def examine(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str], spec: Spec, model: str) -> Doctor:
-    """Everything the doctor has to say. Missing inputs make it say less, and never fail."""
+    """Predict and diagnose everything that the inputs allow. Missing inputs make it say less, and never fail."""
     numbers = Numbers(rows)
-    measured, why = study(inputs, rows, numbers, corpora, model)
+    measured, why = measured_rows(inputs, rows, numbers, corpora, model)
     left_out: dict[str, list[predictor.LeftOut]] = {}
-    scores: list[dict[str, Any]] = []
+    scores: list[Score] = []
     pool = predictor.experience()
     others = pool[pool["model"] != model]
     if len(measured) >= 1:
         everything = pd.concat([others, measured], ignore_index=True)
         for target in TARGETS:
-            found = [
+            stages = [
                 predictor.leave_out(everything, target, by, spec.confidence, of=model) for by in (BY_MODEL, BY_METHOD)
             ]
-            left_out[target] = found
+            left_out[target] = stages
             if target == TARGETS[0]:
                 others_too = predictor.leave_out(everything, target, BY_MODEL, spec.confidence)
-                scores += [{"target": target, "of": "all models", **one} for one in predictor.scores(others_too)]
-            scores += [{"target": target, "of": model, **one} for each in found for one in predictor.scores(each)]
+                scores += predictor.scores(others_too, target, "all models")
+            scores += [score for stage in stages for score in predictor.scores(stage, target, model)]
     diagnoses = [
         *_of_base(inputs, numbers, others, corpora, model),
         *_of_variants(inputs, rows, corpora, left_out, spec),
-        *_of_decoding(inputs, numbers),
+        *_of_decoding(numbers),
     ]
-    order = {name: place for place, name in enumerate(inputs.variants)}
-    diagnoses.sort(key=lambda one: (order.get(one.subject.partition(":")[0], 0), -one.score))
-    kept = predictor_retention(measured, left_out, spec)
+    order = {name: index for index, name in enumerate(inputs.variants)}
+    diagnoses.sort(key=lambda each: (order.get(each.subject.partition(":")[0], 0), -each.score))
+    kept = predict_retention(measured, left_out, spec)
     return Doctor(model, left_out, scores, diagnoses, sorted(set(others["model"])), kept, why)
 
 
-def study(
+def measured_rows(
     inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: Sequence[str], model: str
 ) -> tuple[pd.DataFrame, str]:
-    """This study's rows with their targets, and why there are none, where there are none."""
+    """Make the rows of the study's variants with their damage, and say why there are none, where there are none."""
     base = base_of(inputs, rows, model)
     if base is None:
         return cases.table([]), "the base model's config.json is not there, or names no sizes"
-    chance, right = (numbers.get(BASE, metric, ALL_TASKS) for metric in ("chance", "mean_accuracy"))
-    found = []
+    measured = []
     for variant in inputs.variants.values():
         if variant.name == BASE or failure(inputs, variant) is not None:
             continue
         parent = inputs.variants.get(variant.on)
-        above = cases.altered(parent.manifest, None) if parent and variant.on != BASE else None
-        alteration = cases.altered(variant.manifest, variant.layers)
-        for row in cases.asked(alteration, base, above, base_nll(numbers, corpora)):
-            targets = {target: numbers.get(variant.name, target, row["corpus"]) for target in TARGETS}
-            if any(one is None for one in targets.values()):
-                continue
-            accuracy = numbers.get(variant.name, "mean_accuracy", ALL_TASKS)
-            kept = math.nan
-            if accuracy and right and chance and right.value > chance.value:
-                kept = (accuracy.value - chance.value) / (right.value - chance.value)
-            found.append({**row, **{name: one.value for name, one in targets.items() if one}, RETENTION: kept})
-    return cases.table(found), "" if found else "no variant of a family that is predicted was measured"
+        above = cases.made_alteration(parent.manifest) if parent and variant.on != BASE else None
+        alteration = cases.made_alteration(variant.manifest, variant.layers)
+        for case in cases.cases_of(alteration, base, above, base_nll(numbers, corpora)):
+            ratio, kl = (numbers.get(variant.name, target, case.corpus) for target in TARGETS)
+            if ratio is not None and kl is not None:
+                measured.append(case.with_damage(ratio.value, kl.value, _retention(numbers, variant.name)))
+    return cases.table(measured), "" if measured else "no variant of a family that is predicted was measured"
+
+
+def _retention(numbers: Numbers, variant: str) -> float:
+    """Return the share of the base's accuracy above chance that a variant keeps; NaN where it is not known."""
+    chance, base = (numbers.get(BASE, metric, ALL_TASKS) for metric in ("chance", "mean_accuracy"))
+    accuracy = numbers.get(variant, "mean_accuracy", ALL_TASKS)
+    if not accuracy or not base or not chance or base.value <= chance.value:
+        return math.nan
+    return (accuracy.value - chance.value) / (base.value - chance.value)
 
 
 def base_of(inputs: Inputs, rows: pd.DataFrame, model: str) -> Base | None:
-    """The base model, with the influence of its blocks as its own evaluation measured it."""
+    """Describe the base model, with the influence of its blocks as its own evaluation measured it."""
     influence = layer_estimates(rows, "block_influence")
     of_blocks = influence.loc[BASE].dropna().tolist() if BASE in influence.index else []
     try:
@@ -124,23 +142,22 @@ def base_of(inputs: Inputs, rows: pd.DataFrame, model: str) -> Base | None:
 
 
 def base_nll(numbers: Numbers, corpora: Sequence[str]) -> dict[str, float]:
-    """Corpus -> nats per token of the base model."""
-    found = {corpus: numbers.get(BASE, "perplexity", corpus) for corpus in corpora}
-    return {corpus: math.log(one.value) for corpus, one in found.items() if one}
+    """Map corpora to nats per token of the base model."""
+    perplexities = {corpus: numbers.get(BASE, "perplexity", corpus) for corpus in corpora}
+    return {corpus: math.log(perplexity.value) for corpus, perplexity in perplexities.items() if perplexity}
 
 
-def predictor_retention(
+def predict_retention(
     measured: pd.DataFrame, left_out: Mapping[str, Sequence[predictor.LeftOut]], spec: Spec
-) -> list[dict[str, Any]]:
-    """Task retention from predicted KL: isotonic over the other methods' rows, with the interval of their residuals."""
+) -> list[Retention]:
+    """Predict task retention from predicted KL: isotonic over other methods' rows, with the interval of residuals."""
     if "kl_mean" not in left_out or measured[RETENTION].isna().all():
         return []
     from sklearn.isotonic import IsotonicRegression
 
     known = measured.dropna(subset=[RETENTION])
-    asked = left_out["kl_mean"][1].rows.drop_duplicates("variant")
-    found = []
-    for row in asked.to_dict("records"):
+    retentions = []
+    for row in left_out["kl_mean"][1].rows.drop_duplicates("variant").to_dict("records"):
         others = known[known["method"] != row["method"]]
         mine = known[known["variant"] == row["variant"]]
         if len(others) < 10 or len(mine) == 0:
@@ -150,23 +167,15 @@ def predictor_retention(
         residuals = np.abs(falling.predict(predictor.ln_of(others["kl_mean"].to_numpy(float))) - others[RETENTION])
         middle, low, high = (float(falling.predict(np.log([row[name]]))[0]) for name in ("predicted", "high", "low"))
         wide = float(np.quantile(residuals, spec.confidence))
-        found.append(
-            {
-                "variant": row["variant"],
-                "observed": float(mine[RETENTION].iloc[0]),
-                "predicted": middle,
-                "low": low - wide,
-                "high": high + wide,
-            }
-        )
-    return found
+        retentions.append(Retention(row["variant"], float(mine[RETENTION].iloc[0]), middle, low - wide, high + wide))
+    return retentions
 
 
-def residual(row: Mapping[str, Any], confidence: float) -> float:
-    """Standard deviations of the prediction, on the scale of ln damage, by which the observed lies above it."""
-    side = "high" if row["observed"] > row["predicted"] else "low"
-    wide = abs(math.log(row[side] / row["predicted"])) / float(norm.ppf((1 + confidence) / 2))
-    return math.log(row["observed"] / row["predicted"]) / max(wide, 0.1)
+def residual(observed: float, predicted: float, low: float, high: float, confidence: float) -> float:
+    """Compute by how many standard deviations of ln damage an observed damage is above its prediction."""
+    end = high if observed > predicted else low
+    wide = abs(math.log(end / predicted)) / float(norm.ppf((1 + confidence) / 2))
+    return math.log(observed / predicted) / max(wide, 0.1)
 
 
 def _of_base(
@@ -192,7 +201,7 @@ def _of_base(
 def expected_loss(
     others: pd.DataFrame, corpus: str, architecture: Mapping[str, Any], parameters: float, tokens: float
 ) -> float | None:
-    """What the Chinchilla law of models with the same vocabulary gives; None where no four of them are known."""
+    """Apply the Chinchilla law of models with the same vocabulary; None where no four of them are known."""
     if not math.isfinite(tokens) or "vocab_size" not in architecture:
         return None
     base = cases.base_of("", architecture, parameters)
@@ -219,14 +228,14 @@ def _of_variants(
         surprise = residuals.get(variant.name, "")
         # What was added may be silent on purpose; what was taken out leaves gaps.
         layers = {} if variant.axis in ("added", "removed") else variant.layers
-        score, seen = diagnose.wounded(layers, _blocks(variant, sqnr))
+        score, seen = diagnose.outlier_layer(layers, _blocks(variant, sqnr))
         if score >= 1:
             yield Diagnosis(
                 variant.name,
-                diagnose.WOUNDED,
+                diagnose.OUTLIER,
                 score,
                 f"{seen}.{surprise}",
-                _advice(diagnose.WOUNDED, name=variant.name),
+                _advice(diagnose.OUTLIER, name=variant.name),
             )
         calibration = variant.manifest.get("calibration")
         if not calibration:
@@ -247,17 +256,17 @@ def _of_variants(
 
 
 def _residuals(left_out: Mapping[str, Sequence[predictor.LeftOut]], spec: Spec) -> dict[str, str]:
-    """Variant -> a sentence about a damage that is far above what its other methods foretell."""
-    found: dict[str, str] = {}
+    """Write, by variant, a sentence about a damage that is far above what its other methods predict."""
+    sentences: dict[str, str] = {}
     for each in left_out.get("kl_mean", [])[1:]:
         for row in each.rows.to_dict("records"):
-            z = residual(row, spec.confidence)
+            z = residual(row["observed"], row["predicted"], row["low"], row["high"], spec.confidence)
             if z > SURPRISING:
-                found[row["variant"]] = (
+                sentences[row["variant"]] = (
                     f" Its KL on {row['corpus']} is {row['observed']:.2g} nats, where {row['predicted']:.2g} "
-                    f"were foretold (z = {z:.1f})."
+                    f"were predicted (z = {z:.1f})."
                 )
-    return found
+    return sentences
 
 
 def _blocks(variant: Variant, sqnr: pd.DataFrame) -> dict[int, float]:
@@ -268,7 +277,7 @@ def _blocks(variant: Variant, sqnr: pd.DataFrame) -> dict[int, float]:
     return {int(str(block)): float(value) for block, value in values.items()}
 
 
-def _of_decoding(inputs: Inputs, numbers: Numbers) -> Iterator[Diagnosis]:
+def _of_decoding(numbers: Numbers) -> Iterator[Diagnosis]:
     datasets = numbers.datasets("loop_rate", strategy=True)
     strategies = numbers.strategies("loop_rate")
     for variant in numbers.decoded_variants():
@@ -280,7 +289,7 @@ def _of_decoding(inputs: Inputs, numbers: Numbers) -> Iterator[Diagnosis]:
                 )
                 for strategy in strategies
             }
-            known = {name: (one[0].value, one[1].value) for name, one in seen.items() if one[0] and one[1]}
+            known = {name: (loops.value, rep.value) for name, (loops, rep) in seen.items() if loops and rep}
             if not known:
                 continue
             best = min(known, key=lambda name: sum(known[name]))
@@ -296,31 +305,28 @@ def _advice(cause: str, **names: str) -> str:
     return ADVICE[cause].format(**names)
 
 
-def as_json(doctor: Doctor) -> dict[str, Any]:
-    """The content of doctor.json."""
-    predictions = [
-        {
-            "target": target,
-            "left_out": each.by,
-            **{key: row[key] for key in ("variant", "corpus", "learner")},
-            **{key: round_digits(row[key]) for key in ("observed", "predicted", "low", "high")},
-        }
-        for target, parts in doctor.left_out.items()
-        for each in parts
-        for row in each.rows.to_dict("records")
-    ]
+def as_json(doctor: Doctor) -> dict[str, Json]:
+    """Return the content of doctor.json."""
     return {
         "model": doctor.model,
         "learned_from": doctor.known,
         "reason": doctor.reason,
-        "errors": [
-            {key: round_digits(value) if isinstance(value, float) else value for key, value in one.items()}
-            for one in doctor.scores
+        "errors": [_with_digits(asdict(score)) for score in doctor.scores],
+        "predictions": [
+            {
+                "target": target,
+                "left_out": stage.by,
+                **{key: row[key] for key in ("variant", "corpus", "learner")},
+                **{key: round_digits(row[key]) for key in ("observed", "predicted", "low", "high")},
+            }
+            for target, stages in doctor.left_out.items()
+            for stage in stages
+            for row in stage.rows.to_dict("records")
         ],
-        "predictions": predictions,
-        "retention": [
-            {key: round_digits(value) if isinstance(value, float) else value for key, value in one.items()}
-            for one in doctor.retention
-        ],
+        "retention": [_with_digits(asdict(retention)) for retention in doctor.retention],
         "diagnoses": diagnose.as_json(doctor.diagnoses),
     }
+
+
+def _with_digits(fields: Mapping[str, Json]) -> dict[str, Json]:
+    return {key: round_digits(value) if isinstance(value, float) else value for key, value in fields.items()}

@@ -1,6 +1,6 @@
-"""What is known of a variant before it is evaluated, as numbers that a predictor reads.
+"""Features of a variant before it is evaluated, as numbers that a predictor reads.
 
-Two stages: planned, from params.yaml and the base model alone, and made, where the checkpoint lies there and its
+Two stages: planned, from params.yaml and the base model alone, and made, where there is a checkpoint and its
 layers.json says how far each layer moved. A variant's columns are the same in both; what is not known yet is NaN.
 """
 
@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import beta, norm
 
 from hemorrhage.compress.info import PREDICTED
@@ -80,7 +81,8 @@ class Base:
 
 @dataclass(frozen=True)
 class Alteration:
-    """A variant as params.yaml or its manifest knows it; ``made``: the manifest, ``layers``: its layers.json."""
+    """A variant as params.yaml or its manifest knows it; ``kept_blocks``: those that depth pruning left, once they are
+    chosen; ``layers``: its layers.json."""
 
     name: str
     method: str
@@ -90,31 +92,31 @@ class Alteration:
     settings: Mapping[str, Any]
     calibrated_on: Sequence[str] | None
     on: str | None = None
-    made: Mapping[str, Any] | None = None
+    kept_blocks: Sequence[int] | None = None
     layers: Mapping[str, Mapping[str, float]] | None = None
     second_order: bool = False
     unchanged: bool = False
     """Whether it adds something and changes nothing: its damage is known to be none."""
 
 
-def of(
+def columns_of(
     alteration: Alteration, base: Base, base_nll: float, corpus: str, parent: Alteration | None = None
 ) -> dict[str, float]:
-    """The columns of one variant on one corpus, whose base loses ``base_nll`` nats per token."""
+    """Compute the columns of a variant on a corpus, whose base loses ``base_nll`` nats per token."""
     chain = [alteration] if parent is None else [parent, alteration]
-    planned = sum(energy(one, base.width) for one in chain)
-    removed = max(share_removed(one) for one in chain)
+    planned = sum(energy(each, base.width) for each in chain)
+    removed = max(share_removed(each) for each in chain)
     weights, outputs, worst, outliers = _measured(alteration.layers)
     if alteration.unchanged:
         planned = LEAST
-    found = {
+    columns = {
         "noise": _ln(planned),
         "noise_weights": weights,
         "noise_outputs": outputs,
         "worst_layer": worst,
         "removed": removed,
         "added": alteration.severity if alteration.axis == "added" else 0.0,
-        "pattern": float(any(":" in str(one.settings.get("sparsity", "")) for one in chain)),
+        "pattern": float(any(":" in str(each.settings.get("sparsity", "")) for each in chain)),
         "calibrated": float(alteration.calibrated_on is not None),
         "second_order": float(alteration.second_order),
         "ranked": float(
@@ -131,10 +133,10 @@ def of(
         **{f"is_{family}": float(alteration.family == family) for family in PREDICTED},
     }
     known = [value for value in (outputs, weights) if not math.isnan(value) and removed == 0]
-    found["noise_best"] = known[0] if known and found["noise"] > _ln(LEAST) else found["noise"]
-    bits = equivalent_bits(math.exp(found["noise_best"]))
-    found["law"] = math.log(K * base.trained_tokens**OF_DATA / (base.in_layers**OF_SIZE * bits**OF_BITS))
-    return {name: found[name] for name in COLUMNS}
+    columns["noise_best"] = known[0] if known and columns["noise"] > _ln(LEAST) else columns["noise"]
+    bits = equivalent_bits(math.exp(columns["noise_best"]))
+    columns["law"] = math.log(K * base.trained_tokens**OF_DATA / (base.in_layers**OF_SIZE * bits**OF_BITS))
+    return {name: columns[name] for name in COLUMNS}
 
 
 def bits_of(alteration: Alteration) -> float:
@@ -159,18 +161,17 @@ def share_removed(alteration: Alteration) -> float:
 
 
 def energy(alteration: Alteration, width: int) -> float:
-    """Energy of the relative error that a variant's settings would make in normal weights, inputs or caches."""
+    """Estimate the energy of the relative error that a variant's settings make in normal weights, inputs or caches."""
     settings = alteration.settings
     if alteration.axis == "cache_bits":
         return rounding(alteration.severity, _group(settings, width), symmetric=False)
     if alteration.family in QUANTIZED:
         group = _group(settings, width)
-        found = rounding(
-            bits_of(alteration), group, bool(settings.get("symmetric", alteration.family == "activation_quantization"))
-        )
+        symmetric = bool(settings.get("symmetric", alteration.family == "activation_quantization"))
+        of_weights = rounding(bits_of(alteration), group, symmetric)
         if alteration.axis == "activation_bits":
-            found += rounding(float(settings.get("activation_bits", 8)), width, symmetric=True)
-        return found
+            return of_weights + rounding(float(settings.get("activation_bits", 8)), width, symmetric=True)
+        return of_weights
     if alteration.axis == "sparsity":
         return pruned(settings.get("sparsity", alteration.severity))
     return share_removed(alteration)
@@ -186,7 +187,7 @@ def rounding(bits: float, group: int, symmetric: bool) -> float:
 
 @cache
 def extent(group: int) -> float:
-    """Expected range of so many normal values."""
+    """Return the expected range of so many normal values."""
     return float(2 * norm.ppf((group - 0.375) / (group + 0.25)))
 
 
@@ -199,11 +200,11 @@ def equivalent_bits(noise: float) -> float:
 def pruned(sparsity: float | str) -> float:
     """Energy that normal weights lose with their smallest ones: a share, or all but n of every m (``"n:m"``)."""
     if isinstance(sparsity, str) and ":" in sparsity:
-        kept, of_each = (int(part) for part in sparsity.split(":"))
-        places = (np.arange(4000) + 0.5) / 4000
-        squares = norm.ppf((1 + places) / 2) ** 2
+        kept, of_each = (int(number) for number in sparsity.split(":"))
+        quantiles = (np.arange(4000) + 0.5) / 4000
+        squares = norm.ppf((1 + quantiles) / 2) ** 2
         ranks = range(1, of_each - kept + 1)
-        lost = sum(float((squares * beta.pdf(places, rank, of_each - rank + 1)).mean()) for rank in ranks)
+        lost = sum(float((squares * beta.pdf(quantiles, rank, of_each - rank + 1)).mean()) for rank in ranks)
         return lost / of_each
     share = float(sparsity)
     threshold = norm.ppf((1 + share) / 2)
@@ -211,12 +212,12 @@ def pruned(sparsity: float | str) -> float:
 
 
 def _group(settings: Mapping[str, Any], width: int) -> int:
-    found = settings.get("group_size", settings.get("block_size", 32))
-    return width if found == "channel" else int(found)
+    group = settings.get("group_size", settings.get("block_size", 32))
+    return width if group == "channel" else int(group)
 
 
 def _measured(layers: Mapping[str, Mapping[str, float]] | None) -> tuple[float, float, float, float]:
-    """ln energy of weights and of outputs, dB of the worst layer below the mean, ln of the inputs' outliers."""
+    """Average ln energy of weights and of outputs, dB of the worst layer below the mean, ln of the inputs' outliers."""
     if not layers:
         return math.nan, math.nan, math.nan, math.nan
     weights = decibels(layers, "weight_sqnr")
@@ -230,8 +231,8 @@ def _measured(layers: Mapping[str, Mapping[str, float]] | None) -> tuple[float, 
     )
 
 
-def decibels(layers: Mapping[str, Mapping[str, float]], key: str) -> np.ndarray:
-    """The values of one key, over the layers that have it."""
+def decibels(layers: Mapping[str, Mapping[str, float]], key: str) -> npt.NDArray[np.float64]:
+    """Collect the values of a key over the layers that have it."""
     return np.array([layer[key] for layer in layers.values() if key in layer], dtype=np.float64)
 
 
@@ -240,7 +241,7 @@ def _influence(alteration: Alteration, base: Base) -> float:
     if alteration.family != "depth_pruning":
         return 0.0
     values = np.asarray(base.influence, dtype=np.float64)
-    kept = (alteration.made or {}).get("blocks")
+    kept = alteration.kept_blocks
     if not len(values):
         return math.nan
     if kept is not None:
@@ -255,7 +256,7 @@ def _ln(value: float) -> float:
     return math.log(min(max(value, LEAST), MOST))
 
 
-def matrix(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
+def matrix(rows: Sequence[Mapping[str, float]]) -> npt.NDArray[np.float64]:
     """Columns of several variants: float64 ``[rows, COLUMNS]``."""
     return np.array([[row[name] for name in COLUMNS] for row in rows], dtype=np.float64).reshape(
         len(rows), len(COLUMNS)

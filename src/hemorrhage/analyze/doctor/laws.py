@@ -1,4 +1,4 @@
-"""Scaling laws of damage, as baselines of the predictor: what a rise of the loss should be by size, data and setting.
+"""Scaling laws of damage, as baselines of the predictor: the rise of the loss by size, data and setting.
 
 - ``published``: rounding weights to P bits, dLoss = 0.017 D^0.5251 / (N^0.2261 P^5.4967) with D tokens of training and
   N parameters outside of the embeddings (arXiv 2411.17691, fitted on GPTQ and Pythia).
@@ -28,42 +28,43 @@ Law = Callable[[pd.DataFrame, Floats, pd.DataFrame], Floats]
 """Rows and damage to fit on, rows to predict -> damage, NaN where the law says nothing."""
 
 
-def published(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame) -> Floats:
-    """The law of 2411.17691 as it stands."""
-    return _columns(asked, lambda n, d, p: K * d**OF_DATA / (n**OF_SIZE * p**OF_BITS))
+def published(_known: pd.DataFrame, _damage: Floats, wanted: pd.DataFrame) -> Floats:
+    """Apply the law of 2411.17691 as it is published."""
+    return _columns(wanted, lambda n, d, p: K * d**OF_DATA / (n**OF_SIZE * p**OF_BITS))
 
 
-def quantization(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame) -> Floats:
-    """Its form with constants of ``known``."""
-    return _log_linear(known, damage, asked, lambda n, d, p: [np.log(d), np.log(n), np.log(p)])
+def quantization(known: pd.DataFrame, damage: Floats, wanted: pd.DataFrame) -> Floats:
+    """Fit its form to ``known``."""
+    return _log_linear(known, damage, wanted, lambda n, d, p: [np.log(d), np.log(n), np.log(p)])
 
 
-def precision(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame) -> Floats:
-    """The form of 2411.04330 with constants of ``known``."""
-    return _log_linear(known, damage, asked, lambda n, d, p: [np.log(d), np.log(n), p])
+def precision(known: pd.DataFrame, damage: Floats, wanted: pd.DataFrame) -> Floats:
+    """Fit the form of 2411.04330 to ``known``."""
+    return _log_linear(known, damage, wanted, lambda n, d, p: [np.log(d), np.log(n), p])
 
 
-def quadratic(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame) -> Floats:
-    """a r + b r², for each axis apart."""
-    found = np.full(len(asked), np.nan)
+def quadratic(known: pd.DataFrame, damage: Floats, wanted: pd.DataFrame) -> Floats:
+    """Fit a r + b r² for each axis."""
+    predicted = np.full(len(wanted), np.nan)
     for axis in ("sparsity", "removed"):
-        here, there = (known["axis"] == axis).to_numpy(), (asked["axis"] == axis).to_numpy()
-        if here.sum() < 2 or not there.any():
+        fitted, covered = (known["axis"] == axis).to_numpy(), (wanted["axis"] == axis).to_numpy()
+        if fitted.sum() < 2 or not covered.any():
             continue
-        r, y = known.loc[here, "share"].to_numpy(float), np.clip(damage[here], 0, CAP)
+        r, y = known.loc[fitted, "share"].to_numpy(float), np.clip(damage[fitted], 0, CAP)
         constants, _ = nnls(np.stack([r, r**2], axis=1), y)
-        s = asked.loc[there, "share"].to_numpy(float)
-        found[there] = constants[0] * s + constants[1] * s**2
-    return np.clip(found, FLOOR, CAP)
+        s = wanted.loc[covered, "share"].to_numpy(float)
+        predicted[covered] = constants[0] * s + constants[1] * s**2
+    clipped: Floats = np.clip(predicted, FLOOR, CAP)
+    return clipped
 
 
-def together(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame) -> Floats:
-    """For each row the law that speaks of it, fitted; else the median damage of the same axis, or of all."""
-    found = quantization(known, damage, asked)
-    found = np.where(np.isnan(found), quadratic(known, damage, asked), found)
+def together(known: pd.DataFrame, damage: Floats, wanted: pd.DataFrame) -> Floats:
+    """Apply the fitted law that speaks of a row; else the median damage of its axis, or of all."""
+    predicted = quantization(known, damage, wanted)
+    predicted = np.where(np.isnan(predicted), quadratic(known, damage, wanted), predicted)
     middle = pd.Series(damage).groupby(known["axis"].to_numpy()).median()
-    rest = asked["axis"].map(middle).fillna(float(np.median(damage))).to_numpy(float)
-    return np.clip(np.where(np.isnan(found), rest, found), FLOOR, CAP)
+    rest = wanted["axis"].map(middle).fillna(float(np.median(damage))).to_numpy(float)
+    return np.clip(np.where(np.isnan(predicted), rest, predicted), FLOOR, CAP)
 
 
 LAWS: dict[str, Law] = {
@@ -103,7 +104,9 @@ def _columns(rows: pd.DataFrame, law: Callable[..., Floats]) -> Floats:
     return np.where(speaks, np.clip(law(n, d, p), FLOOR, CAP), np.nan)
 
 
-def _log_linear(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame, terms: Callable[..., list[Floats]]) -> Floats:
+def _log_linear(
+    known: pd.DataFrame, damage: Floats, wanted: pd.DataFrame, terms: Callable[..., list[Floats]]
+) -> Floats:
     def design(rows: pd.DataFrame) -> Floats:
         n, d, p = (rows[name].to_numpy(float) for name in ("in_layers", "trained_tokens", "bits"))
         return np.stack([np.ones(len(rows)), *terms(n, d, p)], axis=1)
@@ -112,7 +115,7 @@ def _log_linear(known: pd.DataFrame, damage: Floats, asked: pd.DataFrame, terms:
     x = design(known)
     usable = speaks & np.isfinite(x).all(axis=1)
     if usable.sum() < 5:
-        return np.full(len(asked), np.nan)
+        return np.full(len(wanted), np.nan)
     y = np.log(np.clip(damage[usable], FLOOR, CAP))
     constants, *_ = np.linalg.lstsq(x[usable], y, rcond=1e-6)
-    return _columns(asked, lambda n, d, p: np.exp(np.clip(design(asked) @ constants, -20, 20)))
+    return _columns(wanted, lambda *_: np.exp(np.clip(design(wanted) @ constants, -20, 20)))

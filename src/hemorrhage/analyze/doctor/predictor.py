@@ -5,7 +5,7 @@ known noise alone, boosted trees that never fall as noise or the removed share g
 law. For a new model it is their median; for a model of the training rows that one of the first three which does best
 when groups of them are left out. The interval is the CV+ of those groups (Barber et al. 2021, arXiv 1905.02928): the
 quantiles of each left-out model's prediction, less and plus the error it made on its own group. Groups are whole models
-where the asked model is new, and methods of a model otherwise: errors are those of a new model, or of a new method.
+where the predicted model is new, and methods of a model otherwise: errors are those of a new model, or of a new method.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hemorrhage.analyze.doctor import laws
@@ -43,12 +44,15 @@ FOLDS = 5
 PENALTY = 3.0
 """Of the ridge, on standardised columns."""
 
-Learner = Callable[[Floats], Floats]
+Labels: TypeAlias = npt.NDArray[np.str_]
+"""The group of each row."""
+
+Learner: TypeAlias = Callable[[Floats], Floats]
 """Columns float64 [rows, COLUMNS] -> ln damage."""
 
 
 def experience() -> pd.DataFrame:
-    """The rows that come with the bench: columns IDENTITY, OF_LAWS, COLUMNS, TARGETS and RETENTION."""
+    """Read the rows that come with the bench: columns IDENTITY, OF_LAWS, COLUMNS, TARGETS and RETENTION."""
     return pd.read_csv(EXPERIENCE, keep_default_na=True).fillna({"on": ""})
 
 
@@ -56,7 +60,7 @@ def ridge(x: Floats, y: Floats) -> Learner:
     """Ridge regression on standardised columns, with a slope of the best noise for each family."""
     from sklearn.linear_model import Ridge
 
-    families = [place for place, name in enumerate(COLUMNS) if name.startswith("is_")]
+    families = [index for index, name in enumerate(COLUMNS) if name.startswith("is_")]
     best = COLUMNS.index("noise_best")
     middle = np.nan_to_num(np.nanmedian(np.where(np.isfinite(x), x, np.nan), axis=0))
 
@@ -104,7 +108,7 @@ show what size does."""
 
 
 def anchored(x: Floats, y: Floats) -> Learner:
-    """Boosted trees on what the alteration alone adds to the law of arXiv 2411.17691 at equivalent bits, as it stands.
+    """Fit boosted trees to what the alteration alone adds to the published law of arXiv 2411.17691 at equivalent bits.
 
     Models whose training nobody knows count as the middle of the others.
     """
@@ -124,10 +128,12 @@ def anchored(x: Floats, y: Floats) -> Learner:
 
 
 def middle(x: Floats, y: Floats) -> Learner:
-    """Median of the other learners: each of them is wrong in a way of its own about a model unlike all others, and too
-    few models are known to tell which."""
-    fitted = [learned(name, x, y) for name in LEARNERS if name != "middle"]
-    return lambda rows: np.median([np.clip(one(rows), math.log(FLOOR), math.log(CAP)) for one in fitted], axis=0)
+    """Take the median of the other learners: each is wrong in another way about a model unlike all others, and too few
+    models are known to say which."""
+    fitted = [fit_learner(name, x, y) for name in LEARNERS if name != "middle"]
+    return lambda rows: np.median(
+        [np.clip(learner(rows), math.log(FLOOR), math.log(CAP)) for learner in fitted], axis=0
+    )
 
 
 LEARNERS: dict[str, Callable[[Floats, Floats], Learner]] = {
@@ -141,16 +147,16 @@ OF_NEW, OF_KNOWN = ("middle",), ("ridge", "isotonic", "boosting")
 """Learners for a model that no training row is of, and for one with rows: no law has to say what its size does."""
 
 
-def learned(name: str, x: Floats, y: Floats) -> Learner:
-    """The learner of that name, fitted; what was fitted on these very rows before is not fitted again.
+def fit_learner(name: str, x: Floats, y: Floats) -> Learner:
+    """Fit the learner of that name; what was fitted on these very rows before is not fitted again.
 
     A table where every model is left out in turn, and every other model inside of that, asks for each pair twice.
     """
-    return _learned(name, x.shape[1], np.ascontiguousarray(x).tobytes(), y.tobytes())
+    return _fit_cached(name, x.shape[1], np.ascontiguousarray(x).tobytes(), y.tobytes())
 
 
 @lru_cache(maxsize=512)
-def _learned(name: str, columns: int, x: bytes, y: bytes) -> Learner:
+def _fit_cached(name: str, columns: int, x: bytes, y: bytes) -> Learner:
     return LEARNERS[name](np.frombuffer(x).reshape(-1, columns), np.frombuffer(y))
 
 
@@ -169,8 +175,8 @@ class Fitted:
 
     name: str
     whole: Learner
-    parts: list[Learner]
-    part_of: np.ndarray
+    folds: list[Learner]
+    fold_of: npt.NDArray[np.intp]
     errors: Floats
     mean_errors: dict[str, float]
 
@@ -178,24 +184,26 @@ class Fitted:
         """Damage with the CV+ interval, between FLOOR and CAP; none of what changes nothing by construction."""
         x = rows[list(COLUMNS)].to_numpy(float)
         middle = self.whole(x)
-        left_out = np.stack([part(x) for part in self.parts])[self.part_of]
+        left_out = np.stack([fold(x) for fold in self.folds])[self.fold_of]
         count = len(self.errors)
         share = (1 - confidence) * (count + 1) / count
         low = np.quantile(left_out - self.errors[:, None], max(share / 2, 0), axis=0, method="lower")
         high = np.quantile(left_out + self.errors[:, None], min(1 - share / 2, 1), axis=0, method="higher")
         none = rows[UNCHANGED].to_numpy(bool)
         ends = (middle, np.minimum(low, middle), np.maximum(high, middle))
-        return Prediction(*(np.where(none, FLOOR, damage_of(one)) for one in ends))
+        return Prediction(*(np.where(none, FLOOR, damage_of(end)) for end in ends))
 
 
 def ln_of(damage: Floats) -> Floats:
-    """ln of damage in nats, between FLOOR and CAP."""
-    return np.log(np.clip(damage, FLOOR, CAP))
+    """Return ln of damage in nats, between FLOOR and CAP."""
+    ln: Floats = np.log(np.clip(damage, FLOOR, CAP))
+    return ln
 
 
 def damage_of(ln: Floats) -> Floats:
-    """Nats of an ln damage."""
-    return np.clip(np.exp(np.clip(ln, -20, 20)), FLOOR, CAP)
+    """Return the nats of an ln damage."""
+    nats: Floats = np.clip(np.exp(np.clip(ln, -20, 20)), FLOOR, CAP)
+    return nats
 
 
 def learners_for(rows: pd.DataFrame, model: str) -> tuple[str, ...]:
@@ -203,38 +211,38 @@ def learners_for(rows: pd.DataFrame, model: str) -> tuple[str, ...]:
     return OF_KNOWN if model in set(rows["model"]) else OF_NEW
 
 
-def groups_for(rows: pd.DataFrame, model: str) -> np.ndarray:
-    """Group of each training row: its model where ``model`` is none of theirs, else one of a few groups of methods."""
+def groups_for(rows: pd.DataFrame, model: str) -> Labels:
+    """Group the training rows: by their models where ``model`` is none of these, else into a few groups of methods."""
     if model not in set(rows["model"]) and rows["model"].nunique() > 2:
-        return rows["model"].to_numpy(str)
+        return np.asarray(rows["model"].to_numpy(str), dtype=np.str_)
     pairs = rows["model"] + "|" + rows["method"]
-    order = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    order = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
     return np.array([str(order[pair] % FOLDS) for pair in pairs])
 
 
-def fit(rows: pd.DataFrame, target: str, groups: np.ndarray, names: Sequence[str]) -> Fitted:
-    """The learner of ``names`` with the smallest error on groups left out. Raises ValueError for one group."""
+def fit(rows: pd.DataFrame, target: str, groups: Labels, names: Sequence[str]) -> Fitted:
+    """Choose the learner of ``names`` with the smallest error on groups left out. Raises ValueError for one group."""
     x, y = rows[list(COLUMNS)].to_numpy(float), ln_of(rows[target].to_numpy(float))
-    labels, part_of = np.unique(groups, return_inverse=True)
+    labels, fold_of = np.unique(groups, return_inverse=True)
     if len(labels) < 2:
         raise ValueError("nothing to leave out: the rows are one group")
-    parts: dict[str, list[Learner]] = {}
+    folds: dict[str, list[Learner]] = {}
     errors: dict[str, Floats] = {}
     for name in names:
-        parts[name] = [learned(name, x[part_of != part], y[part_of != part]) for part in range(len(labels))]
+        folds[name] = [fit_learner(name, x[fold_of != fold], y[fold_of != fold]) for fold in range(len(labels))]
         errors[name] = np.empty(len(y))
-        for part, learner in enumerate(parts[name]):
-            here = part_of == part
-            errors[name][here] = np.abs(learner(x[here]) - y[here])
+        for fold, learner in enumerate(folds[name]):
+            mine = fold_of == fold
+            errors[name][mine] = np.abs(learner(x[mine]) - y[mine])
     means = {name: float(errors[name].mean()) for name in names}
     best = min(means, key=lambda name: means[name])
-    return Fitted(best, learned(best, x, y), parts[best], part_of, errors[best], means)
+    return Fitted(best, fit_learner(best, x, y), folds[best], fold_of, errors[best], means)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was predicted of rows that took no part in the fit: ``rows`` with observed, predicted, low and high, and a
-    column for each learner and law."""
+    """Predictions of rows that took no part in the fit: ``rows`` with observed, predicted, low and high, and a column
+    for each learner and law; ``by``: what was left out, a model or a method."""
 
     by: str
     rows: pd.DataFrame
@@ -244,58 +252,84 @@ def leave_out(rows: pd.DataFrame, target: str, by: str, confidence: float, of: s
     """Leave out one value of the column ``by`` after the other (of the model ``of`` only, where it is given)."""
     parts = []
     for value in dict.fromkeys(rows[by] if of is None else rows.loc[rows["model"] == of, by]):
-        gone = (rows[by] == value).to_numpy()
-        known, asked = rows[~gone], rows[gone] if of is None else rows[gone & (rows["model"] == of).to_numpy()]
-        if known["model"].nunique() < 2 and known["method"].nunique() < 2:
-            continue
-        new = by == "model"
-        groups = groups_for(known, str(asked["model"].iloc[0])) if new or of is not None else _by_method(known)
-        fitted = fit(known, target, groups, OF_NEW if new else OF_KNOWN)
-        found = fitted.predict(asked, confidence)
-        damage = known[target].to_numpy(float)
-        part = asked[list(IDENTITY)].assign(
-            observed=np.clip(asked[target].to_numpy(float), FLOOR, CAP),
-            predicted=found.value,
-            low=found.low,
-            high=found.high,
-            learner=fitted.name,
-        )
-        for name, law in laws.LAWS.items():
-            part[f"law {name}"] = law(known, damage, asked)
-        parts.append(part)
+        left_out = (rows[by] == value).to_numpy()
+        wanted = left_out if of is None else left_out & (rows["model"] == of).to_numpy()
+        known = rows[~left_out]
+        if known["model"].nunique() >= 2 or known["method"].nunique() >= 2:
+            parts.append(_predict_left_out(known, rows[wanted], target, by, confidence, of))
     empty = pd.DataFrame(columns=[*IDENTITY, "observed", "predicted", "low", "high", "learner"])
     return LeftOut(by, pd.concat(parts, ignore_index=True) if parts else empty)
 
 
-def _by_method(rows: pd.DataFrame) -> np.ndarray:
-    """Spread the methods over groups, all models of one together: the asked method is new everywhere."""
-    order = {method: place for place, method in enumerate(dict.fromkeys(rows["method"]))}
+def _predict_left_out(
+    known: pd.DataFrame, wanted: pd.DataFrame, target: str, by: str, confidence: float, of: str | None
+) -> pd.DataFrame:
+    """Predict rows that were left out, by the learner that is best on the others, and by every law."""
+    new = by == "model"
+    groups = groups_for(known, str(wanted["model"].iloc[0])) if new or of is not None else _by_method(known)
+    fitted = fit(known, target, groups, OF_NEW if new else OF_KNOWN)
+    prediction = fitted.predict(wanted, confidence)
+    predicted = wanted[list(IDENTITY)].assign(
+        observed=np.clip(wanted[target].to_numpy(float), FLOOR, CAP),
+        predicted=prediction.value,
+        low=prediction.low,
+        high=prediction.high,
+        learner=fitted.name,
+    )
+    damage = known[target].to_numpy(float)
+    for name, law in laws.LAWS.items():
+        predicted[f"law {name}"] = law(known, damage, wanted)
+    return predicted
+
+
+def _by_method(rows: pd.DataFrame) -> Labels:
+    """Spread the methods over groups, all models of one together: the predicted method is new everywhere."""
+    order = {method: index for index, method in enumerate(dict.fromkeys(rows["method"]))}
     return np.array([str(order[method] % FOLDS) for method in rows["method"]])
 
 
-def scores(left: LeftOut) -> list[dict[str, Any]]:
-    """Mean absolute errors in nats of the predictor and of each law, on the rows that the law speaks of; coverage."""
+@dataclass(frozen=True)
+class Score:
+    """Mean absolute errors of the predictor and of a law, in nats and in ln, on the rows that the law speaks of; and
+    the share of these inside the predictor's intervals."""
+
+    target: str
+    of: str
+    left_out: str
+    law: str
+    rows: int
+    error: float
+    law_error: float
+    ln_error: float
+    law_ln_error: float
+    coverage: float
+
+
+def scores(left: LeftOut, target: str, of: str) -> list[Score]:
+    """Score the predictor against each law; ``of``: the rows that were left out, in words."""
     rows = left.rows
-    found = []
+    scored = []
     for law in [column for column in rows if column.startswith("law ")]:
         said = rows[rows[law].notna()]
         if len(said) == 0:
             continue
         mine, its = (np.abs(said[name] - said["observed"]) for name in ("predicted", law))
         ln_mine, ln_its = (np.abs(np.log(said[name] / said["observed"])) for name in ("predicted", law))
-        found.append(
-            {
-                "left_out": left.by,
-                "law": law.removeprefix("law "),
-                "rows": len(said),
-                "error": float(mine.mean()),
-                "law_error": float(its.mean()),
-                "ln_error": float(ln_mine.mean()),
-                "law_ln_error": float(ln_its.mean()),
-                "coverage": coverage(said),
-            }
+        scored.append(
+            Score(
+                target=target,
+                of=of,
+                left_out=left.by,
+                law=law.removeprefix("law "),
+                rows=len(said),
+                error=float(mine.mean()),
+                law_error=float(its.mean()),
+                ln_error=float(ln_mine.mean()),
+                law_ln_error=float(ln_its.mean()),
+                coverage=coverage(said),
+            )
         )
-    return found
+    return scored
 
 
 def coverage(rows: pd.DataFrame) -> float:

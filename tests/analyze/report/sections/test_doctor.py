@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pandas as pd
 
 from hemorrhage.analyze.doctor.doctor import BY_METHOD, BY_MODEL, Doctor
-from hemorrhage.analyze.doctor.predictor import LeftOut
+from hemorrhage.analyze.doctor.predictor import LeftOut, Score
 from hemorrhage.analyze.report.charts.predictions import Prediction
 from hemorrhage.analyze.report.sections import doctor
 from hemorrhage.analyze.study import Study
 
 FIRST = Prediction("rtn-4", "prose", 0.1, 0.2, 0.05, 0.5)
 SECOND = Prediction("rtn-4", "prose", 0.1, 0.12, 0.11, 0.2)
-SCORE: dict[str, Any] = {
-    "target": "ln_perplexity_ratio",
-    "of": "m",
-    "left_out": "method",
-    "law": "published",
-    "rows": 12,
-    "error": 0.1,
-    "law_error": 0.2,
-    "ln_error": math.log(2),
-    "law_ln_error": math.log(4),
-    "coverage": 0.95,
-}
+SCORE = Score("ln_perplexity_ratio", "m", "method", "published", 12, 0.1, 0.2, math.log(2), math.log(4), 0.95)
 DOCTOR = Doctor(
     "m",
     {"kl_mean": [LeftOut(BY_MODEL, pd.DataFrame([FIRST])), LeftOut(BY_METHOD, pd.DataFrame([SECOND]))]},
-    [SCORE, {**SCORE, "of": "all models", "left_out": "model"}, {**SCORE, "target": "kl_mean"}],
+    [SCORE, replace(SCORE, of="all models", left_out="model"), replace(SCORE, target="kl_mean")],
     [],
 )
 

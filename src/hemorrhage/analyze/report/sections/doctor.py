@@ -83,20 +83,18 @@ def error_rows(doctor: Doctor) -> list[ErrorRow]:
     """Return the errors of the log-perplexity ratio, compared with each law."""
     return [
         ErrorRow(
-            rows_of=score["of"],
-            left_out=(
-                f"every {score['left_out']} in turn" if score["of"] == "all models" else f"its {score['left_out']}"
-            ),
-            law=LAWS[score["law"]],
-            rows=str(score["rows"]),
-            error=f"{score['error']:.3f}",
-            law_error=f"{score['law_error']:.3f}",
-            factor=f"{math.exp(score['ln_error']):.1f}",
-            law_factor=f"{math.exp(score['law_ln_error']):.1f}",
-            coverage=f"{100 * score['coverage']:.0f}",
+            rows_of=score.of,
+            left_out=(f"every {score.left_out} in turn" if score.of == "all models" else f"its {score.left_out}"),
+            law=LAWS[score.law],
+            rows=str(score.rows),
+            error=f"{score.error:.3f}",
+            law_error=f"{score.law_error:.3f}",
+            factor=f"{math.exp(score.ln_error):.1f}",
+            law_factor=f"{math.exp(score.law_ln_error):.1f}",
+            coverage=f"{100 * score.coverage:.0f}",
         )
         for score in doctor.scores
-        if score["target"] == "ln_perplexity_ratio"
+        if score.target == "ln_perplexity_ratio"
     ]
 
 
