@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from hemorrhage import cli
-from hemorrhage.analyze.rows import differences
 from hemorrhage.runtime.command import NOT_MEASURED, USAGE, YES, CommandError
 from hemorrhage.tools import compare
 
@@ -30,71 +28,6 @@ def row(variant: str, metric: str, estimate: float, half: float = math.nan, **mo
     content |= {"estimate": estimate, "low": estimate - half, "high": estimate + half, "n": 16, "p": 0.1, "q": 0.1}
     content |= {"mde": 0.1, "protocol": "w=1", "data": "abc", "status": "ok", "reason": ""}
     return {**content, **more}
-
-
-def test_the_interval_of_a_difference() -> None:
-    low, high = differences.interval((0.2, 0.15, 0.3), (0.5, 0.4, 0.55))
-    assert low == pytest.approx(0.3 - math.sqrt(0.1**2 + 0.1**2))
-    assert high == pytest.approx(0.3 + math.sqrt(0.05**2 + 0.05**2))
-    assert all(math.isnan(end) for end in differences.interval((1, math.nan, math.nan), (2, math.nan, math.nan)))
-
-
-def test_it_covers_the_true_difference_and_is_wide_where_both_saw_the_same_windows() -> None:
-    rng = np.random.default_rng(0)
-    covered = {0.0: 0, 0.8: 0}
-    for shared in covered:
-        for _ in range(400):
-            common = rng.normal(0, 1, 40)
-            sides = [math.sqrt(shared) * common + math.sqrt(1 - shared) * rng.normal(0, 1, 40) for _ in range(2)]
-            sides[1] = sides[1] + 0.3
-            halves = [2.02 * side.std(ddof=1) / math.sqrt(40) for side in sides]
-            means = [side.mean() for side in sides]
-            ends = [(mean, mean - half, mean + half) for mean, half in zip(means, halves, strict=True)]
-            low, high = differences.interval(ends[0], ends[1])
-            covered[shared] += low <= 0.3 <= high
-    assert 0.92 <= covered[0.0] / 400 <= 0.98
-    assert covered[0.8] / 400 > 0.98
-
-
-def test_differences_come_surest_first_and_say_what_they_rest_on() -> None:
-    a = pd.DataFrame(
-        [
-            row("x", "kl_mean[w1]", 0.10, 0.02),
-            row("y", "kl_mean[w1]", 0.10, 0.02),
-            row("z", "kl_mean[w1]", 0.10, 0.02),
-            row("x", "disk_bytes", 100),
-            row("w", "kl_mean[w1]", 0.10, 0.02),
-            row("v", "kl_mean[w1]", 0.10, 0.02),
-        ]
-    )
-    b = pd.DataFrame(
-        [
-            row("x", "kl_mean[w1]", 0.11, 0.02),
-            row("y", "kl_mean[w1]", 0.30, 0.02, data="other"),
-            row("z", "kl_mean[w1]", 0.10, 0.02),
-            row("x", "disk_bytes", 90),
-            row("w", "kl_mean[w1]", math.nan, math.nan, status="failed", reason="it broke"),
-            row("v", "kl_mean[w2]", 0.2, 0.01),
-        ]
-    )
-    found, lost = differences.differences(a, b)
-    assert [(one.variant, one.metric, one.certain, one.paired) for one in found] == [
-        ("x", "disk_bytes", True, True),
-        ("y", "kl_mean[w1]", True, False),
-        ("x", "kl_mean[w1]", False, True),
-        ("z", "kl_mean[w1]", False, True),
-    ]
-    assert found[-1].difference == 0
-    assert {(one.variant, one.side, one.reason) for one in lost} == {
-        ("w", "A", "it broke"), ("v", "A", "no such row"), ("v", "B", "no such row"),
-    }  # fmt: skip
-    assert compare._protocols(lost)
-
-
-def test_changed_keys() -> None:
-    assert differences.list_changes({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}) == [
-        ("a.c", [1], [2]), ("d", 2, None), ("e", None, 3),
-    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def widening(confidence: float, together: int, n: int, unit: str) -> float:
     One-sided (1 - confidence) / together instead of (1 - confidence) / 2, by Student's quantiles; never below 1. Damage
     is skewed over windows of text, so that far out a mean of n of them strays like one of half as many: with n - 1
     degrees of freedom 11 to 17 % of simulated studies with 16 to 24 windows called a variant on the limit inside where
-    5 % may; with half of them 4 to 8 % do (tests/analyze/test_shipping.py).
+    5 % may; with half of them 4 to 8 % do (tests/analyze/test_budget.py).
     """
     if together <= 2:
         return 1.0

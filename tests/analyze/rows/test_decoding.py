@@ -12,12 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from scipy import stats
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.report.sections.decoding import answer
-from hemorrhage.analyze.rows import decoding, stability, survival
-from hemorrhage.analyze.rows.interaction import interaction
+from hemorrhage.analyze.rows import decoding, stability
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import choice, published, signatures
 from hemorrhage.analyze.verdicts.decoding import as_json, find
@@ -26,109 +23,6 @@ from tests import synthetic
 from tests.analyze.curves.made import entry, located
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("base", "other", "expected"),
-    [
-        ([1, 2, 3], [1, 2, 3], (3, False)),
-        ([1, 2, 3], [1, 9, 3], (2, True)),
-        ([7, 2], [1, 2], (1, True)),
-        ([1, 2], [1, 2, 3], (3, True)),
-        ([1, 2, 3, 4], [1, 2], (3, True)),
-    ],
-)
-def test_the_first_token_that_differs(base: list[int], other: list[int], expected: tuple[int, bool]) -> None:
-    assert survival.find_divergence(base, other) == expected
-
-
-def kaplan_meier(times: list[int], seen: list[bool], until: int) -> float:
-    share = 1.0
-    for time in range(1, until + 1):
-        risk = sum(one >= time for one in times)
-        fell = sum(one == time and event for one, event in zip(times, seen, strict=True))
-        share *= 1 - fell / risk if risk else 1
-    return share
-
-
-def test_survival_is_kaplan_and_meiers() -> None:
-    generator = np.random.default_rng(0)
-    times, seen = generator.integers(1, 12, 30), generator.random(30) < 0.7
-    found = survival.survival(survival.Times(times, seen), "prose", SPEC)
-    for at, share in zip(found.at.tolist(), found.share, strict=True):
-        assert share == pytest.approx(kaplan_meier(times.tolist(), seen.tolist(), at))
-    assert found.mean == pytest.approx(sum(kaplan_meier(times.tolist(), seen.tolist(), t) for t in found.at[1:]))
-    assert found.mean_low < found.mean < found.mean_high
-    known = ~np.isnan(found.low)
-    assert (found.low[known] <= found.share[known]).all()
-    assert (found.share[known] <= found.high[known]).all()
-    # One count for each resample: every text twice is the same curve.
-    twice = np.full((1, 30), 2)
-    assert survival.mean_agreement(survival.Times(times, seen), twice, int(times.max()))[0] == pytest.approx(found.mean)
-    assert [tokens for tokens, *_ in survival.points(found)] == [1, 2, 4, 8]
-
-
-def test_texts_that_never_differ_agree_to_their_end() -> None:
-    found = survival.survival(survival.Times(np.array([4, 6]), np.array([False, False])), "prose", SPEC)
-    assert found.share.tolist() == [1.0] * 7
-    assert found.mean == 6
-    assert found.differing == 0
-
-
-def test_the_interaction_is_a_difference_of_differences() -> None:
-    generator = np.random.default_rng(1)
-    base, variant = generator.random((40, 3)), generator.random((40, 3))
-    variant[:, 1] -= 2.0
-    found = interaction(base, variant, "prose", SPEC)
-    changes = variant.mean(axis=0) - base.mean(axis=0)
-    assert found.estimates == pytest.approx(changes - changes.mean())
-    assert found.estimates.sum() == pytest.approx(0)
-    assert found.size == pytest.approx(math.sqrt((found.estimates**2).mean()))
-    assert (found.low < found.estimates).all()
-    assert (found.estimates < found.high).all()
-    assert found.high[1] < 0
-    assert found.p[1] < 0.01
-    assert found.overall == pytest.approx(1 / 401)
-    # An item without one of the outcomes takes no part.
-    base[0, 0] = np.nan
-    assert interaction(base, variant, "prose", SPEC).items == 39
-
-
-def test_a_cost_that_all_strategies_share_is_no_interaction() -> None:
-    generator = np.random.default_rng(2)
-    found_by_chance = []
-    for _ in range(60):
-        base = generator.random((20, 4))
-        variant = base - 0.5 + 0.1 * generator.normal(size=(20, 4))
-        found_by_chance.append(interaction(base, variant, "prose", Spec(100, 0.95, 0)).overall <= 0.05)
-    assert np.mean(found_by_chance) <= 0.12
-
-
-def test_steadiness_compares_coefficients_of_variation() -> None:
-    generator = np.random.default_rng(3)
-    skills, alike = np.linspace(0.2, 0.9, 8), np.full(8, 0.6)
-    difficulty = generator.random((200, 1))
-    wild, steady = (difficulty < skills).astype(float), (difficulty < alike).astype(float)
-    found = stability.compare(wild, steady, "recall", SPEC)
-    assert found is not None
-    accuracies = wild.mean(axis=0)
-    assert found.first == pytest.approx(accuracies.std() / accuracies.mean())
-    assert found.second == 0
-    assert found.verdict == "steadier"
-    assert answer(found).startswith("Yes: ")
-    assert found.brown_forsythe == pytest.approx(
-        stats.f_oneway(
-            *(abs(one - np.median(one)) for one in (wild.mean(axis=0), steady.mean(axis=0))),
-        ).pvalue
-    )
-    back = stability.compare(steady, wild, "recall", SPEC)
-    assert back is not None
-    assert back.verdict == "less steady"
-    same = stability.compare(wild, wild, "recall", SPEC)
-    assert same is not None
-    assert same.verdict == "inconclusive"
-    assert (same.difference, same.low, same.high) == (0, 0, 0)
-    assert stability.compare(np.zeros((9, 3)), wild[:9, :3], "recall", SPEC) is None
 
 
 def test_printed_tables_say_what_they_say() -> None:
