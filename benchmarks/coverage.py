@@ -1,4 +1,4 @@
-"""How often a knee's interval covers the knee, and how often a line is given one: thousands of simulated curves.
+"""Coverage of a knee's interval, and how often a line is given one: thousands of simulated curves.
 
     python -m benchmarks.coverage --curves 300
 

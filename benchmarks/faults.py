@@ -57,7 +57,7 @@ STRENGTHS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Case:
-    """What was planted (or HEALTHY) in what, and the score of every rule that looked at it."""
+    """The fault that was planted (or HEALTHY), where, and the score of every rule that looked at it."""
 
     planted: str
     what: str

@@ -1,4 +1,4 @@
-"""What a job costs before its work begins: N evaluations of a small model, directly and through the service.
+"""Cost of a job before its work begins: N evaluations of a small model, directly and through the service.
 
 python -m benchmarks.startup --model DIR [--jobs 5]
 python -m benchmarks.startup --run DIR

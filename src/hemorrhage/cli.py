@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hemorrhage.runtime.command import USAGE, CommandError
 
 PARAMS_ERROR = ("hemorrhage.study.params", "ConfigError")
-"""What a params.yaml raises that can't be run; named, since importing it would make every start slower."""
+"""The error of a params.yaml that can't be run; by name, since importing it would make every start slower."""
 
 PIPE_CLOSED, INTERRUPTED = 141, 130
 """Exit codes as shells give them for SIGPIPE and SIGINT."""

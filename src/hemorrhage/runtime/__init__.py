@@ -1,1 +1,1 @@
-"""What every step and tool runs on: addresses, whole directories, locks, fetching, the service that starts steps."""
+"""Basis of every step and tool: addresses, whole directories, locks, fetching, the service that starts steps."""

@@ -19,7 +19,7 @@ from hemorrhage.runtime.digest import Sources
 
 JsonValue: TypeAlias = Union[bool, int, float, str, "Sequence[JsonValue]", "Json", None]
 Json: TypeAlias = Mapping[str, JsonValue]
-"""What JSON can say: settings as an address holds them and as a step gets them."""
+"""Plain JSON: settings as an address holds them and as a step gets them."""
 
 SOURCE = Path(__file__).resolve().parents[1]
 PROGRAMS = SOURCE / "__pycache__" / "programs.json"

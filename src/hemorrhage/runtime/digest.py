@@ -1,4 +1,4 @@
-"""What the code of a program is: its definitions, and what they refer to.
+"""Digests of programs: their definitions, and what they refer to.
 
 The digest of a program is made of the top-level definitions that its entry module can reach, each with the digests of
 what it refers to. Where a definition stands does not count, and neither does what only a person reads: comments,
@@ -43,7 +43,7 @@ UNANNOTATED = (*PURE, "model_validator", "field_validator")
 
 LOGGERS = ("log", "logger", "logging", "warnings")
 MESSAGES = ("debug", "info", "warning", "warn", "error", "exception", "critical", "log")
-"""What is only said to a person is a call ``LOGGERS.MESSAGES(...)``."""
+"""Calls ``LOGGERS.MESSAGES(...)`` only say something to a person."""
 
 HARMLESS = ("len", "str", "repr", "int", "float", "round", "abs", "join", "format", "getLogger")
 """Calls in the arguments of a message that change nothing."""
@@ -73,11 +73,11 @@ EFFECTS, MAIN, WHOLE = "<effects>", "<main>", "<whole>"
 """Statements that define no name; ``if __name__ == "__main__"``; everything."""
 
 Target = Definition | str
-"""What a name stands for: something of this package, or a description of what another package has."""
+"""Referent of a name: something of this package, or a description of what another package has."""
 
 
 class Member(NamedTuple):
-    """What ``from module import name`` binds, before it is known where that stands."""
+    """Binding of ``from module import name``, before it is resolved."""
 
     module: str
     name: str
@@ -103,7 +103,7 @@ class Import(NamedTuple):
 
 
 class Class(NamedTuple):
-    """Whether a class hears of those made of it, and the names of those that it is made of."""
+    """A class: whether it hears of its subclasses, and the names of its bases."""
 
     hears: bool
     bases: set[str]

@@ -11,7 +11,7 @@ from hemorrhage.runtime.artifact import disk_is_full
 
 
 class InputError(ValueError):
-    """What the user gave can't be used; the message is one line for the user."""
+    """Raised where the user's input can't be used; the message is one line for the user."""
 
 
 def start() -> None:

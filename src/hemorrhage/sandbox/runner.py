@@ -101,7 +101,7 @@ class UnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """How a program ended: one of STATUSES, one line of detail, and wall-clock seconds from start to verdict."""
+    """End of a program: one of STATUSES, one line of detail, and wall-clock seconds from start to verdict."""
 
     status: str
     detail: str

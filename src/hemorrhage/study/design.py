@@ -10,7 +10,7 @@ from hemorrhage.study import params as config
 
 @dataclass(frozen=True)
 class Design:
-    """What a params.yaml asks for, before anything is said of where it lies."""
+    """The outputs that a params.yaml asks for, without their addresses."""
 
     params: config.Params
 

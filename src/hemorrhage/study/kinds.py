@@ -77,12 +77,12 @@ class Kind:
     arguments: Callable[[Design, str], Json] | None = None
     code: Callable[[Design, str], list[str]] = _no_code
     on_gpu: Callable[[Design, str], bool] | None = None
-    """Whether a job has use for a GPU. None: the step runs no model, and starts without the libraries for it."""
+    """True where a job has use for a GPU. None: the step runs no model, and starts without the libraries for it."""
     rule_on_gpu: str = ""
     """The rule of those that do where others of the kind don't: a cluster gives all jobs of a rule the same."""
     arithmetic: Callable[[Load, str], float] = _no_work
     stored: Callable[[Load, str], float] = _no_work
-    """What a job computes and what it writes: see hemorrhage.study.work.Work."""
+    """A job's operations and what it writes: see hemorrhage.study.work.Work."""
     priority: int = 0
     is_awaited: bool = False
     """Most of the run waits for it: threads shorten the run, where others would only take each other's cores."""
@@ -621,10 +621,10 @@ ROWS_FILES = (
     "decoding.json",
     "study.json",
 )
-"""What the analysis writes into reports/, next to provenance.json: everything with numbers."""
+"""Files that the analysis writes into reports/, next to provenance.json: everything with numbers."""
 
 PAGE_FILES = ("index.html",)
-"""What is drawn from them."""
+"""Files that are drawn from them."""
 
 
 def analysis(design: Design) -> Json:

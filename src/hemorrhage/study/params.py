@@ -170,7 +170,7 @@ class Diagnostics(Section):
 
 
 class Evaluate(Section):
-    """What every variant is measured on; window in tokens. ``dtype``: of products, for language and probes.
+    """The measurements of every variant; window in tokens. ``dtype``: of products, for language and probes.
 
     A model that takes more than ``memory_gb`` gigabytes in float32 is read from its files block by block, which changes
     no number and no address.
@@ -242,7 +242,7 @@ class Budget(Section):
 
 
 class Generated(Section):
-    """What a corrected model continues: the first ``prefix`` tokens of ``items`` windows (0: none)."""
+    """The texts that a corrected model continues: the first ``prefix`` tokens of ``items`` windows (0: none)."""
 
     items: Annotated[int, Field(ge=0)]
     prefix: Positive
@@ -324,7 +324,7 @@ WHEELS: dict[str, ModelConfig] = {
 """Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""
 
 RESERVED = ("base", "sibling_model")
-"""What models that are no variant are called."""
+"""Names of the models that are not variants."""
 
 NAME = re.compile(r"^[a-z0-9_]+$")
 

@@ -39,7 +39,7 @@ PROVENANCE = REPORTS / "provenance.json"
 
 EXPERIENCE = SOURCE / "analyze" / "doctor" / "experience.csv"
 TEMPLATES = SOURCE / "analyze" / "report" / "templates"
-"""What the report is made with that is no Python: the runs that damage is predicted from, and the page's templates."""
+"""Inputs of the report other than Python: the runs that damage is predicted from, and the page's templates."""
 
 
 class Plan:

@@ -47,7 +47,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """What the jobs of a design read and write, in tokens and parameters.
+    """The load of a design's jobs: what they read and write, in tokens and parameters.
 
     ``evaluation_tokens``: corpus -> tokens of its evaluation split, for ``evaluate.windows: all``.
     """

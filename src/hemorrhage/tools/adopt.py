@@ -58,7 +58,7 @@ LOCK = Path(".snakemake/adopt.lock")
 """Held by a run, and by a run and by an adoption: there is one at a time in a folder."""
 
 JOURNAL = Path(".snakemake/adopt.json")
-"""What an adoption may have made so far, so that a killed one can be taken back."""
+"""Outputs that an adoption may have made so far, so that a killed one can be taken back."""
 
 ADOPTING = "HEMORRHAGE_ADOPTING"
 """Set in the environment of the runs that an adoption starts."""

@@ -42,13 +42,13 @@ class Shipped(TypedDict):
 
 
 class Recommendation(TypedDict, total=False):
-    """What is read of ``recommendation.json``."""
+    """The keys of ``recommendation.json`` that are read."""
 
     overall: Shipped | None
 
 
 class Provenance(TypedDict, total=False):
-    """What is read of ``provenance.json``: environments by their names, and that of the analysis."""
+    """The keys of ``provenance.json`` that are read: environments by their names, and that of the analysis."""
 
     environments: dict[str, dict[str, str]]
     analyzed_in: str

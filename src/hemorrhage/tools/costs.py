@@ -41,10 +41,10 @@ from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.plan import Plan
 
 SAFETY: Safety = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
-"""What rules ask for, as a multiple of what is predicted, and at least."""
+"""Requests of rules, as a multiple of what is predicted, and at least."""
 
 EVERYTHING = (*KINDS, ROWS[0], PAGE[0])
-"""What jobs make, in the order in which they can be made."""
+"""Everything that jobs make, in the order in which they can."""
 
 WORTH_IT = 1.3
 """A smaller gain of the products is lost in casting."""
@@ -52,7 +52,7 @@ WORTH_IT = 1.3
 
 @dataclass(frozen=True)
 class Total:
-    """What jobs cost together: CPU minutes, the largest job's memory, disk."""
+    """The cost of jobs together: CPU minutes, the largest job's memory, disk."""
 
     jobs: int
     cpu_minutes: float
@@ -62,7 +62,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the missing jobs will cost.
+    """The predicted cost of the missing jobs.
 
     ``path``: the chain of jobs that takes longest; ``gpu_hours``: at most, None without a GPU; ``factors``: correction
     of a kind by jobs that ran here; ``unknown``: kinds and methods that no fitted run had.
@@ -85,7 +85,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What jobs of a kind used next to the prediction; ``job_error`` is the median over jobs of the error's size."""
+    """Usage of a kind's jobs next to the prediction; ``job_error`` is the median over jobs of the error's size."""
 
     jobs: int
     cpu_minutes: float

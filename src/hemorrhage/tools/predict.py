@@ -52,7 +52,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a fit was on what was left out of it: ``factor`` it was off by, in the mean over ``left_out``."""
+    """Quality of a fit on what was left out of it: the ``factor`` it was off by, in the mean over ``left_out``."""
 
     target: str
     learner: str

@@ -1,4 +1,4 @@
-"""What the bench can do with a model, tried before any work: ``hemorrhage probe``.
+"""Steps and methods that work on a model, tried before any work: ``hemorrhage probe``.
 
 Every step's own checks are called, on the model itself and with a few tokens, so that what is said here is what the
 step would say. The model is the study's, or a folder; of a folder all methods of the registry are tried with the
@@ -40,7 +40,7 @@ LARGE_GB = 16.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is tried: methods and strategies by the name that the table gives them, the rest where a study asks for it.
+    """The methods and strategies that are tried, by their names in the table; the rest where a study asks for it.
 
     ``strategies``: name -> ``strategy`` and its settings, as params.yaml has them.
     """

@@ -60,7 +60,7 @@ LIBRARIES = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
 )
-"""What the steps import. One that is missing here costs each job its import again, nothing more."""
+"""Modules that the steps import. One that is missing here costs each job its import again, nothing more."""
 
 THREADS = (
     "OMP_NUM_THREADS",
@@ -88,11 +88,11 @@ TO_ASK = 10
 
 
 class RefusedError(Exception):
-    """Why a job does not get a child."""
+    """Raised where a job does not get a child; the message says why."""
 
 
 class World:
-    """What was read when the libraries were imported."""
+    """The environment that was read when the libraries were imported."""
 
     def __init__(self) -> None:
         self.environment = relevant(os.environ)
@@ -151,7 +151,7 @@ def preload() -> None:
 
 
 def cuda_initialised() -> bool:
-    """Whether this process has initialised CUDA, after which its children can't use a GPU.
+    """Tell whether this process has initialised CUDA, after which its children can't use a GPU.
 
     That opens the driver's file of unified memory, which asking NVML for devices does not.
     """
@@ -171,7 +171,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def over(listener: socket.socket | None = None) -> bool:
-    """Whether standard input has ended; waits until it has, or a client is there, where a listener is given."""
+    """Tell whether standard input has ended; waits until it has, or a client is there, where a listener is given."""
     ready = select.select([0, *([listener.fileno()] if listener else [])], [], [], None if listener else 0)[0]
     return 0 in ready
 

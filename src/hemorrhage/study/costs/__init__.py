@@ -1,1 +1,1 @@
-"""What a run will cost: predicted from its plan, by a model that is fitted on the jobs' own usage files."""
+"""Costs of a run, predicted from its plan by a model that is fitted on the jobs' usage files."""

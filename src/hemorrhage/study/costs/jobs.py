@@ -33,12 +33,12 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether its output exists."""
+        """Tell whether its output exists."""
         return self.output.is_file()
 
     @property
     def is_kept(self) -> bool:
-        """Whether its output is a folder of data/, and no part of reports/."""
+        """Tell whether its output is a folder of data/, and not a file of reports/."""
         return self.kind in KINDS
 
 

@@ -32,11 +32,11 @@ Quantity = Literal["cpu_s", "rss_mb", "disk_mb"]
 QUANTITIES: tuple[Quantity, ...] = ("cpu_s", "rss_mb", "disk_mb")
 
 ROUNDS = 20
-"""How often the shared coefficients and the methods' factors are fitted in turn."""
+"""Alternations of fitting the shared coefficients and the methods' factors."""
 
 
 class KindCoefficients(TypedDict):
-    """What was fitted for a kind: factors of its terms, of each method, and of a method that nobody has run yet."""
+    """Coefficients of a kind: factors of its terms, of each method, and of a method that nobody has run yet."""
 
     shared: list[float]
     methods: dict[str, float]
@@ -64,7 +64,7 @@ class FittedOn(TypedDict):
 
 
 class Safety(TypedDict):
-    """What rules ask for, as a multiple of what is predicted, and at least."""
+    """Requests of rules, as a multiple of what is predicted, and at least."""
 
     time: float
     memory: float

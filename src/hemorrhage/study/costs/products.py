@@ -1,4 +1,4 @@
-"""Which numbers this machine multiplies faster: measured, since neither its name nor its flags tell."""
+"""Speed of products in bfloat16 and float32, measured, since a machine's name and flags do not tell it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPES = ((256, 576, 1536), (256, 2048, 2048))
 
 
 def speedup() -> float:
-    """How many times as many products a second of bfloat16 as of float32, on one thread; the smaller of SHAPES.
+    """Return the ratio of products a second in bfloat16 to float32, on one thread; the smaller of SHAPES.
 
     Measured once for a processor and a version of torch, and remembered.
     """

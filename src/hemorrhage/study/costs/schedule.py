@@ -1,4 +1,4 @@
-"""How long a run takes: the jobs that are missing, assigned to cores as Snakemake's greedy scheduler does."""
+"""Duration of a run: the jobs that are missing, assigned to cores as Snakemake's greedy scheduler does."""
 
 from __future__ import annotations
 
