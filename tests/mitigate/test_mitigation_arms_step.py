@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hemorrhage.analyze.rows import mitigations
+from hemorrhage.analyze.rows.schema import Source
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
@@ -91,7 +92,7 @@ def compare(trained: Path, texts: Tensor) -> Callable[..., mitigations.Measured]
             with torch.no_grad():
                 other = model(held_out).logits.log_softmax(-1)
             sums.append((base.exp() * (base - other)).sum((1, 2)).double().numpy())
-        return mitigations.compare_sums("kl_mean", {}, sums, sizes, counts)
+        return mitigations.compare_sums("kl_mean", Source(), sums, sizes, counts)
 
     return comparison
 
