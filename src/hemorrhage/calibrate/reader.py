@@ -26,7 +26,7 @@ class Influence(TypedDict):
 
 
 class Statistics:
-    """The statistics of a calibration folder, read when asked for: those of the dense base model."""
+    """The statistics of a calibration folder, read on request: those of the dense base model."""
 
     def __init__(self, folder: Path, gradients: dict[str, Path] | None = None) -> None:
         """``folder`` is an output of the calibrate step, ``gradients`` part -> output of its gradients step."""
@@ -130,7 +130,7 @@ class Statistics:
 
 
 class Streamed(Statistics):
-    """Statistics of inputs that are collected block by block, when the first of a block is asked for.
+    """Statistics of inputs that are collected block by block, when the first of a block is read.
 
     With ``propagated`` the windows go on through the blocks as they are by then, so that each block sees the errors
     of those before it (the sequential originals of GPTQ, SparseGPT and Wanda); else through the unaltered blocks, which

@@ -1,6 +1,6 @@
 """What a calibration set does inside a model: second moments and ranges of inputs, influence of blocks.
 
-The decoder blocks run one after the other over all windows in float32, so that beside the model as it is stored and
+The decoder blocks run one after the other over all windows in float32, so that besides the model as it is stored and
 the hidden states of the windows only one block's matrices are in memory. Every block sees the dense model's own
 hidden states, which makes the statistics the same for every method and setting; hemorrhage.calibrate.reader
 collects them anew behind compressed blocks where a method asks for that.

@@ -113,7 +113,7 @@ def remaining(
     """Return ``items`` by linear layer, block by block, without the blocks that a job before has finished.
 
     Those are restored where it is their turn, after ``statistics`` have seen them as they were. A block is finished
-    when the item behind its last is asked for. ``progress`` is None where nothing is resumed.
+    when the item after its last is requested. ``progress`` is None where nothing is resumed.
     """
     block_of = {name: index for index, inside in enumerate(_inside(model)) for name in inside}
     order = sorted(items, key=block_of.__getitem__)

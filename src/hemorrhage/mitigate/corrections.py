@@ -162,9 +162,9 @@ class Model:
         """Return the predictions at some positions."""
         return Model(self.states[positions], self.head)
 
-    def logits(self, part: slice) -> Tensor:
+    def logits(self, rows: slice) -> Tensor:
         """Return logits float32 [slice, vocabulary]."""
-        return self.states[part] @ self.head.T if self.kept is None else self.kept[part]
+        return self.states[rows] @ self.head.T if self.kept is None else self.kept[rows]
 
     def slices(self) -> Iterator[slice]:
         """Return places of which the logits are made at once."""
@@ -191,18 +191,18 @@ def pair(variant: Model, base: Model) -> Pairing:
     """Return the pairing of a variant's predictions with the base's of the same tokens."""
     targets, entropies = [], []
     frequency = torch.zeros(len(base.head), dtype=torch.float64, device=base.head.device)
-    for part in variant.slices():
-        p = base.logits(part).softmax(-1)
+    for rows in variant.slices():
+        p = base.logits(rows).softmax(-1)
         targets.append(p @ variant.head)
         frequency += p.sum(0)
-        entropies.append(entropy(variant.logits(part)))
+        entropies.append(entropy(variant.logits(rows)))
     return Pairing(variant, torch.cat(targets), frequency / len(variant.states), torch.cat(entropies))
 
 
 def shuffle_pairings(pairing: Pairing, shuffles: Sequence[Shuffle]) -> list[Pairing]:
     """Return the pairings with what the base predicts otherwise shuffled among the tokens."""
     variant = pairing.variant
-    expected = torch.cat([variant.logits(part).softmax(-1) @ variant.head for part in variant.slices()])
+    expected = torch.cat([variant.logits(rows).softmax(-1) @ variant.head for rows in variant.slices()])
     return [replace(pairing, target=expected + each.of(pairing.target - expected)) for each in shuffles]
 
 
@@ -220,8 +220,8 @@ def fit_temperatures(pairing: Pairing, buckets: int) -> Correction:
     low, high = (torch.full_like(beta, limit) for limit in LIMITS)
     for _ in range(NEWTON_STEPS):
         slope, curvature = torch.zeros_like(beta), torch.zeros_like(beta)
-        for part in pairing.variant.slices():
-            z, group = pairing.variant.logits(part), bucket[part]
+        for rows in pairing.variant.slices():
+            z, group = pairing.variant.logits(rows), bucket[rows]
             q = (z * beta[group, None].float()).softmax(-1)
             mean = (q * z).sum(-1, keepdim=True)
             slope += _by_bucket(mean[:, 0].double(), group, buckets)
@@ -251,9 +251,9 @@ def fit_biases(pairing: Pairing, start: Correction) -> Correction:
     for _ in range(ROUNDS):
         current = replace(start, bias=bias.float())
         mass = torch.zeros_like(bias)
-        for part in pairing.variant.slices():
-            states = pairing.variant.states[part]
-            mass += current.logits(pairing.variant.logits(part), states, pairing.variant.head).softmax(-1).sum(0)
+        for rows in pairing.variant.slices():
+            states = pairing.variant.states[rows]
+            mass += current.logits(pairing.variant.logits(rows), states, pairing.variant.head).softmax(-1).sum(0)
         bias = bias + ((n * pairing.frequency + PRIOR) / (mass + PRIOR)).log()
     return replace(start, bias=bias.float())
 
@@ -285,8 +285,8 @@ def fit_gains(pairing: Pairing, steps: int) -> Correction:
         with torch.no_grad():
             value = torch.zeros((), dtype=torch.float64, device=gain.device)
             slope = -wanted.clone()
-            for part in variant.slices():
-                states = variant.states[part]
+            for rows in variant.slices():
+                states = variant.states[rows]
                 z = (states * gain) @ variant.head.T
                 value += z.logsumexp(-1).double().sum()
                 slope += ((z.softmax(-1) @ variant.head) * states).sum(0)
@@ -311,11 +311,11 @@ def remap_nucleus(variant: Model, base: Model, p: float, shuffles: Sequence[Shuf
     nucleus_of_base = torch.tensor([p], device=device)
     curve = torch.zeros(NUCLEI, dtype=torch.float64, device=device)
     of_base, of_variant = [], []
-    for part in variant.slices():
-        surprises = _surprises(variant.logits(part), torch.cat([candidates, nucleus_of_base])).double()
+    for rows in variant.slices():
+        surprises = _surprises(variant.logits(rows), torch.cat([candidates, nucleus_of_base])).double()
         curve += surprises[:, :-1].sum(0)
         of_variant.append(surprises[:, -1])
-        of_base.append(_surprises(base.logits(part), nucleus_of_base)[:, 0].double())
+        of_base.append(_surprises(base.logits(rows), nucleus_of_base)[:, 0].double())
     before, difference = torch.cat(of_variant), torch.cat(of_base) - torch.cat(of_variant)
     differences = (difference, *(shuffle.of(difference) for shuffle in shuffles))
     targets = [(before + wanted).sum() for wanted in differences]
@@ -381,13 +381,13 @@ def score(
     (NaN); its distance is that from the base's nucleus ``p``.
     """
     parts: dict[Name, list[dict[str, Tensor]]] = {name: [] for name in corrections}
-    for part in variant.slices():
-        raw, logits, target = variant.logits(part), base.logits(part), targets[part, None]
+    for rows in variant.slices():
+        raw, logits, target = variant.logits(rows), base.logits(rows), targets[rows, None]
         log_p = logits.log_softmax(-1)
         mass = log_p.exp()
         nuclear = None
         for name, correction in corrections.items():
-            log_q = correction.logits(raw, variant.states[part], variant.head).log_softmax(-1)
+            log_q = correction.logits(raw, variant.states[rows], variant.head).log_softmax(-1)
             q = log_q.exp()
             nll = -log_q.gather(1, target)[:, 0]
             if correction.top_p is None:

@@ -25,5 +25,5 @@ TOKENS = pa.DataFrameSchema(
 corrected model itself generated (``window`` is then the window whose beginning it continued). ``correction`` is
 ``none`` for the altered model as it is, ``top_p`` for its plain nucleus; ``shuffled``: the number of the control's
 shuffle, 0 for the correction itself. ``kl``, ``nll`` empty where tokens are cut off; ``distance``: total variation
-between what base and variant sample from; ``right``: the likeliest token is the one that stands there.
+between what base and variant sample from; ``right``: the top-1 token is the text's.
 """

@@ -42,7 +42,7 @@ def survey(
     silent: int = 0,
     fidelity: Fidelity | None = None,
 ) -> Survey:
-    """Go through the weights of ``model`` once, beside those before, ``of_base``; ``fidelity`` sees the linear ones.
+    """Compare the weights of ``model`` with those before, ``of_base``; ``fidelity`` sees the linear ones.
 
     Raises ValueError where a weight is NaN or infinite, or where more than ``silent`` of ``layers``, as many as there
     were before, have only one value left.
@@ -90,11 +90,11 @@ def constant(value: Tensor) -> bool:
     return value.numel() > 1 and bool((value.flatten()[:64] == first).all()) and bool((value == first).all())
 
 
-def _different(one: Tensor, other: Tensor) -> int:
+def _different(new: Tensor, old: Tensor) -> int:
     # In the same dtype as they are: float32 copies of a large layer cost more than the layer.
-    if one.dtype != other.dtype:
-        one, other = one.float(), other.float()
-    return int((one != other).sum())
+    if new.dtype != old.dtype:
+        new, old = new.float(), old.float()
+    return int((new != old).sum())
 
 
 def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype) -> None:

@@ -56,31 +56,31 @@ WEIGHTED = Search(-0.9, 0.05, 36)
 """The search with importances, for all types that have a minimum."""
 
 
-def quantize(weight: Tensor, kind: str, importance: Tensor | None = None) -> Tensor:
+def quantize(weight: Tensor, ggml_type: str, importance: Tensor | None = None) -> Tensor:
     """Return the blocks of ``weight`` float32 [rows, columns]: uint8 [rows, bytes of a row].
 
-    ``kind`` is a type's name in lower case, ``importance`` float32 [columns]. Raises ValueError where the
+    ``ggml_type`` is a type's name in lower case, ``importance`` float32 [columns]. Raises ValueError where the
     type is unknown or its blocks do not divide the columns.
     """
-    if kind not in WIDTHS:
-        raise ValueError(f"{kind} is no block type; allowed: {', '.join(WIDTHS)}")
+    if ggml_type not in WIDTHS:
+        raise ValueError(f"{ggml_type} is no block type; allowed: {', '.join(WIDTHS)}")
     rows, columns = weight.shape
-    if columns % WIDTHS[kind]:
-        raise ValueError(f"{columns} columns are no multiple of {kind}'s blocks of {WIDTHS[kind]}")
-    if kind in SUPER_TYPES:
-        blocks = _by_pieces(weight, importance, SUPER, SUPER_TYPES[kind])
-    elif importance is None or kind == "q8_0":
-        return _by_package(weight, kind)
+    if columns % WIDTHS[ggml_type]:
+        raise ValueError(f"{columns} columns are no multiple of {ggml_type}'s blocks of {WIDTHS[ggml_type]}")
+    if ggml_type in SUPER_TYPES:
+        blocks = _by_pieces(weight, importance, SUPER, SUPER_TYPES[ggml_type])
+    elif importance is None or ggml_type == "q8_0":
+        return _by_package(weight, ggml_type)
     else:
         spread = weight.square().mean(1).repeat_interleave(columns // SMALL).unsqueeze(1)
-        blocks = _by_pieces(weight, importance, SMALL, SMALL_TYPES[kind], spread)
+        blocks = _by_pieces(weight, importance, SMALL, SMALL_TYPES[ggml_type], spread)
     return blocks.view(rows, -1)
 
 
-def _by_package(weight: Tensor, kind: str) -> Tensor:
+def _by_package(weight: Tensor, ggml_type: str) -> Tensor:
     from gguf import GGMLQuantizationType, quants
 
-    return torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType[kind.upper()]))
+    return torch.from_numpy(quants.quantize(weight.numpy(), GGMLQuantizationType[ggml_type.upper()]))
 
 
 def _by_pieces(
@@ -171,13 +171,13 @@ def refine(x: Tensor, weights: Tensor, codes: Tensor, low: int, high: int) -> tu
     length = (weights * codes.square()).sum(0)
     for _ in range(5):
         moved = False
-        for place in range(len(x)):
-            w, value, old = weights[place], x[place], codes[place]
+        for index in range(len(x)):
+            w, value, old = weights[index], x[index], codes[index]
             a, b = along - w * value * old, length - w * old.square()
             new = (value * b / a).round_().clamp_(low, high)
             a2, b2 = a + w * value * new, b + w * new.square()
             better = (a > 0) & (b > 0) & (new != old) & (a2.square() * length > along.square() * b2)
-            codes[place] = torch.where(better, new, old)
+            codes[index] = torch.where(better, new, old)
             along = torch.where(better, a2, along)
             length = torch.where(better, b2, length)
             moved = moved or bool(better.any())
@@ -270,21 +270,21 @@ def _with_minimum(
     parts, number = _sub_blocks(x, width), SUPER // width
     if worth is None:
         weights = parts.abs() if search.absolute else parts.abs() + parts.square().mean(0).sqrt_()
-        exact = [part.view(-1, number) for part in fit_scale_and_minimum(parts, weights, 2**bits - 1, search)]
-        steps = [part.amax(1, keepdim=True).clamp_(min=0) / limit for part in exact]
+        exact = [values.view(-1, number) for values in fit_scale_and_minimum(parts, weights, 2**bits - 1, search)]
+        steps = [values.amax(1, keepdim=True).clamp_(min=0) / limit for values in exact]
         coded = [
-            torch.where(step == 0, 0.0, part / step).round_().clamp_(0, limit)
-            for part, step in zip(exact, steps, strict=True)
+            torch.where(step == 0, 0.0, values / step).round_().clamp_(0, limit)
+            for values, step in zip(exact, steps, strict=True)
         ]
     else:
         weights = _sub_blocks(_weights(x, worth, 1.0 if bits == 2 else 2.0), width)
         sums = weights.sum(0).view(-1, number).T
-        exact = [part.view(-1, number) for part in fit_scale_and_minimum(parts, weights, 2**bits - 1, WEIGHTED)]
-        fitted = [fit_positive(part.T.contiguous(), sums, limit) for part in exact]
+        exact = [values.view(-1, number) for values in fit_scale_and_minimum(parts, weights, 2**bits - 1, WEIGHTED)]
+        fitted = [fit_positive(values.T.contiguous(), sums, limit) for values in exact]
         steps, coded = [step.unsqueeze(1) for step, _ in fitted], [codes.T for _, codes in fitted]
     d, m = (step.half() for step in steps)
     codes = _codes(x, d.float() * coded[0], m.float() * coded[1], width, 0, 2**bits - 1)
-    scales, minima = (part.to(torch.uint8).contiguous() for part in coded)
+    scales, minima = (values.to(torch.uint8).contiguous() for values in coded)
     return d.view(torch.uint8), m.view(torch.uint8), scales, minima, codes
 
 
@@ -304,7 +304,7 @@ def _q5_0(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
 def _q5_1(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
     weights = worth * (spread + x.square()).sqrt()
     fitted = fit_scale_and_minimum(x.T.contiguous(), weights.T.contiguous(), 31, WEIGHTED)
-    d, m = (part.unsqueeze(1).half() for part in fitted)
+    d, m = (values.unsqueeze(1).half() for values in fitted)
     codes = _codes(x, d.float(), m.float(), SMALL, 0, 31)
     return torch.cat([d.view(torch.uint8), (-m).view(torch.uint8), _fifth_bit(codes), _low_halves(codes)], dim=1)
 
@@ -346,8 +346,8 @@ def _codes(x: Tensor, scale: Tensor, minimum: Tensor | None, width: int, low: in
 def _shifted(parts: Tensor, bits: int) -> Tensor:
     """Return [n, ..., k, m] -> [n, rest]: k values of few ``bits`` side by side in a byte, the first lowest."""
     total = torch.zeros_like(parts.select(-2, 0))
-    for place in range(parts.shape[-2]):
-        total |= parts.select(-2, place) << (bits * place)
+    for index in range(parts.shape[-2]):
+        total |= parts.select(-2, index) << (bits * index)
     return total.flatten(1)
 
 
@@ -368,7 +368,7 @@ def _one_bit(codes: Tensor) -> Tensor:
 
 def _six_bits(scales: Tensor, minima: Tensor) -> Tensor:
     """Return eight scales and minima of 6 bits in 12 bytes: the last four's high bits lie above the first four."""
-    first = [part[:, :4] | ((part[:, 4:] >> 4) << 6) for part in (scales, minima)]
+    first = [values[:, :4] | ((values[:, 4:] >> 4) << 6) for values in (scales, minima)]
     return torch.cat([*first, (scales[:, 4:] & 15) | ((minima[:, 4:] & 15) << 4)], dim=1)
 
 

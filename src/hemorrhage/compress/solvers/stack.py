@@ -84,12 +84,12 @@ def rearrange(model: PreTrainedModel, order: list[int]) -> nn.ModuleList:
     old = blocks(model)
     seen: set[int] = set()
     new = []
-    for place in order:
-        new.append(copy.deepcopy(old[place]) if place in seen else old[place])
-        seen.add(place)
-    for index, (place, block) in enumerate(zip(order, new, strict=True)):
+    for origin in order:
+        new.append(copy.deepcopy(old[origin]) if origin in seen else old[origin])
+        seen.add(origin)
+    for index, (origin, block) in enumerate(zip(order, new, strict=True)):
         # Copied along with the block; a second rearrangement keeps the first place.
-        vars(block).setdefault("source", place)
+        vars(block).setdefault("source", origin)
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010
@@ -113,17 +113,17 @@ def _rewrite(config: Any, order: list[int], before: int) -> None:
     """Rewrite the entries of ``config`` that have a value per block, or name blocks."""
     computed = {name for name in vars(type(config)) if isinstance(getattr(type(config), name, None), property)}
     for name, value in list(vars(config).items()):
-        own = name.removeprefix("_")
+        key = name.removeprefix("_")
         # Token ids may be as many as there are blocks.
-        if own in computed or not isinstance(value, list) or own.endswith(("_id", "_ids", "architectures")):
+        if key in computed or not isinstance(value, list) or key.endswith(("_id", "_ids", "architectures")):
             continue
-        if own in INDICES:
-            setattr(config, name, [index for index, place in enumerate(order) if place in value])
+        if key in INDICES:
+            setattr(config, name, [index for index, origin in enumerate(order) if origin in value])
         elif len(value) == before:
-            setattr(config, name, [value[place] for place in order])
+            setattr(config, name, [value[origin] for origin in order])
     for name in FIRST:
         if getattr(config, name, None):
-            setattr(config, name, sum(place < getattr(config, name) for place in order))
+            setattr(config, name, sum(origin < getattr(config, name) for origin in order))
     config.num_hidden_layers = len(order)
 
 

@@ -5,7 +5,7 @@ inputs of 8 bits with one scale that was fixed by calibration (``static``), one 
 (``tensor``), or one for each token (``token``), as SmoothQuant (Xiao et al., arXiv 2211.10438) and ZeroQuant
 (Yao et al., arXiv 2206.01861) compare them. ``smooth`` is SmoothQuant's alpha, folded into the norms before
 the layers; inputs that come from no norm stay as they are. The grid of an input reaches from -max|x| to
-max|x|. What a loaded model does with its inputs stands in hemorrhage.models.emulation.activations: integer arithmetic
+max|x|. What a loaded model does with its inputs is in hemorrhage.models.emulation.activations: integer arithmetic
 is emulated. ``shuffled`` is the control of smoothing: the scales of an input are shuffled among its features.
 """
 

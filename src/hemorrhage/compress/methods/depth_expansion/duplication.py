@@ -53,8 +53,8 @@ class Settings(AddedSettings):
         """Raise RefusedError where blocks depend on their place, or can't be scaled."""
         stack = blocks(model)
         if self.scale != 1:
-            for place in self.run(len(stack)):
-                writes_of(stack[place])
+            for index in self.run(len(stack)):
+                writes_of(stack[index])
             refuse_normed_writes(model)
         return super().check_model(model)
 

@@ -30,14 +30,14 @@ class Settings(AddedSettings):
         """Return place that each block is made from: the last of every group comes twice."""
         added = self.number(blocks)
         copied = {(index + 1) * blocks // added - 1 for index in range(added)}
-        return [place for index in range(blocks) for place in ([index, index] if index in copied else [index])]
+        return [origin for index in range(blocks) for origin in ([index, index] if index in copied else [index])]
 
     def check_model(self, model: PreTrainedModel) -> str | None:
         """Raise RefusedError where blocks depend on their place, or a copy's output can't be taken out."""
         stack = blocks(model)
-        for before, place in itertools.pairwise(self.order(len(stack))):
-            if place == before:
-                writes_of(stack[place])
+        for before, origin in itertools.pairwise(self.order(len(stack))):
+            if origin == before:
+                writes_of(stack[origin])
         return super().check_model(model)
 
 
@@ -45,8 +45,8 @@ def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alte
     """Put new blocks into ``model`` in place."""
     order = settings.order(len(blocks(model)))
     stack = rearrange(model, order)
-    for before, (place, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
-        if place == before:
+    for before, (origin, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
+        if origin == before:
             scale_writes(block, 0.0)
     return Alteration(blocks=sources(model))
 

@@ -192,15 +192,15 @@ def _batch(samples: int, length: int) -> int:
 
 
 def _through(
-    model: PreTrainedModel, places: list[int], states: list[Tensor], arguments: list[BlockArguments]
+    model: PreTrainedModel, indices: list[int], states: list[Tensor], arguments: list[BlockArguments]
 ) -> list[Tensor]:
     """Return the states that leave the blocks at ``indices``, run one after the other on ``states``."""
     from hemorrhage.models.blockwise import in_float32, run_block
 
-    for place in places:
-        block = blocks(model)[place]
+    for index in indices:
+        block = blocks(model)[index]
         with in_float32(block):
-            states = [run_block(block, state, arguments[place]) for state in states]
+            states = [run_block(block, state, arguments[index]) for state in states]
     return states
 
 

@@ -109,7 +109,9 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
     def parts(index: int, mlp: Any) -> tuple[list[list[Tensor]], Tensor]:
         gate, up, down = (mlp.get_submodule(name).weight.data for name in PROJECTIONS)
-        experts = [[gate[own], up[own], (factor * down[:, own].float()).to(down)] for own in channels[index]]
+        experts = [
+            [gate[members], up[members], (factor * down[:, members].float()).to(down)] for members in channels[index]
+        ]
         return experts, routers[index].to(gate)
 
     changes = {
@@ -129,13 +131,13 @@ def fit(mlp: Any, x: Tensor, channels: Tensor) -> Tensor:
     moment = torch.zeros(x.shape[1], x.shape[1])
     product = torch.zeros(x.shape[1], len(channels))
     with torch.no_grad():
-        for part in x.split(BATCH_TOKENS):
-            inner = mlp.act_fn(part @ gate.T) * (part @ up.T)
-            given = torch.stack([(inner[:, own] @ down[:, own].T).norm(dim=1) for own in channels], dim=1)
+        for batch in x.split(BATCH_TOKENS):
+            inner = mlp.act_fn(batch @ gate.T) * (batch @ up.T)
+            given = torch.stack([(inner[:, members] @ down[:, members].T).norm(dim=1) for members in channels], dim=1)
             # A constant for all experts chooses nothing; without it no intercept is needed.
             target = given / given.sum(1, keepdim=True).clamp_min(1e-12) - 1 / len(channels)
-            moment += part.T @ part
-            product += part.T @ target
+            moment += batch.T @ batch
+            product += batch.T @ target
         damped = moment + RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
         router = torch.linalg.solve(damped, product).T
         logits = ((router @ moment) * router).sum() / (len(x) * len(channels))

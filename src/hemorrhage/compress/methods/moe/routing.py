@@ -204,10 +204,10 @@ def reconstruction(mixture: Any, x: Tensor, kept: int) -> dict[tuple[int, ...], 
     subsets: list[tuple[int, ...]] = list(itertools.combinations(range(len(mixture.experts)), kept))
     losses = dict.fromkeys(subsets, 0.0)
     with torch.no_grad():
-        for part in x.split(BATCH_TOKENS):
-            given = torch.stack([expert(part) for expert in mixture.experts], dim=1)
+        for batch in x.split(BATCH_TOKENS):
+            given = torch.stack([expert(batch) for expert in mixture.experts], dim=1)
             inner = given @ given.transpose(1, 2)
-            logits = part @ mixture.gate.weight.T
+            logits = batch @ mixture.gate.weight.T
             whole = weights(logits, mixture.gate)
             for subset in subsets:
                 masked = torch.full_like(logits, -torch.inf)

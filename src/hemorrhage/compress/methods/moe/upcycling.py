@@ -5,8 +5,8 @@ Attention, norms and embeddings stay; each MLP is copied into ``experts`` expert
 that the paper is about. Mixtral divides the chosen experts' softmax by its sum, so that copies add up to the dense MLP
 and the model starts as the base exactly. ``normalize: false`` leaves it out, as the paper does in its language models:
 the MLP's output shrinks by the probability of the experts not chosen, and the model starts damaged. That one is an
-ordinary Qwen2-MoE whose shared expert has no width. ``noise`` is ours: each copy gets Gaussian noise of that share of
-the matrix's root mean square, so that experts differ and the choice between them matters.
+ordinary Qwen2-MoE whose shared expert has no width. ``noise`` is not in the paper: each copy gets Gaussian noise of
+that share of the matrix's root mean square, so that experts differ and the choice between them matters.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Settings(MixtureSettings):
 
     def altered_config(self, config: ConfigJson) -> ConfigJson:
         """Return the config.json that an alteration of this variant starts from."""
-        kind = {"model_type": "mixtral" if self.normalize else "qwen2_moe"}
-        return {**config, **kind, "num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
+        entries = {"model_type": "mixtral" if self.normalize else "qwen2_moe"}
+        return {**config, **entries, "num_local_experts": self.experts, "num_experts_per_tok": self.top_k}
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
@@ -84,8 +84,8 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
     if settings.normalize:
         from_dense(model, "mixtral", shared, parts)
     else:
-        own = {"moe_intermediate_size": width, "shared_expert_intermediate_size": 0, "qkv_bias": False}
-        from_dense(model, "qwen2_moe", {**shared, **own, "norm_topk_prob": False}, parts)
+        of_qwen = {"moe_intermediate_size": width, "shared_expert_intermediate_size": 0, "qkv_bias": False}
+        from_dense(model, "qwen2_moe", {**shared, **of_qwen, "norm_topk_prob": False}, parts)
     return Alteration(entries={"severity": share_added(model)})
 
 

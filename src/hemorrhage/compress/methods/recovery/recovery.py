@@ -201,8 +201,8 @@ def _refuse_forms(model: PreTrainedModel) -> None:
     inside = set(blocks(model).modules())
     for name, module in model.named_modules():
         if module in inside and hasattr(module, "stored"):
-            kind = type(module).__name__
-            raise RefusedError(f"{name}: recovery trains plain weights, and this is a {kind}; pack after it")
+            form = type(module).__name__
+            raise RefusedError(f"{name}: recovery trains plain weights, and this is a {form}; pack after it")
 
 
 METHOD = Method(

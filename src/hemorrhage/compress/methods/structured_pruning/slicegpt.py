@@ -104,10 +104,10 @@ class Settings(Base):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
-        kind = config.get("model_type", "llama")
-        if kind not in MODEL_TYPES:
-            return f"slicegpt is for {', '.join(MODEL_TYPES)}; this model is a {kind}"
-        if kind == "qwen3" and self.rotation == "model":
+        model_type = config.get("model_type", "llama")
+        if model_type not in MODEL_TYPES:
+            return f"slicegpt is for {', '.join(MODEL_TYPES)}; this model is a {model_type}"
+        if model_type == "qwen3" and self.rotation == "model":
             return "rotation model can't be for a qwen3: the norms of its heads share the epsilon that has to change"
         width = config["hidden_size"]
         kept = self.kept(width, config["num_attention_heads"])
@@ -208,11 +208,11 @@ def _slice_blocks(model: PreTrainedModel, settings: Settings, tokens: Tensor, ge
     # Here the states are in the basis they come in, all columns wide; in the layers, in that of ``turn``.
     states = walk.states
 
-    def through(part: Callable[[Tensor], Tensor], turn: Tensor) -> None:
+    def through(module: Callable[[Tensor], Tensor], turn: Tensor) -> None:
         turn = turn.float()
-        for place, state in enumerate(states):
+        for index, state in enumerate(states):
             x = state @ turn
-            states[place] = x @ turn.T + part(x)
+            states[index] = x @ turn.T + module(x)
 
     turn = basis()
     _turn_embedding(model, turn)

@@ -91,9 +91,9 @@ class Settings(Base):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
-        kind = config.get("model_type", "llama")
-        if kind not in MODEL_TYPES:
-            return f"width is for {', '.join(MODEL_TYPES)}; this model is a {kind}"
+        measure = config.get("model_type", "llama")
+        if measure not in MODEL_TYPES:
+            return f"width is for {', '.join(MODEL_TYPES)}; this model is a {measure}"
         heads = config["num_attention_heads"]
         shape = Shape(
             groups=config.get("num_key_value_heads") or heads,
@@ -212,19 +212,19 @@ def importances(
     return heads, channels
 
 
-def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, kind: str, axis: int) -> Tensor:
+def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, measure: str, axis: int) -> Tensor:
     """Return importance of the rows (``axis`` 1) or columns (``axis`` 0) of ``weight`` [out, in]: [out] or [in].
 
     ``gradient``: the loss's, [out, in]; ``root``: root of the approximation of the Hessian's diagonal, here of
     the mean square of the samples' gradients, [out, in].
     """
-    if kind == "magnitude":
+    if measure == "magnitude":
         return weight.square().sum(axis)
     assert gradient is not None
     first = gradient * weight
-    if kind == "vector":
+    if measure == "vector":
         return first.sum(axis).abs()
-    if kind == "taylor2":
+    if measure == "taylor2":
         assert root is not None
         return (first - 0.5 * (root * weight).square()).abs().sum(axis)
     return first.abs().sum(axis)
@@ -271,8 +271,8 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     except AttributeError:
         layer = None
     if not isinstance(layer, torch.nn.Linear):
-        kind = "absent" if layer is None else f"a {type(layer).__name__}"
-        raise RefusedError(f"width prunes plain linear layers; {name} of a {type(block).__name__} is {kind}")
+        measure = "absent" if layer is None else f"a {type(layer).__name__}"
+        raise RefusedError(f"width prunes plain linear layers; {name} of a {type(block).__name__} is {measure}")
     return layer
 
 

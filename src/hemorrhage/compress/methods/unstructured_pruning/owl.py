@@ -88,8 +88,8 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
             tqdm(inside, desc="owl", unit="block", mininterval=5, leave=False), ratios, strict=True
         ):
             for first, names in group.items():
-                for part in [names] if settings.by == "sparsegpt" else [[name] for name in names]:
-                    weights = [linears[name].weight for name in part]
+                for together in [names] if settings.by == "sparsegpt" else [[name] for name in names]:
+                    weights = [linears[name].weight for name in together]
                     number = sum(weight.numel() for weight in weights)
                     before += number - sum(int(weight.count_nonzero()) for weight in weights)
                     due += ratio * number
@@ -158,10 +158,10 @@ def _zero(weight: Tensor, norms: Tensor, count: int, method: str) -> None:
 
 def _sparsegpt(weights: list[Tensor], moment: Tensor, share: float, first: str) -> float:
     """Prune ``weights`` by SparseGPT; returns by how many zeros its rounding can miss ``share``."""
-    own = sparsegpt.Settings(sparsity=share)
-    for weight, new in zip(weights, sparsegpt.prune(weights, moment, own, first), strict=True):
+    chosen = sparsegpt.Settings(sparsity=share)
+    for weight, new in zip(weights, sparsegpt.prune(weights, moment, chosen, first), strict=True):
         weight.copy_(new)
-    return 0.5 * len(weights) * -(-len(moment) // own.block_size)
+    return 0.5 * len(weights) * -(-len(moment) // chosen.block_size)
 
 
 METHOD = Method(

@@ -136,9 +136,9 @@ class Regional:
         dense = copy.deepcopy(block).float().requires_grad_(False)
         altered = copy.deepcopy(dense)
         twins: dict[Tensor, Tensor] = dict(zip(block.parameters(), altered.parameters(), strict=True))
-        own = [Gain(name, twins[weight].requires_grad_(), gain) for name, weight, gain in gains]
-        optimizer = torch.optim.RMSprop([weight for _, weight, _ in own], lr=LEARNING_RATE)
-        prune(own, settings)
+        of_twin = [Gain(name, twins[weight].requires_grad_(), gain) for name, weight, gain in gains]
+        optimizer = torch.optim.RMSprop([weight for _, weight, _ in of_twin], lr=LEARNING_RATE)
+        prune(of_twin, settings)
         for _ in range(settings.optimize):
             for sample in torch.randperm(len(self._states), generator=self._generator)[:WINDOWS].tolist():
                 states = self._states[sample]
@@ -148,7 +148,7 @@ class Regional:
                 optimizer.zero_grad()
                 error.square().sum().backward()
                 optimizer.step()
-            prune(own, settings)
+            prune(of_twin, settings)
         with torch.no_grad():
             for _, weight, _ in gains:
                 weight.copy_(twins[weight])

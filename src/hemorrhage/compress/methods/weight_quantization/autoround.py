@@ -143,11 +143,11 @@ class Rounding:
     def quantized(self) -> Quantized:
         """Return the rounded weights as they are stored."""
         codes, scale, zero = self._rounded()
-        kind = code_dtype(self._settings.bits)
+        integer = code_dtype(self._settings.bits)
         return Quantized(
-            codes.detach().flatten(1).to(kind),
+            codes.detach().flatten(1).to(integer),
             scale.detach().squeeze(2).to(self._dtype),
-            None if self._settings.symmetric else zero.detach().squeeze(2).to(kind),
+            None if self._settings.symmetric else zero.detach().squeeze(2).to(integer),
         )
 
     def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,7 +225,7 @@ def draws(samples: int, batch: int, generator: torch.Generator) -> Iterator[Tens
 
 def run(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: BlockArguments, batch: int) -> Tensor:
     """Run ``block`` with ``weights`` instead of its own on ``states``, in batches; return what leaves it."""
-    return torch.cat([_through(block, weights, part, arguments) for part in states.split(batch)])
+    return torch.cat([_through(block, weights, rows, arguments) for rows in states.split(batch)])
 
 
 def _through(block: nn.Module, weights: dict[str, Tensor], states: Tensor, arguments: BlockArguments) -> Tensor:

@@ -107,9 +107,9 @@ def nearest(values: Tensor, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 def nearest_codes(values: Tensor, table: Tensor) -> Tensor:
     """Return places uint8 in ``table`` of the entries nearest to ``values``; of two as near, the lower entry's."""
-    ordered, place = table.sort(stable=True)
+    ordered, order = table.sort(stable=True)
     bounds = (ordered[:-1] + ordered[1:]) / 2
-    return place.to(torch.uint8)[torch.bucketize(values, bounds)]
+    return order.to(torch.uint8)[torch.bucketize(values, bounds)]
 
 
 def dynamic_table() -> Tensor:

@@ -81,14 +81,16 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
         raise ValueError(reason)
     norms = _norms(settings, context)
     for name, linear in tqdm(linears_of(model).items(), desc=settings.type, unit="layer", mininterval=5, leave=False):
-        kind = type_of(settings.type, linear.in_features)
-        if kind is not None:
+        ggml_type = type_of(settings.type, linear.in_features)
+        if ggml_type is not None:
             importance = norms[name]().square() if name in norms else None
-            replace(model, name, BlockLinear(_blocks(name, linear.weight, kind, importance), kind, linear.bias))
+            replace(
+                model, name, BlockLinear(_blocks(name, linear.weight, ggml_type, importance), ggml_type, linear.bias)
+            )
     for module, wanted in _embeddings(model, settings):
-        kind = type_of(wanted, module.weight.shape[1])
-        if kind is not None:
-            embed(module, _blocks("the embedding", module.weight, kind, None), kind)
+        ggml_type = type_of(wanted, module.weight.shape[1])
+        if ggml_type is not None:
+            embed(module, _blocks("the embedding", module.weight, ggml_type, None), ggml_type)
     model.config.hemorrhage = {"form": "gguf_file", "type": settings.type}
     return Alteration(entries=tensor_types(model, settings))
 
@@ -114,21 +116,21 @@ def tensor_types(model: PreTrainedModel, settings: Settings) -> Mapping[str, Jso
             types["plain"] += 1
             bits += 8 * module.weight.element_size() * module.weight.numel()
             weights += module.weight.numel()
-    fell = sum(number for kind, number in types.items() if kind != settings.type)
+    fell = sum(number for ggml_type, number in types.items() if ggml_type != settings.type)
     return {"types": dict(types), "fell_back": fell, "layer_bits": bits / weights}
 
 
 def type_of(wanted: str, columns: int) -> str | None:
     """Return the type that rows of ``columns`` weights get for ``wanted``; None: they stay as they are."""
-    for kind in (wanted, FALLBACK.get(wanted)):
-        if kind is not None and columns % WIDTHS[kind] == 0:
-            return kind
+    for ggml_type in (wanted, FALLBACK.get(wanted)):
+        if ggml_type is not None and columns % WIDTHS[ggml_type] == 0:
+            return ggml_type
     return None
 
 
-def _blocks(name: str, weight: Tensor, kind: str, importance: Tensor | None) -> Tensor:
+def _blocks(name: str, weight: Tensor, ggml_type: str, importance: Tensor | None) -> Tensor:
     with torch.no_grad():
-        rows = quantize(weight.float(), kind, importance)
+        rows = quantize(weight.float(), ggml_type, importance)
     # A layer of one value stays so.
     if (rows == rows[0, 0]).all() and weight.any():
         raise ValueError(f"{name}: all bytes of the blocks are the same")

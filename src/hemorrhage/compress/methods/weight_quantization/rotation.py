@@ -104,9 +104,9 @@ class Settings(GridSettings):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
-        kind = config.get("model_type", "llama")
-        if self.transform == "quarot" and kind not in MODEL_TYPES:
-            return f"transform quarot is for {', '.join(MODEL_TYPES)}; the model is a {kind}"
+        model_type = config.get("model_type", "llama")
+        if self.transform == "quarot" and model_type not in MODEL_TYPES:
+            return f"transform quarot is for {', '.join(MODEL_TYPES)}; the model is a {model_type}"
         return super().check(config)
 
     def check_model(self, model: PreTrainedModel) -> str | None:

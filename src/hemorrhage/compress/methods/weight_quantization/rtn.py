@@ -40,11 +40,11 @@ def quantize(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dt
 
     The scales are stored in ``dtype``. Every grid has a point at zero, so zeros stay.
     """
-    parts = [_round(rows, width, settings, dtype) for rows in weight.split(rows_at_once(weight.shape[1]))]
+    pieces = [_round(rows, width, settings, dtype) for rows in weight.split(rows_at_once(weight.shape[1]))]
     return Quantized(
-        codes=torch.cat([part.codes for part in parts]),
-        scale=torch.cat([part.scale for part in parts]),
-        zero=None if settings.symmetric else torch.cat([part.zero for part in parts if part.zero is not None]),
+        codes=torch.cat([piece.codes for piece in pieces]),
+        scale=torch.cat([piece.scale for piece in pieces]),
+        zero=None if settings.symmetric else torch.cat([piece.zero for piece in pieces if piece.zero is not None]),
     )
 
 
