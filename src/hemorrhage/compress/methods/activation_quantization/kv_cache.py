@@ -5,6 +5,10 @@ of ``group_size`` channels on asymmetric grids, as they enter the cache. ``keys:
 arXiv 2402.02750), whose keys share a grid per channel over ``group_size`` tokens, and whose newest
 ``residual`` tokens stay exact. Every query reads the rounded ones, in generation and when a text is evaluated
 without a cache. See hemorrhage.models.emulation.kv_cache for both in full.
+
+    K, V   cached keys and values, [tokens, channels] of a head
+    G      ``group_size``, numbers that share a scale and a zero point
+    R      ``residual``, the newest tokens that stay exact
 """
 
 from __future__ import annotations

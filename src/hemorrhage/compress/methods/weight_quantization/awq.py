@@ -10,6 +10,11 @@ largest weight of every group is clipped to the best of ten shares of it, again 
 own output; not for queries and keys, as in the paper's code. That code scales by the error of the whole
 attention or MLP output; the formula above is the paper's equation 4.
 
+    W   weights [rows, columns] of a layer, Q(W) rounded to nearest
+    X   inputs; H = XᵀX / n, their second moment [columns, columns]
+    s   scale of each input feature [columns]
+    Δ   scale of a group's grid: rounding errs by about a quarter of it
+
 ``shuffled`` is the control: the results of both searches are shuffled, the scales of an input among its features and
 the clipped shares of a layer among its groups.
 """
@@ -126,14 +131,14 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                 if first in scales:
                     scales[first] = fold(model, makers[first], names, scales[first])
             for first, names in shared.items():
-                moment = statistics.second_moment(first)
+                H = statistics.second_moment(first)
                 if first in scales:
-                    moment = moment / torch.outer(scales[first], scales[first])
+                    H = H / torch.outer(scales[first], scales[first])
                 width = group_width(first, linears[first].in_features, settings)
                 for name in names:
                     weight = linears[name].weight.data
                     if settings.clip and not _attends(name):
-                        weight = clipped(weight, moment, width, settings, dtype, generator)
+                        weight = clipped(weight, H, width, settings, dtype, generator)
                     store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
 
 
@@ -170,7 +175,7 @@ def _attends(name: str) -> bool:
 
 def best_scale(
     weights: list[Tensor],
-    moment: Tensor,
+    H: Tensor,
     magnitude: Tensor,
     width: int,
     settings: Settings,
@@ -178,12 +183,12 @@ def best_scale(
 ) -> Tensor:
     """Return scales float32 [columns] of the input that ``weights`` [rows_i, columns] read.
 
-    ``moment`` float32 [columns, columns] is the second moment of the input, ``magnitude`` float32 [columns] the
+    ``H`` float32 [columns, columns] is the second moment of the input, ``magnitude`` float32 [columns] the
     mean of its absolute values; ``width`` columns share a grid, whose scales are stored in ``dtype``.
     """
     best, least = torch.ones_like(magnitude), math.inf
     # Σ dw H dwᵀ over the rows is the sum of the products of dwᵀ dw and H, both symmetric: a triangle of them is enough.
-    across = torch.triu(2 * moment, 1).add_(torch.diag(moment.diagonal()))
+    across = torch.triu(2 * H, 1).add_(torch.diag(H.diagonal()))
     changes = torch.zeros_like(across)
     for step in range(ALPHAS):
         scale = magnitude.pow(step / ALPHAS).clamp(min=1e-4)
@@ -225,7 +230,7 @@ def fold(model: PreTrainedModel, name: str, names: list[str], scale: Tensor) -> 
 
 def clipped(
     weight: Tensor,
-    moment: Tensor,
+    H: Tensor,
     width: int,
     settings: Settings,
     dtype: torch.dtype,
@@ -233,11 +238,11 @@ def clipped(
 ) -> Tensor:
     """Clip every group of ``width`` columns of ``weight`` float32 [rows, columns] to the best share of its largest.
 
-    The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``moment``
+    The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``H``
     [columns, columns]. A ``generator`` shuffles the shares.
     """
     groups = weight.unflatten(1, (-1, width))
-    blocks = moment.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2).movedim(2, 0)
+    blocks = H.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2).movedim(2, 0)
     largest = groups.abs().amax(2)
     best, least = largest.clone(), torch.full_like(largest, math.inf)
     for step in range(CLIPS):
