@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-
-class Manifest(TypedDict, total=False):
-    """Keys of every manifest. ``failure``: why the output could not be made."""
-
-    variant: str
-    failure: str
-    environment: dict[str, str]
+from hemorrhage.runtime.artifact import Manifest as Manifest
 
 
 class ModelSource(TypedDict, total=False):

@@ -277,7 +277,8 @@ def _from_safetensors(weights: Weights, settings: config.ModelConfig) -> dict[st
 
 
 def _product(form: Callable[[str], Any], layer: str) -> Tensor:
-    return form(layer).dense()
+    product: Tensor = form(layer).dense()
+    return product
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -254,7 +254,8 @@ def _mitigated(model: PreTrainedModel) -> Finding:
 
 def _exported(base: Path) -> Finding:
     from hemorrhage.models.architecture import text_entries
-    from hemorrhage.models.formats.gguf_file import problem, tokenizer_problem
+    from hemorrhage.models.formats.gguf_file import tokenizer_problem
+    from hemorrhage.models.formats.gguf_names import problem
 
     def check() -> None:
         reason = problem(text_entries(base)) or tokenizer_problem(base)
