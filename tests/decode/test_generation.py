@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from hemorrhage.decode import generation
-from hemorrhage.decode.generation import continuation
+from hemorrhage.decode.generation import Decoding, continuation
 from hemorrhage.decode.strategies import beam, contrastive_decoding, contrastive_search, diverse_beam, dola, fsd
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.refused import RefusedError
@@ -37,6 +38,7 @@ def test_bad_prompts_are_refused_before_generation(
             torch.tensor(ids, dtype=torch.long),
             torch.tensor(mask, dtype=torch.long),
             new_tokens,
+            Decoding(),
             seed=0,
         )
 
@@ -49,8 +51,9 @@ def test_candidates_repeat_all_that_a_cache_holds(family: str, tmp_path: Path) -
     mask[1, :2] = 0
     reading = generation.read(model, ids, mask)
     assert reading is not None
-    parameters = beam.parameters(model, beam.Settings(), generation.Prompts(mask, 4))
-    plain = generation.continuation(model, ids, mask, 4, seed=0, use_cache=False, **parameters)
+    decoding = beam.parameters(model, beam.Settings(), generation.Prompts(mask, 4))
+    uncached = dataclasses.replace(decoding, options={**decoding.options, "use_cache": False})
+    plain = continuation(model, ids, mask, 4, uncached, seed=0)
     assert torch.equal(generation.generate(beam, model, ids, mask, 4, beam.Settings(), 0, reading=reading), plain)
     for strategy in (diverse_beam, contrastive_search):
         together = generation.generate(strategy, model, ids, mask, 4, strategy.Settings(), 0, reading=reading)

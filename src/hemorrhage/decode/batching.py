@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.decode.generation import UNTRUNCATED, Reading, continuation
+from hemorrhage.decode.generation import UNTRUNCATED, Decoding, Option, Reading, continuation
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -22,9 +22,14 @@ TOKENS = 16_384
 """Texts times their lengths that run together: keys and values of a token take tens of kilobytes."""
 
 
-def is_batchable(parameters: Mapping[str, Any]) -> bool:
-    """Return whether a strategy's arguments of ``continuation`` say no more than how a token is taken from logits."""
-    return parameters.keys() <= {"do_sample", "processors", *UNTRUNCATED}
+def is_batchable(decoding: Decoding) -> bool:
+    """Return whether a strategy says no more than how a token is taken from logits."""
+    return (
+        decoding.search is None
+        and not decoding.drafting
+        and not decoding.one_by_one
+        and decoding.options.keys() <= {"do_sample", *UNTRUNCATED}
+    )
 
 
 def continuations(
@@ -32,7 +37,7 @@ def continuations(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     new_tokens: int,
-    strategies: Sequence[Mapping[str, Any]],
+    strategies: Sequence[Decoding],
     seed: int,
     reading: Reading | None = None,
     stopping: Sequence[Callable[..., torch.Tensor]] = (),
@@ -42,18 +47,18 @@ def continuations(
     They are those of ``continuation`` for each alone, but for what a product of more rows rounds otherwise.
     """
     number = len(strategies)
-    choosers = [Chooser(parameters, seed, input_ids.device) for parameters in strategies]
-    found = continuation(
+    choosers = [Chooser(decoding, seed, input_ids.device) for decoding in strategies]
+    sequences = continuation(
         model,
         input_ids.repeat_interleave(number, 0),
         attention_mask.repeat_interleave(number, 0),
         new_tokens,
+        Decoding(processors=[BatchedStrategies(choosers)]),
         seed=seed,
         reading=reading and reading.repeated(number),
-        processors=[BatchedStrategies(choosers)],
         stopping=stopping,
     )
-    return [found[turn::number] for turn in range(number)]
+    return [sequences[turn::number] for turn in range(number)]
 
 
 class BatchedStrategies:
@@ -72,11 +77,11 @@ class BatchedStrategies:
 
 
 class Chooser:
-    """How one strategy takes the next tokens."""
+    """A strategy's way of taking the next tokens."""
 
-    def __init__(self, parameters: Mapping[str, Any], seed: int, device: torch.device) -> None:
-        self.processors = [*parameters.get("processors", ()), *warpers(parameters)]
-        self.generator = torch.Generator(device).manual_seed(seed) if parameters.get("do_sample") else None
+    def __init__(self, decoding: Decoding, seed: int, device: torch.device) -> None:
+        self.processors = [*decoding.processors, *warpers(decoding.options)]
+        self.generator = torch.Generator(device).manual_seed(seed) if decoding.options.get("do_sample") else None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return tokens int64 [batch, 1] that follow ``input_ids`` [batch, length] by logits [batch, vocabulary]."""
@@ -87,18 +92,18 @@ class Chooser:
         return torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
 
 
-def warpers(parameters: Mapping[str, Any]) -> list[Callable[..., torch.Tensor]]:
-    """Return transformers' processors of the sampling parameters that are given, in the order of ``generate``."""
-    from transformers import generation
+def warpers(options: Mapping[str, Option]) -> list[Callable[..., torch.Tensor]]:
+    """Return transformers' processors of the sampling options that are given, in the order of ``generate``."""
+    from transformers.generation import logits_process
 
-    kinds: dict[str, Any] = {
-        "temperature": generation.TemperatureLogitsWarper,
-        "top_k": generation.TopKLogitsWarper,
-        "top_p": generation.TopPLogitsWarper,
-        "min_p": generation.MinPLogitsWarper,
-        "typical_p": generation.TypicalLogitsWarper,
-        "epsilon_cutoff": generation.EpsilonLogitsWarper,
-        "eta_cutoff": generation.EtaLogitsWarper,
+    classes: dict[str, Callable[..., Any]] = {
+        "temperature": logits_process.TemperatureLogitsWarper,
+        "top_k": logits_process.TopKLogitsWarper,
+        "top_p": logits_process.TopPLogitsWarper,
+        "min_p": logits_process.MinPLogitsWarper,
+        "typical_p": logits_process.TypicalLogitsWarper,
+        "epsilon_cutoff": logits_process.EpsilonLogitsWarper,
+        "eta_cutoff": logits_process.EtaLogitsWarper,
     }
-    given = {name: value for name, value in parameters.items() if name in kinds and value != UNTRUNCATED[name]}
-    return [kind(given[name]) for name, kind in kinds.items() if name in given]
+    given = {name: value for name, value in options.items() if name in classes and value != UNTRUNCATED[name]}
+    return [warper(given[name]) for name, warper in classes.items() if name in given]

@@ -1,4 +1,4 @@
-"""What every strategy stands on: one way into ``model.generate``, with nothing from the model's defaults.
+"""The one way into ``model.generate`` for all strategies, with nothing from the model's defaults.
 
 transformers fills what a call leaves open from the model's ``generation_config.json`` and then from its own
 table, where ``top_k`` is 50 and not off. Here every parameter is written out, so that a strategy is what
@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakKeyDictionary
 
 from hemorrhage.decode.early_exit import keep_depth
@@ -22,7 +22,10 @@ from hemorrhage.runtime.lazy import torch
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel
 
-NEUTRAL: dict[str, Any] = {
+Option = bool | int | float | None
+"""Value of a field of transformers' GenerationConfig."""
+
+NEUTRAL: Mapping[str, Option] = {
     "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -35,7 +38,7 @@ NEUTRAL: dict[str, Any] = {
 }
 """Generation parameters that change nothing: plain greedy search."""
 
-UNTRUNCATED: dict[str, Any] = {
+UNTRUNCATED: Mapping[str, Option] = {
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -45,6 +48,23 @@ UNTRUNCATED: dict[str, Any] = {
     "eta_cutoff": 0.0,
 }
 """Sampling parameters that change nothing: draws from the model's own distribution."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a strategy takes tokens from a model: arguments of ``continuation``.
+
+    ``options``: fields of GenerationConfig that replace the neutral ones; ``search``: a built-in decoding loop for
+    ``custom_generate``, called with ``search_settings``; ``processors``: built-in logits processors; ``drafting``:
+    fields that assisted generation reads from the model's defaults alone; ``one_by_one``: it takes one text at a time.
+    """
+
+    options: Mapping[str, Option] = field(default_factory=dict)
+    search: Callable[..., torch.Tensor] | None = None
+    search_settings: Mapping[str, object] = field(default_factory=dict)
+    processors: Sequence[Callable[..., torch.Tensor]] = ()
+    drafting: Mapping[str, Option | str] = field(default_factory=dict)
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class Reading:
         return cache
 
     def repeated(self, times: int) -> Reading:
-        """Return the same of a batch in which every row stands ``times`` times in succession."""
+        """Return the same of a batch in which every row is repeated ``times`` times in succession."""
         return Reading(self.copied_cache(times), self.states.repeat_interleave(times, 0))
 
 
@@ -115,22 +135,22 @@ def read(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.
 def forward(
     model: PreTrainedModel, tokens: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, logits: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One forward pass over ``tokens`` [batch, n] behind what ``cache`` holds, which grows by them.
+    """Run a forward pass over ``tokens`` [batch, n] after what ``cache`` holds, which grows by them.
 
     ``attention_mask`` [batch, cached + n] covers both. Returns the float32 logits of the last ``logits``
     positions [batch, logits, vocabulary] and the final hidden states [batch, n, width], which are those
     after the last norm, the input of the language modelling head.
     """
-    found, states = every_state(model, tokens, attention_mask, cache, logits)
-    return found, states[-1]
+    last, states = every_state(model, tokens, attention_mask, cache, logits)
+    return last, states[-1]
 
 
 def every_state(
     model: PreTrainedModel, tokens: torch.Tensor, attention_mask: torch.Tensor, cache: Cache, logits: int = 1
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """As ``forward``, but the states of the embeddings and behind every block; the last went through the last norm."""
+    """Run ``forward``; return the states of the embeddings and after every block, the last after the last norm."""
     positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-    given = {
+    optional = {
         "position_ids": positions[:, -tokens.shape[1] :],
         "logits_to_keep": logits,
     }
@@ -141,14 +161,14 @@ def every_state(
         attention_mask=attention_mask,
         use_cache=True,
         output_hidden_states=True,
-        **{key: value for key, value in given.items() if key in known},
+        **{key: value for key, value in optional.items() if key in known},
         **({name: cache} if name else {}),
     )
     return output.logits[:, -logits:].float(), output.hidden_states
 
 
 def cache_name(model: PreTrainedModel) -> str | None:
-    """Return what a model calls the cache that it is given: None where it keeps its states to itself."""
+    """Return the name of the argument that is a model's cache: None where it keeps its states to itself."""
     known = inspect.signature(model.forward).parameters
     return next((name for name in ("past_key_values", "cache_params") if name in known), None)
 
@@ -185,7 +205,7 @@ def refuse_without_cache(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a strategy may want to know of the prompts: their mask int64 [batch, length], and how long they grow."""
+    """Prompts as a strategy knows them: their mask int64 [batch, length], and how long they grow."""
 
     attention_mask: torch.Tensor
     new_tokens: int
@@ -205,23 +225,23 @@ def generate(
     """Return the continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
 
     ``strategy`` is a module of this package, ``settings`` its Settings. Its ``parameters(model, settings, prompts)``
-    are arguments of ``continuation``; ``one_by_one`` among them says that it takes one text at a time. ``stops`` makes
-    a stopping criterion for prompts of a length.
+    are a ``Decoding``. ``stops`` makes a stopping criterion for prompts of a length.
     """
     check(model, input_ids, attention_mask, new_tokens)
-    chosen = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens))
-    if not chosen.pop("one_by_one", False):
+    decoding: Decoding = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens))
+    if not decoding.one_by_one:
         stopping = [stops(input_ids.shape[1])] if stops else []
         return continuation(
-            model, input_ids, attention_mask, new_tokens, seed=seed, reading=reading, stopping=stopping, **chosen
+            model, input_ids, attention_mask, new_tokens, decoding, seed=seed, reading=reading, stopping=stopping
         )
     rows = []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
         alone = ids[mask != 0][None]
         stopping = [stops(alone.shape[1])] if stops else []
-        rows.append(
-            continuation(model, alone, torch.ones_like(alone), new_tokens, seed=seed, stopping=stopping, **chosen)[0]
+        generated = continuation(
+            model, alone, torch.ones_like(alone), new_tokens, decoding, seed=seed, stopping=stopping
         )
+        rows.append(generated[0])
     padding = special_tokens(model)["pad_token_id"]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
@@ -231,24 +251,17 @@ def continuation(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     new_tokens: int,
+    decoding: Decoding,
     *,
     seed: int,
     reading: Reading | None = None,
-    search: Callable[..., torch.Tensor] | None = None,
-    search_settings: dict[str, Any] | None = None,
-    processors: Sequence[Callable[..., torch.Tensor]] = (),
     stopping: Sequence[Callable[..., torch.Tensor]] = (),
-    drafting: dict[str, Any] | None = None,
-    **parameters: Any,
 ) -> torch.Tensor:
     """Continue a left-padded batch of prompts by at most ``new_tokens`` tokens, prompts not included.
 
-    ``parameters`` are fields of transformers' GenerationConfig that replace the neutral ones; ``search`` is a
-    decoding loop of our own for ``custom_generate``, called with ``search_settings``; ``processors`` are logits
-    processors of our own, ``stopping`` stopping criteria. ``drafting`` are fields that assisted generation reads from
-    the model's defaults alone. ``reading`` saves reading the prompts again and is not changed. Sequences end at the
-    model's end-of-sequence token and are padded behind it. Random draws come from ``seed`` alone and leave the global
-    generator as it was.
+    ``stopping`` are stopping criteria. ``reading`` saves reading the prompts again and is not changed. Sequences end at
+    the model's end-of-sequence token and are padded after it. Random draws come from ``seed`` alone and leave the
+    global generator as it was.
 
     Returns int64 [batch, <= new_tokens]. Raises ValueError for empty or too long prompts, before any work.
     """
@@ -256,57 +269,66 @@ def continuation(
 
     check(model, input_ids, attention_mask, new_tokens)
     special = special_tokens(model)
-    neutral = {**NEUTRAL, **UNTRUNCATED} if parameters.get("do_sample") else NEUTRAL
-    options: dict[str, Any] = {**neutral, **parameters, "max_new_tokens": new_tokens}
-    extra: dict[str, Any] = {"custom_generate": search, **(search_settings or {})} if search else {}
+    neutral = {**NEUTRAL, **UNTRUNCATED} if decoding.options.get("do_sample") else NEUTRAL
+    options: dict[str, Any] = {**neutral, **decoding.options, "max_new_tokens": new_tokens}
+    search = decoding.search
+    extra: dict[str, object] = {"custom_generate": search, **decoding.search_settings} if search else {}
     if reading is not None:
         extra["past_key_values"] = reading.copied_cache(options["num_beams"])
         if search and "prompt_states" in inspect.signature(search).parameters:
             extra["prompt_states"] = reading.states
-    defaults = GenerationConfig(**special, **(drafting or {}))
+    defaults = GenerationConfig(**special, **decoding.drafting)
     with torch.no_grad(), seed_generators(seed, input_ids.device), hide_defaults(model, defaults), keep_depth(model):
-        sequences = model.generate(  # type: ignore[operator]
+        sequences: torch.Tensor = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=GenerationConfig(**options, **special),
-            logits_processor=LogitsProcessorList(processors),
+            logits_processor=LogitsProcessorList(decoding.processors),
             stopping_criteria=StoppingCriteriaList(stopping),
             **extra,
         )
     return sequences[:, input_ids.shape[1] :]
 
 
-def special_tokens(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the model's ``bos_token_id``, ``eos_token_id`` (an int, a list or None) and ``pad_token_id``.
+class SpecialTokens(TypedDict):
+    """Token ids as transformers' GenerationConfig names them."""
 
-    A model without padding token is padded with its first end-of-sequence token: what stands behind an end
-    is never read.
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int
+
+
+def special_tokens(model: PreTrainedModel) -> SpecialTokens:
+    """Return the model's special tokens.
+
+    A model without padding token is padded with its first end-of-sequence token: what follows an end is never read.
     """
-    special = {
-        name: _first_set(getattr(model.generation_config, name, None), getattr(model.config, name, None))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    padding = _token(model, "pad_token_id")
+    if padding is None:
+        padding = next(iter(sorted(end_tokens(model))), 0)
+    return {
+        "bos_token_id": _token(model, "bos_token_id"),
+        "eos_token_id": _token(model, "eos_token_id"),
+        "pad_token_id": padding,
     }
-    if special["pad_token_id"] is None:
-        special["pad_token_id"] = next(iter(sorted(end_tokens(model))), 0)
-    return special
 
 
 def end_tokens(model: PreTrainedModel) -> set[int]:
     """Return the tokens that end a sequence of this model; empty where it has none."""
-    eos = _first_set(
-        getattr(model.generation_config, "eos_token_id", None), getattr(model.config, "eos_token_id", None)
-    )
+    eos = _token(model, "eos_token_id")
     if eos is None:
         return set()
     return set(eos) if isinstance(eos, list) else {eos}
 
 
-def _first_set(*values: Any) -> Any:
+def _token(model: PreTrainedModel, name: str) -> Any:
+    """Return a special token from the generation's configuration, else from the model's."""
+    values = (getattr(config, name, None) for config in (model.generation_config, model.config))
     return next((value for value in values if value is not None), None)
 
 
 def until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """``tokens`` up to and with the first end-of-sequence token; what follows is padding."""
+    """Return ``tokens`` up to and with the first end-of-sequence token; what follows is padding."""
     for position, token in enumerate(tokens):
         if token in ends:
             return tokens[: position + 1]
@@ -346,7 +368,7 @@ def check(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch
     if not lengths.all():
         raise ValueError(f"prompts: row {int(lengths.argmin())} is empty")
     if (attention_mask.diff(dim=1) < 0).any():
-        raise ValueError("prompts: padding must stand on the left")
+        raise ValueError("prompts: padding must be on the left")
     check_context(model, int(lengths.max()), new_tokens, "prompts")
 
 

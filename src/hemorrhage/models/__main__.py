@@ -9,14 +9,14 @@ import argparse
 import importlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.probe import LINEAR_LAYERS, Finding, probe_base
-from hemorrhage.models.sources.origin import Origin
+from hemorrhage.models.sources.origin import Origin, Spec
 from hemorrhage.models.tokenizer import leading
 from hemorrhage.models.weights import Weights, weight_files
 from hemorrhage.runtime.artifact import write_manifest, writing
@@ -40,7 +40,7 @@ def main() -> None:
     prepare(arguments.spec, arguments.out)
 
 
-def prepare(spec: dict[str, Any], out: Path) -> None:
+def prepare(spec: Spec, out: Path) -> None:
     """Write the checkpoint that ``spec`` names into ``out``, loaded once to see that it is whole.
 
     Raises InputError where the source is unknown, for the source's own reasons, and where the model is not what every
@@ -53,7 +53,7 @@ def prepare(spec: dict[str, Any], out: Path) -> None:
         origin: Origin = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(spec, part)
         model, tokenizer = load(part, "bfloat16"), load_tokenizer(part)
         before = origin.quantized_before and asdict(origin.quantized_before)
-        facts = describe(part, model, tokenizer)
+        description = describe(part, model, tokenizer)
         notes = [origin.note, beginnings(model, tokenizer)]
         findings, silent = probe_base(model)
         notes.append(silent_note(silent))
@@ -61,7 +61,7 @@ def prepare(spec: dict[str, Any], out: Path) -> None:
         write_manifest(
             part,
             **IDENTITY,
-            **facts,
+            **asdict(description),
             model=spec,
             note=" ".join(filter(None, notes)),
             quantized_before=before,
@@ -70,7 +70,7 @@ def prepare(spec: dict[str, Any], out: Path) -> None:
         )
 
 
-IDENTITY: dict[str, Any] = {
+IDENTITY: Mapping[str, str | float | Mapping[str, str] | None] = {
     "variant": "base",
     "sweep": "base",
     "family": "base",
@@ -82,16 +82,31 @@ IDENTITY: dict[str, Any] = {
     "size_ratio": 1.0,
     "changed": 0.0,
 }
-"""What the base is among the variants: the point where nothing was done."""
+"""The base's entries of a variant's manifest: the point where nothing was done."""
 
 
-def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Size, sparsity and habits of a checkpoint folder whose model and tokenizer are given.
+@dataclass(frozen=True)
+class Description:
+    """Size, sparsity and habits of a checkpoint.
 
     ``effective_bits`` counts the bits of all stored tensors; a tied output embedding counts once as a
     parameter. ``tensors`` has the digest of each, by which variants find what they share with it. ``sparsity`` is the
-    share of exact zeros in the linear layers of the blocks.
+    share of exact zeros in the linear layers of the blocks, ``vocabulary`` the rows of the embedding, ``leading`` the
+    special tokens in front of a text.
     """
+
+    disk_bytes: int
+    effective_bits: float
+    parameters: int
+    tensors: dict[str, str]
+    sparsity: float
+    context: int | None
+    vocabulary: int
+    leading: list[int]
+
+
+def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Description:
+    """Measure a checkpoint folder whose model and tokenizer are given."""
     from torch.nn import Linear
 
     weights = Weights(folder)
@@ -100,16 +115,16 @@ def describe(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     head = model.get_output_embeddings()
     linears = [module.weight for module in model.modules() if isinstance(module, Linear) and module is not head]
     zeros = sum(int((weight == 0).sum()) for weight in linears)
-    return {
-        "disk_bytes": sum(file.stat().st_size for file in weight_files(folder)),
-        "effective_bits": stored / parameters,
-        "parameters": parameters,
-        "tensors": weights.digests(),
-        "sparsity": zeros / sum(weight.numel() for weight in linears),
-        "context": getattr(model.config, "max_position_embeddings", None),
-        "vocabulary": rows(model),
-        "leading": leading(tokenizer),
-    }
+    return Description(
+        disk_bytes=sum(file.stat().st_size for file in weight_files(folder)),
+        effective_bits=stored / parameters,
+        parameters=parameters,
+        tensors=weights.digests(),
+        sparsity=zeros / sum(weight.numel() for weight in linears),
+        context=getattr(model.config, "max_position_embeddings", None),
+        vocabulary=rows(model),
+        leading=leading(tokenizer),
+    )
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -134,7 +149,7 @@ def silent_note(silent: Sequence[int]) -> str:
 def rows(model: PreTrainedModel) -> int:
     """Return the rows of the model's embedding: the tokens that it can read."""
     embedding: Any = model.get_input_embeddings()
-    return embedding.weight.shape[0]
+    return int(embedding.weight.shape[0])
 
 
 def beginnings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:

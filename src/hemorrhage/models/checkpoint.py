@@ -115,7 +115,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def device() -> str:
-    """Where models run: what HEMORRHAGE_DEVICE says, else the GPU if there is one, else the CPU."""
+    """Return where models run: what HEMORRHAGE_DEVICE says, else the GPU if there is one, else the CPU."""
     import torch
 
     return os.environ.get("HEMORRHAGE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,26 +32,26 @@ LAYOUTS = {
     "qwen2_moe": ("mlp", PROJECTIONS),
     "qwen3_moe": ("mlp", PROJECTIONS),
 }
-"""Model type -> what its checkpoints call a block's mixture, and an expert's gate, up and down projection.
+"""Model type -> its checkpoints' names of a block's mixture, and of an expert's gate, up and down projection.
 
-Of others the mixture is called on disk what it is in memory, and the projections are ``PROJECTIONS``."""
+Of others the mixture has the same name on disk and in memory, and the projections are ``PROJECTIONS``."""
 
 SMALL = 0.1
 """Share of a block's weights that may be in tensors which no method alters, such as the gates of a recurrence."""
 
 ROUTERS = ("gate", "router")
-"""What mixtures call their router."""
+"""Names that mixtures have for their router."""
 
 
 class Expert(nn.Module):
     """A gated MLP: down(act(gate(x)) · up(x)), or what else its family makes of gate and up."""
 
-    def __init__(self, parts: dict[str, nn.Linear], act: Any, gating: Callable[..., Tensor] | None = None) -> None:
-        """``parts``: the gate, up and down projection, in this order, by their names in a checkpoint; ``gating``: what
-        the family makes of the outputs of gate and up, where that is not the act of one times the other."""
+    def __init__(self, linears: dict[str, nn.Linear], act: Any, gating: Callable[..., Tensor] | None = None) -> None:
+        """``linears``: the gate, up and down projection, in this order, by their names in a checkpoint; ``gating``:
+        what the family makes of the outputs of gate and up, where that is not act(gate) · up."""
         super().__init__()
-        self._names = tuple(parts)
-        for name, linear in parts.items():
+        self._names = tuple(linears)
+        for name, linear in linears.items():
             self.add_module(name, linear)
         self.act_fn = act
         # No module: it has no weights.
@@ -61,7 +61,9 @@ class Expert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [tokens, hidden] -> [tokens, hidden]."""
         gate, up, down = (self.get_submodule(name) for name in self._names)
-        return down(self._gating(gate(x), up(x)) if self._gating is not None else self.act_fn(gate(x)) * up(x))
+        gated = self._gating(gate(x), up(x)) if self._gating is not None else self.act_fn(gate(x)) * up(x)
+        output: Tensor = down(gated)
+        return output
 
 
 class Experts(nn.ModuleList):
@@ -73,14 +75,14 @@ class Experts(nn.ModuleList):
         """Sum over each token's experts: ``hidden_states`` [tokens, hidden], the others [tokens, k]."""
         result = torch.zeros_like(hidden_states)
         for index, expert in enumerate(self):
-            token, place = torch.where(top_k_index == index)
+            token, choice = torch.where(top_k_index == index)
             if self.every_token:
-                given = expert(hidden_states)[token]
+                output = expert(hidden_states)[token]
             elif len(token):
-                given = expert(hidden_states[token])
+                output = expert(hidden_states[token])
             else:
                 continue
-            weighted = given * top_k_weights[token, place, None]
+            weighted = output * top_k_weights[token, choice, None]
             result.index_add_(0, token, weighted.to(result.dtype))
         return result
 
@@ -90,8 +92,8 @@ class SortedExperts(Experts):
 
     def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
         """``hidden_states`` [experts · tokens, hidden], and so is what leaves."""
-        parts = hidden_states.view(len(self), -1, hidden_states.shape[-1])
-        return torch.cat([expert(part) for expert, part in zip(self, parts, strict=True)])
+        copies = hidden_states.view(len(self), -1, hidden_states.shape[-1])
+        return torch.cat([expert(tokens) for expert, tokens in zip(self, copies, strict=True)])
 
 
 class SharedGate(nn.Module):
@@ -121,25 +123,27 @@ def unfuse(model: PreTrainedModel) -> None:
     A layer at a time, so that no second copy of the model is made. Raises RefusedError where a block has a tensor of
     three dimensions that is in no known mixture and not small: methods would silently pass it by.
     """
-    kind = model.config.get_text_config(decoder=True).model_type
+    model_type = model.config.get_text_config(decoder=True).model_type
     for block in blocks(model):
-        _turn(block)
+        _make_linear(block)
         for mixture in [module for module in block.modules() if _is_fused(getattr(module, "experts", None))]:
-            mixture.experts = split_experts(mixture.experts, LAYOUTS.get(kind, ("", PROJECTIONS))[1])
+            mixture.experts = split_experts(mixture.experts, LAYOUTS.get(model_type, ("", PROJECTIONS))[1])
             if mixture is getattr(block, "mlp", None):
-                arrange(block, kind)
+                arrange(block, model_type)
         # A convolution's weight has three dimensions too.
-        passed = [
+        passed_over = [
             name
             for name, value in block.named_parameters()
             if value.dim() == 3 and not isinstance(block.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
         ]
-        size = sum(block.get_parameter(name).numel() for name in passed)
+        size = sum(block.get_parameter(name).numel() for name in passed_over)
         if size > SMALL * sum(value.numel() for value in block.parameters()):
-            raise RefusedError(f"the experts of a {kind} ({passed[0]}) are of an unknown kind and can't be altered")
+            raise RefusedError(
+                f"the experts of a {model_type} ({passed_over[0]}) have an unknown layout and can't be altered"
+            )
 
 
-def _turn(block: nn.Module) -> None:
+def _make_linear(block: nn.Module) -> None:
     """Make linear layers of the layers whose weights are stored as [inputs, outputs]."""
     from transformers.pytorch_utils import Conv1D
 
@@ -149,8 +153,8 @@ def _turn(block: nn.Module) -> None:
 
 
 def _is_fused(experts: Any) -> bool:
-    parts = [getattr(experts, name, None) for name in ("gate_up_proj", "down_proj")]
-    return all(isinstance(part, nn.Parameter) and part.dim() == 3 for part in parts)
+    weights = [getattr(experts, name, None) for name in ("gate_up_proj", "down_proj")]
+    return all(isinstance(weight, nn.Parameter) and weight.dim() == 3 for weight in weights)
 
 
 def is_fused(model: PreTrainedModel) -> bool:
@@ -162,34 +166,34 @@ def split_experts(fused: Any, names: tuple[str, ...]) -> Experts:
     """Return the experts of transformers' module ``fused``, whose ``gate_up_proj`` is [experts, 2 · width, hidden]."""
     from transformers.integrations.moe import _default_apply_gate
 
-    turned, interleaved = stacking(type(fused).__name__)
-    own = getattr(type(fused), "_apply_gate", _default_apply_gate)
-    gating = None if own is _default_apply_gate else _Gating(fused, interleaved)
+    is_transposed, is_interleaved = stacking(type(fused).__name__)
+    apply_gate = getattr(type(fused), "_apply_gate", _default_apply_gate)
+    gating = None if apply_gate is _default_apply_gate else _Gating(fused, is_interleaved)
     biases = [getattr(fused, f"{name}_bias", None) for name in ("gate_up_proj", "down_proj")]
     experts = []
     for index, (gate_up, down) in enumerate(zip(fused.gate_up_proj.data, fused.down_proj.data, strict=True)):
-        whole = (gate_up.T, down.T) if turned else (gate_up, down)
+        matrices = (gate_up.T, down.T) if is_transposed else (gate_up, down)
         weights = [
             weight.clone(memory_format=torch.contiguous_format)
-            for weight in (*_halves(whole[0], interleaved), whole[1])
+            for weight in (*_halves(matrices[0], is_interleaved), matrices[1])
         ]
         of_expert = [None if bias is None else bias.data[index] for bias in biases]
-        given: list[Tensor | None] = [None] * 3
+        split: list[Tensor | None] = [None] * 3
         if of_expert[0] is not None and of_expert[1] is not None:
-            given = [bias.clone() for bias in (*_halves(of_expert[0], interleaved), of_expert[1])]
-        parts = {name: _linear(weight, bias) for name, weight, bias in zip(names, weights, given, strict=True)}
-        experts.append(Expert(parts, getattr(fused, "act_fn", None), gating))
+            split = [bias.clone() for bias in (*_halves(of_expert[0], is_interleaved), of_expert[1])]
+        linears = {name: _linear(weight, bias) for name, weight, bias in zip(names, weights, split, strict=True)}
+        experts.append(Expert(linears, getattr(fused, "act_fn", None), gating))
     return (SortedExperts if _is_sorted(fused) else Experts)(experts)
 
 
 def stacking(name: str) -> tuple[bool, bool]:
-    """Of a class of fused experts: whether it has [inputs, outputs], and whether gate and up take turns."""
+    """Return of a class of fused experts: is_transposed, [inputs, outputs]; is_interleaved, gate and up take turns."""
     return name.startswith(("GptOss", "Llama4")), name.startswith("GptOss")
 
 
-def _halves(stacked: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """Gate and up of [2 · width, ...]."""
-    if interleaved:
+def _halves(stacked: Tensor, is_interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Split [2 · width, ...] into gate and up."""
+    if is_interleaved:
         return stacked[::2], stacked[1::2]
     return stacked[: len(stacked) // 2], stacked[len(stacked) // 2 :]
 
@@ -199,16 +203,17 @@ def _is_sorted(fused: Any) -> bool:
 
 
 class _Gating:
-    """What a family's experts make of gate and up, without their weights."""
+    """A family's function of gate and up, without the weights of its experts."""
 
-    def __init__(self, fused: Any, interleaved: bool) -> None:
+    def __init__(self, fused: Any, is_interleaved: bool) -> None:
         self._fused = copy.copy(fused)
         self._fused._parameters = {}
-        self._interleaved = interleaved
+        self._is_interleaved = is_interleaved
 
     def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
-        both = torch.stack([gate, up], -1).flatten(-2) if self._interleaved else torch.cat([gate, up], -1)
-        return self._fused._apply_gate(both)
+        both = torch.stack([gate, up], -1).flatten(-2) if self._is_interleaved else torch.cat([gate, up], -1)
+        gated: Tensor = self._fused._apply_gate(both)
+        return gated
 
 
 def new_expert(weights: Sequence[Tensor], names: tuple[str, ...], act: nn.Module) -> Expert:
@@ -216,32 +221,32 @@ def new_expert(weights: Sequence[Tensor], names: tuple[str, ...], act: nn.Module
     return Expert({name: _linear(weight) for name, weight in zip(names, weights, strict=True)}, act)
 
 
-def arrange(block: Any, kind: str) -> None:
-    """Name the parts of a decoder block's mixture ``block.mlp`` as checkpoints of the family ``kind`` do."""
+def arrange(block: Any, model_type: str) -> None:
+    """Name the parts of a decoder block's mixture ``block.mlp`` as checkpoints of the family ``model_type`` do."""
     mlp = block.mlp
     if hasattr(mlp, "shared_expert_gate"):
         mlp.shared_expert_gate = SharedGate(mlp.shared_expert_gate.weight)
         if not mlp.shared_expert.down_proj.in_features:
             mlp.shared_expert = NoSharedExpert()
-    name = LAYOUTS.get(kind, ("mlp", ()))[0]
+    name = LAYOUTS.get(model_type, ("mlp", ()))[0]
     if name == "mlp":
         return
     # The block's forward goes on finding its mixture at .mlp, where it is no registered module any more.
-    _called(block, "mlp", name)
+    _rename(block, "mlp", name)
     if hasattr(mlp, "router"):
-        _called(mlp, "router", "gate")
+        _rename(mlp, "router", "gate")
 
 
-def _called(module: Any, before: str, name: str) -> None:
-    """Register the part ``before`` of ``module`` under another name; the old one goes on leading to it."""
-    part = getattr(module, before)
+def _rename(module: Any, before: str, name: str) -> None:
+    """Register the child ``before`` of ``module`` under another name; the old one still leads to it."""
+    child = getattr(module, before)
     delattr(module, before)
-    module.add_module(name, part)
-    vars(module)[before] = part
+    module.add_module(name, child)
+    vars(module)[before] = child
 
 
 def mixtures(model: nn.Module) -> dict[str, Any]:
-    """``{name: module}`` of the mixtures of experts of ``model``: each has a ``router`` and ``experts``."""
+    """Return ``{name: module}`` of the mixtures of experts of ``model``: each has a ``router`` and ``experts``."""
     return {
         name: module for name, module in model.named_modules() if isinstance(getattr(module, "experts", None), Experts)
     }
@@ -261,33 +266,32 @@ def routing_logits(mixture: nn.Module, x: Tensor) -> Tensor:
     module = router(mixture)
     # Hunyuan's is a module with a linear layer.
     module = getattr(module, "wg", module)
-    found = nn.functional.linear(x, module.weight.to(x.dtype)).float()
-    bias = getattr(module, "bias", None)
-    return found if bias is None else found + bias.float()
+    logits = nn.functional.linear(x, module.weight.to(x.dtype)).float()
+    bias: Tensor | None = getattr(module, "bias", None)
+    return logits if bias is None else logits + bias.float()
 
 
 @contextlib.contextmanager
 def record_choices(mixture: Any) -> Iterator[list[Tensor]]:
-    """Inside, the experts that ``mixture`` chooses go into the list that is given: int64 [tokens, k] a pass."""
-    found: list[Tensor] = []
+    """Record the experts that ``mixture`` chooses inside, in the list that is given: int64 [tokens, k] a pass."""
+    choices: list[Tensor] = []
 
-    def keep(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         if isinstance(mixture.experts, SortedExperts):
-            parts = arguments[0].view(len(mixture.experts), -1, arguments[0].shape[-1])
-            taken = parts.abs().amax(-1).T.topk(mixture.top_k, dim=-1).indices
-            found.append(taken)
-            return
-        found.append(named["top_k_index"] if "top_k_index" in named else arguments[1])
+            copies = arguments[0].view(len(mixture.experts), -1, arguments[0].shape[-1])
+            choices.append(copies.abs().amax(-1).T.topk(mixture.top_k, dim=-1).indices)
+        else:
+            choices.append(named["top_k_index"] if "top_k_index" in named else arguments[1])
 
     hook = mixture.experts.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        yield found
+        yield choices
     finally:
         hook.remove()
 
 
 def routing_layers(model: PreTrainedModel) -> list[str]:
-    """Return the names of what routes in ``model``: no method packs it, and engines keep it as it is.
+    """Return the names of the layers of ``model`` that route: no method packs them, engines keep them as they are.
 
     They belong into the list of layers that a quantization's configuration ignores. A shared expert without width is
     among them, because transformers makes linear layers of it.
@@ -298,23 +302,23 @@ def routing_layers(model: PreTrainedModel) -> list[str]:
         if hasattr(mixture, "shared_expert_gate"):
             names.append(f"{name}.shared_expert_gate")
         if isinstance(getattr(mixture, "shared_expert", None), NoSharedExpert):
-            names += [f"{name}.shared_expert.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
+            names += [f"{name}.shared_expert.{projection}" for projection in PROJECTIONS]
     return names
 
 
 @contextlib.contextmanager
 def every_token(model: nn.Module) -> Iterator[None]:
-    """Inside, every expert of ``model`` computes every token; the result is still that of the routed ones.
+    """Make every expert of ``model`` compute every token inside; the result is still that of the routed ones.
 
     For calibration: an expert to which no token of the calibration set is routed would have no statistics.
     """
-    found = [mixture.experts for mixture in mixtures(model).values()]
-    for experts in found:
+    stacks = [mixture.experts for mixture in mixtures(model).values()]
+    for experts in stacks:
         experts.every_token = True
     try:
         yield
     finally:
-        for experts in found:
+        for experts in stacks:
             del experts.every_token
 
 

@@ -6,7 +6,7 @@ for a prime ``q ≡ 1 (mod 4)``: 12, 20, 28, 36, 44 and so on. With these nearly
 can be had: 576 = 16 · 36, 1536 = 128 · 12, 14336 = 512 · 28; 11008 = 64 · 172 cannot (not with small
 factors).
 
-With signs drawn by lot, the entries of ``x Q`` all have about the same size whatever x is, which is what
+With random signs, the entries of ``x Q`` all have about the same size whatever x is, which is what
 rotation methods want (QuIP#, Tseng et al., arXiv 2402.04396; QuaRot, Ashkboos et al., arXiv 2404.00456).
 Where the width allows no Hadamard matrix, Q is the Kronecker product of two random orthogonal matrices behind
 a random permutation, as in QuIP (Chee et al., arXiv 2307.13304, section 4).
@@ -41,25 +41,25 @@ class Rotation:
     right: Tensor
 
     def rotate(self, x: Tensor) -> Tensor:
-        """``x Q`` of the rows ``x`` float32 [..., k · n]; with k > 1, each n columns are turned alike."""
-        parts = x.unflatten(-1, (-1, len(self.signs))) * self.signs
+        """Return ``x Q`` of the rows ``x`` float32 [..., k · n]; with k > 1, each n columns are rotated alike."""
+        groups: Tensor = x.unflatten(-1, (-1, len(self.signs))) * self.signs
         if self.order is not None:
-            parts = parts[..., self.order]
-        cells = parts.unflatten(-1, (len(self.left), len(self.right)))
+            groups = groups[..., self.order]
+        cells: Tensor = groups.unflatten(-1, (len(self.left), len(self.right)))
         # Transposed for the second product, which would else be one for every row.
         return ((cells @ self.right).mT @ self.left).mT.flatten(-3)
 
     def restore(self, x: Tensor) -> Tensor:
-        """``x Qᵀ`` of the rows ``x`` float32 [..., k · n]: what ``rotate`` did, undone."""
-        cells = x.unflatten(-1, (-1, len(self.left), len(self.right)))
-        parts = ((cells @ self.right.T).mT @ self.left.T).mT.flatten(-2)
+        """Return ``x Qᵀ`` of the rows ``x`` float32 [..., k · n]: what ``rotate`` did, undone."""
+        cells: Tensor = x.unflatten(-1, (-1, len(self.left), len(self.right)))
+        groups = ((cells @ self.right.T).mT @ self.left.T).mT.flatten(-2)
         if self.order is not None:
-            parts = torch.empty_like(parts).index_copy_(-1, self.order, parts)
-        return (parts * self.signs).flatten(-2)
+            groups = torch.empty_like(groups).index_copy_(-1, self.order, groups)
+        return (groups * self.signs).flatten(-2)
 
 
 def rotation(seed: int, left: int, right: int, *, from_hadamard: bool) -> Rotation:
-    """Return the rotation of order ``left · right`` that the number ``seed`` stands for, the same at every call.
+    """Return the rotation of order ``left · right`` of the number ``seed``, the same at every call.
 
     Hadamard matrices of the orders ``left`` and ``right`` behind random signs, or random orthogonal matrices
     of these orders behind a random permutation.
@@ -85,6 +85,8 @@ def factors(width: int) -> tuple[int, int, bool]:
 
 def orthogonal(width: int, generator: torch.Generator) -> Tensor:
     """Return a uniformly (Haar) random orthogonal matrix, float64 [width, width]."""
+    q: Tensor
+    r: Tensor
     q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()
 

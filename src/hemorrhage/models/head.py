@@ -94,7 +94,8 @@ def head_of(model: PreTrainedModel) -> Head:
 def stored_name(model: PreTrainedModel) -> str:
     """Return the name of the head's module in the model."""
     head: Any = model.get_output_embeddings()
-    return next(name for name, module in model.named_modules() if module is head)
+    names: Iterator[str] = (name for name, module in model.named_modules() if module is head)
+    return next(names)
 
 
 class _Scales(NamedTuple):

@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 def linears_of(model: PreTrainedModel, missing_ok: bool = False) -> dict[str, nn.Linear]:
-    """``{name in the model: module}`` of every linear layer of the decoder blocks, in their order.
+    """Return ``{name in the model: module}`` of every linear layer of the decoder blocks, in their order.
 
-    Embeddings, the language-model head and routers are none of them: no method alters these; nor are the layers of
-    ``uncalled``.
+    Embeddings, the language-model head and routers are not among them: no method alters these; nor are the layers of
+    ``uncalled_linears``.
     Raises ValueError where the blocks hold no linear layer, unless ``missing_ok``: all of them may have become packed.
     """
     from hemorrhage.models.experts import mixtures, router
 
     left_out = uncalled_linears(model)
-    routing = {part for mixture in mixtures(model).values() for part in router(mixture).modules()}
-    inside = {
+    routing = {module for mixture in mixtures(model).values() for module in router(mixture).modules()}
+    in_blocks = {
         child
         for block in blocks(model)
         for module in block.modules()
         for name, child in module.named_children()
         if isinstance(child, torch.nn.Linear) and (type(module), name) not in left_out and child not in routing
     }
-    found = {name: module for name, module in model.named_modules() if module in inside}
-    _refuse_shared(model, found)
-    if not found and not missing_ok:
+    linears = {name: module for name, module in model.named_modules() if module in in_blocks}
+    _refuse_shared(model, linears)
+    if not linears and not missing_ok:
         raise ValueError(f"the decoder blocks of {type(model).__name__} hold no linear layers")
-    return found
+    return linears
 
 
 def _refuse_shared(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> None:
@@ -53,29 +53,29 @@ def _refuse_shared(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> Non
 def uncalled_linears(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
     """Type of a module and name in it of each linear layer that the module never calls when it computes.
 
-    It reads their weights by itself, as Mamba's mixer does with ``dt_proj``: nobody sees their input, and a packed form
-    could not stand in their place. Observed once per model, on one block of each kind and two tokens; a layer
-    whose module is not called either, such as an expert's, is none of them.
+    It reads their weights by itself, as Mamba's mixer does with ``dt_proj``: nobody sees their input, and a packed
+    layer could not take their place. Observed once per model, on one block of each type and two tokens; a layer whose
+    module is not called either, such as an expert's, is not among them.
     """
     if model not in _UNCALLED:
-        _UNCALLED[model] = _observed(model)
+        _UNCALLED[model] = _observe(model)
     return _UNCALLED[model]
 
 
 _UNCALLED: WeakKeyDictionary[PreTrainedModel, frozenset[tuple[type, str]]] = WeakKeyDictionary()
 
 
-def _observed(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
+def _observe(model: PreTrainedModel) -> frozenset[tuple[type, str]]:
     from hemorrhage.models.blockwise import embed, in_float32, run_block
 
-    kinds: dict[tuple[tuple[str, type], ...], int] = {}
+    of_type: dict[tuple[tuple[str, type], ...], int] = {}
     for index, block in enumerate(blocks(model)):
-        kinds.setdefault(tuple((name, type(module)) for name, module in block.named_modules()), index)
+        of_type.setdefault(tuple((name, type(module)) for name, module in block.named_modules()), index)
     called = set()
     with torch.no_grad():
         tokens = torch.zeros(1, 2, dtype=torch.long, device=model.device)
         (states,), arguments = embed(model, (tokens,))
-        for index in kinds.values():
+        for index in of_type.values():
             block = blocks(model)[index]
             hooks = [
                 module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in block.modules()

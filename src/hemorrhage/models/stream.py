@@ -41,7 +41,7 @@ DTYPES = {
 
 
 PIECE = 2**22
-"""Elements of a piece: work on it needs a few copies in float32, which stay small beside a layer and in the cache."""
+"""Elements of a piece: work on it needs a few copies in float32, which stay small next to a layer and in the cache."""
 
 
 IN_MEMORY = 2**28
@@ -56,13 +56,13 @@ def rows_at_once(columns: int) -> int:
 def header(
     shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, torch.dtype], metadata: Mapping[str, str]
 ) -> bytes:
-    """Return what a safetensors file begins with whose tensors lie one behind the other in the order of ``shapes``."""
+    """Return the header of a safetensors file whose tensors follow each other in the order of ``shapes``."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, shape in shapes.items():
         end = offset + torch.Size(shape).numel() * dtypes[name].itemsize
-        kind = DTYPES[str(dtypes[name]).removeprefix("torch.")]
-        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        dtype = DTYPES[str(dtypes[name]).removeprefix("torch.")]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
@@ -80,11 +80,11 @@ class TensorFile:
         metadata: Mapping[str, str],
     ) -> None:
         """``shapes`` in the order of writing; one dtype for all or one for each."""
-        kinds = dict.fromkeys(shapes, dtypes) if isinstance(dtypes, torch.dtype) else dtypes
-        self._left = sum(torch.Size(shape).numel() * kinds[name].itemsize for name, shape in shapes.items())
+        of_tensor = dict.fromkeys(shapes, dtypes) if isinstance(dtypes, torch.dtype) else dtypes
+        self._left = sum(torch.Size(shape).numel() * of_tensor[name].itemsize for name, shape in shapes.items())
         self._path = path
         self._stream = path.open("wb")
-        self._stream.write(header(shapes, kinds, metadata))
+        self._stream.write(header(shapes, of_tensor, metadata))
 
     def write(self, pieces: Iterable[Tensor]) -> None:
         """Append ``pieces``, on the processor, to what was written: the next tensors or parts of them."""
@@ -97,7 +97,7 @@ class TensorFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
         if error is None and self._left:
@@ -106,7 +106,7 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where a tensor lies in a safetensors file: ``offset`` in bytes from the file's beginning."""
+    """Where a tensor lies in a safetensors file: ``offset`` in bytes from its beginning."""
 
     file: Path
     dtype: torch.dtype
@@ -114,7 +114,7 @@ class TensorLocation:
     offset: int
 
     def tensor(self) -> Tensor:
-        """Return the tensor, mapped: what was read of it the kernel may take out of memory again."""
+        """Map the tensor: the kernel may take out of memory again what was read of it."""
         return map_tensor(self.file, self.offset, self.shape, self.dtype)
 
 
@@ -125,21 +125,21 @@ def tensor_locations(file: Path) -> dict[str, TensorLocation]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length + 8 > size:
-            raise ValueError(f"{file} is no whole safetensors file")
+            raise ValueError(f"{file} is truncated or not a safetensors file")
         entries = json.loads(stream.read(length))
-    kinds = {theirs: getattr(torch, ours) for ours, theirs in DTYPES.items()}
-    found = {}
+    dtypes = {theirs: getattr(torch, ours) for ours, theirs in DTYPES.items()}
+    locations = {}
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
         begin, end = entry["data_offsets"]
-        if entry["dtype"] not in kinds:
-            raise ValueError(f"{file}: {name} is of type {entry['dtype']}; {', '.join(kinds)} can be read")
-        place = TensorLocation(file, kinds[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
-        if 8 + length + end > size or end - begin != torch.Size(place.shape).numel() * place.dtype.itemsize:
-            raise ValueError(f"{file} is no whole safetensors file: {name} does not fit")
-        found[name] = place
-    return found
+        if entry["dtype"] not in dtypes:
+            raise ValueError(f"{file}: {name} is of type {entry['dtype']}; {', '.join(dtypes)} can be read")
+        location = TensorLocation(file, dtypes[entry["dtype"]], tuple(entry["shape"]), 8 + length + begin)
+        if 8 + length + end > size or end - begin != torch.Size(location.shape).numel() * location.dtype.itemsize:
+            raise ValueError(f"{file} is truncated or not a safetensors file: {name} does not fit")
+        locations[name] = location
+    return locations
 
 
 def map_tensor(file: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -199,7 +199,7 @@ def _allocate(mapped: int, kept: int) -> None:
 
 
 class Aside:
-    """Tensors that are put aside until they are needed again: few of them in memory, the others in nameless files.
+    """Tensors that wait until they are needed again: few of them in memory, the others in nameless files.
 
     A file's place on the disk is free again when its tensor is gone.
     """
@@ -210,7 +210,7 @@ class Aside:
         self._bytes = 0
 
     def put(self, value: Tensor) -> Tensor:
-        """``value``, or the same mapped from a file, where it would be too much to keep. Raises OSError: disk full."""
+        """Return ``value``, or the same mapped from a file where memory is short. Raises OSError: disk full."""
         self._bytes += value.nbytes
         if self._folder is None or self._bytes <= IN_MEMORY or value.device.type != "cpu":
             return value

@@ -24,7 +24,7 @@ def stored(folder: Path) -> dict[str, Tensor]:
 
 def test_a_checkpoint_of_its_architecture_has_nothing_to_leave_behind(folder: Path) -> None:
     found = compare(folder, stored(folder))
-    assert (found.surplus, found.said) == ([], [])
+    assert (found.surplus, found.notes) == ([], [])
     sharded(folder)
     assert compare(folder, stored(folder)) == found
 
@@ -50,7 +50,7 @@ def test_a_second_copy_and_a_computed_buffer_are_left_behind(folder: Path) -> No
     )
     found = compare(folder, stored(folder))
     assert found.surplus == [head, buffer]
-    assert [sentence.split()[0] for sentence in found.said] == [head, "Left"]
+    assert [sentence.split()[0] for sentence in found.notes] == [head, "Left"]
 
 
 def test_no_number_is_read_where_nothing_is_stored_twice(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_header_whose_shape_and_bytes_disagree_is_none(folder: Path) -> None:
     changed = content.replace(b'"shape":[104,80]', b'"shape":[105,80]')
     assert changed != content
     file.write_bytes(changed)
-    with pytest.raises(InputError, match=r"model\.safetensors is no safetensors file"):
+    with pytest.raises(InputError, match=r"model\.safetensors is not a safetensors file"):
         header(file)
 
 

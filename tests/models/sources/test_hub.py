@@ -82,7 +82,7 @@ def test_a_repository_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hub, "download", absent)
     with pytest.raises(InputError) as error:
         prepare(SPEC, tmp_path / "base")
-    line = "model.id: some/model at 01234567 can't be had: RepositoryNotFoundError: 404 Client Error."
+    line = "model.id: some/model at 01234567 can't be downloaded: RepositoryNotFoundError: 404 Client Error."
     assert str(error.value) == line
 
 
@@ -106,7 +106,7 @@ def test_hub_takes_what_the_pinned_download_brings(tiny: Path, tmp_path: Path, m
 
 def test_hub_refuses_branches_and_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"model\.revision: 'main' is no commit"):
+    with pytest.raises(ValueError, match=r"model\.revision: 'main' is not a commit hash"):
         prepare({"source": "hub", "id": "some/model", "revision": "main"}, tmp_path / "base")
 
     def pickles(repository: str, revision: str, folder: Path, names: object) -> str:

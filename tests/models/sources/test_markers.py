@@ -62,4 +62,4 @@ def test_the_line_says_what_says_so_and_what_a_base_is(tiny: Path, tmp_path: Pat
     assert "(config.json has compression_config)" in str(refusal(folder))
     (folder / "hf_quant_config.json").write_text(json.dumps({}))
     settings(folder / "config.json", compression_config=None)
-    assert "(hf_quant_config.json lies there)" in str(refusal(folder))
+    assert "(it has hf_quant_config.json)" in str(refusal(folder))

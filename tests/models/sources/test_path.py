@@ -58,7 +58,7 @@ def test_whole_folder_is_adopted_as_it_is(folder: Path) -> None:
         ({}, ["pytorch_model.bin", "tokenizer.json"], "only pickled weights"),
         ({}, ["tokenizer.json"], r"no \*\.safetensors"),
         ({}, ["model.safetensors"], "no tokenizer"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, ["model.safetensors", "tokenizer.json"], "code of its own"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, ["model.safetensors", "tokenizer.json"], "asks to run its own code"),
         ({"quantization_config": {}}, ["model.safetensors", "tokenizer.json"], "quantized already"),
     ],
 )
@@ -128,7 +128,7 @@ def test_unknown_architectures_and_settings_are_one_line(folder: Path) -> None:
     for values, line in (
         ({"model_type": "llama9"}, "the model_type 'llama9' is unknown to transformers"),
         ({"model_type": None}, "names no model_type"),
-        ({"model_type": "t5"}, "is no causal language model"),
+        ({"model_type": "t5"}, "is not a causal language model"),
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
     ):
         settings(folder / "config.json", **values)
@@ -141,7 +141,7 @@ def test_a_head_that_is_stored_twice_counts_once(folder: Path) -> None:
     weights(folder, lambda state: {**state, "lm_head.weight": state["model.embed_tokens.weight"].clone()})
     twice = prepared(folder)
     assert read_manifest(twice)["note"].endswith(
-        "lm_head.weight is stored beside model.embed_tokens.weight, and the two are one tensor: it counts once."
+        "lm_head.weight is stored next to model.embed_tokens.weight, and the two are one tensor: it counts once."
     )
     assert {key: read_manifest(twice)[key] for key in ("effective_bits", "parameters", "tensors")} == {
         key: manifest[key] for key in ("effective_bits", "parameters", "tensors")
@@ -163,7 +163,7 @@ def test_buffers_that_the_model_makes_are_left_behind(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     settings(index, weight_map={**json.loads(index.read_text())["weight_map"], name: first.name})
     base = prepared(folder)
-    assert f"the model makes it itself: {name}." in read_manifest(base)["note"]
+    assert f"the model computes it: {name}." in read_manifest(base)["note"]
     assert name not in load_file(base / first.name)
     assert name not in json.loads((base / index.name).read_text())["weight_map"]
     assert name not in read_manifest(base)["tensors"]
@@ -189,7 +189,7 @@ def test_the_weights_are_those_that_the_index_names(folder: Path) -> None:
     with torch.inference_mode():
         assert torch.equal(load(base)(tokens).logits, logits)
     assert read_manifest(base)["note"].endswith(
-        "Left behind, since it is no part of the model: checkpoint-500/, consolidated.safetensors, "
+        "Left out, since it does not belong to the model: checkpoint-500/, consolidated.safetensors, "
         "model_ema.safetensors, optimizer.pt and 2 more."
     )
     assert {file.name for file in base.iterdir()} == {
@@ -269,23 +269,27 @@ def gone(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "line"),
     [
-        ("model.safetensors", pointer, "is a pointer of Git LFS and not the file itself; `git lfs pull` there gets it"),
+        (
+            "model.safetensors",
+            pointer,
+            "is a pointer of Git LFS and not the file itself; `git lfs pull` in its folder gets it",
+        ),
         ("model.safetensors", cut, "is truncated: it has "),
         ("model.safetensors", cut_in_header, "is truncated: it has 200 bytes, its header alone "),
         ("model.safetensors", longer, "is damaged: it has "),
         ("model.safetensors", emptied, "is empty"),
-        ("model.safetensors", garbled, "is no safetensors file"),
-        ("model.safetensors", gone, "is a link to nothing"),
+        ("model.safetensors", garbled, "is not a safetensors file"),
+        ("model.safetensors", gone, "is a broken link"),
         ("config.json", pointer, "is a pointer of Git LFS"),
         ("config.json", broken, "is broken JSON: "),
         ("config.json", latin, "is not in UTF-8; save it as UTF-8"),
-        ("config.json", listing, "holds no settings by name"),
-        ("config.json", gone, "is a link to nothing"),
+        ("config.json", listing, "is not a JSON object"),
+        ("config.json", gone, "is a broken link"),
         ("generation_config.json", broken, "is broken JSON: "),
         ("tokenizer_config.json", broken, "is broken JSON: "),
         ("tokenizer.json", pointer, "is a pointer of Git LFS"),
         ("tokenizer.json", broken, "is broken JSON: "),
-        ("tokenizer.json", listing, "is no tokenizer of the tokenizers library"),
+        ("tokenizer.json", listing, "is not a tokenizer of the tokenizers library"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_one_line_that_names_it(

@@ -8,12 +8,12 @@ a pass over several tokens rounds in another way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.early_exit import exit_layer, refuse_all_blocks
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,16 +34,16 @@ class Settings(BaseModel):
         return f"assisted, {self.draft} tokens by {self.layers or 'half'}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there.
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes.
 
     Raises RefusedError where the model can't leave out its last blocks.
     """
-    drafting = {
+    drafting: dict[str, int | float | str] = {
         "num_assistant_tokens": settings.draft,
         "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.0,
     }
     layers = exit_layer(model, settings.layers)
     refuse_all_blocks(model)
-    return {"one_by_one": True, "drafting": drafting, "assistant_early_exit": layers}
+    return Decoding({"assistant_early_exit": layers}, drafting=drafting, one_by_one=True)

@@ -7,11 +7,11 @@ sweeps 4 and 8 beams. Default 4.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts, check_vocabulary
+from hemorrhage.decode.generation import Decoding, Prompts, check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ class Settings(BaseModel):
         return f"beam {self.beams}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     check_vocabulary(model, "beams", settings.beams)
-    return {"num_beams": settings.beams}
+    return Decoding({"num_beams": settings.beams})

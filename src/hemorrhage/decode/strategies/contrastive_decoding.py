@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hemorrhage.decode.early_exit import early_logits, exit_layer, implausible_tokens
-from hemorrhage.decode.generation import Prompts, check_context, forward, refuse_without_cache
+from hemorrhage.decode.generation import Decoding, Prompts, check_context, forward, refuse_without_cache
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.runtime.lazy import torch
 
@@ -53,24 +53,22 @@ class Settings(BaseModel):
         return f"contrastive decoding β {self.beta:g}, amateur {amateur or self.layers or 'half'}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there.
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes.
 
     Raises ValueError where the amateur has another vocabulary or is no smaller part of the model.
     """
     refuse_without_cache(model)
-    amateur: dict[str, Any]
+    chosen: dict[str, object] = {"alpha": settings.alpha, "beta": settings.beta}
     if settings.amateur is None:
-        amateur = {"layers": exit_layer(model, settings.layers)}
+        chosen["layers"] = exit_layer(model, settings.layers)
     else:
-        amateur = {"amateur": _loaded(settings.amateur)}
-        check_amateur(model, amateur["amateur"])
+        amateur = _load_amateur(settings.amateur)
+        check_amateur(model, amateur)
         longest = int(prompts.attention_mask.sum(1).max())
-        check_context(amateur["amateur"], longest, prompts.new_tokens, "prompts for the amateur")
-    return {
-        "search": contrastive_decoding,
-        "search_settings": {"alpha": settings.alpha, "beta": settings.beta, **amateur},
-    }
+        check_context(amateur, longest, prompts.new_tokens, "prompts for the amateur")
+        chosen["amateur"] = amateur
+    return Decoding(search=contrastive_decoding, search_settings=chosen)
 
 
 def contrastive_decoding(
@@ -118,7 +116,7 @@ def check_amateur(model: PreTrainedModel, amateur: PreTrainedModel) -> None:
 
 
 @functools.cache
-def _loaded(folder: str) -> PreTrainedModel:
+def _load_amateur(folder: str) -> PreTrainedModel:
     # Once per process: the sweep calls `generate` for every batch.
     from hemorrhage.models.checkpoint import load
 

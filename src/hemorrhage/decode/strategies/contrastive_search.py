@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from hemorrhage.decode.generation import (
+    Decoding,
     Prompts,
     check_vocabulary,
     forward,
@@ -45,11 +46,11 @@ class Settings(BaseModel):
         return f"contrastive search α {self.alpha:g}, k {self.k}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     refuse_without_cache(model)
     check_vocabulary(model, "k", settings.k)
-    return {"search": contrastive_search, "search_settings": {"alpha": settings.alpha, "candidates": settings.k}}
+    return Decoding(search=contrastive_search, search_settings={"alpha": settings.alpha, "candidates": settings.k})
 
 
 def contrastive_search(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hemorrhage.decode.generation import (
+    Decoding,
     Prompts,
     check_vocabulary,
     forward,
@@ -58,11 +59,11 @@ class Settings(BaseModel):
         return f"diverse beam {self.beams} in {self.groups}, penalty {self.penalty:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     refuse_without_cache(model)
     check_vocabulary(model, "beams", settings.beams)
-    return {"search": diverse_beam_search, "search_settings": settings.model_dump()}
+    return Decoding(search=diverse_beam_search, search_settings=settings.model_dump())
 
 
 def diverse_beam_search(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.early_exit import depth, early_logits, implausible_tokens
-from hemorrhage.decode.generation import Prompts, refuse_without_cache
+from hemorrhage.decode.generation import Decoding, Prompts, refuse_without_cache
 from hemorrhage.decode.search import Sequences, steps
 from hemorrhage.runtime.lazy import torch
 
@@ -46,11 +46,12 @@ class Settings(BaseModel):
         return f"DoLa {layers}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     refuse_without_cache(model)
     chosen = {"layers": candidates(model, settings.layers), "alpha": settings.alpha}
-    return {"search": dola, "search_settings": chosen, "repetition_penalty": settings.repetition_penalty}
+    options = {"repetition_penalty": settings.repetition_penalty}
+    return Decoding(options, search=dola, search_settings=chosen)
 
 
 def dola(

@@ -6,11 +6,11 @@ Default 6e-4.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +30,6 @@ class Settings(BaseModel):
         return f"eta {self.epsilon:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
-    return {"do_sample": True, "eta_cutoff": settings.epsilon}
+def parameters(_model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
+    return Decoding({"do_sample": True, "eta_cutoff": settings.epsilon})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts, check_vocabulary, forward, refuse_without_cache
+from hemorrhage.decode.generation import Decoding, Prompts, check_vocabulary, forward, refuse_without_cache
 from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthen_mask, read_prompt
 from hemorrhage.runtime.lazy import torch
 
@@ -41,12 +41,12 @@ class Settings(BaseModel):
         return f"FSD n {self.n}, k {self.k}, α {self.alpha:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     refuse_without_cache(model)
     check_vocabulary(model, "k", settings.k)
     chosen = {"alpha": settings.alpha, "candidates": settings.k, "order": settings.n}
-    return {"search": fsd, "search_settings": chosen}
+    return Decoding(search=fsd, search_settings=chosen)
 
 
 def fsd(

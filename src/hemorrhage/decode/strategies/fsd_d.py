@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts, check_vocabulary
+from hemorrhage.decode.generation import Decoding, Prompts, check_vocabulary
 from hemorrhage.decode.search import Alpha, Candidates
 from hemorrhage.runtime.lazy import torch
 
@@ -45,11 +45,11 @@ class Settings(BaseModel):
         return f"FSD-d n {self.n}, k {self.k}, α {self.alpha:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     check_vocabulary(model, "k", settings.k)
     penalty = NGramPenalty(settings.alpha, settings.k, settings.n, settings.beta, prompts.attention_mask)
-    return {"processors": [penalty]}
+    return Decoding(processors=[penalty])
 
 
 class NGramPenalty:

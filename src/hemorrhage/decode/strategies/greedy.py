@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +24,6 @@ class Settings(BaseModel):
         return "greedy"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
-    return {}
+def parameters(_model: PreTrainedModel, _settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
+    return Decoding()

@@ -5,11 +5,11 @@ The most probable token always stays. The paper recommends p_base 0.05 to 0.1. D
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +29,6 @@ class Settings(BaseModel):
         return f"min-p {self.p_base:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
-    return {"do_sample": True, "min_p": settings.p_base}
+def parameters(_model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
+    return Decoding({"do_sample": True, "min_p": settings.p_base})

@@ -12,11 +12,11 @@ sweeps tau in 2.5, 3, 4, 5. Version 1 of the paper finds the bound by way of a f
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Settings(BaseModel):
         return f"mirostat τ {self.tau:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
-    return {"do_sample": True, "processors": [Mirostat(settings.tau, settings.rate)]}
+def parameters(_model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
+    return Decoding({"do_sample": True}, processors=[Mirostat(settings.tau, settings.rate)])
 
 
 class Mirostat:

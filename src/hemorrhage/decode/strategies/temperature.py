@@ -5,11 +5,11 @@ T below 1 sharpens the distribution, above 1 flattens it; the order of the token
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +29,6 @@ class Settings(BaseModel):
         return f"temperature {self.temperature:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
-    return {"do_sample": True, "temperature": settings.temperature}
+def parameters(_model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
+    return Decoding({"do_sample": True, "temperature": settings.temperature})

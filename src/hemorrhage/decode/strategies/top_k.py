@@ -5,11 +5,11 @@ Temperature 1. Default k = 50, transformers' own; the paper used 10.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts, check_vocabulary
+from hemorrhage.decode.generation import Decoding, Prompts, check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ class Settings(BaseModel):
         return f"top-k {self.k}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
+def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
     check_vocabulary(model, "k", settings.k)
-    return {"do_sample": True, "top_k": settings.k}
+    return Decoding({"do_sample": True, "top_k": settings.k})

@@ -6,11 +6,11 @@ most probable token may be dropped. The paper sweeps tau in 0.2, 0.9, 0.92, 0.95
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hemorrhage.decode.generation import Prompts
+from hemorrhage.decode.generation import Decoding, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +30,6 @@ class Settings(BaseModel):
         return f"typical {self.tau:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    """Arguments of generation.continuation; see there."""
-    return {"do_sample": True, "typical_p": settings.tau}
+def parameters(_model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+    """Return how generation.continuation decodes."""
+    return Decoding({"do_sample": True, "typical_p": settings.tau})

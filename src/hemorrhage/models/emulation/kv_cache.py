@@ -213,8 +213,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
-    dropout: float = 0.0,
-    **keywords: Any,
+    **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """KIVI's attention over exact keys and values, of which each query sees the older ones rounded.
 

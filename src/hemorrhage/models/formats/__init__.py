@@ -1,1 +1,1 @@
-"""How weights are stored in a checkpoint. One storage format, one module."""
+"""Storage formats of weights in a checkpoint. One storage format, one module."""

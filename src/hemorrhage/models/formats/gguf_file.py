@@ -116,7 +116,7 @@ def rotary_pairs(weight: Tensor, heads: int) -> Tensor:
 
 def names(layers: int) -> dict[str, str]:
     """Return the names of a Llama's parameters in Hugging Face's model -> in a GGUF file, in the file's order."""
-    stems = [*OUTSIDE, *(f"blk.{layer}.{part}" for layer in range(layers) for part in LAYER)]
+    stems = [*OUTSIDE, *(f"blk.{layer}.{module}" for layer in range(layers) for module in LAYER)]
     return {hugging_face_name(f"{stem}.weight"): f"{stem}.weight" for stem in stems}
 
 

@@ -31,8 +31,8 @@ def hugging_face_name(name: str) -> str:
     stem = name.removesuffix(".weight")
     if stem in OUTSIDE:
         return f"{OUTSIDE[stem]}.weight"
-    _, layer, part = stem.split(".")
-    return f"model.layers.{layer}.{LAYER[part]}.weight"
+    _, layer, module = stem.split(".")
+    return f"model.layers.{layer}.{LAYER[module]}.weight"
 
 
 def rotary_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def problem(config: Mapping[str, Any]) -> str | None:
         if config.get(key):
             return f"GGUF files are written for llama models without biases; this one has {key}"
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        return f"GGUF files are written for plain rotary embeddings only; this model's are {kind}"
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type != "default":
+        return f"GGUF files are written for plain rotary embeddings only; this model's are {rope_type}"
     return None

@@ -26,8 +26,8 @@ class Int8Linear(DequantizedLinear):
 
     def dense(self) -> Tensor:
         """Return the weight that a reader of the checkpoint sees: float32 [rows, columns]."""
-        scale = self.tensors["weight_scale"].data.float()
-        groups = self.tensors["weight"].data.float().unflatten(1, (scale.shape[1], -1))
+        scale: Tensor = self.tensors["weight_scale"].data.float()
+        groups: Tensor = self.tensors["weight"].data.float().unflatten(1, (scale.shape[1], -1))
         return (groups * scale.unsqueeze(2)).flatten(1)
 
 

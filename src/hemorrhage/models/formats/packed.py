@@ -51,11 +51,11 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     In memory the words are a row of octets, of which every ``bits`` hold eight codes.
     """
     # A column alone counts as contiguous, whatever lies between its words.
-    octets = words.contiguous().flatten().view(torch.uint8).view(len(words), -1)
+    octets: Tensor = words.contiguous().flatten().view(torch.uint8).view(len(words), -1)
     eights = -(-columns // 8)
     octets = torch.nn.functional.pad(octets, (0, max(0, eights * bits - octets.shape[1])))
     octets = octets[:, : eights * bits].unflatten(1, (eights, bits))
-    codes = octets.new_empty(len(words), eights, 8)
+    codes: Tensor = octets.new_empty(len(words), eights, 8)
     for position in range(8):
         first, shift = divmod(position * bits, 8)
         code = octets[..., first] >> shift

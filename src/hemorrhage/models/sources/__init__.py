@@ -1,1 +1,1 @@
-"""Where a base model comes from: a wheel, the hub, a folder. One source, one module."""
+"""Sources of a base model: a wheel, the hub, a folder. One source, one module."""

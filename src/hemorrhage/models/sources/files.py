@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hemorrhage.runtime.step import InputError
 
@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 
 SETTINGS = ("config.json", "generation_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-"""What a tokenizer is made from, alone or with the files below."""
+"""Files that a tokenizer is made from, alone or with those below."""
 
 VOCABULARIES = (
     *TOKENIZERS,
@@ -35,13 +35,13 @@ VOCABULARIES = (
 )
 
 NAMES = (*SETTINGS, *VOCABULARIES)
-"""What is adopted of a folder beside its weights, where it is there."""
+"""Files that are adopted of a folder next to its weights, where it has them."""
 
 DOCUMENTATION = (".md", ".pdf", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".html")
-"""Ends of names that are left behind without a word; so is what is hidden, and licences."""
+"""Ends of names that are left out without a word; so is what is hidden, and licences."""
 
 POINTERS = ((b"version https://git-lfs", "Git LFS"), (b"# xet version", "Git Xet"))
-"""How a file begins that stands for another one, and whose it is."""
+"""Beginning of a pointer to another file -> the program whose pointer it is."""
 
 BYTES = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
@@ -87,7 +87,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of a folder: those that are the model, and the names of what else lies there."""
+    """The files of a folder: those that are the model, and the names of its other files."""
 
     weights: tuple[Path, ...]
     others: tuple[Path, ...]
@@ -100,9 +100,10 @@ class Contents:
 
 
 def contents(folder: Path) -> Contents:
-    """Return what of ``folder`` is the model. Raises InputError where the index of the weights can't be read.
+    """Return the files of ``folder`` that are the model.
 
-    The weights are the files that model.safetensors.index.json names, else model.safetensors alone.
+    The weights are the files that model.safetensors.index.json names, else model.safetensors alone. Raises InputError
+    where the index can't be read.
     """
     index = folder / INDEX
     weights = [folder / name for name in sorted(set(weight_map(index).values()))] if exists(index) else []
@@ -120,26 +121,26 @@ def contents(folder: Path) -> Contents:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file, of a model.safetensors.index.json. Raises InputError where it is none."""
-    said = read_json(index)
-    named = said.get("weight_map") if isinstance(said, dict) else None
-    if not isinstance(named, dict) or not named:
+    """Read a model.safetensors.index.json: tensor -> file. Raises InputError where it is none."""
+    content = read_json(index)
+    file_names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(file_names, dict) or not file_names:
         raise InputError(f"{index} has no weight_map")
-    for name in named.values():
+    for name in file_names.values():
         if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index} names {name!r}, which is no file beside it")
-    return named
+            raise InputError(f"{index} names {name!r}, which is not a file in its folder")
+    return file_names
 
 
 def tensors(weights: tuple[Path, ...]) -> dict[str, Tensor]:
-    """Every tensor of the files. Raises InputError where one of them is missing, damaged or says a tensor twice."""
-    found: dict[str, Tensor] = {}
+    """Read every tensor of the files. Raises InputError where one is missing or damaged, or a tensor is in two."""
+    by_name: dict[str, Tensor] = {}
     for file in weights:
         for name, tensor in header(file).items():
-            if name in found:
-                raise InputError(f"{file} has {name}, and so has {found[name].file.name}")
-            found[name] = tensor
-    return found
+            if name in by_name:
+                raise InputError(f"{file} has {name}, and so has {by_name[name].file.name}")
+            by_name[name] = tensor
+    return by_name
 
 
 def header(file: Path) -> dict[str, Tensor]:
@@ -150,26 +151,34 @@ def header(file: Path) -> dict[str, Tensor]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         text = stream.read(length) if 2 <= length <= size - 8 else b""
     try:
-        said = json.loads(text)
-        said.pop("__metadata__", None)
-        found = {name: _tensor(file, 8 + length, entry) for name, entry in said.items()}
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        tensors = {name: _tensor(file, 8 + length, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         if _begins_as_json(file) and length > size - 8:
             raise InputError(f"{file} is truncated: it has {size} bytes, its header alone {8 + length}") from None
-        raise InputError(f"{file} is no safetensors file") from None
-    end = max((tensor.end for tensor in found.values()), default=8 + length)
+        raise InputError(f"{file} is not a safetensors file") from None
+    end = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if size < end:
         raise InputError(f"{file} is truncated: it has {size} of {end} bytes")
     if size > end:
         raise InputError(f"{file} is damaged: it has {size} bytes, and its header speaks of {end}")
-    return found
+    return tensors
 
 
-def _tensor(file: Path, start: int, entry: dict[str, Any]) -> Tensor:
+class Entry(TypedDict):
+    """What a safetensors header says of a tensor; offsets are in bytes from the header's end."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def _tensor(file: Path, start: int, entry: Entry) -> Tensor:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
-    whole = BYTES.get(entry["dtype"])
-    if whole is not None and math.prod(shape) * whole != end - begin:
+    size = BYTES.get(entry["dtype"])
+    if size is not None and math.prod(shape) * size != end - begin:
         raise ValueError(f"{entry} does not add up")
     return Tensor(file, entry["dtype"], shape, start + begin, start + end)
 
@@ -182,23 +191,23 @@ def _begins_as_json(file: Path) -> bool:
 def copy_weights(weights: tuple[Path, ...], index: Path, out: Path, without: set[str]) -> None:
     """Copy weight files, and their ``index`` where there is one, into ``out``, without the tensors named."""
     for file in weights:
-        found = header(file)
-        if without.isdisjoint(found):
+        stored = header(file)
+        if without.isdisjoint(stored):
             shutil.copyfile(file, out / file.name)
         else:
-            kept = {name: tensor for name, tensor in found.items() if name not in without}
-            _copy_only(file, kept, out / file.name)
+            wanted = {name: tensor for name, tensor in stored.items() if name not in without}
+            _copy_only(file, wanted, out / file.name)
     if exists(index):
         content = read_json(index)
         content["weight_map"] = {name: file for name, file in weight_map(index).items() if name not in without}
         (out / index.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_only(file: Path, kept: dict[str, Tensor], out: Path) -> None:
-    """Copy a safetensors file with the tensors ``kept`` alone."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _copy_only(file: Path, wanted: dict[str, Tensor], out: Path) -> None:
+    """Copy a safetensors file with the tensors ``wanted`` alone."""
+    entries: dict[str, Entry | dict[str, str]] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    in_order = sorted(kept.items(), key=lambda item: item[1].begin)
+    in_order = sorted(wanted.items(), key=lambda item: item[1].begin)
     for name, tensor in in_order:
         end = offset + tensor.end - tensor.begin
         entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
@@ -231,16 +240,16 @@ def architecture(folder: Path) -> dict[str, Any]:
 
     The type stays the whole model's. It is ``models.architecture.text_entries`` without transformers.
     """
-    said = read_json(folder / "config.json")
-    text = said.get("text_config")
-    found = {**said, **text, "model_type": said.get("model_type")} if isinstance(text, dict) else dict(said)
-    for own, name in NAMES_OF_SIZES.items():
-        if own in found:
-            found.setdefault(name, found[own])
-    if "num_layers" in found and "num_heads" in found:
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    settings = {**config, **text, "model_type": config.get("model_type")} if isinstance(text, dict) else dict(config)
+    for family_name, name in NAMES_OF_SIZES.items():
+        if family_name in settings:
+            settings.setdefault(name, settings[family_name])
+    if "num_layers" in settings and "num_heads" in settings:
         # GPT-Neo's; in Mamba-2 these are no heads of attention.
-        found.setdefault("num_attention_heads", found["num_heads"])
-    return found
+        settings.setdefault("num_attention_heads", settings["num_heads"])
+    return settings
 
 
 def as_plain_utf8(file: Path) -> bytes | None:
@@ -256,7 +265,7 @@ def _marked(content: bytes) -> str:
 
 
 def exists(file: Path) -> bool:
-    """Return whether a file stands in its folder, also as a link to nothing."""
+    """Return whether a file is in its folder, also as a broken link."""
     return file.is_file() or file.is_symlink()
 
 
@@ -267,7 +276,7 @@ def size_of(file: Path) -> int:
             start = stream.read(64)
         size = file.stat().st_size
     except FileNotFoundError:
-        what = "is a link to nothing" if file.is_symlink() else "is missing"
+        what = "is a broken link" if file.is_symlink() else "is missing"
         raise InputError(f"{file} {what}") from None
     except OSError as error:
         raise InputError(f"{file} can't be read: {error.strerror}") from None
@@ -275,8 +284,10 @@ def size_of(file: Path) -> int:
         raise InputError(f"{file} is empty")
     for begins, whose in POINTERS:
         if start.startswith(begins):
-            pull = "`git lfs pull` there gets it" if whose == "Git LFS" else "`git xet pull` there gets it"
-            raise InputError(f"{file} is a pointer of {whose} and not the file itself; {pull}")
+            command = "git lfs pull" if whose == "Git LFS" else "git xet pull"
+            raise InputError(
+                f"{file} is a pointer of {whose} and not the file itself; `{command}` in its folder gets it"
+            )
     return size
 
 
@@ -286,6 +297,6 @@ def _documents(name: str) -> bool:
 
 
 def shorten_list(names: Sequence[str], most: int = 4) -> str:
-    """Return some names and how many more there are, for a line."""
+    """Return the first names and how many more there are, in a line."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

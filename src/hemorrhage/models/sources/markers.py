@@ -1,12 +1,12 @@
-"""How a checkpoint says that its weights are quantized already: settings, files beside, names and types of tensors."""
+"""Marks of a checkpoint whose weights are quantized already: settings, other files, names and types of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 KEYS = ("quantization_config", "compression_config", "quantization", "quant_config", "quantize_config")
-"""Of config.json, of a text tower's part in it too: transformers, older llm-compressor, MLX, older AWQ and GPTQ."""
+"""Keys of config.json or its text tower's entry: transformers, older llm-compressor, MLX, older AWQ and GPTQ."""
 
 FILES = (
     "quantize_config.json",
@@ -39,7 +39,7 @@ ENDS = (
     "svh",
     "codebooks",
 )
-"""Last parts of a quantized tensor's name, behind a layer's: GPTQ and AWQ, compressed-tensors, ModelOpt, FP8,
+"""Suffixes of a quantized tensor's name, after a layer's: GPTQ and AWQ, compressed-tensors, ModelOpt, FP8,
 bitsandbytes, HQQ, EXL3, AQLM."""
 
 DOTTED = (".weight._data", ".weight._scale")
@@ -52,19 +52,19 @@ WHOLE = ("F64", "F32", "F16", "BF16")
 """safetensors' types that a weight has before it is quantized."""
 
 
-def marker(config: dict[str, Any], files: Iterable[str], tensors: dict[str, str]) -> str | None:
-    """Return what says that a folder is quantized, or None; ``tensors``: type by name."""
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+def marker(config: Mapping[str, Any], files: Iterable[str], tensors: dict[str, str]) -> str | None:
+    """Return a sentence on what marks a folder as quantized, or None; ``tensors``: type by name."""
+    for entries in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in KEYS:
-            if part.get(key) is not None:
+            if entries.get(key) is not None:
                 return f"config.json has {key}"
     for name in files:
         if name in FILES:
-            return f"{name} lies there"
-    for name, kind in tensors.items():
+            return f"it has {name}"
+    for name, dtype in tensors.items():
         layer, _, end = name.rpartition(".")
         if layer and (end in ENDS or end.endswith(BLOCKS) or name.endswith(DOTTED)):
-            return f"a tensor is called {name}"
-        if kind not in WHOLE and (end == "weight" or kind.startswith("F")):
-            return f"{name} is of type {kind}"
+            return f"it has a tensor {name}"
+        if dtype not in WHOLE and (end == "weight" or dtype.startswith("F")):
+            return f"{name} is of type {dtype}"
     return None

