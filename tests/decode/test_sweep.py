@@ -21,7 +21,7 @@ def test_a_killed_job_goes_on_with_the_next_batch(
 ) -> None:
     run(tmp_path / "whole", folders, monkeypatch)
     out = tmp_path / "out"
-    rows, made = sweep._Desk.rows, []
+    rows, made = sweep._ReadBatch.rows, []
 
     def killed(desk: Any, group: Any) -> Any:
         if len(made) == 7:
@@ -29,7 +29,7 @@ def test_a_killed_job_goes_on_with_the_next_batch(
         made.append((group[0].name, desk.batch.task, desk.batch.number))
         return rows(desk, group)
 
-    monkeypatch.setattr(sweep._Desk, "rows", killed)
+    monkeypatch.setattr(sweep._ReadBatch, "rows", killed)
     with pytest.raises(KeyboardInterrupt):
         run(out, folders, monkeypatch)
     assert not out.exists()
@@ -41,7 +41,7 @@ def test_a_killed_job_goes_on_with_the_next_batch(
         made.append((group[0].name, desk.batch.task, desk.batch.number))
         return rows(desk, group)
 
-    monkeypatch.setattr(sweep._Desk, "rows", counted)
+    monkeypatch.setattr(sweep._ReadBatch, "rows", counted)
     run(out, folders, monkeypatch)
     assert len(made) == len(set(made)) == 2 * (2 + 2)
     resumed, whole = (pd.read_parquet(tmp_path / name / "generations.parquet") for name in ("out", "whole"))
@@ -76,7 +76,7 @@ def test_impossible_specs_are_refused_before_generation(
     changes: dict[str, Any],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(sweep, "_Desk", None)
+    monkeypatch.setattr(sweep, "_ReadBatch", None)
     assert reason in run(tmp_path / "out", folders, monkeypatch, **changes)["failure"]
 
 

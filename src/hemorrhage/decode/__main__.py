@@ -40,13 +40,13 @@ def main() -> None:
         unavailable = sandbox.missing()
         if unavailable:
             sys.exit(unavailable)
-    facts = manifest_fields(given.variant, given.closed_ended, given.open_ended, spec)
+    fields = manifest_fields(given.variant, given.closed_ended, given.open_ended, spec)
     reason = failure(given.checkpoint)
     if reason:
         with writing(given.out) as part:
-            write_manifest(part, failure=f"not decoded: {reason}", **facts)
+            write_manifest(part, failure=f"not decoded: {reason}", **fields)
         return
-    with failure_recorded(given.out, **facts):
+    with failure_recorded(given.out, **fields):
         try:
             sweep(given.out, given.variant, given.checkpoint, given.base, given.closed_ended, given.open_ended, spec)
         except Exception as error:

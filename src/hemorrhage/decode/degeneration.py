@@ -21,8 +21,8 @@ def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 def distinct_n(tokens: Sequence[int], n: int) -> float:
     """Return the distinct ``n``-grams over all ``n``-grams of a text."""
-    found = ngrams(tokens, n)
-    return len(set(found)) / len(found) if found else 1.0
+    grams = ngrams(tokens, n)
+    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def rep_n(tokens: Sequence[int], n: int) -> float:

@@ -1,4 +1,4 @@
-"""What a model would say after its first blocks: its last norm and its head on an earlier state."""
+"""Predictions of a model after its first blocks: its last norm and its head on an earlier state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def depth(model: PreTrainedModel) -> int:
     """Return the number of blocks."""
-    return model.config.get_text_config(decoder=True).num_hidden_layers
+    return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def exit_layer(model: PreTrainedModel, layers: int | None) -> int:
     """``layers``, or half of the model's blocks where it is None.
 
-    Raises ValueError unless at least one block is before the exit and one behind it.
+    Raises ValueError unless at least one block is before the exit and one after it.
     """
     blocks = depth(model)
     wanted = blocks // 2 if layers is None else layers
@@ -78,7 +78,7 @@ def keep_depth(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:
-    """The configurations that drafting may alter: the text model's and that of transformers' inner model."""
+    """Return the configurations that drafting may alter: the text model's and that of transformers' inner model."""
     inner = getattr(model, model.base_model_prefix, model).config
     return [
         config for config in (model.config.get_text_config(decoder=True), inner) if hasattr(config, "num_hidden_layers")

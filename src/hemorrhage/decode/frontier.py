@@ -65,7 +65,8 @@ def principal(features: Floats) -> Floats:
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     held = np.cumsum(singular**2)
     number = int(np.searchsorted(held, EXPLAINED * held[-1])) + 1
-    return left[:, :number] * singular[:number]
+    scores: Floats = left[:, :number] * singular[:number]
+    return scores
 
 
 def frontier_area(first: Floats, second: Floats, scale: float = 5.0, points: int = 25) -> float:
@@ -87,7 +88,8 @@ def frontier_areas(first: Floats, second: Floats, scale: float = 5.0, points: in
         order = np.lexsort((-b, a), axis=0)
         areas.append(np.trapezoid(np.take_along_axis(b, order, 0), np.take_along_axis(a, order, 0), axis=0))
     # Rounding may pass the score of equal histograms.
-    return np.clip(np.mean(areas, axis=0), 0.0, 1.0)
+    clipped: Floats = np.clip(np.mean(areas, axis=0), 0.0, 1.0)
+    return clipped
 
 
 def kl(first: Floats, second: Floats) -> float:

@@ -1,4 +1,4 @@
-"""What the strategies continue: task items with a right answer, beginnings of documents, instructions."""
+"""Prompts that the strategies continue: task items with a right answer, beginnings of documents, instructions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Prompt:
 def closed_prompts(
     task: Path, tokenizer: PreTrainedTokenizerBase, spec: ClosedEnded, seed: int, chat: bool = False
 ) -> list[Prompt]:
-    """``spec.items`` items of a prepared task, drawn with ``seed``, in the order of their items.
+    """Return ``spec.items`` items of a prepared task, drawn with ``seed``, in the order of their items.
 
     ``task`` holds ``items.parquet`` with the columns ``item, prompt, choices, answer`` of a generated task or ``item,
     prompt, prefix, tests`` of a code task, or, as the benchmark step leaves GSM8K, ``<task>/test.parquet`` and
@@ -63,13 +63,13 @@ def closed_prompts(
     if len(items) < spec.items:
         raise ValueError(f"closed_ended.items: {spec.items} wanted, the task at {task} has {len(items)}")
     drawn = items.sort_values("item").iloc[sorted(random.Random(seed).sample(range(len(items)), spec.items))]
-    asked = "question" if "question" in drawn else "prompt"
-    for item, prompt in zip(drawn["item"], drawn[asked], strict=True):
+    column = "question" if "question" in drawn else "prompt"
+    for item, prompt in zip(drawn["item"], drawn[column], strict=True):
         if not prompt.strip():
             raise ValueError(f"item {item} of the task at {task} has an empty prompt")
     if "tests" in drawn:
         return program_prompts(drawn, tokenizer)
-    if asked == "prompt":
+    if column == "prompt":
         return list(_choice_prompts(drawn, tokenizer))
     if chat:
         return worked_prompts(drawn, drawn.iloc[:0], tokenizer, chat=True)
@@ -109,16 +109,16 @@ def worked_prompts(
     prompts = []
     for row in items.itertuples():
         question = row.question.strip()
-        asked = f"{question}\n{TO_THE_NUMBER}" if chat else f"{examples}Question: {question}\nAnswer:"
-        tokens = _asked(tokenizer, asked, chat)
-        prompts.append(Prompt(int(row.item), asked, tokens, final_number(row.answer), worked=True))
+        text = f"{question}\n{TO_THE_NUMBER}" if chat else f"{examples}Question: {question}\nAnswer:"
+        tokens = _prompt_tokens(tokenizer, text, chat)
+        prompts.append(Prompt(int(row.item), text, tokens, final_number(row.answer), worked=True))
     return prompts
 
 
 def open_prompts(
     text: Path, tokenizer: PreTrainedTokenizerBase, spec: OpenEnded, seed: int, chat: bool = False
 ) -> list[Prompt]:
-    """``spec.items`` prompts without a right answer, drawn with ``seed``, in the order of their items.
+    """Return ``spec.items`` prompts without a right answer, drawn with ``seed``, in the order of their items.
 
     ``text`` holds ``documents.parquet``, whose evaluation documents are to be continued, or ``items.parquet`` with
     the columns ``item, document, summary`` (XSum) or ``item, prompt, reference`` (MT-Bench). Raises ValueError where
@@ -175,9 +175,9 @@ def summary_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, pre
         article = row.document.strip()
         if len(tokens) > prefix:
             article = str(tokenizer.decode(tokens[:prefix], clean_up_tokenization_spaces=False))
-        asked = f"{TO_THE_POINT}\n\nArticle: {article}" + ("" if chat else "\n\nSummary:")
+        text = f"{TO_THE_POINT}\n\nArticle: {article}" + ("" if chat else "\n\nSummary:")
         written = _tokens(tokenizer, row.summary.strip() if chat else f" {row.summary.strip()}")
-        prompts.append(Prompt(int(row.item), asked, _asked(tokenizer, asked, chat), human=written))
+        prompts.append(Prompt(int(row.item), text, _prompt_tokens(tokenizer, text, chat), human=written))
     return prompts
 
 
@@ -188,27 +188,27 @@ def instruction_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase,
     """
     prompts = []
     for row in items.itertuples():
-        asked = row.prompt[0].strip() if chat else f"Question: {row.prompt[0].strip()}\nAnswer:"
+        text = row.prompt[0].strip() if chat else f"Question: {row.prompt[0].strip()}\nAnswer:"
         written = None
         if len(row.reference):
             written = _tokens(tokenizer, row.reference[0].strip() if chat else f" {row.reference[0].strip()}")
-        prompts.append(Prompt(int(row.item), asked, _asked(tokenizer, asked, chat), human=written))
+        prompts.append(Prompt(int(row.item), text, _prompt_tokens(tokenizer, text, chat), human=written))
     return prompts
 
 
 def uses_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
     """Return whether prompts go through the chat template: as ``wanted``, or where there is one when that is None.
 
-    Raises ValueError when a chat template is wanted that is not there.
+    Raises ValueError when a chat template is wanted and there is none.
     """
-    there = tokenizer.chat_template is not None
-    if wanted and not there:
+    has_template = tokenizer.chat_template is not None
+    if wanted and not has_template:
         raise ValueError("chat: true, but the model's tokenizer has no chat template")
-    return there if wanted is None else wanted
+    return has_template if wanted is None else wanted
 
 
 def pad_left(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """``input_ids`` and ``attention_mask``, int64 [prompts, longest], padding on the left."""
+    """Return ``input_ids`` and ``attention_mask``, int64 [prompts, longest], padding on the left."""
     longest = max(len(prompt.tokens) for prompt in prompts)
     ids = torch.full((len(prompts), longest), padding, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -218,7 +218,7 @@ def pad_left(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, tor
     return ids, mask
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
+def _prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[int]:
     if not chat:
         return [*leading(tokenizer), *_tokens(tokenizer, text)]
     # The template writes the special tokens itself.
@@ -227,4 +227,5 @@ def _asked(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> list[in
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokens

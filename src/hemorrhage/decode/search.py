@@ -1,4 +1,4 @@
-"""What our own decoding loops share: the prompt's states, and sequences that grow by a token per step.
+"""Basis of the built-in decoding loops: the prompt's states, and sequences that grow by a token per step.
 
 They are called by ``model.generate(custom_generate=...)``, which prepares the cache, the logits processors
 and the stopping criteria.
@@ -6,7 +6,7 @@ and the stopping criteria.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +40,7 @@ class Prompt:
 def read_prompt(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
-    model_kwargs: dict[str, Any],
+    model_kwargs: Mapping[str, Any],
     prompt_states: torch.Tensor | None,
 ) -> Prompt:
     """Read what of the prompt the cache in ``model_kwargs`` does not hold yet.
@@ -49,7 +49,7 @@ def read_prompt(
     compare with them, and a cache of keys and values cannot give them back.
     """
     cache = cache_of(model_kwargs)
-    attention_mask = model_kwargs["attention_mask"]
+    attention_mask: torch.Tensor = model_kwargs["attention_mask"]
     cached = cache.get_seq_length()
     known = 0 if prompt_states is None else prompt_states.shape[1]
     if cached != known:
@@ -63,9 +63,9 @@ def read_prompt(
     return Prompt(logits[:, -1], states, attention_mask, cache)
 
 
-def cache_of(model_kwargs: dict[str, Any]) -> Cache:
+def cache_of(model_kwargs: Mapping[str, Any]) -> Cache:
     """Return the cache that ``generate`` hands to a decoding loop. Raises ValueError where there is none."""
-    cache = model_kwargs.get("past_key_values")
+    cache: Cache | None = model_kwargs.get("past_key_values")
     if cache is None:
         raise ValueError("this search decodes with a cache: use_cache must be true")
     return cache
@@ -81,7 +81,7 @@ class Sequences:
         self.unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def append(self, tokens: torch.Tensor) -> bool:
-        """Append ``tokens`` [batch], padding where a sequence has ended; whether any is still growing."""
+        """Append ``tokens`` [batch], padding where a sequence has ended; return whether any is still growing."""
         tokens = torch.where(self.unfinished, tokens, self.padding)
         self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
         scores: Any = None  # as generate's own loops pass when nobody asked for scores
@@ -90,7 +90,7 @@ class Sequences:
 
 
 def steps(
-    model: PreTrainedModel, sequences: Sequences, model_kwargs: dict[str, Any]
+    model: PreTrainedModel, sequences: Sequences, model_kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor]]:
     """Yield a forward pass for every token, over what the cache does not hold yet; ``sequences`` has grown in between.
 
@@ -105,5 +105,5 @@ def steps(
 
 
 def lengthen_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """``attention_mask`` [batch, length] with one more attended position."""
+    """Return ``attention_mask`` [batch, length] with one more attended position."""
     return torch.cat([attention_mask, attention_mask.new_ones(len(attention_mask), 1)], dim=1)

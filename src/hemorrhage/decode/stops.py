@@ -22,8 +22,8 @@ class StopsAt:
         # A token has at least one character, but for the first of a decoded text, which may lose a space.
         self.tail = max(map(len, stops)) + 2
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Bool [batch] for sequences int64 [batch, length]."""
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        """Return bool [batch] for sequences int64 [batch, length]."""
         tails = self.tokenizer.batch_decode(
             input_ids[:, max(self.start, input_ids.shape[1] - self.tail) :], clean_up_tokenization_spaces=False
         )
@@ -31,12 +31,12 @@ class StopsAt:
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
-    """``text`` up to the first place where one of ``stops`` begins."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+    """Return ``text`` up to where the first of ``stops`` begins."""
+    return text[: min((begin for stop in stops if (begin := text.find(stop)) >= 0), default=len(text))]
 
 
 def until_stop(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: Sequence[str]) -> list[int]:
-    """``tokens`` up to and with the one that completes a stop string; what follows is padding."""
+    """Return ``tokens`` up to and with the one that completes a stop string; what follows is padding."""
 
     def stopped(count: int) -> bool:
         text = str(tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False))

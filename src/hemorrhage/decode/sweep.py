@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -43,7 +43,7 @@ from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.refused import RefusedError
-from hemorrhage.runtime.artifact import disk_is_full, read_manifest, write_manifest, writing
+from hemorrhage.runtime.artifact import Manifest, disk_is_full, read_manifest, write_manifest, writing
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ class Strategy:
     name: str
     module: str
     settings: Any
-    chooses: ModuleType
+    implementation: ModuleType
 
     @property
     def description(self) -> str:
-        """JSON of the module and all its settings, those left at their defaults too."""
+        """JSON of the module and all its settings, defaults too."""
         return json.dumps({"strategy": self.module, **self.settings.model_dump()}, sort_keys=True)
 
 
@@ -84,14 +84,14 @@ class Batch:
 
 def strategies(entries: Mapping[str, Mapping[str, Any]]) -> list[Strategy]:
     """Return the strategies of a spec. Raises ValueError (pydantic's) where settings are impossible."""
-    found = []
+    parsed = []
     for name, entry in entries.items():
         if "strategy" not in entry:
             raise ValueError(f"strategies.{name}: the key strategy is missing")
         module = importlib.import_module(f"hemorrhage.decode.strategies.{entry['strategy']}")
         settings = module.Settings(**{key: value for key, value in entry.items() if key != "strategy"})
-        found.append(Strategy(name, entry["strategy"], settings, module))
-    return found
+        parsed.append(Strategy(name, entry["strategy"], settings, module))
+    return parsed
 
 
 def resume_directory(out: Path) -> Path:
@@ -128,10 +128,10 @@ def sweep(
     rows = _ordered([part for part in parts if "strategy" in part], batches, order)
     human = _ordered([_NO_HUMAN, *(part for part in parts if "strategy" not in part)], batches)
     features = {
-        f"{dataset}.strategy.{name}": found
-        for (dataset, name), found in rows[rows["task"] == "open_ended"].groupby(["dataset", "strategy"])
+        f"{dataset}.strategy.{name}": texts
+        for (dataset, name), texts in rows[rows["task"] == "open_ended"].groupby(["dataset", "strategy"])
     }
-    features |= {f"{dataset}.human": found for dataset, found in human.groupby("dataset")}
+    features |= {f"{dataset}.human": texts for dataset, texts in human.groupby("dataset")}
     with writing(out) as part:
         GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
@@ -171,7 +171,7 @@ def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches
     mask = torch.ones(1, longest.longest, dtype=torch.long)
     for strategy in chosen:
         try:
-            strategy.chooses.parameters(model, strategy.settings, Prompts(mask, longest.new_tokens))
+            strategy.implementation.parameters(model, strategy.settings, Prompts(mask, longest.new_tokens))
         except RefusedError as error:
             refused[strategy.name] = str(error)
         except ValueError as error:
@@ -179,28 +179,52 @@ def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches
     return refused
 
 
-def manifest_fields(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> dict[str, Any]:
+class DatasetFields(TypedDict, total=False):
+    """A data set's entry: digest of its texts, and what guessing gets right of a closed-ended task."""
+
+    sha256: str
+    chance: float | str
+
+
+class TaskManifest(Manifest, total=False):
+    """The manifest of a task or text, as far as the sweep reads it."""
+
+    sha256: str
+    chance: float | str
+    stop: list[str]
+
+
+class Fields(TypedDict):
+    """The fields of a decode output's manifest, a failed one's too."""
+
+    variant: str
+    datasets: dict[str, DatasetFields]
+    protocol: dict[str, str]
+    seed: int
+
+
+def manifest_fields(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> Fields:
     """Return what the manifest says of a decode output, a failed one too.
 
     ``protocol`` is how the texts of a data set were made, but for the strategy: texts of one protocol are comparable.
     """
     shared = f"batch={spec.batch}; dtype=float32"
-    datasets: dict[str, dict[str, str]] = {}
+    datasets: dict[str, DatasetFields] = {}
     protocol: dict[str, str] = {}
     for folder, task in zip(closed, spec.closed_ended, strict=True):
-        facts = read_manifest(folder)
-        datasets[task.task] = {"sha256": facts["sha256"], "chance": facts["chance"]}
+        manifest = read_manifest(folder, TaskManifest)
+        datasets[task.task] = {"sha256": manifest["sha256"], "chance": manifest["chance"]}
         shots = f"; shots={task.shots} or chat" if _is_worked(folder, task.task) else ""
-        ends = f"; stop={json.dumps(facts['stop'])}" if "stop" in facts else ""
-        limits = f"; seconds={spec.code_tasks.seconds:g}" if spec.code_tasks and "stop" in facts else ""
+        ends = f"; stop={json.dumps(manifest['stop'])}" if "stop" in manifest else ""
+        limits = f"; seconds={spec.code_tasks.seconds:g}" if spec.code_tasks and "stop" in manifest else ""
         protocol[task.task] = f"items={task.items} new_tokens={task.new_tokens}; {shared}{shots}{ends}{limits}"
     for folder, beginnings in zip(opened, spec.open_ended, strict=True):
-        facts = read_manifest(folder)
-        datasets[beginnings.task] = {"sha256": facts["sha256"]}
+        manifest = read_manifest(folder, TaskManifest)
+        datasets[beginnings.task] = {"sha256": manifest["sha256"]}
         prefix = f" prefix={beginnings.prefix}" if beginnings.prefix else ""
-        asked = "; chat where there is a template" if (folder / "items.parquet").is_file() else ""
+        chat = "; chat where there is a template" if (folder / "items.parquet").is_file() else ""
         protocol[beginnings.task] = (
-            f"items={beginnings.items}{prefix} new_tokens={beginnings.new_tokens}; {shared}{asked}"
+            f"items={beginnings.items}{prefix} new_tokens={beginnings.new_tokens}; {shared}{chat}"
         )
     return {"variant": variant, "datasets": datasets, "protocol": protocol, "seed": spec.seed}
 
@@ -210,7 +234,7 @@ def _is_worked(folder: Path, task: str) -> bool:
 
 
 ANOTHER_QUESTION = ("Question:",)
-"""What a model that was shown examples goes on with: the answer is over."""
+"""Continuation of a model that was shown examples, with which the answer is over."""
 
 
 def _closed_batches(
@@ -218,7 +242,7 @@ def _closed_batches(
 ) -> Iterator[Batch]:
     for folder, task in zip(folders, spec.closed_ended, strict=True):
         prompts = closed_prompts(folder, tokenizer, task, spec.seed, chat)
-        stops = tuple(read_manifest(folder).get("stop", ()))
+        stops = tuple(read_manifest(folder, TaskManifest).get("stop", ()))
         if _is_worked(folder, task.task) and not chat:
             stops = ANOTHER_QUESTION
         yield from _batches("closed_ended", task.task, prompts, task.new_tokens, spec.batch, stops)
@@ -235,7 +259,7 @@ def _open_batches(
 def _batches(
     task: str, dataset: str, prompts: list[Prompt], new_tokens: int, size: int, stops: Sequence[str] = ()
 ) -> Iterator[Batch]:
-    # Prompts of one length stand together: little padding is read.
+    # Prompts of one length are in one batch: little padding is read.
     prompts = sorted(prompts, key=lambda prompt: len(prompt.tokens))
     for number, start in enumerate(range(0, len(prompts), size)):
         yield Batch(task, dataset, number, new_tokens, prompts[start : start + size], stops)
@@ -259,32 +283,32 @@ def _parts(
     resume.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(chosen) * len(batches), desc="batches", mininterval=5) as progress:
         for batch in batches:
-            there = f"{batch.dataset}.{batch.number}"
-            parts = {s.name: resume / f"{quote(s.name, safe='')}.{there}" for s in chosen}
+            suffix = f"{batch.dataset}.{batch.number}"
+            files = {s.name: resume / f"{quote(s.name, safe='')}.{suffix}" for s in chosen}
             # No quoted name has a bracket: this is not a strategy's file.
-            written = resume / f"(human).{there}"
-            wanted = [*parts.values(), *([written] if batch.task == "open_ended" else [])]
-            if not all(part.exists() for part in wanted):
-                desk = _Desk(batch, model, of_base, tokenizer, spec)
+            written = resume / f"(human).{suffix}"
+            wanted = [*files.values(), *([written] if batch.task == "open_ended" else [])]
+            if not all(file.exists() for file in wanted):
+                read_batch = _ReadBatch(batch, model, of_base, tokenizer, spec)
             if batch.task == "open_ended":
                 if not written.exists():
-                    _save(desk.human(), written)
+                    _save(read_batch.human(), written)
                 yield pd.read_parquet(written)
             for group in rounds(model, chosen, batch):
                 progress.set_postfix_str(f"{batch.dataset} {group[0].name}", refresh=False)
                 # Those that run together do so again, where one is missing: rounding may depend on the company.
-                if not any(s.name in gaps for s in group) and not all(parts[s.name].exists() for s in group):
-                    for strategy, rows in zip(group, _rows(desk, group, gaps), strict=False):
-                        _save(rows, parts[strategy.name])
+                if not any(s.name in gaps for s in group) and not all(files[s.name].exists() for s in group):
+                    for strategy, rows in zip(group, _rows(read_batch, group, gaps), strict=False):
+                        _save(rows, files[strategy.name])
                 progress.update(len(group))
             for strategy in chosen:
                 if strategy.name not in gaps:
-                    yield pd.read_parquet(parts[strategy.name])
+                    yield pd.read_parquet(files[strategy.name])
 
 
-def _rows(desk: _Desk, group: Sequence[Strategy], gaps: dict[str, str]) -> list[pd.DataFrame]:
+def _rows(read_batch: _ReadBatch, group: Sequence[Strategy], gaps: dict[str, str]) -> list[pd.DataFrame]:
     try:
-        return desk.rows(group)
+        return read_batch.rows(group)
     except Exception as error:
         if len(group) > 1 or disk_is_full(error):
             raise
@@ -293,13 +317,13 @@ def _rows(desk: _Desk, group: Sequence[Strategy], gaps: dict[str, str]) -> list[
 
 
 def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> list[list[Strategy]]:
-    """Return the strategies in the groups that run together on a batch, each at most together.TOKENS tokens large."""
+    """Return the strategies in the groups that run together on a batch, each at most batching.TOKENS tokens large."""
     mask = torch.ones(1, batch.longest, dtype=torch.long)
     prompts = Prompts(mask, batch.new_tokens)
     joining: list[Strategy] = []
     alone: list[Strategy] = []
     for strategy in chosen:
-        parameters = strategy.chooses.parameters(model, strategy.settings, prompts)
+        parameters = strategy.implementation.parameters(model, strategy.settings, prompts)
         (joining if batching.is_batchable(parameters) else alone).append(strategy)
     size = max(1, batching.TOKENS // (len(batch.prompts) * (batch.longest + batch.new_tokens)))
     joined = [joining[start : start + size] for start in range(0, len(joining), size)]
@@ -309,7 +333,7 @@ def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> 
 def _save_features(rows: Mapping[str, pd.DataFrame], file: Path) -> None:
     from safetensors.numpy import save_file
 
-    save_file({name: np.array(found["feature"].tolist(), np.float32) for name, found in rows.items()}, file)
+    save_file({name: np.array(texts["feature"].tolist(), np.float32) for name, texts in rows.items()}, file)
 
 
 def _save(rows: pd.DataFrame, file: Path) -> None:
@@ -318,7 +342,18 @@ def _save(rows: pd.DataFrame, file: Path) -> None:
     unfinished.rename(file)
 
 
-class _Desk:
+class Row(TypedDict):
+    """A generated text: columns of GENERATIONS."""
+
+    item: int
+    prompt: str
+    text: str
+    tokens: list[int]
+    answer: str
+    correct: bool
+
+
+class _ReadBatch:
     """A batch that both models have read, ready for the strategies."""
 
     def __init__(
@@ -343,17 +378,17 @@ class _Desk:
     def rows(self, group: Sequence[Strategy]) -> list[pd.DataFrame]:
         """Return the rows of ``generations.parquet`` for this batch under each strategy of a group of ``rounds``."""
         start = time.perf_counter()
-        found = self._generated(group)
+        generated = self._generate(group)
         seconds = time.perf_counter() - start
-        return [self._table(strategy, texts, seconds) for strategy, texts in zip(group, found, strict=True)]
+        return [self._table(strategy, texts, seconds) for strategy, texts in zip(group, generated, strict=True)]
 
-    def _generated(self, group: Sequence[Strategy]) -> list[list[list[int]]]:
+    def _generate(self, group: Sequence[Strategy]) -> list[list[list[int]]]:
         batch, stops = self.batch, self._stops if self.batch.stops else None
         if len(group) == 1:
             strategy = group[0]
-            found = [
+            generated = [
                 generate(
-                    strategy.chooses,
+                    strategy.implementation,
                     self.model,
                     self.ids,
                     self.mask,
@@ -366,12 +401,12 @@ class _Desk:
             ]
         else:
             prompts = Prompts(self.mask, batch.new_tokens)
-            found = batching.continuations(
+            generated = batching.continuations(
                 self.model,
                 self.ids,
                 self.mask,
                 batch.new_tokens,
-                [strategy.chooses.parameters(self.model, strategy.settings, prompts) for strategy in group],
+                [strategy.implementation.parameters(self.model, strategy.settings, prompts) for strategy in group],
                 self.seed,
                 self.reading,
                 stopping=[stops(self.ids.shape[1])] if stops else [],
@@ -379,7 +414,7 @@ class _Desk:
         last = end_tokens(self.model)
         return [
             [until_stop(self.tokenizer, until_end(tokens, last), batch.stops) for tokens in texts.tolist()]
-            for texts in found
+            for texts in generated
         ]
 
     def _stops(self, start: int) -> StopsAt:
@@ -408,21 +443,23 @@ class _Desk:
 
     def human(self) -> pd.DataFrame:
         """Return the rows of ``human.parquet`` for this batch: what people wrote behind its prompts."""
-        there = [row for row, prompt in enumerate(self.batch.prompts) if prompt.human]
-        texts = [(self.batch.prompts[row].human or [])[: self.batch.new_tokens] for row in there]
-        reading = self.base_reading if len(there) == len(self.batch.prompts) else None
-        nll, features = (
-            score_continuations(self.of_base, self.ids[there], self.mask[there], texts, reading) if there else ([], [])
-        )
+        written = [row for row, prompt in enumerate(self.batch.prompts) if prompt.human]
+        texts = [(self.batch.prompts[row].human or [])[: self.batch.new_tokens] for row in written]
+        reading = self.base_reading if len(written) == len(self.batch.prompts) else None
+        nll: list[float] = []
+        features: list[list[float]] = []
+        if written:
+            ids, mask = self.ids[written], self.mask[written]
+            nll, features = score_continuations(self.of_base, ids, mask, texts, reading)
         return pd.DataFrame(
             {
                 "dataset": self.batch.dataset,
-                "item": [self.batch.prompts[row].item for row in there],
+                "item": [self.batch.prompts[row].item for row in written],
                 "text": [
                     decode_continuation(
                         self.tokenizer, self.batch.prompts[row].tokens, self.batch.prompts[row].human or []
                     )
-                    for row in there
+                    for row in written
                 ],
                 "tokens": texts,
                 "base_nll": nll,
@@ -430,9 +467,9 @@ class _Desk:
             }
         ).astype({"item": "int64", "base_nll": "float64"})
 
-    def _row(self, prompt: Prompt, tokens: list[int]) -> dict[str, Any]:
+    def _row(self, prompt: Prompt, tokens: list[int]) -> Row:
         text = decode_continuation(self.tokenizer, prompt.tokens, tokens)
-        answer, correct = self._judged(prompt, text)
+        answer, correct = self._judge(prompt, text)
         return {
             "item": prompt.item,
             "prompt": prompt.text,
@@ -442,7 +479,7 @@ class _Desk:
             "correct": correct,
         }
 
-    def _judged(self, prompt: Prompt, text: str) -> tuple[str, bool]:
+    def _judge(self, prompt: Prompt, text: str) -> tuple[str, bool]:
         """Return the answer, or what became of the program, and whether it is right; nothing without a question."""
         if prompt.tests is not None:
             if self.limits is None:
@@ -469,7 +506,7 @@ def batch_seed(seed: int, batch: Batch) -> int:
 
 
 def decode_continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens: list[int]) -> str:
-    """Return the text of ``tokens`` as they stand behind ``prompt``, special tokens left out.
+    """Return the text of ``tokens`` as they follow ``prompt``, special tokens left out.
 
     Decoded with the prompt, because a sentencepiece decoder drops the space in front of what it decodes.
     """
@@ -486,7 +523,7 @@ def score_continuations(
     texts: Sequence[list[int]],
     reading: Reading | None,
 ) -> tuple[list[float], list[list[float]]]:
-    """Return what ``model`` makes of ``texts`` as continuations of the prompts.
+    """Score ``texts`` by ``model`` as continuations of the prompts.
 
     Mean negative log-likelihood in nats per token, and the mean [width] of the final hidden states from which the
     model predicts them. ``texts`` are not empty; an end-of-sequence token counts as one of theirs. ``reading`` is

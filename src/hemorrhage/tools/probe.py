@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Settings
@@ -30,6 +30,8 @@ from hemorrhage.study.registry import METHODS, STRATEGIES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hemorrhage.models.sources.origin import Spec
 
 NEW_TOKENS = 3
 """Tokens that each strategy generates."""
@@ -140,7 +142,7 @@ def _findings(plan: Plan | None, folder: Path | None, wanted: Wanted) -> list[Fi
         made = Path(plan.checkpoint("base")).parent
         if made.is_dir():
             return probe(made, wanted)
-        spec = plan.params.model.model_dump(mode="json")
+        spec: Spec = cast(Any, plan.params.model.model_dump(mode="json"))
     else:
         spec = {"source": "path", "path": str(folder)}
     from hemorrhage.models.__main__ import prepare

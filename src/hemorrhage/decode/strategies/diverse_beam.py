@@ -100,7 +100,7 @@ def diverse_beam_search(
             parents.append(first + number * size + group.step(log_probs[:, number] - penalty * taken[:, None]))
             taken.scatter_add_(1, group.ids[:, :, -1], counts)
         if not any(bool((group.open & group.running).any()) for group in searches):
-            return best(searches, input_ids, generation_config)
+            return best(searches, generation_config)
         select_rows(cache, torch.stack(parents, 1).flatten())
         mask = lengthen_mask(mask)
         tokens = torch.stack([group.ids[:, :, -1:] for group in searches], 1).view(-1, 1)
@@ -121,7 +121,7 @@ class Group:
         self.size, self.criteria, self.start = size, criteria, input_ids.shape[1]
         ends = config.eos_token_id
         number = 0 if ends is None else len(ends) if isinstance(ends, list) else 1
-        # Enough candidates that `size` of them go on, even if every beam's likeliest tokens end it.
+        # Enough candidates that `size` of them go on, even if every beam's top tokens end it.
         self.candidates = max(2, 1 + number) * size
         batch = len(input_ids)
         self.ids = input_ids[:, None].expand(-1, size, -1)
@@ -133,7 +133,7 @@ class Group:
         self.running = self.open
 
     def step(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Go on by a token with ``log_probs`` [batch, size, vocabulary]; which beams went on, [batch, size]."""
+        """Advance by a token with ``log_probs`` [batch, size, vocabulary]; return the beams' parents [batch, size]."""
         vocabulary = log_probs.shape[-1]
         top = (self.scores[..., None] + log_probs).flatten(1).topk(self.candidates)
         parents, tokens = top.indices // vocabulary, top.indices % vocabulary
@@ -144,10 +144,10 @@ class Group:
 
         finishing = stops & self.open[:, None]
         finishing[:, self.size :] = False
-        self.ended = self.ended.joined(torch.where(finishing, top.values / generated, NEVER), ids, self.size)
+        self.ended = self.ended.join(torch.where(finishing, top.values / generated, NEVER), ids, self.size)
 
-        # In float64: beside NEVER float32 tells no two beams apart, and where all stop, other groups are kept from the
-        # last tokens of these.
+        # In float64: next to NEVER float32 has no resolution for two beams, and where all stop, other groups are kept
+        # from the last tokens of these.
         going = (top.values.double() + NEVER * stops).topk(self.size)
         self.ids, self.scores = rows(ids, going.indices), going.values.to(top.values.dtype)
         self.running = ~stops.all(-1)
@@ -162,7 +162,7 @@ class Ended:
     scores: torch.Tensor
     ids: torch.Tensor
 
-    def joined(self, scores: torch.Tensor, ids: torch.Tensor, size: int) -> Ended:
+    def join(self, scores: torch.Tensor, ids: torch.Tensor, size: int) -> Ended:
         """Return the best ``size`` of these and of ``ids`` [batch, n, length] with ``scores`` [batch, n]."""
         ours = torch.nn.functional.pad(self.ids, (0, ids.shape[-1] - self.ids.shape[-1]), value=-1)
         best = torch.cat([self.scores, scores], 1).topk(size)
@@ -170,15 +170,15 @@ class Ended:
 
 
 def rows(ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """``ids`` [batch, n, length] of the rows ``chosen`` [batch, m]: [batch, m, length]."""
+    """Return ``ids`` [batch, n, length] of the rows ``chosen`` [batch, m]: [batch, m, length]."""
     return ids.gather(1, chosen[..., None].expand(-1, -1, ids.shape[-1]))
 
 
-def best(groups: list[Group], input_ids: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+def best(groups: list[Group], config: GenerationConfig) -> torch.Tensor:
     """Return the best finished sequence of all groups, padded behind its end: int64 [batch, length]."""
     padding = 0 if config.pad_token_id is None else config.pad_token_id
     scores = torch.cat([group.ended.scores for group in groups], 1)
     ids = torch.cat([group.ended.ids for group in groups], 1)
-    found = rows(ids, scores.argmax(-1, keepdim=True))[:, 0]
-    longest = int((found >= 0).sum(-1).max())
-    return found[:, :longest].masked_fill(found[:, :longest] < 0, padding)
+    chosen = rows(ids, scores.argmax(-1, keepdim=True))[:, 0]
+    longest = int((chosen >= 0).sum(-1).max())
+    return chosen[:, :longest].masked_fill(chosen[:, :longest] < 0, padding)

@@ -92,10 +92,10 @@ def candidates(model: PreTrainedModel, layers: Sequence[int] | str) -> tuple[int
         layers = range(first, max(blocks // 2, first + 1), 2)
     elif layers == "high":
         layers = range(blocks // 2, blocks, 2)
-    found = tuple(int(layer) for layer in layers)
-    if not found or not all(0 <= layer < blocks for layer in found):
-        raise ValueError(f"layers: {list(found)}, some of 0 to {blocks - 1} wanted for a model of {blocks} blocks")
-    return found
+    numbers = tuple(int(layer) for layer in layers)
+    if not numbers or not all(0 <= layer < blocks for layer in numbers):
+        raise ValueError(f"layers: {list(numbers)}, some of 0 to {blocks - 1} wanted for a model of {blocks} blocks")
+    return numbers
 
 
 def jensen_shannon(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

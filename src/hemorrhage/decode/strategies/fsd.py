@@ -92,7 +92,7 @@ class AntiModel:
     def __init__(self, order: int, states: torch.Tensor, capacity: int) -> None:
         batch, self.length, width = states.shape
         self.span = order - 1
-        # Zero states before the text stand in for what is not there; `penalty` masks these keys.
+        # Zero states before the text are in place of what it lacks; `penalty` masks these keys.
         padded = torch.cat([states.new_zeros(batch, self.span - 1, width), states], dim=1).float()
         joined = torch.cat([padded[:, i : i + self.length] for i in range(self.span)], dim=-1)
         self.recent = padded[:, padded.shape[1] - self.span :]

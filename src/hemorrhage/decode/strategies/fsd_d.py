@@ -113,16 +113,16 @@ class NGrams:
 
     def penalty(self, token: int) -> float:
         """Probability of ``token`` as the next one under the smoothed n-gram model."""
-        found, rest = 0.0, 1.0
+        penalty, rest = 0.0, 1.0
         if len(self.recent) < self.span:
-            return found
+            return penalty
         for start in range(self.span + 1):
             context = self.recent[start:]
             count = self.followers[context][token] if context in self.followers else 0
             if count and context:
-                found += rest * self.beta * count / (self.totals[context] + 1)
+                penalty += rest * self.beta * count / (self.totals[context] + 1)
             elif count:
-                found += rest * count / self.totals[context]
+                penalty += rest * count / self.totals[context]
             if count:
                 rest *= 1 - self.beta
-        return found
+        return penalty
