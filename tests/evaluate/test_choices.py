@@ -33,7 +33,7 @@ def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer) -> None:
 
 
 def test_a_choice_must_not_change_the_prompts_tokens(tokenizer) -> None:
-    with pytest.raises(ValueError, match="melts into the prompt"):
+    with pytest.raises(ValueError, match="merges with the last prompt token"):
         choice_rows(0, "Once upon a ti", ["me", "de"], tokenizer)
 
 

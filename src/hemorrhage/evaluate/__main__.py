@@ -21,7 +21,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from safetensors import safe_open
@@ -39,6 +39,7 @@ from hemorrhage.evaluate.language import (
     write_tokens,
 )
 from hemorrhage.evaluate.precision import compute_in
+from hemorrhage.evaluate.reference import ReferenceManifest
 from hemorrhage.evaluate.schema import ITEMS
 from hemorrhage.models.blockwise import is_streamed
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
@@ -46,6 +47,7 @@ from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import CHECK
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import (
+    Manifest,
     failure,
     failure_recorded,
     read_manifest,
@@ -59,6 +61,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE = "base"
+
+
+class AlteredManifest(Manifest, total=False):
+    """A checkpoint's manifest, as far as it is read here; ``blocks``: the base's block that each was made from."""
+
+    blocks: list[int | None]
 
 
 def evaluate(
@@ -78,13 +86,13 @@ def evaluate(
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
-    facts, made = read_manifest(reference), read_manifest(checkpoint)
+    of_base, altered = read_manifest(reference, ReferenceManifest), read_manifest(checkpoint, AlteredManifest)
     same_tokenizer(checkpoint, base)
     base_head = stored_head(base)
     model, tokenizer = open_model(checkpoint, base, len(base_head), memory_gb), load_tokenizer(base)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():
-            raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be told whether it is what compress made")
+            raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be compared with what compress made")
         verify(model, checkpoint)
 
     windows, window = smallest_corpus(reference)
@@ -99,43 +107,43 @@ def evaluate(
     base_head = base_head.to(model.device)
 
     def damage(corpus: str, skip: int) -> Iterator[pd.DataFrame]:
-        return corpus_damage(model, reference, corpus, base_head, at_once, skip, facts["first_predicted"])
+        return corpus_damage(model, reference, corpus, base_head, at_once, skip, of_base["first_predicted"])
 
     gaps: dict[str, str] = {}
-    with resuming(out) as kept, writing(out) as part:
-        with compute_in(model, facts["dtype"]):
-            write_tokens(resume_tables(facts["corpora"], damage, kept), part / "tokens.parquet")
-            answered = [_answers(kept, model, tokenizer, task, tokens_at_once) for task in tasks]
+    with resuming(out) as unfinished, writing(out) as part:
+        with compute_in(model, of_base["dtype"]):
+            write_tokens(resume_tables(of_base["corpora"], damage, unfinished), part / "tokens.parquet")
+            answered = [_answers(unfinished, model, tokenizer, task, tokens_at_once) for task in tasks]
         shutil.copyfile(reference / "windows.parquet", part / "windows.parquet")
         if tasks:
             items = pd.concat(answered)
-            of_base = pd.read_parquet(reference / "items.parquet")[["task", "item", "choice", "correct"]]
-            of_base = of_base.rename(columns={"choice": "base_choice", "correct": "base_correct"})
-            items = items.merge(of_base, on=["task", "item"], validate="one_to_one")[list(ITEMS.columns)]
+            base_items = pd.read_parquet(reference / "items.parquet")[["task", "item", "choice", "correct"]]
+            base_items = base_items.rename(columns={"choice": "base_choice", "correct": "base_correct"})
+            items = items.merge(base_items, on=["task", "item"], validate="one_to_one")[list(ITEMS.columns)]
             ITEMS.validate(items).to_parquet(part / "items.parquet", index=False)
-        if facts["diagnostics"]:
-            of_base_diagnosed = load_file(reference / "diagnostics.safetensors")
-            found = collect.measure(model, of_base_diagnosed, made.get("blocks"), ablate, gaps)
-            collect.DIAGNOSTICS.validate(found).to_parquet(part / "diagnostics.parquet", index=False)
+        if of_base["diagnostics"]:
+            base_side = load_file(reference / "diagnostics.safetensors")
+            diagnostics = collect.measure(model, base_side, altered.get("blocks"), ablate, gaps)
+            collect.DIAGNOSTICS.validate(diagnostics).to_parquet(part / "diagnostics.parquet", index=False)
         # The speed of a disk is none of a model's.
-        measured = {} if is_streamed(model) else _cost(model, gaps)
-        costs = {**measured, "theoretical": cost.theoretical(checkpoint)}
+        costs: cost.Cost = {} if is_streamed(model) else _cost(model, gaps)
+        costs["theoretical"] = cost.theoretical(checkpoint)
         (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(
             part,
             variant=variant,
-            corpora=facts["corpora"],
-            tasks=facts["tasks"],
-            diagnostics=facts["diagnostics"],
-            dtype=facts["dtype"],
-            **({"membership": facts["membership"]} if variant == BASE and "membership" in facts else {}),
+            corpora=of_base["corpora"],
+            tasks=of_base["tasks"],
+            diagnostics=of_base["diagnostics"],
+            dtype=of_base["dtype"],
+            **({"membership": of_base["membership"]} if variant == BASE and "membership" in of_base else {}),
             **({"gaps": gaps} if gaps else {}),
             **noise,
         )
 
 
-def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> dict[str, Any]:
-    """Return what running the model costs; nothing, and a gap, where it can't be run like others."""
+def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> cost.Cost:
+    """Measure what running the model costs; where it can't be run like others, note a gap."""
     try:
         return cost.measure(model)
     except Exception as error:
@@ -144,10 +152,10 @@ def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> dict[str, Any]:
 
 
 def _answers(
-    kept: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path, tokens_at_once: int
+    unfinished: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path, tokens_at_once: int
 ) -> pd.DataFrame:
-    """Return the model's answers to a task, from the folder ``kept`` where a job before left them there."""
-    file = kept / f"{task.parent.name}.answers"
+    """Return the model's answers to a task, from the folder ``unfinished`` where an earlier job left them."""
+    file = unfinished / f"{task.parent.name}.answers"
     if not file.is_file():
         with whole(file) as part:
             answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name).to_parquet(part)
@@ -156,11 +164,11 @@ def _answers(
 
 def same_tokenizer(checkpoint: Path, base: Path) -> None:
     """Raise ValueError where the checkpoint brings along a tokenizer that is not the base's."""
-    own, of_base = (folder / "tokenizer.json" for folder in (checkpoint, base))
-    if not own.is_file() or own.read_bytes() == of_base.read_bytes():
+    altered, original = (folder / "tokenizer.json" for folder in (checkpoint, base))
+    if not altered.is_file() or altered.read_bytes() == original.read_bytes():
         return
-    if json.loads(own.read_bytes()) != json.loads(of_base.read_bytes()):
-        raise ValueError(f"{own} differs from the base model's: its tokens would be compared with other tokens")
+    if json.loads(altered.read_bytes()) != json.loads(original.read_bytes()):
+        raise ValueError(f"{altered} differs from the base model's: its tokens would be compared with other tokens")
 
 
 def open_model(checkpoint: Path, base: Path, vocabulary: int, memory_gb: float = math.inf) -> PreTrainedModel:
@@ -169,9 +177,9 @@ def open_model(checkpoint: Path, base: Path, vocabulary: int, memory_gb: float =
         model = load(checkpoint, base=base, streamed=(size(checkpoint) or 0) > 1e9 * memory_gb)
     except Exception as error:
         raise ValueError(f"{checkpoint} can't be loaded: {type(error).__name__}: {error}") from error
-    own = model.get_output_embeddings().weight.shape[0]
-    if own != vocabulary:
-        raise ValueError(f"{checkpoint} has a vocabulary of {own} tokens, and the base model of {vocabulary}")
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows != vocabulary:
+        raise ValueError(f"{checkpoint} has a vocabulary of {rows} tokens, and the base model of {vocabulary}")
     return model
 
 
@@ -201,13 +209,13 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, default=math.inf, help="above it a model is read block by block")
     arguments = parser.parse_args()
     step.start()
-    facts = read_manifest(arguments.reference)
+    of_base = read_manifest(arguments.reference, ReferenceManifest)
     with failure_recorded(
         arguments.out,
         variant=arguments.variant,
-        corpora=facts["corpora"],
-        tasks=facts["tasks"],
-        diagnostics=facts["diagnostics"],
+        corpora=of_base["corpora"],
+        tasks=of_base["tasks"],
+        diagnostics=of_base["diagnostics"],
     ):
         evaluate(
             arguments.out,

@@ -25,7 +25,7 @@ Row = tuple[int, list[int], list[list[int]]]
 
 
 def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Return what has to be read to score an item.
+    """Return the rows that are read to score an item.
 
     Tokens that all choices begin with are read as part of the prompt: they add the same to every choice.
     Where each choice is then one token, a single pass over the prompt scores them all; else each choice is
@@ -36,7 +36,9 @@ def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTraine
     for choice in choices:
         whole = tokenizer(prompt + choice).input_ids
         if whole[: len(start)] != start or len(whole) == len(start):
-            raise ValueError(f"item {item}: the choice {choice!r} melts into the prompt's last token")
+            raise ValueError(
+                f"item {item}: choice {choice!r} merges with the last prompt token (tokenization boundary)"
+            )
         endings.append(whole[len(start) :])
     alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*endings, strict=False))
     shared = min(len(list(alike)), min(map(len, endings)) - 1)
@@ -49,7 +51,7 @@ def choice_rows(item: int, prompt: str, choices: list[str], tokenizer: PreTraine
 def log_likelihoods(
     model: PreTrainedModel, rows: list[Row], pad: int, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> dict[int, list[float]]:
-    """Return item -> summed log-likelihood (nats) of what tells its choices apart, in order.
+    """Return item -> summed log-likelihoods (nats) of its choices, without what they have in common, in order.
 
     Raises ValueError where one is not finite.
     """
@@ -63,7 +65,7 @@ def log_likelihoods(
         picked = iter(_log_p(states, head, wanted))
         for (item, _, endings), length in zip(batch, lengths, strict=True):
             steps = [next(picked) for _ in range(length)]
-            sums = [sum(step[place] for step in steps) for place in range(len(endings))]
+            sums = [sum(step[choice] for step in steps) for choice in range(len(endings))]
             if not all(map(math.isfinite, sums)):
                 raise ValueError(f"item {item}: the likelihoods of its choices are not finite")
             scores.setdefault(item, []).extend(sums)
@@ -72,16 +74,16 @@ def log_likelihoods(
 
 def _log_p(states: torch.Tensor, head: Head, wanted: list[list[int]]) -> list[list[float]]:
     """Return log-probabilities of each state's ``wanted`` tokens; ``states`` [n, hidden] are read a few at a time."""
-    found = []
+    picked = []
     at_once = rows_at_once(len(head))
     for start in range(0, len(states), at_once):
         log_p = torch.log_softmax(head.logits(states[start : start + at_once]), dim=-1)
-        asked = wanted[start : start + at_once]
-        row = torch.tensor([index for index, tokens in enumerate(asked) for _ in tokens], device=log_p.device)
-        token = torch.tensor([token for tokens in asked for token in tokens], device=log_p.device)
+        targets = wanted[start : start + at_once]
+        row = torch.tensor([index for index, tokens in enumerate(targets) for _ in tokens], device=log_p.device)
+        token = torch.tensor([token for tokens in targets for token in tokens], device=log_p.device)
         values = iter(log_p[row, token].tolist())
-        found += [[next(values) for _ in tokens] for tokens in asked]
-    return found
+        picked += [[next(values) for _ in tokens] for tokens in targets]
+    return picked
 
 
 def _passes(
@@ -150,12 +152,12 @@ def answers(
         for row in choice_rows(int(item.item), str(item.prompt), list(item.choices), tokenizer)
     ]
     scores = log_likelihoods(model, rows, pad=0, tokens_per_batch=tokens_per_batch)
-    found = []
+    chosen = []
     for item in items.itertuples():
         score = scores[int(item.item)]
         right = int(item.answer)
         choice = max(range(len(score)), key=score.__getitem__)
         margin = score[right] - max(value for index, value in enumerate(score) if index != right)
-        about = {"item": int(item.item), "group": int(item.group)}
-        found.append({**about, "choice": choice, "correct": choice == right, "margin": margin})
-    return pd.DataFrame(found)
+        numbers = {"item": int(item.item), "group": int(item.group)}
+        chosen.append({**numbers, "choice": choice, "correct": choice == right, "margin": margin})
+    return pd.DataFrame(chosen)

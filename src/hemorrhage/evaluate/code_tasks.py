@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import pandas as pd
 import torch
@@ -42,7 +42,7 @@ from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.reload import verify
 from hemorrhage.models.tokenizer import leading
 from hemorrhage.runtime import step
-from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.runtime.artifact import Manifest, failure, failure_recorded, read_manifest, write_manifest, writing
 from hemorrhage.sandbox import runner as sandbox
 
 if TYPE_CHECKING:
@@ -74,27 +74,57 @@ class Batch:
     problems: pd.DataFrame
 
 
-def manifest_fields(variant: str, benchmarks: Sequence[Path], spec: Spec) -> dict[str, Any]:
+class BenchmarkManifest(Manifest, total=False):
+    """The manifest of a code task, as far as it is read here."""
+
+    task: str
+    sha256: str
+    chance: float
+    items: int
+    shots: int
+    stop: list[str]
+
+
+class TaskFields(TypedDict):
+    """A task's entry in the output's manifest."""
+
+    sha256: str
+    chance: float
+    protocol: str
+
+
+class Fields(TypedDict):
+    """The fields of an output's manifest, a failed one's too."""
+
+    variant: str
+    tasks: dict[str, TaskFields]
+
+
+def manifest_fields(variant: str, benchmarks: Sequence[Path], spec: Spec) -> Fields:
     """Return what the manifest says of an output, a failed one too.
 
     Raises ValueError where the benchmarks are not the tasks of ``spec``.
     """
-    manifests = [read_manifest(folder) for folder in benchmarks]
-    if [facts["task"] for facts in manifests] != spec.tasks:
-        given = ", ".join(facts["task"] for facts in manifests)
-        raise ValueError(f"tasks: {', '.join(spec.tasks)} wanted, the benchmarks are {given}")
-    tasks = {
-        facts["task"]: {"sha256": facts["sha256"], "chance": facts["chance"], "protocol": protocol(facts, spec)}
-        for facts in manifests
+    manifests = [read_manifest(folder, BenchmarkManifest) for folder in benchmarks]
+    names = [benchmark["task"] for benchmark in manifests]
+    if names != spec.tasks:
+        raise ValueError(f"tasks: {', '.join(spec.tasks)} wanted, the benchmarks are {', '.join(names)}")
+    tasks: dict[str, TaskFields] = {
+        benchmark["task"]: {
+            "sha256": benchmark["sha256"],
+            "chance": benchmark["chance"],
+            "protocol": protocol(benchmark, spec),
+        }
+        for benchmark in manifests
     }
     return {"variant": variant, "tasks": tasks}
 
 
-def protocol(facts: dict[str, Any], spec: Spec) -> str:
-    """Return all that a pass rate depends on but model and problems; ``facts`` is the benchmark's manifest."""
-    drawn = "all" if spec.items == "all" else f"{spec.items}/{facts['items']} seed={spec.seed}"
+def protocol(benchmark: BenchmarkManifest, spec: Spec) -> str:
+    """Return all that a pass rate depends on but model and problems, as one string."""
+    drawn = "all" if spec.items == "all" else f"{spec.items}/{benchmark['items']} seed={spec.seed}"
     return (
-        f"pass@1 greedy items={drawn} shots={facts['shots']} stop={json.dumps(facts['stop'])} "
+        f"pass@1 greedy items={drawn} shots={benchmark['shots']} stop={json.dumps(benchmark['stop'])} "
         f"new_tokens={spec.new_tokens} batch={spec.batch} dtype=float32 seconds={spec.seconds:g} "
         f"memory_mb={spec.memory_mb} processes={sandbox.PROCESSES} "
         f"python={sys.version_info.major}.{sys.version_info.minor}"
@@ -142,7 +172,7 @@ def draw_problems(benchmark: Path, items: int | str, seed: int) -> pd.DataFrame:
 
 
 def _batches(benchmark: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> Iterator[Batch]:
-    facts = read_manifest(benchmark)
+    manifest = read_manifest(benchmark, BenchmarkManifest)
     problems = draw_problems(benchmark, spec.items, spec.seed)
     prompts = {
         int(row.item): Prompt(
@@ -152,12 +182,12 @@ def _batches(benchmark: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) ->
         )
         for row in problems.itertuples()
     }
-    # Prompts of one length stand together: little padding is read.
+    # Prompts of one length are in one batch: little padding is read.
     order = sorted(prompts.values(), key=lambda prompt: len(prompt.tokens))
     for number, first in enumerate(range(0, len(order), spec.batch)):
         taken = order[first : first + spec.batch]
         rows = problems.set_index("item").loc[[prompt.item for prompt in taken]]
-        yield Batch(facts["task"], number, facts["stop"], taken, rows)
+        yield Batch(manifest["task"], number, manifest["stop"], taken, rows)
 
 
 def _shown(batches: Sequence[Batch]) -> Iterator[Batch]:
@@ -243,13 +273,13 @@ def main() -> None:
     unavailable = sandbox.missing()
     if unavailable:
         sys.exit(unavailable)
-    facts = manifest_fields(given.variant, given.benchmarks, spec)
+    fields = manifest_fields(given.variant, given.benchmarks, spec)
     reason = failure(given.checkpoint)
     if reason:
         with writing(given.out) as part:
-            write_manifest(part, failure=f"not evaluated: {reason}", **facts)
+            write_manifest(part, failure=f"not evaluated: {reason}", **fields)
         return
-    with failure_recorded(given.out, **facts):
+    with failure_recorded(given.out, **fields):
         try:
             evaluate(given.out, given.variant, given.checkpoint, given.base, given.benchmarks, spec)
         except sandbox.UnavailableError as error:

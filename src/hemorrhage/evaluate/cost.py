@@ -1,4 +1,4 @@
-"""What running a model costs here: tokens per second, bytes of its cache, peak memory.
+"""Cost of running a model here: tokens per second, bytes of its cache, peak memory.
 
 The numbers are those of this engine, transformers in the dtype the model was loaded in. Where a checkpoint's weights
 are packed or masked, what computes is a dense copy of them, and the gain that the method is about stays theoretical
@@ -11,8 +11,9 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,20 +26,37 @@ LENGTH = 64
 """Tokens of the prompt that is read."""
 
 NEW_TOKENS = 4
-"""Tokens that are decoded behind it, each by a pass of its own."""
+"""Tokens that are decoded after it, each by a pass of its own."""
 
 REPETITIONS = 3
 """Runs that count, after one that does not, to warm up."""
 
 
-def measure(model: PreTrainedModel) -> dict[str, Any]:
+class Cost(TypedDict, total=False):
+    """``cost.json``; see ``measure``, and ``theoretical`` for its entry of that name."""
+
+    prefill: list[float]
+    decode: list[float]
+    batch: int
+    length: int
+    new_tokens: int
+    threads: int
+    dtype: str
+    peak_bytes: int
+    peak_of: str
+    kv_bytes: int
+    kv_bytes_formula: int
+    theoretical: str
+
+
+def measure(model: PreTrainedModel) -> Cost:
     """Run ``model`` on a batch of one prompt; see docs/formats.md, ``cost.json``.
 
     ``prefill``: prompt tokens per second until the first new token is known, ``decode``: new tokens per second, a
     number for each repetition; ``kv_bytes``: of the tensors that the cache holds in the end (a state-space model's
     states are among them), ``kv_bytes_formula``: those the paper's formula has for it; ``peak_bytes``: the most
     memory that the process held meanwhile, the model included, ``peak_of`` saying of what: ``device``, ``run``, or
-    ``process``, all since its start, where the system can't tell the run apart.
+    ``process``, all since its start, where the system has no number for the run.
     """
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     prompt = torch.randint(vocabulary, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -99,7 +117,7 @@ def theoretical(checkpoint: Path) -> str:
 
 
 def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float, Any]:
-    """Seconds of reading ``prompt`` [batch, length] and of decoding behind it greedily, and the cache."""
+    """Return the seconds of reading ``prompt`` [batch, length] and of decoding after it greedily, and the cache."""
     with torch.inference_mode():
         _wait(model.device)
         start = time.perf_counter()
@@ -112,29 +130,29 @@ def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float
     return middle - start, time.perf_counter() - middle, cache
 
 
-def _next(model: PreTrainedModel, tokens: Tensor, cache: dict[str, Any]) -> tuple[Tensor, str, Any]:
-    """Return the likeliest tokens [batch, 1] behind ``tokens``, and the cache under the name the model gives it."""
+def _next(model: PreTrainedModel, tokens: Tensor, cache: Mapping[str, Any]) -> tuple[Tensor, str, Any]:
+    """Return the top-1 tokens [batch, 1] after ``tokens``, and the cache under the name the model gives it."""
     output: Any = model(input_ids=tokens, use_cache=True, logits_to_keep=1, **cache)
     name = next((name for name in ("past_key_values", "cache_params") if output.get(name) is not None), None)
     if name is None:
-        raise ValueError(f"{type(model).__name__} hands no cache out")
+        raise ValueError(f"{type(model).__name__} returns no cache")
     return output.logits[:, -1:].argmax(-1), name, output[name]
 
 
 def _cached_widths(cache: Any) -> list[int]:
-    """Numbers that a token's keys and values have in every layer that caches some, whatever makes them."""
+    """Return how many numbers a token's keys and values have in every layer that caches some, whatever makes them."""
     layers = [layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor)]
-    return [part.shape[1] * part.shape[-1] for layer in layers for part in (layer.keys, layer.values)]
+    return [cached.shape[1] * cached.shape[-1] for layer in layers for cached in (layer.keys, layer.values)]
 
 
-def _tensors(values: dict[Any, Any]) -> list[Tensor]:
-    found = []
+def _tensors(values: Mapping[Any, Any]) -> list[Tensor]:
+    tensors = []
     for value in values.values():
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, dict):
-            found += _tensors(value)
-    return found
+            tensors += _tensors(value)
+    return tensors
 
 
 def _wait(device: torch.device) -> None:

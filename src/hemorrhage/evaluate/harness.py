@@ -19,8 +19,9 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pandas as pd
 
@@ -28,7 +29,7 @@ from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime import step
-from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
+from hemorrhage.runtime.artifact import Manifest, failure, failure_recorded, read_manifest, write_manifest, writing
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -41,12 +42,66 @@ FEWSHOT_SEED = 1234
 SPLITS = {"training_split": "train", "validation_split": "validation", "test_split": "test"}
 """lm-eval's key -> the split it names in every definition that is used here."""
 
+
+class BenchmarkManifest(Manifest, total=False):
+    """The manifest of a prepared task, as far as it is read here; ``members``: items of each of lm-eval's tasks."""
+
+    task: str
+    sha256: str
+    items: int
+    members: dict[str, int]
+    definition: str
+    metric: str
+    shots: int
+    chance: float
+    floor: float
+
+
+class Spec(TypedDict):
+    """What is scored: ``items`` of each task, or ``"all"``, drawn with ``seed``, ``batch`` at once."""
+
+    items: int | Literal["all"]
+    batch: int
+    seed: int
+
+
+class TaskFields(TypedDict):
+    """A task's entry in the output's manifest."""
+
+    sha256: str
+    chance: float
+    floor: float
+    protocol: str
+
+
+class Judgement(TypedDict):
+    """What an item's score says; see ITEMS."""
+
+    choice: int
+    correct: bool
+    margin: float
+
+
+class Item(Judgement):
+    """A row of ITEMS."""
+
+    task: str
+    item: int
+    group: int
+
+
+class Sample(TypedDict):
+    """A row of SAMPLES."""
+
+    task: str
+    item: int
+    record: str
+
+
 log = logging.getLogger(__name__)
 
 
-def evaluate(
-    out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: list[Path], spec: dict[str, Any]
-) -> None:
+def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: list[Path], spec: Spec) -> None:
     """Write lm-eval's judgement of one checkpoint. Raises ValueError where it is broken or a task fails."""
     reason = failure(checkpoint)
     if reason:
@@ -54,27 +109,26 @@ def evaluate(
     model = load(checkpoint, base=base)
     lm = language_model(model, load_tokenizer(base), spec["batch"])
     if variant != "base":
-        # After lm-eval has had its hands on the model: it ties weights anew.
+        # After lm-eval has wrapped the model: it ties weights anew.
         verify(model, checkpoint)
-    items: list[dict[str, Any]] = []
-    samples: list[dict[str, Any]] = []
-    results: dict[str, Any] = {}
+    items: list[Item] = []
+    samples: list[Sample] = []
+    results: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        drawn = {folder: draw(read_manifest(folder), spec) for folder in benchmarks}
+        drawn = {folder: draw(read_manifest(folder, BenchmarkManifest), spec) for folder in benchmarks}
         manager = build_index(drawn, Path(scratch))
         for number, (folder, chosen) in enumerate(drawn.items(), 1):
-            facts, start = read_manifest(folder), time.perf_counter()
+            benchmark, start = read_manifest(folder, BenchmarkManifest), time.perf_counter()
+            task = benchmark["task"]
             try:
-                results[facts["task"]], found, records = run(manager, lm, facts, chosen)
+                results[task], rows, records = run(manager, lm, benchmark, chosen)
             except Exception as error:
-                raise ValueError(f"task {facts['task']}: {type(error).__name__}: {error}") from error
-            items += found
+                raise ValueError(f"task {task}: {type(error).__name__}: {error}") from error
+            items += rows
             samples += records
-            right = sum(row["correct"] for row in found)
+            right = sum(row["correct"] for row in rows)
             seconds = time.perf_counter() - start
-            log.info(
-                "%s (%d of %d): %d of %d right, %.0f s", facts["task"], number, len(drawn), right, len(found), seconds
-            )
+            log.info("%s (%d of %d): %d of %d right, %.0f s", task, number, len(drawn), right, len(rows), seconds)
     with writing(out) as part:
         ITEMS.validate(pd.DataFrame(items)).to_parquet(part / "items.parquet", index=False)
         SAMPLES.validate(pd.DataFrame(samples)).to_parquet(part / "samples.parquet", index=False)
@@ -82,33 +136,39 @@ def evaluate(
         write_manifest(part, variant=variant, tasks=tasks(benchmarks, spec))
 
 
-def tasks(benchmarks: list[Path], spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def tasks(benchmarks: list[Path], spec: Spec) -> dict[str, TaskFields]:
     """Return each task's entry in the manifest: data, chance, floor, and all that a score depends on but the model."""
-    found = {}
+    fields: dict[str, TaskFields] = {}
     for folder in benchmarks:
-        facts = read_manifest(folder)
-        asked = facts["items"] if spec["items"] == "all" else min(spec["items"], facts["items"])
-        found[facts["task"]] = {
-            "sha256": facts["sha256"],
-            "chance": facts["chance"],
-            "floor": facts["floor"],
-            "protocol": f"lm-eval={importlib.metadata.version('lm-eval')} metric={facts['metric']}"
-            f" items={asked}/{facts['items']} seed={spec['seed']} shots={facts['shots']} dtype=float32",
+        benchmark = read_manifest(folder, BenchmarkManifest)
+        fields[benchmark["task"]] = {
+            "sha256": benchmark["sha256"],
+            "chance": benchmark["chance"],
+            "floor": benchmark["floor"],
+            "protocol": f"lm-eval={importlib.metadata.version('lm-eval')} metric={benchmark['metric']}"
+            f" items={_wanted(benchmark, spec)}/{benchmark['items']} seed={spec['seed']} shots={benchmark['shots']}"
+            " dtype=float32",
         }
-    return found
+    return fields
 
 
-def draw(facts: dict[str, Any], spec: dict[str, Any]) -> dict[str, list[int]]:
+def _wanted(benchmark: BenchmarkManifest, spec: Spec) -> int:
+    return benchmark["items"] if spec["items"] == "all" else min(spec["items"], benchmark["items"])
+
+
+def draw(benchmark: BenchmarkManifest, spec: Spec) -> dict[str, list[int]]:
     """Return the items to score of each of lm-eval's tasks, in ascending order; tasks without any are left out.
 
-    ``spec["items"]`` (all, if there are fewer, or ``"all"``) are dealt out evenly over the tasks of a group, and drawn
+    ``spec["items"]`` (all, if there are fewer, or ``"all"``) are spread evenly over the tasks of a group, and drawn
     at random within each: the same for every model, and more items contain the fewer ones.
     """
-    left = facts["items"] if spec["items"] == "all" else min(spec["items"], facts["items"])
-    chance = random.Random(f"{spec['seed']} {facts['task']}")
-    members = sorted(facts["members"])
+    left = _wanted(benchmark, spec)
+    chance = random.Random(f"{spec['seed']} {benchmark['task']}")
+    members = sorted(benchmark["members"])
     chance.shuffle(members)
-    orders = {member: chance.sample(range(facts["members"][member]), facts["members"][member]) for member in members}
+    orders = {
+        member: chance.sample(range(benchmark["members"][member]), benchmark["members"][member]) for member in members
+    }
     chosen: dict[str, list[int]] = {member: [] for member in members}
     while left:
         for member in members:
@@ -121,7 +181,7 @@ def draw(facts: dict[str, Any], spec: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def build_index(drawn: dict[Path, dict[str, list[int]]], scratch: Path) -> TaskManager:
-    """lm-eval's tasks over the prepared data: its own definitions, included by local ones written into ``scratch``."""
+    """Return lm-eval's tasks over the prepared data: its own definitions, included by local ones in ``scratch``."""
     import datasets
     from lm_eval.tasks import TaskManager
 
@@ -130,26 +190,26 @@ def build_index(drawn: dict[Path, dict[str, list[int]]], scratch: Path) -> TaskM
     datasets.disable_progress_bars()
     package = Path(str(importlib.metadata.distribution("lm-eval").locate_file("lm_eval/tasks")))
     for folder, chosen in drawn.items():
-        facts = read_manifest(folder)
-        definition = package / facts["definition"]
-        if list(facts["members"]) == [facts["task"]]:
-            _define(scratch, facts["task"], definition, _data(folder / facts["task"], scratch))
+        benchmark = read_manifest(folder, BenchmarkManifest)
+        definition = package / benchmark["definition"]
+        if list(benchmark["members"]) == [benchmark["task"]]:
+            _define(scratch, benchmark["task"], definition, _data(folder / benchmark["task"], scratch))
             continue
         groups = set()
         for member in chosen:
             source = definition.parent / f"{member}.yaml"
             if not source.is_file():
-                raise ValueError(f"task {facts['task']}: lm-eval has no {source.name} for {folder / member}")
+                raise ValueError(f"task {benchmark['task']}: lm-eval has no {source.name} for {folder / member}")
             _define(scratch, member, source, _data(folder / member, scratch))
             groups.add(_group(source))
         # A group whose tasks were all left out would be an error of lm-eval's.
         for group in groups:
             _define(scratch, group, definition.with_name(f"_{group}.yaml"), {})
-        _define(scratch, facts["task"], definition, {"task": sorted(groups)})
+        _define(scratch, benchmark["task"], definition, {"task": sorted(groups)})
     return TaskManager(include_path=str(scratch), include_defaults=False)
 
 
-def _data(folder: Path, scratch: Path) -> dict[str, Any]:
+def _data(folder: Path, scratch: Path) -> Mapping[str, object]:
     """Return the keys of a definition that say where its data come from, for the files of a folder.
 
     Splits that are not prepared are taken away: without few-shot examples nothing reads them.
@@ -163,7 +223,7 @@ def _data(folder: Path, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _define(scratch: Path, name: str, definition: Path, replaced: dict[str, Any]) -> None:
+def _define(scratch: Path, name: str, definition: Path, replaced: Mapping[str, object]) -> None:
     # JSON is YAML.
     content = json.dumps({"include": str(definition), **replaced})
     (scratch / f"{name}.yaml").write_text(content, encoding="utf-8")
@@ -173,33 +233,33 @@ def _group(definition: Path) -> str:
     """Return the group of a task from its definition's tag: ``mmlu_stem_tasks`` is what ``mmlu_stem`` gathers."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return load_yaml(definition, resolve_func=False)["tag"].removesuffix("_tasks")
+    return str(load_yaml(definition, resolve_func=False)["tag"]).removesuffix("_tasks")
 
 
 def language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: int) -> LM:
     """``model`` as lm-eval asks it. Raises ValueError from within as soon as a logit is not finite."""
     from lm_eval.models.huggingface import HFLM
 
-    # lm-eval would take the largest of numbers that are none for an answer.
-    model.get_output_embeddings().register_forward_hook(_finite)
+    # lm-eval would take the largest of NaN for an answer.
+    model.get_output_embeddings().register_forward_hook(_check_finite)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
 
-def _finite(module: Any, arguments: tuple[Any, ...], logits: Any) -> None:
+def _check_finite(_module: Any, _arguments: Any, logits: Any) -> None:
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not finite")
 
 
 def run(
-    manager: TaskManager, lm: LM, facts: dict[str, Any], chosen: dict[str, list[int]]
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """lm-eval's aggregate of one task, its items (ITEMS) and its records (SAMPLES).
+    manager: TaskManager, lm: LM, benchmark: BenchmarkManifest, chosen: dict[str, list[int]]
+) -> tuple[Mapping[str, Any], list[Item], list[Sample]]:
+    """Return lm-eval's aggregate of one task, its items (ITEMS) and its records (SAMPLES).
 
-    What lm-eval's ``simple_evaluate`` does around ``evaluate``, but for the description of the machine.
+    The same as lm-eval's ``simple_evaluate`` around ``evaluate``, but for the description of the machine.
     """
     from lm_eval.evaluator import evaluate
 
-    loaded = manager.load([facts["task"]])
+    loaded = manager.load([benchmark["task"]])
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
@@ -207,29 +267,32 @@ def run(
     # Its intervals are not used: they would cost minutes, and are not paired.
     results: Any = evaluate(lm=lm, task_dict=loaded, samples=chosen, bootstrap_iters=0)
     shots = {results["n-shot"][member] for member in chosen}
-    if shots != {facts["shots"]}:
-        raise ValueError(f"lm-eval gave {sorted(shots)} examples, and {facts['shots']} were announced")
+    if shots != {benchmark["shots"]}:
+        raise ValueError(f"lm-eval gave {sorted(shots)} examples instead of {benchmark['shots']}")
     first, offset = {}, 0
-    for member, count in sorted(facts["members"].items()):
+    for member, count in sorted(benchmark["members"].items()):
         first[member] = offset
         offset += count
-    metric, filtered = facts["metric"].split(",")
-    items, records = [], []
+    metric, filtered = benchmark["metric"].split(",")
+    items: list[Item] = []
+    records: list[Sample] = []
     for member in sorted(chosen):
         for sample in results["samples"][member]:
-            item = {"task": facts["task"], "item": first[member] + sample["doc_id"]}
+            number = first[member] + sample["doc_id"]
             # Prompts and texts are those of the prepared data; their hashes stay.
             record = {key: value for key, value in sample.items() if key not in ("doc", "arguments")}
-            records.append({**item, "record": json.dumps(record, default=_plain)})
+            content = json.dumps(record, default=_plain)
+            records.append({"task": benchmark["task"], "item": number, "record": content})
             if sample["filter"] == filtered:
-                items.append({**item, "group": item["item"], **judge_sample(loaded["tasks"][member], sample, metric)})
+                judgement = judge_sample(loaded["tasks"][member], sample, metric)
+                items.append({"task": benchmark["task"], "item": number, "group": number, **judgement})
     # Its definitions, with paths of this machine, are known by its version.
-    kept = {key: value for key, value in results.items() if key not in ("samples", "configs")}
-    return kept, items, records
+    aggregate = {key: value for key, value in results.items() if key not in ("samples", "configs")}
+    return aggregate, items, records
 
 
-def judge_sample(task: Any, sample: dict[str, Any], metric: str) -> dict[str, Any]:
-    """``choice``, ``correct`` and ``margin`` of one of lm-eval's samples, under ``metric``; see ITEMS."""
+def judge_sample(task: Any, sample: Mapping[str, Any], metric: str) -> Judgement:
+    """Return ``choice``, ``correct`` and ``margin`` of one of lm-eval's samples, under ``metric``; see ITEMS."""
     correct = bool(sample[metric] == 1)
     if task.OUTPUT_TYPE == "generate_until":
         return {"choice": answer_code(sample["filtered_resps"][0]), "correct": correct, "margin": float("nan")}
@@ -255,7 +318,7 @@ def answer_code(answer: str) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy, for JSON."""
+    """Return a number of numpy as JSON has it."""
     return value.item()
 
 
@@ -270,8 +333,8 @@ def main() -> None:
     parser.add_argument("--spec", type=json.loads, required=True, help="{items, batch, seed}")
     arguments = parser.parse_args()
     step.start()
-    about = tasks(arguments.benchmarks, arguments.spec)
-    with failure_recorded(arguments.out, variant=arguments.variant, tasks=about):
+    fields = tasks(arguments.benchmarks, arguments.spec)
+    with failure_recorded(arguments.out, variant=arguments.variant, tasks=fields):
         evaluate(
             arguments.out,
             arguments.variant,

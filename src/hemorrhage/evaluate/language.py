@@ -49,7 +49,7 @@ ROWS = 2**14
 """Tokens of which the results are collected before they are checked and written."""
 
 KEPT_LOGITS = {"cpu": 2**24, "cuda": 2**26}
-"""Logits that are kept until their ten largest are known: 64 MB and 256 MB. They decide how many tokens are worked on
+"""Logits that are kept until their top-10 is known: 64 MB and 256 MB. They decide how many tokens are worked on
 at once; a matrix product with fewer than some hundred is slow."""
 
 TILE_LOGITS = {"cpu": 2**20, "cuda": 2**26}
@@ -58,7 +58,7 @@ TILE_LOGITS = {"cpu": 2**20, "cuda": 2**26}
 TOP = 10
 
 GROUP = 64
-"""The ten largest logits are sought among the members of the ten groups of neighbours with the largest maxima."""
+"""The top-10 logits are sought among the members of the ten groups of neighbours with the largest maxima."""
 
 FIGURES = ("peak", "log_mass", "entropy", "nll")
 """What the reference keeps of the base's distribution, float64: the largest logit, ln Σ exp(logit − peak), nats."""
@@ -72,10 +72,10 @@ def output_embedding(model: PreTrainedModel) -> Tensor:
     return _matrix(heads.head_of(model), model.config.model_type)
 
 
-def _matrix(head: Head, kind: str) -> Tensor:
+def _matrix(head: Head, model_type: str) -> Tensor:
     if head.softcap is not None or head.bias is not None:
         what = "caps its logits" if head.softcap is not None else "has a bias"
-        raise RefusedError(f"a {kind}'s head {what}: its logits are no product of the states")
+        raise RefusedError(f"a {model_type}'s head {what}: its logits are no product of the states")
     return (
         head.weight.float()
         if head.input_scale * head.output_scale == 1
@@ -83,13 +83,14 @@ def _matrix(head: Head, kind: str) -> Tensor:
     )
 
 
-def hidden_states(model: PreTrainedModel, tokens: Tensor, **places: Tensor) -> Tensor:
+def hidden_states(model: PreTrainedModel, tokens: Tensor, **positions: Tensor) -> Tensor:
     """Return the final hidden states, after the last norm, of int ``[n, window]``: float32 ``[n, window, hidden]``.
 
-    ``places``: the decoder's ``attention_mask`` and ``position_ids``, where they are not those of a text.
+    ``positions``: the decoder's ``attention_mask`` and ``position_ids``, where they are not those of a text.
     """
     with torch.inference_mode():
-        return decoder(model)(input_ids=tokens, use_cache=False, **places).last_hidden_state.float()
+        states: Tensor = decoder(model)(input_ids=tokens, use_cache=False, **positions).last_hidden_state.float()
+    return states
 
 
 def forward_passes(
@@ -141,10 +142,10 @@ class Predictions:
         self.vocabulary = len(weight)
         if base_head is not None and len(base_head) != self.vocabulary:
             raise ValueError(f"a vocabulary of {self.vocabulary} tokens, and the base model's has {len(base_head)}")
-        kind = weight.device.type
-        self.rows = min(tokens, max(1, KEPT_LOGITS[kind] // self.vocabulary))
+        device_type = weight.device.type
+        self.rows = min(tokens, max(1, KEPT_LOGITS[device_type] // self.vocabulary))
         groups = -(-self.vocabulary // GROUP)
-        self.width = GROUP * min(groups, max(1, TILE_LOGITS[kind] // self.rows // GROUP))
+        self.width = GROUP * min(groups, max(1, TILE_LOGITS[device_type] // self.rows // GROUP))
         # Columns beyond the vocabulary fill its last group, and are never the largest.
         self.logits = weight.new_full((self.rows, groups * GROUP), -torch.inf)
         self.maxima = weight.new_empty((self.rows, groups))
@@ -153,26 +154,26 @@ class Predictions:
     def of(
         self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Figures float64 [n, 4] (FIGURES) and the likeliest tokens int64 [n, 10] of ``states`` float32 [n, hidden].
+        """Figures float64 [n, 4] (FIGURES) and the top-10 tokens int64 [n, 10] of ``states`` float32 [n, hidden].
 
         Third the KL from the base in nats, float64 [n], zeros without ``base``: its states [n, hidden of the base],
-        figures and likeliest tokens. ``targets``: int64 [n], the tokens to be predicted.
+        figures and top-10 tokens. ``targets``: int64 [n], the tokens to be predicted.
         """
-        parts = -(-len(states) // self.rows)
-        # Parts of nearly one size: a small rest would be slow.
-        size = -(-len(states) // parts)
-        found = [
-            self._part(
+        pieces = -(-len(states) // self.rows)
+        # Pieces of nearly one size: a small rest would be slow.
+        size = -(-len(states) // pieces)
+        computed = [
+            self._piece(
                 states[start : start + size],
                 targets[start : start + size],
                 base and (base[0][start : start + size], base[1][start : start + size]),
             )
             for start in range(0, len(states), size)
         ]
-        figures, top, kl = (torch.cat(values) for values in zip(*found, strict=True))
+        figures, top, kl = (torch.cat(values) for values in zip(*computed, strict=True))
         return figures, top, kl
 
-    def _part(
+    def _piece(
         self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, states = len(states), self.head.scale_input(states)
@@ -195,9 +196,9 @@ class Predictions:
             higher = torch.maximum(peak, largest.amax(-1).double())
             shifted = torch.sub(tile, higher.float()[:, None], out=first)
             weights = torch.exp(shifted, out=second)
-            moved = peak - higher
-            fading = moved.exp()
-            energy = fading * (energy + moved * mass) + torch.mul(shifted, weights, out=first).sum(-1)
+            shift = peak - higher
+            fading = shift.exp()
+            energy = fading * (energy + shift * mass) + torch.mul(shifted, weights, out=first).sum(-1)
             mass = fading * mass + weights.sum(-1)
             peak = higher
 
@@ -216,18 +217,19 @@ class Predictions:
             base_peak, base_log_mass = base[1][:, 0], base[1][:, 1]
             # ln of both normalisers, as differences of what is alike.
             cross = cross * (-base_log_mass).exp() + (peak - base_peak) + (log_mass - base_log_mass)
-        return figures, self._likeliest(logits, maxima), cross
+        return figures, self._top(logits, maxima), cross
 
-    def _likeliest(self, logits: Tensor, maxima: Tensor) -> Tensor:
-        """Return the TOP largest of each row of ``logits``, likeliest first, int64 [n, TOP].
+    def _top(self, logits: Tensor, maxima: Tensor) -> Tensor:
+        """Return the TOP largest of each row of ``logits``, largest first, int64 [n, TOP].
 
-        A logit among the ten largest makes its group's maximum one of the ten largest maxima.
+        A logit of the top-10 makes its group's maximum one of the top-10 maxima.
         """
         top = min(TOP, self.vocabulary)
         groups = maxima.topk(min(top, maxima.shape[1]), sorted=False).indices
         members = logits.unflatten(1, (-1, GROUP)).gather(1, groups[:, :, None].expand(-1, -1, GROUP))
-        places = members.flatten(1).topk(top).indices
-        return groups.gather(1, places // GROUP) * GROUP + places % GROUP
+        positions = members.flatten(1).topk(top).indices
+        indices: Tensor = groups.gather(1, positions // GROUP) * GROUP + positions % GROUP
+        return indices
 
 
 def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: Path) -> None:
@@ -235,19 +237,19 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
 
     ``hidden.safetensors``: float32 [n, window, hidden], final hidden states after the last norm;
     ``figures.safetensors``: float64 [n, window − 1, 4], see FIGURES; ``top.safetensors``: int32 [n, window − 1, 10],
-    the likeliest tokens. A tensor of each is named after its corpus, and written batch by batch.
+    the top-10 tokens. A tensor of each is named after its corpus, and written batch by batch.
     Raises ValueError where a logit is not finite.
     """
     head = heads.head_of(model).float()
     hidden = {corpus: (*each.shape, head.width) for corpus, each in windows.items()}
     predicted = {corpus: (len(each), each.shape[1] - 1) for corpus, each in windows.items()}
     figured = {corpus: (*shape, len(FIGURES)) for corpus, shape in predicted.items()}
-    likeliest = {corpus: (*shape, min(TOP, len(head))) for corpus, shape in predicted.items()}
+    topped = {corpus: (*shape, min(TOP, len(head))) for corpus, shape in predicted.items()}
     with (
         torch.inference_mode(),
         TensorFile(folder / "hidden.safetensors", hidden, torch.float32, {}) as hidden_file,
         TensorFile(folder / "figures.safetensors", figured, torch.float64, {}) as figures_file,
-        TensorFile(folder / "top.safetensors", likeliest, torch.int32, {}) as top_file,
+        TensorFile(folder / "top.safetensors", topped, torch.int32, {}) as top_file,
     ):
         for corpus, each in windows.items():
             count, window = each.shape
@@ -273,7 +275,8 @@ def read_slice(file: Path, name: str, part: slice) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as tensors:
-        return tensors.get_slice(name)[part]
+        entries: Tensor = tensors.get_slice(name)[part]
+    return entries
 
 
 def corpus_damage(
@@ -285,11 +288,11 @@ def corpus_damage(
     skip: int = 0,
     first_predicted: int = 1,
 ) -> Iterator[pd.DataFrame]:
-    """Damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
+    """Yield the damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: the base's head
     in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to
-    leave out; ``first_predicted``: place in a window of the first token that is one of the text. Raises ValueError
+    leave out; ``first_predicted``: position in a window of the first token that is one of the text. Raises ValueError
     where the vocabulary is not the base's and where a number is not finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
@@ -297,8 +300,8 @@ def corpus_damage(
     count, window = windows.shape
     predictions = Predictions(heads.head_of(model).float(), min(count, at_once) * (window - 1), base_head)
     waiting: list[dict[str, Tensor]] = []
-    together = -(-ROWS // (at_once * (window - 1)))
-    remaining = batches(count, at_once)[skip * together :]
+    of_table = -(-ROWS // (at_once * (window - 1)))
+    remaining = batches(count, at_once)[skip * of_table :]
     read = forward_passes(model, windows, remaining)
     for part, tokens, states in tqdm(read, total=len(remaining), desc=corpus, mininterval=5):
         base = tuple(
@@ -316,7 +319,7 @@ def corpus_damage(
                 **rows,
             }
         )
-        if len(waiting) == together or part.stop == count:
+        if len(waiting) == of_table or part.stop == count:
             table = _table(waiting, corpus)
             yield table[table["position"] >= first_predicted].reset_index(drop=True)
             waiting = []
@@ -324,7 +327,7 @@ def corpus_damage(
 
 @torch.inference_mode()
 def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """TOKENS' measured columns, [n · (window − 1)] each, of ``states`` [n, window, hidden]."""
+    """Return TOKENS' measured columns, [n · (window − 1)] each, of ``states`` [n, window, hidden]."""
     targets = tokens[:, 1:].flatten()
     base_states, base_figures, base_top = base[0][:, :-1].flatten(0, 1), base[1].flatten(0, 1), base[2].flatten(0, 1)
     figures, top, kl = predictions.of(states[:, :-1].flatten(0, 1), targets, (base_states, base_figures, base_top))
@@ -337,7 +340,7 @@ def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tupl
         "top10_overlap": shared.float() / top.shape[1],
         "entropy": figures[:, 2].float(),
         "base_entropy": base_figures[:, 2].float(),
-        # The likeliest token's share of the mass is exp(0).
+        # The top-1 token's share of the mass is exp(0).
         "confidence": (-figures[:, 1]).exp().float(),
         "base_confidence": (-base_figures[:, 1]).exp().float(),
         "right": top[:, 0] == targets,
@@ -345,8 +348,8 @@ def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tupl
     }
 
 
-def _table(parts: list[dict[str, Tensor]], corpus: str) -> pd.DataFrame:
-    table = pd.DataFrame({name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]})
+def _table(batched: list[dict[str, Tensor]], corpus: str) -> pd.DataFrame:
+    table = pd.DataFrame({name: torch.cat([rows[name] for rows in batched]).cpu().numpy() for name in batched[0]})
     finite = np.isfinite(table[["nll", "kl", "entropy"]].to_numpy()).all(axis=1)
     if not finite.all():
         window = int(table["window"][finite.argmin()])
@@ -360,7 +363,7 @@ def resume_tables(
 ) -> Iterator[pd.DataFrame]:
     """Yield the tables of all corpora, each kept in ``folder`` so that a job after this one need not make it again.
 
-    ``damage(corpus, skip)`` gives a corpus' tables but the first ``skip``, which are there.
+    ``damage(corpus, skip)`` gives a corpus' tables but the first ``skip``, which exist.
     """
     for corpus in corpora:
         done = 0
@@ -371,7 +374,7 @@ def resume_tables(
             file = folder / f"{corpus}.{number}.parquet"
             with whole(file) as part:
                 table.to_parquet(part, index=False)
-            # What is read back is what a job that goes on reads.
+            # What is read back is what a resumed job reads.
             yield pd.read_parquet(file)
 
 
@@ -392,7 +395,7 @@ def write_tokens(pieces: Iterable[pd.DataFrame], file: Path) -> None:
 
 
 def head_of(base: Path) -> Tensor:
-    """``output_embedding`` of the base model, read from its checkpoint alone."""
+    """Return ``output_embedding`` of the base model, read from its checkpoint alone."""
     head = stored_head(base)
     return _matrix(head, "base model")
 
@@ -400,18 +403,18 @@ def head_of(base: Path) -> Tensor:
 def stored_head(base: Path) -> Head:
     """Return the base model's head, read from its checkpoint: in float32.
 
-    What its tensors are called is asked of the architecture; a tied one is stored under the input embedding's name.
+    The names of its tensors are the architecture's; a tied one is stored under the input embedding's name.
     """
     from transformers import AutoConfig
 
     verify(base)
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     model = skeleton(config)
-    head, own, weights = heads.head_of(model), heads.stored_name(model), Weights(base)
-    tied = model.all_tied_weights_keys.get(f"{own}.weight")
-    names = [name for name in (f"{own}.weight", tied) if name]
+    head, module, weights = heads.head_of(model), heads.stored_name(model), Weights(base)
+    tied = model.all_tied_weights_keys.get(f"{module}.weight")
+    names = [name for name in (f"{module}.weight", tied) if name]
     stored = next((name for name in names if name in weights), None)
     if stored is None:
         raise ValueError(f"{base}: {' or '.join(names)} is not in its safetensors")
-    bias = None if head.bias is None else weights.tensor(f"{own}.bias")
+    bias = None if head.bias is None else weights.tensor(f"{module}.bias")
     return replace(head, weight=weights.tensor(stored), bias=bias).float()

@@ -1,14 +1,14 @@
-"""Whether a model knows the evaluation split better than text of the same corpus that nobody measures.
+"""Membership inference: does a model know the evaluation split better than unmeasured text of the same corpus.
 
 Min-K%++ (Zhang et al., arXiv 2404.02936): of each predicted token (ln p(x) - mu) / sigma, where mu and sigma are mean
 and standard deviation of ln p(z) for z drawn from p; a window's value is the mean over the fifth of its tokens with the
 lowest. The calibration split is the control: windows of the same length and the same source. ``overlap``: share of the
-n-grams of the evaluation windows that stand in the calibration split, too.
+n-grams of the evaluation windows that are in the calibration split, too.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -29,19 +29,35 @@ ROWS = 128
 """Tokens whose distributions are in memory at once."""
 
 
-def membership_scores(model: PreTrainedModel, evaluation: Tensor, calibration: Tensor) -> dict[str, Any]:
-    """Per split ``nll`` and ``min_k`` of each window, and ``overlap``; both int32 ``[windows, window]``."""
-    found: dict[str, Any] = {"overlap": overlap(evaluation, calibration)}
-    for split, windows in (("evaluation", evaluation), ("calibration", calibration)):
-        step = max(1, len(windows) // WINDOWS)
-        found[split] = scores(model, windows[::step][:WINDOWS].long())
-    return found
+class Scores(TypedDict):
+    """``nll`` (nats per token) and ``min_k`` of each window."""
+
+    nll: list[float]
+    min_k: list[float]
 
 
-def scores(model: PreTrainedModel, windows: Tensor) -> dict[str, list[float]]:
-    """``nll`` (nats per token) and ``min_k`` of each of the windows int64 ``[n, window]``."""
+class Membership(TypedDict):
+    """The scores of some windows of each split, and the share of n-grams that both have."""
+
+    overlap: float
+    evaluation: Scores
+    calibration: Scores
+
+
+def membership_scores(model: PreTrainedModel, evaluation: Tensor, calibration: Tensor) -> Membership:
+    """Score both splits, int32 ``[windows, window]``."""
+    overlapping = overlap(evaluation, calibration)
+    evaluated, control = (
+        scores(model, windows[:: max(1, len(windows) // WINDOWS)][:WINDOWS].long())
+        for windows in (evaluation, calibration)
+    )
+    return {"overlap": overlapping, "evaluation": evaluated, "calibration": control}
+
+
+def scores(model: PreTrainedModel, windows: Tensor) -> Scores:
+    """Return ``nll`` (nats per token) and ``min_k`` of each of the windows int64 ``[n, window]``."""
     states = blockwise.forward_blockwise(model, windows.to(model.device))
-    found: dict[str, list[float]] = {"nll": [], "min_k": []}
+    result: Scores = {"nll": [], "min_k": []}
     with torch.inference_mode():
         for hidden, tokens in zip(states[:, :-1], windows[:, 1:], strict=True):
             parts = [
@@ -50,13 +66,13 @@ def scores(model: PreTrainedModel, windows: Tensor) -> dict[str, list[float]]:
             ]
             ln_p, term = (torch.cat(column) for column in zip(*parts, strict=True))
             lowest = term.sort().values[: max(1, int(LOWEST * len(term)))]
-            found["nll"].append(-ln_p.mean().item())
-            found["min_k"].append(lowest.mean().item())
-    return found
+            result["nll"].append(-ln_p.mean().item())
+            result["min_k"].append(lowest.mean().item())
+    return result
 
 
 def min_k_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """ln p(x) and (ln p(x) - mu) / sigma of each token; logits ``[n, vocabulary]``, targets int64 ``[n]``."""
+    """Return ln p(x) and (ln p(x) - mu) / sigma of each token; logits ``[n, vocabulary]``, targets int64 ``[n]``."""
     ln = logits.log_softmax(-1)
     p = ln.exp()
     mean = (p * ln).sum(-1)
@@ -66,9 +82,11 @@ def min_k_terms(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def overlap(evaluation: Tensor, calibration: Tensor) -> float:
-    """Return the share of the evaluation windows' n-grams that stand in a window of the calibration split."""
-    ours, theirs = (_fingerprints(windows) for windows in (evaluation, calibration))
-    return torch.isin(ours, theirs.unique()).double().mean().item() if len(ours) and len(theirs) else 0.0
+    """Return the share of the evaluation windows' n-grams that are in a window of the calibration split."""
+    evaluated, control = (_fingerprints(windows) for windows in (evaluation, calibration))
+    if not len(evaluated) or not len(control):
+        return 0.0
+    return torch.isin(evaluated, control.unique()).double().mean().item()
 
 
 def _fingerprints(windows: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import pandas as pd
 import torch
@@ -30,31 +30,95 @@ from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
 from hemorrhage.runtime import step
-from hemorrhage.runtime.artifact import read_manifest, sha256, write_manifest, writing
+from hemorrhage.runtime.artifact import Manifest, read_manifest, sha256, write_manifest, writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerFast
 
+
+class CorpusFields(TypedDict):
+    """A corpus's entry in the manifest: digest of its text, and all that a metric depends on but model and text."""
+
+    sha256: str
+    protocol: str
+
+
+class TaskFields(CorpusFields):
+    """A task's entry in the manifest; ``chance``: what guessing gets right."""
+
+    chance: float
+
+
+class DiagnosticsFields(CorpusFields):
+    """The diagnostics' entry in the manifest; ``corpus``: the one whose windows they are of."""
+
+    corpus: str
+
+
+class ReferenceManifest(Manifest, total=False):
+    """The manifest of the base model's side."""
+
+    corpora: dict[str, CorpusFields]
+    tasks: dict[str, TaskFields]
+    first_predicted: int
+    diagnostics: DiagnosticsFields | None
+    dtype: str
+    membership: dict[str, membership.Membership]
+
+
+class TextManifest(Manifest, total=False):
+    """The manifest of a text, as far as it is read here; ``join``: what its documents are joined with."""
+
+    corpus: str
+    sha256: str
+    join: str
+
+
+class TaskManifest(Manifest, total=False):
+    """The manifest of a task, as far as it is read here."""
+
+    task: str
+    sha256: str
+    chance: float
+    items: int
+
+
+class DiagnosticsSpec(TypedDict):
+    """Windows of the diagnostics, none for 0, and the tokens of each."""
+
+    windows: int
+    window: int
+
+
+class Spec(TypedDict):
+    """Windows of the evaluation, or ``"all"``, the tokens of each, and the dtype of products."""
+
+    window: int
+    windows: int | Literal["all"]
+    dtype: str
+    diagnostics: DiagnosticsSpec
+
+
 FILES = ("windows", "counts", "hidden", "figures", "top")
 """Safetensors files of every reference."""
 
 
 def cut_windows(tokens: torch.Tensor, window: int, count: int | str, leading: Sequence[int]) -> torch.Tensor:
-    """``count`` (or ``"all"``) windows of a token stream: int32 ``[count, window]`` of int32 ``[n]``.
+    """Cut ``count`` (or ``"all"``) windows of a token stream: int32 ``[count, window]`` of int32 ``[n]``.
 
     Each begins with the tokens ``leading`` that the tokenizer puts in front of a text.
 
     Raises ValueError when the stream is too short.
     """
     taken = window - len(leading)
-    there = len(tokens) // taken
-    wanted = there if count == "all" else int(count)
-    if there < wanted or there < 2:
-        raise ValueError(f"{len(tokens)} tokens make {there} windows of {window}, not {max(wanted, 2)}")
-    grid = tokens[: there * taken].view(there, taken)
-    chosen = grid[[index * there // wanted for index in range(wanted)]]
+    available = len(tokens) // taken
+    wanted = available if count == "all" else int(count)
+    if available < wanted or available < 2:
+        raise ValueError(f"{len(tokens)} tokens make {available} windows of {window}, not {max(wanted, 2)}")
+    grid = tokens[: available * taken].view(available, taken)
+    chosen = grid[[index * available // wanted for index in range(wanted)]]
     return torch.cat([torch.tensor(leading, dtype=chosen.dtype).expand(wanted, -1), chosen], dim=1)
 
 
@@ -66,15 +130,17 @@ def _control(tokens: torch.Tensor | None, window: int, leading: Sequence[int]) -
 
 
 def first_predicted(leading: Sequence[int]) -> int:
-    """Return the place of the first token of a window that is predicted: none of ``leading`` is, nor a first one."""
+    """Return the position of the first token of a window that is predicted: none of ``leading`` is, nor a first one."""
     return max(len(leading), 1)
 
 
-def protocol(window: int, windows: int, there: int, leading: Sequence[int], join: str, dtype: str = "float32") -> str:
-    """Return what a perplexity's value depends on beside model and text, as one string."""
+def protocol(
+    window: int, windows: int, available: int, leading: Sequence[int], join: str, dtype: str = "float32"
+) -> str:
+    """Return all that a perplexity depends on but model and text, as one string."""
     predicted = windows * (window - first_predicted(leading))
     return (
-        f"window={window} stride={window} windows={windows}/{there} bos={len(leading)} "
+        f"window={window} stride={window} windows={windows}/{available} bos={len(leading)} "
         f"join={json.dumps(join)} predicted={predicted} dtype={dtype}"
     )
 
@@ -115,7 +181,7 @@ def text_sizes(
 
     Those before ``first_place`` are not predicted.
 
-    Words are what stands between white space, counted where they begin: one that the first token, which is not
+    Words are what is between white space, counted where they begin: one that the first token, which is not
     predicted, begins is not counted.
     """
     sizes = token_bytes(tokenizer)
@@ -133,7 +199,7 @@ def text_sizes(
 
 
 def reference(
-    out: Path, base: Path, texts: list[Path], tasks: list[Path], spec: dict[str, Any], memory_gb: float = math.inf
+    out: Path, base: Path, texts: list[Path], tasks: list[Path], spec: Spec, memory_gb: float = math.inf
 ) -> None:
     """Write the base model's side. Raises ValueError where a text is too short and where the model is broken."""
     model = load(base, streamed=(size(base) or 0) > 1e9 * memory_gb)
@@ -144,10 +210,10 @@ def reference(
     windows: dict[str, torch.Tensor] = {}
     unmeasured: dict[str, torch.Tensor | None] = {}
     counts: dict[str, torch.Tensor] = {}
-    corpora: dict[str, dict[str, Any]] = {}
+    corpora: dict[str, CorpusFields] = {}
     for text in texts:
-        facts = read_manifest(text)
-        corpus = facts["corpus"]
+        manifest = read_manifest(text, TextManifest)
+        corpus = manifest["corpus"]
         splits = load_file(text / "tokens.safetensors")
         tokens = splits["evaluation"]
         try:
@@ -156,26 +222,26 @@ def reference(
             raise step.InputError(f"corpus {corpus}: {error}") from error
         counts[corpus] = torch.bincount(tokens, minlength=vocabulary)
         unmeasured[corpus] = _control(splits.get("calibration"), window, leading)
-        there = len(tokens) // (window - len(leading))
+        available = len(tokens) // (window - len(leading))
         corpora[corpus] = {
-            "sha256": facts["sha256"],
-            "protocol": protocol(window, len(windows[corpus]), there, leading, facts["join"], spec["dtype"]),
+            "sha256": manifest["sha256"],
+            "protocol": protocol(window, len(windows[corpus]), available, leading, manifest["join"], spec["dtype"]),
         }
 
-    asked: dict[str, dict[str, Any]] = {}
+    of_tasks: dict[str, TaskFields] = {}
     answered = []
-    for task in tasks:
-        facts = read_manifest(task)
+    for folder in tasks:
+        task = read_manifest(folder, TaskManifest)
         with compute_in(model, spec["dtype"]):
-            answered.append(answers(model, tokenizer, task).assign(task=facts["task"]))
-        asked[facts["task"]] = {
-            "sha256": facts["sha256"],
-            "chance": facts["chance"],
-            "protocol": f"choice=summed-log-likelihood items={facts['items']} shots=0 dtype={spec['dtype']}",
+            answered.append(answers(model, tokenizer, folder).assign(task=task["task"]))
+        of_tasks[task["task"]] = {
+            "sha256": task["sha256"],
+            "chance": task["chance"],
+            "protocol": f"choice=summed-log-likelihood items={task['items']} shots=0 dtype={spec['dtype']}",
         }
 
     first = next(iter(windows))
-    diagnosed = None
+    diagnosed: DiagnosticsFields | None = None
     with writing(out) as part:
         save_file(windows, part / "windows.safetensors")
         save_file(counts, part / "counts.safetensors")
@@ -202,7 +268,7 @@ def reference(
         write_manifest(
             part,
             corpora=corpora,
-            tasks=asked,
+            tasks=of_tasks,
             first_predicted=first_place,
             diagnostics=diagnosed,
             dtype=spec["dtype"],

@@ -1,4 +1,4 @@
-"""Columns of what the evaluate step writes; checked before anything is saved."""
+"""Columns and manifests of what the evaluate step writes; columns are checked before anything is saved."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TOKENS = pa.DataFrameSchema(
 )
 """``tokens.parquet``: a row per predicted token.
 
-``count``: how often the token to be predicted stands in the corpus's evaluation split; ``nll``, ``kl``, ``entropy`` in
-nats; ``top10_overlap``: share of the base's ten likeliest tokens among the variant's; ``confidence``: probability of
-the likeliest token; ``right``: the likeliest token is the one to be predicted.
+``count``: how often the token to be predicted is in the corpus's evaluation split; ``nll``, ``kl``, ``entropy`` in
+nats; ``top10_overlap``: share of the base's top-10 tokens among the variant's; ``confidence``: probability of
+the top-1 token; ``right``: the top-1 token is the one to be predicted.
 """
 
 WINDOWS = pa.DataFrameSchema(

@@ -234,8 +234,8 @@ def _decoded(base: Path, model: PreTrainedModel, entries: Mapping[str, Mapping[s
     yield attempt("decode", "cache", read_prompts)
     for strategy in strategies(entries):
 
-        def decode(chosen: Any = strategy) -> None:
-            generate(chosen.chooses, model, ids, mask, NEW_TOKENS, chosen.settings, 0, reading=reading)
+        def decode(chosen: Strategy = strategy) -> None:
+            generate(chosen.implementation, model, ids, mask, NEW_TOKENS, chosen.settings, 0, reading=reading)
 
         yield attempt("decode", strategy.name, decode)
 

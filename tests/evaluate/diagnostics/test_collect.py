@@ -139,7 +139,7 @@ def test_the_model_is_left_as_it_was(tiny: Path, of_base: dict[str, Tensor]) -> 
 def test_bad_input_is_refused_in_one_line(tiny: Path, of_base: dict[str, Tensor], windows: Tensor) -> None:
     model = load(tiny)
     for source in ([0, 1, 2, 3], [0, 1, 2, 3, 5], [0, 1, 2, 3, -1]):
-        with pytest.raises(ValueError, match="5 places among the base's 5 blocks"):
+        with pytest.raises(ValueError, match="5 indices among the base's 5 blocks"):
             measure(model, of_base, source, ablate=False)
     with pytest.raises(ValueError, match="the diagnostics need 2 or more"):
         base_side(model, windows[:, :1])

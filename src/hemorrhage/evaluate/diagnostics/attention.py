@@ -26,27 +26,27 @@ from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation import kv_cache
 
 CACHES = ("past_key_values", "layer_past")
-"""What attention layers call the cache."""
+"""Names that attention layers have for the cache."""
 
 
 @contextlib.contextmanager
 def record_attention(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Inside, what an attention layer computes goes into the list that is given: its maps [n, heads, T, T].
+    """Record the maps [n, heads, T, T] that attention layers compute inside, in the list that is given.
 
-    Attention is computed as ``eager`` does meanwhile, the only way in which transformers hands its weights out. KIVI's
-    own attention stays, which does too. A model without attention gives an empty list.
+    Attention is computed as ``eager`` does meanwhile, the only way in which transformers returns its weights. KIVI's
+    attention stays, which does too. A model without attention gives an empty list.
     """
     maps: list[Tensor] = []
 
-    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-        found = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-        if isinstance(found, Tensor) and found.dim() == 4 and found.shape[-1] == found.shape[-2]:
-            maps.append(found)
+    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if isinstance(weights, Tensor) and weights.dim() == 4 and weights.shape[-1] == weights.shape[-2]:
+            maps.append(weights)
 
     layers: list[Any] = [layer for block in blocks(model) for layer in attention_layers(block)]
     # A block that was copied in memory has a configuration of its own.
-    own = [layer.config for layer in layers if hasattr(layer, "config")]
-    configs = [model.config, model.config.get_text_config(decoder=True), *own]
+    of_layers = [layer.config for layer in layers if hasattr(layer, "config")]
+    configs = [model.config, model.config.get_text_config(decoder=True), *of_layers]
     before = [(config, config._attn_implementation) for config in configs]
     hooks = []
     try:
@@ -80,7 +80,7 @@ def triangle(maps: Tensor) -> Tensor:
 
 
 def shape(maps: Tensor, length: int) -> dict[str, Tensor]:
-    """Entropy, sink and distance, means over the rows of triangles ``maps`` [..., T(T+1)/2]: [...] each."""
+    """Return entropy, sink and distance, means over the rows of triangles ``maps`` [..., T(T+1)/2]: [...] each."""
     row, column, weight = _rows(length, maps.device)
     entropy = -torch.xlogy(maps, maps)
     return {
@@ -100,6 +100,6 @@ def divergence(maps: Tensor, others: Tensor, length: int) -> Tensor:
 
 
 def _rows(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column of each entry of a triangle, and its weight in a mean over all rows but the first."""
+    """Return row and column of each entry of a triangle, and its weight in a mean over all rows but the first."""
     row, column = torch.tril_indices(length, length, device=device)
     return row, column, (row > 0).float() / (length - 1)

@@ -1,4 +1,4 @@
-"""The information-loss cascade: how an alteration's error is made, carried on and amplified from block to block.
+"""The information-loss cascade: an alteration's error arises, is carried on and amplified from block to block.
 
 All functions compare states ``x`` of the base with ``y`` of a variant, float32 ``[n, T, d]``, and give a value for each
 of the n windows, float64.
@@ -27,8 +27,9 @@ def relative_error(x: Tensor, y: Tensor) -> Tensor:
     Token by token, because the few tokens that attention sinks into have states that are hundreds of times larger.
     Tokens whose ``x_t`` is zero, such as padding's embedding, are left out.
     """
-    size = x.norm(dim=-1)
-    return ((x - y).norm(dim=-1) / size.where(size > 0, torch.nan)).double().nanmean(-1)
+    size: Tensor = x.norm(dim=-1)
+    error: Tensor = (x - y).norm(dim=-1)
+    return (error / size.where(size > 0, torch.nan)).double().nanmean(-1)
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def sqnr(signal: Tensor, noise: Tensor) -> Tensor:
-    """``10 log10(var(signal) / var(noise))`` over tokens and channels, dB, EXACT at most: [n].
+    """Return ``10 log10(var(signal) / var(noise))`` over tokens and channels, dB, EXACT at most: [n].
 
     NaN where there is no signal.
     """
@@ -46,7 +47,7 @@ def sqnr(signal: Tensor, noise: Tensor) -> Tensor:
 
 
 def cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear centred kernel alignment (Kornblith et al., arXiv 1905.00414): [n]; ``y`` may have another width.
+    """Return linear centred kernel alignment (Kornblith et al., arXiv 1905.00414): [n]; ``y`` may have another width.
 
     ``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)`` in Frobenius norms, columns centred. With fewer tokens than channels that is near 1 for
     anything, so the unbiased estimate of each of the three is taken then (Song et al. 2012; Nguyen et al., arXiv
@@ -54,15 +55,16 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
     """
     if x.shape[1] < max(x.shape[2], y.shape[2]):
         k, l = (_without_diagonal(z @ z.transpose(1, 2)) for z in (x, y))  # noqa: E741
-        both, own, other = _hsic(k, l), _hsic(k, k), _hsic(l, l)
-        return torch.where((own > 0) & (other > 0), both / (own * other).clamp_min(0).sqrt(), torch.nan)
+        kl, kk, ll = _hsic(k, l), _hsic(k, k), _hsic(l, l)
+        return torch.where((kk > 0) & (ll > 0), kl / (kk * ll).clamp_min(0).sqrt(), torch.nan)
     a, b = ((z - z.mean(1, keepdim=True)).double() for z in (x, y))
-    own, other = ((z.transpose(1, 2) @ z).norm(dim=(1, 2)) for z in (a, b))
-    return (b.transpose(1, 2) @ a).norm(dim=(1, 2)).square() / (own * other)
+    aa, bb = ((z.transpose(1, 2) @ z).norm(dim=(1, 2)) for z in (a, b))
+    ba: Tensor = (b.transpose(1, 2) @ a).norm(dim=(1, 2))
+    return ba.square() / (aa * bb)
 
 
 def lens(model: PreTrainedModel, tokens: Tensor, states: list[Tensor], log_p: Tensor) -> list[Tensor]:
-    """Logit lens: ``KL(p ‖ softmax(W_U norm(x)))`` of each of ``states``, mean over positions, nats: [n] each.
+    """Return the logit lens: ``KL(p ‖ softmax(W_U norm(x)))`` of each of ``states``, mean over positions, nats: [n].
 
     ``states``: [n, positions, d] each, ``log_p`` [n, positions, vocabulary], the base's final log-probabilities there.
     Norm and output embedding are those of ``model``; ``tokens`` int64 [n, T] only lead to them.
@@ -70,19 +72,19 @@ def lens(model: PreTrainedModel, tokens: Tensor, states: list[Tensor], log_p: Te
     # As many texts as there are states, so that no position is beyond a text.
     (normed,) = blockwise.final_norm(model, (tokens,), [torch.cat(states)])
     p = log_p.exp()
-    found: list[Tensor] = []
+    divergences: list[Tensor] = []
     layers = normed.split(len(log_p))
     # One product of all windows' positions in several layers: small ones take several times as long.
     at_once = max(1, ROWS // log_p[..., 0].numel())
     for start in range(0, len(layers), at_once):
         some = torch.stack(layers[start : start + at_once])
         log_q = log_probabilities(model, some.flatten(0, 2)).view(-1, *log_p.shape)
-        found += log_q.neg_().add_(log_p).mul_(p).sum(-1).double().mean(-1).unbind()
-    return found
+        divergences += log_q.neg_().add_(log_p).mul_(p).sum(-1).double().mean(-1).unbind()
+    return divergences
 
 
 def log_probabilities(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """float32 [..., vocabulary] of final hidden states [..., d], which are after the last norm."""
+    """Return log-probabilities float32 [..., vocabulary] of final hidden states [..., d] after the last norm."""
     return torch.log_softmax(blockwise.logits(model, hidden), dim=-1)
 
 
@@ -91,7 +93,7 @@ def _without_diagonal(gram: Tensor) -> Tensor:
 
 
 def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
-    """Unbiased estimate of the Hilbert-Schmidt independence criterion of kernels with empty diagonals: [n]."""
+    """Return the unbiased Hilbert-Schmidt independence criterion of kernels with empty diagonals: [n]."""
     n = k.shape[-1]
     if n < 4:
         return torch.full(k.shape[:1], torch.nan, dtype=k.dtype, device=k.device)

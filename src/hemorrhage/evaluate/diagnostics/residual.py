@@ -1,4 +1,4 @@
-"""The residual stream of one model: what each block does to it, and whether later blocks make up for a missing one.
+"""The residual stream of one model: changes by each block, and how later blocks make up for a missing one.
 
 States are float32 ``[n, T, d]``; each function gives a value for each of the n windows, float64.
 """
@@ -47,7 +47,7 @@ def stream(before: Tensor, after: Tensor) -> dict[str, Tensor]:
 
 
 def effective_rank(x: Tensor) -> Tensor:
-    """``exp(H(σ² / Σσ²))`` of the singular values σ of each [T, d] (Roy and Vetterli 2007, there of σ): [n]."""
+    """Return ``exp(H(σ² / Σσ²))`` of the singular values σ of each [T, d] (Roy and Vetterli 2007, there of σ): [n]."""
     moment = x @ x.transpose(1, 2) if x.shape[1] <= x.shape[2] else x.transpose(1, 2) @ x
     squares = torch.linalg.eigvalsh(moment.double()).clamp_min(0)
     share = squares / squares.sum(-1, keepdim=True)
@@ -55,7 +55,7 @@ def effective_rank(x: Tensor) -> Tensor:
 
 
 def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
-    """Self-repair when a block's write is left out (arXiv 2307.15771, 2402.15390), for each block in order.
+    """Measure self-repair when a block's write is left out (arXiv 2307.15771, 2402.15390), for each block in order.
 
     Of the centred logit of the right token (its distance from the mean over the vocabulary), means over the predicted
     tokens of ``tokens`` int64 [n, T]: ``direct_effect`` DE, what the write adds by itself (taken out of the last
@@ -75,7 +75,7 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
             raise ValueError("self-repair needs a last norm that leaves the width as it is")
         gain = _frozen(model, tokens, states[-1], final)
         whole = _centred(final, directions)
-        found = []
+        effects = []
         for index in tqdm(range(len(stack)), desc="ablation", unit="block", mininterval=5, leave=False):
             handed_on = carry_over(stack[index], states[index])
             written, without = states[index + 1] - handed_on, handed_on
@@ -86,8 +86,8 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
             (ablated,) = blockwise.final_norm(model, (tokens,), [without])
             total = (whole - _centred(ablated, directions)).double().mean(-1)
             ratio = torch.where(direct == 0, torch.nan, 1 - total / direct)
-            found.append({"direct_effect": direct, "total_effect": total, "self_repair": ratio})
-    return found
+            effects.append({"direct_effect": direct, "total_effect": total, "self_repair": ratio})
+    return effects
 
 
 def _step(block: nn.Module, states: Tensor, keywords: blockwise.BlockArguments) -> Tensor:
@@ -99,9 +99,9 @@ def _directions(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return the factors [n, T - 1, d] that make the next tokens' centred logits of final hidden states."""
     head = head_of(model)
     mean = head.weight.mean(0, dtype=torch.float32)
-    found = head.weight[tokens[:, 1:]].float() - mean
+    directions = head.weight[tokens[:, 1:]].float() - mean
     factor = head.input_scale * head.output_scale
-    return found if factor == 1 else found * factor
+    return directions if factor == 1 else directions * factor
 
 
 def _centred(hidden: Tensor, directions: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _centred(hidden: Tensor, directions: Tensor) -> Tensor:
 
 
 def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor) -> Tensor:
-    """Return what the last norm multiplies ``last`` [n, T, d] with to give ``final``: [n, T, d].
+    """Return the factors [n, T, d] that the last norm multiplies ``last`` [n, T, d] with to give ``final``.
 
     The weights come from a state of equal entries, the root that a token is divided by from the token.
     """

@@ -15,25 +15,27 @@ from hemorrhage.models.experts import mixtures, record_choices, routing_logits
 
 @contextlib.contextmanager
 def record_routing(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Inside, what a router computes goes into the list that is given: logits [tokens, experts], chosen [tokens, k]."""
-    found: list[tuple[Tensor, Tensor]] = []
+    """Record what routers compute inside, in the list that is given: logits [tokens, experts], chosen [tokens, k]."""
+    routes: list[tuple[Tensor, Tensor]] = []
 
     def keep(mixture: Any, arguments: tuple[Any, ...], chosen: list[Tensor]) -> None:
         x = arguments[0].flatten(0, -2)
-        found.append((routing_logits(mixture, x), chosen.pop()))
+        routes.append((routing_logits(mixture, x), chosen.pop()))
 
     with contextlib.ExitStack() as stack:
         for mixture in mixtures(model).values():
             chosen = stack.enter_context(record_choices(mixture))
             hook = mixture.register_forward_hook(lambda module, x, _, chosen=chosen: keep(module, x, chosen))
             stack.callback(hook.remove)
-        yield found
+        yield routes
 
 
 def uncertainty(logits: Tensor) -> Tensor:
     """Return the router's mean entropy over ln(experts), of ``logits`` [n, T, experts]: [n]."""
     entropy = torch.distributions.Categorical(logits=logits.double()).entropy()
-    return entropy.mean(-1) / torch.tensor(logits.shape[-1], dtype=torch.float64).log()
+    most = torch.tensor(logits.shape[-1], dtype=torch.float64).log()
+    uncertain: Tensor = entropy.mean(-1) / most
+    return uncertain
 
 
 def agreement(chosen: Tensor, of_base: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def agreement(chosen: Tensor, of_base: Tensor) -> Tensor:
 
 
 def load(chosen: Tensor, experts: int) -> dict[str, Tensor]:
-    """Return how evenly ``chosen`` int [n, T, k] spreads all windows' tokens over ``experts``: [1] each.
+    """Return the evenness of ``chosen`` int [n, T, k] over ``experts``, of all windows' tokens: [1] each.
 
     ``expert_load_cv``: standard deviation over mean of the tokens an expert gets (Shazeer et al., arXiv 1701.06538);
     ``experts_unused``: share of the experts that get none.
