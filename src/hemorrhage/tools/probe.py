@@ -216,7 +216,7 @@ def _decoded(base: Path, model: PreTrainedModel, entries: Mapping[str, Mapping[s
 
     from hemorrhage.decode.generation import generate, read
     from hemorrhage.decode.prompts import uses_chat
-    from hemorrhage.decode.sweep import strategies
+    from hemorrhage.decode.sweep import Strategy, strategies
     from hemorrhage.models.checkpoint import load_tokenizer
 
     chat = uses_chat(load_tokenizer(base), None)
