@@ -111,7 +111,7 @@ def select_rows(cache: Cache, rows: Any) -> None:
 
 
 def _recurrent_states(layer: Any) -> list[torch.Tensor]:
-    """The states of a layer that has others than keys and values, for which transformers knows reordering alone."""
+    """Return the states of a layer besides keys and values, for which transformers knows reordering alone."""
     parts = (getattr(layer, "conv_states", None) or {}, getattr(layer, "recurrent_states", None) or {})
     return [state for part in parts for state in part.values() if state is not None]
 

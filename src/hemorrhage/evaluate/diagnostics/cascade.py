@@ -58,6 +58,8 @@ def cka(x: Tensor, y: Tensor) -> Tensor:
         kl, kk, ll = _hsic(k, l), _hsic(k, k), _hsic(l, l)
         return torch.where((kk > 0) & (ll > 0), kl / (kk * ll).clamp_min(0).sqrt(), torch.nan)
     a, b = ((z - z.mean(1, keepdim=True)).double() for z in (x, y))
+    aa: Tensor
+    bb: Tensor
     aa, bb = ((z.transpose(1, 2) @ z).norm(dim=(1, 2)) for z in (a, b))
     ba: Tensor = (b.transpose(1, 2) @ a).norm(dim=(1, 2))
     return ba.square() / (aa * bb)
