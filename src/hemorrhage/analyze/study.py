@@ -94,7 +94,7 @@ class Study:
 
 
 def strip_tables(inputs: Inputs) -> Inputs:
-    """Return inputs without tables, texts and layers: manifests, and what follows from them."""
+    """Return the inputs without tables, texts and layers: manifests, and what follows from them."""
     sibling = inputs.sibling
     return Inputs(
         base=inputs.base,
@@ -111,7 +111,7 @@ def strip_tables(inputs: Inputs) -> Inputs:
 
 
 def strip_outputs(outputs: dict[str, Output]) -> dict[str, Output]:
-    """Return outputs without their tables."""
+    """Return the outputs without their tables."""
     return {name: Output(output.manifest, {}) for name, output in outputs.items()}
 
 

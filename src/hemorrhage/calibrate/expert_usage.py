@@ -81,7 +81,7 @@ def usage(model: PreTrainedModel, tokens: Tensor) -> dict[str, Usage]:
 
 
 def without_tokens(usages: Mapping[str, Usage]) -> list[str]:
-    """Return names of the experts that ``usage`` saw no token reach.
+    """Return the names of the experts that ``usage`` saw no token reach.
 
     Nothing is known of them from this calibration set.
     """

@@ -46,29 +46,29 @@ class Statistics:
         return shared
 
     def second_moment(self, first: str, where: str = "cpu") -> Tensor:
-        """Return mean of x xᵀ over the calibration tokens for the input of linear ``first``.
+        """Return the mean of x xᵀ over the calibration tokens for the input of linear ``first``.
 
         Float32 [n, n], on a device.
         """
         return triangle.square(_tensor(self._folder / "hessian.safetensors", first), where)
 
     def norms(self, first: str) -> Tensor:
-        """Return root mean square of every input feature of linear ``first``: float32 [n].
+        """Return the root mean square of every input feature of linear ``first``: float32 [n].
 
         Wanda's ``norm2(X_j)`` over the square root of the number of tokens, which changes no order.
         """
         return self._activation(f"{first}.rms")
 
     def mean_abs(self, first: str) -> Tensor:
-        """Return mean absolute value of every input feature of linear ``first``: float32 [n]."""
+        """Return the mean absolute value of every input feature of linear ``first``: float32 [n]."""
         return self._activation(f"{first}.mean_abs")
 
     def max_abs(self, first: str) -> Tensor:
-        """Return greatest absolute value of every input feature of linear ``first``: float32 [n]."""
+        """Return the greatest absolute value of every input feature of linear ``first``: float32 [n]."""
         return self._activation(f"{first}.max_abs")
 
     def tokens_seen(self, first: str) -> float:
-        """Return calibration tokens that reached linear ``first``."""
+        """Return the calibration tokens that reached linear ``first``."""
         return self._activation(f"{first}.tokens").item()
 
     def second_moments_stored(self) -> bool:
@@ -76,12 +76,12 @@ class Statistics:
         return bool(read_manifest(self._folder).get("hessian_stored"))
 
     def input_range(self, first: str) -> tuple[float, float]:
-        """Return least (at most 0) and greatest (at least 0) value of the input of linear ``first``."""
+        """Return the least (at most 0) and greatest (at least 0) value of the input of linear ``first``."""
         low, high = self._activation(f"{first}.range").tolist()
         return low, high
 
     def output_range(self, name: str) -> tuple[float, float]:
-        """Return least (at most 0) and greatest (at least 0) value that linear ``name`` gives."""
+        """Return the least (at most 0) and greatest (at least 0) value that linear ``name`` gives."""
         low, high = self._activation(f"{name}.output_range").tolist()
         return low, high
 
@@ -90,18 +90,18 @@ class Statistics:
         return self._influence()["block_influence"]
 
     def angular_distance(self) -> Tensor:
-        """Return angle over π between the last tokens' states at two boundaries of blocks.
+        """Return the angle over π between the last tokens' states at two boundaries of blocks.
 
         Float64 [blocks + 1] twice.
         """
         return torch.tensor(self._influence()["angular_distance"], dtype=torch.float64)
 
     def gradient(self, name: str) -> Tensor:
-        """Return mean over windows of the gradient of the loss: float32, of the weight of ``name``."""
+        """Return the mean over windows of the gradient of the loss: float32, of the weight of ``name``."""
         return self._gradient("loss", f"{name}.mean")
 
     def gradient_rms(self, name: str) -> Tensor:
-        """Return root of the mean over windows of the squared gradient of each window's loss: float32."""
+        """Return the root of the mean over windows of the squared gradient of each window's loss: float32."""
         return self._gradient("loss", f"{name}.rms")
 
     def output_gradient(self, name: str) -> Tensor:
@@ -109,7 +109,7 @@ class Statistics:
         return self._gradient("loss", f"{name}.output")
 
     def local_gradient(self, name: str) -> Tensor:
-        """Return root mean square over windows of the gradient of the norm of the block's output: float32."""
+        """Return the root mean square over windows of the gradient of the norm of the block's output: float32."""
         return self._gradient("local", f"{name}.local")
 
     collected = False
@@ -181,7 +181,7 @@ class Streamed(Statistics):
         return {first: self._shared[first] for first in order}
 
     def second_moment(self, first: str, where: str = "cpu") -> Tensor:
-        """Return mean of x xᵀ over the calibration tokens for the input of linear ``first``.
+        """Return the mean of x xᵀ over the calibration tokens for the input of linear ``first``.
 
         Float32 [n, n], on a device.
         """

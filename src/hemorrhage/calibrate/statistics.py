@@ -58,7 +58,7 @@ class Input:
 
     @classmethod
     def empty(cls, width: int, device: Any, second_moments: bool) -> Input:
-        """Return sums over no tokens."""
+        """Return the sums over no tokens."""
         double = {"dtype": torch.float64, "device": device}
         return cls(
             torch.zeros(width, width, device=device) if second_moments else None,
@@ -68,7 +68,7 @@ class Input:
         )
 
     def see(self, x: Tensor) -> None:
-        """Return add the tokens of ``x`` [..., n].
+        """Add the tokens of ``x`` [..., n].
 
         Products are summed in float32, as in the authors' code of GPTQ and SparseGPT.
         """
@@ -86,7 +86,7 @@ class Input:
         self.tokens += len(x)
 
     def second_moment(self) -> Tensor:
-        """Return mean of x xᵀ: float32 [n, n].
+        """Return the mean of x xᵀ: float32 [n, n].
 
         It is no copy, and not to be altered; no token may be seen afterwards.
         """
@@ -98,7 +98,7 @@ class Input:
         return self.XtX
 
     def activations(self) -> dict[str, Tensor]:
-        """Return mean and greatest absolute value of each feature, the range of all, the tokens that were seen.
+        """Return the mean and greatest absolute value of each feature, the range of all, the tokens that were seen.
 
         Float32.
         """
@@ -232,7 +232,7 @@ class Walk:
                 self.states[index] = aside.put(run_block(block, before, self.arguments[self.block], index))
 
     def last(self) -> Tensor:
-        """Return hidden states of the windows' last tokens: float32 [samples, hidden]."""
+        """Return the hidden states of the windows' last tokens: float32 [samples, hidden]."""
         return torch.cat([state[:, -1] for state in self.states]).float()
 
 
@@ -282,7 +282,7 @@ def observe(
 
 
 def angular_distance(last: list[Tensor]) -> list[list[float]]:
-    """Return mean of arccos(cos(x_i, x_j)) / π over samples.
+    """Return the mean of arccos(cos(x_i, x_j)) / π over samples.
 
     ``last``: [samples, hidden] for each boundary of blocks.
     """

@@ -21,7 +21,7 @@ def rows(matrix: Tensor) -> Iterator[Tensor]:
 
 
 def length(width: int) -> int:
-    """Return number of values in the upper triangle of a [width, width] matrix."""
+    """Return the number of values in the upper triangle of a [width, width] matrix."""
     return width * (width + 1) // 2
 
 
@@ -53,7 +53,7 @@ def mirror(matrix: Tensor) -> None:
 
 
 def add_square(upper: Tensor, x: Tensor) -> None:
-    """Return add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n].
+    """Add ``x``ᵀ ``x`` to ``upper`` [n, n]; what stands below its diagonal is not defined. ``x``: [tokens, n].
 
     Both are float32 or both float64, and contiguous.
     """

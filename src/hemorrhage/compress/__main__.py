@@ -131,7 +131,7 @@ class Inputs:
 def _compress(
     out: Path, method: Method, settings: Settings, inputs: Inputs, context: Context
 ) -> tuple[Measured, Mapping[str, Json]]:
-    """Return alter, check and save into ``out``.
+    """Alter, check and save into ``out``.
 
     Return the measured fields of the manifest and the method's entries.
     """

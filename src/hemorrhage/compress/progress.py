@@ -129,7 +129,7 @@ def remaining(
 
 
 def _inside(model: PreTrainedModel) -> list[list[str]]:
-    """Return names of the modules in each block."""
+    """Return the names of the modules in each block."""
     names = {module: name for name, module in model.named_modules()}
     return [[names[module] for module in block.modules()] for block in blocks(model)]
 

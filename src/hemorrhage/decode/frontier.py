@@ -60,7 +60,7 @@ def clusters(first: Floats, second: Floats, seed: int) -> tuple[Floats, Floats]:
 
 
 def principal(features: Floats) -> Floats:
-    """Return scores [n, components] of ``features`` [n, width] on the components with 90 % of the variance."""
+    """Return the scores [n, components] of ``features`` [n, width] on the components with 90 % of the variance."""
     centred = features - features.mean(0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     held = np.cumsum(singular**2)

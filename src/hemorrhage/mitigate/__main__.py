@@ -125,7 +125,7 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
 
 
 def all_states(model: PreTrainedModel, windows: Tensor) -> Tensor:
-    """Return final hidden states float32 [n, window, hidden] of ``windows`` int64 [n, window]."""
+    """Return the final hidden states float32 [n, window, hidden] of ``windows`` int64 [n, window]."""
     slices = batches(len(windows), windows_per_batch(windows.shape[1]))
     return torch.cat([hidden_states(model, windows[batch].to(model.device)) for batch in slices])
 

@@ -74,7 +74,7 @@ class Correction:
     top_p: float | None = None
 
     def logits(self, raw: Tensor, states: Tensor, head: Tensor) -> Tensor:
-        """Return corrected logits float32 [n, vocabulary] of ``raw`` logits; tokens that are cut off have -inf.
+        """Return the corrected logits float32 [n, vocabulary] of ``raw`` logits; tokens that are cut off have -inf.
 
         Logits are ``head`` [vocabulary, hidden] times ``states`` [n, hidden].
         """
@@ -94,7 +94,7 @@ def identity() -> Correction:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Return entropy of the softmax over the last dimension, nats."""
+    """Return the entropy of the softmax over the last dimension, nats."""
     log = logits.log_softmax(-1)
     return -(log.exp() * log).sum(-1)
 
@@ -167,7 +167,7 @@ class Model:
         return self.states[rows] @ self.head.T if self.kept is None else self.kept[rows]
 
     def slices(self) -> Iterator[slice]:
-        """Return places of which the logits are made at once."""
+        """Return the places of which the logits are made at once."""
         rows = max(1, LOGITS // len(self.head))
         for start in range(0, len(self.states), rows):
             yield slice(start, start + rows)
@@ -330,7 +330,7 @@ def _crossing(curve: Tensor, target: Tensor, positions: Tensor) -> float:
 
 
 def _surprises(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Return entropy (nats) of each nucleus of the distributions of ``logits`` [n, vocabulary].
+    """Return the entropy (nats) of each nucleus of the distributions of ``logits`` [n, vocabulary].
 
     Float32 [n, candidates].
     """

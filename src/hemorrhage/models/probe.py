@@ -59,7 +59,7 @@ def reason_of(error: Exception) -> str:
 
 
 def probe_tokens(model: PreTrainedModel) -> Tensor:
-    """Return tokens int64 [1, n], spread over the vocabulary."""
+    """Return the tokens int64 [1, n], spread over the vocabulary."""
     embedding: Any = model.get_input_embeddings()
     return torch.linspace(0, len(embedding.weight) - 1, TOKENS, device=model.device).round().long()[None]
 

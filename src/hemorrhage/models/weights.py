@@ -112,7 +112,7 @@ class Weights:
         return bool(self._shared.get(name, {}).get("kept"))
 
     def tensor(self, name: str) -> Tensor:
-        """Return value of a tensor. Raises KeyError where there is none of that name."""
+        """Return the value of a tensor. Raises KeyError where there is none of that name."""
         entry = self._shared.get(name)
         if entry is None:
             return self._locations[name].tensor()

@@ -231,7 +231,7 @@ def _verdict(
 
 
 def _message(said: bytes, token: str) -> tuple[str, str] | None:
-    """Return status and detail of the first complete line with the right token."""
+    """Return the status and detail of the first complete line with the right token."""
     for line in said.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             verdict = json.loads(line)

@@ -195,7 +195,7 @@ class Fitted:
 
 
 def ln_of(damage: Floats) -> Floats:
-    """Return ln of damage in nats, between FLOOR and CAP."""
+    """Return the ln of damage in nats, between FLOOR and CAP."""
     ln: Floats = np.log(np.clip(damage, FLOOR, CAP))
     return ln
 

@@ -171,7 +171,7 @@ def row(variant: Variant, metric: str, statistic: Statistic, source: Source) -> 
 
 
 def table_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return rows as a table with the columns of the schema, ``q`` not computed yet."""
+    """Return the rows as a table with the columns of the schema, ``q`` not computed yet."""
     table = pd.DataFrame(rows, columns=list(Row._fields))
     table["seed"] = table["seed"].astype("Int64")
     return table

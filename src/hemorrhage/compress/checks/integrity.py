@@ -109,7 +109,7 @@ def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype) -> 
 
 
 def zero_share(linears: dict[str, nn.Linear]) -> float:
-    """Return share of zeros among the weights of ``linears``."""
+    """Return the share of zeros among the weights of ``linears``."""
     values = [linear.weight for linear in linears.values()]
     # count_nonzero takes several times as long on two-byte numbers.
     return sum(int((w == 0).sum()) for w in values) / sum(w.numel() for w in values)

@@ -20,20 +20,20 @@ class Stored:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return bytes of a checkpoint's weights with every tensor in full, headers of the files included."""
+    """Return the bytes of a checkpoint's weights with every tensor in full, headers of the files included."""
     if shares_weights(folder):
         return int(json.loads((folder / FILE).read_text(encoding="utf-8"))["bytes"])
     return stored_bytes(folder)
 
 
 def stored_bytes(folder: Path) -> int:
-    """Return bytes that a checkpoint's weights take in its folder: without what it shares with the base model."""
+    """Return the bytes that a checkpoint's weights take in its folder: without what it shares with the base model."""
     files = [*weight_files(folder), *folder.glob("*.gguf"), *folder.glob(FILE)]
     return sum(file.stat().st_size for file in files)
 
 
 def stored_bits(weights: Weights) -> float:
-    """Return bits of all tensors of a checkpoint: packed words, scales, zero points, embeddings, norms."""
+    """Return the bits of all tensors of a checkpoint: packed words, scales, zero points, embeddings, norms."""
     return sum(_bits(weights, name) for name in weights.names())
 
 

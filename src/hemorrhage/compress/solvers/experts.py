@@ -43,7 +43,7 @@ class MixtureSettings(Settings):
 
 
 def number_of_experts(config: ConfigJson) -> int:
-    """Return experts of a block of a model with this config.json; 0 where it has none."""
+    """Return the experts of a block of a model with this config.json; 0 where it has none."""
     return config.get("num_local_experts") or config.get("num_experts") or 0
 
 

@@ -129,7 +129,7 @@ def code_dtype(bits: int) -> torch.dtype:
 
 
 def fit(weights: Tensor, dim: int, settings: GridSettings, dtype: torch.dtype) -> Grid:
-    """Return grid of the groups of float32 ``weights`` that lie along ``dim``, which the result has not."""
+    """Return the grid of the groups of float32 ``weights`` that lie along ``dim``, which the result has not."""
     low = weights.amin(dim).clamp_(max=0)
     high = weights.amax(dim).clamp_(min=0)
     steps = 2**settings.bits - 1

@@ -127,7 +127,7 @@ def fit_scale(x: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_scale_and_minimum(x: Tensor, weights: Tensor, limit: int, search: Search) -> tuple[Tensor, Tensor]:
-    """Return scale and minimum (0 or positive, to subtract), each [n], for codes 0 ... limit (make_qkx2_quants)."""
+    """Return the scale and minimum (0 or positive, to subtract), each [n], for codes 0 ... limit (make_qkx2_quants)."""
     low = x.amin(0).clamp_(max=0)
     high = x.amax(0)
     flat = high <= low
@@ -165,7 +165,7 @@ def fit_scale_and_minimum(x: Tensor, weights: Tensor, limit: int, search: Search
 
 
 def refine(x: Tensor, weights: Tensor, codes: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Return scale [n] and ``codes``, changed one by one while that lessens the error (make_q3_quants)."""
+    """Return the scale [n] and ``codes``, changed one by one while that lessens the error (make_q3_quants)."""
     codes = codes.clone()
     along = (weights * x * codes).sum(0)
     length = (weights * codes.square()).sum(0)
@@ -187,7 +187,7 @@ def refine(x: Tensor, weights: Tensor, codes: Tensor, low: int, high: int) -> tu
 
 
 def fit_positive(x: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Return scale [n] and codes 0 ... limit [width, n] of values that are 0 or positive (make_qp_quants)."""
+    """Return the scale [n] and codes 0 ... limit [width, n] of values that are 0 or positive (make_qp_quants)."""
     top = x.amax(0)
     empty = top < NOTHING
     top = top.masked_fill(empty, 1.0)
@@ -352,17 +352,17 @@ def _shifted(parts: Tensor, bits: int) -> Tensor:
 
 
 def _quarters(codes: Tensor, bits: int) -> Tensor:
-    """Return codes of 2 bits [n, 256], four rows of 32 into 32 bytes."""
+    """Return the codes of 2 bits [n, 256], four rows of 32 into 32 bytes."""
     return _shifted(codes.view(-1, 2, 4, 32), bits)
 
 
 def _nibbles(codes: Tensor) -> Tensor:
-    """Return codes of 4 bits [n, 256], two rows of 32 into 32 bytes."""
+    """Return the codes of 4 bits [n, 256], two rows of 32 into 32 bytes."""
     return _shifted(codes.view(-1, 4, 2, 32), 4)
 
 
 def _one_bit(codes: Tensor) -> Tensor:
-    """Return codes of 1 bit [n, 256], eight rows of 32 into 32 bytes."""
+    """Return the codes of 1 bit [n, 256], eight rows of 32 into 32 bytes."""
     return _shifted(codes.view(-1, 1, 8, 32), 1)
 
 

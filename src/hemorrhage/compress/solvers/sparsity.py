@@ -120,7 +120,7 @@ class CalibratedSettings(SparsitySettings):
 
 
 def lowest(scores: Tensor, share: float) -> Tensor:
-    """Return boolean mask of the ``share`` lowest of all ``scores``: exactly round(share · number), any shape."""
+    """Return the boolean mask of the ``share`` lowest of all ``scores``: exactly round(share · number), any shape."""
     import numpy as np
 
     count = round(share * scores.numel())
@@ -139,14 +139,14 @@ def lowest(scores: Tensor, share: float) -> Tensor:
 
 
 def lowest_of_rows(scores: Tensor, share: float) -> Tensor:
-    """Return boolean mask of the round(share · columns) lowest of every row of ``scores`` [rows, columns]."""
+    """Return the boolean mask of the round(share · columns) lowest of every row of ``scores`` [rows, columns]."""
     count = round(share * scores.shape[1])
     drop = scores.topk(count, dim=1, largest=False, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, drop, True)
 
 
 def lowest_of_groups(scores: Tensor, kept: int, among: int, name: str = "") -> Tensor:
-    """Return boolean mask of the lowest ``among - kept`` of every ``among`` neighbouring columns of ``scores``."""
+    """Return the boolean mask of the lowest ``among - kept`` of every ``among`` neighbouring columns of ``scores``."""
     if scores.shape[1] % among:
         raise ValueError(f"sparsity {kept}:{among}: {among} does not divide the {scores.shape[1]} inputs of {name}")
     groups = scores.reshape(-1, among)

@@ -56,7 +56,7 @@ class AddedSettings(Settings):
         return count(self.added, blocks)
 
     def order(self, blocks: int) -> list[int]:
-        """Return place in a model of so many ``blocks`` that each block of the larger one is made from."""
+        """Return the place in a model of so many ``blocks`` that each block of the larger one is made from."""
         raise NotImplementedError
 
     def check_model(self, model: PreTrainedModel) -> str | None:

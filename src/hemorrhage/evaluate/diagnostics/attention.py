@@ -80,7 +80,7 @@ def triangle(maps: Tensor) -> Tensor:
 
 
 def shape(maps: Tensor, length: int) -> dict[str, Tensor]:
-    """Return entropy, sink and distance, means over the rows of triangles ``maps`` [..., T(T+1)/2]: [...] each."""
+    """Return the entropy, sink and distance, means over the rows of triangles ``maps`` [..., T(T+1)/2]: [...] each."""
     row, column, weight = _rows(length, maps.device)
     entropy = -torch.xlogy(maps, maps)
     return {
@@ -100,6 +100,6 @@ def divergence(maps: Tensor, others: Tensor, length: int) -> Tensor:
 
 
 def _rows(length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row and column of each entry of a triangle, and its weight in a mean over all rows but the first."""
+    """Return the row and column of each entry of a triangle, and its weight in a mean over all rows but the first."""
     row, column = torch.tril_indices(length, length, device=device)
     return row, column, (row > 0).float() / (length - 1)

@@ -50,7 +50,7 @@ class Settings(Base):
         return _problem(self.overlap, config["num_hidden_layers"])
 
     def order(self, blocks: int) -> list[int]:
-        """Return place that each block is made from: the first ones, then the last ones."""
+        """Return the place that each block is made from: the first ones, then the last ones."""
         left_out = count(self.overlap, blocks)
         return [*range(blocks - left_out), *range(left_out, blocks)]
 
@@ -61,7 +61,7 @@ class Settings(Base):
 
 
 def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alteration:
-    """Return scale ``model`` up in place."""
+    """Scale ``model`` up in place."""
     number = len(blocks(model))
     problem = _problem(settings.overlap, number)
     if problem:

@@ -40,11 +40,11 @@ class Settings(AddedSettings):
     scale: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     def order(self, blocks: int) -> list[int]:
-        """Return place that each block is made from: a run in the middle comes twice."""
+        """Return the place that each block is made from: a run in the middle comes twice."""
         return sorted([*range(blocks), *self.run(blocks)])
 
     def run(self, blocks: int) -> range:
-        """Return places of the blocks that come twice."""
+        """Return the places of the blocks that come twice."""
         added = self.number(blocks)
         first = (blocks - added) // 2
         return range(first, first + added)

@@ -27,7 +27,7 @@ class Settings(AddedSettings):
     added: Annotated[float, Field(gt=0, le=1)] = 0.25
 
     def order(self, blocks: int) -> list[int]:
-        """Return place that each block is made from: the last of every group comes twice."""
+        """Return the place that each block is made from: the last of every group comes twice."""
         added = self.number(blocks)
         copied = {(index + 1) * blocks // added - 1 for index in range(added)}
         return [origin for index in range(blocks) for origin in ([index, index] if index in copied else [index])]

@@ -205,7 +205,7 @@ def _through(
 
 
 def _loss(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> float:
-    """Return mean loss per predicted token, in nats, of ``states`` that left the last block."""
+    """Return the mean loss per predicted token, in nats, of ``states`` that left the last block."""
     from hemorrhage.models.blockwise import final_norm, logits
 
     total = 0.0

@@ -64,7 +64,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def rank(rows: int, columns: int, removed: float) -> int:
-    """Return rank whose two factors have a share ``1 - removed`` of rows · columns weights, at least 1."""
+    """Return the rank whose two factors have a share ``1 - removed`` of rows · columns weights, at least 1."""
     return max(1, round((1 - removed) * rows * columns / (rows + columns)))
 
 

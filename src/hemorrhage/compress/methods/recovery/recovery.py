@@ -131,7 +131,7 @@ def train(model: nn.Module, windows: Tensor, settings: Settings, context: Contex
 
 
 def rate(step: int, steps: int) -> float:
-    """Return share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
+    """Return the share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
     warm = math.ceil(WARM_UP * steps)
     if step < warm:
         return (step + 1) / warm

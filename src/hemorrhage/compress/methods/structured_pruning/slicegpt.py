@@ -155,7 +155,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
 
 
 def principal(moment: Tensor) -> Tensor:
-    """Return eigenvectors of a second moment, float64 [n, n], as columns.
+    """Return the eigenvectors of a second moment, float64 [n, n], as columns.
 
     That of the largest eigenvalue comes first.
     """
@@ -164,7 +164,7 @@ def principal(moment: Tensor) -> Tensor:
 
 
 def second_moment(states: Sequence[Tensor]) -> Tensor:
-    """Return sum of x xᵀ over the tokens of ``states`` [..., n]: float64 [n, n]."""
+    """Return the sum of x xᵀ over the tokens of ``states`` [..., n]: float64 [n, n]."""
     # Not in float32: a few tokens have 10⁵ times the energy of the others, whose directions would be lost.
     width = states[0].shape[-1]
     XtX = states[0].new_zeros((width, width), dtype=torch.float64)
@@ -270,7 +270,7 @@ def _slice_model(model: PreTrainedModel, settings: Settings, tokens: Tensor, gen
 
 
 def _stream_moment(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Return sum over the inputs of all norms of the stream of their second moments: float64 [n, n]."""
+    """Return the sum over the inputs of all norms of the stream of their second moments: float64 [n, n]."""
     from hemorrhage.models.blockwise import in_float32, run_block
 
     walk = Walk(model, tokens, {})

@@ -175,7 +175,7 @@ def importances(
     statistics: Statistics | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Return importance of each group [groups] and channel [channels] of block ``index``: float32."""
+    """Return the importance of each group [groups] and channel [channels] of block ``index``: float32."""
     if settings.importance == "random":
         drawn = torch.rand(shape.groups + shape.channels, generator=generator)
         return drawn[: shape.groups], drawn[shape.groups :]
@@ -213,7 +213,7 @@ def importances(
 
 
 def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, measure: str, axis: int) -> Tensor:
-    """Return importance of the rows (``axis`` 1) or columns (``axis`` 0) of ``weight`` [out, in]: [out] or [in].
+    """Return the importance of the rows (``axis`` 1) or columns (``axis`` 0) of ``weight`` [out, in]: [out] or [in].
 
     ``gradient``: the loss's, [out, in]; ``root``: root of the approximation of the Hessian's diagonal, here of
     the mean square of the samples' gradients, [out, in].
@@ -231,7 +231,7 @@ def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, mea
 
 
 def _kept(importance: Tensor, gone: int) -> Tensor:
-    """Return places of all but the ``gone`` least important, in their order: int64."""
+    """Return the places of all but the ``gone`` least important, in their order: int64."""
     return importance.argsort(stable=True)[gone:].sort().values
 
 
@@ -248,7 +248,7 @@ def _narrow(block: nn.Module, shape: Shape, groups: Tensor, channels: Tensor) ->
 
 
 def _members(groups: Tensor, width: int) -> Tensor:
-    """Return places of the rows of ``groups`` that have ``width`` neighbouring rows each."""
+    """Return the places of the rows of ``groups`` that have ``width`` neighbouring rows each."""
     return (groups[:, None] * width + torch.arange(width)).flatten()
 
 
@@ -296,7 +296,7 @@ def _pruned(index: int, number: int, settings: Settings) -> bool:
 
 
 def _share(shapes: list[Shape], settings: Settings) -> float:
-    """Return share of the weights of the blocks that are not spared that has to go."""
+    """Return the share of the weights of the blocks that are not spared that has to go."""
     whole = sum(shape.weights for shape in shapes)
     pruned = sum(s.weights for index, s in enumerate(shapes) if _pruned(index, len(shapes), settings))
     return settings.removed * whole / pruned

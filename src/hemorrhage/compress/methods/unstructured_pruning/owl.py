@@ -105,7 +105,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def outlier_share(weights: Sequence[tuple[Tensor, Tensor]], threshold: float) -> float:
-    """Return share of the scores that are above ``threshold`` times their mean.
+    """Return the share of the scores that are above ``threshold`` times their mean.
 
     ``weights``: each layer's weight [rows, columns] and its inputs' norms [columns].
     """
@@ -134,7 +134,7 @@ def sparsities(outliers: Sequence[float], sizes: Sequence[int], sparsity: float,
 
 
 def lowest_over_rows(scores: Tensor, count: int) -> Tensor:
-    """Return boolean mask of ``count`` low ``scores`` [rows, columns], as evenly over the rows as can be.
+    """Return the boolean mask of ``count`` low ``scores`` [rows, columns], as evenly over the rows as can be.
 
     The lowest of each row; what is left over goes to the rows whose next score is lowest, one each.
     """

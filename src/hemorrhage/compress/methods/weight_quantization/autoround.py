@@ -151,7 +151,7 @@ class Rounding:
         )
 
     def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return codes [rows, groups, width], scales and zero points [rows, groups, 1], all float32."""
+        """Return the codes [rows, groups, width], scales and zero points [rows, groups, 1], all float32."""
         half, steps = 2 ** (self._settings.bits - 1), 2**self._settings.bits - 1
         low, high = self._low * self.shares[0], self._high * self.shares[1]
         symmetric = self._settings.symmetric

@@ -181,7 +181,7 @@ def best_scale(
     settings: Settings,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return scales float32 [columns] of the input that ``weights`` [rows_i, columns] read.
+    """Return the scales float32 [columns] of the input that ``weights`` [rows_i, columns] read.
 
     ``H`` float32 [columns, columns] is the second moment of the input, ``magnitude`` float32 [columns] the
     mean of its absolute values; ``width`` columns share a grid, whose scales are stored in ``dtype``.

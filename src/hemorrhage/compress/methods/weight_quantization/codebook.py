@@ -97,7 +97,7 @@ def quantize(weight: Tensor, settings: Settings) -> dict[str, Tensor]:
 
 
 def nearest(values: Tensor, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Return codes uint8 of ``values`` float32 [n] in ``table``, and each block's absmax float32."""
+    """Return the codes uint8 of ``values`` float32 [n] in ``table``, and each block's absmax float32."""
     missing = -len(values) % width
     blocks = torch.nn.functional.pad(values, (0, missing)).view(-1, width)
     absmax = blocks.abs().amax(1)
@@ -106,7 +106,7 @@ def nearest(values: Tensor, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def nearest_codes(values: Tensor, table: Tensor) -> Tensor:
-    """Return places uint8 in ``table`` of the entries nearest to ``values``; of two as near, the lower entry's."""
+    """Return the places uint8 in ``table`` of the entries nearest to ``values``; of two as near, the lower entry's."""
     ordered, order = table.sort(stable=True)
     bounds = (ordered[:-1] + ordered[1:]) / 2
     return order.to(torch.uint8)[torch.bucketize(values, bounds)]

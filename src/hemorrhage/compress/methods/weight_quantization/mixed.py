@@ -137,7 +137,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics: Statistics) -> dict[str, list[float]]:
-    """Return estimated KL, nats per token, of rounding each of ``linears`` alone, for every one of the widths."""
+    """Return the estimated KL, nats per token, of rounding each of ``linears`` alone, for every one of the widths."""
     estimates: dict[str, list[float]] = {name: [] for name in linears}
     inputs = statistics.shared().items()
     for first, names in tqdm(inputs, desc="sensitivity", unit="input", mininterval=5, leave=False):
@@ -167,7 +167,7 @@ def quantize(
 
 
 def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
-    """Return estimated KL, nats per token, of adding ``dW`` float32 [rows, columns] to a layer's weights.
+    """Return the estimated KL, nats per token, of adding ``dW`` float32 [rows, columns] to a layer's weights.
 
     ``H`` float32 [columns, columns]: second moment of its inputs; ``G_ii`` float32 [rows]: mean squared gradient
     of the per-token loss with respect to its outputs.
@@ -176,7 +176,7 @@ def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
 
 
 def stored_bits(rows: int, columns: int, settings: GridSettings, dtype: torch.dtype) -> int:
-    """Return bits that a packed layer of ``rows`` times ``columns`` weights takes.
+    """Return the bits that a packed layer of ``rows`` times ``columns`` weights takes.
 
     Codes, scales, zero points, its shape.
     """
