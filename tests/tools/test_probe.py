@@ -105,7 +105,7 @@ def test_parts_that_are_left_out_are_rows_with_the_reasons_of_the_steps(bases: B
     assert (rows["cost"].answer, rows["greedy"].answer, rows["drafted"].answer) == ("yes", "yes", "no")
     model = load(bases.base("gpt2"))
     with pytest.raises(RefusedError) as refused:
-        assisted.parameters(model, assisted.Settings(), Prompts(torch.ones(1, 4, dtype=torch.long), 3))
+        assisted.parameters(model, assisted.Settings.model_validate({}), Prompts(torch.ones(1, 4, dtype=torch.long), 3))
     assert rows["drafted"].reason == str(refused.value)
 
 

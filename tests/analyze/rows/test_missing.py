@@ -7,9 +7,16 @@ from hemorrhage.analyze.report.page import environment
 from hemorrhage.analyze.rows.missing import MissingPart, missing_parts
 
 
-def inputs(**outputs: dict[str, Output]) -> Inputs:
-    kinds = ("evaluations", "decodes", "harness", "code_tasks", "corrections")
-    return Inputs(base={}, variants={}, directories={}, **{kind: outputs.get(kind, {}) for kind in kinds})
+def inputs(evaluations: dict[str, Output], decodes: dict[str, Output]) -> Inputs:
+    return Inputs(
+        base={},
+        variants={},
+        evaluations=evaluations,
+        decodes=decodes,
+        harness={},
+        code_tasks={},
+        directories={},
+    )
 
 
 def test_one_part_that_all_models_lack_for_one_reason_is_one_row() -> None:
@@ -28,7 +35,7 @@ def test_one_part_that_all_models_lack_for_one_reason_is_one_row() -> None:
 
 
 def test_whole_outputs_have_no_rows() -> None:
-    assert missing_parts(inputs(evaluations={"base": Output({}, {}), "failed": Output({"failure": "x"}, {})})) == []
+    assert missing_parts(inputs({"base": Output({}, {}), "failed": Output({"failure": "x"}, {})}, {})) == []
 
 
 def test_the_page_names_them_under_failures() -> None:
