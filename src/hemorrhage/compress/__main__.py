@@ -128,7 +128,7 @@ class Inputs:
         return read_manifest(self.parent).get(key) if self.parent else None
 
 
-def _compress(
+def _compress(  # noqa: PLR0915 the parts of one job, one after the other
     out: Path, method: Method, settings: Settings, inputs: Inputs, context: Context
 ) -> tuple[Measured, Mapping[str, Json]]:
     """Alter, check and save into ``out``.

@@ -147,11 +147,11 @@ class Settings(BaseModel):
         """Bits of a stored weight, roughly; None where weights are stored as they were."""
         return None
 
-    def check(self, config: ConfigJson) -> str | None:
+    def check(self, config: ConfigJson) -> str | None:  # noqa: ARG002 methods override it
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return None
 
-    def check_model(self, model: PreTrainedModel) -> str | None:
+    def check_model(self, model: PreTrainedModel) -> str | None:  # noqa: ARG002 methods override it
         """Raise RefusedError where these settings can't be for a model, though its config.json does not tell.
 
         Takes seconds and changes nothing. Returns a sentence where it depends on what a calibration finds, else None.

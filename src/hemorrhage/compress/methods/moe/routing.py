@@ -62,7 +62,7 @@ class Settings(Base):
     @classmethod
     def _number(cls, value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("a number")
+            raise ValueError("a number")  # noqa: TRY004 pydantic reports ValueError alone
         return value
 
     @model_validator(mode="after")

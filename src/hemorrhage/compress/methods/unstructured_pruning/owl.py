@@ -50,7 +50,8 @@ class Settings(SparsitySettings):
     @classmethod
     def _no_pattern(cls, value: float | str) -> float | str:
         if isinstance(value, str):
-            raise ValueError("OWL varies the share from block to block: a share between 0 and 1, no pattern")
+            text = "OWL varies the share from block to block: a share between 0 and 1, no pattern"
+            raise ValueError(text)  # noqa: TRY004 pydantic reports ValueError alone
         return value
 
     shuffled: bool = False
