@@ -127,15 +127,15 @@ def _tries(rows: list[Row], most: int) -> Iterator[tuple[list[Row], Trie]]:
 
 def _batches(rows: list[Row], tokens_per_batch: int) -> list[list[Row]]:
     """Return the rows in the order given, a batch until its padded size would pass ``tokens_per_batch``."""
-    found: list[list[Row]] = []
+    batches: list[list[Row]] = []
     longest = 0
     for row in rows:
-        longest = max(longest, len(row[1])) if found else len(row[1])
-        if not found or longest * (len(found[-1]) + 1) > tokens_per_batch:
-            found.append([])
+        longest = max(longest, len(row[1])) if batches else len(row[1])
+        if not batches or longest * (len(batches[-1]) + 1) > tokens_per_batch:
+            batches.append([])
             longest = len(row[1])
-        found[-1].append(row)
-    return found
+        batches[-1].append(row)
+    return batches
 
 
 def answers(

@@ -53,11 +53,11 @@ class Trie:
 
     def mask(self) -> Tensor:
         """Return whether a node (row) attends to another (column): bool [n, n]."""
-        found = torch.eye(len(self.tokens), dtype=torch.bool)
+        ancestors = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self._parents):
             if parent >= 0:
-                found[node] |= found[parent]
-        return found
+                ancestors[node] |= ancestors[parent]
+        return ancestors
 
 
 def accepts_trie(model: PreTrainedModel) -> bool:

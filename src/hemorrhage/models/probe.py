@@ -74,8 +74,8 @@ def probe_base(model: PreTrainedModel) -> tuple[list[Finding], list[int]]:
 
     def blockwise_forward() -> None:
         tokens = probe_tokens(model)
-        logits, found = _blockwise(model, tokens)
-        silent.extend(found)
+        logits, constant = _blockwise(model, tokens)
+        silent.extend(constant)
         blockwise.stream_blocks(model)
         with torch.no_grad():
             own = model(input_ids=tokens, use_cache=False).logits.float()
