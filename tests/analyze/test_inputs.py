@@ -31,7 +31,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return next(path for path in outputs[kind] if path.parent.name == variant)
+    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_two_protocols_cannot_meet(outputs: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -140,7 +140,7 @@ def _says_nothing(checked: Check) -> bool:
     return checked.answer == UNMEASURED and DAMAGE_KINDS[checked.kind].unit == "items"
 
 
-def check(kind: str, row: Mapping[Hashable, Any], limit: float, confidence: float, together: int) -> Check:
+def check(kind: str, row: Mapping[Any, Any], limit: float, confidence: float, together: int) -> Check:
     """Compare a limit with a row of hemorrhage.parquet."""
     common = (kind, str(row["metric"]), str(row["dataset"]), limit)
     if row["status"] != "ok":

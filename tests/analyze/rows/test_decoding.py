@@ -14,6 +14,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from hemorrhage.analyze import inputs
+from hemorrhage.analyze.axes import position, sweeps
 from hemorrhage.analyze.rows import decoding, stability
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import choice, published, signatures
@@ -160,15 +161,15 @@ def test_every_rule_is_judged_on_every_decoded_variant(found: inputs.Inputs) -> 
     verdicts = signatures.judge(found, SPEC)
     for variant, rule in itertools.product(found.decodes, signatures.RULES):
         assert any(one.variant == variant and one.rule == rule for one in verdicts)
-    written = as_json(find(found, [], [], SPEC))
-    assert json.loads(json.dumps(written, allow_nan=False))["stability"] is None
+    written = json.loads(json.dumps(as_json(find(found, [], [], SPEC)), allow_nan=False))
+    assert written["stability"] is None
     assert {one["role"] for one in written["choices"]} == {"recommended", "at the knee", "past the knee"}
 
 
 def test_the_variants_around_the_knee_are_named(found: inputs.Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hemorrhage.analyze.axes.failure", lambda *_: None)
-    (curve,) = (one for one in choice.sweeps(found) if one.name == "gptq")
-    place = choice.position(curve.variants[0])
+    (curve,) = (one for one in sweeps(found) if one.name == "gptq")
+    place = position(curve.variants[0])
     picked = choice.choose(found, [entry({"knee": located(place + 0.1)}, name="gptq")], [])
     assert [(one.variant, one.decoded) for one in picked] == [("", False), ("gptq-4", True), ("gptq-3", True)]
     assert choice.line(picked) == "variants: [gptq-4, gptq-3]"

@@ -13,7 +13,7 @@ from scipy import stats
 
 
 def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return next(path for path in outputs[kind] if path.parent.name == variant)
+    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_inside_and_cost(outputs: dict[str, Any], table: pd.DataFrame) -> None:

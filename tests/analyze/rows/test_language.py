@@ -14,7 +14,7 @@ TAG = "w64-s64-b0-jnn-n1008-f32"
 
 
 def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return next(path for path in outputs[kind] if path.parent.name == variant)
+    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.report.sections.mitigations import proposals
 from hemorrhage.analyze.rows import mitigations
 from hemorrhage.analyze.rows.mitigations import Measured
@@ -82,7 +83,9 @@ def variant(name: str, method: str, settings: Any, on: str = "base", seed: int =
     content = {**describe(method_of(method), settings), **manifest}
     sweep = name.partition("-")[0]
     axis, severity = settings.axis, settings.severity
-    return Variant(name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, content)
+    return Variant(
+        name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, cast(CheckpointManifest, content)
+    )
 
 
 def inputs_of(*variants: Variant) -> Inputs:

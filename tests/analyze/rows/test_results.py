@@ -24,7 +24,7 @@ def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
 
 
 def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return next(path for path in outputs[kind] if path.parent.name == variant)
+    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_what_an_output_lacks_has_no_rows(outputs: dict[str, Any], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
 
 
 def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return next(path for path in outputs[kind] if path.parent.name == variant)
+    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_a_task_at_chance_takes_part_in_nothing(table: pd.DataFrame) -> None:

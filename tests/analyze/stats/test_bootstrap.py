@@ -26,7 +26,7 @@ def test_means_and_quantiles_equal_brute_force_on_resampled_tokens() -> None:
     blocks = np.repeat(np.arange(7), [50, 50, 50, 50, 50, 50, 13])
     values = rng.exponential(1, len(blocks)).round(2)  # ties
     counts = bootstrap.draws("text", 7, 40, 3)
-    means = bootstrap.means(counts, np.bincount(blocks, weights=values), np.bincount(blocks))
+    means = bootstrap.means(counts, np.bincount(blocks, weights=values).astype(float), np.bincount(blocks))
     found = bootstrap.quantiles(values, blocks, counts, (0.5, 0.99))
     for row, count in enumerate(counts):
         tokens = np.concatenate([np.tile(values[blocks == block], times) for block, times in enumerate(count)])
