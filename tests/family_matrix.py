@@ -52,7 +52,7 @@ RIGHT = "right"
 
 CALIBRATION: dict[str, Any] = {"samples": 4, "length": 24, "seed": 3, "max_hessian_gb": 1}
 
-REFERENCE: dict[str, Any] = {
+REFERENCE: reference_step.Spec = {
     "dtype": "float32",
     "window": 24,
     "windows": 4,

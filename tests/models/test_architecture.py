@@ -9,6 +9,7 @@ import torch
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hemorrhage.models.architecture import architecture, skeleton, text_entries
+from tests.layers import layer_of
 
 GPT2 = GPT2Config(n_embd=80, n_layer=2, n_head=4, vocab_size=50)
 
@@ -33,4 +34,4 @@ def test_entries_have_one_name_for_all_families(tmp_path: Path) -> None:
 def test_a_skeleton_has_shapes_and_no_numbers() -> None:
     model = skeleton(GPT2)
     assert all(value.device == torch.device("meta") for value in model.parameters())
-    assert model.transformer.h[0].attn.c_attn.weight.shape == (80, 240)
+    assert layer_of(model, "transformer.h.0.attn.c_attn").weight.shape == (80, 240)

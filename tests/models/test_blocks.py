@@ -24,7 +24,7 @@ def test_blocks_are_the_modules_themselves_in_order(tiny: Path) -> None:
 
 @pytest.mark.parametrize("layers", [None, nn.Linear(1, 1), nn.ModuleList()])
 def test_a_model_without_blocks_is_refused(layers: nn.Module | None) -> None:
-    decoder = nn.Module()
+    decoder: Any = nn.Module()
     decoder.layers = layers
     model: Any = SimpleNamespace(get_decoder=lambda: decoder)
     with pytest.raises(ValueError, match="SimpleNamespace has no stack of decoder blocks"):

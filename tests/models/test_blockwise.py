@@ -11,7 +11,7 @@ from hemorrhage.models.checkpoint import load
 
 
 def test_a_model_in_bfloat16_is_walked_in_float32(tiny: Path) -> None:
-    model = load(tiny).to(torch.bfloat16)
+    model = load(tiny).bfloat16()
     tokens = torch.randint(500, (2, 16), generator=torch.Generator().manual_seed(1))
     hidden = blockwise.forward_blockwise(model, tokens)
     logits = blockwise.logits(model, hidden)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 import torch
@@ -10,7 +10,20 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Llam
 
 from hemorrhage.models.head import Head, head_of, stored_name
 
-SMALL = {
+
+class Sizes(TypedDict):
+    """Sizes that every family names alike."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    pad_token_id: int
+
+
+SMALL: Sizes = {
     "hidden_size": 80,
     "intermediate_size": 96,
     "num_hidden_layers": 2,

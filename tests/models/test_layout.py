@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 import torch
@@ -13,7 +13,18 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, Granit
 from hemorrhage.models import layout
 from hemorrhage.models.weights import Weights
 
-SMALL = {
+
+class Sizes(TypedDict):
+    """Sizes that every family names alike."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+
+
+SMALL: Sizes = {
     "hidden_size": 80,
     "intermediate_size": 48,
     "num_hidden_layers": 2,

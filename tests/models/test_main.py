@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.sources.origin import Spec
 from hemorrhage.runtime.artifact import read_manifest
 from tests.conftest import MIRROR, SOURCES
 
 
 def test_path_base_has_the_facts_of_the_folder(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "base"
-    spec = {"source": "path", "path": str(tiny)}
+    spec: Spec = {"source": "path", "path": str(tiny)}
     prepare(spec, out)
     manifest = read_manifest(out)
     state = load_file(tiny / "model.safetensors")

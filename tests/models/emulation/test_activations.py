@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
@@ -20,6 +18,7 @@ from hemorrhage.models.emulation.activations import (
     rounding_of,
     scale_of,
 )
+from hemorrhage.models.formats import config
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 16)
 
@@ -90,7 +89,7 @@ def test_the_configuration_describes_the_rounding_and_gives_it_back(over: str) -
         ({"dynamic": False, "strategy": "tensor"}, None),
     ],
 )
-def test_what_this_bench_never_writes_is_refused(change: dict[str, Any], scale: float | None) -> None:
-    arguments = {**quantization_args(InputRounding(8, "token")), **change}
+def test_what_this_bench_never_writes_is_refused(change: config.QuantizationArgs, scale: float | None) -> None:
+    arguments: config.QuantizationArgs = {**quantization_args(InputRounding(8, "token")), **change}
     with pytest.raises(ValueError, match=r"layer\.3: inputs quantized as .* can't be emulated"):
         rounding_of("layer.3", arguments, None if scale is None else torch.tensor([scale]))

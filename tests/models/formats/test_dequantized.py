@@ -13,7 +13,8 @@ class Halves(DequantizedLinear):
     """Stores twice its weight."""
 
     def dense(self) -> torch.Tensor:
-        return self.tensors["twice"].data.float() / 2
+        twice: torch.Tensor = self.tensors["twice"].data
+        return twice.float() / 2
 
 
 def test_it_computes_with_its_dense_weight_and_its_bias() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats import storage
+from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.low_rank import LowRankLinear
 
 LOW = {"low_rank_in": torch.ones(1, 4), "low_rank_out": torch.ones(2, 1)}
@@ -18,7 +19,7 @@ LOW = {"low_rank_in": torch.ones(1, 4), "low_rank_out": torch.ones(2, 1)}
 
 @pytest.mark.parametrize(("name", "expected"), [("a.x", "named"), ("a.y", "others"), ("a.z", "others")])
 def test_a_group_that_names_a_layer_comes_before_the_one_for_all(name: str, expected: str) -> None:
-    groups = {"others": {"targets": ["Linear"]}, "named": {"targets": ["a.x"]}}
+    groups: dict[str, QuantizationScheme] = {"others": {"targets": ["Linear"]}, "named": {"targets": ["a.x"]}}
     assert storage.scheme_of(name, {"config_groups": groups}) is groups[expected]
     assert storage.scheme_of(name, {"config_groups": {}}) is None
     assert storage.scheme_of(name, None) is None

@@ -62,10 +62,11 @@ def sharded(folder: Path) -> dict[str, torch.Tensor]:
     """Split model.safetensors in two with an index; returns the tensors."""
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names, places = sorted(state), {}
+    names = sorted(state)
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: state[name] for name in part}, folder / file, META)
-        places |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return state

@@ -13,12 +13,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.sources import hub
 from hemorrhage.models.sources.files import INDEX, NAMES, WEIGHTS
+from hemorrhage.models.sources.origin import Spec
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
 from tests.models.sources.folders import folder_with, llama, settings, sharded
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SPEC = {"source": "hub", "id": "some/model", "revision": COMMIT}
+SPEC: Spec = {"source": "hub", "id": "some/model", "revision": COMMIT}
 
 
 class Hub:
@@ -96,7 +97,7 @@ def test_hub_takes_what_the_pinned_download_brings(tiny: Path, tmp_path: Path, m
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    spec = {"source": "hub", "id": "some/model", "revision": COMMIT}
+    spec: Spec = {"source": "hub", "id": "some/model", "revision": COMMIT}
     prepare(spec, tmp_path / "base")
     assert asked == [("some/model", COMMIT, [*NAMES, INDEX]), ("some/model", COMMIT, [WEIGHTS])]
     assert not any(name.endswith((".bin", ".py", ".pt")) for name in NAMES)
