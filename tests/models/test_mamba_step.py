@@ -31,22 +31,25 @@ from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import SPEC
 from tests.divergence import divergence
+from tests.layers import block_of, layer_of
 from tests.tiny_mamba import build
 
-QUANTIZE = [
+QUANTIZE: list[tuple[str, dict[str, Any]]] = [
     ("rtn", {"bits": 8, "group_size": 16}),
     ("rtn", {"bits": 3, "group_size": 16}),
     ("gptq", {"bits": 3, "group_size": 16}),
     ("gptq", {"bits": 3, "group_size": 16, "sequential": True}),
     ("rotation", {"bits": 3, "group_size": 16, "transform": "quip", "rounding": "gptq"}),
 ]
-PRUNE = [
+PRUNE: list[tuple[str, dict[str, Any]]] = [
     ("magnitude", {"sparsity": 0.5}),
     ("wanda", {"sparsity": 0.5}),
     ("sparsegpt", {"sparsity": 0.5}),
     ("sparsegpt", {"sparsity": "2:4"}),
 ]
-DEPTH = [("depth", {"removed": 0.25, "order": order}) for order in ("influence", "random")]
+DEPTH: list[tuple[str, dict[str, Any]]] = [
+    ("depth", {"removed": 0.25, "order": order}) for order in ("influence", "random")
+]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def damage(base: PreTrainedModel, other: PreTrainedModel) -> float:
 
 
 def test_layers_whose_weight_is_read_directly_are_left_out(base: PreTrainedModel) -> None:
-    mixer = type(base.backbone.layers[0].mixer)
+    mixer = type(block_of(base, 0).mixer)
     assert uncalled_linears(base) == {(mixer, "dt_proj")}
     names = list(linears_of(base))
     assert names[:3] == [f"backbone.layers.0.mixer.{name}" for name in ("in_proj", "x_proj", "out_proj")]
@@ -126,7 +129,7 @@ def test_a_checkpoint_of_every_method_reads_back(
             assert place is None or torch.equal(parameter, base.get_parameter(place))
     if method == "depth":
         assert manifest["layers"] == model.config.num_hidden_layers == 3
-        assert [block.mixer.layer_idx for block in model.backbone.layers] == [0, 1, 2]
+        assert [block.mixer.layer_idx for block in layer_of(model, "backbone.layers")] == [0, 1, 2]
     elif "sparsity" in settings:
         assert manifest["sparsity"] == pytest.approx(0.5, abs=0.01)
     else:
@@ -154,7 +157,7 @@ def test_a_packed_model_computes_as_it_is_stored(folder: Path, tmp_path: Path) -
 
 
 def test_the_head_is_read_under_the_architectures_own_name(folder: Path, base: PreTrainedModel) -> None:
-    assert torch.equal(head_of(folder / "base"), base.backbone.embeddings.weight)
+    assert torch.equal(head_of(folder / "base"), layer_of(base, "backbone.embeddings").weight)
 
 
 def test_reference_and_evaluation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

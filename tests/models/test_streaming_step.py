@@ -17,7 +17,7 @@ from hemorrhage.data.tasks.probes import prepare
 from hemorrhage.evaluate import language
 from hemorrhage.evaluate.__main__ import evaluate
 from hemorrhage.evaluate.precision import compute_in
-from hemorrhage.evaluate.reference import reference
+from hemorrhage.evaluate.reference import Spec, reference
 from hemorrhage.models import stream
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure
@@ -53,7 +53,7 @@ def measured(
     out: Path, base: Path, texts: Path, task: Path, checkpoint: Path, memory_gb: float, dtype: str = "float32"
 ) -> dict[str, pd.DataFrame]:
     """Tables of an evaluation of ``checkpoint``, and what the reference keeps of the base."""
-    spec = {"dtype": dtype, "window": 32, "windows": 35, "diagnostics": {"windows": 2, "window": 16}}
+    spec: Spec = {"dtype": dtype, "window": 32, "windows": 35, "diagnostics": {"windows": 2, "window": 16}}
     reference(out / "reference", base, [texts], [task], spec, memory_gb)
     evaluate(out / "evaluation", "v", checkpoint, base, out / "reference", [task], False, memory_gb)
     tables = {name: pd.read_parquet(out / "evaluation" / f"{name}.parquet") for name in TABLES}

@@ -29,6 +29,7 @@ from hemorrhage.models.reload import verify
 from hemorrhage.models.sources import wheel
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.layers import layer_of
 
 F = np.float32
 
@@ -209,12 +210,12 @@ def literal_symmetric(parts: Any, kind: str, worth: Any | None, qw: Any | None) 
         scales = nearest(found * (F(-128) / peak)).clip(-128, 127) if peak else found * 0
         d = F(np.float16(peak / F(-128)))
     elif worth is None:
-        found = []
+        refined = []
         for part in parts:
             peak = part[np.abs(part).argmax()]
             start = nearest(part * (F(-4) / peak)).clip(-4, 3) if peak else part * 0
-            found.append(literal_refined(part, part * part, start, -4, 3)[0])
-        found = np.array(found, F)
+            refined.append(literal_refined(part, part * part, start, -4, 3)[0])
+        found = np.array(refined, F)
         peak = found[np.abs(found).argmax()]
         scales = nearest(found * (F(-32) / peak)).clip(-32, 31) if peak else found * 0
         d = F(np.float16(peak / F(-32)))
@@ -381,10 +382,10 @@ def test_a_model_loaded_as_stored_keeps_its_blocks(wide: Path, tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(configuration(model, wide)))
     dense = load(tmp_path)
     again = gguf_file.build(tmp_path, AutoConfig.from_pretrained(tmp_path), "stored", as_stored=True)
-    for name, form in formatted_layers(model).items():
-        found = again.get_submodule(name)
+    for name in formatted_layers(model):
+        form, found = layer_of(model, name), layer_of(again, name)
         assert torch.equal(found.tensors["blocks"], form.tensors["blocks"]), name
-        assert torch.equal(found.dense(), dense.get_submodule(name).weight)
+        assert torch.equal(found.dense(), layer_of(dense, name).weight)
     assert torch.equal(again.model.embed_tokens.weight, dense.model.embed_tokens.weight)
     assert again.model.norm.weight.dtype == torch.bfloat16
 
