@@ -60,6 +60,7 @@ def load(
         from hemorrhage.models.formats.reader import module_of
 
         model: Any = module_of(storage.model_format).build(folder, config, dtype, as_stored, base)
+        _widen_computed(model)
     elif streamed or dtype == "stored" or quantization or getattr(config, "hemorrhage", None) or shares_weights(folder):
         wanted = "stored" if streamed else dtype
         model = _rebuild(Weights(folder, base), config, quantization, wanted, as_stored or streamed, streamed)

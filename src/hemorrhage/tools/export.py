@@ -199,6 +199,7 @@ def _packed(folder: Path, settings: config.ModelConfig, weights: Weights, out: P
 
 
 def _gguf(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
+    from hemorrhage.models.architecture import text_entries
     from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, FLOATS, float_entry, tokenizer_problem, write
 
     with _writing_file(out) as scratch:
@@ -209,8 +210,9 @@ def _gguf(folder: Path, settings: config.ModelConfig, weights: Weights, out: Pat
         if reason:
             raise ValueError(reason)
         supplies, dtype = _supplies(folder, settings, weights)
+        config = text_entries(folder)
         entries = {name: float_entry(supply.shape, supply.load, dtype) for name, supply in supplies.items()}
-        write(scratch, settings, folder, entries, FILE_TYPES[FLOATS[dtype]])
+        write(scratch, config, folder, entries, FILE_TYPES[FLOATS[dtype]])
 
 
 def _supplies(folder: Path, settings: config.ModelConfig, weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
@@ -227,7 +229,7 @@ def _supplies(folder: Path, settings: config.ModelConfig, weights: Weights) -> t
         raise ValueError(reason)
     name = settings.get("dtype") or settings.get("torch_dtype")
     if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
-        return _from_gguf(folder, settings), getattr(torch, name or "float32")
+        return _from_gguf(folder), getattr(torch, name or "float32")
     supplies = _from_safetensors(weights, settings)
     if LAYOUT in (settings.get("hemorrhage") or {}):
         supplies = {name: _joined(made, supplies) for name, made in to_family(folder, supplies).items()}
@@ -243,10 +245,12 @@ def _joined(made: Joined, supplies: dict[str, Supply]) -> Supply:
     return Supply(tuple(shape), lambda: made.join([source.load() for source in sources]))
 
 
-def _from_gguf(folder: Path, settings: config.ModelConfig) -> dict[str, Supply]:
+def _from_gguf(folder: Path) -> dict[str, Supply]:
+    from hemorrhage.models.architecture import text_entries
     from hemorrhage.models.formats.gguf_file import FILE, entries_of
 
-    return {name: Supply(entry.shape, entry.values) for name, entry in entries_of(folder / FILE, settings).items()}
+    entries = entries_of(folder / FILE, text_entries(folder))
+    return {name: Supply(entry.shape, entry.values) for name, entry in entries.items()}
 
 
 def _from_safetensors(weights: Weights, settings: config.ModelConfig) -> dict[str, Supply]:

@@ -1,9 +1,10 @@
-"""Llama models as GGUF files: written with llama.cpp's names, types and metadata, and read back.
+"""Models as GGUF files: written with llama.cpp's names, types and metadata, and read back.
 
 A checkpoint of this format has its weights in ``model.gguf`` next to config.json and the tokenizer; transformers
 reads it with ``from_pretrained(folder, gguf_file="model.gguf")``. Matrices are in ggml's block types or in a
-float type, norms in float32. Rows of queries and keys are stored in llama.cpp's rotary order (pairs next to
-each other); a row keeps its blocks whole, so reordering rows changes no block.
+float type, norms and biases in float32. Of some families the rows of queries and keys are stored in llama.cpp's
+rotary order (pairs next to each other), which changes no block, as a row keeps its blocks whole; of some the norms
+are stored as what they multiply with, 1 + weight (hemorrhage.models.formats.gguf_names).
 """
 
 from __future__ import annotations
@@ -21,10 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from hemorrhage.models.formats.dequantized import DequantizedLinear
-from hemorrhage.models.formats.gguf_names import LAYER, OUTSIDE, hugging_face_name, problem, rotary_halves
+from hemorrhage.models.formats.gguf_names import (
+    FAMILIES,
+    head_width,
+    parameter_names,
+    problem,
+    rope_type,
+    ropes,
+    rotary_halves,
+    rotary_width,
+    tensor_names,
+)
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter
+    from gguf import GGUFReader, GGUFWriter
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -52,6 +63,9 @@ QWEN2 = (
 )
 PATTERNS = {QWEN2: "qwen2", QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|"): "llama-bpe"}
 """Regular expression that splits the text -> llama.cpp's name of it."""
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""The tensor of Llama 3's rotary embedding, which transformers computes from config.json."""
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -114,12 +128,6 @@ def rotary_pairs(weight: Tensor, heads: int) -> Tensor:
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def names(layers: int) -> dict[str, str]:
-    """Return the names of a Llama's parameters in Hugging Face's model -> in a GGUF file, in the file's order."""
-    stems = [*OUTSIDE, *(f"blk.{layer}.{module}" for layer in range(layers) for module in LAYER)]
-    return {hugging_face_name(f"{stem}.weight"): f"{stem}.weight" for stem in stems}
-
-
 def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -> None:
     """Write ``model.gguf`` of ``model`` into ``folder``; what has no blocks goes into ``dtype``.
 
@@ -133,7 +141,7 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -
     prefixes = tuple(f"{name}." for name in layers)
     for name, value in distinct(model).items():
         quantized = getattr(model.get_submodule(name.rpartition(".")[0]), "gguf_entry", None)
-        if not name.startswith(prefixes):
+        if not name.startswith(prefixes) or name.endswith(".bias"):
             entries[name] = quantized or float_entry(tuple(value.shape), value.detach, dtype)
     unknown = tokenizer_problem(base)
     if unknown:
@@ -169,7 +177,7 @@ def write(
     entries: Mapping[str, Entry],
     file_type: int,
 ) -> None:
-    """Write a Llama with this config.json, tensor by tensor; ``entries`` by Hugging Face's names.
+    """Write a model with this config.json, tensor by tensor; ``entries`` by Hugging Face's names.
 
     ``tokenizer`` is the folder it is taken from. Raises ValueError where ``problem`` or ``tokenizer_problem``
     has one, and where tensors are missing or unexpected.
@@ -180,22 +188,19 @@ def write(
     reason = problem(config)
     if reason:
         raise ValueError(reason)
-    gguf_names = {
-        name: gguf_name
-        for name, gguf_name in names(config["num_hidden_layers"]).items()
-        if not (name == "lm_head.weight" and config.get("tie_word_embeddings"))
-    }
+    gguf_names = tensor_names(config)
     if set(gguf_names) != set(entries):
         odd = sorted(set(gguf_names) ^ set(entries))
         raise ValueError(f"{odd[0]} and {len(odd) - 1} more tensors do not fit config.json's {len(gguf_names)}")
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, FAMILIES[config["model_type"]].architecture)
     _describe(writer, config, file_type)
     if tokenizer is None:
         writer.add_tokenizer_model("none")
     else:
         _add_tokenizer(writer, tokenizer, config["vocab_size"])
-    for name, gguf_name in gguf_names.items():
-        entry = entries[name]
+    stored = {gguf_name: _in_file(name, entries[name], config) for name, gguf_name in gguf_names.items()}
+    stored |= _rope_factors(config)
+    for gguf_name, entry in stored.items():
         width, size = block_size(entry.ggml_type)
         shape = (*entry.shape[:-1], entry.shape[-1] // width * size)
         ggml_type = GGMLQuantizationType[entry.ggml_type.upper()]
@@ -203,9 +208,8 @@ def write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name in gguf_names:
-        blocks, heads = entries[name].load(), _heads(name, config)
-        writer.write_tensor_data((rotary_pairs(blocks, heads) if heads else blocks).contiguous().numpy())
+    for entry in stored.values():
+        writer.write_tensor_data(entry.load().contiguous().numpy())
     writer.close()
 
 
@@ -214,16 +218,16 @@ def entries_of(path: Path, config: Mapping[str, Any]) -> dict[str, Entry]:
     import numpy as np
     from gguf import GGUFReader
 
-    def load(data: Any, heads: int | None) -> Tensor:
-        blocks = torch.from_numpy(np.array(data).view(np.uint8))
-        return rotary_halves(blocks, heads).contiguous() if heads else blocks
+    def load(data: Any) -> Tensor:
+        return torch.from_numpy(np.array(data).view(np.uint8))
 
+    names = {gguf_name: name for name, gguf_name in tensor_names(config).items()}
     entries = {}
     for tensor in GGUFReader(path).tensors:
-        name = hugging_face_name(tensor.name)
-        shape = tuple(int(number) for number in reversed(tensor.shape))
-        supplied = functools.partial(load, tensor.data, _heads(name, config))
-        entries[name] = Entry(tensor.tensor_type.name.lower(), shape, supplied)
+        if tensor.name != ROPE_FACTORS:
+            shape = tuple(int(number) for number in reversed(tensor.shape))
+            entry = Entry(tensor.tensor_type.name.lower(), shape, functools.partial(load, tensor.data))
+            entries[names[tensor.name]] = _from_file(names[tensor.name], entry, config)
     return entries
 
 
@@ -231,7 +235,23 @@ def stored_bits(path: Path) -> dict[str, float]:
     """Bits of every tensor of a file by Hugging Face's names: not its header, nor the tokenizer in it."""
     from gguf import GGUFReader
 
-    return {hugging_face_name(tensor.name): 8.0 * int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
+    reader = GGUFReader(path)
+    names = names_of(reader)
+    return {names.get(tensor.name, tensor.name): 8.0 * int(tensor.n_bytes) for tensor in reader.tensors}
+
+
+def names_of(reader: GGUFReader) -> dict[str, str]:
+    """Return the names of a file's tensors -> Hugging Face's."""
+    architecture = field(reader, "general.architecture")
+    return parameter_names(architecture, field(reader, f"{architecture}.block_count"))
+
+
+def field(reader: GGUFReader, key: str) -> Any:
+    """Return a file's entry of this name. Raises ValueError where it has none."""
+    found = reader.get_field(key)
+    if found is None:
+        raise ValueError(f"the GGUF file has no {key}")
+    return found.contents()
 
 
 def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base: Path | None = None) -> PreTrainedModel:
@@ -240,7 +260,7 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base:
     ``stored`` means config.json's dtype, to which blocks are dequantized. With ``as_stored`` linear layers keep
     their blocks, and quantized embeddings have their exact values, which need float32. No base model is needed.
     """
-    from transformers import LlamaForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from hemorrhage.models.formats.storage import replace
 
@@ -253,13 +273,16 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base:
             quantized[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
         else:
             state[name] = entry.values().to(wanted)
-    model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
+    model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=wanted
+    )
     for name, entry in quantized.items():
         layer = name.removesuffix(".weight")
+        module = model.get_submodule(layer)
         if layer.endswith("_proj"):
-            replace(model, layer, BlockLinear(entry.load(), entry.ggml_type, None))
+            replace(model, layer, BlockLinear(entry.load(), entry.ggml_type, module.bias))
         else:
-            embed(model.get_submodule(layer), entry.load(), entry.ggml_type)
+            embed(module, entry.load(), entry.ggml_type)
     if not as_stored:
         # A dense model that is altered further is stored as what it becomes then.
         vars(model.config).pop("hemorrhage", None)
@@ -278,9 +301,7 @@ def tokenizer_problem(folder: Path) -> str | None:
 def _describe(writer: GGUFWriter, config: Mapping[str, Any], file_type: int) -> None:
     from gguf import GGML_QUANT_VERSION
 
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    rope = config.get("rope_parameters") or config
+    heads, width, (rope, _) = config["num_attention_heads"], head_width(config), ropes(config)
     writer.add_type("model")
     writer.add_name("hemorrhage")
     writer.add_file_type(file_type)
@@ -293,10 +314,49 @@ def _describe(writer: GGUFWriter, config: Mapping[str, Any], file_type: int) -> 
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
     writer.add_key_length(width)
     writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
+    writer.add_rope_dimension_count(rotary_width(config))
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+    _describe_family(writer, config)
+
+
+def _describe_family(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+    """Add what only some families have."""
+    from gguf import RopeScalingType
+
+    family = FAMILIES[config["model_type"]]
+    rope, rope_in_windows = ropes(config)
+    if rope_type(rope) in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope_type(rope)))
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+    if rope_type(rope) == "yarn":
+        original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+    if family.window_period:
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_freq_base_swa(float(rope_in_windows["rope_theta"]))
+    if config.get("attn_logit_softcapping"):
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    if config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    for key, setting in (family.multipliers or {}).items():
+        writer.add_float32(f"{family.architecture}.{key}", float(config[setting]))
+
+
+def _rope_factors(config: Mapping[str, Any]) -> dict[str, Entry]:
+    """Return the tensor of Llama 3's rotary embedding: what each frequency is divided by, as llama.cpp computes it."""
+    rope, _ = ropes(config)
+    if rope_type(rope) != "llama3":
+        return {}
+    width, original = rotary_width(config), rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    frequencies = 1.0 / (float(rope["rope_theta"]) ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
+    turns = original * frequencies / (2 * math.pi)
+    smooth = (turns - low) / (high - low)
+    factors = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    factors = factors.masked_fill(turns < low, rope["factor"]).masked_fill(turns > high, 1.0)
+    return {ROPE_FACTORS: float_entry(tuple(factors.shape), lambda: factors, torch.float32)}
 
 
 @dataclass(frozen=True)
@@ -396,11 +456,49 @@ def _scores(tokens: list[str], merges: Sequence[str | Sequence[str]]) -> list[fl
     return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
+def _in_file(name: str, entry: Entry, config: Mapping[str, Any]) -> Entry:
+    """Return a tensor as the file has it: rows in rotary pairs, norms as what they multiply with."""
+    family, heads = FAMILIES[config["model_type"]], _heads(name, config)
+    if heads:
+        return _changed(entry, lambda blocks: rotary_pairs(blocks, heads))
+    if family.norm_offset and name.endswith("norm.weight"):
+        return _changed(entry, lambda blocks: _add(blocks, family.norm_offset))
+    return entry
+
+
+def _from_file(name: str, entry: Entry, config: Mapping[str, Any]) -> Entry:
+    """Return a tensor of a file as transformers has it, what ``_in_file`` has undone."""
+    family, heads = FAMILIES[config["model_type"]], _heads(name, config)
+    if heads:
+        return _changed(entry, lambda blocks: rotary_halves(blocks, heads))
+    if family.norm_offset and name.endswith("norm.weight"):
+        return _changed(entry, lambda blocks: _add(blocks, -family.norm_offset))
+    return entry
+
+
+def _changed(entry: Entry, change: Callable[[Tensor], Tensor]) -> Entry:
+    """Return a tensor with ``change`` of its blocks uint8 [rows, bytes of a row]; a bias has a row a number."""
+
+    def load() -> Tensor:
+        blocks = entry.load()
+        return change(blocks.reshape(entry.shape[0], -1)).reshape(blocks.shape).contiguous()
+
+    return Entry(entry.ggml_type, entry.shape, load)
+
+
+def _add(blocks: Tensor, offset: float) -> Tensor:
+    """Return float32 numbers uint8 [n, 4] with ``offset`` added."""
+    return (blocks.contiguous().view(torch.float32) + offset).view(torch.uint8)
+
+
 def _heads(name: str, config: Mapping[str, Any]) -> int | None:
-    """Return the heads of a query or key projection; None of other tensors."""
+    """Return the heads of a query or key projection whose rows a file has as pairs; None of other tensors."""
     heads: int = config["num_attention_heads"]
-    if name.endswith("q_proj.weight"):
+    module = name.rpartition(".")[0]
+    if not FAMILIES[config["model_type"]].rotary_pairs:
+        return None
+    if module.endswith("q_proj"):
         return heads
-    if name.endswith("k_proj.weight"):
+    if module.endswith("k_proj"):
         return config.get("num_key_value_heads") or heads
     return None

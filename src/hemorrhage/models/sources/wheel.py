@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemorrhage.models.formats.gguf_names import hugging_face_name, rotary_halves
+from hemorrhage.models.formats.gguf_names import parameter_names, rotary_halves
 from hemorrhage.models.sources.origin import Origin, Quantized, Spec
 from hemorrhage.runtime.step import InputError
 
@@ -72,7 +72,7 @@ def _write_model(reader: GGUFReader, out: Path) -> None:
 
     special = {f"{name}_token_id": _field(reader, f"tokenizer.ggml.{key}_token_id") for name, key in TOKEN_IDS}
     heads, key_value_heads = (_field(reader, f"llama.attention.head_count{end}") for end in ("", "_kv"))
-    names = {tensor.name for tensor in reader.tensors}
+    stored = {tensor.name for tensor in reader.tensors}
     config = LlamaConfig(
         vocab_size=_field(reader, "llama.vocab_size"),
         hidden_size=_field(reader, "llama.embedding_length"),
@@ -84,17 +84,17 @@ def _write_model(reader: GGUFReader, out: Path) -> None:
         # Stored as float32: 9.9999997e-06 was written as 1e-05.
         rms_norm_eps=float(str(np.float32(_field(reader, "llama.attention.layer_norm_rms_epsilon")))),
         rope_parameters={"rope_type": "default", "rope_theta": float(_field(reader, "llama.rope.freq_base"))},
-        tie_word_embeddings="output.weight" not in names,
+        tie_word_embeddings="output.weight" not in stored,
         **special,
     )
-    weights = {}
+    names, weights = parameter_names("llama", config.num_hidden_layers), {}
     for tensor in reader.tensors:
         weight = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
         if tensor.name.endswith("attn_q.weight"):
             weight = rotary_halves(weight, heads)
         elif tensor.name.endswith("attn_k.weight"):
             weight = rotary_halves(weight, key_value_heads)
-        weights[hugging_face_name(tensor.name)] = weight.to(torch.bfloat16)
+        weights[names[tensor.name]] = weight.to(torch.bfloat16)
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
 
