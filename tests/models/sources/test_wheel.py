@@ -13,10 +13,9 @@ from transformers import AutoTokenizer
 
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.formats import gguf_names
 from hemorrhage.models.sources import wheel
 from hemorrhage.runtime.artifact import read_manifest
-from tests.models.formats.test_gguf_names import rotary_pairs
+from tests.models.formats.test_gguf_names import BLOCK, OUTSIDE, rotary_pairs
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh0123Ġ", "ab", "Ġa", "Ġab"]
 
@@ -44,12 +43,11 @@ def write_gguf(tiny: Path, file: Path) -> None:
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
     writer.add_chat_template("{% for message in messages %}<|im_start|>{{ message.content }}{% endfor %}")
-    to_gguf = {new: old for old, new in {**gguf_names.LAYER, **gguf_names.OUTSIDE}.items()}
     for name, tensor in load_file(tiny / "model.safetensors").items():
         value = tensor.float().numpy()
         parts = name.removesuffix(".weight").split(".")
         inside = parts[1] == "layers"
-        short = f"blk.{parts[2]}.{to_gguf['.'.join(parts[3:])]}" if inside else to_gguf[".".join(parts)]
+        short = f"blk.{parts[2]}.{BLOCK['.'.join(parts[3:])]}" if inside else OUTSIDE[".".join(parts)]
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(parts[-1])
         if heads:
             value = rotary_pairs(value, heads)

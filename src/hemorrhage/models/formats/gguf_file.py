@@ -273,12 +273,11 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base:
             quantized[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
         else:
             state[name] = entry.values().to(wanted)
-    model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, dtype=wanted
-    )
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model: PreTrainedModel = architecture.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
     for name, entry in quantized.items():
         layer = name.removesuffix(".weight")
-        module = model.get_submodule(layer)
+        module: Any = model.get_submodule(layer)
         if layer.endswith("_proj"):
             replace(model, layer, BlockLinear(entry.load(), entry.ggml_type, module.bias))
         else:

@@ -63,12 +63,15 @@ class Settings(Base):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
+        reason = problem(config)
+        if reason:
+            return reason
         widths = input_widths(config)
         if all(type_of(self.type, width) is None for width in widths.values()):
             return (
                 f"no layer's rows are whole blocks of {self.type} ({', '.join(f'{k} {v}' for k, v in widths.items())})"
             )
-        return problem(config)
+        return None
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
@@ -159,7 +162,7 @@ def _embeddings(model: PreTrainedModel, settings: Settings) -> list[tuple[Any, s
 METHOD = Method(
     MethodInfo(
         title="GGUF block types (llama.cpp)",
-        summary="Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K; fallbacks counted (Llama)",
+        summary="Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K; fallbacks counted (Llama, Mistral, Qwen, Gemma, Phi-3, Granite)",
         examples=({"type": "q4_k"}, {"type": "q4_k", "importance": True}),
         storage=("gguf_file",),
     ),
