@@ -453,7 +453,7 @@ def test_models_that_have_no_place_in_a_gguf_file_are_refused(tiny: Path) -> Non
         "GGUF files are written for gemma, gemma2, gemma3_text, granite, llama, mistral, phi3, qwen2, qwen3; "
         "this model is a mamba"
     )
-    assert settings.check({**config, "hidden_size": 80, "head_dim": 20, "intermediate_size": 112}) == (
+    assert settings.check({**config, "hidden_size": 80, "head_dim": 10, "intermediate_size": 112}) == (
         "no layer's rows are whole blocks of q4_k (hidden_size 80, "
         "attention width (num_attention_heads · head_dim) 80, intermediate_size 112)"
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.models.formats.test_gguf_families_step import MODELS, base_of, loaded
 from tests.models.formats.test_gguf_file import wide
 
 pytest.importorskip("llama_cpp", reason="the extra gguf (llama-cpp-python) is not installed")
 
-from benchmarks.llama_cpp import dense, ours, quantized, reference, theirs
+from benchmarks.llama_cpp import dense, log_probabilities, ours, quantized, reference, theirs
 
 from hemorrhage.models.formats.gguf_file import FILE
+from hemorrhage.tools.export import export
 
 __all__ = ["wide"]
 
@@ -37,3 +40,19 @@ def test_perplexity_and_kl_are_llama_cpps(wide: Path, windows: torch.Tensor, tmp
     # Its own kernels round inputs to 8 bits as well, which costs about what rounding the weights to 8 bits does.
     assert np.exp(mine.nll.mean()) == pytest.approx(np.exp(own_kernels.nll.mean()), rel=1e-2)
     assert own_kernels.kl.mean() == pytest.approx(mine.kl.mean(), rel={"q8_0": 2, "q2_k": 1e-2}[kind])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_families_are_llama_cpps(
+    name: str, windows: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, single = base_of(name, tmp_path / "base", monkeypatch), tmp_path / "single"
+    model = loaded(base)
+    model.save_pretrained(single)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / file, single / file)
+    export(single, tmp_path / FILE, "gguf")
+    with torch.no_grad():
+        p = model(windows[:1], use_cache=False).logits[0, :-1].double().log_softmax(-1).numpy()
+    q = next(log_probabilities(tmp_path / FILE, windows[:1]))
+    assert (np.exp(p) * (p - q)).sum(1).max() < 1e-6
