@@ -151,7 +151,7 @@ def test_the_factors_of_llama_3_are_those_that_transformers_divides_by(
 
 
 def test_metadata_says_what_a_family_computes_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {
+    expected: dict[str, dict[str, Any]] = {
         "gemma2": {"attention.sliding_window": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
         "gemma3-untied": {"rope.scaling.type": "linear", "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4},
         "qwen2-yarn": {"rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},

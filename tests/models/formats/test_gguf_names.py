@@ -121,7 +121,7 @@ def test_a_tied_head_has_no_tensor() -> None:
         ({**CONFIG, "model_type": "mistral", "sliding_window": 128}, None),
         ({**CONFIG, "model_type": "qwen2", "sliding_window": 8, "layer_types": ["full_attention"] * 2}, None),
         ({**GEMMA, "model_type": "gemma2"}, None),
-        ({**GEMMA, "model_type": "gemma2", "layer_types": ["full_attention"] * 2}, "each 2th block"),
+        ({**GEMMA, "model_type": "gemma2", "layer_types": ["full_attention"] * 2}, "layer_types differ"),
         ({**GEMMA, "model_type": "gemma2", "final_logit_softcapping": None}, "this model lacks one"),
         ({**GEMMA, "model_type": "gemma2", "query_pre_attn_scalar": 20}, "scalar 16; this model's is 20"),
         ({**GEMMA, "model_type": "gemma2", "tie_word_embeddings": False}, "no head apart from the embedding"),

@@ -254,7 +254,10 @@ def _window_problems(family: Family, config: Mapping[str, Any]) -> Iterator[str]
         if windowed and window < config["max_position_embeddings"]:
             yield f"llama.cpp computes {name} models without a sliding window; this model has one of {window}"
     elif types and types != [_layer_type(layer, period) for layer in range(len(types))]:
-        yield f"llama.cpp gives all but each {period}th block of a {name} model a sliding window; this model differs"
+        yield (
+            f"llama.cpp gives {period - 1} of {period} blocks of {name} models a sliding window, all but the last; "
+            "this model's layer_types differ"
+        )
 
 
 def _layer_type(layer: int, period: int) -> str:
