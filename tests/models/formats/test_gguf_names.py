@@ -130,5 +130,5 @@ def test_a_tied_head_has_no_tensor() -> None:
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(config: dict[str, Any], reason: str | None) -> None:
-    found = gguf_names.problem(config)
-    assert found is None if reason is None else reason in str(found)
+    given = gguf_names.problem(config)
+    assert given is None if reason is None else reason in str(given)

@@ -248,10 +248,10 @@ def names_of(reader: GGUFReader) -> dict[str, str]:
 
 def field(reader: GGUFReader, key: str) -> Any:
     """Return a file's entry of this name. Raises ValueError where it has none."""
-    found = reader.get_field(key)
-    if found is None:
+    entry = reader.get_field(key)
+    if entry is None:
         raise ValueError(f"the GGUF file has no {key}")
-    return found.contents()
+    return entry.contents()
 
 
 def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base: Path | None = None) -> PreTrainedModel:
