@@ -13,6 +13,7 @@ search. Last, rows and tokens of the forward passes of contrastive search. CPU s
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import time
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def rates(model: Any, rounds: int) -> None:
     }
     for name in SEARCHES:
         module: Any = importlib.import_module(f"hemorrhage.decode.strategies.{name}")
-        paths[name] = lambda module=module: generate(module, model, ids, mask, NEW, module.Settings(), 0)
+        paths[name] = functools.partial(generate, module, model, ids, mask, NEW, module.Settings(), 0)
     assert torch.equal(paths["generate"](), paths["greedy"]())
     spent: dict[str, list[float]] = {name: [] for name in paths}
     for number in range(rounds):
@@ -90,10 +91,16 @@ def growth(model: Any) -> None:
         f"{'length':>8} {'FSD-d penalty':>14} {'FSD penalty':>12} {'FSD-d':>8} {'FSD':>8} {'greedy':>8}   ms per token"
     )
     for length in LENGTHS:
-        discrete = fsd_d.NGramPenalty()
+        # A LogitsProcessor declares LongTensor and FloatTensor, which no function of torch returns.
+        discrete: Any = fsd_d.NGramPenalty()
         # Text is read as it is written, the last 64 tokens of it one by one.
         discrete(tokens[:, : length - 64], scores[:1])
-        table = timed(lambda d=discrete, n=length: [d(tokens[:, :at], scores[at : at + 1]) for at in range(n - 64, n)])
+
+        def ngrams(discrete: Any = discrete, length: int = length) -> None:
+            for at in range(length - 64, length):
+                discrete(tokens[:, :at], scores[at : at + 1])
+
+        table = timed(ngrams)
         anti = fsd.AntiModel(2, states[:, : length - 64], length)
         mask = torch.ones(1, length, dtype=torch.long)
 
@@ -109,11 +116,10 @@ def growth(model: Any) -> None:
             # Everything but the reading of the prompt, which is the same for all.
             reading = read(model, ids, torch.ones_like(ids))
             chosen: Any = module
-            whole[module] = timed(
-                lambda m=chosen, ids=ids, r=reading: generate(
-                    m, model, ids, torch.ones_like(ids), 32, m.Settings(), 0, r
-                )
+            search = functools.partial(
+                generate, chosen, model, ids, torch.ones_like(ids), 32, chosen.Settings(), 0, reading
             )
+            whole[module] = timed(search)
         row = [1e3 * table / 64, 1e3 * products / 64, *(1e3 * seconds / 32 for seconds in whole.values())]
         print(f"{length:8} {row[0]:14.3f} {row[1]:12.3f} {row[2]:8.2f} {row[3]:8.2f} {row[4]:8.2f}", flush=True)
 

@@ -31,7 +31,7 @@ from hemorrhage.compress.checks.fidelity import LAYERS
 from hemorrhage.data.texts import embedded
 from hemorrhage.data.texts.__main__ import prepare as prepare_text
 from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch
-from hemorrhage.evaluate.reference import reference
+from hemorrhage.evaluate.reference import Spec, reference
 from hemorrhage.models.__main__ import prepare as prepare_model
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure, read_manifest
@@ -133,7 +133,7 @@ class Bench:
         self.calibration = folder / "calibration"
         calibrate(self.calibration, self.base, [folder / calibration], CALIBRATION)
         self.reference = folder / "reference"
-        spec = {
+        spec: Spec = {
             "dtype": "float32",
             "window": WINDOW,
             "windows": WINDOWS,
@@ -242,7 +242,7 @@ def table(folder: Path) -> pd.DataFrame:
 def default_study(reports: Path) -> list[cases.Case]:
     """Cases of the default study from its committed reports: what params.yaml knows, without layers.json."""
     params = config.read(Path("params.yaml"))
-    architecture = config.WHEELS[params.model.name]
+    assert isinstance(params.model, config.WheelModel)
     architecture = {**config.WHEELS[params.model.name], "vocab_size": 49152}
     base = cases.base_of(params.model.name, architecture, 134_515_008)
     curves = pd.read_csv(reports / "curves.csv")

@@ -21,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -59,7 +61,8 @@ def damage(model: PreTrainedModel) -> None:
         for name, weight in model.named_parameters():
             if ".layers." in name:
                 noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-                weight += 0.01 * weight.std() * noise if weight.numel() > 1 else 0
+                if weight.numel() > 1:
+                    weight.add_(0.01 * weight.std() * noise)
 
 
 def bare(model: PreTrainedModel, windows: torch.Tensor, at_once: int) -> None:
@@ -105,7 +108,7 @@ def peak_alone(arguments: argparse.Namespace, windows: int) -> int:
     if arguments.base:
         command += ["--base", str(arguments.base)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)["peak"]
+    return int(json.loads(done.stdout)["peak"])
 
 
 def main() -> None:
@@ -121,7 +124,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     at_once = windows_per_batch(arguments.window)
-    model = load(arguments.base) if arguments.base else shape_of_smollm2().to(device()).eval()
+    loaded: Any = shape_of_smollm2() if arguments.base is None else load(arguments.base)
+    model: PreTrainedModel = loaded.to(device()).eval()
     head = output_embedding(model).clone()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -131,20 +135,20 @@ def main() -> None:
             evaluation(model, folder, head, at_once)
             print(json.dumps({"peak": peak()}))
             return
-        kinds = {
+        kinds: dict[str, Callable[[], None]] = {
             "bare": lambda: bare(model, windows, at_once),
             "evaluation": lambda: evaluation(model, folder, head, at_once),
         }
-        clocks = {"clock": time.perf_counter, "processor": time.process_time}
+        clocks: dict[str, Callable[[], float]] = {"clock": time.perf_counter, "processor": time.process_time}
         seconds: dict[tuple[str, str], list[float]] = {(kind, clock): [] for kind in kinds for clock in clocks}
         for repetition in range(arguments.repetitions + 1):
             for kind, run in kinds.items():
-                start = {name: clock() for name, clock in clocks.items()}
+                start = {name: time_of() for name, time_of in clocks.items()}
                 run()
                 # The first repetition warms up.
                 if repetition:
-                    for name, clock in clocks.items():
-                        seconds[kind, name].append(clock() - start[name])
+                    for name, time_of in clocks.items():
+                        seconds[kind, name].append(time_of() - start[name])
     where = torch.cuda.get_device_name() if device() == "cuda" else f"{arguments.threads} threads"
     print(f"{where}, float32, batches of {at_once} windows of {arguments.window}, {arguments.windows} windows")
     for (kind, clock), found in seconds.items():

@@ -85,7 +85,8 @@ def checkpoints(work: Path, seeds: int) -> Iterator[Case]:
         model = load(folder, base=bench.base)
         names = list(layers)
         outlier = names[int(torch.randint(len(names), (1,), generator=generator))]
-        weight = model.get_submodule(outlier).weight.data
+        layer: Any = model.get_submodule(outlier)
+        weight = layer.weight.data
         strength = STRENGTHS[place % len(STRENGTHS)]
         weight += strength * weight.square().mean().sqrt() * torch.randn(weight.shape, generator=generator)
         seen = Fidelity(Weights(bench.base), None, "", Statistics(bench.calibration) if calibrated else None)
@@ -240,7 +241,7 @@ class Repeating(LogitsProcessor):
 def decoding(work: Path, seeds: int) -> Iterator[Case]:
     """Texts by sampling, and by sampling that is made to repeat."""
     bench = Bench(_source(work), work / "bench")
-    model = load(bench.base)
+    model: Any = load(bench.base)
     text = load_file(bench.reference / "windows.safetensors")["prose"]
     prompts, human = text[:8, :16].long(), text[:8, 16:80].tolist()
     usual = (loop_rate(human), float(np.mean([rep_n(line, 4) for line in human])))
@@ -285,8 +286,8 @@ def report(cases: list[Case]) -> dict[str, Any]:
             "found": sum(score >= 1 for score in planted),
             "false": sum(score >= 1 for score in others),
         }
-    for planted in (*diagnose.CAUSES, HEALTHY):
-        found["named"][planted] = dict(Counter(case.named for case in cases if case.planted == planted))
+    for cause in (*diagnose.CAUSES, HEALTHY):
+        found["named"][cause] = dict(Counter(case.named for case in cases if case.planted == cause))
     return found
 
 

@@ -15,6 +15,7 @@ saving.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import tempfile
@@ -62,8 +63,8 @@ def windows(base: Path, split: str, samples: int, length: int) -> Tensor:
 
 def oneshot(model: PreTrainedModel, tokens: Tensor, settings: gptq.Settings) -> None:
     """Run llmcompressor's GPTQ with the same grids and damping; it propagates errors from block to block."""
-    import llmcompressor
     from datasets import Dataset
+    from llmcompressor.entrypoints.oneshot import oneshot as compress
     from llmcompressor.modifiers.gptq import GPTQModifier
     from loguru import logger
 
@@ -82,7 +83,7 @@ def oneshot(model: PreTrainedModel, tokens: Tensor, settings: gptq.Settings) -> 
         actorder=None,
         dampening_frac=settings.damp,
     )
-    llmcompressor.oneshot(
+    compress(
         model=model,
         dataset=Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}),
         recipe=recipe,
@@ -144,7 +145,7 @@ def main() -> None:
         print(f"ours           statistics, once for all       {ours:8.1f} s")
         for point in points:
             model = shortened(chosen.base, chosen.blocks, "stored")
-            seconds = timed(lambda model=model, point=point: gptq.alter(model, point, Context(statistics)))
+            seconds = timed(functools.partial(gptq.alter, model, point, Context(statistics)))
             ours += seconds
             kl = divergence(model.float(), dense, held_out)
             print(f"ours           {point.label:30} {seconds:8.1f} s   KL {kl:.5f}", flush=True)

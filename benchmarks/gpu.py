@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -40,8 +41,9 @@ def build(chosen: argparse.Namespace, number: int, where: str) -> PreTrainedMode
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(where):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return model.eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.eval()
+    return model
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -65,7 +67,7 @@ def peak(where: str) -> str:
 
 def speed(chosen: argparse.Namespace, where: str, name: str) -> None:
     """Print tokens per second of prefill and of decoding on the device called ``name``."""
-    model = build(chosen, chosen.blocks, where)
+    model: Any = build(chosen, chosen.blocks, where)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters in bfloat16, {chosen.blocks} blocks, {name}")
 
@@ -106,7 +108,8 @@ def theirs(chosen: argparse.Namespace, where: str, calibration: torch.Tensor, se
         PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
         # Faster with float32 on a processor; on a GPU it takes what the checkpoint has.
         dtype = torch.float32 if where == "cpu" else torch.bfloat16
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: PreTrainedModel = loaded.to(where)
         return seconds(lambda: oneshot(model, calibration, settings)) / len(linears_of(model))
 
 

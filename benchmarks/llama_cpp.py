@@ -39,7 +39,7 @@ def quantized(base: Path, kind: str, folder: Path) -> Path:
     """Make a checkpoint of ``base`` in the block type ``kind``, what has no blocks in float32."""
     folder.mkdir()
     model = load(base, "stored").cpu()
-    gguf_types.alter(model, gguf_types.Settings(type=kind), Context())
+    gguf_types.alter(model, gguf_types.Settings.model_validate({"type": kind}), Context())
     save(model, torch.float32, base, folder)
     return folder
 

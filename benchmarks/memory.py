@@ -143,7 +143,7 @@ def run(name: str, module: str, out: Path, arguments: list[str], limit: Limit | 
     """
     start, largest = time.monotonic(), 0
     command = [sys.executable, "-m", module, str(out), *arguments]
-    process = subprocess.Popen(command, preexec_fn=limit and limit.enter)
+    process = subprocess.Popen(command, preexec_fn=None if limit is None else limit.enter)
     while True:
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         if ended:

@@ -28,7 +28,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"base": found["base"], **kept}
 
 
-def made(outputs: dict[str, Any], folder: Path, change: Callable[[Path], None], kind: str, variant: str) -> dict:
+def made(
+    outputs: dict[str, Any], folder: Path, change: Callable[[Path], None], kind: str, variant: str
+) -> dict[str, Any]:
     """The report after ``change`` was done to a copy of one output."""
     changed = {name: list(outputs[name]) for name in KINDS}
     for place, path in enumerate(changed[kind]):

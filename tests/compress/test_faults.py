@@ -18,7 +18,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Method
 from hemorrhage.compress.methods.unstructured_pruning import magnitude
 from hemorrhage.evaluate import __main__ as evaluation
-from hemorrhage.models.sources import hub
+from hemorrhage.models.sources import hub, origin
 from hemorrhage.runtime import network
 from hemorrhage.runtime.artifact import disk_is_full, failure, failure_recorded, writing
 from hemorrhage.study import plan
@@ -70,7 +70,7 @@ def test_a_download_that_breaks_in_the_middle_is_tried_again_and_leaves_nothing(
 
     monkeypatch.setattr(hub, "download", broken)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    spec = {"source": "hub", "id": "org/model", "revision": "0" * 40}
+    spec: origin.Spec = {"source": "hub", "id": "org/model", "revision": "0" * 40}
 
     def step() -> None:
         with writing(tmp_path / "base" / "address") as part:

@@ -30,7 +30,8 @@ def prompts(tiny: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def prompt(tiny: Path) -> torch.Tensor:
-    return load_tokenizer(tiny)("Once upon a time, there was", return_tensors="pt")["input_ids"]
+    ids: torch.Tensor = load_tokenizer(tiny)("Once upon a time, there was", return_tensors="pt")["input_ids"]
+    return ids
 
 
 @pytest.fixture

@@ -33,11 +33,13 @@ def shortened(model: Any, layers: int) -> Any:
 
 def logits_of(model: Any, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+        logits: torch.Tensor = model(torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+    return logits
 
 
 def states_of(model: Any, ids: list[int]) -> torch.Tensor:
-    return model.model(torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+    states: torch.Tensor = model.model(torch.tensor([ids]), use_cache=False).last_hidden_state[0]
+    return states
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

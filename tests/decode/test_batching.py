@@ -43,10 +43,13 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
     assert all(batching.is_batchable(found) for found in parameters)
     reading = read(model, ids, mask) if ahead else None
     found = batching.continuations(model, ids, mask, 12, parameters, seed=5, reading=reading)
-    ends = {special_tokens(model)["eos_token_id"]}
+    end = special_tokens(model)["eos_token_id"]
+    assert isinstance(end, int)
     for (name, module), texts in zip(modules.items(), found, strict=True):
         alone = generate(module, model, ids, mask, 12, chosen[name], seed=5, reading=reading)
-        assert [until_end(text, ends) for text in texts.tolist()] == [until_end(text, ends) for text in alone.tolist()]
+        assert [until_end(text, {end}) for text in texts.tolist()] == [
+            until_end(text, {end}) for text in alone.tolist()
+        ]
 
 
 @pytest.mark.parametrize("name", ["beam", "diverse_beam", "contrastive_search", "dola", "fsd", "assisted"])

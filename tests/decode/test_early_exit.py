@@ -25,7 +25,7 @@ def test_an_early_exit_is_the_model_without_its_last_blocks(model: Any, prompts:
 def test_an_early_exit_does_what_the_head_does() -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": 40,
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -40,7 +40,8 @@ def test_an_early_exit_does_what_the_head_does() -> None:
         (GraniteForCausalLM, GraniteConfig(**shape, logits_scaling=4.0)),
     ):
         torch.manual_seed(0)
-        whole = kind(config).eval()
+        whole: Any = kind(config)
+        whole.eval()
         with torch.no_grad():
             states = whole(ids, output_hidden_states=True).hidden_states[2]
             torch.testing.assert_close(early_logits(whole, states), shortened(whole, 2)(ids).logits)

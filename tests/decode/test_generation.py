@@ -51,10 +51,12 @@ def test_candidates_repeat_all_that_a_cache_holds(family: str, tmp_path: Path) -
     mask[1, :2] = 0
     reading = generation.read(model, ids, mask)
     assert reading is not None
-    decoding = beam.parameters(model, beam.Settings(), generation.Prompts(mask, 4))
+    decoding = beam.parameters(model, beam.Settings(beams=4), generation.Prompts(mask, 4))
     uncached = dataclasses.replace(decoding, options={**decoding.options, "use_cache": False})
     plain = continuation(model, ids, mask, 4, uncached, seed=0)
-    assert torch.equal(generation.generate(beam, model, ids, mask, 4, beam.Settings(), 0, reading=reading), plain)
+    assert torch.equal(
+        generation.generate(beam, model, ids, mask, 4, beam.Settings(beams=4), 0, reading=reading), plain
+    )
     for strategy in (diverse_beam, contrastive_search):
         together = generation.generate(strategy, model, ids, mask, 4, strategy.Settings(), 0, reading=reading)
         for row, tokens, places in zip(together, ids, mask, strict=True):

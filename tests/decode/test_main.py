@@ -42,7 +42,8 @@ def test_every_strategy_continues_every_prompt(
     assert not rows[rows.task == "open_ended"].correct.any()
 
     # Every text again, alone and without any cache of prompts; its likelihood by a plain forward pass.
-    model, tokenizer = load(folders["base"]), load_tokenizer(folders["base"])
+    model = load(folders["base"])
+    tokenizer: Any = load_tokenizer(folders["base"])
     for row in rows.itertuples():
         ids = tokenizer(row.prompt, return_tensors="pt")["input_ids"]
         tokens = list(row.tokens)

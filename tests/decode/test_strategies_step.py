@@ -77,7 +77,7 @@ SEARCHING = (
 )
 
 
-EVERY = (*SAMPLING, *SEARCHING)
+NAMES = (*SAMPLING, *SEARCHING)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ EVERY = (*SAMPLING, *SEARCHING)
     ],
 )
 def test_the_candidate_set_is_never_empty(
-    model: Any, prompt: torch.Tensor, drawn_from: list[torch.Tensor], name: str, settings: dict[str, float]
+    model: Any, prompt: torch.Tensor, drawn_from: list[torch.Tensor], name: str, settings: dict[str, Any]
 ) -> None:
     sample(model, prompt, name, new_tokens=20, **settings)
     assert len(drawn_from) > 1
@@ -117,7 +117,7 @@ def test_draws_come_from_the_seed_and_leave_the_global_generator_alone(
     assert any(not torch.equal(other, first) for other in others)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_models_own_generation_defaults_count_for_nothing(
     model: Any, prompt: torch.Tensor, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +207,6 @@ def test_every_search_refuses_what_does_not_fit_the_context(
 
 
 def test_labels_differ_by_settings() -> None:
-    labels = [strategy(name).Settings().label for name in EVERY]
-    assert len(set(labels)) == len(EVERY)
+    labels = [strategy(name).Settings().label for name in NAMES]
+    assert len(set(labels)) == len(NAMES)
     assert strategy("temperature").Settings(temperature=0.7).label == "temperature 0.7"

@@ -21,7 +21,8 @@ def test_a_killed_job_goes_on_with_the_next_batch(
 ) -> None:
     run(tmp_path / "whole", folders, monkeypatch)
     out = tmp_path / "out"
-    rows, made = sweep._ReadBatch.rows, []
+    rows = sweep._ReadBatch.rows
+    made: list[tuple[str, str, int]] = []
 
     def killed(desk: Any, group: Any) -> Any:
         if len(made) == 7:

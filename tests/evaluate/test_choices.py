@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from hemorrhage.evaluate.choices import answers, choice_rows, log_likelihoods
 
 
-def test_choices_against_one_full_pass_each(model, tokenizer) -> None:
+def test_choices_against_one_full_pass_each(model: Any, tokenizer: Any) -> None:
     prompt = "Once upon a time there was a little"
     choices = [" girl", " boy who", " x", " happy old dog"]
     rows = choice_rows(0, prompt, choices, tokenizer)
@@ -24,7 +27,7 @@ def test_choices_against_one_full_pass_each(model, tokenizer) -> None:
     assert [a - scores[0] for a in scores] == pytest.approx([b - literal[0] for b in literal], abs=1e-4)
 
 
-def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer) -> None:
+def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer: Any) -> None:
     (row,) = choice_rows(7, "Once upon a", [" time a", " time s"], tokenizer)
     item, read, endings = row
     assert item == 7
@@ -32,12 +35,12 @@ def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer) -> None:
     assert tokenizer.decode(read[1:]).endswith("time")
 
 
-def test_a_choice_must_not_change_the_prompts_tokens(tokenizer) -> None:
+def test_a_choice_must_not_change_the_prompts_tokens(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="merges with the last prompt token"):
         choice_rows(0, "Once upon a ti", ["me", "de"], tokenizer)
 
 
-def by_likelihood(model, tokenizer, prompt: str, words: list[str]) -> tuple[str, str]:
+def by_likelihood(model: Any, tokenizer: Any, prompt: str, words: list[str]) -> tuple[str, str]:
     """The likeliest and the unlikeliest of ``words`` behind ``prompt``, by a pass over each."""
     start = len(tokenizer(prompt).input_ids)
     found = {}
@@ -49,7 +52,7 @@ def by_likelihood(model, tokenizer, prompt: str, words: list[str]) -> tuple[str,
     return max(found, key=found.__getitem__), min(found, key=found.__getitem__)
 
 
-def test_answers_of_a_task(model, tokenizer, tmp_path) -> None:
+def test_answers_of_a_task(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     likely, unlikely = by_likelihood(model, tokenizer, "Once upon a", [" the", " time", " x", " girl"])
     items = [
         {"prompt": "Once upon a", "choices": [likely, unlikely], "answer": 0},

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from hemorrhage.data.benchmarks import code_tasks as data
+from hemorrhage.data.source import Embedded
 from hemorrhage.decode.prompts import Prompt
+from hemorrhage.decode.stops import before_stop
 from hemorrhage.decode.sweep import resume_directory
 from hemorrhage.evaluate import code_tasks
 from hemorrhage.evaluate.code_tasks_schema import PROGRAMS
@@ -21,7 +23,7 @@ from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
 from hemorrhage.sandbox import runner as sandbox
 
-EMBEDDED = {"source": "embedded"}
+EMBEDDED: Embedded = {"source": "embedded"}
 
 
 needs_sandbox = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
@@ -75,7 +77,7 @@ def literal(model: Any, tokenizer: Any, tokens: list[int], new_tokens: int, stop
         if written[-1] == tokenizer.eos_token_id:
             written.pop()
             break
-    text = tokenizer.decode(tokens + written).removeprefix(before)
+    text: str = tokenizer.decode(tokens + written).removeprefix(before)
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
@@ -102,9 +104,9 @@ def test_completions_are_greedy_and_end_before_a_stop(base: Path, stopped: int) 
 
 
 def test_text_ends_where_the_first_stop_begins() -> None:
-    assert code_tasks.before_stop("a\ndef b\nclass", ["\nclass", "\ndef"]) == "a"
-    assert code_tasks.before_stop("[DONE]", ["[DONE]"]) == ""
-    assert code_tasks.before_stop("a\nde", ["\ndef"]) == "a\nde"
+    assert before_stop("a\ndef b\nclass", ["\nclass", "\ndef"]) == "a"
+    assert before_stop("[DONE]", ["[DONE]"]) == ""
+    assert before_stop("a\nde", ["\ndef"]) == "a\nde"
 
 
 def test_the_seed_draws_the_problems(humaneval: Path) -> None:
@@ -163,7 +165,8 @@ def test_a_killed_job_goes_on_with_the_next_batch(
     base: Path, humaneval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", base, humaneval, monkeypatch)
-    out, rows, made = tmp_path / "out", code_tasks._rows, []
+    out, rows = tmp_path / "out", code_tasks._rows
+    made: list[int] = []
 
     def killed(batch: Any, *rest: Any) -> Any:
         if len(made) == 2:

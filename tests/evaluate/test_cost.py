@@ -75,7 +75,7 @@ def test_a_state_space_model_caches_no_keys() -> None:
 
 def test_a_run_reads_the_prompt_and_decodes_behind_it(tiny: Path) -> None:
     """Greedily: the cache is that of generate, and its tokens are the last of them."""
-    model = load(tiny)
+    model: Any = load(tiny)
     prompt = torch.randint(3, 500, (1, 12), generator=torch.Generator().manual_seed(0))
     reading, decoding, cache = cost._run(model, prompt, 5)
     assert min(reading, decoding) > 0

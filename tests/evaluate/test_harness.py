@@ -9,7 +9,7 @@ import socket
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval.tasks
 import pandas as pd
@@ -24,6 +24,7 @@ from pyarrow import parquet
 
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
+from hemorrhage.data.benchmarks.entry import Repository
 from hemorrhage.evaluate import harness
 from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
@@ -66,7 +67,7 @@ def whole(prepared: dict[str, Path], checkpoint: Path, tmp_path_factory: pytest.
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
-        spec = {"items": "all", "batch": 8, "seed": 0}
+        spec: harness.Spec = {"items": "all", "batch": 8, "seed": 0}
         harness.evaluate(out, "base", checkpoint, checkpoint, list(prepared.values()), spec)
     assert not asked
     return out
@@ -83,7 +84,7 @@ def by_hand(mirror: Path, task: str, scratch: Path) -> list[ConfigurableTask]:
         table = table.rename(columns={"answer": "label"}).astype({"label": int})
         folder = scratch / "boolq"
         for split in ("train", "validation"):
-            write(scratch, benchmarks.Repository("boolq", "."), split, pa.Table.from_pandas(table))
+            write(scratch, Repository("boolq", "."), split, pa.Table.from_pandas(table))
     files = {file.name.split("-")[0]: str(file) for file in folder.glob("*.parquet")}
     made = []
     for subject in SUBJECTS if task == "mmlu" else (None,):
@@ -92,7 +93,7 @@ def by_hand(mirror: Path, task: str, scratch: Path) -> list[ConfigurableTask]:
             definition = definition.with_name(f"mmlu_{subject}.yaml")
             for split in ("dev", "test"):
                 rows = [row for row in rows_of(task, split) if row["subject"] == subject]
-                repository = benchmarks.Repository("mmlu", subject)
+                repository = Repository("mmlu", subject)
                 files[split] = str(write(scratch, repository, split, pa.Table.from_pylist(rows)))
         config = load_yaml(definition)
         config.pop("tag", None)
@@ -243,7 +244,7 @@ def test_a_drawn_run_scores_the_drawn_items_as_the_whole_run_does(
 def test_a_group_whose_tasks_are_not_drawn_is_left_out(
     prepared: dict[str, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    spec = {"items": 1, "batch": 1, "seed": 0}
+    spec: harness.Spec = {"items": 1, "batch": 1, "seed": 0}
     harness.evaluate(tmp_path / "out", "base", checkpoint, checkpoint, [prepared["mmlu"]], spec)
     results = json.loads((tmp_path / "out" / "results.json").read_text())["mmlu"]
     assert len(results["n-samples"]) == 1
@@ -251,16 +252,17 @@ def test_a_group_whose_tasks_are_not_drawn_is_left_out(
 
 
 def test_draws_are_even_ascending_nested_and_of_their_seed() -> None:
-    facts = {"task": "mmlu", "items": 33, "members": {"a": 10, "b": 20, "c": 3}}
+    members = {"a": 10, "b": 20, "c": 3}
+    manifest: harness.BenchmarkManifest = {"task": "mmlu", "items": 33, "members": members}
 
-    def draw(items: int | str, seed: int = 0) -> dict[str, list[int]]:
-        return harness.draw(facts, {"items": items, "seed": seed})
+    def draw(items: int | Literal["all"], seed: int = 0) -> dict[str, list[int]]:
+        return harness.draw(manifest, {"items": items, "batch": 1, "seed": seed})
 
     assert {name: len(numbers) for name, numbers in draw(9).items()} == {"a": 3, "b": 3, "c": 3}
     assert sorted(len(numbers) for numbers in draw(20).values()) == [3, 8, 9]
     for few, more in ((1, 2), (5, 9), (9, 20), (20, 33)):
         assert all(set(numbers) <= set(draw(more)[name]) for name, numbers in draw(few).items())
-    assert draw("all") == draw(33) == draw(100) == {name: list(range(n)) for name, n in facts["members"].items()}
+    assert draw("all") == draw(33) == draw(100) == {name: list(range(n)) for name, n in members.items()}
     assert all(numbers == sorted(set(numbers)) for numbers in draw(20).values())
     assert draw(9) == draw(9) != draw(9, seed=1)
     assert set(draw(2)) < {"a", "b", "c"}
@@ -297,7 +299,9 @@ def test_a_task_that_fails_is_named_in_the_recorded_failure(
     shutil.copytree(prepared["piqa"], broken)
     (broken / "piqa" / "validation.parquet").write_bytes(b"PAR1")
     step(monkeypatch, tmp_path / "out", checkpoint, [prepared["lambada_openai"], broken])
-    assert failure(tmp_path / "out").startswith("ValueError: task piqa: ")
+    reason = failure(tmp_path / "out")
+    assert reason is not None
+    assert reason.startswith("ValueError: task piqa: ")
     manifest = read_manifest(tmp_path / "out")
     assert set(manifest["tasks"]) == {"lambada_openai", "piqa"}
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["manifest.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -29,7 +30,7 @@ from tests.evaluate.texts import WINDOW, stream_of
 
 
 @pytest.fixture(scope="module")
-def of_base(model, windows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_base(model: Any, windows: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference's files about one corpus."""
     folder = tmp_path_factory.mktemp("reference")
     save_file({"prose": windows}, folder / "windows.safetensors")
@@ -38,11 +39,11 @@ def of_base(model, windows, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def damage_of(altered, of_base: Path, model, at_once: int = 2) -> pd.DataFrame:
+def damage_of(altered: Any, of_base: Path, model: Any, at_once: int = 2) -> pd.DataFrame:
     return pd.concat(corpus_damage(altered, of_base, "prose", output_embedding(model), at_once), ignore_index=True)
 
 
-def test_special_tokens_in_front_of_a_text_are_not_predicted(model, damaged, of_base) -> None:
+def test_special_tokens_in_front_of_a_text_are_not_predicted(model: Any, damaged: Any, of_base: Path) -> None:
     head = output_embedding(model)
     table = pd.concat(corpus_damage(damaged, of_base, "prose", head, 2, first_predicted=2), ignore_index=True)
     whole = damage_of(damaged, of_base, model)
@@ -50,7 +51,11 @@ def test_special_tokens_in_front_of_a_text_are_not_predicted(model, damaged, of_
     assert len(table) == 3 * (WINDOW - 2)
 
 
-def test_damage_against_a_literal_double_loop(model, damaged, windows, of_base) -> None:
+def ten_likeliest(p: list[float]) -> list[int]:
+    return sorted(range(len(p)), key=lambda token: -p[token])[:10]
+
+
+def test_damage_against_a_literal_double_loop(model: Any, damaged: Any, windows: torch.Tensor, of_base: Path) -> None:
     table = TOKENS.validate(damage_of(damaged, of_base, model))
     assert len(table) == 3 * (WINDOW - 1)
     for window, position in ((1, 5), (2, 23)):
@@ -60,7 +65,7 @@ def test_damage_against_a_literal_double_loop(model, damaged, windows, of_base) 
             p = model(read).logits[0, -1].double().softmax(-1).tolist()
             q = damaged(read).logits[0, -1].double().softmax(-1).tolist()
         target = int(windows[window, position])
-        likeliest, of_variant = (sorted(range(512), key=lambda token, x=x: -x[token])[:10] for x in (p, q))
+        likeliest, of_variant = (ten_likeliest(x) for x in (p, q))
         assert row["count"] == int((windows == target).sum())
         kl = sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
         assert row.kl == pytest.approx(kl, abs=1e-5)
@@ -78,7 +83,9 @@ def test_damage_against_a_literal_double_loop(model, damaged, windows, of_base) 
     assert 0 < table.top10_overlap.mean() < 1
 
 
-def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(model, damaged, tiny, tmp_path) -> None:
+def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(
+    model: Any, damaged: Any, tiny: Path, tmp_path: Path
+) -> None:
     tokenizer = load_tokenizer(tiny)
     stream = stream_of("agreement", tokenizer)
     windows = cut_windows(stream, 64, 20, [tokenizer.bos_token_id])
@@ -99,7 +106,7 @@ def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(model, damaged, tiny
     assert table.kl.mean() == pytest.approx(float(torch.stack(kl).mean()), rel=1e-4)
 
 
-def test_a_model_does_not_diverge_from_itself(model, of_base) -> None:
+def test_a_model_does_not_diverge_from_itself(model: Any, of_base: Path) -> None:
     for at_once, limit in ((3, 1e-9), (1, 1e-6)):
         table = damage_of(model, of_base, model, at_once)
         assert table.kl.abs().max() <= limit, "batches of another size are the noise floor"
@@ -108,7 +115,7 @@ def test_a_model_does_not_diverge_from_itself(model, of_base) -> None:
         assert (table.nll - table.base_nll).abs().max() <= 1e4 * limit
 
 
-def test_nll_is_the_loss_transformers_reports(model, windows, of_base) -> None:
+def test_nll_is_the_loss_transformers_reports(model: Any, windows: torch.Tensor, of_base: Path) -> None:
     with torch.no_grad():
         loss = model(windows.long(), labels=windows.long()).loss
     assert damage_of(model, of_base, model).nll.mean() == pytest.approx(float(loss), abs=1e-5)
@@ -156,7 +163,9 @@ def test_a_large_common_shift_of_the_logits_changes_nothing() -> None:
     assert torch.allclose(found[:, 2:], base[0][:, 2:], atol=1e-4)
 
 
-def test_the_base_side_is_written_batch_by_batch(model, windows, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_side_is_written_batch_by_batch(
+    model: Any, windows: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(language, "TOKENS_PER_BATCH", WINDOW)
     write_base_side(model, {"prose": windows, "code": windows[:2]}, tmp_path)
     hidden = load_file(tmp_path / "hidden.safetensors")
@@ -170,7 +179,9 @@ def test_the_base_side_is_written_batch_by_batch(model, windows, tmp_path, monke
     assert load_file(tmp_path / "top.safetensors")["prose"].shape == (3, WINDOW - 1, 10)
 
 
-def test_tokens_are_written_piece_by_piece(model, damaged, of_base, tmp_path, monkeypatch) -> None:
+def test_tokens_are_written_piece_by_piece(
+    model: Any, damaged: Any, of_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = damage_of(damaged, of_base, model, at_once=1)
     monkeypatch.setattr(language, "ROWS", 2 * (WINDOW - 1))
     write_tokens(corpus_damage(damaged, of_base, "prose", output_embedding(model), 1), tmp_path / "tokens.parquet")
@@ -178,8 +189,10 @@ def test_tokens_are_written_piece_by_piece(model, damaged, of_base, tmp_path, mo
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tokens.parquet"), whole, check_exact=True)
 
 
-def test_logits_that_are_not_finite_are_an_error(model, tiny, windows, of_base, tmp_path) -> None:
-    broken = load(tiny)
+def test_logits_that_are_not_finite_are_an_error(
+    model: Any, tiny: Path, windows: torch.Tensor, of_base: Path, tmp_path: Path
+) -> None:
+    broken: Any = load(tiny)
     with torch.no_grad():
         broken.model.norm.weight[3] = math.nan
     with pytest.raises(ValueError, match="corpus prose, window 0: the variant's likelihoods are not finite"):
@@ -190,10 +203,10 @@ def test_logits_that_are_not_finite_are_an_error(model, tiny, windows, of_base, 
         log_likelihoods(broken, [(4, [1, 2], [[3], [4]])], pad=0)
 
 
-def test_another_vocabulary_is_an_error(model, of_base) -> None:
+def test_another_vocabulary_is_an_error(model: Any, of_base: Path) -> None:
     with pytest.raises(ValueError, match="a vocabulary of 512 tokens, and the base model's has 500"):
         next(corpus_damage(model, of_base, "prose", output_embedding(model)[:500], 2))
 
 
-def test_head_is_read_from_the_checkpoint(model, tiny) -> None:
+def test_head_is_read_from_the_checkpoint(model: Any, tiny: Path) -> None:
     assert torch.equal(head_of(tiny), output_embedding(model))

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from hemorrhage.analyze.protocol import tag
 from hemorrhage.evaluate import __main__ as step
 from hemorrhage.evaluate import language
 from hemorrhage.evaluate.diagnostics import collect
-from hemorrhage.evaluate.reference import reference
+from hemorrhage.evaluate.reference import Spec, reference
 from hemorrhage.evaluate.schema import ITEMS, TOKENS, WINDOWS
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.reload import write_check
@@ -36,7 +37,7 @@ def run(study: Path, out: Path, variant: str, checkpoint: Path, monkeypatch: pyt
     return out
 
 
-def test_evaluation_of_a_variant_and_of_the_base(study, tmp_path, monkeypatch) -> None:
+def test_evaluation_of_a_variant_and_of_the_base(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = run(study, tmp_path / "variant", "v", study / "checkpoint", monkeypatch)
     assert failure(out) is None
     manifest = read_manifest(out)
@@ -77,7 +78,7 @@ def reason(study: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mo
     return found
 
 
-def test_a_truncated_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> None:
+def test_a_truncated_checkpoint_is_recorded(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = copied(study, tmp_path / "checkpoint")
     (file,) = weight_files(checkpoint)
     file.write_bytes(file.read_bytes()[:5000])
@@ -93,13 +94,17 @@ def test_a_truncated_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> Non
     assert "can't be loaded" in reason(study, checkpoint, tmp_path, monkeypatch)
 
 
-def test_a_checkpoint_that_was_not_made_is_recorded(study, tmp_path, monkeypatch) -> None:
+def test_a_checkpoint_that_was_not_made_is_recorded(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "checkpoint").mkdir()
     write_manifest(tmp_path / "checkpoint", failure="singular")
     assert "not made: singular" in reason(study, tmp_path / "checkpoint", tmp_path, monkeypatch)
 
 
-def test_a_checkpoint_altered_after_it_was_made_is_recorded(study, tmp_path, monkeypatch) -> None:
+def test_a_checkpoint_altered_after_it_was_made_is_recorded(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = copied(study, tmp_path / "checkpoint")
     (file,) = weight_files(checkpoint)
     tensors = load_file(file)
@@ -116,7 +121,7 @@ def test_a_checkpoint_altered_after_it_was_made_is_recorded(study, tmp_path, mon
     assert "no check.safetensors" in reason(study, checkpoint, tmp_path, monkeypatch)
 
 
-def test_another_models_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> None:
+def test_another_models_checkpoint_is_recorded(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = load(study / "base")
     foreign.resize_token_embeddings(600)
     foreign.save_pretrained(tmp_path / "checkpoint")
@@ -126,7 +131,7 @@ def test_another_models_checkpoint_is_recorded(study, tmp_path, monkeypatch) -> 
     assert "has a vocabulary of 600 tokens, and the base model of 512" in found
 
 
-def test_another_tokenizer_is_recorded(study, tmp_path, monkeypatch) -> None:
+def test_another_tokenizer_is_recorded(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = copied(study, tmp_path / "checkpoint")
     content = json.loads((study / "base" / "tokenizer.json").read_text())
     (checkpoint / "tokenizer.json").write_text(json.dumps(content, indent=7))
@@ -137,9 +142,11 @@ def test_another_tokenizer_is_recorded(study, tmp_path, monkeypatch) -> None:
     assert "tokenizer.json differs from the base model's" in reason(study, checkpoint, tmp_path, monkeypatch)
 
 
-def test_products_in_bfloat16_are_another_protocol_and_near(study, tmp_path, monkeypatch) -> None:
+def test_products_in_bfloat16_are_another_protocol_and_near(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both sides in bfloat16: the same damage within its rounding, none for the base, and no name in common."""
-    spec = {"dtype": "bfloat16", "window": 32, "windows": 6, "diagnostics": {"windows": 2, "window": 24}}
+    spec: Spec = {"dtype": "bfloat16", "window": 32, "windows": 6, "diagnostics": {"windows": 2, "window": 24}}
     texts, tasks = [study / "prose", study / "code"], [study / "tasks" / "agreement" / "x"]
     reference(tmp_path / "reference", study / "base", texts, tasks, spec)
     exact = pd.read_parquet(run(study, tmp_path / "f32", "v", study / "checkpoint", monkeypatch) / "tokens.parquet")
@@ -159,14 +166,16 @@ def test_products_in_bfloat16_are_another_protocol_and_near(study, tmp_path, mon
     assert pd.read_parquet(own / "tokens.parquet").kl.abs().mean() < 0.01 * exact.kl.mean()
 
 
-def test_a_killed_evaluation_goes_on_behind_the_last_windows(study, tmp_path, monkeypatch) -> None:
+def test_a_killed_evaluation_goes_on_behind_the_last_windows(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(language, "ROWS", 60)
     monkeypatch.setattr(language, "TOKENS_PER_BATCH", 64)
     whole = run(study, tmp_path / "whole", "v", study / "checkpoint", monkeypatch)
     passes: list[int] = []
     states = language.hidden_states
 
-    def counted(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    def counted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
         passes.append(len(tokens))
         if len(passes) == 5:
             raise KeyboardInterrupt

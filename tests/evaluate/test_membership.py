@@ -51,7 +51,12 @@ def test_overlap_is_the_share_of_ngrams_that_both_have() -> None:
 
 def test_both_splits_are_scored_on_windows_spread_over_them(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[torch.Tensor] = []
-    monkeypatch.setattr(membership, "scores", lambda _, windows: read.append(windows) or {"nll": [], "min_k": []})
+
+    def scores(_: Any, windows: torch.Tensor) -> membership.Scores:
+        read.append(windows)
+        return {"nll": [], "min_k": []}
+
+    monkeypatch.setattr(membership, "scores", scores)
     evaluation = torch.arange(20 * 16, dtype=torch.int32).view(20, 16)
     found = membership.membership_scores(model, evaluation, evaluation[:3])
     assert found.keys() == {"overlap", "evaluation", "calibration"}

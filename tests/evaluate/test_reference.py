@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import pytest
 import torch
@@ -36,7 +39,7 @@ def test_windows_are_spread_evenly_and_do_not_overlap() -> None:
         cut_windows(tokens, 10, 11, [])
 
 
-def test_windows_begin_with_all_that_the_tokenizer_puts_there_and_none_of_it_is_predicted(tokenizer) -> None:
+def test_windows_begin_with_all_that_the_tokenizer_puts_there_and_none_of_it_is_predicted(tokenizer: Any) -> None:
     windows = cut_windows(torch.arange(3, 103, dtype=torch.int32), 12, 5, [1, 2])
     assert windows[:, :2].tolist() == [[1, 2]] * 5
     assert windows[:, 2].tolist() == [3, 23, 43, 63, 83]
@@ -68,7 +71,7 @@ def test_windows_to_look_inside_are_spread_over_the_first_corpus() -> None:
 TEXT = "Grüße aus Köln — 東京 and 10 naïve cafés,\n\tall under one 🙂 roof. " * 12
 
 
-def test_bytes_and_words_of_a_text_are_those_of_its_windows(tokenizer) -> None:
+def test_bytes_and_words_of_a_text_are_those_of_its_windows(tokenizer: Any) -> None:
     byte_level = train_tokenizer([TEXT])
     for backend, own in ((tokenizer, tokenizer.backend_tokenizer), (None, byte_level)):
         known = backend or type("Known", (), {"backend_tokenizer": byte_level})()
@@ -86,13 +89,13 @@ def test_bytes_and_words_of_a_text_are_those_of_its_windows(tokenizer) -> None:
         assert token_bytes(known)[1] == 0
 
 
-def test_a_word_that_the_first_token_begins_is_not_counted(tokenizer) -> None:
+def test_a_word_that_the_first_token_begins_is_not_counted(tokenizer: Any) -> None:
     ids = tokenizer("there was a girl", add_special_tokens=False).input_ids
     (row,) = text_sizes(torch.tensor([ids]), tokenizer, "prose").itertuples()
     assert row.words == 3
 
 
-def test_reference_holds_what_every_evaluation_reads(study) -> None:
+def test_reference_holds_what_every_evaluation_reads(study: Path) -> None:
     facts = read_manifest(study / "reference")
     assert list(facts["corpora"]) == ["code", "prose"]
     assert facts["diagnostics"]["sha256"] == "sha of prose", "the first corpus is looked into"
@@ -105,7 +108,7 @@ def test_reference_holds_what_every_evaluation_reads(study) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "there"), [(0, 0), (40, 1)])
-def test_a_text_that_is_too_short_is_named(tokens: int, there: int, study, tmp_path) -> None:
+def test_a_text_that_is_too_short_is_named(tokens: int, there: int, study: Path, tmp_path: Path) -> None:
     save_file({"evaluation": torch.ones(tokens, dtype=torch.int32)}, tmp_path / "tokens.safetensors")
     write_manifest(tmp_path, corpus="poems", sha256="", join="")
     with pytest.raises(ValueError, match=f"corpus poems: {tokens} tokens make {there} windows of 32, not 6"):
@@ -114,18 +117,18 @@ def test_a_text_that_is_too_short_is_named(tokens: int, there: int, study, tmp_p
             study / "base",
             [tmp_path],
             [],
-            {"dtype": "float32", "window": 32, "windows": 6, "diagnostics": {"windows": 0}},
+            {"dtype": "float32", "window": 32, "windows": 6, "diagnostics": {"windows": 0, "window": 24}},
         )
     assert not (tmp_path / "out").exists()
 
 
-def test_without_windows_to_look_inside_nothing_is_written(study, tmp_path) -> None:
+def test_without_windows_to_look_inside_nothing_is_written(study: Path, tmp_path: Path) -> None:
     reference(
         tmp_path / "out",
         study / "base",
         [study / "prose"],
         [],
-        {"dtype": "float32", "window": 16, "windows": 2, "diagnostics": {"windows": 0}},
+        {"dtype": "float32", "window": 16, "windows": 2, "diagnostics": {"windows": 0, "window": 24}},
     )
     assert read_manifest(tmp_path / "out")["diagnostics"] is None
     assert not (tmp_path / "out" / "diagnostics.safetensors").exists()

@@ -11,6 +11,7 @@ import pytest
 from hemorrhage.analyze.curves.definitions import DEFINITIONS, NAMES, find_thresholds
 from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.spec import Spec
 
@@ -19,7 +20,9 @@ SPEC = Spec(resamples=60, confidence=0.95, seed=0)
 
 
 def variant(name: str, severity: float, failure: str | None = None) -> Variant:
-    manifest = {"failure": failure, "effective_bits": 16.0, "settings": {"removed": severity}}
+    manifest: CheckpointManifest = {"effective_bits": 16.0, "settings": {"removed": severity}}
+    if failure is not None:
+        manifest["failure"] = failure
     return Variant(name, "depth", "depth_pruning", "depth", "", name, "removed", severity, 0, BASE, manifest)
 
 

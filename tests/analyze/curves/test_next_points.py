@@ -65,9 +65,12 @@ def proposed(found: Inputs, **thresholds: Threshold) -> list[CurveEntry]:
 def curve(method: str, setting: str, values: list[Any], axis: str, positions: list[float] | None = None) -> Sweep:
     variants = []
     for place, value in enumerate(values):
-        info = method_of(method).info.manifest()
-        manifest = {"settings": {setting: value}, "effective_bits": positions[place] if positions else 16.0}
-        manifest |= {"method_info": info, "severity_field": method_of(method).settings.severity_field}
+        manifest: CheckpointManifest = {
+            "settings": {setting: value},
+            "effective_bits": positions[place] if positions else 16.0,
+            "method_info": method_of(method).info.manifest(),
+            "severity_field": method_of(method).settings.severity_field,
+        }
         severity = float(value) if isinstance(value, (int, float)) else 0.5
         name = f"{method}-{str(value).replace(':', 'of')}"
         variants.append(Variant(name, method, "f", method, "", name, axis, severity, 0, "base", manifest))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hemorrhage.analyze.curves.shapes import SHAPES, Points, criterion
 
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
-MODELS = {
+MODELS: dict[str, tuple[Callable[..., Any], list[float]]] = {
     "linear": (lambda x, a: a * x, [1.0]),
     "quadratic": (lambda x, a, b: a * x + b * x**2, [1.0, 1.0]),
     "exponential": (lambda x, a, b: a * np.expm1(b * x), [0.1, 5.0]),

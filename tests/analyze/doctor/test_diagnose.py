@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from hemorrhage.analyze.doctor import diagnose
+from hemorrhage.analyze.manifests import Membership, Scores
 from hemorrhage.evaluate import membership
 
 
@@ -55,10 +55,10 @@ def test_a_foreign_calibration_set_differs_from_another_draw_of_the_same() -> No
 
 
 def test_leakage_needs_both_a_gap_and_its_significance() -> None:
-    def known(gap: float) -> dict[str, Any]:
+    def known(gap: float) -> Membership:
         rng = np.random.default_rng(1)
-        control = {"nll": list(rng.normal(3, 0.1, 8)), "min_k": list(rng.normal(-3, 0.1, 8))}
-        ours = {"nll": list(rng.normal(3 - gap, 0.1, 8)), "min_k": list(rng.normal(-3 + gap, 0.1, 8))}
+        control: Scores = {"nll": list(rng.normal(3, 0.1, 8)), "min_k": list(rng.normal(-3, 0.1, 8))}
+        ours: Scores = {"nll": list(rng.normal(3 - gap, 0.1, 8)), "min_k": list(rng.normal(-3 + gap, 0.1, 8))}
         return {"evaluation": ours, "calibration": control, "overlap": 0.0}
 
     assert diagnose.leaked(known(0.0))[0] < 1 < diagnose.leaked(known(0.6))[0]

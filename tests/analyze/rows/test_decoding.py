@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,11 @@ def test_rows_of_texts(found: inputs.Inputs) -> None:
     rows = pd.DataFrame(decoding.decoding_rows(found.variants["gptq-3"], output, SPEC, base))
     rows = rows.set_index(["metric", "method"])
     generated = output.tables["generations.parquet"]
-    for name, per_text in {
-        "entropy": lambda tokens: -sum((n := list(tokens).count(t) / len(tokens)) * math.log(n) for t in set(tokens)),
-        "length": len,
-    }.items():
+
+    def entropy(tokens: Sequence[int]) -> float:
+        return -sum((n := list(tokens).count(t) / len(tokens)) * math.log(n) for t in set(tokens))
+
+    for name, per_text in {"entropy": entropy, "length": len}.items():
         mine = generated[(generated.strategy == "top_p") & (generated.task == "open_ended")]
         assert rows.loc[(name, "top_p"), "estimate"] == pytest.approx(np.mean([per_text(t) for t in mine.tokens]))
     near, far = (rows.loc[("mauve", name)] for name in ("beam_4", "temperature_high"))

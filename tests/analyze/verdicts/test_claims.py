@@ -10,6 +10,7 @@ import pytest
 
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Sibling, Variant
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
@@ -98,7 +99,7 @@ CALIBRATED = ("wanda", "gptq")
 
 
 def variant(name: str, family: str, method: str, severity: float = 0.0, size: float = 1.0, **settings: Any) -> Variant:
-    manifest = {
+    manifest: CheckpointManifest = {
         "settings": settings,
         "size_ratio": size,
         "statistics": "of the base model" if method in CALIBRATED else "",
@@ -183,7 +184,11 @@ def test_quantization_against_pruning_of_no_fewer_bytes(pruned: list[float], exp
     found = study.judge("quantization_first")
     assert found.finding.verdict == expected
     assert found.finding.comparisons == 6
-    assert found.finding.low <= found.finding.estimate <= found.finding.high
+    low, estimate, high = found.finding.low, found.finding.estimate, found.finding.high
+    assert low is not None
+    assert estimate is not None
+    assert high is not None
+    assert low <= estimate <= high
 
 
 @pytest.mark.parametrize(("whole", "expected"), [(1.0, SUPPORTED), (0.1, CONTRADICTED), (0.41, NOT_DECIDED)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.report.sections.variants import table_row
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.rows.tables import Numbers
@@ -136,7 +138,8 @@ def rounded(weight: torch.Tensor, bits: int, generator: torch.Generator | None =
     if generator is not None:
         order = torch.randperm(len(scale), generator=generator)
         low, scale = low[order], scale[order]
-    return (codes * scale + low).reshape(weight.shape)
+    values: torch.Tensor = codes * scale + low
+    return values.reshape(weight.shape)
 
 
 def each_linear(model: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -191,14 +194,12 @@ def test_real_faults_in_a_real_model(tiny: Path) -> None:
     with torch.no_grad():
         start = torch.randint(3, model.config.vocab_size, (8, 4), generator=generator)
         windows = model.generate(start, do_sample=False, min_new_tokens=60, max_new_tokens=60)
-    models = {"base": (model, 0.0)}
+    models: dict[str, tuple[Any, int]] = {"base": (model, 0)}
     for bits in (8, 4, 3, 2):
-        models[f"rtn-{bits}"] = (each_linear(model, lambda weight, bits=bits: rounded(weight, bits)), bits)
+        models[f"rtn-{bits}"] = (each_linear(model, functools.partial(rounded, bits=bits)), bits)
     for bits in (8, 4):
-        models[f"shuffled-{bits}"] = (
-            each_linear(model, lambda weight, bits=bits: rounded(weight, bits, generator)),
-            bits,
-        )
+        shuffled = functools.partial(rounded, bits=bits, generator=generator)
+        models[f"shuffled-{bits}"] = (each_linear(model, shuffled), bits)
     models["zeroed-8"] = (zeroed(models["rtn-8"][0], 2), 8)
     models["nothing-4"] = (copy.deepcopy(model), 4)
 
@@ -206,7 +207,13 @@ def test_real_faults_in_a_real_model(tiny: Path) -> None:
     of_base = collect.base_side(model, windows[:3].int())
     variants, evaluations = {}, {}
     for name, (altered, bits) in models.items():
-        manifest = {"size_ratio": 1.0, "changed": 0.5, "effective_bits": float(bits), "parameters": 1, "disk_bytes": 1}
+        manifest: CheckpointManifest = {
+            "size_ratio": 1.0,
+            "changed": 0.5,
+            "effective_bits": float(bits),
+            "parameters": 1,
+            "disk_bytes": 1,
+        }
         variants[name] = Variant(
             name=name,
             sweep=name.partition("-")[0],

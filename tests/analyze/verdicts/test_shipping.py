@@ -31,7 +31,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recommendation(reports: Path) -> dict[str, Any]:
-    return json.loads((reports / "recommendation.json").read_text())
+    page: dict[str, Any] = json.loads((reports / "recommendation.json").read_text())
+    return page
 
 
 def wider(together: int, n: int, freedom: float) -> float:

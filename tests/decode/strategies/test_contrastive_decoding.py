@@ -36,7 +36,7 @@ def contrastive_reference(
 def test_contrastive_decoding_is_the_literal_one(
     model: Any, prompts: list[list[int]], layers: int, alpha: float, beta: float
 ) -> None:
-    settings = contrastive_decoding.Settings(alpha=alpha, beta=beta, layers=layers)
+    settings = contrastive_decoding.Settings(alpha=alpha, beta=beta, layers=layers, amateur=None)
     amateur = shortened(model, layers)
     expected = [contrastive_reference(model, amateur, ids, 14, alpha, beta) for ids in prompts]
     assert texts(model, generate(contrastive_decoding, model, *padded(prompts), 14, settings, 0)) == expected
@@ -45,10 +45,10 @@ def test_contrastive_decoding_is_the_literal_one(
 def test_the_amateur_may_be_another_checkpoint(model: Any, prompts: list[list[int]], tmp_path: Path) -> None:
     amateur = shortened(model, 2)
     amateur.save_pretrained(tmp_path / "amateur")
-    settings = contrastive_decoding.Settings(alpha=0.1, beta=1.0, amateur=str(tmp_path / "amateur"))
+    settings = contrastive_decoding.Settings(alpha=0.1, beta=1.0, layers=None, amateur=str(tmp_path / "amateur"))
     expected = [contrastive_reference(model, amateur, ids, 14, 0.1, 1.0) for ids in prompts]
     assert texts(model, generate(contrastive_decoding, model, *padded(prompts), 14, settings, 0)) == expected
-    within = contrastive_decoding.Settings(alpha=0.1, beta=1.0, layers=2)
+    within = contrastive_decoding.Settings(alpha=0.1, beta=1.0, layers=2, amateur=None)
     assert texts(model, generate(contrastive_decoding, model, *padded(prompts), 14, within, 0)) == expected
     assert settings.label == "contrastive decoding β 1, amateur amateur"
 
@@ -57,16 +57,15 @@ def test_an_amateur_of_another_vocabulary_is_refused(model: Any, prompts: list[l
     config = copy.deepcopy(model.config)
     config.vocab_size = 100
     type(model)(config).save_pretrained(tmp_path / "other")
-    settings = contrastive_decoding.Settings(amateur=str(tmp_path / "other"))
+    settings = contrastive_decoding.Settings(alpha=0.1, beta=0.5, layers=None, amateur=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="its vocabulary has 100 tokens, the model's 512"):
         generate(contrastive_decoding, model, *padded(prompts), 4, settings, 0)
 
 
 def test_without_contrast_it_is_greedy_search(model: Any, prompts: list[list[int]]) -> None:
     greedily = generate(greedy, model, *padded(prompts), 24, greedy.Settings(), 0)
-    assert torch.equal(
-        generate(contrastive_decoding, model, *padded(prompts), 24, contrastive_decoding.Settings(beta=0), 0), greedily
-    )
+    settings = contrastive_decoding.Settings(alpha=0.1, beta=0, layers=None, amateur=None)
+    assert torch.equal(generate(contrastive_decoding, model, *padded(prompts), 24, settings, 0), greedily)
 
 
 def test_any_user_of_transformers_can_pass_it_to_generate(model: Any, prompts: list[list[int]]) -> None:

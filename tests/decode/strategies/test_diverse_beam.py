@@ -59,7 +59,12 @@ def test_diverse_beam_search_is_the_literal_one(
 def test_groups_go_different_ways(model: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[Any] = []
     own = diverse_beam.best
-    monkeypatch.setattr(diverse_beam, "best", lambda found, *rest: groups.append(found) or own(found, *rest))
+
+    def best(found: Any, *rest: Any) -> Any:
+        groups.append(found)
+        return own(found, *rest)
+
+    monkeypatch.setattr(diverse_beam, "best", best)
     for penalty in (0.0, 50.0):
         settings = diverse_beam.Settings(beams=4, groups=4, penalty=penalty)
         generate(diverse_beam, model, *padded(prompts[:1]), 6, settings, 0)

@@ -46,7 +46,7 @@ def test_fsd_is_the_literal_one(model: Any, prompts: list[list[int]], alpha: flo
 
 def test_no_penalty_is_greedy_search(model: Any, prompts: list[list[int]]) -> None:
     greedily = generate(greedy, model, *padded(prompts), 24, greedy.Settings(), 0)
-    assert torch.equal(generate(fsd, model, *padded(prompts), 24, fsd.Settings(alpha=0), 0), greedily)
+    assert torch.equal(generate(fsd, model, *padded(prompts), 24, fsd.Settings(n=2, alpha=0), 0), greedily)
 
 
 def test_any_user_of_transformers_can_pass_it_to_generate(model: Any, prompts: list[list[int]]) -> None:

@@ -64,10 +64,11 @@ def test_a_token_costs_the_ngram_table_the_same_however_long_the_text_is() -> No
     def looks(length: int) -> int:
         table = fsd_d.NGrams(order=3, beta=0.9)
         table.extend([i * i % 7 for i in range(length)])
-        table.followers = Counted(table.followers)  # type: ignore[assignment]
+        followers = Counted(table.followers)
+        table.followers = followers  # type: ignore[assignment]
         for token in range(7):
             table.penalty(token)
-        return table.followers.looked  # type: ignore[attr-defined]
+        return followers.looked
 
     assert looks(2000) == looks(20) <= 7 * 3
 
@@ -82,4 +83,6 @@ def test_the_ngram_penalty_is_a_logits_processor(model: Any, prompts: list[list[
 
 def test_no_penalty_is_greedy_search(model: Any, prompts: list[list[int]]) -> None:
     greedily = generate(greedy, model, *padded(prompts), 24, greedy.Settings(), 0)
-    assert torch.equal(generate(fsd_d, model, *padded(prompts), 24, fsd_d.Settings(alpha=0), 0), greedily)
+    assert torch.equal(
+        generate(fsd_d, model, *padded(prompts), 24, fsd_d.Settings(n=3, alpha=0, beta=0.9), 0), greedily
+    )

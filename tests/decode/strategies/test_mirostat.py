@@ -45,7 +45,8 @@ def test_the_mean_surprise_of_mirostat_approaches_its_target(tiny: Path, prompt:
 def test_mirostat_corrects_every_error_by_its_rate() -> None:
     # What the bound has lost is what the surprises exceeded the target by: the mean error falls like 1 / n.
     generator = torch.Generator().manual_seed(0)
-    processor, ids, total = strategy("mirostat").Mirostat(tau=3.0, rate=0.5), torch.zeros(2, 1, dtype=torch.long), 0.0
+    processor, ids = strategy("mirostat").Mirostat(tau=3.0, rate=0.5), torch.zeros(2, 1, dtype=torch.long)
+    total = torch.zeros(2)
     steps = 1500
     for _ in range(steps):
         # 1 to 6 bits of entropy: the target lies between.

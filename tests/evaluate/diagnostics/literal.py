@@ -25,7 +25,7 @@ def noisy(tiny: Path, share: float) -> Any:
     with torch.no_grad():
         for parameter in blocks(model).parameters():
             if parameter.dim() == 2:
-                parameter += share * parameter.std() * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(share * parameter.std() * torch.randn(parameter.shape, generator=generator))
     return model
 
 

@@ -25,6 +25,7 @@ from hemorrhage.models.checkpoint import load
 from tests import tiny_mamba
 from tests.calibration import calibrated
 from tests.evaluate.diagnostics.literal import drawn, noisy, of
+from tests.layers import block_of
 
 ERRORS = ("relative_error", "local_error", "inherited_error", "embedding_error")
 
@@ -68,8 +69,8 @@ def test_noise_grows(tiny: Path, of_base: dict[str, Tensor], table: pd.DataFrame
 def test_a_silenced_block_is_found_where_it_is(tiny: Path, of_base: dict[str, Tensor]) -> None:
     model = load(tiny)
     with torch.no_grad():
-        blocks(model)[2].self_attn.o_proj.weight.zero_()
-        blocks(model)[2].mlp.down_proj.weight.zero_()
+        block_of(model, 2).self_attn.o_proj.weight.zero_()
+        block_of(model, 2).mlp.down_proj.weight.zero_()
     found = measure(model, of_base, None, ablate=True)
     for layer in range(5):
         local = of(found, "local_error", layer=layer)
@@ -110,7 +111,7 @@ def test_shuffled_scales_are_near_0_db(tiny: Path, of_base: dict[str, Tensor], t
 def test_states_that_are_not_finite_are_an_error(tiny: Path, of_base: dict[str, Tensor], windows: Tensor) -> None:
     model = load(tiny)
     with torch.no_grad():
-        blocks(model)[1].mlp.down_proj.weight[0, 0] = torch.nan
+        block_of(model, 1).mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="block 1: the states that leave it are not finite"):
         measure(model, of_base, None, ablate=False)
     assert left_as_it_was(model)
@@ -138,7 +139,8 @@ def test_the_model_is_left_as_it_was(tiny: Path, of_base: dict[str, Tensor]) -> 
 
 def test_bad_input_is_refused_in_one_line(tiny: Path, of_base: dict[str, Tensor], windows: Tensor) -> None:
     model = load(tiny)
-    for source in ([0, 1, 2, 3], [0, 1, 2, 3, 5], [0, 1, 2, 3, -1]):
+    sources: list[list[int | None]] = [[0, 1, 2, 3], [0, 1, 2, 3, 5], [0, 1, 2, 3, -1]]
+    for source in sources:
         with pytest.raises(ValueError, match="5 indices among the base's 5 blocks"):
             measure(model, of_base, source, ablate=False)
     with pytest.raises(ValueError, match="the diagnostics need 2 or more"):
@@ -269,7 +271,7 @@ def test_a_state_space_model_has_no_attention() -> None:
     of_base = base_side(model, tokens)
     assert not [name for name in of_base if name.startswith("attention")]
     with torch.no_grad():
-        blocks(model)[1].mixer.out_proj.weight.zero_()
+        block_of(model, 1).mixer.out_proj.weight.zero_()
     found = measure(model, of_base, None, ablate=True)
     assert not [name for name in set(found.metric) if name.startswith("attention")]
     assert [of(found, "local_error", layer=layer).max() > 0 for layer in range(4)] == [False, True, False, False]
