@@ -6,8 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -241,14 +239,3 @@ def test_a_kind_that_nothing_reads_yet_is_given_with_its_tables(outputs: dict[st
     assert list(given.others["heads"]["gptq-4"].tables) == ["items.parquet"]
     assert given.directories["heads"] == ["gptq-4/0123456789ab"]
     assert "page" not in analyze(tmp_path / "reports", given, SPEC, "a").provenance
-
-
-def test_command_line(outputs: dict[str, Any], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hemorrhage.analyze", str(tmp_path / "reports"), "--address", "abc"]
-    spec = {"resamples": 100, "confidence": 0.9, "seed": 0, "budget": {}}
-    command += ["--spec", json.dumps(spec), "--outputs", "base", str(outputs["base"][0])]
-    for kind in KINDS:
-        chosen = [path for path in outputs[kind] if path.parent.name in ("base", "gptq-4", "gptq-3")]
-        command += ["--outputs", kind, *map(str, chosen)]
-    subprocess.run(command, check=True, timeout=120)
-    assert json.loads((tmp_path / "reports" / "provenance.json").read_text())["address"] == "abc"

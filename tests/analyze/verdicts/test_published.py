@@ -1,0 +1,25 @@
+"""Numbers of the printed tables, and what follows from them."""
+
+from __future__ import annotations
+
+from hemorrhage.analyze.verdicts import published, signatures
+
+
+def test_printed_tables_say_what_they_say() -> None:
+    assert {len(table) for table in published.POST_TRAINED.values()} == {len(published.POST_TRAINED_STRATEGIES)}
+    spreads = {
+        name: [round(100 * published.spread(table[:, column]), 1) for column in (0, 1)]
+        for name, table in published.POST_TRAINED.items()
+    }
+    fires = ["R1-Llama-8B", "R1-Qwen-7B", "R1-Qwen-14B", "Marco-o1-7B"]
+    assert published.above_the_limit() == fires
+    assert [spreads[name] for name in fires] == [[19.5, 15.6], [52.4, 17.6], [36.4, 17.0], [17.3, 25.6]]
+    assert published.closed_cells(["FSD", "FSD-d"]) == 5
+    assert published.closed_cells(["temperature"]) == 5
+    assert published.closed_cells(["contrastive search"]) == 4
+    assert published.greedy_is_worst() == 12
+    pairs = {name: [round(100 * published.spread(one), 1) for one in both] for name, both in published.PAIRS.items()}
+    assert pairs == {"Llama-2-7B": [63.2, 25.9], "CodeLlama-7B": [46.5, 17.3], "Qwen-7B": [46.5, 28.0]}
+    said = published.statements()
+    assert set(said) == {*signatures.RULES, "stability"}
+    assert "fires for 4 of 9 post-trained models" in said["spread"]
