@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +86,23 @@ def test_a_run_reads_the_prompt_and_decodes_behind_it(tiny: Path) -> None:
         torch.testing.assert_close(ours.keys, theirs.keys)
 
 
-def test_the_peak_is_of_the_run(tiny: Path) -> None:
-    """What was there before and is gone is no part of it."""
+def _before_and_measured(tiny: Path) -> tuple[int, cost.Cost]:
     big = torch.zeros(200 * 1024**2, dtype=torch.uint8)
     big += 1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del big
-    found = cost.measure(load(tiny))
-    if found["peak_of"] == "run":
-        assert found["peak_bytes"] < before - 100 * 1024**2
+    return before, cost.measure(load(tiny))
+
+
+def test_the_peak_is_of_the_run(tiny: Path) -> None:
+    """What was there before and is gone is no part of it.
+
+    In a process of its own: what the allocator keeps is set for the whole process by whoever loads a large model.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        before, measured = processes.submit(_before_and_measured, tiny).result(timeout=300)
+    if measured["peak_of"] == "run":
+        assert measured["peak_bytes"] < before - 100 * 1024**2
 
 
 def test_costs_of_dequantized_copies_are_theoretical(tiny: Path, tmp_path: Path) -> None:
