@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pandera.pandas as pa
 import pytest
 from ruamel.yaml import YAML
 
@@ -149,6 +150,37 @@ def test_every_kind_of_output_has_a_row_in_the_readme_of_data_and_a_section_of_t
 def test_every_file_of_the_report_is_in_the_formats() -> None:
     text = (ROOT / "docs/formats.md").read_text()
     assert all(f"`reports/{name}`" in text for name in WRITTEN)
+
+
+SCHEMAS = (
+    "analyze.rows.schema",
+    "decode.schema",
+    "evaluate.code_tasks_schema",
+    "evaluate.diagnostics.collect",
+    "evaluate.harness_schema",
+    "evaluate.schema",
+    "mitigate.schema",
+)
+"""Modules that declare the columns of what is written."""
+
+
+def test_every_column_that_is_written_is_in_the_formats() -> None:
+    words = {word for span in spans(ROOT / "docs/formats.md") for word in re.findall(r"\w+", span)}
+    missing = {
+        f"{module}.{name}.{column}"
+        for module in SCHEMAS
+        for name, schema in vars(importlib.import_module(f"hemorrhage.{module}")).items()
+        if isinstance(schema, pa.DataFrameSchema)
+        for column in schema.columns
+        if column not in words
+    }
+    assert missing == set()
+    declared = {
+        str(path.relative_to(ROOT / "src/hemorrhage").with_suffix("")).replace("/", ".")
+        for path in (ROOT / "src/hemorrhage").rglob("*.py")
+        if "= pa.DataFrameSchema(" in path.read_text()
+    }
+    assert declared == set(SCHEMAS)
 
 
 def test_git_keeps_the_readme_of_data_and_ignores_what_runs_make() -> None:

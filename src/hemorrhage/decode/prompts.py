@@ -100,7 +100,7 @@ def worked_prompts(
     """Return the questions whose answers are solutions that end in ``#### number``: columns ``item, question, answer``.
 
     A chat model is asked without an example. Another one is shown ``shots`` (``question, answer``) in the form
-    ``Question: ...``, ``Answer: ...``, calculator annotations left out, and goes on behind ``Answer:``.
+    ``Question: ...``, ``Answer: ...``, calculator annotations left out; the model continues after ``Answer:``.
     """
     examples = "".join(
         f"Question: {row.question.strip()}\nAnswer: {CALCULATION.sub('', row.answer).strip()}\n\n"

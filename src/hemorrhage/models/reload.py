@@ -1,6 +1,6 @@
 """Proof that a checkpoint on disk is the model that was altered in memory.
 
-``check.safetensors`` of a checkpoint: ``tokens`` int32 [1, 48], drawn from the vocabulary by lot, and
+``check.safetensors`` of a checkpoint: ``tokens`` int32 [1, 48], drawn at random from the vocabulary, and
 ``logits`` float32 [4, vocabulary], the in-memory model's at the last four positions; ``exact``, of a model that rounds
 activations or caches: the same without rounding. Rounding is discontinuous: on another processor, sums in another order
 may move rounded logits by per cents, so that only the machine that wrote them compares these.

@@ -111,7 +111,7 @@ def _sums(side: pd.DataFrame, column: str) -> Floats:
 
 
 def _blocks(side: pd.DataFrame, output: Output, text: str, spec: Spec) -> tuple[Integers, Integers]:
-    """Tokens of each window, and how often each stands in each resample."""
+    """Tokens of each window, and how often each is in each resample."""
     sizes = side.groupby("window").size().to_numpy(np.int64)
     draws = bootstrap.draws(f"{output.manifest['corpus']}, second half, {text}", len(sizes), spec.resamples, spec.seed)
     return sizes, draws
