@@ -123,6 +123,18 @@ def test_a_fault_of_the_bench_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
         cli.main(["plan"])
 
 
+@pytest.mark.parametrize("number", cli.UNWRITABLE)
+def test_what_cannot_be_written_is_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: Sequence[str]) -> int:
+        raise OSError(number, "no", "reports/compare.html")
+
+    monkeypatch.setattr(module("plan"), "main", main)
+    assert cli.main(["plan"]) == USAGE
+    assert capsys.readouterr().err == "hemorrhage plan: reports/compare.html: no\n"
+
+
 def test_a_reader_who_has_seen_enough_gets_no_traceback() -> None:
     command = f"{sys.executable} -m hemorrhage.cli plan | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)

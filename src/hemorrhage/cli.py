@@ -8,6 +8,7 @@ It is imported when it is called: the help must not wait for pandas.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -21,6 +22,9 @@ PARAMS_ERROR = ("hemorrhage.study.params", "ConfigError")
 
 PIPE_CLOSED, INTERRUPTED = 141, 130
 """Exit codes as shells give them for SIGPIPE and SIGINT."""
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+"""What the system says where a file can't be read or written: the user's to mend, so it is one line."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         status = INTERRUPTED
     except CommandError as error:
         status = _stop(f"hemorrhage {name}: {error}", error.status)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        status = _stop(f"hemorrhage {name}: {error.filename}: {error.strerror}", USAGE)
     except ValueError as error:
         if not _is_about_params(error):
             raise

@@ -191,6 +191,14 @@ def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, valu
     assert "\n" not in str(caught.value)
 
 
+def test_a_misspelt_key_is_named_and_what_was_meant(tmp_path: Path) -> None:
+    content = changed("evaluate/windows", None)
+    content["evaluate"]["windwos"] = 16
+    with pytest.raises(config.ConfigError) as caught:
+        parse(tmp_path, content)
+    assert str(caught.value).endswith("evaluate.windwos: unknown key, windows is missing; and 1 more")
+
+
 def test_every_renamed_key_is_refused_with_its_new_name(tmp_path: Path) -> None:
     for path, new in config.RENAMED.items():
         keys = path.replace("*", "awq").split(".")

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from hemorrhage.runtime.artifact import write_manifest
+from hemorrhage.runtime.command import NOT_MEASURED, CommandError
 from hemorrhage.runtime.service import store
 from hemorrhage.study.plan import Plan
 from hemorrhage.tools import adopt
@@ -119,9 +121,11 @@ def test_candidates_are_there_at_their_old_address_alone(here: Path) -> None:
 def test_samples_are_made_of_each_sort(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bits in (8, 4, 3):
         checkpoint(f"rtn-{bits}", "rtn", {"bits": bits, "symmetric": True})
+    for sparsity in (0.3, 0.5, 0.7):
+        checkpoint(f"wanda-{sparsity}", "wanda", {"sparsity": sparsity})
     checkpoint("rtn-sym", "rtn", {"bits": 4, "symmetric": False})
     checkpoint("awq-4", "awq", {"bits": 4}, hemorrhage={"forms": ["rotated"]})
-    names = ["rtn-8", "rtn-4", "rtn-3", "rtn-sym", "awq-4"]
+    names = ["rtn-8", "rtn-4", "rtn-3", "wanda-0.3", "wanda-0.5", "wanda-0.7", "rtn-sym", "awq-4"]
     made: list[str] = []
 
     def make(chosen: list[Moved]) -> None:
@@ -131,11 +135,14 @@ def test_samples_are_made_of_each_sort(here: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(adopt, "_make", make)
     adopt._take_over("compress", [Moved("checkpoints", name, OLD, NEW) for name in names], 1)
-    assert made == ["checkpoints/rtn-4", "checkpoints/rtn-sym", "checkpoints/awq-4"]
+    # A width may be a path of its own through the code; a share is not.
+    each = ("rtn-8", "rtn-4", "rtn-3", "wanda-0.5", "rtn-sym", "awq-4")
+    assert made == [f"checkpoints/{name}" for name in each]
     made.clear()
-    for name in ("base", *names):
+    evaluated = ("base", *(name for name in names if not name.startswith("wanda")))
+    for name in evaluated:
         output(Path("data/evaluations", name, OLD), variant=name)
-    adopt._take_over("evaluate", [Moved("evaluations", name, OLD, NEW) for name in ("base", *names)], 2)
+    adopt._take_over("evaluate", [Moved("evaluations", name, OLD, NEW) for name in evaluated], 2)
     assert made == [f"evaluations/{name}" for name in ("base", "rtn-4", "rtn-sym", "awq-4")]
 
 
@@ -187,7 +194,10 @@ def test_equal_samples_take_all_over(study: Callable[..., Any], capsys: pytest.C
     before = files()
     study()
     assert adopt.main(["HEAD"]) == 0
-    assert capsys.readouterr().out == ("adopted 4 outputs, 2 samples made anew; the next run makes the report again\n")
+    assert capsys.readouterr().out == (
+        "adopted 4 outputs: 2 were made anew and are equal, 2 were taken over on that evidence;"
+        " the next run makes the report again\n"
+    )
     assert files() == {name.replace(OLD, NEW): content for name, content in before.items()}
     assert {file.name for file in Path("logs/benchmarks/evaluations").iterdir()} == {
         f"{name}-{NEW}.tsv" for name in "ab"
@@ -195,6 +205,14 @@ def test_equal_samples_take_all_over(study: Callable[..., Any], capsys: pytest.C
     assert not adopt.JOURNAL.exists()
     assert adopt.main(["HEAD"]) == 0
     assert "adopted 0 outputs" in capsys.readouterr().out
+
+
+def test_nothing_on_disk_is_not_taken_for_an_adoption(study: Callable[..., Any]) -> None:
+    study()
+    shutil.rmtree("data")
+    with pytest.raises(CommandError, match="data/ holds no output of HEAD") as raised:
+        adopt.main(["HEAD"])
+    assert raised.value.status == NOT_MEASURED
 
 
 def test_old_addresses_can_be_kept(study: Callable[..., Any]) -> None:
@@ -367,7 +385,7 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
     changed = {name for name, key in addresses().items() if places[name] != key}
     assert {"references/base", "checkpoints/rtn-4", "evaluations/base"} <= changed
     done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.tools.adopt", "HEAD")
-    assert re.search(rf"adopted {len(changed)} outputs, [1-{len(changed)}] samples made anew", done.stdout)
+    assert re.search(rf"adopted {len(changed)} outputs: [1-{len(changed)}] were made anew", done.stdout)
     assert sorted(data().values()) == sorted(before.values())
     assert project.jobs("snakemake") == {"analyze": 1, "analyze.report": 1}
     assert project.metrics() == metrics

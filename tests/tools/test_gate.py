@@ -109,6 +109,9 @@ def test_what_nobody_measured_is_not_inside(rows: pd.DataFrame) -> None:
         ("flips=2", "BUDGET: flips: Input should be less than 1"),
         ("perplexity=0.9", "BUDGET: perplexity: Input should be greater than 1"),
         ("kl=", "BUDGET: kl: Input should be"),
+        ("kl=inf", "BUDGET: kl: Input should be a finite number"),
+        ("perplexity=inf", "BUDGET: perplexity: Input should be a finite number"),
+        ("kl=0.1,kl=0.2", "BUDGET: kl has two limits"),
         ("nowhere.yaml", "BUDGET: nowhere.yaml is neither a file nor"),
     ],
 )

@@ -26,6 +26,12 @@ def test_the_named_variant_is_removed(
     assert capsys.readouterr().out == f"removed {folders['rtn-4']}\n"
     assert not folders["rtn-4"].exists()
     assert folders["rtn-3"].is_dir()
+    provenance = Path("reports/provenance.json")
+    provenance.parent.mkdir()
+    provenance.touch()
+    assert cli.main(["invalidate", "rtn-4"]) == YES
+    assert capsys.readouterr().out == "nothing to remove: no output of these variants is in data/\n"
+    assert provenance.is_file()
     assert cli.main(["invalidate", "rtn-5"]) == USAGE
     assert capsys.readouterr().err.startswith(
         "hemorrhage invalidate: rtn-5 is not a variant; variants are base, rtn-8, "

@@ -21,7 +21,7 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.models.probe import Finding
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import failure
-from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
+from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, USAGE, YES
 from hemorrhage.runtime.step import InputError
 from hemorrhage.tools import probe
 from tests import family_matrix
@@ -144,6 +144,11 @@ def test_a_folder_that_is_no_base_is_one_row(tmp_path: Path, capsys: pytest.Capt
     first, last = capsys.readouterr().out.splitlines()
     assert first == f"base  model  no  model.path: {tmp_path} holds no config.json; a Hugging Face folder is needed"
     assert last.startswith("0 of 1 go with the model, 1 do not")
+
+
+def test_what_is_no_folder_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["probe", str(tmp_path / "nope")]) == USAGE
+    assert capsys.readouterr().err == f"hemorrhage probe: MODEL_FOLDER: {tmp_path / 'nope'} is not a folder\n"
 
 
 def test_a_model_that_cannot_be_fetched_is_not_measured(

@@ -235,10 +235,10 @@ class Budget(Section):
     ratio to the base's.
     """
 
-    kl: Annotated[float, Field(gt=0)] | None = None
+    kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     flips: Annotated[float, Field(gt=0, lt=1)] | None = None
     task_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
-    perplexity: Annotated[float, Field(gt=1)] | None = None
+    perplexity: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
 
 
 class Generated(Section):
@@ -399,13 +399,20 @@ def read_text(path: Path) -> str:
 
 
 def first_error(error: ValidationError, prefix: str = "") -> str:
-    """Return the first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more."""
-    findings = error.errors()
+    """Return the first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more.
+
+    Unknown keys come first: a key that is missing may be one that is misspelt, which is then named as what was meant.
+    """
+    findings = sorted(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
     finding = findings[0]
     tags = {"wheel", "hub", "path", "embedded", "mirror"}
     keys = [str(key) for key in finding["loc"] if str(key) not in tags or key == finding["loc"][-1]]
     got = "" if finding["type"] in ("missing", "extra_forbidden") else f" (got {finding['input']!r})"
     what = {"extra_forbidden": "unknown key", "missing": "missing"}.get(finding["type"], finding["msg"])
+    if finding["type"] == "extra_forbidden":
+        lacking = [str(each["loc"][-1]) for each in findings if each["type"] == "missing"]
+        meant = difflib.get_close_matches(str(finding["loc"][-1]), lacking, n=1)
+        what += f", {meant[0]} is missing" if meant else ""
     more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
     return f"{prefix}{'.'.join(keys)}: {what}{got}{more}"
 

@@ -249,7 +249,8 @@ def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
                 shutil.rmtree(output)
                 removed.append(output)
             store.remove(output)
-    PROVENANCE.unlink(missing_ok=True)
+    if removed:
+        PROVENANCE.unlink(missing_ok=True)
     return removed
 
 

@@ -36,7 +36,7 @@ from typing import TypedDict
 
 from hemorrhage.runtime.address import SOURCE
 from hemorrhage.runtime.artifact import MANIFEST, failure, read_manifest, sync, whole
-from hemorrhage.runtime.command import NO, USAGE, YES, Parser
+from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE, YES, CommandError, Parser
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.runtime.service import store
 from hemorrhage.study.kinds import BASE, KINDS, SIBLING, STAGES
@@ -109,7 +109,10 @@ def parser() -> Parser:
         "Take over the outputs of a revision whose code differs from this one's, but not its results: a few of each\n"
         "sort are made anew and compared byte for byte; at the first difference nothing is taken over.",
         ["hemorrhage adopt HEAD~1", "hemorrhage adopt HEAD~1 --samples 3"],
-        {NO: "refused: a sample differs or can't be made; nothing has changed"},
+        {
+            NO: "refused: a sample differs or can't be made; nothing has changed",
+            NOT_MEASURED: "data/ holds no output of the revision",
+        },
     )
     made.add_argument("revision", metavar="REV", help="a commit, branch or tag")
     made.add_argument("--samples", type=_positive, default=1, metavar="K", help="made anew of each sort; default: 1")
@@ -140,9 +143,12 @@ def adopt(revision: str, samples: int = 1, keep: bool = False) -> str:
     """
     _take_back()
     plan = Plan.read()
-    moved, failures = candidates(addresses_at(revision), plan.addresses())
+    before, now = addresses_at(revision), plan.addresses()
+    moved, failures = candidates(before, now)
+    if not moved and any((DATA / key / now[key] / MANIFEST).is_file() for key in now if key in before):
+        return f"adopted 0 outputs: those of {revision} in data/ have the addresses of this code{_failures(failures)}"
     if not moved:
-        return f"adopted 0 outputs: none of {revision} lies at another address now{_failures(failures)}"
+        raise CommandError(f"nothing to adopt: data/ holds no output of {revision}{_failures(failures)}", NOT_MEASURED)
     _begin(plan)
     try:
         made = 0
@@ -154,8 +160,8 @@ def adopt(revision: str, samples: int = 1, keep: bool = False) -> str:
         raise
     _finish()
     return (
-        f"adopted {len(moved)} outputs, {made} samples made anew{_failures(failures)};"
-        " the next run makes the report again"
+        f"adopted {len(moved)} outputs: {made} were made anew and are equal, {len(moved) - made} were taken over on"
+        f" that evidence{_failures(failures)}; the next run makes the report again"
     )
 
 
@@ -207,11 +213,9 @@ def sort_of(moved: Moved) -> tuple[object, ...]:
     """Return the sort of an output: those of one sort are made by the same code in the same way."""
     made = read_manifest(moved.before)
     if moved.kind == "checkpoints":
-        # Numbers differ within a sweep; a flag or a word is another path through the code.
-        settings = (
-            (key, type(value).__name__ if isinstance(value, int | float) and not isinstance(value, bool) else value)
-            for key, value in made["settings"].items()
-        )
+        # Shares differ within a sweep; a flag, a word or a whole number (a width in bits) may be another path through
+        # the code.
+        settings = ((key, "float" if isinstance(value, float) else value) for key, value in made["settings"].items())
         return made["sweep"], made["method"], json.dumps(sorted(settings))
     if KINDS[moved.kind].of_models and moved.name not in (BASE, SIBLING):
         return _stored(moved.name)

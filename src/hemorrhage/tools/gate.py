@@ -89,7 +89,12 @@ def parse(text: str) -> dict[str, float]:
 
 def _of_text(text: str) -> dict[str, object]:
     pairs = [limit.partition("=") for limit in text.split(",") if limit.strip()]
-    return {key.strip(): limit.strip() for key, _, limit in pairs}
+    limits: dict[str, object] = {}
+    for key, _, limit in pairs:
+        if key.strip() in limits:
+            raise CommandError(f"BUDGET: {key.strip()} has two limits")
+        limits[key.strip()] = limit.strip()
+    return limits
 
 
 def _of_file(path: Path) -> dict[str, object]:

@@ -23,6 +23,9 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Remove the outputs and print their paths."""
     arguments = parser().parse_args(argv)
-    for path in invalidate(Plan.read(), arguments.variants):
+    removed = invalidate(Plan.read(), arguments.variants)
+    for path in removed:
         print(f"removed {path}")
+    if not removed:
+        print("nothing to remove: no output of these variants is in data/")
     return YES

@@ -104,6 +104,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and answer by the exit code."""
     arguments = parser().parse_args(argv)
+    if arguments.folder and not arguments.folder.is_dir():
+        raise CommandError(f"MODEL_FOLDER: {arguments.folder} is not a folder")
     plan = None if arguments.folder else Plan.read()
     wanted = Wanted.of_registry() if plan is None or arguments.all else Wanted.of_plan(plan)
     with _quiet():
