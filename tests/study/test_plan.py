@@ -251,5 +251,9 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
     (REPORTS / "claims.json").unlink()
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
     report(plan, plan.page)
-    invalidate(plan, ["rtn-4"])
+    assert invalidate(plan, ["rtn-4"]) == []
+    assert (plan.rows_are_current(), plan.report_is_current()) == (True, True)
+    checkpoint = Path(plan.manifest("checkpoints", "rtn-4")).parent
+    checkpoint.mkdir(parents=True)
+    assert invalidate(plan, ["rtn-4"]) == [checkpoint]
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
