@@ -396,7 +396,7 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
     done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.tools.adopt", "HEAD", check=False)
     assert done.returncode == 1
     assert (
-        "refused, nothing was taken over: checkpoints/rtn-4 is not what it was: check.safetensors differs"
+        "refused, nothing was taken over: checkpoints/rtn-8 is not what it was: check.safetensors differs"
         in done.stderr
     )
     assert data() == before
