@@ -526,3 +526,13 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """Some kinds of output."""
+    return {kind: outputs[kind] for kind in kinds}
+
+
+def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
+    """The output of a variant."""
+    return Path(next(path for path in outputs[kind] if path.parent.name == variant))

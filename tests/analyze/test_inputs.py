@@ -10,13 +10,9 @@ import pytest
 
 from hemorrhage.analyze import inputs
 from tests import synthetic
+from tests.synthetic import of, pick
 
 VARIANTS = ("base", "rtn-3", "rtn-2", "wanda-0.5")
-
-
-def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
-    """Some kinds of output."""
-    return {kind: outputs[kind] for kind in kinds}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +24,6 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "base": base,
         **{kind: [one for one in paths if one.parent.name in VARIANTS] for kind, paths in everything.items()},
     }
-
-
-def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_two_protocols_cannot_meet(outputs: dict[str, Any], tmp_path: Path) -> None:

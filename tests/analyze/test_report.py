@@ -23,7 +23,6 @@ from tests import synthetic
 
 SPEC = Spec(resamples=200, confidence=0.95, seed=0, budget=synthetic.BUDGET)
 TAG = "w64-s64-b0-jnn-n1008-f32"
-KINDS = ("checkpoints", "evaluations", "decodes", "harness", "code_tasks")
 FILES = {
     "flags.json",
     "doctor.json",

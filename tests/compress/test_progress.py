@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from hemorrhage.compress import progress
-from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.methods.weight_quantization import autoround
 from hemorrhage.compress.progress import Progress
 from hemorrhage.runtime.artifact import failure, read_manifest
 from tests.calibration import calibrated
+from tests.compress.made import run
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("rtn", {"bits": 4, "group_size": 4}),
@@ -33,11 +33,6 @@ KILLED_AFTER = 2
 @pytest.fixture(scope="module")
 def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("calibration"))
-
-
-def run(out: Path, tiny: Path, parent: Path | None, calibration: Path, method: str, settings: dict[str, Any]) -> None:
-    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-    compress(out, "v", tiny, parent, calibration, [], {**spec, "on": parent and "parent"})
 
 
 def killed(out: Path, *arguments: Any) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,19 +13,7 @@ import pytest
 from hemorrhage import cli
 from hemorrhage.runtime.command import NOT_MEASURED, USAGE, YES, CommandError
 from hemorrhage.tools import compare
-
-
-def row(variant: str, metric: str, estimate: float, half: float = math.nan, **more: Any) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "variant": variant,
-        "family": "weight_quantization",
-        "method": "rtn",
-        "metric": metric,
-        "dataset": "prose",
-    }
-    content |= {"estimate": estimate, "low": estimate - half, "high": estimate + half, "n": 16, "p": 0.1, "q": 0.1}
-    content |= {"mde": 0.1, "protocol": "w=1", "data": "abc", "status": "ok", "reason": ""}
-    return {**content, **more}
+from tests.analyze.rows.made import row
 
 
 @pytest.fixture

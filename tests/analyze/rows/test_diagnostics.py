@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-
-def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
+from tests.synthetic import of
 
 
 def test_inside_and_cost(outputs: dict[str, Any], table: pd.DataFrame) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,19 +10,7 @@ import pytest
 
 from hemorrhage.analyze.rows import differences
 from hemorrhage.tools import compare
-
-
-def row(variant: str, metric: str, estimate: float, half: float = math.nan, **more: Any) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "variant": variant,
-        "family": "weight_quantization",
-        "method": "rtn",
-        "metric": metric,
-        "dataset": "prose",
-    }
-    content |= {"estimate": estimate, "low": estimate - half, "high": estimate + half, "n": 16, "p": 0.1, "q": 0.1}
-    content |= {"mde": 0.1, "protocol": "w=1", "data": "abc", "status": "ok", "reason": ""}
-    return {**content, **more}
+from tests.analyze.rows.made import row
 
 
 def test_the_interval_of_a_difference() -> None:

@@ -7,10 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from hemorrhage.analyze import inputs
 from hemorrhage.analyze.rows.interaction import interaction
 from hemorrhage.analyze.spec import Spec
-from tests import synthetic
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
 
@@ -42,10 +40,3 @@ def test_a_cost_that_all_strategies_share_is_no_interaction() -> None:
         variant = base - 0.5 + 0.1 * generator.normal(size=(20, 4))
         found_by_chance.append(interaction(base, variant, "prose", Spec(100, 0.95, 0)).overall <= 0.05)
     assert np.mean(found_by_chance) <= 0.12
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> inputs.Inputs:
-    outputs = synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
-    few = [path for path in outputs["checkpoints"] if path.parent.name in ("gptq-4", "gptq-3", "wanda-0.5")]
-    return inputs.read({"base": outputs["base"], "checkpoints": few, "decodes": outputs["decodes"]})

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.synthetic import of
+
 TAG = "w64-s64-b0-jnn-n1008-f32"
-
-
-def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

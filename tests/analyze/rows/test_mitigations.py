@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.report.sections.mitigations import proposals
 from hemorrhage.analyze.rows import mitigations
 from hemorrhage.analyze.rows.mitigations import Measured
 from hemorrhage.analyze.rows.schema import Source
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
-from hemorrhage.compress.catalogue import method_of
-from hemorrhage.compress.method import describe
 from hemorrhage.compress.methods.activation_quantization import activations
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, rtn
+from tests.analyze.rows.made import evaluation, inputs_of, variant
 
 SPEC = Spec(400, 0.95, 0)
 SOURCE = Source("prose", "p")
@@ -77,20 +73,6 @@ def test_verdicts() -> None:
     assert mitigations.verdict(measured(plain, nothing), 0.95) == "nothing"
     assert mitigations.verdict(measured(plain, harmed), 0.95) == "harms"
     assert mitigations.verdict(measured(plain - plain.mean(), helped), 0.95) == "no damage to recover"
-
-
-def variant(name: str, method: str, settings: Any, on: str = "base", seed: int = 0, **manifest: Any) -> Variant:
-    content = {**describe(method_of(method), settings), **manifest}
-    sweep = name.partition("-")[0]
-    axis, severity = settings.axis, settings.severity
-    return Variant(
-        name, sweep, "f", method, settings.curve, "", axis, severity, seed, on, cast(CheckpointManifest, content)
-    )
-
-
-def inputs_of(*variants: Variant) -> Inputs:
-    base = Variant("base", "base", "base", "base", "", "", "", math.nan, None, "base", {"effective_bits": 16.0})
-    return Inputs({}, {"base": base, **{one.name: one for one in variants}}, {}, {}, {}, {}, {})
 
 
 def told(trials: Sequence[mitigations.Trial]) -> list[mitigations.TrialSummary]:
@@ -154,15 +136,6 @@ def test_lines_to_add_can_be_pasted(tmp_path: Path) -> None:
     ((name, content),) = YAML(typ="safe").load(lines[0]).items()
     assert (name, content.pop("method")) == ("awq_3_shuffled", "awq")
     assert awq.Settings(**content) == awq.Settings(bits=3, group_size=64, shuffled=True)
-
-
-def evaluation(kl: float, seed: int) -> Output:
-    rng = np.random.default_rng(seed)
-    window = np.repeat(np.arange(24), 50)
-    values = kl * rng.lognormal(0, 0.3, 24)[window]
-    table = pd.DataFrame({"corpus": "prose", "window": window, "kl": values, "nll": 3 + values, "base_nll": 3.0})
-    protocol = 'window=51 stride=51 windows=24/99 bos=0 join="" predicted=1200 dtype=float32'
-    return Output({"corpora": {"prose": {"protocol": protocol, "sha256": "ab"}}}, {"tokens.parquet": table})
 
 
 def test_rows_of_recovery() -> None:

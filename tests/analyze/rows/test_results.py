@@ -13,18 +13,10 @@ from hemorrhage.analyze import inputs
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
+from tests.synthetic import of, pick
 
 SPEC = Spec(resamples=200, confidence=0.95, seed=0)
 TAG = "w64-s64-b0-jnn-n1008-f32"
-
-
-def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
-    """Some kinds of output."""
-    return {kind: outputs[kind] for kind in kinds}
-
-
-def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_what_an_output_lacks_has_no_rows(outputs: dict[str, Any], tmp_path: Path) -> None:

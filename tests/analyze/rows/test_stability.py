@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hemorrhage.analyze import inputs
 from hemorrhage.analyze.report.sections.decoding import answer
 from hemorrhage.analyze.rows import stability
 from hemorrhage.analyze.spec import Spec
-from tests import synthetic
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
 
@@ -40,10 +38,3 @@ def test_steadiness_compares_coefficients_of_variation() -> None:
     assert same.verdict == "inconclusive"
     assert (same.difference, same.low, same.high) == (0, 0, 0)
     assert stability.compare(np.zeros((9, 3)), wild[:9, :3], "recall", SPEC) is None
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> inputs.Inputs:
-    outputs = synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
-    few = [path for path in outputs["checkpoints"] if path.parent.name in ("gptq-4", "gptq-3", "wanda-0.5")]
-    return inputs.read({"base": outputs["base"], "checkpoints": few, "decodes": outputs["decodes"]})

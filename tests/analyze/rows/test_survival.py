@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemorrhage.analyze import inputs
 from hemorrhage.analyze.rows import survival
 from hemorrhage.analyze.spec import Spec
-from tests import synthetic
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
 
@@ -58,10 +56,3 @@ def test_texts_that_never_differ_agree_to_their_end() -> None:
     assert found.share.tolist() == [1.0] * 7
     assert found.mean == 6
     assert found.differing == 0
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> inputs.Inputs:
-    outputs = synthetic.write(tmp_path_factory.mktemp("synthetic"), windows=16, window=64)
-    few = [path for path in outputs["checkpoints"] if path.parent.name in ("gptq-4", "gptq-3", "wanda-0.5")]
-    return inputs.read({"base": outputs["base"], "checkpoints": few, "decodes": outputs["decodes"]})

@@ -18,6 +18,7 @@ from hemorrhage.analyze.rows import tasks
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from tests import synthetic
+from tests.synthetic import of, pick
 
 SPEC = Spec(resamples=300, confidence=0.95, seed=0, budget=synthetic.BUDGET)
 
@@ -43,15 +44,6 @@ def test_nothing_lost_is_not_known_to_be_nothing() -> None:
     assert found["task_loss"].estimate == found["mean_flips"].estimate == 0
     assert 0.02 < found["task_loss"].high < 0.05
     assert found["mean_flips"].high == pytest.approx(stats.norm.ppf(0.975) ** 2 / (96 + stats.norm.ppf(0.975) ** 2))
-
-
-def pick(outputs: dict[str, Any], *kinds: str) -> dict[str, Any]:
-    """Some kinds of output."""
-    return {kind: outputs[kind] for kind in kinds}
-
-
-def of(outputs: dict[str, Any], kind: str, variant: str) -> Path:
-    return Path(next(path for path in outputs[kind] if path.parent.name == variant))
 
 
 def test_a_task_at_chance_takes_part_in_nothing(table: pd.DataFrame) -> None:

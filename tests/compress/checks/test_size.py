@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -13,11 +12,8 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
+from tests.compress.made import spec
 from tests.whole import whole
-
-
-def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
 
 
 def test_size_counts_everything(tiny: Path, tmp_path: Path) -> None:

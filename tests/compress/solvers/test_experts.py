@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hemorrhage.calibrate.expert_usage import mlp_inputs, usage, without_tokens
 from hemorrhage.calibrate.reader import Statistics
@@ -30,11 +30,11 @@ from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests import tiny_moe
 from tests.calibration import calibrated
-from tests.layers import block_of, logits_of
-from tests.whole import whole
+from tests.compress.made import spec
+from tests.compress.mixtures import TOKENS, assert_close, logits, plain
+from tests.layers import block_of
 
 FAMILIES = sorted(tiny_moe.OWN)
-TOKENS = torch.randint(3, 500, (2, 40), generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +45,6 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(mixtral, tmp_path_factory.mktemp("calibration"))
-
-
-def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.no_grad():
-        return logits_of(model, TOKENS)
-
-
-def plain(folder: Path, base: Path | None = None, **arguments: Any) -> PreTrainedModel:
-    """As transformers alone reads it."""
-    folder = whole(folder, base) if base else folder
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments).eval()
-    return model
-
-
-def assert_close(left: Tensor, right: Tensor) -> None:
-    assert (left - right).abs().max() <= 2e-5 * right.abs().max()
 
 
 # The experts in memory

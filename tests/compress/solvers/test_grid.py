@@ -3,17 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
-
-
-def layer(rows: int = 12, columns: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Weights and the second moment of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, columns, generator=generator)
-    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    return weight, x.T @ x / len(x)
+from tests.compress.made import layer
 
 
 def test_scales_are_those_that_a_bfloat16_checkpoint_can_hold() -> None:

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.solvers.grid import Quantized
 from hemorrhage.compress.solvers.packing import pack
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.reload import verify
-
-
-def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-
-
-def layer(rows: int = 12, columns: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Weights and the second moment of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, columns, generator=generator)
-    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    return weight, x.T @ x / len(x)
+from tests.compress.made import spec
 
 
 def test_a_damaged_checkpoint_is_noticed(tiny: Path, tmp_path: Path) -> None:

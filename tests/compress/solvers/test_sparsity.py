@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
@@ -21,6 +20,7 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.compress.made import layer
 from tests.layers import layer_of
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]
@@ -36,17 +36,10 @@ def spec(method: str, sparsity: float | str, **settings: Any) -> dict[str, Any]:
     return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
 
 
-def layer(rows: int = 10, columns: int = 48) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(rows, columns, generator=generator)
-    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    return weight, x.T @ x / len(x)
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, "2:4", "4:8", "1:4"])
 def test_masks_are_exact_to_the_count(method: str, sparsity: float | str) -> None:
-    weight, moment = layer(columns=176)
+    weight, moment = layer(rows=10, columns=176)
     settings = sparsegpt.Settings(sparsity=sparsity)
     if method == "magnitude":
         gone = magnitude.mask(weight, settings)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_expansion import duplication, llama_pro
@@ -16,22 +15,13 @@ from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.compress.stacks import altered
 from tests.layers import block_of
 
 
 @pytest.fixture(scope="module")
 def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("depth"))
-
-
-def altered(tiny: Path, method: Any, calibration: Path | None = None, seed: int = 0, **settings: Any) -> Any:
-    model = load(tiny)
-    stack: Any = blocks(model)
-    for index, block in enumerate(stack):
-        block.place = index
-    statistics = Statistics(calibration) if calibration else None
-    method.alter(model, method.Settings(**settings), Context(statistics, seed))
-    return model
 
 
 def test_the_manifest_says_which_blocks_of_the_base_the_blocks_are(tiny: Path, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.solvers import training
 from hemorrhage.compress.solvers.training import Training
 from hemorrhage.runtime.artifact import failure, read_manifest
 from tests.calibration import calibrated
+from tests.compress.made import run
 
 KILLED_AFTER = 2
 """Blocks of the tiny model's five, or steps of a training's."""
@@ -20,11 +20,6 @@ KILLED_AFTER = 2
 @pytest.fixture(scope="module")
 def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("calibration"))
-
-
-def run(out: Path, tiny: Path, parent: Path | None, calibration: Path, method: str, settings: dict[str, Any]) -> None:
-    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-    compress(out, "v", tiny, parent, calibration, [], {**spec, "on": parent and "parent"})
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import kl
-from tests.layers import generate, layer_of, logits_of
+from tests.layers import layer_of, logits_of
 from tests.whole import whole
 
 OUTLIER = 100.0
@@ -35,17 +35,6 @@ OUTLIER = 100.0
 @pytest.fixture(scope="module")
 def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("activations"))
-
-
-@pytest.fixture(scope="module")
-def text(tiny: Path) -> Tensor:
-    """Texts of the model itself: int64 [4, 64]."""
-    model = load(tiny)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return generate(
-            model, torch.ones((4, 1), dtype=torch.long), do_sample=True, max_new_tokens=63, min_new_tokens=63
-        )
 
 
 @pytest.fixture(scope="module")

@@ -26,22 +26,11 @@ from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding,
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.divergence import kl
-from tests.layers import generate, logits_of
+from tests.layers import logits_of
 from tests.whole import whole
 
 TOKEN = {"bits": 3, "group_size": 4}
 CHANNEL = {"bits": 3, "group_size": 4, "keys": "channel", "residual": 8}
-
-
-@pytest.fixture(scope="module")
-def text(tiny: Path) -> Tensor:
-    """Texts of the model itself: int64 [4, 64]."""
-    model = load(tiny)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return generate(
-            model, torch.ones((4, 1), dtype=torch.long), do_sample=True, max_new_tokens=63, min_new_tokens=63
-        )
 
 
 def altered(tiny: Path, settings: dict[str, Any], dtype: str = "float64") -> Any:

@@ -25,10 +25,8 @@ from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests import tiny_moe
 from tests.calibration import calibrated
-from tests.layers import logits_of
-from tests.whole import whole
-
-TOKENS = torch.randint(3, 500, (2, 40), generator=torch.Generator().manual_seed(5))
+from tests.compress.made import spec
+from tests.compress.mixtures import TOKENS, assert_close, logits, plain
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +42,6 @@ def calibration(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def dense_calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("dense"))
-
-
-def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.no_grad():
-        return logits_of(model, TOKENS)
-
-
-def plain(folder: Path, base: Path | None = None, **arguments: Any) -> PreTrainedModel:
-    """As transformers alone reads it."""
-    folder = whole(folder, base) if base else folder
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments).eval()
-    return model
-
-
-def assert_close(left: Tensor, right: Tensor) -> None:
-    assert (left - right).abs().max() <= 2e-5 * right.abs().max()
 
 
 # Routing

@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hemorrhage.calibrate.expert_usage import mlp_inputs
 from hemorrhage.compress.__main__ import compress
@@ -20,31 +17,8 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.models.experts import mixtures
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
-from tests.layers import logits_of
-from tests.whole import whole
-
-TOKENS = torch.randint(3, 500, (2, 40), generator=torch.Generator().manual_seed(5))
-
-
-def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.no_grad():
-        return logits_of(model, TOKENS)
-
-
-def plain(folder: Path, base: Path | None = None, **arguments: Any) -> PreTrainedModel:
-    """As transformers alone reads it."""
-    folder = whole(folder, base) if base else folder
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments).eval()
-    return model
-
-
-def assert_close(left: Tensor, right: Tensor) -> None:
-    assert (left - right).abs().max() <= 2e-5 * right.abs().max()
-
+from tests.compress.made import spec
+from tests.compress.mixtures import TOKENS, assert_close, logits, plain
 
 # Upcycling
 

@@ -8,13 +8,7 @@ from torch import Tensor
 
 from hemorrhage.compress.methods.unstructured_pruning import sparsegpt, wanda
 from hemorrhage.compress.solvers.sparsity import lowest, lowest_of_groups
-
-
-def layer(rows: int = 10, columns: int = 48) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(rows, columns, generator=generator)
-    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    return weight, x.T @ x / len(x)
+from tests.compress.made import layer
 
 
 def literal_sparsegpt(weight: Tensor, moment: Tensor, settings: sparsegpt.Settings) -> Tensor:
@@ -42,7 +36,7 @@ def literal_sparsegpt(weight: Tensor, moment: Tensor, settings: sparsegpt.Settin
 
 @pytest.mark.parametrize(("sparsity", "block"), [(0.5, 128), (0.7, 16), (0.3, 20), ("2:4", 128), ("1:3", 16)])
 def test_sparsegpt_is_its_definition(sparsity: float | str, block: int) -> None:
-    weight, moment = layer()
+    weight, moment = layer(rows=10)
     settings = sparsegpt.Settings(sparsity=sparsity, block_size=block)
     (ours,) = sparsegpt.prune([weight], moment, settings)
     expected = literal_sparsegpt(weight, moment, settings)

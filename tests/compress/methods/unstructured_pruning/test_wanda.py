@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.method import Context
@@ -14,6 +13,7 @@ from hemorrhage.compress.methods.unstructured_pruning import magnitude, wanda
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from tests.calibration import calibrated
+from tests.compress.made import layer
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +21,9 @@ def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("prune"))
 
 
-def layer(rows: int = 10, columns: int = 48) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(rows, columns, generator=generator)
-    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    return weight, x.T @ x / len(x)
-
-
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, "2:4", "1:3"])
 def test_wanda_is_a_double_loop(sparsity: float | str) -> None:
-    weight, moment = layer()
+    weight, moment = layer(rows=10)
     norms = moment.diagonal().sqrt()
     settings = wanda.Settings(sparsity=sparsity)
     expected = torch.zeros_like(weight, dtype=torch.bool)

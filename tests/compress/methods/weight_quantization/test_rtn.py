@@ -12,7 +12,6 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
-from torch import Tensor
 
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
@@ -22,23 +21,12 @@ from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.compress.made import layer, spec
 
 
 @pytest.fixture(scope="module")
 def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return calibrated(tiny, tmp_path_factory.mktemp("quantize"))
-
-
-def spec(method: str, **settings: Any) -> dict[str, Any]:
-    return {"sweep": "s", "method": method, "settings": settings, "seed": 0}
-
-
-def layer(rows: int = 12, columns: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Weights and the second moment of correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, columns, generator=generator)
-    x = torch.randn(300, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
-    return weight, x.T @ x / len(x)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
