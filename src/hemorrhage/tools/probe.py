@@ -278,7 +278,9 @@ def _quiet() -> Iterator[None]:
     """Inside, neither log lines nor bars of progress: what they would say is in the table."""
     step.start()
     logging.disable(logging.WARNING)
-    with tempfile.TemporaryFile("w") as nowhere, contextlib.redirect_stderr(nowhere):
-        yield
-    logging.disable(logging.NOTSET)
+    try:
+        with tempfile.TemporaryFile("w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
     sys.stderr.flush()

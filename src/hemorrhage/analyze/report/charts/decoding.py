@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,10 +100,7 @@ def _stripe(row: int) -> Json:
 def strategy_map(numbers: Numbers, metric: str, dataset: str) -> Figure:
     """Draw strategies (rows) by variants (columns)."""
     variants = numbers.decoded_variants()
-    cells: dict[str, dict[str, Estimate | None]] = {
-        strategy: {variant: numbers.get(variant, metric, dataset, strategy) for variant in variants}
-        for strategy in numbers.strategies(metric)
-    }
+    cells = _cells(numbers, metric, dataset, variants)
 
     def written(estimate: Estimate) -> str:
         value, low, high = (METRICS[metric].times * number for number in estimate[:3])
@@ -120,16 +117,23 @@ def interactions(numbers: Numbers, metric: str, dataset: str) -> Figure:
         for variant in numbers.decoded_variants()
         if any(numbers.get(variant, name, dataset, strategy) for strategy in numbers.strategies(name))
     ]
-    cells: dict[str, dict[str, Estimate | None]] = {
-        strategy: {variant: numbers.get(variant, name, dataset, strategy) for variant in variants}
-        for strategy in numbers.strategies(name)
-    }
+    cells = _cells(numbers, name, dataset, variants)
 
     def written(estimate: Estimate) -> str:
         value, low, high = (METRICS[metric].times * number for number in estimate[:3])
         return f"{value:+.3g} ({low:+.3g} to {high:+.3g}), p {estimate.p:.2g}, q {estimate.q:.2g}"
 
     return heatmap(cells, variants, METRICS[metric].title, written, Colours(signed=True))
+
+
+def _cells(
+    numbers: Numbers, metric: str, dataset: str, variants: Sequence[str]
+) -> dict[str, dict[str, Estimate | None]]:
+    """Return strategy -> variant -> the estimate of a metric on a data set."""
+    return {
+        strategy: {variant: numbers.get(variant, metric, dataset, strategy) for variant in variants}
+        for strategy in numbers.strategies(metric)
+    }
 
 
 def survival_curves(curves: Mapping[str, Survival]) -> Figure:
