@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 
 from hemorrhage import cli
 from hemorrhage.study.kinds import KINDS, PAGE_FILES, ROWS_FILES
+from hemorrhage.study.params import read
+from hemorrhage.study.plan import Plan
 from tests.conftest import ROOT
 
 PAGES = sorted(
@@ -150,6 +152,17 @@ def test_every_kind_of_output_has_a_row_in_the_readme_of_data_and_a_section_of_t
 def test_every_file_of_the_report_is_in_the_formats() -> None:
     text = (ROOT / "docs/formats.md").read_text()
     assert all(f"`reports/{name}`" in text for name in WRITTEN)
+
+
+NOT_OUTPUTS = ("rows", "page", "failures", "reported", "all")
+"""Jobs of a run besides those that make an output in data/."""
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_the_size_of_the_default_study_is_that_of_its_plan(page: str) -> None:
+    plan = Plan(read(ROOT / "params.yaml"))
+    jobs = sum(len(plan.names(kind)) for kind in KINDS) + len(NOT_OUTPUTS)
+    assert f"{len(plan.variants)} variants of the model in {jobs} jobs" in " ".join((ROOT / page).read_text().split())
 
 
 SCHEMAS = (
