@@ -1,0 +1,12 @@
+"""Which module reads a quantized checkpoint that somebody else published.
+
+A reader's module has ``MARKS``, ``describe(quantization)`` and ``read_published(stored, quantization, layer)``;
+hemorrhage.models.published calls it for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+READERS: Mapping[str, str] = {}
+"""``quant_method`` of config.json, in lower case -> module of this package."""
