@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hemorrhage.models import stream
-from hemorrhage.models.stream import Aside, map_tensor, tensor_locations
+from hemorrhage.models.stream import Aside, TensorFile, map_tensor, tensor_locations
 
 
 def test_tensors_that_are_put_aside_come_back_from_files_without_a_name(
@@ -43,3 +44,19 @@ def test_a_mapped_tensor_is_read_wherever_it_begins_and_never_written_back(tmp_p
         before = file.read_bytes()
         found.zero_()
         assert file.read_bytes() == before
+
+
+def test_every_type_is_written_and_read_as_the_library_has_it(tmp_path: Path) -> None:
+    dtypes = {name: getattr(torch, name) for name in stream.DTYPES}
+    octets = torch.arange(48, dtype=torch.uint8).remainder(2)
+    values = {name: octets.clone().view(dtype).unflatten(0, (2, -1)) for name, dtype in dtypes.items()}
+    shapes = {name: value.shape for name, value in values.items()}
+    with TensorFile(tmp_path / "own.safetensors", shapes, dtypes, {"format": "pt"}) as file:
+        file.write(values.values())
+    save_file(values, tmp_path / "theirs.safetensors", {"format": "pt"})
+    own = load_file(tmp_path / "own.safetensors")
+    locations = tensor_locations(tmp_path / "theirs.safetensors")
+    for name, value in values.items():
+        for found in (own[name], locations[name].tensor()):
+            assert (found.dtype, found.shape) == (value.dtype, value.shape)
+            assert torch.equal(found.view(torch.uint8), value.view(torch.uint8))

@@ -72,6 +72,13 @@ def test_negative_zeros_stay_negative(base: Path, tmp_path: Path) -> None:
     stored(tmp_path / "v", base, {"layers.0.up.weight": values})
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint32, torch.complex64])
+def test_sparse_codes_of_any_type_are_stored_as_a_mask(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    octets = torch.where(torch.arange(64 * dtype.itemsize) % (8 * dtype.itemsize) < dtype.itemsize, 37, 0)
+    found = stored(tmp_path / "v", base, {"codes": octets.to(torch.uint8).view(dtype)})
+    assert set(found) == {"codes.kept", "codes.values"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32, torch.uint8])
 def test_dense_weights_are_stored_as_they_are(base: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     values = {"layers.0.up.weight": torch.arange(1, 101).view(10, 10).to(dtype), "empty": torch.zeros(0, 4)}

@@ -10,7 +10,7 @@ from hemorrhage.models.architecture import architecture, skeleton
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.formats.config import BenchStorage, QuantizationConfig
 from hemorrhage.models.layout import to_memory
-from hemorrhage.models.stream import keep_freed, return_freed
+from hemorrhage.models.stream import is_real, keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares_weights
 from hemorrhage.runtime.artifact import verify
 
@@ -204,7 +204,7 @@ def _rebuild(
     tensors: dict[str, Tensor] = {name: weights.tensor(name) for name in weights.names() if name not in masked}
     state, layers = reader.read(tensors, quantization)
     layers |= _masked_layers(weights, masked, state)
-    stored = config.dtype or next(value.dtype for value in tensors.values() if value.is_floating_point())
+    stored = config.dtype or next(value.dtype for value in tensors.values() if is_real(value.dtype))
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
     formatted = {name: layer for name, layer in layers.items() if as_stored or layer.keep}
     for name, layer in layers.items():
@@ -245,7 +245,7 @@ def _masked_linears(weights: Weights, config: Any) -> set[str]:
     """Return the names of the linear layers' weights that are stored as a mask."""
     masked = {name for name in weights.names() if weights.masked(name)} & _linear_weights(config)
     # Codes of a storage format have masks, too, where most of them are zero.
-    return {name for name in masked if weights.dtype(name).is_floating_point}
+    return {name for name in masked if is_real(weights.dtype(name))}
 
 
 def _masked_layers(weights: Weights, names: set[str], state: dict[str, Tensor]) -> dict[str, FormattedLinear]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hemorrhage.models.checkpoint import expected_shapes
 from hemorrhage.models.formats.config import KEY, LAYOUT, BenchStorage, QuantizationConfig, QuantizationScheme
 from hemorrhage.models.layout import differs
+from hemorrhage.models.stream import is_real
 from hemorrhage.models.weights import Weights, write
 from hemorrhage.runtime.lazy import torch
 
@@ -93,7 +94,7 @@ def dtype_of(weights: Weights) -> torch.dtype:
     numbers: Counter[torch.dtype] = Counter()
     for name in weights.names():
         numbers[weights.dtype(name)] += weights.shape(name).numel()
-    floating = [dtype for dtype in numbers if dtype.is_floating_point]
+    floating = [dtype for dtype in numbers if is_real(dtype)]
     return max(floating, key=lambda dtype: numbers[dtype])
 
 

@@ -30,14 +30,28 @@ DTYPES = {
     "float32": "F32",
     "float16": "F16",
     "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "complex64": "C64",
     "int64": "I64",
     "int32": "I32",
     "int16": "I16",
     "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
     "uint8": "U8",
     "bool": "BOOL",
 }
 """torch's names of types -> those of the format."""
+
+
+def is_real(dtype: torch.dtype) -> bool:
+    """Return whether weights of ``dtype`` are numbers as they are: those of 8 bits are codes that have a scale."""
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 PIECE = 2**22

@@ -122,7 +122,9 @@ class Weights:
         mask = _unpack_mask(self.tensor(f"{name}.{MASK}"), shape)
         if "shape" in entry:
             values = self.tensor(f"{name}.{VALUES}")
-            return torch.zeros(shape, dtype=values.dtype).masked_scatter_(mask, values)
+            # Their bits, because torch scatters no numbers of 8 bits.
+            bits = _bits(values)
+            return torch.zeros(shape, dtype=bits.dtype).masked_scatter_(mask, bits).view(values.dtype)
         return torch.where(mask, self._of_base().tensor(entry["base"]), 0)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
