@@ -39,7 +39,7 @@ REFUSED = [
     ("jamba", settings("duplication", added=0.25), "the blocks of a jamba depend on their place"),
     ("minicpm3", settings("depth", removed=0.25, order="influence"), "would have another residual_scale"),
     ("olmo2", settings("duplication", added=0.25, scale=0.5), "normalises what its blocks write"),
-    ("gpt2", settings("llama_pro", added=0.25), "needs plain linear layers o_proj and down_proj"),
+    ("opt-projected", settings("llama_pro", added=0.25), "does not only add to the residual stream"),
     ("gpt2", settings("width", removed=0.25, importance="magnitude"), "width prunes plain linear layers"),
     ("gpt2", settings("slicegpt", removed=0.2), "slicegpt slices"),
     ("gpt2", settings("rotation", transform="quarot", bits=4, group_size=16), "quarot does not know this layer"),
@@ -68,7 +68,7 @@ def test_what_goes_with_a_model_leaves_it_as_it_is(folder: Any, family: str) -> 
     for chosen in (
         settings("rtn", bits=4, group_size=16),
         settings("awq", bits=4, group_size="channel"),
-        settings("duplication", added=0.25),
+        settings("duplication", added=0.25, scale=0.5),
         settings("depth", removed=0.25, order="deepest"),
     ):
         assert check_model(chosen, model) is None

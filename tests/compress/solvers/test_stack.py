@@ -10,7 +10,7 @@ import torch
 
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
-from hemorrhage.compress.methods.depth_expansion import duplication, llama_pro
+from hemorrhage.compress.methods.depth_expansion import duplication
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import read_manifest
@@ -45,15 +45,6 @@ def test_scaling_is_rounded_once_to_the_stored_type(tiny: Path) -> None:
     duplication.alter(naive, duplication.Settings(added=0.2), Context())
     ours = block_of(model, 3).mlp.down_proj.weight
     assert torch.equal(ours, (block_of(naive, 3).mlp.down_proj.weight.float() * 0.3).bfloat16())
-
-
-def test_what_cannot_be_silenced_is_refused(tiny: Path) -> None:
-    model = load(tiny)
-    stack: Any = blocks(model)
-    for block in stack:
-        block.mlp.down_proj = torch.nn.Identity()
-    with pytest.raises(ValueError, match="plain linear layers o_proj and down_proj"):
-        llama_pro.alter(model, llama_pro.Settings(added=0.2), Context())
 
 
 def test_copies_share_no_memory(tiny: Path) -> None:

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-WRITES = ("o_proj", "down_proj")
-"""The linear layers of a Llama-like block that write to the residual stream."""
-
-
 MORE = Spacing(0.1, 1.0, 0.1)
 """Shares of new blocks worth running next."""
 
@@ -179,46 +175,6 @@ def sources(model: PreTrainedModel) -> list[int]:
     A copy's is the one it was copied from.
     """
     return [vars(block)["source"] for block in blocks(model)]
-
-
-def scale_writes(block: nn.Module, factor: float) -> None:
-    """Multiply the output projections of ``block``, so what it adds to the residual stream, by ``factor``.
-
-    Computed in float32 and stored in the weights' own dtype. Raises RefusedError where the block has no such
-    projections, or none that are plain linear layers.
-    """
-    with torch.no_grad():
-        for module in writes_of(block):
-            for parameter in module.parameters():
-                parameter.copy_(parameter.float() * factor)
-
-
-def writes_of(block: nn.Module) -> list[nn.Linear]:
-    """Return the output projections of a block. Raises RefusedError where it has other ones."""
-    writes = [module for name, module in block.named_modules() if name.rsplit(".", 1)[-1] in WRITES]
-    linears = [module for module in writes if isinstance(module, torch.nn.Linear)]
-    if len(writes) != len(WRITES) or len(linears) != len(writes):
-        needed = " and ".join(WRITES)
-        raise RefusedError(f"to be scaled a {type(block).__name__} needs plain linear layers {needed}")
-    return linears
-
-
-def refuse_normed_writes(model: PreTrainedModel) -> None:
-    """Raise RefusedError where scaling the output projections of blocks changes nothing, as norms follow them."""
-    from hemorrhage.models.blockwise import embed, in_float32, run_block
-
-    block = copy.deepcopy(blocks(model)[0])
-    with torch.no_grad():
-        (states,), arguments = embed(model, (torch.arange(1, 5, device=model.device)[None],))
-        with in_float32(block):
-            usual = run_block(block, states, arguments[0])
-            scale_writes(block, 0.5)
-            scaled = run_block(block, states, arguments[0])
-    # Half of what is written is gone where no norm follows; the number that a norm adds under its root leaves a little.
-    if (scaled - usual).norm() < 0.1 * (usual - states).norm():
-        raise RefusedError(
-            f"{type(model).__name__} normalises what its blocks write, so that scaling it changes nothing"
-        )
 
 
 def count(share: float, number: int) -> int:

@@ -17,15 +17,8 @@ from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, Context, Method, Wording
-from hemorrhage.compress.solvers.stack import (
-    MORE,
-    AddedSettings,
-    rearrange,
-    refuse_normed_writes,
-    scale_writes,
-    sources,
-    writes_of,
-)
+from hemorrhage.compress.solvers.residual import find_writers, refuse_normed_writes, scale_writes
+from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, sources
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -51,11 +44,8 @@ class Settings(AddedSettings):
 
     def check_model(self, model: PreTrainedModel) -> str | None:
         """Raise RefusedError where blocks depend on their place, or can't be scaled."""
-        stack = blocks(model)
         if self.scale != 1:
-            for index in self.run(len(stack)):
-                writes_of(stack[index])
-            refuse_normed_writes(model)
+            refuse_normed_writes(model, self.run(len(blocks(model))))
         return super().check_model(model)
 
 
@@ -63,12 +53,13 @@ def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alte
     """Duplicate blocks of ``model`` in place."""
     number = len(blocks(model))
     run = settings.run(number)
+    writers = {}
     if settings.scale != 1:
-        refuse_normed_writes(model)
+        refuse_normed_writes(model, run)
+        writers = find_writers(model, run)
     stack = rearrange(model, settings.order(number))
-    if settings.scale != 1:
-        for index in range(len(run)):
-            scale_writes(stack[run.start + 2 * index + 1], settings.scale)
+    for index, names in enumerate(writers.values()):
+        scale_writes(stack[run.start + 2 * index + 1], names, settings.scale)
     return Alteration(blocks=sources(model))
 
 

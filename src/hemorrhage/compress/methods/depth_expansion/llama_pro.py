@@ -7,14 +7,14 @@ the model is the base exactly. It is the control of the expansion family.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, Context, Method
-from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, scale_writes, sources, writes_of
+from hemorrhage.compress.solvers.residual import find_writers, scale_writes
+from hemorrhage.compress.solvers.stack import MORE, AddedSettings, rearrange, sources
 from hemorrhage.models.blocks import blocks
 
 if TYPE_CHECKING:
@@ -28,26 +28,26 @@ class Settings(AddedSettings):
 
     def order(self, blocks: int) -> list[int]:
         """Return the place that each block is made from: the last of every group comes twice."""
+        return sorted([*range(blocks), *self.copied(blocks)])
+
+    def copied(self, blocks: int) -> list[int]:
+        """Return the places of the blocks that come twice, in order."""
         added = self.number(blocks)
-        copied = {(index + 1) * blocks // added - 1 for index in range(added)}
-        return [origin for index in range(blocks) for origin in ([index, index] if index in copied else [index])]
+        return [(index + 1) * blocks // added - 1 for index in range(added)]
 
     def check_model(self, model: PreTrainedModel) -> str | None:
         """Raise RefusedError where blocks depend on their place, or a copy's output can't be taken out."""
-        stack = blocks(model)
-        for before, origin in itertools.pairwise(self.order(len(stack))):
-            if origin == before:
-                writes_of(stack[origin])
+        find_writers(model, self.copied(len(blocks(model))))
         return super().check_model(model)
 
 
 def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alteration:
     """Put new blocks into ``model`` in place."""
-    order = settings.order(len(blocks(model)))
-    stack = rearrange(model, order)
-    for before, (origin, block) in zip(order, zip(order[1:], stack[1:], strict=True), strict=False):
-        if origin == before:
-            scale_writes(block, 0.0)
+    number = len(blocks(model))
+    writers = find_writers(model, settings.copied(number))
+    stack = rearrange(model, settings.order(number))
+    for index, (place, names) in enumerate(writers.items()):
+        scale_writes(stack[place + index + 1], names, 0.0)
     return Alteration(blocks=sources(model))
 
 
