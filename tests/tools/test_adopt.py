@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from hemorrhage import cli
 from hemorrhage.runtime.artifact import write_manifest
 from hemorrhage.runtime.command import NOT_MEASURED, CommandError
 from hemorrhage.runtime.service import store
@@ -230,8 +231,10 @@ def test_one_difference_refuses_everything(
 ) -> None:
     before = files()
     study(tokens)
-    assert adopt.main(["HEAD"]) == 1
-    assert message in capsys.readouterr().err
+    assert cli.main(["adopt", "HEAD"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("hemorrhage adopt: refused, nothing was taken over: ")
+    assert message in line
     assert files() == before
     assert not list(Path("data").glob(f"*/*/{NEW}*"))
     assert not adopt.JOURNAL.exists()
@@ -273,15 +276,17 @@ def test_nothing_is_touched_while_another_is_at_work(
     adopt.JOURNAL.write_text(json.dumps({"absent": [f"data/checkpoints/a/{OLD}"]}))
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert adopt.main(["HEAD"]) == 64
+        assert cli.main(["adopt", "HEAD"]) == 64
         adopt.take_back()
-    assert "a run is at work in this folder" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("hemorrhage adopt: a run is at work in this folder")
     assert Path("data/checkpoints/a", OLD).is_dir()
 
 
 def test_it_is_for_the_folder_of_its_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert adopt.main(["HEAD"]) == 64
-    assert "is not this folder's code" in capsys.readouterr().err
+    assert cli.main(["adopt", "HEAD"]) == 64
+    line = capsys.readouterr().err
+    assert line.startswith("hemorrhage adopt: ")
+    assert "is not this folder's code" in line
 
 
 # What a revision says.
@@ -384,7 +389,7 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
     blockwise.write_text(source[:start] + source[start:].replace("arguments", "given"))
     changed = {name for name, key in addresses().items() if places[name] != key}
     assert {"references/base", "checkpoints/rtn-4", "evaluations/base"} <= changed
-    done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.tools.adopt", "HEAD")
+    done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.cli", "adopt", "HEAD")
     assert re.search(rf"adopted {len(changed)} outputs: [1-{len(changed)}] were made anew", done.stdout)
     assert sorted(data().values()) == sorted(before.values())
     assert project.jobs("snakemake") == {"analyze": 1, "analyze.report": 1}
@@ -393,11 +398,11 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
     project.commit("another name")
     before, grid = data(), project.root / "src/hemorrhage/compress/solvers/grid.py"
     replace(grid, "scale = (span / steps).to(dtype)", "scale = (span / steps * 1.01).to(dtype)")
-    done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.tools.adopt", "HEAD", check=False)
+    done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.cli", "adopt", "HEAD", check=False)
     assert done.returncode == 1
     assert (
-        "refused, nothing was taken over: checkpoints/rtn-8 is not what it was: check.safetensors differs"
-        in done.stderr
+        "hemorrhage adopt: refused, nothing was taken over: "
+        "checkpoints/rtn-8 is not what it was: check.safetensors differs" in done.stderr
     )
     assert data() == before
 

@@ -13,6 +13,7 @@ import pytest
 from hemorrhage import cli
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, USAGE, YES, CommandError
 from hemorrhage.tools import gate
+from tests.conftest import ROOT
 
 
 def row(
@@ -105,12 +106,12 @@ def test_what_nobody_measured_is_not_inside(rows: pd.DataFrame) -> None:
     ("text", "message"),
     [
         ("kls=0.1", "BUDGET: kls is unknown; allowed: kl, flips, task_loss, perplexity"),
-        ("kl=much", "BUDGET: kl: Input should be a valid number"),
-        ("flips=2", "BUDGET: flips: Input should be less than 1"),
-        ("perplexity=0.9", "BUDGET: perplexity: Input should be greater than 1"),
-        ("kl=", "BUDGET: kl: Input should be"),
-        ("kl=inf", "BUDGET: kl: Input should be a finite number"),
-        ("perplexity=inf", "BUDGET: perplexity: Input should be a finite number"),
+        ("kl=much", "BUDGET: kl: must be a number"),
+        ("flips=2", "BUDGET: flips: must be less than 1"),
+        ("perplexity=0.9", "BUDGET: perplexity: must be more than 1"),
+        ("kl=", "BUDGET: kl: must be a number"),
+        ("kl=inf", "BUDGET: kl: must be a finite number"),
+        ("perplexity=inf", "BUDGET: perplexity: must be a finite number"),
         ("kl=0.1,kl=0.2", "BUDGET: kl has two limits"),
         ("nowhere.yaml", "BUDGET: nowhere.yaml is neither a file nor"),
     ],
@@ -144,7 +145,7 @@ def test_a_budget_is_read_like_params_yaml(tmp_path: Path) -> None:
     for content, reason in (
         ("kl: 0.1\n".encode("utf-16"), "it is in UTF-16; save it as UTF-8"),
         (b"kl: 0.1 # caf\xe9\n", "line 1 is not in UTF-8; save it as UTF-8"),
-        (b"kl: [", "not YAML: "),
+        (b"kl: [", "line 1: not YAML: "),
     ):
         file.write_bytes(content)
         with pytest.raises(CommandError, match=f"^BUDGET: {file}: {reason}"):
@@ -154,6 +155,24 @@ def test_a_budget_is_read_like_params_yaml(tmp_path: Path) -> None:
 def test_an_unknown_variant_is_named(rows: pd.DataFrame) -> None:
     with pytest.raises(CommandError, match="VARIANT: z is not a variant; variants are a, b, c, d, e"):
         gate.answer(rows, BUDGET, "z")
+
+
+def test_an_unknown_variant_is_wrong_before_a_run_and_after_one_and_a_planned_one_is_not_measured(
+    rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "rows.parquet"
+    for measured in (False, True):
+        if measured:
+            rows.to_parquet(file)
+        for variant, status in (("rtn-4,z", USAGE), ("rtn-4", NOT_MEASURED)):
+            assert cli.main(["gate", "kl=0.1", "--variant", variant, "--rows", str(file)]) == status
+            assert capsys.readouterr().err.count("\n") == 1
+    Path("params.yaml").write_text("- broken")
+    assert cli.main(["gate", "kl=0.1", "--variant", "z", "--rows", str(file)]) == USAGE
+    file.unlink()
+    assert cli.main(["gate", "kl=0.1", "--variant", "z", "--rows", str(file)]) == NOT_MEASURED
 
 
 @pytest.fixture

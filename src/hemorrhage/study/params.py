@@ -41,6 +41,7 @@ from hemorrhage.study.registry import (
     TASKS,
     WORKED_TASKS,
 )
+from hemorrhage.study.wording import COMMIT, REPOSITORY, first_error, yaml_error
 
 
 class ConfigError(ValueError):
@@ -86,8 +87,8 @@ class HubModel(Section):
     """A model of the Hugging Face hub at a pinned commit."""
 
     source: Literal["hub"]
-    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    id: Annotated[str, Field(pattern=REPOSITORY)]
+    revision: Annotated[str, Field(pattern=COMMIT)]
 
 
 class PathModel(Section):
@@ -118,7 +119,7 @@ class HubTexts(Section):
     """Data sets of the hub at pinned commits."""
 
     source: Literal["hub"]
-    revisions: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]]
+    revisions: dict[str, Annotated[str, Field(pattern=COMMIT)]]
     items: Positive
     seed: Seed
 
@@ -352,7 +353,7 @@ def read(path: Path) -> Params:
         params = Params.model_validate(content)
         _check(params)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_error(error)}") from None
+        raise ConfigError(f"{path}: {first_error(error, content)}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return params
@@ -379,7 +380,7 @@ def read_yaml(path: Path) -> object:
     try:
         return YAML(typ="safe").load(read_text(path))
     except (YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: {yaml_error(error)}") from None
 
 
 def read_text(path: Path) -> str:
@@ -396,25 +397,6 @@ def read_text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         encoding = "it is in UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else f"line {line} is not in UTF-8"
         raise ConfigError(f"{path}: {encoding}; save it as UTF-8") from None
-
-
-def first_error(error: ValidationError, prefix: str = "") -> str:
-    """Return the first of pydantic's findings as ``key.path: what is wrong (got value)``, and how many more.
-
-    Unknown keys come first: a key that is missing may be one that is misspelt, which is then named as what was meant.
-    """
-    findings = sorted(error.errors(), key=lambda finding: finding["type"] != "extra_forbidden")
-    finding = findings[0]
-    tags = {"wheel", "hub", "path", "embedded", "mirror"}
-    keys = [str(key) for key in finding["loc"] if str(key) not in tags or key == finding["loc"][-1]]
-    got = "" if finding["type"] in ("missing", "extra_forbidden") else f" (got {finding['input']!r})"
-    what = {"extra_forbidden": "unknown key", "missing": "missing"}.get(finding["type"], finding["msg"])
-    if finding["type"] == "extra_forbidden":
-        lacking = [str(each["loc"][-1]) for each in findings if each["type"] == "missing"]
-        meant = difflib.get_close_matches(str(finding["loc"][-1]), lacking, n=1)
-        what += f", {meant[0]} is missing" if meant else ""
-    more = f"; and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return f"{prefix}{'.'.join(keys)}: {what}{got}{more}"
 
 
 def corpora(params: Params) -> list[str]:
@@ -509,11 +491,11 @@ def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earli
     where = f"compress.{sweep}"
     seed, on = content.pop("seed", 0), content.pop("on", None)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"{where}.seed: Input should be an integer of at least 0 (got {seed!r})")
+        raise ConfigError(f"{where}.seed: must be a whole number of at least 0 (got {seed!r})")
     try:
         settings = method.settings.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(first_error(error, f"{where}.")) from None
+        raise ConfigError(first_error(error, content, f"{where}.")) from None
     return Variant(
         name=name,
         sweep=sweep,
@@ -615,7 +597,7 @@ def strategies(params: Params) -> dict[str, Strategy]:
         try:
             settings = module.Settings.model_validate(written).model_dump(mode="json")
         except ValidationError as error:
-            raise ConfigError(first_error(error, f"{where}.")) from None
+            raise ConfigError(first_error(error, written, f"{where}.")) from None
         if settings.get("amateur"):
             settings["amateur"] = expanded_path(settings["amateur"])
         chosen[name] = Strategy(strategy, settings)

@@ -36,11 +36,10 @@ from typing import TypedDict
 
 from hemorrhage.runtime.address import SOURCE
 from hemorrhage.runtime.artifact import MANIFEST, failure, read_manifest, sync, whole
-from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE, YES, CommandError, Parser
+from hemorrhage.runtime.command import NO, NOT_MEASURED, YES, CommandError, Parser
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.runtime.service import store
 from hemorrhage.study.kinds import BASE, KINDS, SIBLING, STAGES
-from hemorrhage.study.params import ConfigError
 from hemorrhage.study.plan import DATA, Plan
 
 MEASURED = {
@@ -128,11 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _alone():
             print(adopt(given.revision, given.samples, given.keep))
     except DifferentError as error:
-        print(f"refused, nothing was taken over: {error}", file=sys.stderr)
-        return NO
-    except (UnanswerableError, ConfigError) as error:
-        print(error, file=sys.stderr)
-        return USAGE
+        raise CommandError(f"refused, nothing was taken over: {error}", NO) from None
+    except UnanswerableError as error:
+        raise CommandError(str(error)) from None
     return YES
 
 
@@ -416,7 +413,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
     return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

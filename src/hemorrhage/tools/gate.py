@@ -20,9 +20,13 @@ from hemorrhage.analyze.inputs import BASE
 from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.params import Budget, ConfigError, first_error, read_yaml
+from hemorrhage.study.params import Budget, ConfigError, read_yaml
+from hemorrhage.study.params import read as read_params
+from hemorrhage.study.params import variants as expand
+from hemorrhage.study.wording import first_error
 
 ROWS = Path("reports/hemorrhage.parquet")
+PARAMS = Path("params.yaml")
 
 
 FROM_BEST = (YES, CANNOT_TELL, NOT_MEASURED, NO)
@@ -81,7 +85,7 @@ def parse(text: str) -> dict[str, float]:
     try:
         limits = Budget.model_validate(content).model_dump(exclude_none=True)
     except ValidationError as error:
-        raise CommandError(f"BUDGET: {first_error(error)}") from None
+        raise CommandError(f"BUDGET: {first_error(error, content)}") from None
     if not limits:
         raise CommandError(f"BUDGET is empty; {allowed}")
     return {key: float(limit) for key, limit in limits.items()}
@@ -129,14 +133,12 @@ def read(path: Path) -> pd.DataFrame:
 def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdict:
     """Ask about the variants that are named, ``all`` of them, or (where the text is empty) whether one may be shipped.
 
-    Raises CommandError for a variant that has no rows.
+    Raises CommandError for a variant that is unknown or has no rows.
     """
     everyone = measured_variants(rows)
     known = list(dict.fromkeys(rows.loc[rows["variant"] != BASE, "variant"]))
-    names = everyone if variants in ("", "all") else [name.strip() for name in variants.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise CommandError(f"VARIANT: {name} is not a variant; variants are {', '.join(known) or 'none'}")
+    names = _named(variants) or everyone
+    _check_names(names, known)
     if not names:
         raise CommandError("no variant was measured", NOT_MEASURED)
     checks = judge(rows, names, budget, rows.attrs.get("confidence", 0.95), len(names))
@@ -144,6 +146,32 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdi
         return _shippable(rows, checks)
     worst = max((_status(checks[name]) for name in names), key=FROM_BEST.index)
     return Verdict(worst, [line for name in names for line in _lines(name, checks[name])], checks)
+
+
+def _named(variants: str) -> list[str]:
+    """List the names that were given; none where all variants are asked about."""
+    return [] if variants == "all" else [name.strip() for name in variants.split(",") if name.strip()]
+
+
+def _check_names(names: Sequence[str], measured: Sequence[str]) -> None:
+    """Refuse a name that neither the rows nor params.yaml know, and one that has no rows yet. Raises CommandError."""
+    lacking = [name for name in names if name not in measured]
+    if not lacking:
+        return
+    planned = _planned()
+    for name in lacking:
+        if name not in planned:
+            known = ", ".join(dict.fromkeys([*measured, *planned])) or "none"
+            raise CommandError(f"VARIANT: {name} is not a variant; variants are {known}")
+    raise CommandError(f"{', '.join(lacking)}: not run yet; run the study", NOT_MEASURED)
+
+
+def _planned() -> list[str]:
+    """List the variants of params.yaml; none where it is not here or can't be run."""
+    try:
+        return list(expand(read_params(PARAMS)))
+    except ConfigError:
+        return []
 
 
 def _shippable(rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]]) -> Verdict:
@@ -223,6 +251,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the answer and return it."""
     arguments = parser().parse_args(argv)
     budget = parse(arguments.budget)
+    if not arguments.rows.exists() and _planned():
+        # A name that params.yaml lacks is wrong before a run as it is after one.
+        _check_names(_named(arguments.variant), _planned())
     verdict = answer(read(arguments.rows), budget, arguments.variant)
     print(json_text(verdict.as_json(budget)) if arguments.json else "\n".join(verdict.lines))
     return verdict.status

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from hemorrhage.runtime.command import YES, CommandError, Parser
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study import params as config
+from hemorrhage.study.wording import yaml_error
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("params")
@@ -72,7 +73,7 @@ def _documents(yaml: YAML, file: Path) -> list[MutableMapping[str, Any]]:
     except config.ConfigError as error:
         raise CommandError(str(error)) from None
     except (YAMLError, RecursionError) as error:
-        raise CommandError(f"{file}: not YAML: {error}") from None
+        raise CommandError(f"{file}: {yaml_error(error)}") from None
     if not documents or not all(isinstance(document, MutableMapping) for document in documents):
         raise CommandError(f"{file} is not a mapping of keys to values")
     return documents
