@@ -13,4 +13,5 @@ def test_every_reader_is_a_module_with_what_the_loader_calls() -> None:
         assert method == method.lower()
         assert callable(module.describe), name
         assert callable(module.read_published), name
-        assert module.MARKS and all(isinstance(mark, str) for mark in module.MARKS), name
+        assert module.MARKS, name
+        assert all(isinstance(mark, str) for mark in module.MARKS), name

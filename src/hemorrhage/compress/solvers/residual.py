@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.formats.storage import FormattedLinear
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
@@ -79,6 +78,7 @@ def _writers(
     block: nn.Module, linears: set[nn.Linear], states: Tensor, arguments: BlockArguments
 ) -> tuple[list[str], bool]:
     from hemorrhage.models.blockwise import run_block
+    from hemorrhage.models.formats.storage import FormattedLinear
 
     width = states.shape[-1]
     layers = {
