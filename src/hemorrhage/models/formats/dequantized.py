@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from hemorrhage.models.formats.storage import FormattedLinear
+from hemorrhage.models.stream import rows_at_once
 
 
 class DequantizedLinear(FormattedLinear):
@@ -27,3 +31,13 @@ class DequantizedLinear(FormattedLinear):
         """``x`` [..., columns] through the dequantized layer."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return nn.functional.linear(x, self.dense().to(x.dtype), bias)
+
+    def by_rows(self, piece: Callable[[slice], Tensor], of: int = 1) -> Tensor:
+        """Return float32 [rows, columns] of what ``piece`` gives for some rows at a time, a multiple of ``of``."""
+        first = next(iter(self.tensors.values()))
+        W = torch.empty(self.out_features, self.in_features, device=first.device)
+        step = -(-rows_at_once(self.in_features) // of) * of
+        for start in range(0, self.out_features, step):
+            rows = slice(start, start + step)
+            W[rows] = piece(rows)
+        return W

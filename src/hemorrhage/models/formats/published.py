@@ -8,5 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-READERS: Mapping[str, str] = {}
+READERS: Mapping[str, str] = {
+    "auto-round": "hemorrhage.models.formats.auto_round",
+    "awq": "hemorrhage.models.formats.awq",
+    "gptq": "hemorrhage.models.formats.gptq",
+}
 """``quant_method`` of config.json, in lower case -> module of this package."""

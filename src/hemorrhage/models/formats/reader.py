@@ -22,6 +22,8 @@ FORMAT_OF_SUFFIX = {
     "affine_packed": "affine",
     "low_rank_in": "low_rank",
     "weight_scale": "int8",
+    "gptq_qweight": "gptq",
+    "awq_qweight": "awq",
 }
 """Suffix on disk -> storage format. The first that a layer has decides."""
 
@@ -32,6 +34,8 @@ MODULES = {
     "affine": "hemorrhage.models.formats.affine",
     "low_rank": "hemorrhage.models.formats.low_rank",
     "int8": "hemorrhage.models.formats.int8",
+    "gptq": "hemorrhage.models.formats.gptq",
+    "awq": "hemorrhage.models.formats.awq",
     "sliced": "hemorrhage.models.formats.sliced",
     "gguf_file": "hemorrhage.models.formats.gguf_file",
 }

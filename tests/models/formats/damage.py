@@ -1,0 +1,61 @@
+"""Tensors of a layer as a broken or hostile file would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+
+def damaged(stored: Mapping[str, Tensor], seeds: int) -> Iterator[dict[str, Tensor]]:
+    """``seeds`` sets of tensors in which one is missing, doubled, of another type or shape, or has other numbers."""
+    for seed in range(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {name: value.clone() for name, value in stored.items()}
+        names = sorted(tensors)
+        name = names[seed % len(names)]
+        change = CHANGES[seed // len(names) % len(CHANGES)]
+        changed = change(tensors[name], generator)
+        if changed is None:
+            del tensors[name]
+        else:
+            tensors[name] = changed
+        yield tensors
+
+
+def _flip(value: Tensor, generator: torch.Generator) -> Tensor:
+    """One bit the other way."""
+    octets = value.contiguous().flatten().view(torch.uint8).clone()
+    place = int(torch.randint(octets.numel(), (1,), generator=generator))
+    octets[place] ^= 1 << int(torch.randint(8, (1,), generator=generator))
+    return octets.view(value.dtype).view(value.shape)
+
+
+def _fill(number: float) -> Callable[[Tensor, torch.Generator], Tensor]:
+    def change(value: Tensor, _: torch.Generator) -> Tensor:
+        if not value.is_floating_point():
+            return torch.full_like(value, -1 if value.dtype.is_signed else 255)
+        return value.clone().fill_(number)
+
+    return change
+
+
+CHANGES: list[Callable[[Tensor, torch.Generator], Tensor | None]] = [
+    lambda value, _: None,
+    _flip,
+    lambda value, _: value[:-1] if value.ndim else value[None],
+    lambda value, _: value[..., :-1] if value.ndim else value[None],
+    lambda value, _: value.flatten(),
+    lambda value, _: value[None],
+    lambda value, _: value.T.contiguous() if value.ndim == 2 else value.flatten()[:0],
+    lambda value, _: torch.cat([value, value], 0) if value.ndim else torch.stack([value, value]),
+    lambda value, _: torch.cat([value, value], -1) if value.ndim else value[None, None],
+    lambda value, _: value[:0] if value.ndim else value.view(1)[:0],
+    lambda value, _: value.double() if value.is_floating_point() else value.to(torch.int16),
+    lambda value, _: value.long() if value.is_floating_point() else value.float(),
+    _fill(float("nan")),
+    _fill(float("inf")),
+    lambda value, _: torch.zeros_like(value),
+]
+"""What may have happened to a tensor; None: it is missing."""
