@@ -1,9 +1,9 @@
 """GPTQ checkpoints as AutoGPTQ, GPTQModel and auto-round write them: ``W = s (q - z)`` by groups of columns.
 
 ``qweight`` int32 [ceil(columns · bits / 32), rows] holds the codes of a row of the weight in a column, bit to bit
-across words; ``qzeros`` int32 [groups, ceil(rows · bits / 32)] the zero points, packed along the rows; ``scales`` [groups,
-rows]; ``g_idx`` int32 [columns] the group of each column, which act-order scatters. Zero points of version 1 are stored
-less one, and reading adds it; version 2 (``checkpoint_format: gptq_v2``) stores them as they are.
+across words; ``qzeros`` int32 [groups, ceil(rows · bits / 32)] the zero points, packed along the rows; ``scales``
+[groups, rows]; ``g_idx`` int32 [columns] the group of each column, which act-order scatters. Zero points of version 1
+are stored less one, and reading adds it; version 2 (``checkpoint_format: gptq_v2``) stores them as they are.
 
 A layer's bits are those that its own tensors have room for, so that GPTQModel's ``dynamic`` overrides need no matching
 of its regular expressions.
