@@ -22,7 +22,8 @@ def test_what_is_committed_is_what_is_generated(file: Path, monkeypatch: pytest.
 def test_every_method_has_lines_that_params_yaml_takes() -> None:
     lines = [line for part in methods.table().split("```yaml\n")[1:] for line in part.split("```")[0].splitlines()]
     sweeps = YAML(typ="safe").load("\n".join(lines))
-    assert {sweep["method"] for sweep in sweeps.values()} == set(METHODS)
+    # A published file has no settings that would go with every model.
+    assert {sweep["method"] for sweep in sweeps.values()} == set(METHODS) - {"external"}
     for sweep in sweeps.values():
         settings = method_of(sweep.pop("method")).settings
         field = settings.severity_field

@@ -31,6 +31,14 @@ class Calibration(TypedDict, total=False):
     experts_without_tokens: list[str]
 
 
+class Lineage(TypedDict):
+    """Whether a published model was made from the base: ``same``, ``scaled`` or ``other``, by so many tensors."""
+
+    verdict: str
+    compared: int
+    differing: list[str]
+
+
 class CheckpointManifest(Manifest, total=False):
     """A base model or an altered one. ``on``: the variant that was altered further, None for the base."""
 
@@ -67,6 +75,11 @@ class CheckpointManifest(Manifest, total=False):
     sparsity: float
     changed: float
     theoretical: str
+    engine: str
+    storage: str
+    types: dict[str, int]
+    lineage: Lineage
+    notes: list[str]
 
 
 class Corpus(TypedDict):

@@ -102,7 +102,7 @@ def compress(
         reason = parent and failure(parent)
         if reason:
             raise ValueError(f"{request.on} was not made: {reason}")
-        context = Context(seed=request.seed, progress=progress)
+        context = Context(seed=request.seed, progress=progress, base=base)
         inputs = Inputs(base, parent, calibration, gradients)
         measured, entries = _compress(scratch, method, settings, inputs, context)
         fresh.verify(scratch, base)
@@ -161,8 +161,11 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
     statistics, source = _statistics(settings, model, inputs, out)
     alteration = method.alter(model, settings, replace(context, statistics=statistics, device=device())) or Alteration()
     del statistics
+    if alteration.model is not None:
+        model, dtype = alteration.model, alteration.model.dtype
     origins = _origins(inputs.of_parent("blocks"), alteration.blocks)
-    transform = _transform(settings.equivalent_transform, inputs.of_parent("equivalent_transform") or "")
+    added = settings.equivalent_transform or alteration.equivalent_transform
+    transform = _transform(added, inputs.of_parent("equivalent_transform") or "")
     calibration = Statistics(inputs.calibration) if inputs.calibration else None
     fidelity = Fidelity(of_base, origins, transform, calibration)
     # Copies of blocks may be meant to be constant; a layer of the base may not become so.

@@ -38,6 +38,7 @@ FAMILIES = {
     "low_rank": Family("Low rank", combines=True),
     "depth_expansion": Family("Layer expansion"),
     "moe": Family("Experts and routing"),
+    "published": Family("Published by others", relation="quantized", predicted=False),
     "recovery": Family("Recovery training", relation="finetune", predicted=False),
 }
 """Family -> what is known of it, in the order of the report. A family is a folder of compress/methods."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,8 +44,9 @@ class Settings(BaseModel):
     ``severity_field`` names the setting that places a variant on its ``axis``. All others are what the points of one
     damage curve have in common: ``identity`` and ``curve`` are derived from them. ``words`` says how settings read. A
     setting at its default is left out of a label, except for those in ``always_named``. ``controls`` names values that
-    make a variant a control. ``on_gpu``: the method has use for a GPU. ``theoretical``: a gain of the variant that no
-    program can use today.
+    make a variant a control. ``in_names``: how a setting reads in the name of a variant, where not as it is. ``paths``
+    names settings that are files of the user: their content counts, not where they lie. ``on_gpu``: the method has use
+    for a GPU. ``theoretical``: a gain of the variant that no program can use today.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +56,8 @@ class Settings(BaseModel):
     words: ClassVar[Mapping[str, Wording]] = {}
     always_named: ClassVar[tuple[str, ...]] = ()
     controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    in_names: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
+    paths: ClassVar[tuple[str, ...]] = ()
     on_gpu: ClassVar[bool] = False
     theoretical: ClassVar[str] = ""
 
@@ -63,6 +67,16 @@ class Settings(BaseModel):
     def severity(self) -> float:
         """Position of the variant on its axis: the value of ``severity_field`` unless a method overrides it."""
         return float(getattr(self, self.severity_field))
+
+    @property
+    def point(self) -> object:
+        """What distinguishes a variant from the others of its damage curve: its severity, unless a file does."""
+        return self.severity
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules that the method imports by name, besides its own."""
+        return ()
 
     @property
     def severity_pattern(self) -> str:
@@ -200,13 +214,14 @@ class Context:
 
     ``statistics`` of the base model, None where the settings name none; ``seed`` of what is drawn at random;
     ``progress``: blocks that an earlier job has finished, None where nothing is resumed; ``device`` for what a GPU
-    computes faster.
+    computes faster; ``base``: the folder of the base model.
     """
 
     statistics: Statistics | None = None
     seed: int = 0
     progress: Progress | None = field(default=None, repr=False)
     device: str = "cpu"
+    base: Path | None = None
 
     @property
     def calibration(self) -> Statistics:
@@ -221,11 +236,15 @@ class Alteration:
     """What a method reports of an alteration, for the variant's manifest.
 
     ``blocks``: for each block of the altered model the index of the block that it was made from, None where none was
-    removed, added or reordered. ``entries`` are written into the manifest as they are.
+    removed, added or reordered. ``entries`` are written into the manifest as they are. ``model``: the model that takes
+    the place of the one that was given, where it was not altered in place, and ``equivalent_transform`` what was found
+    out about it.
     """
 
     blocks: list[int] | None = None
     entries: Mapping[str, Json] = field(default_factory=dict)
+    model: PreTrainedModel | None = None
+    equivalent_transform: EquivalentTransform = ""
 
 
 @dataclass(frozen=True)

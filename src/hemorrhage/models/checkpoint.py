@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +198,6 @@ def _rebuild(
 
     from hemorrhage.models.emulation.install import install
     from hemorrhage.models.formats import reader
-    from hemorrhage.models.formats.storage import replace
 
     pruned_width = BenchStorage.of_model(config).pruned_width
     masked = _masked_linears(weights, config) - set(pruned_width) if streamed else set()
@@ -206,12 +206,34 @@ def _rebuild(
     layers |= _masked_layers(weights, masked, state)
     stored = config.dtype or next(value.dtype for value in tensors.values() if is_real(value.dtype))
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
+    model = assemble(state, layers, config, wanted, as_stored, pruned_width)
+    install(model, quantization or {}, tensors)
+    return model
+
+
+def assemble(
+    state: dict[str, Tensor],
+    layers: Mapping[str, FormattedLinear],
+    config: Any,
+    dtype: torch.dtype,
+    as_stored: bool,
+    pruned_width: Sequence[str] = (),
+) -> PreTrainedModel:
+    """Return the model of plain tensors ``state``, which is changed, and of ``layers`` that have a storage format.
+
+    Names are the bench's. Layers keep their format with ``as_stored``; ``pruned_width`` names tensors that are smaller
+    than ``config`` says.
+    """
+    import torch
+
+    from hemorrhage.models.formats.storage import replace
+
     formatted = {name: layer for name, layer in layers.items() if as_stored or layer.keep}
     for name, layer in layers.items():
         shape = (layer.out_features, layer.in_features)
         # A layer that keeps its format has no dense weight; transformers wants to see one, which costs no memory.
         state[f"{name}.weight"] = (
-            torch.zeros((), dtype=wanted).expand(shape) if name in formatted else layer.dense().to(wanted)
+            torch.zeros((), dtype=dtype).expand(shape) if name in formatted else layer.dense().to(dtype)
         )
         if layer.bias is not None:
             state[f"{name}.bias"] = layer.bias.data
@@ -221,12 +243,11 @@ def _rebuild(
         shapes = expected_shapes(config)
         state |= {name: torch.zeros((), dtype=value.dtype).expand(shapes[name]) for name, value in pruned.items()}
     state = to_memory(state, config.get_text_config(decoder=True).model_type)
-    model = _from_pretrained(None, config, str(wanted).removeprefix("torch."), state_dict=state)
+    model = _from_pretrained(None, config, str(dtype).removeprefix("torch."), state_dict=state)
     for name, layer in formatted.items():
         replace(model, name, layer)
     for name, value in pruned.items():
-        _set_pruned(model, name, value.to(wanted))
-    install(model, quantization or {}, tensors)
+        _set_pruned(model, name, value.to(dtype))
     return model
 
 

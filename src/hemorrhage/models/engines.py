@@ -23,6 +23,22 @@ STORED: Mapping[str, Mapping[str, Any]] = {
 """How a method's result can be stored -> the entries of its config.json that say so. A test holds it to checkpoints."""
 
 
+PUBLISHED = {
+    "compressed-tensors": "vLLM, transformers",
+    "gptq": "transformers with GPTQModel",
+    "awq": "transformers with GPTQModel",
+    "auto-round": "transformers with AutoRound",
+    "fp8": "transformers on a GPU",
+    "fbgemm_fp8": "transformers on a GPU",
+    "mxfp4": "transformers",
+    "hqq": "transformers with HQQ",
+    "torchao": "transformers with torchao",
+    "modelopt": "TensorRT-LLM",
+    "mlx": "MLX",
+}
+"""``quant_method`` of config.json -> programs that load such a checkpoint."""
+
+
 def engine(config: Mapping[str, Any]) -> tuple[str, str]:
     """Return the programs that load a checkpoint with this config.json, and, where there are none, why.
 
@@ -35,8 +51,9 @@ def engine(config: Mapping[str, Any]) -> tuple[str, str]:
     obstacle = _obstacle(storage, has_rounded_cache=bool(quantization.get("kv_cache_scheme")))
     if obstacle:
         return "", obstacle
-    if quantization.get("quant_method") == "compressed-tensors":
-        return "vLLM, transformers", ""
+    method = quantization.get("quant_method")
+    if method in PUBLISHED:
+        return PUBLISHED[method], ""
     return "transformers with bitsandbytes" if quantization else "any Hugging Face program", ""
 
 

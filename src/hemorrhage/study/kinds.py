@@ -17,8 +17,9 @@ from pathlib import Path
 from hemorrhage.compress.catalogue import module_of
 from hemorrhage.data.source import as_json
 from hemorrhage.data.texts.repositories import identity
+from hemorrhage.models.sources import published
 from hemorrhage.models.sources.path import digest_of_adopted
-from hemorrhage.runtime.address import Json
+from hemorrhage.runtime.address import Json, JsonValue
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
@@ -251,12 +252,27 @@ def _reference_arguments(design: Design, name: str) -> Json:
 
 def _alteration(design: Design, variant: str) -> Json:
     chosen = design.variants[variant]
-    return {"method": chosen.method, "settings": chosen.settings.model_dump(mode="json"), "seed": chosen.seed}
+    settings = chosen.settings.model_dump(mode="json")
+    # Of a file of the user the content counts, wherever it lies.
+    contents: dict[str, JsonValue] = {
+        key: published.digest(Path(settings[key]), FINGERPRINTS)
+        for key in chosen.settings.paths
+        if isinstance(settings[key], str)
+    }
+    settings.update(contents)
+    return {"method": chosen.method, "settings": settings, "seed": chosen.seed}
 
 
 def _alteration_arguments(design: Design, variant: str) -> Json:
     chosen = design.variants[variant]
-    return {"variant": variant, "spec": {**_alteration(design, variant), "sweep": chosen.sweep, "on": chosen.on}}
+    settings = chosen.settings.model_dump(mode="json")
+    named: Json = {"sweep": chosen.sweep, "on": chosen.on}
+    return {"variant": variant, "spec": {"method": chosen.method, "settings": settings, "seed": chosen.seed, **named}}
+
+
+def _alteration_code(design: Design, variant: str) -> list[str]:
+    chosen = design.variants[variant]
+    return [module_of(chosen.method), *chosen.settings.modules]
 
 
 def _evaluation(design: Design, name: str) -> Json:
@@ -443,7 +459,7 @@ KINDS: dict[str, Kind] = {
             },
             settings=_alteration,
             arguments=_alteration_arguments,
-            code=lambda design, name: [module_of(design.variants[name].method)],
+            code=_alteration_code,
             on_gpu=lambda design, name: design.variants[name].settings.on_gpu,
             rule_on_gpu="compress_on_gpu",
             arithmetic=lambda load, name: load.alteration(name),

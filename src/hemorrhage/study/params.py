@@ -25,6 +25,7 @@ from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import code_tasks, harness, instructions
 from hemorrhage.data.source import DataSource
 from hemorrhage.data.texts.repositories import reachable
+from hemorrhage.models.sources import published
 from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.address import Json
@@ -478,7 +479,8 @@ def variants(params: Params) -> dict[str, Variant]:
             if not values:
                 raise ConfigError(f"{where}.{key}: an empty list makes no variant")
         for point in itertools.product(*lists.values()):
-            name = "-".join([sweep, *(str(value).replace(":", "of").lower() for value in point)])
+            named = zip(lists, point, strict=True)
+            name = "-".join([sweep, *(_in_name(method.settings, key, value) for key, value in named)])
             if name in expanded:
                 raise ConfigError(f"{where}: two variants are called {name}")
             settings = {**grid, **dict(zip(lists, point, strict=True))}
@@ -487,15 +489,26 @@ def variants(params: Params) -> dict[str, Variant]:
     return expanded
 
 
+def _in_name(settings: type[Settings], key: str, value: object) -> str:
+    """Return a listed value as it reads in the name of a variant."""
+    wording = settings.in_names.get(key)
+    return str(value).replace(":", "of").lower() if wording is None else wording(value)
+
+
 def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earlier: dict[str, Variant]) -> Variant:
     where = f"compress.{sweep}"
     seed, on = content.pop("seed", 0), content.pop("on", None)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"{where}.seed: must be a whole number of at least 0 (got {seed!r})")
     try:
-        settings = method.settings.model_validate(content)
+        paths = {key: expanded_path(content[key]) for key in method.settings.paths if isinstance(content.get(key), str)}
+        settings = method.settings.model_validate({**content, **paths})
     except ValidationError as error:
         raise ConfigError(first_error(error, content, f"{where}.")) from None
+    for key, path in paths.items():
+        problem = published.refusal(Path(path))
+        if problem:
+            raise ConfigError(f"{where}.{key}: {problem}")
     return Variant(
         name=name,
         sweep=sweep,
@@ -514,7 +527,7 @@ def _check_repeated(expanded: dict[str, Variant]) -> None:
     seeds: set[tuple[tuple[object, ...], int]] = set()
     for variant in expanded.values():
         settings = variant.settings
-        point = (variant.sweep, variant.on, settings.identity, settings.severity)
+        point = (variant.sweep, variant.on, settings.identity, settings.point)
         first = firsts.setdefault(point, variant)
         if settings != first.settings:
             reason = "other settings at the same point of the same damage curve"

@@ -42,6 +42,8 @@ METHODS = (
     "upcycling",
     "expert_split",
     "routing",
+    # Published by others
+    "external",
     # Recovery
     "recovery",
 )

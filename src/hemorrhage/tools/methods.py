@@ -34,7 +34,8 @@ def table() -> str:
         lines += ["| method | what it does | paper | axis | statistics | control | improves on | runs in |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [_row(method) for method in members]
-        lines += ["", "```yaml", *(line for method in members for line in _params(method)), "```", ""]
+        examples = [line for method in members for line in _params(method)]
+        lines += ["", "```yaml", *examples, "```", ""] if examples else [""]
     return "\n".join(lines)
 
 
@@ -56,7 +57,7 @@ def _row(method: Method) -> str:
         ", ".join(_statistics(method)) or "none",
         f"`{SHUFFLED}`" if SHUFFLED in method.settings.model_fields else "–",
         ", ".join(dict.fromkeys(_plain(each.plain) for each in info.improves_on)) or "–",
-        "; ".join(dict.fromkeys(engine(STORED[name])[0] or "this bench" for name in info.storage)),
+        "; ".join(dict.fromkeys(engine(STORED[name])[0] or "this bench" for name in info.storage)) or "what reads it",
     )
     return f"| {' | '.join(cells)} |"
 

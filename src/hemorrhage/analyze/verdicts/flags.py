@@ -29,6 +29,8 @@ OF_WEIGHTS = ("bits", "sparsity", "removed")
 SIGNIFICANT = 0.05
 
 NO_OP = "no-op"
+ANOTHER_BASE = "made from another base"
+PUBLISHED = "read from a published file"
 
 SILENT = 1e-3
 """A block whose write is so small against the state it is added to writes nothing."""
@@ -77,6 +79,7 @@ def find(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str]) -> list[Fla
     flags: list[Flag] = []
     writes, sqnr = layer_estimates(rows, "write_norm"), layer_estimates(rows, "local_sqnr")
     for variant in measured:
+        flags += _lineage(variant)
         flags += _unchanged(variant, numbers, corpora)
         flags += _silent_layers(variant, writes)
         flags += _broken_layers(variant, sqnr)
@@ -119,6 +122,20 @@ def _unchanged(variant: Variant, numbers: Numbers, corpora: Sequence[str]) -> It
         same = [corpus for corpus, kl in before.items() if kl and abs(kl.value - known[corpus].value) <= ROUNDING]
         if len(same) == len(known):
             yield Flag(variant.name, NO_OP, f"Its KL to the base is that of {variant.on}, which it alters: {shown}.")
+
+
+def _lineage(variant: Variant) -> Iterator[Flag]:
+    """Flag a published model that was made from another base, and what was said when it was read."""
+    lineage = variant.manifest.get("lineage")
+    if lineage and lineage["verdict"] == "other":
+        differing, compared = lineage["differing"], lineage["compared"]
+        evidence = (
+            f"{len(differing)} of {compared} tensors that a compression leaves alone are not the base's, the first "
+            f"{differing[0]}: it was made from another model, and its damage is also the difference of the two."
+        )
+        yield Flag(variant.name, ANOTHER_BASE, evidence)
+    for note in variant.manifest.get("notes", []):
+        yield Flag(variant.name, PUBLISHED, note)
 
 
 def _layer_values(variant: Variant, table: pd.DataFrame) -> pd.Series:

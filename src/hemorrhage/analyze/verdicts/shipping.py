@@ -68,7 +68,8 @@ class Verdict:
 def size_of(inputs: Inputs, variant: Variant) -> Size:
     """Measure the size of a variant that was made."""
     manifest = variant.manifest
-    loads, reason = engine(inputs.configs.get(variant.name, {}))
+    published = manifest.get("engine")
+    loads, reason = (published, "") if published else engine(inputs.configs.get(variant.name, {}))
     share = manifest["disk_bytes"] / inputs.base["disk_bytes"]
     masked = manifest.get("mask_bits") is not None and manifest["size_ratio"] < share
     return Size(

@@ -1,0 +1,254 @@
+"""A checkpoint that somebody else published, as a model in memory.
+
+Its layers keep the format that they are stored in; what is in no linear layer of a block becomes dense. The names and
+shapes in the files are compared with the architecture before a tensor is read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from hemorrhage.models.architecture import skeleton
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.checkpoint import assemble
+from hemorrhage.models.emulation.install import install
+from hemorrhage.models.engines import engine
+from hemorrhage.models.formats.config import QuantizationConfig
+from hemorrhage.models.formats.published import READERS
+from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers
+from hemorrhage.models.layout import view
+from hemorrhage.models.linears import linears_of
+from hemorrhage.models.sources import architecture, files
+from hemorrhage.models.sources.published import check, quantization_of, weights_of
+from hemorrhage.models.stream import TensorLocation, tensor_locations
+from hemorrhage.runtime.lazy import torch
+from hemorrhage.runtime.step import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+BIAS = "bias"
+
+QUANTIZATION = "quantization_config"
+
+KEPT = (QUANTIZATION, "compression_config", "quantization")
+"""Entries of config.json that say how weights are stored: they are read here and not by transformers."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that somebody else published.
+
+    ``storage``: its format in words. ``bits``: of all tensors in its files, ``layer_bits``: of those of the blocks'
+    linear layers, ``bytes``: of the files with weights. ``types``: tensors by the type that they are stored in.
+    ``engine``: programs that load the files. ``tokens``: its vocabulary by id, None where the files have none.
+    ``notes``: sentences on what was left out.
+    """
+
+    model: PreTrainedModel
+    storage: str
+    bits: float
+    layer_bits: float
+    bytes: int
+    types: Mapping[str, int]
+    engine: str
+    tokens: Mapping[int, str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerLocation(TensorLocation):
+    """The weight of a layer that has a storage format, among the tensors of a checkpoint."""
+
+    layer: FormattedLinear | None = None
+
+
+def read(path: Path) -> Published:
+    """Return the model of a folder.
+
+    Raises InputError, one line that names the file, where it is not a whole model of its architecture.
+    """
+    check(path)
+    quantization = quantization_of(path)
+    reader = reader_of(path, quantization)
+    weights = weights_of(path)
+    stored = files.tensors(weights)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        config = _write_config(path, folder)
+        locations = {name: where for file in weights for name, where in tensor_locations(file).items()}
+        groups = group(list(locations), reader)
+        layers = dict(_layers(path, groups, locations, quantization, reader))
+        in_layers = {name for pieces in groups.values() for name in pieces.values()}
+        dense = {name: tensor for name, tensor in stored.items() if name not in in_layers}
+        dense |= {f"{name}.weight": _announced(layer) for name, layer in layers.items()}
+        dense |= {f"{name}.{BIAS}": stored[f"{name}.{BIAS}"] for name in layers if f"{name}.{BIAS}" in stored}
+        compared = _compare(path, folder, dense)
+        kept = {name: where for name, where in locations.items() if name in dense and name not in compared.surplus}
+        kept |= {f"{name}.weight": _location(layer) for name, layer in layers.items()}
+        state, formatted = _named(view(folder, kept))
+    model = _assemble(config, state, formatted, quantization)
+    bits = {name: _bits(tensor) for name, tensor in stored.items() if name not in compared.surplus}
+    kept_layers = {id(layer) for layer in formatted_layers(model).values()}
+    pieces = [piece for name, layer in layers.items() if id(layer) in kept_layers for piece in groups[name].values()]
+    plain = sum(8.0 * linear.weight.nbytes for linear in linears_of(model, missing_ok=True).values())
+    return Published(
+        model,
+        storage=reader.describe(quantization) if reader else str(model.dtype).removeprefix("torch."),
+        bits=sum(bits.values()),
+        layer_bits=sum(bits[piece] for piece in pieces) + plain,
+        bytes=sum(file.stat().st_size for file in weights),
+        types=Counter(tensor.dtype for tensor in stored.values()),
+        engine=engine({QUANTIZATION: quantization} if quantization else {})[0],
+        tokens=vocabulary(path),
+        notes=tuple(compared.notes),
+    )
+
+
+def reader_of(path: Path, quantization: Mapping[str, Any]) -> ModuleType | None:
+    """Return the module that reads a folder's quantized layers; None for a plain checkpoint. Raises InputError."""
+    method = quantization.get("quant_method")
+    if method is None:
+        return None
+    if method not in READERS:
+        known = ", ".join(sorted(READERS))
+        raise InputError(f"{path} is stored as {method or 'an unnamed format'}, which is not read; known are {known}")
+    return importlib.import_module(READERS[method])
+
+
+def group(names: list[str], reader: ModuleType | None) -> dict[str, dict[str, str]]:
+    """Return layer -> suffix -> name of the tensors that belong to a layer with a storage format."""
+    if reader is None:
+        return {}
+    if hasattr(reader, "regroup"):
+        groups: dict[str, dict[str, str]] = reader.regroup(names)
+        return groups
+    pieces: dict[str, dict[str, str]] = {}
+    marks = tuple(f".{mark}" for mark in reader.MARKS)
+    marked = {name.removesuffix(mark) for name in names for mark in marks if name.endswith(mark)}
+    for name in names:
+        # Suffixes may have dots themselves (weight.quant_state.bitsandbytes__nf4).
+        layer = next((each for each in _prefixes(name) if each in marked), None)
+        if layer is not None and name != f"{layer}.{BIAS}":
+            pieces.setdefault(layer, {})[name.removeprefix(f"{layer}.")] = name
+    return pieces
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _layers(
+    path: Path,
+    groups: Mapping[str, Mapping[str, str]],
+    locations: Mapping[str, TensorLocation],
+    quantization: Mapping[str, Any],
+    reader: ModuleType | None,
+) -> Iterator[tuple[str, FormattedLinear]]:
+    for name, pieces in groups.items():
+        assert reader is not None, "nothing is grouped without one"
+        stored = {suffix: locations[piece].tensor() for suffix, piece in pieces.items()}
+        try:
+            if hasattr(reader, "read_stack"):
+                yield from reader.read_stack(stored, quantization, name).items()
+            else:
+                yield name, reader.read_published(stored, quantization, name)
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise InputError(f"{path}: {name}: {reason}") from None
+
+
+def _announced(layer: FormattedLinear) -> files.Tensor:
+    """Return the weight of a layer as a header would have it, to compare its shape with the architecture's."""
+    return files.Tensor(Path(), "F32", (layer.out_features, layer.in_features), 0, 0)
+
+
+def _location(layer: FormattedLinear) -> LayerLocation:
+    return LayerLocation(Path(), torch.float32, (layer.out_features, layer.in_features), 0, layer)
+
+
+def _named(viewed: Mapping[str, TensorLocation]) -> tuple[dict[str, Tensor], dict[str, FormattedLinear]]:
+    """Return the plain tensors and the layers under the bench's names."""
+    layers = {
+        name.removesuffix(".weight"): location.layer
+        for name, location in viewed.items()
+        if isinstance(location, LayerLocation) and location.layer is not None
+    }
+    state = {name: each.tensor() for name, each in viewed.items() if not isinstance(each, LayerLocation)}
+    for name, layer in layers.items():
+        bias = state.get(f"{name}.{BIAS}")
+        layer.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+    return state, layers
+
+
+def _assemble(
+    config: PreTrainedConfig,
+    state: dict[str, Tensor],
+    layers: Mapping[str, FormattedLinear],
+    quantization: Mapping[str, Any],
+) -> PreTrainedModel:
+    """Return the model; layers outside the blocks, such as a quantized head, become dense."""
+    stored = next(value.dtype for value in state.values() if value.is_floating_point())
+    dtype = getattr(torch, str(config.dtype or stored).removeprefix("torch."))
+    prefixes = tuple(_block_prefixes(config))
+    kept = {name: layer for name, layer in layers.items() if name.startswith(prefixes)}
+    for name, layer in layers.items():
+        if name not in kept:
+            state[f"{name}.weight"] = layer.dense().to(dtype)
+    model = assemble(state, kept, config, dtype, as_stored=True)
+    install(model, cast(QuantizationConfig, quantization), state)
+    model.eval()
+    return model
+
+
+def _block_prefixes(config: PreTrainedConfig) -> Iterator[str]:
+    model = skeleton(config)
+    first = {id(block) for block in blocks(model)}
+    yield from (f"{name}." for name, module in model.named_modules() if id(module) in first)
+
+
+def _write_config(path: Path, folder: Path) -> PreTrainedConfig:
+    """Write config.json without what says how weights are stored, and return it as transformers reads it."""
+    content = files.read_json(path / "config.json")
+    for entries in (content, content.get("text_config")):
+        if isinstance(entries, dict):
+            for key in (*KEPT, "auto_map"):
+                entries.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    return architecture.configuration(folder)
+
+
+def _compare(path: Path, folder: Path, dense: Mapping[str, files.Tensor]) -> architecture.Compared:
+    try:
+        return architecture.compare(folder, dense)
+    except InputError as problem:
+        raise InputError(str(problem).replace(str(folder), str(path))) from None
+
+
+def _bits(tensor: files.Tensor) -> float:
+    return 8.0 * (tensor.end - tensor.begin)
+
+
+def vocabulary(folder: Path) -> Mapping[int, str] | None:
+    """Return a folder's tokens by id; None where it has no tokenizer.json that the library reads."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not files.exists(file):
+        return None
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(files.read_json(file)))
+    except Exception:  # the library raises Exception itself
+        return None
+    return {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
