@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hemorrhage.models.checkpoint import load
 from hemorrhage.models.experts import LAYOUTS, Experts, every_token, mixtures, routing_layers, unfuse
 from hemorrhage.models.refused import RefusedError
+from tests.families import build
 from tests.tiny_moe import EXPERTS, OWN, new_model
 
 TOKENS = torch.randint(3, 500, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -58,6 +61,22 @@ def test_tokens_are_summed_over_their_experts() -> None:
         experts(x, chosen, weights)
         assert seen == [5]
         hook.remove()
+
+
+def test_experts_that_sort_their_tokens_see_all_of_them_where_that_is_wanted(tmp_path: Path) -> None:
+    model = load(build(tmp_path, "llama4_text"))
+    mixture = next(iter(mixtures(model).values()))
+    seen: list[torch.Tensor] = []
+    for expert in mixture.experts:
+        expert.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    with torch.no_grad():
+        expected = model(TOKENS, use_cache=False).logits
+        assert sum(int((given != 0).any(-1).sum()) for given in seen) == TOKENS.numel(), "a token takes one expert"
+        seen.clear()
+        with every_token(model):
+            torch.testing.assert_close(model(TOKENS, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
+        assert all((given != 0).any(-1).all() for given in seen)
+        torch.testing.assert_close(model(TOKENS, use_cache=False).logits, expected, rtol=0, atol=0)
 
 
 def test_what_routes_is_named_for_those_who_leave_it_alone() -> None:

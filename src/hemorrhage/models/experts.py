@@ -88,12 +88,29 @@ class Experts(nn.ModuleList):
 
 
 class SortedExperts(Experts):
-    """Llama 4's, which get as many copies of all tokens as there are experts, those of others times zero."""
+    """Llama 4's, which get as many copies of all tokens as there are experts, times the router's scores.
+
+    The score of an expert that a token does not take is zero, but for ``every_token``.
+    """
+
+    top_k = 1
 
     def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
         """``hidden_states`` [experts · tokens, hidden], and so is what leaves."""
-        copies = hidden_states.view(len(self), -1, hidden_states.shape[-1])
-        return torch.cat([expert(tokens) for expert, tokens in zip(self, copies, strict=True)])
+        copies = self.copies(hidden_states)
+        outputs = torch.stack([expert(tokens) for expert, tokens in zip(self, copies, strict=True)])
+        if self.every_token:
+            taken = torch.zeros(copies.shape[1::-1], dtype=torch.bool, device=copies.device)
+            outputs = outputs * taken.scatter_(1, self.choices(copies), True).T[..., None]
+        return outputs.flatten(0, 1)
+
+    def copies(self, hidden_states: Tensor) -> Tensor:
+        """Return ``hidden_states`` as [experts, tokens, hidden]."""
+        return hidden_states.view(len(self), -1, hidden_states.shape[-1])
+
+    def choices(self, copies: Tensor) -> Tensor:
+        """Return the experts that each token takes, those of the highest scores: int64 [tokens, top_k]."""
+        return copies.abs().amax(-1).T.topk(self.top_k, dim=-1).indices
 
 
 class SharedGate(nn.Module):
@@ -278,8 +295,8 @@ def record_choices(mixture: Any) -> Iterator[list[Tensor]]:
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         if isinstance(mixture.experts, SortedExperts):
-            copies = arguments[0].view(len(mixture.experts), -1, arguments[0].shape[-1])
-            choices.append(copies.abs().amax(-1).T.topk(mixture.top_k, dim=-1).indices)
+            mixture.experts.top_k = mixture.top_k
+            choices.append(mixture.experts.choices(mixture.experts.copies(arguments[0])))
         else:
             choices.append(named["top_k_index"] if "top_k_index" in named else arguments[1])
 
@@ -312,14 +329,19 @@ def every_token(model: nn.Module) -> Iterator[None]:
 
     For calibration: an expert to which no token of the calibration set is routed would have no statistics.
     """
-    stacks = [mixture.experts for mixture in mixtures(model).values()]
-    for experts in stacks:
-        experts.every_token = True
+    by_name = mixtures(model)
+    for mixture in by_name.values():
+        mixture.experts.every_token = True
+        if isinstance(mixture.experts, SortedExperts):
+            mixture.experts.top_k = mixture.top_k
+            router(mixture).top_k = len(mixture.experts)
     try:
         yield
     finally:
-        for experts in stacks:
-            del experts.every_token
+        for mixture in by_name.values():
+            del mixture.experts.every_token
+            if isinstance(mixture.experts, SortedExperts):
+                router(mixture).top_k = mixture.top_k
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

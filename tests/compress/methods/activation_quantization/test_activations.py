@@ -18,7 +18,6 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import activations
-from hemorrhage.compress.solvers import smoothing
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation.activations import InputRounding, exact, quantization_args, rounding_of, scale_of
 from hemorrhage.models.formats import int8
@@ -26,7 +25,7 @@ from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import kl
-from tests.layers import layer_of, logits_of
+from tests.layers import block_of, layer_of, logits_of
 from tests.whole import whole
 
 OUTLIER = 100.0
@@ -42,12 +41,17 @@ def outliers(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """The same function with one feature of every norm's output 100 times as large, and its calibration."""
     folder = tmp_path_factory.mktemp("outliers")
     model = load(tiny)
-    norms: dict[str, Any] = {**smoothing.norms_before(model)}
     with torch.no_grad():
-        for norm in set(norms.values()):
-            norm.weight[7] *= OUTLIER
-        for name in norms:
-            layer_of(model, name).weight[:, 7] /= OUTLIER
+        for index in range(5):
+            block = block_of(model, index)
+            readers = {
+                block.input_layernorm: [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj],
+                block.post_attention_layernorm: [block.mlp.gate_proj, block.mlp.up_proj],
+            }
+            for norm, layers in readers.items():
+                norm.weight[7] *= OUTLIER
+                for layer in layers:
+                    layer.weight[:, 7] /= OUTLIER
     model.save_pretrained(folder / "model")
     for file in tiny.glob("*token*"):
         (folder / "model" / file.name).write_bytes(file.read_bytes())
@@ -279,9 +283,5 @@ def test_settings() -> None:
 def test_impossible_settings_are_refused_before_any_work(tiny: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     assert activations.Settings(smooth=0.5).check(config) is None
-    experts = {**config, "num_local_experts": 8}
-    refused = "smoothing is for dense blocks, and this model has num_local_experts 8"
-    assert activations.Settings(smooth=0.5).check(experts) == refused
-    assert activations.Settings().check(experts) is None
     reason = activations.Settings(bits=4, group_size=64).check(config)
     assert reason == "group_size 64 does not divide the model's intermediate_size of 172"

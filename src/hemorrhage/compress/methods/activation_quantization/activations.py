@@ -24,6 +24,7 @@ from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers import smoothing
 from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
 from hemorrhage.compress.solvers.packing import scheme, store
+from hemorrhage.compress.solvers.readers import find_norm_readers
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -93,7 +94,7 @@ class Settings(Base):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
-        return self.grid.check(config) or (smoothing.check(config) if self.smooth is not None else None)
+        return self.grid.check(config)
 
     def check_model(self, model: PreTrainedModel) -> str | None:
         """Raise RefusedError where groups don't divide a layer's inputs, or a norm takes no factors."""
@@ -101,7 +102,7 @@ class Settings(Base):
         if self.smooth is not None:
             from hemorrhage.calibrate.statistics import shared_inputs
 
-            smoothing.foldable_norms(model, shared_inputs(model, torch.ones(1, 1)))
+            find_norm_readers(model, shared_inputs(model, torch.ones(1, 1)))
         return None
 
 
@@ -112,15 +113,22 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     linears = linears_of(model)
     statistics, generator = context.statistics, shuffler(settings.shuffled, context.seed)
     inputs = {name: [name] for name in linears} if statistics is None else statistics.shared()
-    norms = {} if settings.smooth is None else smoothing.foldable_norms(model, inputs)
+    norms = [] if settings.smooth is None else find_norm_readers(model, inputs)
+    norm_of = {first: readers for readers in norms for first in readers.inputs}
+    factors: dict[str, Tensor] = {}
     with torch.no_grad():
         for first, names in tqdm(inputs.items(), desc="activations", unit="input", mininterval=5, leave=False):
             largest = None if statistics is None else statistics.max_abs(first).to(model.device)
             factor: Tensor | float = 1.0
-            if largest is not None and settings.smooth is not None and first in norms:
-                weights = [linears[name].weight for name in names]
-                scale = shuffle(smoothing.scales(largest, weights, settings.smooth), generator)
-                factor = _smooth(norms, names, scale)
+            if largest is not None and settings.smooth is not None and first in norm_of:
+                readers = norm_of[first]
+                if readers.norm not in factors:
+                    ranges = [context.calibration.max_abs(each).to(model.device) for each in readers.inputs]
+                    weights = [linears[name].weight for name in readers.linears]
+                    scale = smoothing.scales(torch.stack(ranges).amax(0), weights, settings.smooth)
+                    scale = shuffle(scale, generator)
+                    factors[readers.norm] = smoothing.move(model, readers, scale, weights[0].dtype)
+                factor = factors[readers.norm]
                 largest = largest / factor
             rounding = InputRounding(settings.activation_bits, settings.activations)
             if settings.activations == "static" and largest is not None:
@@ -161,17 +169,6 @@ def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSet
         scale = torch.tensor([rounding.scale], dtype=quantized.scale.dtype)
         form.tensors["input_scale"] = Parameter(scale, requires_grad=False)
     form.register_forward_pre_hook(rounding)
-
-
-def _smooth(norms: Mapping[str, Any], names: list[str], scale: Tensor) -> Tensor:
-    """Fold ``scale`` into the norm before the layers ``names``; what multiplies their columns."""
-    norm = norms[names[0]]
-    if {name for name, other in norms.items() if other is norm} != set(names):
-        raise ValueError(f"{names[0]}: others read the norm before it too; it can't be smoothed")
-    try:
-        return smoothing.fold(norm, scale)
-    except ValueError as error:
-        raise ValueError(f"{names[0]}: {error}") from error
 
 
 METHOD = Method(
