@@ -11,6 +11,10 @@ from collections.abc import Mapping
 READERS: Mapping[str, str] = {
     "auto-round": "hemorrhage.models.formats.auto_round",
     "awq": "hemorrhage.models.formats.awq",
+    "bitsandbytes": "hemorrhage.models.formats.bitsandbytes",
     "gptq": "hemorrhage.models.formats.gptq",
+    "hqq": "hemorrhage.models.formats.hqq",
+    "mlx": "hemorrhage.models.formats.mlx",
+    "torchao": "hemorrhage.models.formats.torchao",
 }
 """``quant_method`` of config.json, in lower case -> module of this package."""

@@ -24,6 +24,10 @@ FORMAT_OF_SUFFIX = {
     "weight_scale": "int8",
     "gptq_qweight": "gptq",
     "awq_qweight": "awq",
+    "SCB": "llm_int8",
+    "W_q": "hqq",
+    "mlx_weight": "mlx",
+    "torchao_qdata": "torchao",
 }
 """Suffix on disk -> storage format. The first that a layer has decides."""
 
@@ -36,6 +40,10 @@ MODULES = {
     "int8": "hemorrhage.models.formats.int8",
     "gptq": "hemorrhage.models.formats.gptq",
     "awq": "hemorrhage.models.formats.awq",
+    "llm_int8": "hemorrhage.models.formats.bitsandbytes",
+    "hqq": "hemorrhage.models.formats.hqq",
+    "mlx": "hemorrhage.models.formats.mlx",
+    "torchao": "hemorrhage.models.formats.torchao",
     "sliced": "hemorrhage.models.formats.sliced",
     "gguf_file": "hemorrhage.models.formats.gguf_file",
 }

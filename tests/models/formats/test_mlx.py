@@ -1,0 +1,105 @@
+"""MLX's layers are read as MLX reads them, number by number."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hemorrhage.models.formats.mlx import WIDTHS, describe, read, read_published
+from tests.models.formats.damage import damaged
+from tests.models.formats.test_gptq import packed
+
+CONFIG: dict[str, Any] = {"bits": 4, "group_size": 32}
+
+
+def layer(bits: int, rows: int, columns: int, size: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors of a layer, and ``q scale + bias`` of each weight, each step in ``dtype``."""
+    generator = torch.Generator().manual_seed(bits)
+    codes = torch.randint(2**bits, (rows, columns), generator=generator)
+    scales = (torch.rand(rows, columns // size, generator=generator) - 0.5).to(dtype)
+    biases = torch.randn(rows, columns // size, generator=generator).to(dtype)
+    expected = torch.empty(rows, columns, dtype=dtype)
+    for row in range(rows):
+        for column in range(columns):
+            q = codes[row, column].to(dtype)
+            expected[row, column] = q * scales[row, column // size] + biases[row, column // size]
+    words = packed(codes.tolist(), bits).view(torch.uint32)
+    return {"weight": words, "scales": scales, "biases": biases}, expected.float()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_weight_is_its_code_times_its_scale_and_its_bias(bits: int, dtype: torch.dtype) -> None:
+    stored, expected = layer(bits, 5, 96, 32, dtype)
+    found = read_published(stored, {"bits": bits, "group_size": 32}, "a")
+    assert torch.equal(found.dense(), expected)
+    assert (found.out_features, found.in_features) == (5, 96)
+    assert torch.equal(read(found.stored(), None).dense(), expected)
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found(x), x @ expected.T)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_mlx_quantizes_is_read_bit_for_bit(bits: int, dtype: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+
+    def tensor(value: Any) -> Tensor:
+        raw = torch.frombuffer(bytearray(memoryview(value.view(mx.uint8))), dtype=torch.uint8)
+        return raw.view(getattr(torch, str(value.dtype).rpartition(".")[2])).view(value.shape)
+
+    weight = mx.random.normal((48, 192), key=mx.random.key(bits)).astype(getattr(mx, dtype))
+    words, scales, biases = mx.quantize(weight, group_size=64, bits=bits)
+    stored = {"weight": tensor(words), "scales": tensor(scales), "biases": tensor(biases)}
+    found = read_published(stored, {"bits": bits, "group_size": 64}, "a")
+    theirs = mx.dequantize(words, scales, biases, group_size=64, bits=bits)
+    assert torch.equal(found.dense(), tensor(theirs).float())
+
+
+def test_a_layer_may_have_settings_of_its_own() -> None:
+    stored, expected = layer(8, 5, 64, 64, torch.float16)
+    config = CONFIG | {"model.a": {"bits": 8, "group_size": 64}, "model.b": False}
+    assert torch.equal(read_published(stored, config, "model.a").dense(), expected)
+    assert describe(config) == "MLX, 4 bits, groups of 32, some layers otherwise"
+    assert describe(CONFIG) == "MLX, 4 bits, groups of 32"
+
+
+def broken(**changes: Tensor) -> dict[str, Tensor]:
+    return layer(4, 5, 96, 32, torch.float16)[0] | changes
+
+
+@pytest.mark.parametrize(
+    ("stored", "config", "line"),
+    [
+        (broken(), {"bits": 7}, "MLX's bits 7 and group_size 32 are not of 2, 3, 4, 5, 6, 8 bits"),
+        (broken(), {"group_size": None}, "MLX's bits 4 and group_size None"),
+        (broken(), {"mode": "mxfp4"}, "MLX's mode 'mxfp4' is not read; affine is"),
+        (broken(), {"bits": 8}, "weight has the shape [5, 12], not [5, 24]"),
+        (broken(), {"group_size": 64}, "weight has the shape [5, 12], not [5, 24]"),
+        (broken(), {"group_size": 33}, "weight has the shape [5, 12], not [5, 13]"),
+        (broken(biases=torch.ones(5, 4)), {}, "biases has the shape [5, 4], not [5, 3]"),
+        (broken(biases=torch.ones(5, 3)), {}, "scales and biases are of two types"),
+        (broken(weight=torch.zeros(5, 12, dtype=torch.int32)), {}, "weight is of type int32, not uint32"),
+        (broken(scales=torch.full((5, 3), float("nan"))), {}, "scales has numbers that are not finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(stored: dict[str, Tensor], config: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(line)) as problem:
+        read_published(stored, CONFIG | config, "a")
+    assert "\n" not in str(problem.value)
+
+
+def test_damaged_tensors_are_refused_or_give_a_weight() -> None:
+    refused = 0
+    for tensors in damaged(broken(), 90):
+        try:
+            found = read_published(tensors, CONFIG, "a")
+        except ValueError:
+            refused += 1
+            continue
+        assert found.dense().shape == (found.out_features, found.in_features)
+    assert refused > 45
