@@ -47,7 +47,7 @@ class MlxLinear(DequantizedLinear):
         def piece(rows: slice) -> Tensor:
             q = unpack(words[rows], bits, self.in_features).int() + 2 ** (bits - 1)
             groups = q.to(scales.dtype).unflatten(1, (scales.shape[1], -1))
-            W = groups * scales[rows].unsqueeze(2) + biases[rows].unsqueeze(2)
+            W: Tensor = groups * scales[rows].unsqueeze(2) + biases[rows].unsqueeze(2)
             return W.flatten(1).float()
 
         return self.by_rows(piece)

@@ -66,13 +66,15 @@ class TorchaoLinear(DequantizedLinear):
         octets = stored["torchao_qdata"][rows].view(torch.int8)
         # Shifting left and back brings the sign of the lower half.
         q = torch.stack([octets << 4 >> 4, octets >> 4], dim=2).flatten(1).to(scale.dtype)
-        return (q.unflatten(1, (scale.shape[1], -1)) * scale + zero).flatten(1).float()
+        W: Tensor = q.unflatten(1, (scale.shape[1], -1)) * scale + zero
+        return W.flatten(1).float()
 
     def _spread(self, values: Tensor, rows: slice) -> Tensor:
         """Return the number of each weight of ``rows`` among those of blocks ``values``."""
         height, width = self.out_features // len(values), self.in_features // values.shape[1]
         of_rows = torch.arange(self.out_features, device=values.device)[rows] // height
-        return values[of_rows].repeat_interleave(width, dim=1)
+        spread: Tensor = values[of_rows].repeat_interleave(width, dim=1)
+        return spread
 
 
 def is_packed(stored: Mapping[str, Tensor], prefix: str) -> bool:
@@ -94,26 +96,32 @@ def read_published(stored: Mapping[str, Tensor], _quantization: Mapping[str, Any
     pieces = Pieces(stored, [f"{THEIRS}{name}" for name in NAMES])
     q = pieces.tensor("_weight_qdata", [torch.int8, torch.uint8, *FLOAT8], 2)
     scale = pieces.scales("_weight_scale")
-    has_zero = "_weight_zero_point" in pieces
-    if is_packed(stored, THEIRS):
-        zero = pieces.scales("_weight_zero_point")
-        fit("_weight_scale", scale, len(zero), len(q))
-        sizes = (2 * q.shape[1],)
-        if q.dtype in FLOAT8 or zero.dtype != scale.dtype:
-            raise ValueError("two codes a byte need bytes, and scales and zero points of one type")
-    else:
-        if q.dtype == torch.uint8 or (has_zero and q.dtype != torch.int8):
-            raise ValueError(f"_weight_qdata with these scales is not one of torchao's tensors that are read: {_KNOWN}")
-        if has_zero:
-            fit("_weight_zero_point", pieces.tensor("_weight_zero_point", [torch.int8, *FLOATS], 2), *scale.shape)
-        sizes = tuple(q.shape)
-    blocks = (len(scale),) if is_packed(stored, THEIRS) else tuple(scale.shape)
+    sizes, blocks = _two_a_byte(pieces, q, scale) if is_packed(stored, THEIRS) else _one_a_byte(pieces, q, scale)
     if any(size % count for size, count in zip(sizes, blocks, strict=True)):
         raise ValueError(f"scales {list(scale.shape)} do not divide _weight_qdata {list(q.shape)}")
     return TorchaoLinear({f"{OURS}{name}": stored[f"{THEIRS}{name}"] for name in NAMES if f"{THEIRS}{name}" in stored})
 
 
 _KNOWN = "Int8Tensor, IntxUnpackedToInt8Tensor, Float8Tensor, Int4Tensor"
+
+
+def _one_a_byte(pieces: Pieces, q: Tensor, scale: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the weight and of its blocks. Raises ValueError."""
+    has_zero = "_weight_zero_point" in pieces
+    if q.dtype == torch.uint8 or (has_zero and q.dtype != torch.int8):
+        raise ValueError(f"_weight_qdata with these scales is not one of torchao's tensors that are read: {_KNOWN}")
+    if has_zero:
+        fit("_weight_zero_point", pieces.tensor("_weight_zero_point", [torch.int8, *FLOATS], 2), *scale.shape)
+    return q.shape, scale.shape
+
+
+def _two_a_byte(pieces: Pieces, q: Tensor, scale: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the columns of the weight and the groups that divide them. Raises ValueError."""
+    zero = pieces.scales("_weight_zero_point")
+    fit("_weight_scale", scale, len(zero), len(q))
+    if q.dtype in FLOAT8 or zero.dtype != scale.dtype:
+        raise ValueError("two codes a byte need bytes, and scales and zero points of one type")
+    return (2 * q.shape[1],), (len(scale),)
 
 
 def describe(quantization: Mapping[str, Any]) -> str:
