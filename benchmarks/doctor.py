@@ -30,7 +30,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.checks.fidelity import LAYERS
 from hemorrhage.data.texts import embedded
 from hemorrhage.data.texts.__main__ import prepare as prepare_text
-from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch
+from hemorrhage.evaluate.language import corpus_damage, stored_head, windows_per_batch
 from hemorrhage.evaluate.reference import Spec, reference
 from hemorrhage.models.__main__ import prepare as prepare_model
 from hemorrhage.models.checkpoint import load
@@ -168,7 +168,7 @@ class Bench:
 
     def damage(self, checkpoint: Path) -> dict[str, dict[str, float]]:
         """Corpus -> mean nll, the base's, and KL: nats per token."""
-        model, head = load(checkpoint, base=self.base), head_of(self.base)
+        model, head = load(checkpoint, base=self.base), stored_head(self.base)
         found = {}
         for corpus in CORPORA:
             pieces = list(corpus_damage(model, self.reference, corpus, head, windows_per_batch(WINDOW)))

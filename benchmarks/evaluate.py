@@ -32,12 +32,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from hemorrhage.evaluate.language import (
     batches,
     corpus_damage,
-    output_embedding,
     windows_per_batch,
     write_base_side,
     write_tokens,
 )
 from hemorrhage.models.checkpoint import device, load
+from hemorrhage.models.head import head_of
 
 CORPUS = "lot"
 LONGER = 8
@@ -126,7 +126,7 @@ def main() -> None:
     at_once = windows_per_batch(arguments.window)
     loaded: Any = shape_of_smollm2() if arguments.base is None else load(arguments.base)
     model: PreTrainedModel = loaded.to(device()).eval()
-    head = output_embedding(model).clone()
+    head = head_of(model).weight.float().clone()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         windows = prepare(model, folder, arguments.window, arguments.windows)

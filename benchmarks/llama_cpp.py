@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.gptq import windows as prose
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import gguf_types
-from hemorrhage.evaluate.language import corpus_damage, head_of, windows_per_batch, write_base_side
+from hemorrhage.evaluate.language import corpus_damage, stored_head, windows_per_batch, write_base_side
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.folder import save
 from hemorrhage.models.formats import gguf_file
@@ -68,7 +68,7 @@ def reference(base: Path, windows: Tensor, folder: Path) -> Path:
 
 def ours(checkpoint: Path, base: Path, of_base: Path, windows: Tensor) -> pd.DataFrame:
     """``nll``, ``kl``, ``same_top1`` and more of every predicted token, as the evaluate step measures them."""
-    model, head = load(checkpoint), head_of(base)
+    model, head = load(checkpoint), stored_head(base)
     return pd.concat(corpus_damage(model, of_base, CORPUS, head, windows_per_batch(windows.shape[1])))
 
 

@@ -17,15 +17,15 @@ from hemorrhage.evaluate.choices import log_likelihoods
 from hemorrhage.evaluate.language import (
     Predictions,
     corpus_damage,
-    head_of,
     hidden_states,
-    output_embedding,
+    stored_head,
     write_base_side,
     write_tokens,
 )
 from hemorrhage.evaluate.reference import cut_windows
 from hemorrhage.evaluate.schema import TOKENS
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.head import Head, head_of
 from tests.evaluate.texts import WINDOW, stream_of
 
 
@@ -40,11 +40,11 @@ def of_base(model: Any, windows: torch.Tensor, tmp_path_factory: pytest.TempPath
 
 
 def damage_of(altered: Any, of_base: Path, model: Any, at_once: int = 2) -> pd.DataFrame:
-    return pd.concat(corpus_damage(altered, of_base, "prose", output_embedding(model), at_once), ignore_index=True)
+    return pd.concat(corpus_damage(altered, of_base, "prose", head_of(model), at_once), ignore_index=True)
 
 
 def test_special_tokens_in_front_of_a_text_are_not_predicted(model: Any, damaged: Any, of_base: Path) -> None:
-    head = output_embedding(model)
+    head = head_of(model)
     table = pd.concat(corpus_damage(damaged, of_base, "prose", head, 2, first_predicted=2), ignore_index=True)
     whole = damage_of(damaged, of_base, model)
     pd.testing.assert_frame_equal(table, whole[whole.position >= 2].reset_index(drop=True))
@@ -184,7 +184,7 @@ def test_tokens_are_written_piece_by_piece(
 ) -> None:
     whole = damage_of(damaged, of_base, model, at_once=1)
     monkeypatch.setattr(language, "ROWS", 2 * (WINDOW - 1))
-    write_tokens(corpus_damage(damaged, of_base, "prose", output_embedding(model), 1), tmp_path / "tokens.parquet")
+    write_tokens(corpus_damage(damaged, of_base, "prose", head_of(model), 1), tmp_path / "tokens.parquet")
     assert ParquetFile(tmp_path / "tokens.parquet").num_row_groups == 2
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tokens.parquet"), whole, check_exact=True)
 
@@ -205,8 +205,8 @@ def test_logits_that_are_not_finite_are_an_error(
 
 def test_another_vocabulary_is_an_error(model: Any, of_base: Path) -> None:
     with pytest.raises(ValueError, match="a vocabulary of 512 tokens, and the base model's has 500"):
-        next(corpus_damage(model, of_base, "prose", output_embedding(model)[:500], 2))
+        next(corpus_damage(model, of_base, "prose", Head(head_of(model).weight[:500]), 2))
 
 
 def test_head_is_read_from_the_checkpoint(model: Any, tiny: Path) -> None:
-    assert torch.equal(head_of(tiny), output_embedding(model))
+    assert torch.equal(stored_head(tiny).weight, head_of(model).weight)

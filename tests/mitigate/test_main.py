@@ -146,7 +146,7 @@ def test_a_variant_that_was_not_made_is_recorded(
     assert math.isfinite(len(read_manifest(tmp_path / "out")["protocol"]))
 
 
-@pytest.mark.parametrize("family", ["llama", "mamba", "jamba"])
+@pytest.mark.parametrize("family", ["llama", "mamba", "jamba", "gemma2", "cohere", "phi"])
 def test_generated_texts_are_those_of_whole_forward_passes(family: str, tmp_path: Path) -> None:
     model = load(build(tmp_path / family, family))
     tokens = torch.randint(3, 500, (2, 8), generator=torch.Generator().manual_seed(0))

@@ -73,3 +73,13 @@ def test_a_tile_of_products_becomes_logits() -> None:
 
 def test_its_name_is_that_of_its_module() -> None:
     assert stored_name(new(LlamaConfig(**SMALL))) == "lm_head"
+
+
+@pytest.mark.parametrize("scales", [{}, {"softcap": 3.0, "output_scale": 0.5}])
+def test_the_slope_of_a_head_is_its_derivative(scales: dict[str, float]) -> None:
+    products = torch.linspace(-9, 9, 31, dtype=torch.float64, requires_grad=True)
+    kind = Head(torch.eye(31), None, **scales)
+    cap = kind.softcap or 1e9
+    made = cap * (kind.output_scale * products / cap).tanh()
+    made.sum().backward()
+    torch.testing.assert_close(kind.slope(made.detach()).expand(31), products.grad, rtol=1e-6, atol=1e-6)

@@ -23,7 +23,7 @@ from hemorrhage.data.tasks import probes
 from hemorrhage.data.texts.__main__ import prepare as prepare_text
 from hemorrhage.evaluate import __main__ as evaluation
 from hemorrhage.evaluate import reference as reference_step
-from hemorrhage.evaluate.language import head_of
+from hemorrhage.evaluate.language import stored_head
 from hemorrhage.models.__main__ import prepare as prepare_base
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of, uncalled_linears
@@ -157,7 +157,7 @@ def test_a_packed_model_computes_as_it_is_stored(folder: Path, tmp_path: Path) -
 
 
 def test_the_head_is_read_under_the_architectures_own_name(folder: Path, base: PreTrainedModel) -> None:
-    assert torch.equal(head_of(folder / "base"), layer_of(base, "backbone.embeddings").weight)
+    assert torch.equal(stored_head(folder / "base").weight, layer_of(base, "backbone.embeddings").weight)
 
 
 def test_reference_and_evaluation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,6 @@ from hemorrhage.models import head as heads
 from hemorrhage.models.architecture import skeleton
 from hemorrhage.models.blocks import decoder
 from hemorrhage.models.head import Head
-from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.stream import IN_MEMORY, TensorFile
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import verify, whole
@@ -62,25 +61,6 @@ GROUP = 64
 
 FIGURES = ("peak", "log_mass", "entropy", "nll")
 """What the reference keeps of the base's distribution, float64: the largest logit, ln Σ exp(logit − peak), nats."""
-
-
-def output_embedding(model: PreTrainedModel) -> Tensor:
-    """Weight of a head that multiplies and scales, the scale in it: float32 ``[vocabulary, hidden]``.
-
-    Raises RefusedError for heads that cap their logits or have a bias.
-    """
-    return _matrix(heads.head_of(model), model.config.model_type)
-
-
-def _matrix(head: Head, model_type: str) -> Tensor:
-    if head.softcap is not None or head.bias is not None:
-        what = "caps its logits" if head.softcap is not None else "has a bias"
-        raise RefusedError(f"a {model_type}'s head {what}: its logits are no product of the states")
-    return (
-        head.weight.float()
-        if head.input_scale * head.output_scale == 1
-        else head.weight.float() * (head.input_scale * head.output_scale)
-    )
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, **positions: Tensor) -> Tensor:
@@ -392,12 +372,6 @@ def write_tokens(pieces: Iterable[pd.DataFrame], file: Path) -> None:
     finally:
         if writer is not None:
             writer.close()
-
-
-def head_of(base: Path) -> Tensor:
-    """Return ``output_embedding`` of the base model, read from its checkpoint alone."""
-    head = stored_head(base)
-    return _matrix(head, "base model")
 
 
 def stored_head(base: Path) -> Head:

@@ -24,18 +24,12 @@ import torch
 from torch import Tensor
 
 from hemorrhage.decode import generation
-from hemorrhage.evaluate.language import (
-    batches,
-    head_of,
-    hidden_states,
-    output_embedding,
-    read_slice,
-    windows_per_batch,
-)
+from hemorrhage.evaluate.language import batches, hidden_states, read_slice, stored_head, windows_per_batch
 from hemorrhage.mitigate import corrections
 from hemorrhage.mitigate.corrections import Correction, Model
 from hemorrhage.mitigate.schema import TOKENS
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.head import Head, head_of
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
@@ -77,16 +71,17 @@ def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: P
     source, start = manifest["corpora"][corpus], manifest["first_predicted"]
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()
     states = read_slice(reference / "hidden.safetensors", corpus, slice(None))
-    base_head, half = head_of(base), len(windows) // 2
+    base_head, half = stored_head(base).folded(), len(windows) // 2
     model = load(checkpoint, base=base)
-    head = output_embedding(model)
+    head = head_of(model).folded()
     if len(head) != len(base_head):
         raise ValueError(f"a vocabulary of {len(head)} tokens, and the base model's has {len(base_head)}")
     altered = all_states(model, windows)
-    states, base_head = states.to(head.device), base_head.to(head.device)
+    device = head.weight.device
+    states, base_head = states.to(device), base_head.to(device)
 
     first, second = slice(0, half), slice(half, None)
-    chosen = spread(half * (windows.shape[1] - start), spec["tokens"]).to(head.device)
+    chosen = spread(half * (windows.shape[1] - start), spec["tokens"]).to(device)
     fitted = corrections.fit(
         Model(predicting(altered[first], start), head).at(chosen),
         Model(predicting(states[first], start), base_head).at(chosen),
@@ -152,7 +147,7 @@ def score_windows(
     ``variant``, ``base``: states [n, window, hidden] and heads.
     """
     number, length = windows.shape
-    targets = windows[:, start:].flatten().to(variant.head.device)
+    targets = windows[:, start:].flatten().to(variant.states.device)
     sides = [Model(side.states[:, start - 1 : -1].flatten(0, 1), side.head) for side in (variant, base)]
     tables = []
     with torch.inference_mode():
@@ -179,7 +174,7 @@ def sample(
     prefix = windows[:, : open_ended["prefix"]].to(model.device)
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand((open_ended["new_tokens"], len(prefix), 1), generator=generator, dtype=torch.float64)
-    head = output_embedding(model)
+    head = head_of(model).folded()
     reading = generation.read(model, prefix, torch.ones_like(prefix))
     return {name: _continued(model, correction, prefix, uniforms, head, reading) for name, correction in fitted.items()}
 
@@ -189,7 +184,7 @@ def _continued(
     correction: Correction,
     prefix: Tensor,
     uniforms: Tensor,
-    head: Tensor,
+    head: Head,
     reading: generation.Reading | None,
 ) -> Tensor:
     from transformers import DynamicCache
@@ -206,7 +201,7 @@ def _continued(
             else:
                 _, states = generation.forward(model, tokens[:, -1:], torch.ones_like(tokens), cache)
             states = states[:, -1].float()
-            mass = correction.logits(states @ head.T, states, head).double().softmax(-1).cumsum(-1)
+            mass = correction.logits(corrections.logits_of(states, head), states, head).double().softmax(-1).cumsum(-1)
             drawn = torch.searchsorted(mass, uniform.to(mass.device) * mass[:, -1:])
             tokens = torch.cat([tokens, drawn.clamp(max=mass.shape[1] - 1)], dim=1)
     return tokens

@@ -1,19 +1,19 @@
 """Corrections of an altered model's next-token distribution, fitted so that KL(base ‖ corrected) is least.
 
-A corrected logit is ``β_k (W (h ∘ g))_v + b_v``: h is the final hidden state behind the last norm, W the output
-embedding, g a gain of the norm's features, b a bias of the token, and β_k = 1 / T the inverse temperature of the bucket
-k that the entropy of the model's own prediction falls into. With ``top_p`` what lies outside the nucleus is cut off
-after that.
+A corrected logit is ``β_k z(h ∘ g)_v + b_v``: h is the final hidden state behind the last norm, z the model's head,
+g a gain of the norm's features, b a bias of the token, and β_k = 1 / T the inverse temperature of the bucket k that the
+entropy of the model's own prediction falls into. With ``top_p`` what lies outside the nucleus is cut off after that.
 
-All that the base model contributes to the fits is a vector a token: since logits are linear in W, ``E_p[z] = g ∘ h ·
-E_p[W]``, where p is the base's prediction. So the objective ``Σ_t ln Σ_v exp z_tv - E_p[z_t]``, which is the KL plus a
-constant, needs logits of the altered model alone, and is convex in β, in b and in g. Nothing is approximated: softmaxes
-run over the whole vocabulary, some tokens at a time, so that memory depends on neither text nor model.
+The objective is ``Σ_t ln Σ_v exp z_tv - E_p[z_t]``, the KL plus a constant, where p is the base's prediction. It is
+convex in β and in b, and in g where the head multiplies by a matrix W. All that the base model then contributes to the
+fits is a vector a token, ``E_p[z] = g ∘ h · E_p[W]``, and they need logits of the altered model alone. A head that adds
+a bias or caps its logits needs the base's whole predictions at every step of the fit of g. Nothing is approximated:
+softmaxes run over the whole vocabulary, some tokens at a time, so that memory depends on neither text nor model.
 
-The control of a fit shuffles the base's information: every token gets the difference ``E_p[W] - E_q[W]`` of
-another token, with a random sign; a nucleus does so with differences of surprise. Biases, which only know averages over
-tokens, are shuffled among tokens of the vocabulary that are about as frequent. There are two shuffles, the second with
-the opposite signs: what one gains by chance the other loses, which shows how much it was.
+The control of a fit shuffles the base's information: every token gets the difference ``p - q`` of another token, with a
+random sign, for a matrix as ``E_p[W] - E_q[W]``; a nucleus does so with differences of surprise. Biases, which only
+know averages over tokens, are shuffled among tokens of the vocabulary that are about as frequent. There are two
+shuffles, the second with the opposite signs: what one gains by chance the other loses, which shows how much it was.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+
+from hemorrhage.models.head import Head
 
 LOGITS = 2**24
 """Logits of one slice of tokens: 64 MB in float32."""
@@ -73,12 +75,12 @@ class Correction:
     gain: Tensor | None = None
     top_p: float | None = None
 
-    def logits(self, raw: Tensor, states: Tensor, head: Tensor) -> Tensor:
+    def logits(self, raw: Tensor, states: Tensor, head: Head) -> Tensor:
         """Return the corrected logits float32 [n, vocabulary] of ``raw`` logits; tokens that are cut off have -inf.
 
-        Logits are ``head`` [vocabulary, hidden] times ``states`` [n, hidden].
+        ``raw`` is what ``head`` makes of ``states`` [n, hidden].
         """
-        logits = raw if self.gain is None else (states * self.gain) @ head.T
+        logits = raw if self.gain is None else logits_of(states * self.gain, head)
         if len(self.beta) > 1:
             logits = logits * self.beta[torch.bucketize(entropy(raw), self.edges)][:, None]
         elif self.beta.item() != 1:
@@ -91,6 +93,11 @@ class Correction:
 def identity() -> Correction:
     """Return the correction that changes nothing."""
     return Correction(torch.ones(1), torch.empty(0))
+
+
+def logits_of(states: Tensor, head: Head) -> Tensor:
+    """Return the logits float32 [n, vocabulary] that a ``head`` in float32 makes of ``states`` [n, hidden]."""
+    return head.finish(head.scale_input(states) @ head.weight.T)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -145,26 +152,25 @@ def draw_shuffle(n: int, generator: torch.Generator, device: torch.device) -> Sh
 class Model:
     """Predictions of a model.
 
-    Final hidden ``states`` float32 [n, hidden], behind the last norm, and its output embedding ``head`` float32
-    [vocabulary, hidden].
+    Final hidden ``states`` float32 [n, hidden], behind the last norm, and its ``head`` in float32.
     """
 
     states: Tensor
-    head: Tensor
+    head: Head
     kept: Tensor | None = None
 
     def keeping(self) -> Model:
         """Return the same, with its logits in memory where they are few."""
         few = len(self.states) * len(self.head) <= KEPT
-        return replace(self, kept=self.states @ self.head.T) if few else self
+        return replace(self, kept=logits_of(self.states, self.head)) if few else self
 
     def at(self, positions: Tensor | slice) -> Model:
         """Return the predictions at some positions."""
         return Model(self.states[positions], self.head)
 
-    def logits(self, rows: slice) -> Tensor:
-        """Return logits float32 [slice, vocabulary]."""
-        return self.states[rows] @ self.head.T if self.kept is None else self.kept[rows]
+    def logits(self, rows: slice | Tensor) -> Tensor:
+        """Return logits float32 [rows, vocabulary]."""
+        return logits_of(self.states[rows], self.head) if self.kept is None else self.kept[rows]
 
     def slices(self) -> Iterator[slice]:
         """Return the places of which the logits are made at once."""
@@ -177,33 +183,55 @@ class Model:
 class Pairing:
     """The information of the base that fits use.
 
-    ``target`` float32 [n, hidden of the variant], E_p[W] at each token, and ``frequency`` float64 [vocabulary], the
-    mean of the base's predictions.
+    ``frequency`` float64 [vocabulary], the mean of the base's predictions; ``target`` float32 [n, hidden of the
+    variant], E_p[W] at each token, of a head that is a matrix W, else None: then the predictions p themselves are used,
+    shuffled by ``shuffle`` in a control.
     """
 
     variant: Model
-    target: Tensor
+    base: Model
+    target: Tensor | None
     frequency: Tensor
     entropies: Tensor
+    shuffle: Shuffle | None = None
+
+    def predictions(self, rows: slice) -> Tensor:
+        """Return what the fits aim at, float32 [rows, vocabulary]: p, in a control ``q + sign (p - q)`` of another."""
+        if self.shuffle is None:
+            return self.base.logits(rows).softmax(-1)
+        others = self.shuffle.order[rows]
+        difference = self.base.logits(others).softmax(-1) - self.variant.logits(others).softmax(-1)
+        return self.variant.logits(rows).softmax(-1) + self.shuffle.signs[rows] * difference
+
+    def expected_logits(self) -> Tensor:
+        """Return the mean of the variant's logits under what the fits aim at: float32 [n]."""
+        variant = self.variant
+        if self.target is not None:
+            return (self.target * variant.states).sum(1)
+        return torch.cat([(self.predictions(rows) * variant.logits(rows)).sum(1) for rows in variant.slices()])
 
 
 def pair(variant: Model, base: Model) -> Pairing:
     """Return the pairing of a variant's predictions with the base's of the same tokens."""
     targets, entropies = [], []
-    frequency = torch.zeros(len(base.head), dtype=torch.float64, device=base.head.device)
+    frequency = torch.zeros(len(base.head), dtype=torch.float64, device=base.head.weight.device)
     for rows in variant.slices():
         p = base.logits(rows).softmax(-1)
-        targets.append(p @ variant.head)
+        if variant.head.multiplies:
+            targets.append(p @ variant.head.weight)
         frequency += p.sum(0)
         entropies.append(entropy(variant.logits(rows)))
-    return Pairing(variant, torch.cat(targets), frequency / len(variant.states), torch.cat(entropies))
+    target = torch.cat(targets) if targets else None
+    return Pairing(variant, base, target, frequency / len(variant.states), torch.cat(entropies))
 
 
 def shuffle_pairings(pairing: Pairing, shuffles: Sequence[Shuffle]) -> list[Pairing]:
     """Return the pairings with what the base predicts otherwise shuffled among the tokens."""
-    variant = pairing.variant
-    expected = torch.cat([variant.logits(rows).softmax(-1) @ variant.head for rows in variant.slices()])
-    return [replace(pairing, target=expected + each.of(pairing.target - expected)) for each in shuffles]
+    variant, target = pairing.variant, pairing.target
+    if target is None:
+        return [replace(pairing, shuffle=each) for each in shuffles]
+    expected = torch.cat([variant.logits(rows).softmax(-1) @ variant.head.weight for rows in variant.slices()])
+    return [replace(pairing, target=expected + each.of(target - expected)) for each in shuffles]
 
 
 def fit_temperatures(pairing: Pairing, buckets: int) -> Correction:
@@ -215,7 +243,7 @@ def fit_temperatures(pairing: Pairing, buckets: int) -> Correction:
     shares = torch.linspace(0, 1, buckets + 1, device=pairing.entropies.device)[1:-1]
     edges = pairing.entropies.quantile(shares) if buckets > 1 else pairing.entropies.new_empty(0)
     bucket = torch.bucketize(pairing.entropies, edges)
-    wanted = _by_bucket((pairing.target * pairing.variant.states).sum(1).double(), bucket, buckets)
+    wanted = _by_bucket(pairing.expected_logits().double(), bucket, buckets)
     beta = torch.ones(buckets, dtype=torch.float64, device=wanted.device)
     low, high = (torch.full_like(beta, limit) for limit in LIMITS)
     for _ in range(NEWTON_STEPS):
@@ -279,23 +307,45 @@ def fit_gains(pairing: Pairing, steps: int) -> Correction:
     gain = torch.ones(variant.states.shape[1], device=variant.states.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([gain], max_iter=steps, max_eval=2 * steps, line_search_fn="strong_wolfe")
     n = len(variant.states)
-    wanted = (pairing.target * variant.states).sum(0)
+    measured = _gains_of_product if pairing.target is not None else _gains_of_head
 
     def objective() -> float:
         with torch.no_grad():
-            value = torch.zeros((), dtype=torch.float64, device=gain.device)
-            slope = -wanted.clone()
-            for rows in variant.slices():
-                states = variant.states[rows]
-                z = (states * gain) @ variant.head.T
-                value += z.logsumexp(-1).double().sum()
-                slope += ((z.softmax(-1) @ variant.head) * states).sum(0)
-            value -= (wanted * gain).double().sum()
+            value, slope = measured(pairing, gain)
             gain.grad = slope / n + 2 * RIDGE * (gain - 1)
             return value.item() / n + RIDGE * (gain - 1).square().sum().item()
 
     optimizer.step(objective)
     return replace(identity(), gain=gain.detach().clone())
+
+
+def _gains_of_product(pairing: Pairing, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum over tokens of the KL but for a constant, and its gradient, of a head that multiplies."""
+    assert pairing.target is not None
+    variant = pairing.variant
+    wanted = (pairing.target * variant.states).sum(0)
+    value = torch.zeros((), dtype=torch.float64, device=gain.device)
+    slope = -wanted.clone()
+    for rows in variant.slices():
+        states = variant.states[rows]
+        z = (states * gain) @ variant.head.weight.T
+        value += z.logsumexp(-1).double().sum()
+        slope += ((z.softmax(-1) @ variant.head.weight) * states).sum(0)
+    return value - (wanted * gain).double().sum(), slope
+
+
+def _gains_of_head(pairing: Pairing, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what ``_gains_of_product`` does, of any head."""
+    variant = pairing.variant
+    value = torch.zeros((), dtype=torch.float64, device=gain.device)
+    slope = torch.zeros_like(gain)
+    for rows in variant.slices():
+        states, p = variant.states[rows], pairing.predictions(rows)
+        z = logits_of(states * gain, variant.head)
+        value += (z.logsumexp(-1) - (p * z).sum(-1)).double().sum()
+        of_products = (z.softmax(-1) - p) * variant.head.slope(z)
+        slope += variant.head.scale_input((of_products @ variant.head.weight) * states).sum(0)
+    return value, slope
 
 
 def remap_nucleus(variant: Model, base: Model, p: float, shuffles: Sequence[Shuffle] = ()) -> list[Correction]:
@@ -305,7 +355,7 @@ def remap_nucleus(variant: Model, base: Model, p: float, shuffles: Sequence[Shuf
 
     Surprise is the entropy of what is left, nats.
     """
-    device = base.head.device
+    device = base.head.weight.device
     low, high = torch.logit(torch.tensor([0.01, 0.9999], dtype=torch.float64)).tolist()
     candidates = torch.linspace(low, high, NUCLEI, dtype=torch.float64, device=device).sigmoid().float()
     nucleus_of_base = torch.tensor([p], device=device)
@@ -354,6 +404,8 @@ def fit(
     first = draw_shuffle(len(variant.states), generator, variant.states.device)
     shuffles = [first, first.opposite()]
     variant = variant.keeping()
+    if not variant.head.multiplies:
+        base = base.keeping()
     true = pair(variant, base)
     corrections = {("none", 0): identity(), ("top_p", 0): replace(identity(), top_p=p)}
     for number, pairing in enumerate([true, *shuffle_pairings(true, shuffles)]):

@@ -59,6 +59,18 @@ class Head:
         """Return the head in float32."""
         return replace(self, weight=self.weight.float(), bias=None if self.bias is None else self.bias.float())
 
+    def folded(self) -> Head:
+        """Return the head in float32; where it multiplies and scales alone, with the scales in its weight."""
+        scale = self.input_scale * self.output_scale
+        if self.bias is not None or self.softcap is not None or scale == 1:
+            return self.float()
+        return Head(self.weight.float() * scale)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the logits are the product of weight and states and nothing more."""
+        return (self.bias, self.input_scale, self.output_scale, self.softcap) == (None, 1, 1, None)
+
     def scale_input(self, hidden: Tensor) -> Tensor:
         """Multiply ``hidden`` [..., hidden] by the input scale."""
         return hidden if self.input_scale == 1 else hidden * self.input_scale
@@ -73,6 +85,11 @@ class Head:
         if self.bias is not None:
             tile += self.bias[columns]
         return _finish(tile, self.output_scale, self.softcap)
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """Return the derivative of ``logits`` by the products that they were made of."""
+        within = torch.ones_like(logits) if self.softcap is None else 1 - (logits / self.softcap).square()
+        return self.output_scale * within
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits float32 [..., vocabulary] of final hidden states [..., hidden]."""

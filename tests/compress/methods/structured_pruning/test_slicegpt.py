@@ -26,10 +26,11 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.structured_pruning import slicegpt
 from hemorrhage.decode.generation import forward
-from hemorrhage.evaluate.language import hidden_states, output_embedding
+from hemorrhage.evaluate.language import hidden_states
 from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.head import head_of
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import Weights
@@ -293,7 +294,7 @@ def test_a_checkpoint_with_a_basis_per_block(tiny: Path, calibration: Path, tmp_
     with torch.inference_mode():
         hidden = blockwise.forward_blockwise(model, TOKENS)
     assert close(hidden, hidden_states(model, TOKENS))
-    assert close(hidden @ output_embedding(model).T, logits(model))
+    assert close(head_of(model).logits(hidden), logits(model))
 
 
 def test_one_basis_is_a_checkpoint_like_any_other(tiny: Path, calibration: Path, tmp_path: Path) -> None:
