@@ -34,8 +34,12 @@ def exit_layer(model: PreTrainedModel, layers: int | None) -> int:
 def refuse_all_blocks(model: PreTrainedModel) -> None:
     """Raise RefusedError where a model runs all of its blocks whatever its configuration says of their number.
 
-    Observed once per model, on one token.
+    Observed once per model, on one token. transformers looks for the configuration in a module of one name.
     """
+    if not hasattr(model, model.base_model_prefix):
+        raise RefusedError(
+            f"transformers drafts with {model.base_model_prefix} of a model, and {type(model).__name__} has none"
+        )
     if model not in _EXITS:
         _EXITS[model] = _blocks_run(model, 1) == 1
     if not _EXITS[model]:

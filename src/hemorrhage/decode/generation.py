@@ -195,6 +195,23 @@ def _hands_cache_out(model: PreTrainedModel) -> bool:
     return output.get("past_key_values") is not None
 
 
+def refuse_beyond_window(model: PreTrainedModel, tokens: int) -> None:
+    """Raise RefusedError where a layer's cache has lost something by the time that it held so many ``tokens``.
+
+    Tokens that were drafted can't be taken back from it then.
+    """
+    from transformers import DynamicCache
+
+    layers: list[Any] = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    windows = (getattr(layer, "sliding_window", None) for layer in layers)
+    window = min(filter(None, windows), default=tokens + 1)
+    if tokens >= window:
+        raise RefusedError(
+            f"drafted tokens can't be taken back from a sliding window that is full, here of {window} tokens, and "
+            f"prompt, new and drafted tokens are {tokens}"
+        )
+
+
 def refuse_without_cache(model: PreTrainedModel) -> None:
     """Raise RefusedError for a search of the bench's own where a model goes on from no cache that it is given."""
     if not takes_cache(model):

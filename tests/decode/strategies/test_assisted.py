@@ -9,7 +9,9 @@ import torch
 
 from hemorrhage.decode.generation import generate
 from hemorrhage.decode.strategies import assisted, greedy
+from hemorrhage.models.refused import RefusedError
 from tests.decode.literal import padded
+from tests.families import new_model
 
 
 @pytest.mark.parametrize(("layers", "draft"), [(1, 2), (4, 7)])
@@ -34,3 +36,13 @@ def test_a_draft_saves_passes_of_the_whole_model(model: Any, prompts: list[list[
         return len(seen)
 
     assert passes(assisted, assisted.Settings(layers=4, draft=4)) < passes(greedy, greedy.Settings())
+
+
+def test_a_text_that_fills_a_sliding_window_is_refused(prompts: list[list[int]]) -> None:
+    """Gemma 2's window of 8 tokens takes a prompt of 2 with 2 new ones and 3 drafted, and no more."""
+    model = new_model("gemma2").float()
+    short, settings = padded([[5, 6]]), assisted.Settings(layers=2, draft=3)
+    greedily = generate(greedy, model, *short, 2, greedy.Settings(), 0)
+    assert torch.equal(generate(assisted, model, *short, 2, settings, 0), greedily)
+    with pytest.raises(RefusedError, match="a sliding window that is full, here of 8 tokens"):
+        generate(assisted, model, *short, 3, settings, 0)

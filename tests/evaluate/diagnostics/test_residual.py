@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from hemorrhage.evaluate.diagnostics import residual
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.refused import RefusedError
 from tests.evaluate.diagnostics.literal import states_of, value
+from tests.families import new_model
 
 
 def test_residual_metrics_against_loops(damaged: Any, table: pd.DataFrame, windows: Tensor) -> None:
@@ -61,3 +64,59 @@ def test_self_repair_against_ablation_by_hand(damaged: Any, table: pd.DataFrame,
             assert value(table, "self_repair", layer, window) == pytest.approx(1 - total / direct, rel=1e-2, abs=1e-3)
     # Behind the last block nothing can repair but the norm.
     assert not len(table[(table.metric == "self_repair") & (table.layer == -1)])
+
+
+def handed_on(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A block that adds nothing."""
+    return hidden
+
+
+@pytest.mark.parametrize(
+    ("family", "norm"),
+    [("gpt_neox", "gpt_neox.final_layer_norm"), ("cohere", "model.norm"), ("olmo", "model.norm"), ("xglm", None)],
+)
+def test_self_repair_behind_a_norm_that_centres_and_adds(family: str, norm: str | None) -> None:
+    """Of a layer norm: with weight and bias, with a weight alone, with neither."""
+    model: Any = new_model(family).float()
+    last: Any = model.get_submodule(norm or "model.layer_norm")
+    tokens = torch.randint(3, 500, (2, 12), generator=torch.Generator().manual_seed(0))
+    weight = 1 if getattr(last, "weight", None) is None else last.weight.double()
+    states: list[Tensor] = []
+    hooks = [
+        blocks(model)[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])),
+        *(
+            block.register_forward_hook(
+                lambda *call: states.append(call[2][0] if isinstance(call[2], tuple) else call[2])
+            )
+            for block in blocks(model)
+        ),
+    ]
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    head = model.get_output_embeddings().weight.double() * getattr(model, "logit_scale", 1)
+    directions = head[tokens[:, 1:]] - head.mean(0)
+    root = (states[-1].double().var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    def final() -> Tensor:
+        with torch.no_grad():
+            made: Tensor = model.get_decoder()(tokens, use_cache=False).last_hidden_state.double()
+        return made[:, :-1]
+
+    whole, found = final(), residual.repair(model, tokens)
+    for index, block in enumerate(blocks(model)):
+        written = (states[index + 1] - states[index]).double()
+        linear = weight * (written - written.mean(-1, keepdim=True)) / root
+        direct = (linear[:, :-1] * directions).sum(-1).mean(-1)
+        original = block.forward
+        block.forward = handed_on
+        total = ((whole - final()) * directions).sum(-1).mean(-1)
+        block.forward = original
+        torch.testing.assert_close(found[index]["direct_effect"], direct.detach(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[index]["total_effect"], total.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_projection_behind_the_last_norm_has_no_self_repair() -> None:
+    with pytest.raises(RefusedError, match="leaves the width as it is"):
+        residual.repair(new_model("opt-projected").float(), torch.ones(1, 4, dtype=torch.long))

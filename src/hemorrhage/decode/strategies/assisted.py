@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.early_exit import exit_layer, refuse_all_blocks
-from hemorrhage.decode.generation import Decoding, Prompts
+from hemorrhage.decode.generation import Decoding, Prompts, refuse_beyond_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,10 +34,11 @@ class Settings(BaseModel):
         return f"assisted, {self.draft} tokens by {self.layers or 'half'}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> Decoding:
     """Return how generation.continuation decodes.
 
-    Raises RefusedError where the model can't leave out its last blocks.
+    Raises RefusedError where the model can't leave out its last blocks, and where a text is longer than a sliding
+    window, which drafted tokens can't be taken back from.
     """
     drafting: dict[str, int | float | str] = {
         "num_assistant_tokens": settings.draft,
@@ -46,4 +47,6 @@ def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) ->
     }
     layers = exit_layer(model, settings.layers)
     refuse_all_blocks(model)
+    longest = int(prompts.attention_mask.sum(1).max())
+    refuse_beyond_window(model, longest + prompts.new_tokens + settings.draft)
     return Decoding({"assistant_early_exit": layers}, drafting=drafting, one_by_one=True)

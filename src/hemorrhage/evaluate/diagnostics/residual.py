@@ -6,6 +6,7 @@ States are float32 ``[n, T, d]``; each function gives a value for each of the n 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.formats.sliced import SlicedBlock
 from hemorrhage.models.head import head_of
+from hemorrhage.models.refused import RefusedError
 
 LARGE = 1e4
 """States of this size make the constant that norms add under the root vanish."""
@@ -58,10 +60,10 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
     """Measure self-repair when a block's write is left out (arXiv 2307.15771, 2402.15390), for each block in order.
 
     Of the centred logit of the right token (its distance from the mean over the vocabulary), means over the predicted
-    tokens of ``tokens`` int64 [n, T]: ``direct_effect`` DE, what the write adds by itself (taken out of the last
-    state only, the last norm frozen); ``total_effect`` TE, what is lost where the block is left out and the later ones
+    tokens of ``tokens`` int64 [n, T]: ``direct_effect`` DE, what the write adds by itself (taken out of the last state
+    only, the last norm's root frozen); ``total_effect`` TE, what is lost where the block is left out and the later ones
     compute on; ``self_repair`` = 1 - TE / DE, NaN where DE is 0. As many passes as blocks, half of each on average.
-    Raises ValueError where the last norm does more than scale.
+    Raises RefusedError where the last norm does more than centre, scale and add.
     """
     with torch.no_grad():
         (first,), arguments = blockwise.embed(model, (tokens,))
@@ -72,8 +74,8 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
         (final,) = blockwise.final_norm(model, (tokens,), states[-1:])
         directions = _directions(model, tokens)
         if final.shape != states[-1].shape:
-            raise ValueError("self-repair needs a last norm that leaves the width as it is")
-        gain = _frozen(model, tokens, states[-1], final)
+            raise RefusedError("self-repair needs a last norm that leaves the width as it is")
+        norm = _frozen(model, tokens, states[-1], final)
         whole = _centred(final, directions)
         effects = []
         for index in tqdm(range(len(stack)), desc="ablation", unit="block", mininterval=5, leave=False):
@@ -82,7 +84,7 @@ def repair(model: PreTrainedModel, tokens: Tensor) -> list[dict[str, Tensor]]:
             for later, keywords in zip(stack[index + 1 :], arguments[index + 1 :], strict=True):
                 written = carry_over(later, written)
                 without = _step(later, without, keywords)
-            direct = _centred(written * gain, directions).double().mean(-1)
+            direct = _centred(norm.of_write(written), directions).double().mean(-1)
             (ablated,) = blockwise.final_norm(model, (tokens,), [without])
             total = (whole - _centred(ablated, directions)).double().mean(-1)
             ratio = torch.where(direct == 0, torch.nan, 1 - total / direct)
@@ -108,15 +110,44 @@ def _centred(hidden: Tensor, directions: Tensor) -> Tensor:
     return (hidden[:, :-1] * directions).sum(-1)
 
 
-def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor) -> Tensor:
-    """Return the factors [n, T, d] that the last norm multiplies ``last`` [n, T, d] with to give ``final``.
+@dataclass(frozen=True)
+class _FrozenNorm:
+    """The last norm at the states of a text, its root kept: the part of it that is linear.
 
-    The weights come from a state of equal entries, the root that a token is divided by from the token.
+    ``gain`` [n, T, d]: factors of the state, of a layer norm, which ``centres``, of the state without its mean.
+    """
+
+    gain: Tensor
+    centres: bool = False
+
+    def of_write(self, written: Tensor) -> Tensor:
+        """Return what ``written`` [n, T, d] adds to the final state; a bias adds nothing to a difference."""
+        return (written - written.mean(-1, keepdim=True) if self.centres else written) * self.gain
+
+
+def _frozen(model: PreTrainedModel, tokens: Tensor, last: Tensor, final: Tensor) -> _FrozenNorm:
+    """Return the last norm of states ``last`` [n, T, d] that it makes ``final``.
+
+    The weights come from states of one size whose root is known, the root that a token is divided by from the token. A
+    norm that centres leaves nothing of a state of equal entries.
     """
     even = torch.full_like(last[:1, :1], LARGE)
     weights, negative = blockwise.final_norm(model, (tokens, tokens), [even, -even])
-    if not torch.equal(weights, -negative):
-        raise ValueError("self-repair needs a last norm that only scales; leave this model out of diagnostics.ablate")
-    scaled = weights * last
-    root = (scaled.square().sum(-1, keepdim=True) / (scaled * final).sum(-1, keepdim=True)).nan_to_num()
-    return weights / root
+    if torch.equal(weights, -negative) and weights.any():
+        return _FrozenNorm(weights / _root(weights * last, final))
+    signs = torch.ones_like(even)
+    signs[..., 1::2] = -1
+    up, down = blockwise.final_norm(model, (tokens, tokens), [LARGE * signs, -LARGE * signs])
+    bias, centres = (up + down) / 2, not ((weights - negative) / 2).any()
+    centred = signs - signs.mean(-1, keepdim=True) if centres else signs
+    weights = (up - down) / 2 * centred.square().mean(-1, keepdim=True).sqrt() / centred
+    scaled = weights * (last - last.mean(-1, keepdim=True) if centres else last)
+    root = _root(scaled, final - bias)
+    if not torch.allclose(scaled / root + bias, final, rtol=1e-3, atol=1e-3 * final.abs().max().item()):
+        raise RefusedError("self-repair needs a last norm that only centres, scales and adds")
+    return _FrozenNorm(weights / root, centres)
+
+
+def _root(scaled: Tensor, final: Tensor) -> Tensor:
+    """Return what a norm divides ``scaled`` [..., d] by to make ``final``."""
+    return (scaled.square().sum(-1, keepdim=True) / (scaled * final).sum(-1, keepdim=True)).nan_to_num()
