@@ -28,6 +28,7 @@ FORMAT_OF_SUFFIX = {
     "W_q": "hqq",
     "mlx_weight": "mlx",
     "torchao_qdata": "torchao",
+    "lora_A": "lora",
 }
 """Suffix on disk -> storage format. The first that a layer has decides."""
 
@@ -44,6 +45,7 @@ MODULES = {
     "hqq": "hemorrhage.models.formats.hqq",
     "mlx": "hemorrhage.models.formats.mlx",
     "torchao": "hemorrhage.models.formats.torchao",
+    "lora": "hemorrhage.models.formats.lora",
     "sliced": "hemorrhage.models.formats.sliced",
     "gguf_file": "hemorrhage.models.formats.gguf_file",
 }

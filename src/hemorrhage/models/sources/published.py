@@ -30,6 +30,8 @@ QUANTIZATION = ("quantize_config.json", "quant_config.json", "quantization_confi
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+ADAPTER_PICKLED = "adapter_model.bin"
+
 GGUF_MAGIC = b"GGUF"
 
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -54,6 +56,8 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if is_gguf(path):
         return shards(path)
     if is_adapter(path):
+        if not exists(path / ADAPTER_WEIGHTS) and exists(path / ADAPTER_PICKLED):
+            raise InputError(f"{path / ADAPTER_PICKLED} is pickled, which is never read; convert it to safetensors")
         return tuple(path / name for name in (ADAPTER_WEIGHTS, ADAPTER))
     names = (*NAMES, *QUANTIZATION, INDEX)
     return (*weights_of(path), *(path / name for name in names if exists(path / name)))
@@ -106,11 +110,11 @@ def check(path: Path) -> None:
         raise InputError(f"{path} is neither a folder nor a GGUF file")
     if path.is_dir() and not exists(path / "config.json") and not exists(path / ADAPTER):
         raise InputError(f"{path} holds no config.json{_gguf_instead(path)}")
-    if is_gguf(path) or is_adapter(path):
-        raise InputError(f"{path} is {'a GGUF file' if is_gguf(path) else 'an adapter'}, which is not read yet")
+    if is_gguf(path):
+        raise InputError(f"{path} is a GGUF file, which is not read yet")
     for file in files_of(path):
         _check_file(file)
-    if path.is_dir() and not is_adapter(path):
+    if path.is_dir():
         _check_settings(path)
 
 
@@ -132,7 +136,7 @@ def _gguf_instead(folder: Path) -> str:
 
 
 def _check_settings(folder: Path) -> None:
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer_config.json", ADAPTER):
         settings = read_json(folder / name) if exists(folder / name) else {}
         if not isinstance(settings, dict):
             raise InputError(f"{folder / name} is not a JSON object")
@@ -203,7 +207,11 @@ def fetch(repository: str, revision: str, file: str | None) -> Path:
 
     from hemorrhage.runtime.network import fetch_persistently
 
-    wanted = [file, SHARD.sub(r"\1-*-of-\3.gguf", file)] if file else [*NAMES, *QUANTIZATION, INDEX, "*.safetensors"]
+    wanted = (
+        [file, SHARD.sub(r"\1-*-of-\3.gguf", file)]
+        if file
+        else [*NAMES, *QUANTIZATION, INDEX, ADAPTER, "*.safetensors"]
+    )
     # The steps forbid network access; this one is asked for. The library reads the variable when imported.
     os.environ["HF_HUB_OFFLINE"] = "0"
     try:

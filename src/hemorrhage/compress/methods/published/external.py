@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hemorrhage.compress.info import MethodInfo
 from hemorrhage.compress.method import Alteration, Context, Json, Method, Wording
 from hemorrhage.compress.method import Settings as Base
-from hemorrhage.models.sources.published import fetch, quantization_of
+from hemorrhage.models.sources.published import fetch, is_adapter, quantization_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,11 +89,12 @@ class Settings(Base):
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Read the published model, and compare it with the base ``model``."""
     from hemorrhage.compress.checks import lineage
+    from hemorrhage.models import adapter
     from hemorrhage.models.published import read, vocabulary
 
     files = settings.files
     path = Path(files) if isinstance(files, str) else fetch(files.id, files.revision, files.file)
-    published = read(path)
+    published = adapter.read(path, context.base) if context.base and is_adapter(path) else read(path)
     cut = lineage.cut_padding(published.model, model)
     made_from = lineage.compare(published.model, model)
     tokens = lineage.compare_tokens(published.tokens, vocabulary(context.base) if context.base else None)
