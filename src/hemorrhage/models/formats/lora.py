@@ -160,8 +160,8 @@ def _of_layer(config: Mapping[str, Any], pattern: str, key: str, name: str) -> o
     """Return a setting of the layer ``name``: that of the first name in ``pattern`` that is its end."""
     for end, value in (config.get(pattern) or {}).items():
         if name == end.removeprefix("^") or (not end.startswith("^") and name.endswith(f".{end}")):
-            found: object = value
-            return found
+            own: object = value
+            return own
     return config.get(key, 8)
 
 
