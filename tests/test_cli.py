@@ -25,6 +25,7 @@ NEEDS_ARGUMENTS = {
     "invalidate": ["a"],
     "gc": ["base"],
     "adopt": ["HEAD"],
+    "judge": ["a", "b"],
 }
 """Arguments without which a command is incomplete."""
 

@@ -40,6 +40,8 @@ COMMANDS = {
     "probe": Command("hemorrhage.tools.probe", "try on a model what every step, method and strategy assumes of it"),
     "costs": Command("hemorrhage.tools.costs", "predict time, memory, disk and GPU hours of what is missing"),
     "gate": Command("hemorrhage.tools.gate", "ask whether a variant is inside the damage budget"),
+    "judge": Command("hemorrhage.tools.judge", "judge published files against their base, outside of any study"),
+    "cache": Command("hemorrhage.tools.cache", "show, bound or empty what judgements keep"),
     "compare": Command("hemorrhage.tools.compare", "put two revisions of a study next to each other"),
     "predict": Command("hemorrhage.tools.predict", "predict the damage of variants that are not evaluated yet"),
     "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),

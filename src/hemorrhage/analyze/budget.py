@@ -20,6 +20,7 @@ from scipy import stats
 
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.protocol import strip_protocol
+from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
 
 INSIDE = "inside"
 OUTSIDE = "outside"
@@ -120,6 +121,21 @@ def judge(
         key = kinds[strip_protocol(row["metric"])]
         checks[row["variant"]].append(check(key, row, budget[key], confidence, together))
     return {variant: _complete(of_variant, budget) for variant, of_variant in checks.items()}
+
+
+FROM_BEST = (YES, CANNOT_TELL, NOT_MEASURED, NO)
+"""Exit codes from the best to the worst: of variants that must all be inside the worst is the answer, where one is
+enough the best."""
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """Return the exit code for a variant: a limit that is broken decides, whatever else is not known."""
+    answers = {check.answer for check in checks}
+    if OUTSIDE in answers:
+        return NO
+    if UNMEASURED in answers:
+        return NOT_MEASURED
+    return YES if answers <= {INSIDE} else CANNOT_TELL
 
 
 def _complete(checks: Sequence[Check], budget: Mapping[str, float]) -> list[Check]:

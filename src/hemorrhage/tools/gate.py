@@ -15,7 +15,15 @@ from typing import TypedDict
 import pandas as pd
 from pydantic import ValidationError
 
-from hemorrhage.analyze.budget import DAMAGE_KINDS, INSIDE, OUTSIDE, UNMEASURED, Check, judge, measured_variants
+from hemorrhage.analyze.budget import (
+    DAMAGE_KINDS,
+    FROM_BEST,
+    INSIDE,
+    Check,
+    exit_code,
+    judge,
+    measured_variants,
+)
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
@@ -28,10 +36,6 @@ from hemorrhage.study.wording import first_error
 ROWS = Path("reports/hemorrhage.parquet")
 PARAMS = Path("params.yaml")
 
-
-FROM_BEST = (YES, CANNOT_TELL, NOT_MEASURED, NO)
-"""Exit codes from the best to the worst: of variants that must all be inside the worst is the answer, where one is
-enough the best."""
 
 NEEDED = ("variant", "family", "metric", "dataset", "estimate", "low", "high", "n", "status", "reason")
 """Columns of the rows that the gate reads."""
@@ -69,7 +73,7 @@ class Verdict:
             "budget": dict(budget),
             "smallest": self.smallest,
             "variants": {
-                name: {"answer": ANSWERS[_status(checks)], "checks": [check.as_json() for check in checks]}
+                name: {"answer": ANSWERS[exit_code(checks)], "checks": [check.as_json() for check in checks]}
                 for name, checks in self.checks.items()
             },
         }
@@ -144,7 +148,7 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdi
     checks = judge(rows, names, budget, rows.attrs.get("confidence", 0.95), len(names))
     if not variants:
         return _shippable(rows, checks)
-    worst = max((_status(checks[name]) for name in names), key=FROM_BEST.index)
+    worst = max((exit_code(checks[name]) for name in names), key=FROM_BEST.index)
     return Verdict(worst, [line for name in names for line in _lines(name, checks[name])], checks)
 
 
@@ -179,29 +183,19 @@ def _shippable(rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]]) -> Ver
     sizes = rows[(rows["metric"] == "disk_bytes") & (rows["status"] == "ok")].set_index("variant")["estimate"]
     base = sizes.get(BASE, float("inf"))
     smaller = [name for name in checks if sizes.get(name, float("inf")) < base]
-    inside = [name for name in smaller if _status(checks[name]) == YES]
+    inside = [name for name in smaller if exit_code(checks[name]) == YES]
     if inside:
         least = min(inside, key=lambda name: sizes[name])
         count = f"{len(inside)} of {len(checks)} variants are smaller than the base and inside"
         summary = f"{count}; the smallest is {least}, {sizes[least] / 1e6:.1f} MB"
         return Verdict(YES, [*_lines(least, checks[least]), summary], checks, least)
     lines = [line for name in smaller for line in _lines(name, checks[name])]
-    best = min((_status(checks[name]) for name in smaller), key=FROM_BEST.index, default=NO)
+    best = min((exit_code(checks[name]) for name in smaller), key=FROM_BEST.index, default=NO)
     summary = f"none of the {len(smaller)} variants that are smaller than the base is inside"
-    open_ones = [name for name in smaller if _status(checks[name]) == best] if best != NO else []
+    open_ones = [name for name in smaller if exit_code(checks[name]) == best] if best != NO else []
     if open_ones:
         summary += f"; {ANSWERS[best]} for {', '.join(open_ones)}"
     return Verdict(best, [*lines, summary], checks)
-
-
-def _status(checks: Sequence[Check]) -> int:
-    """Return the exit code for a variant: a limit that is broken decides, whatever else is not known."""
-    answers = {check.answer for check in checks}
-    if OUTSIDE in answers:
-        return NO
-    if UNMEASURED in answers:
-        return NOT_MEASURED
-    return YES if answers <= {INSIDE} else CANNOT_TELL
 
 
 def _lines(name: str, checks: Sequence[Check]) -> list[str]:

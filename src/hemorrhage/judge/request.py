@@ -1,0 +1,133 @@
+"""What a judgement runs, as the content of a params.yaml: the study that answers it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hemorrhage.compress.methods.published.external import file_name
+from hemorrhage.runtime.address import JsonValue
+from hemorrhage.runtime.command import CommandError
+
+HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})(:(?P<file>[\w./-]+))?")
+"""A repository of the hub at a commit, or a file of it."""
+
+WHEELS = ("smollm2-135m-instruct",)
+
+SWEEP = "file"
+
+BUDGET = {"kl": 0.1, "perplexity": 1.1}
+"""Limits of a judgement that names none: nats per token, and times the base's."""
+
+TASKS = ("agreement", "arithmetic", "recall", "cloze")
+
+Content = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The base, the files that are judged, and how: ``windows`` of ``window`` tokens of each corpus."""
+
+    base: str
+    files: Sequence[str]
+    budget: Mapping[str, float] = field(default_factory=lambda: BUDGET)
+    corpora: Sequence[JsonValue] = ("prose", "code")
+    windows: int = 64
+    window: int = 64
+    seed: int = 0
+    confidence: float = 0.95
+
+    def content(self) -> Content:
+        """Return the study as the content of a params.yaml."""
+        return {
+            "cache_version": 1,
+            "model": model(self.base),
+            "data": {"source": "embedded", "items": 48, "seed": self.seed},
+            "calibrate": {"corpus": "prose", "samples": 1, "length": 8, "seed": self.seed, "max_hessian_gb": 0},
+            "compress": sweeps(self.files),
+            "evaluate": {
+                "dtype": "float32",
+                "corpora": list(self.corpora),
+                "window": self.window,
+                "windows": self.windows,
+                "tasks": list(TASKS),
+                "harness": {"tasks": [], "items": 1, "batch": 1},
+                "code_tasks": {
+                    "tasks": [], "items": 1, "new_tokens": 1, "batch": 1, "seconds": 1, "memory_mb": 64,
+                },
+                "diagnostics": {"windows": 0, "window": min(64, self.window), "ablate": []},
+            },
+            "decode": {
+                "variants": [],
+                "sibling_model": None,
+                "strategies": {"greedy": {"strategy": "greedy"}},
+                "closed_ended": [{"task": "arithmetic", "items": 1, "new_tokens": 1}],
+                "open_ended": [],
+                "batch": 1,
+                "seed": self.seed,
+            },
+            "mitigate": {
+                "variants": [],
+                "corpus": "prose",
+                "tokens": 8,
+                "buckets": 2,
+                "steps": 1,
+                "p": 0.95,
+                "open_ended": {"items": 0, "prefix": 1, "new_tokens": 1},
+                "seed": self.seed,
+            },
+            "analyze": {
+                "resamples": 1000,
+                "confidence": self.confidence,
+                "seed": self.seed,
+                "budget": dict(self.budget),
+            },
+        }  # fmt: skip
+
+
+def model(base: str) -> Content:
+    """Return a base as ``model`` of params.yaml. Raises CommandError where it is none."""
+    hub = HUB.fullmatch(base)
+    if hub and not Path(base).exists():
+        if hub["file"]:
+            raise CommandError(f"BASE: {base} names a file; a base is a repository or a folder")
+        return {"source": "hub", "id": hub["id"], "revision": hub["revision"]}
+    if base in WHEELS and not Path(base).exists():
+        return {"source": "wheel", "name": base}
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return {"source": "path", "path": str(path.resolve())}
+    _refuse("BASE", base, path)
+    raise CommandError(f"BASE: {base} is a file; a base is a folder of safetensors or org/name@commit")
+
+
+def published(name: str) -> str | Content:
+    """Return a file as ``files`` of the method external takes it. Raises CommandError where it is none."""
+    hub = HUB.fullmatch(name)
+    if hub and not Path(name).exists():
+        return {key: value for key, value in hub.groupdict().items() if value}
+    path = Path(name).expanduser()
+    _refuse("FILE", name, path)
+    return str(path.resolve())
+
+
+def _refuse(which: str, name: str, path: Path) -> None:
+    if path.exists():
+        return
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+(@.*)?", name):
+        raise CommandError(
+            f"{which}: {name} is neither on this machine nor org/name@commit with all 40 digits of the commit"
+        )
+    raise CommandError(f"{which}: {name} is missing")
+
+
+def sweeps(files: Sequence[str]) -> Content:
+    """Return the sweeps: one of all files, or, where two files have one name, one for each."""
+    chosen = [published(name) for name in files]
+    names = [file_name(each if isinstance(each, str) else {k: str(v) for k, v in each.items()}) for each in chosen]
+    lower = [name.lower() for name in names]
+    if len(set(lower)) == len(lower):
+        return {SWEEP: {"method": "external", "files": chosen}}
+    return {f"{SWEEP}_{index}": {"method": "external", "files": [each]} for index, each in enumerate(chosen, 1)}

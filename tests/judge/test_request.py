@@ -1,0 +1,54 @@
+"""A judgement is a study whose params.yaml is valid, and what can't be read is one line about the argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from hemorrhage.judge import request
+from hemorrhage.runtime.command import CommandError
+from hemorrhage.study import params as config
+
+COMMIT = "0123456789" * 4
+
+
+def test_the_study_of_a_judgement_is_valid(tiny: Path, tmp_path: Path) -> None:
+    asked = request.Request(str(tiny), [str(tiny), f"org/x-AWQ@{COMMIT}"], {"kl": 0.05}, windows=8)
+    YAML().dump(asked.content(), tmp_path / "params.yaml")
+    params = config.read(tmp_path / "params.yaml")
+    assert list(config.variants(params)) == [f"file-{tiny.name.lower()}", "file-x-awq"]
+    assert params.evaluate.windows == 8
+    assert params.analyze.budget.model_dump(exclude_none=True) == {"kl": 0.05}
+
+
+def test_files_of_one_name_are_sweeps_of_their_own(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "model").mkdir(parents=True)
+    made = request.sweeps([str(tmp_path / "a/model"), str(tmp_path / "b/model")])
+    assert list(made) == ["file_1", "file_2"]
+
+
+@pytest.mark.parametrize(
+    ("base", "line"),
+    [
+        ("no/where", "BASE: no/where is neither on this machine nor org/name@commit with all 40 digits of the commit"),
+        ("org/name@main", "BASE: org/name@main is neither on this machine"),
+        ("./missing.gguf", "BASE: ./missing.gguf is missing"),
+        (f"org/name@{COMMIT}:x.gguf", "names a file; a base is a repository or a folder"),
+    ],
+)
+def test_a_base_that_is_none_is_one_line(base: str, line: str) -> None:
+    with pytest.raises(CommandError) as raised:
+        request.model(base)
+    assert line in str(raised.value)
+
+
+def test_a_file_of_the_hub_is_named_with_its_commit() -> None:
+    assert request.published(f"org/name@{COMMIT}:a/x.gguf") == {
+        "id": "org/name",
+        "revision": COMMIT,
+        "file": "a/x.gguf",
+    }
+    assert request.model(f"org/name@{COMMIT}") == {"source": "hub", "id": "org/name", "revision": COMMIT}

@@ -1,0 +1,93 @@
+"""``hemorrhage judge`` on a small model: the numbers are those of a study; a second call is short."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from hemorrhage import cli
+from hemorrhage.judge.request import Request
+from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE
+from tests.compress.methods.published.test_external import pruned
+from tests.models.sources import folders
+
+pytestmark = pytest.mark.end_to_end
+
+ASKED = ["--budget", "kl=0.0001", "--windows", "4", "--window", "32", "--cores", "2"]
+
+
+@pytest.fixture(scope="module")
+def files(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The tiny model with half of its weights, and with a tensor too few."""
+    made = []
+    tensors = load_file(tiny / "model.safetensors")
+    whole = pruned(tensors)
+    for name, state in (("half", whole), ("broken", {k: v for k, v in whole.items() if "1.mlp.up" not in k})):
+        folder = tmp_path_factory.mktemp("files") / name
+        shutil.copytree(tiny, folder)
+        save_file(state, folder / "model.safetensors", folders.META)
+        made.append(str(folder))
+    return made
+
+
+def judged(tiny: Path, files: list[str], home: Path, *more: str) -> int:
+    return cli.main(["judge", str(tiny), *files, *ASKED, "--cache", str(home), *more])
+
+
+def test_a_judgement(tiny: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "home"
+    assert judged(tiny, files[:1], home, "--json") == NO
+    content: Any = json.loads(capsys.readouterr().out)
+    (half,) = content["files"]
+    assert (half["file"], half["answer"], half["format"]) == ("half", "no", "float32")
+    assert half["kl"]["low"] < half["kl"]["value"] < half["kl"]["high"]
+    # A second call evaluates the new file alone; what can't be read is not measured, and the others are.
+    more = ["--html", str(tmp_path / "out.html"), "--junit", str(tmp_path / "out.xml"), "--cards", str(tmp_path / "c")]
+    assert judged(tiny, files, home, *more) == NO
+    out = capsys.readouterr()
+    assert out.err.count("\n") == 2, out.err
+    assert "lacks model.layers.1.mlp.up_proj.weight" in out.out
+    assert "<html" in (tmp_path / "out.html").read_text()[:2000]
+    assert 'failures="1" errors="1"' in (tmp_path / "out.xml").read_text()
+    assert (tmp_path / "c" / "file-half.md").read_text().startswith("---")
+    assert judged(tiny, files[1:], home) == NOT_MEASURED
+    capsys.readouterr()
+
+
+def test_a_judgement_is_a_study(
+    tiny: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    judged(tiny, files[:1], home, "--json")
+    content: Any = json.loads(capsys.readouterr().out)
+    asked = Request(str(tiny), files[:1], {"kl": 0.0001}, windows=4, window=32)
+    study = tmp_path / "study"
+    study.mkdir()
+    YAML().dump(asked.content(), study / "params.yaml")
+    monkeypatch.chdir(study)
+    from hemorrhage.study.plan import Plan
+
+    # The addresses are the same: a study and a judgement share what they compute, and so the numbers are one.
+    for kind in ("checkpoints", "evaluations"):
+        manifest = Plan.read().manifest(kind, "file-half")
+        assert (home / manifest).is_file()
+    tokens = pd.read_parquet((home / Plan.read().manifest("evaluations", "file-half")).parent / "tokens.parquet")
+    mean = tokens[tokens["corpus"] == content["files"][0]["kl"]["dataset"]]["kl"].mean()
+    assert content["files"][0]["kl"]["value"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_wrong_arguments_are_one_line_before_any_work(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judged(tiny, [str(tmp_path / "none")], tmp_path / "home") == USAGE
+    assert capsys.readouterr().err.strip().endswith("none is missing")
+    (tmp_path / "empty").mkdir()
+    assert judged(tiny, [str(tmp_path / "empty")], tmp_path / "home") == USAGE
+    assert "FILE: " in capsys.readouterr().err
