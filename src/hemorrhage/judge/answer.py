@@ -90,8 +90,8 @@ def _row(
     manifest = variant.manifest
 
     def worst(metric: str, sign: int = 1) -> Interval | None:
-        found = [(name, numbers.get(variant.name, metric, name)) for name in (*corpora, *numbers.datasets(metric))]
-        known = [Interval(each.value, each.low, each.high, name) for name, each in found if each]
+        estimates = [(name, numbers.get(variant.name, metric, name)) for name in (*corpora, *numbers.datasets(metric))]
+        known = [Interval(each.value, each.low, each.high, name) for name, each in estimates if each]
         return max(known, key=lambda each: sign * each.value) if known else None
 
     ratio = worst("ln_perplexity_ratio")
@@ -180,8 +180,8 @@ def as_junit(rows: Sequence[Row], base: str) -> str:
         case = ElementTree.SubElement(suite, "testcase", {"classname": "hemorrhage.judge", "name": row.file})
         if row.status != YES:
             tag = "error" if row.status in (CANNOT_TELL, NOT_MEASURED) else "failure"
-            found = ElementTree.SubElement(case, tag, {"type": ANSWERS[row.status], "message": row.reason})
-            found.text = "\n".join(map(str, row.checks))
+            verdict = ElementTree.SubElement(case, tag, {"type": ANSWERS[row.status], "message": row.reason})
+            verdict.text = "\n".join(map(str, row.checks))
         if row.warnings:
             ElementTree.SubElement(case, "system-out").text = "\n".join(row.warnings)
     ElementTree.indent(suite)

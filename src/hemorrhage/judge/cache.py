@@ -54,14 +54,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 def entries(folder: Path) -> list[Entry]:
     """Return all outputs, the one that was used longest ago first."""
-    found = []
+    outputs = []
     for output in (folder / DATA).glob("*/*/*"):
         if output.is_dir():
             marker = output / MANIFEST
             used = (marker if marker.is_file() else output).stat().st_mtime
             size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-            found.append(Entry(output, size, used))
-    return sorted(found, key=lambda entry: entry.used)
+            outputs.append(Entry(output, size, used))
+    return sorted(outputs, key=lambda entry: entry.used)
 
 
 def touch(manifests: Iterable[Path]) -> None:
