@@ -207,7 +207,7 @@ def _rebuild(
     stored = config.dtype or next(value.dtype for value in tensors.values() if is_real(value.dtype))
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
     model = assemble(state, layers, config, wanted, as_stored, pruned_width)
-    install(model, quantization or {}, tensors)
+    install(model, quantization or {}, tensors, layers)
     return model
 
 

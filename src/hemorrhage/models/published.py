@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hemorrhage.models.architecture import skeleton
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import assemble
-from hemorrhage.models.emulation.install import install
+from hemorrhage.models.emulation.install import install_in_memory
 from hemorrhage.models.engines import engine
-from hemorrhage.models.formats.config import QuantizationConfig
 from hemorrhage.models.formats.published import READERS
 from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers
-from hemorrhage.models.layout import view
+from hemorrhage.models.layout import to_family, view
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.sources import architecture, files
 from hemorrhage.models.sources.published import check, quantization_of, weights_of
@@ -86,20 +86,29 @@ def read(path: Path) -> Published:
         folder = Path(scratch)
         config = _write_config(path, folder)
         locations = {name: where for file in weights for name, where in tensor_locations(file).items()}
+        unread = [name for name in locations if reader is not None and _is_unread(name, reader)]
+        for name in unread:
+            del locations[name], stored[name]
         groups = group(list(locations), reader)
-        layers = dict(_layers(path, groups, locations, quantization, reader))
+        layers: dict[str, FormattedLinear] = {}
+        group_of: dict[str, str] = {}
+        for grouped, name, layer in _layers(path, groups, locations, quantization, reader):
+            layers[name], group_of[name] = layer, grouped
         in_layers = {name for pieces in groups.values() for name in pieces.values()}
         dense = {name: tensor for name, tensor in stored.items() if name not in in_layers}
-        dense |= {f"{name}.weight": _announced(layer) for name, layer in layers.items()}
+        dense |= _announce(folder, layers, is_stacked=hasattr(reader, "read_stack"))
         dense |= {f"{name}.{BIAS}": stored[f"{name}.{BIAS}"] for name in layers if f"{name}.{BIAS}" in stored}
         compared = _compare(path, folder, dense)
         kept = {name: where for name, where in locations.items() if name in dense and name not in compared.surplus}
         kept |= {f"{name}.weight": _location(layer) for name, layer in layers.items()}
         state, formatted = _named(view(folder, kept))
-    model = _assemble(config, state, formatted, quantization)
+    model = _assemble(config, state, formatted)
     bits = {name: _bits(tensor) for name, tensor in stored.items() if name not in compared.surplus}
     kept_layers = {id(layer) for layer in formatted_layers(model).values()}
-    pieces = [piece for name, layer in layers.items() if id(layer) in kept_layers for piece in groups[name].values()]
+    kept_groups = dict.fromkeys(group_of[name] for name, layer in layers.items() if id(layer) in kept_layers)
+    pieces = [
+        piece for name in kept_groups for suffix, piece in groups[name].items() if not suffix.endswith(f"_{BIAS}")
+    ]
     plain = sum(8.0 * linear.weight.nbytes for linear in linears_of(model, missing_ok=True).values())
     return Published(
         model,
@@ -110,7 +119,7 @@ def read(path: Path) -> Published:
         types=Counter(tensor.dtype for tensor in stored.values()),
         engine=engine({QUANTIZATION: quantization} if quantization else {})[0],
         tokens=vocabulary(path),
-        notes=tuple(compared.notes),
+        notes=(*compared.notes, *_note(unread)),
     )
 
 
@@ -155,23 +164,47 @@ def _layers(
     locations: Mapping[str, TensorLocation],
     quantization: Mapping[str, Any],
     reader: ModuleType | None,
-) -> Iterator[tuple[str, FormattedLinear]]:
+) -> Iterator[tuple[str, str, FormattedLinear]]:
+    """Yield each group's name, and the name and layer of each of its layers."""
     for name, pieces in groups.items():
         assert reader is not None, "nothing is grouped without one"
         stored = {suffix: locations[piece].tensor() for suffix, piece in pieces.items()}
         try:
             if hasattr(reader, "read_stack"):
-                yield from reader.read_stack(stored, quantization, name).items()
+                for inner, layer in reader.read_stack(stored, quantization, name).items():
+                    yield name, inner, layer
             else:
-                yield name, reader.read_published(stored, quantization, name)
+                yield name, name, reader.read_published(stored, quantization, name)
         except (KeyError, ValueError, IndexError, RuntimeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise InputError(f"{path}: {name}: {reason}") from None
 
 
-def _announced(layer: FormattedLinear) -> files.Tensor:
-    """Return the weight of a layer as a header would have it, to compare its shape with the architecture's."""
-    return files.Tensor(Path(), "F32", (layer.out_features, layer.in_features), 0, 0)
+def _announce(folder: Path, layers: Mapping[str, FormattedLinear], is_stacked: bool) -> dict[str, files.Tensor]:
+    """Return the weights of ``layers`` as headers would have them, to compare their shapes with the architecture's.
+
+    Those of a stack, and its biases, have the family's names, which its files would have were they not quantized.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in layers.items()
+    }
+    if is_stacked:
+        shapes |= {
+            f"{name}.{BIAS}": tuple(layer.bias.shape) for name, layer in layers.items() if layer.bias is not None
+        }
+        shapes = {
+            name: tuple(joined.join([torch.empty(shapes[source], device="meta") for source in joined.sources]).shape)
+            for name, joined in to_family(folder, shapes).items()
+        }
+    return {name: files.Tensor(Path(), "F32", shape, 0, 0) for name, shape in shapes.items()}
+
+
+def _is_unread(name: str, reader: ModuleType) -> bool:
+    return any(re.search(pattern, name) for pattern in getattr(reader, "UNREAD", ()))
+
+
+def _note(unread: list[str]) -> list[str]:
+    return [f"{files.shorten_list(unread)}: scales of the cache, which is not emulated."] if unread else []
 
 
 def _location(layer: FormattedLinear) -> LayerLocation:
@@ -188,7 +221,8 @@ def _named(viewed: Mapping[str, TensorLocation]) -> tuple[dict[str, Tensor], dic
     state = {name: each.tensor() for name, each in viewed.items() if not isinstance(each, LayerLocation)}
     for name, layer in layers.items():
         bias = state.get(f"{name}.{BIAS}")
-        layer.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+        if bias is not None:
+            layer.bias = torch.nn.Parameter(bias, requires_grad=False)
     return state, layers
 
 
@@ -196,7 +230,6 @@ def _assemble(
     config: PreTrainedConfig,
     state: dict[str, Tensor],
     layers: Mapping[str, FormattedLinear],
-    quantization: Mapping[str, Any],
 ) -> PreTrainedModel:
     """Return the model; layers outside the blocks, such as a quantized head, become dense."""
     stored = next(value.dtype for value in state.values() if value.is_floating_point())
@@ -207,7 +240,7 @@ def _assemble(
         if name not in kept:
             state[f"{name}.weight"] = layer.dense().to(dtype)
     model = assemble(state, kept, config, dtype, as_stored=True)
-    install(model, cast(QuantizationConfig, quantization), state)
+    install_in_memory(model)
     model.eval()
     return model
 

@@ -33,7 +33,7 @@ def test_every_linear_layer_rounds_but_those_that_are_ignored(tiny: Path) -> Non
     model: Any = load(tiny)
     skipped = "model.layers.1.mlp.up_proj"
     groups = {"all": group(["Linear"], InputRounding(8, "token"))}
-    install(model, {"config_groups": groups, "ignore": ["lm_head", skipped]}, {})
+    install(model, {"config_groups": groups, "ignore": ["lm_head", skipped]}, {}, {})
     expected = set(linears_of(model)) - {skipped}
     assert rounding_layers(model) == dict.fromkeys(expected, InputRounding(8, "token"))
 
@@ -48,14 +48,14 @@ def test_layers_that_a_group_names_round_as_it_says_with_their_own_scales(tiny: 
     scales = {f"{name}.input_scale": torch.tensor([place + 0.5]) for place, name in enumerate(names)}
     # Other programs write null where no layer is ignored.
     quantization: Any = {"config_groups": groups, "ignore": None}
-    install(model, quantization, scales)
+    install(model, quantization, scales, {})
     assert rounding_layers(model) == {name: InputRounding(8, "static", place + 0.5) for place, name in enumerate(names)}
 
 
 def test_a_cache_is_rounded_where_the_configuration_has_a_scheme(tiny: Path) -> None:
     model: Any = load(tiny)
-    install(model, {}, {})
+    install(model, {}, {}, {})
     assert not kv_cache.has_rounding(model)
-    install(model, {"kv_cache_scheme": kv_cache.quantization_args(TokenRounding(4, 8))}, {})
+    install(model, {"kv_cache_scheme": kv_cache.quantization_args(TokenRounding(4, 8))}, {}, {})
     assert kv_cache.has_rounding(model)
     assert not rounding_layers(model)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Read = TypeVar("Read")
 
 
 def damaged(stored: Mapping[str, Tensor], seeds: int) -> Iterator[dict[str, Tensor]]:
@@ -24,6 +27,20 @@ def damaged(stored: Mapping[str, Tensor], seeds: int) -> Iterator[dict[str, Tens
         yield tensors
 
 
+def read_damaged(
+    read: Callable[[dict[str, Tensor]], Read], stored: Mapping[str, Tensor], seeds: int
+) -> tuple[list[Read], list[str]]:
+    """What ``read`` makes of ``seeds`` damaged sets of tensors, and the lines that it refuses the others with."""
+    found, lines = [], []
+    for tensors in damaged(stored, seeds):
+        try:
+            found.append(read(tensors))
+        except ValueError as error:
+            lines.append(str(error))
+    assert not [line for line in lines if "\n" in line]
+    return found, lines
+
+
 def _flip(value: Tensor, generator: torch.Generator) -> Tensor:
     """One bit the other way."""
     octets = value.contiguous().flatten().view(torch.uint8).clone()
@@ -36,7 +53,8 @@ def _fill(number: float) -> Callable[[Tensor, torch.Generator], Tensor]:
     def change(value: Tensor, _: torch.Generator) -> Tensor:
         if not value.is_floating_point():
             return torch.full_like(value, -1 if value.dtype.is_signed else 255)
-        return value.clone().fill_(number)
+        # Infinity is no number of E4M3.
+        return torch.full(value.shape, number).to(value.dtype)
 
     return change
 

@@ -7,6 +7,12 @@ dimension), over the whole tensor that enters the layer, or it was fixed when th
 The products of integers that an engine would compute are thereby computed in float: the numbers are those of
 the integer kernels up to float rounding, their speed is not.
 
+Checkpoints that others published ask for more, in the arithmetic of compressed-tensors: asymmetric integers
+(``q = clamp(round(x / s + z))``, read back as ``(q - z) s``), and numbers of E4M3 or E2M1 times a scale, over a token,
+the whole tensor or groups of neighbouring features. The scale is ``max|x| / 448``, or ``/ 6``, and of three kinds: a
+float; a number of E4M3 over a global scale that was fixed when the checkpoint was written (NVFP4); a power of two (MX),
+of the binade of ``max|x|``, counted up by one from 1.75 times the power on.
+
 A scale over the whole tensor depends on what is computed together: a longer prompt, another sequence in the
 batch or padding changes it, and a token that is decoded alone has a scale of its own.
 """
@@ -14,13 +20,14 @@ batch or padding changes it, and a token that is decoded alone has a scale of it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats import small_floats
 from hemorrhage.models.formats.config import QuantizationArgs
 
 STRATEGIES = {"static": ("tensor", False), "tensor": ("tensor", True), "token": ("token", True)}
@@ -49,9 +56,23 @@ def is_exact() -> bool:
     return _exact[-1]
 
 
+class RoundingHook:
+    """A hook before a linear layer that rounds its input."""
+
+    def __call__(self, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments of the layer, the first of them rounded."""
+        if is_exact() or not arguments[0].numel():
+            return arguments
+        return (self.round(arguments[0]), *arguments[1:])
+
+    def round(self, x: Tensor) -> Tensor:
+        """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class InputRounding:
-    """A hook before a linear layer that rounds its input to ``bits`` bits.
+class InputRounding(RoundingHook):
+    """Rounding to a symmetric grid of integers of ``bits`` bits.
 
     ``over`` is a key of STRATEGIES; ``scale`` is the fixed one of ``static``, else None.
     """
@@ -59,12 +80,6 @@ class InputRounding:
     bits: int
     over: str
     scale: float | None = None
-
-    def __call__(self, _module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments of the layer, the first of them rounded."""
-        if is_exact():
-            return arguments
-        return (self.round(arguments[0]), *arguments[1:])
 
     def round(self, x: Tensor) -> Tensor:
         """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
@@ -78,6 +93,91 @@ class InputRounding:
             scale = scale_of(largest, self.bits)
         half = 2 ** (self.bits - 1)
         return (wide / scale).round_().clamp_(-half, half - 1).mul_(scale).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class AsymmetricRounding(RoundingHook):
+    """Rounding to an asymmetric grid of integers of ``bits`` bits.
+
+    ``over`` is a key of STRATEGIES; ``scale`` and ``zero`` are the fixed ones of ``static``, else None.
+    """
+
+    bits: int
+    over: str
+    scale: float | None = None
+    zero: float | None = None
+
+    def round(self, x: Tensor) -> Tensor:
+        """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
+        wide, half = x.float(), 2 ** (self.bits - 1)
+        if self.scale is not None and self.zero is not None:
+            scale, zero = torch.tensor(self.scale, device=x.device), torch.tensor(self.zero, device=x.device)
+        else:
+            low, high = wide.aminmax(dim=-1, keepdim=True) if self.over == "token" else wide.aminmax()
+            # Zero is always on the grid.
+            low, high = low.clamp(max=0), high.clamp(min=0)
+            scale = (high - low) / (2**self.bits - 1)
+            zero = torch.where(scale == 0, 0, (-half - low / scale).clamp(-half, half - 1)).round()
+            scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+        codes = (wide / scale).add_(zero).clamp_(-half, half - 1).round_()
+        return codes.sub_(zero).mul_(scale).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class FloatRounding(RoundingHook):
+    """Rounding to numbers of E4M3 (``bits`` 8) or E2M1 (4) times a scale.
+
+    ``over`` is a key of STRATEGIES or ``group``, of ``group_size`` neighbouring features; ``scale`` is the fixed one of
+    ``static``; ``total`` is NVFP4's global scale; ``is_power`` says that scales are powers of two.
+    """
+
+    bits: int
+    over: str
+    group_size: int = 0
+    scale: float | None = None
+    total: float | None = None
+    is_e4m3: bool = False
+    is_power: bool = False
+
+    def round(self, x: Tensor) -> Tensor:
+        """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
+        wide = x.float()
+        if self.over == "group":
+            # The last group may be smaller.
+            wide = nn.functional.pad(wide, (0, -wide.shape[-1] % self.group_size)).unflatten(-1, (-1, self.group_size))
+        scale = self._scale(wide)
+        ratio = wide / scale
+        codes = small_floats.round_e4m3(ratio) if self.bits == 8 else small_floats.round_e2m1(ratio)
+        rounded = codes.mul_(scale)
+        if self.over == "group":
+            rounded = rounded.flatten(-2)[..., : x.shape[-1]]
+        return rounded.to(x.dtype)
+
+    def _scale(self, wide: Tensor) -> Tensor:
+        if self.scale is not None:
+            return torch.tensor(self.scale, device=wide.device)
+        largest = wide.abs().amax() if self.over == "tensor" else wide.abs().amax(-1, keepdim=True)
+        if self.is_power:
+            return _power_of_two(largest, self.bits)
+        scale = largest / (small_floats.E4M3_MAX if self.bits == 8 else small_floats.E2M1_MAX)
+        if not self.is_e4m3:
+            return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+        scale = small_floats.round_e4m3(scale if self.total is None else self.total * scale)
+        # The smallest scale that the library lets a group of zeros have.
+        scale = torch.where(scale == 0, 0.125, scale)
+        return scale if self.total is None else scale / self.total
+
+
+def _power_of_two(largest: Tensor, bits: int) -> Tensor:
+    """Return the powers of two that bring ``largest``, float32 of any shape, into the last binade of the numbers.
+
+    What is above 1.75 times a power counts as the next one: it would round to it in a number of one bit's mantissa.
+    """
+    mantissa, exponent = torch.frexp(largest)
+    binade = exponent - 1 + (mantissa >= 0.875).int()
+    last = 8 if bits == 8 else 2
+    exponents = torch.where(largest == 0, -127, (binade - last).clamp(min=-127))
+    return torch.ldexp(torch.ones_like(largest), exponents)
 
 
 def scale_of(largest: Tensor, bits: int) -> Tensor:
@@ -99,14 +199,50 @@ def quantization_args(rounding: InputRounding) -> QuantizationArgs:
     }
 
 
-def rounding_of(name: str, arguments: QuantizationArgs, scale: Tensor | None) -> InputRounding:
-    """Return the rounding that the configuration's ``arguments`` and the layer's ``input_scale`` describe.
+def rounding_of(name: str, arguments: QuantizationArgs, stored: Mapping[str, Tensor]) -> RoundingHook:
+    """Return the rounding that the configuration's ``arguments`` and the layer's tensors ``stored`` describe.
 
-    Raises ValueError with the layer's ``name`` for what this bench never writes.
+    Of these ``input_scale``, ``input_zero_point`` and ``input_global_scale`` are read. Raises ValueError with the
+    layer's ``name`` for what can't be emulated.
     """
+    scale, zero = _number(name, stored, "input_scale"), _number(name, stored, "input_zero_point")
     wanted = (arguments.get("strategy"), arguments.get("dynamic"))
     over = next((over for over, strategy in STRATEGIES.items() if strategy == wanted), None)
-    is_supported = arguments.get("type") == "int" and arguments.get("symmetric")
-    if over is None or not is_supported or (over == "static") != (scale is not None):
-        raise ValueError(f"{name}: inputs quantized as {arguments} can't be emulated")
-    return InputRounding(arguments["num_bits"], over, None if scale is None else float(scale))
+    fixed = scale if over == "static" else None
+    if (over == "static") == (scale is not None) and over is not None:
+        match arguments.get("type"), arguments.get("symmetric"):
+            case "int", True:
+                return InputRounding(arguments["num_bits"], over, fixed)
+            case "int", False:
+                return AsymmetricRounding(arguments["num_bits"], over, fixed, zero if over == "static" else None)
+            case "float", True if arguments["num_bits"] == 8:
+                return FloatRounding(8, over, scale=fixed)
+    size = arguments.get("group_size") or 0
+    is_group = wanted[0] in ("group", "tensor_group") and wanted[1] in (True, "local") and size > 0
+    if is_group and arguments.get("type") == "float" and arguments["num_bits"] in (4, 8) and arguments.get("symmetric"):
+        return _group_rounding(name, arguments, stored)
+    raise ValueError(f"{name}: inputs quantized as {arguments} can't be emulated")
+
+
+def _group_rounding(name: str, arguments: QuantizationArgs, stored: Mapping[str, Tensor]) -> FloatRounding:
+    bits, size, dtype = arguments["num_bits"], arguments.get("group_size") or 0, str(arguments.get("scale_dtype"))
+    if arguments["strategy"] != "tensor_group":
+        # What the library takes for MX.
+        return FloatRounding(bits, "group", size, is_power=size == 32 and "uint8" in dtype)
+    total = _number(name, stored, "input_global_scale")
+    direct = _number(name, stored, "input_scale")
+    if total is None and direct is not None:
+        # ModelOpt's multiplies the scales.
+        total = float(1 / torch.tensor(direct))
+    if arguments.get("dynamic") == "local" and total is None:
+        raise ValueError(f"{name}: input_global_scale is missing, and inputs are quantized as {arguments}")
+    return FloatRounding(bits, "group", size, total=total, is_e4m3="e4m3" in dtype)
+
+
+def _number(name: str, stored: Mapping[str, Tensor], suffix: str) -> float | None:
+    value = stored.get(suffix)
+    if value is None:
+        return None
+    if value.numel() != 1 or not bool(value.float().isfinite().all()):
+        raise ValueError(f"{name}: {suffix} is not one finite number")
+    return float(value)

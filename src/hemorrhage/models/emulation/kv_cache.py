@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.emulation.activations import InputRounding, is_exact
+from hemorrhage.models.emulation.activations import RoundingHook, is_exact
 from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs
 from hemorrhage.models.refused import RefusedError
 
@@ -138,7 +138,7 @@ def has_rounding(model: PreTrainedModel) -> bool:
     """Return whether ``model`` rounds inputs of layers, keys or values when it computes."""
     return any(
         hasattr(module, "kv_cache_rounding")
-        or any(isinstance(hook, InputRounding | TokenRounding) for hook in module._forward_pre_hooks.values())
+        or any(isinstance(hook, RoundingHook | TokenRounding) for hook in module._forward_pre_hooks.values())
         for module in model.modules()
     )
 

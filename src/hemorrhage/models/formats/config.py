@@ -29,8 +29,11 @@ class QuantizationArgs(TypedDict, total=False):
     symmetric: bool
     strategy: str
     group_size: int | None
-    dynamic: bool
-    scale_dtype: str
+    block_structure: list[int] | None
+    dynamic: bool | str
+    actorder: str | bool | None
+    scale_dtype: str | None
+    zp_dtype: str | None
 
 
 class QuantizationScheme(TypedDict, total=False):

@@ -12,9 +12,14 @@ READERS: Mapping[str, str] = {
     "auto-round": "hemorrhage.models.formats.auto_round",
     "awq": "hemorrhage.models.formats.awq",
     "bitsandbytes": "hemorrhage.models.formats.bitsandbytes",
+    "compressed-tensors": "hemorrhage.models.formats.compressed_tensors",
+    "fp8": "hemorrhage.models.formats.fp8",
     "gptq": "hemorrhage.models.formats.gptq",
     "hqq": "hemorrhage.models.formats.hqq",
     "mlx": "hemorrhage.models.formats.mlx",
+    "modelopt": "hemorrhage.models.formats.modelopt",
+    "modelopt_fp4": "hemorrhage.models.formats.modelopt",
+    "mxfp4": "hemorrhage.models.formats.mxfp4",
     "torchao": "hemorrhage.models.formats.torchao",
 }
 """``quant_method`` of config.json, in lower case -> module of this package."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hemorrhage.models.formats.config import QuantizationConfig
+from hemorrhage.models.formats.config import QuantizationConfig, QuantizationScheme
 from hemorrhage.models.formats.storage import FormattedLinear, scheme_of
 from hemorrhage.runtime.lazy import torch
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 
 FORMAT_OF_SUFFIX = {
+    "weight_scale_2": "modelopt",
+    "weight_scale_inv": "fp8",
+    "mx_blocks": "mxfp4",
     "weight_packed": "packed",
     "weight.quant_state.bitsandbytes__nf4": "codebook",
     "weight.quant_state.bitsandbytes__fp4": "codebook",
@@ -47,6 +51,10 @@ MODULES = {
     "torchao": "hemorrhage.models.formats.torchao",
     "lora": "hemorrhage.models.formats.lora",
     "sliced": "hemorrhage.models.formats.sliced",
+    "compressed": "hemorrhage.models.formats.compressed",
+    "fp8": "hemorrhage.models.formats.fp8",
+    "modelopt": "hemorrhage.models.formats.modelopt",
+    "mxfp4": "hemorrhage.models.formats.mxfp4",
     "gguf_file": "hemorrhage.models.formats.gguf_file",
 }
 """Storage format, of a layer or of a whole model, as checkpoints name it -> its module. Names on disk stay."""
@@ -71,8 +79,19 @@ def read(
             name = key.removesuffix(f".{suffix}")
             names = [other for other in plain if other.startswith(f"{name}.") and other != f"{name}.bias"]
             stored = {other.removeprefix(f"{name}."): plain.pop(other) for other in names}
-            layer: FormattedLinear = module_of(storage_format).read(stored, scheme_of(name, quantization))
+            scheme = scheme_of(name, quantization)
+            layer: FormattedLinear = module_of(_actual(storage_format, scheme, stored)).read(stored, scheme)
             bias = plain.get(f"{name}.bias")
             layer.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
             layers[name] = layer
     return plain, layers
+
+
+def _actual(storage_format: str, scheme: QuantizationScheme | None, stored: Mapping[str, Tensor]) -> str:
+    """Return the format of a layer whose suffix says ``storage_format``: others have the bench's suffixes, too."""
+    if storage_format in ("packed", "int8") and "scale_dtype" in (scheme or {}).get("weights", {}):
+        return "compressed"
+    # ModelOpt's FP8, which no group describes.
+    weight = stored.get("weight")
+    is_float = weight is not None and weight.dtype == torch.float8_e4m3fn and scheme is None
+    return "modelopt" if storage_format == "int8" and is_float else storage_format

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from hemorrhage.models.formats.config import QuantizationConfig, QuantizationScheme
+from hemorrhage.models.formats.config import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +22,14 @@ class FormattedLinear(nn.Module):
     """A linear layer whose weight is stored in a format of its own.
 
     ``storage_format``: the format's name in models.formats.reader; ``keep``: whether a loaded model computes with the
-    layer itself instead of the dense weight; ``scheme``: its group in compressed-tensors' configuration, or None.
+    layer itself instead of the dense weight; ``scheme``: its group in compressed-tensors' configuration, or None;
+    ``inputs``: how its inputs are rounded, where no scheme says it.
     """
 
     storage_format: str
     keep = False
     scheme: QuantizationScheme | None = None
+    inputs: QuantizationArgs | None = None
     in_features: int
     out_features: int
     bias: nn.Parameter | None

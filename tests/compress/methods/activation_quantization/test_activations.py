@@ -149,14 +149,14 @@ def test_what_is_written_is_what_is_read() -> None:
         InputRounding(6, "tensor"),
         InputRounding(8, "static", 0.25),
     ):
-        scale = None if rounding.scale is None else torch.tensor([rounding.scale])
-        assert rounding_of("layer", quantization_args(rounding), scale) == rounding
-    wrongs: list[Any] = [{"symmetric": False}, {"strategy": "group"}, {"type": "float"}, {"dynamic": False}]
+        stored = {} if rounding.scale is None else {"input_scale": torch.tensor([rounding.scale])}
+        assert rounding_of("layer", quantization_args(rounding), stored) == rounding
+    wrongs: list[Any] = [{"symmetric": None}, {"strategy": "group"}, {"type": "fraction"}, {"dynamic": False}]
     for wrong in wrongs:
         with pytest.raises(ValueError, match="layer: inputs quantized as"):
-            rounding_of("layer", {**quantization_args(InputRounding(8, "token")), **wrong}, None)
+            rounding_of("layer", {**quantization_args(InputRounding(8, "token")), **wrong}, {})
     with pytest.raises(ValueError, match="layer: inputs"):
-        rounding_of("layer", quantization_args(InputRounding(8, "static", 1.0)), None)
+        rounding_of("layer", quantization_args(InputRounding(8, "static", 1.0)), {})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""Layers that compressed-tensors itself has compressed, and what it reads of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam, maybe_pad_tensor_for_block_quant
+from torch import Tensor
+
+INT4 = {"num_bits": 4, "type": "int"}
+FP8 = {"num_bits": 8, "type": "float"}
+
+FORMATS: dict[str, tuple[str, dict[str, object]]] = {
+    "pack group": ("pack-quantized", {**INT4, "strategy": "group", "group_size": 16}),
+    "pack asymmetric": ("pack-quantized", {**INT4, "strategy": "group", "group_size": 16, "symmetric": False}),
+    "pack channel of 3 bits": ("pack-quantized", {"num_bits": 3, "strategy": "channel", "symmetric": False}),
+    "pack of 8 bits": ("pack-quantized", {"num_bits": 8, "strategy": "channel"}),
+    "int channel": ("int-quantized", {"num_bits": 8, "strategy": "channel"}),
+    "int tensor": ("int-quantized", {"num_bits": 8, "strategy": "tensor", "symmetric": False}),
+    "naive group": ("naive-quantized", {**INT4, "strategy": "group", "group_size": 8, "symmetric": False}),
+    "float tensor": ("float-quantized", {**FP8, "strategy": "tensor"}),
+    "float channel": ("float-quantized", {**FP8, "strategy": "channel"}),
+    "float block": ("float-quantized", {**FP8, "strategy": "block", "block_structure": [16, 32]}),
+    "naive float group": ("naive-quantized", {**FP8, "strategy": "group", "group_size": 16}),
+    "nvfp4": ("nvfp4-pack-quantized", dict(preset_name_to_scheme("NVFP4A16", ["Linear"]).weights or ())),
+    "mxfp4": ("mxfp4-pack-quantized", dict(preset_name_to_scheme("MXFP4A16", ["Linear"]).weights or ())),
+    "mxfp8": ("mxfp8-quantized", dict(preset_name_to_scheme("MXFP8A16", ["Linear"]).weights or ())),
+}
+"""Format on disk, and the arguments of the weights' grid, by name."""
+
+
+def columns_of(name: str) -> int:
+    """Return a number of columns that is as odd as the format allows."""
+    if name.startswith("mx"):
+        return 96
+    return 80 if "group_size" in FORMATS[name][1] or name == "nvfp4" else 77
+
+
+def scheme_of(name: str, **inputs: Any) -> QuantizationScheme:
+    """Return compressed-tensors' scheme of a format."""
+    form, arguments = FORMATS[name]
+    activations = QuantizationArgs(**inputs) if inputs else None
+    return QuantizationScheme(
+        targets=["Linear"], weights=QuantizationArgs(**arguments), input_activations=activations, format=form
+    )
+
+
+def qparams(weight: Tensor, arguments: QuantizationArgs) -> dict[str, Tensor]:
+    """Return scales, zero points and the global scale of ``weight``, as llm-compressor's observers compute them."""
+    total = None
+    if arguments.strategy == "tensor_group":
+        total = generate_gparam(weight.min(), weight.max()).to(torch.float32)
+    if arguments.strategy == "tensor":
+        low, high = weight.min().reshape(1), weight.max().reshape(1)
+    elif arguments.strategy == "channel":
+        low, high = weight.aminmax(dim=1, keepdim=True)
+    elif arguments.strategy == "block":
+        height, width = arguments.block_structure
+        blocks = maybe_pad_tensor_for_block_quant(weight, (height, width)).unflatten(1, (-1, width))
+        blocks = blocks.unflatten(0, (-1, height)).transpose(1, 2)
+        low, high = blocks.amin((-1, -2)), blocks.amax((-1, -2))
+    else:
+        low, high = weight.unflatten(1, (-1, arguments.group_size)).aminmax(dim=-1)
+    scale, zero = calculate_qparams(low, high, arguments, global_scale=total)
+    found = {"weight_scale": scale, "weight_zero_point": zero}
+    return found if total is None else {**found, "weight_global_scale": total}
+
+
+def compressed(name: str, weight: Tensor) -> tuple[dict[str, Tensor], QuantizationScheme, Tensor]:
+    """Return the tensors that compressed-tensors stores of ``weight``, its scheme, and what it reads of them."""
+    scheme = scheme_of(name)
+    compressor = BaseCompressor.get_value_from_registry(str(scheme.format))
+    state = {"weight": weight, **qparams(weight, scheme.weights)}
+    stored = compressor.compress(state, scheme)
+    return stored, scheme, compressor.decompress(stored, scheme)["weight"]
+
+
+def quantization_config(scheme: QuantizationScheme, **changes: object) -> dict[str, Any]:
+    """Return config.json's quantization_config of a model with one ``scheme``, as the library writes it."""
+    group = scheme.model_dump(mode="json")
+    return {
+        "quant_method": "compressed-tensors",
+        "format": str(group["format"]),
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+        **changes,
+    }
