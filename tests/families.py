@@ -193,7 +193,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **COMMON, **WIDE, **SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48,
     },
     "deepseek_v2": {**COMMON, **DEEPSEEK, "topk_method": "group_limited_greedy"},
-    "deepseek_v3": {**COMMON, **DEEPSEEK},
+    # The default, 2.5, would make the mean of 8 bits that of the few tokens whose experts change.
+    "deepseek_v3": {**COMMON, **DEEPSEEK, "routed_scaling_factor": 0.5},
     "glm4_moe": {
         **COMMON, **WIDE, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
         "moe_intermediate_size": 48, "first_k_dense_replace": 1, "use_qk_norm": True, **BIASED,

@@ -17,7 +17,7 @@ from hemorrhage.calibrate.__main__ import calibrate
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.calibrate.statistics import shared_inputs
 from hemorrhage.compress.__main__ import compress
-from hemorrhage.compress.methods.weight_quantization import rotation, rtn
+from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.data.tasks import probes
 from hemorrhage.data.texts.__main__ import prepare as prepare_text
@@ -208,7 +208,3 @@ def test_settings_are_checked_against_a_configuration_without_heads(folder: Path
     assert rtn.Settings(bits=4, group_size=16).check(config) is None
     problem = "group_size 48 does not divide the model's hidden_size of 64"
     assert rtn.Settings(bits=4, group_size=48).check(config) == problem
-    problem = "transform quarot is for llama, mistral, qwen2, qwen3; the model is a mamba"
-    assert rotation.Settings(transform="quarot", bits=4, group_size=16).check(config) == problem
-    with pytest.raises(ValueError, match="this is a mamba"):
-        rotation.turns(load(folder / "base"), 0)

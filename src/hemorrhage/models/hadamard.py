@@ -58,6 +58,32 @@ class Rotation:
         return (groups * self.signs).flatten(-2)
 
 
+@dataclass(frozen=True)
+class MeanKept:
+    """The orthogonal matrix ``Q G`` that leaves the vector of ones, and so the mean of a row, as it is.
+
+    Q is ``inner``; G, the reflection that takes ``Qᵀ 1`` back to 1, has the normal ``normal`` float32 [n]. The entries
+    of G beside its diagonal are of order 1/n, so that ``x Q G`` is as even as ``x Q``.
+    """
+
+    inner: Rotation
+    normal: Tensor
+
+    @classmethod
+    def of(cls, inner: Rotation) -> MeanKept:
+        """Make it of any rotation."""
+        ones = torch.ones(len(inner.signs))
+        # Qᵀ 1 is 1 Q of the row of ones.
+        normal = inner.rotate(ones) - ones
+        length = normal.norm()
+        return cls(inner, torch.zeros_like(normal) if length < 1e-5 else normal / length)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Return ``x Q G`` of the rows ``x`` float32 [..., n]."""
+        turned = self.inner.rotate(x)
+        return turned - 2 * (turned @ self.normal)[..., None] * self.normal
+
+
 def rotation(seed: int, left: int, right: int, *, from_hadamard: bool) -> Rotation:
     """Return the rotation of order ``left · right`` of the number ``seed``, the same at every call.
 

@@ -24,17 +24,36 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import rotation, rtn
+from hemorrhage.compress.solvers.basis import find_stream, stream_basis
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.checkpoint import load
+from hemorrhage.models.checkpoint import _widen_computed, load
+from hemorrhage.models.experts import unfuse
 from hemorrhage.models.formats.storage import formatted_layers
 from hemorrhage.models.hadamard import constructible, factors, hadamard
 from hemorrhage.models.hadamard import rotation as rotation_of
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.tools.export import export
 from tests.calibration import calibrated
 from tests.divergence import kl
+from tests.families import FAMILIES, new_model
+from tests.family_matrix import Study
+from tests.family_matrix import plain as plain_model
 from tests.layers import block_of, layer_of, logits_of
+
+FAMILY_TOKENS = torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(1))
+
+BEHIND = r"norm normalises what self_attn\.o_proj writes"
+IMAGES = "what it makes of images is written to the stream"
+REFUSED = {
+    **dict.fromkeys(("olmo2", "olmo3", "glm4", "exaone4", "gemma2", "gemma3_text"), BEHIND),
+    **dict.fromkeys(("gemma3", "llava", "qwen2_5_vl", "mistral3"), IMAGES),
+    **dict.fromkeys(("bloom", "xglm"), "numbers that no layer holds are added to the embeddings, or a norm follows"),
+    "opt-projected": "more to it than add what linear layers write",
+    "zamba2": "can't be turned|share weights",
+}
 
 WIDTHS = [1, 2, 8, 43, 60, 64, 172, 576, 896]
 
@@ -103,12 +122,13 @@ def test_rotations_are_orthogonal_and_undone(width: int) -> None:
 def rotate(model: PreTrainedModel, seed: int) -> None:
     """Turn ``model`` by R1 and R2 and round nothing."""
     with torch.no_grad():
+        plan = rotation.plan_turns(model, seed)
         linears = linears_of(model)
-        for name, turn in rotation.turns(model, seed).items():
-            linears[name].weight.copy_(turn.weight(linears[name].weight))
-            if linears[name].bias is not None:
-                linears[name].bias.copy_(turn.bias(linears[name].bias))
-        rotation.turn_stream(model, seed)
+        for name, linear in linears.items():
+            if linear.bias is not None:
+                linear.bias.copy_(plan.turns[name].bias(linear.bias, linear.weight))
+            linear.weight.copy_(plan.turns[name].weight(linear.weight))
+        rotation.turn_stream(model, plan, linears)
 
 
 def small(kind: Any, **changes: Any) -> PreTrainedModel:
@@ -161,7 +181,7 @@ def dense_hadamard(turn: Any) -> Tensor:
 
 def test_a_blocks_weights_are_those_of_the_papers_figure(tiny: Path) -> None:
     base, model = load(tiny), load(tiny)
-    plan = rotation.turns(base, seed=1)
+    plan = rotation.plan_turns(base, seed=1).turns
     rotate(model, seed=1)
     name = "model.layers.2"
     theirs, ours = layer_of(base, name), layer_of(model, name)
@@ -196,7 +216,7 @@ def test_the_second_moment_is_that_of_the_turned_input(tiny: Path, transform: st
     model = load(tiny)
     name = "model.layers.1.self_attn.v_proj"
     if transform == "quarot":
-        turn = rotation.turns(model, seed=0)[name]
+        turn = rotation.plan_turns(model, seed=0).turns[name]
     else:
         from hemorrhage.models.formats.rotated import build_rotation
 
@@ -281,12 +301,13 @@ def planted(tiny: Path, factor: float = 30) -> PreTrainedModel:
     with torch.no_grad():
         stack: Any = blocks(model)
         for block in stack:
-            for norm, readers in rotation.READS.items():
-                layer_of(block, norm).weight[7] /= factor
-                for reader in readers:
-                    layer_of(block, reader).weight[:, 7] *= factor
-            for writer in rotation.WRITES:
-                layer_of(block, writer).weight[:, 5] *= factor**0.5
+            for norm in (block.input_layernorm, block.post_attention_layernorm):
+                norm.weight[7] /= factor
+            attention, mlp = block.self_attn, block.mlp
+            for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+                reader.weight[:, 7] *= factor
+            for writer in (attention.o_proj, mlp.down_proj):
+                writer.weight[:, 5] *= factor**0.5
     return model
 
 
@@ -297,7 +318,7 @@ def peak(weight: Tensor) -> float:
 
 def test_a_rotation_flattens_outliers(tiny: Path) -> None:
     model = load(tiny)
-    spun = rotation.turns(model, 0)
+    spun = rotation.plan_turns(model, 0).turns
     quip = {
         name: rotation.Turn(
             rotation_of(*inward[:3], from_hadamard=inward[3]), rotation_of(*outward[:3], from_hadamard=outward[3])
@@ -370,8 +391,6 @@ def test_settings(tiny: Path) -> None:
     assert spun.statistics == ()
     assert spun.check({**config, "intermediate_size": 192}) is None
     assert spun.check(config) == "group_size 64 does not divide the model's intermediate_size of 172"
-    problem = "transform quarot is for llama, mistral, qwen2, qwen3; the model is a gemma2"
-    assert spun.check({**config, "model_type": "gemma2"}) == problem
     quip = rotation.Settings(transform="quip", bits=3, rounding="gptq", group_size="channel")
     assert (quip.curve, quip.statistics) == ("per channel, quip, gptq", ("hessian",))
     assert quip.check({**config, "model_type": "mamba"}) is None
@@ -383,9 +402,81 @@ def test_settings(tiny: Path) -> None:
         rotation.Settings.model_validate({"transform": "spinquant", "bits": 3})
 
 
-def test_a_block_of_another_shape_is_refused(tiny: Path) -> None:
+FAST = ("opt", "gpt2", "cohere", "falcon", "mpt", "gemma", "granite", "phi3", "deepseek_v3", "gpt_oss", "qwen3_next")
+"""Norms with means, biases and offsets; learned positions; parallel blocks; fused layers; experts; gated values."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(n, marks=pytest.mark.families) for n in FAMILIES if n not in FAST)]
+)
+def test_a_family_rotated_in_float32_computes_what_it_did_or_is_refused(name: str) -> None:
+    """Beside transformers' model of the same numbers, experts in one tensor and all."""
+    plain, model = new_model(name), new_model(name)
+    for each in (plain, model):
+        _widen_computed(each)
+        each.float()
+    unfuse(model)
+    expected = plain(FAMILY_TOKENS, use_cache=False).logits
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if name in REFUSED:
+        with pytest.raises(RefusedError, match=REFUSED[name]):
+            rotate(model, seed=2)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        return
+    rotate(model, seed=2)
+    logits = model(FAMILY_TOKENS, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+    stream = find_stream(model)
+    for writer in stream.writers:
+        assert not torch.allclose(model.get_parameter(f"{writer}.weight"), before[f"{writer}.weight"], atol=1e-3)
+    for norm in stream.norms.values():
+        assert (norm.gain == 1).all()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight is not embedding.weight
+
+
+@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+@pytest.mark.parametrize("name", ["opt", "stablelm", "phi3"])
+def test_rotated_families_in_16_bits_from_disk(name: str, rounding: str, tmp_path: Path) -> None:
+    """Through the step; biases behind norms with one, norms that keep theirs, fused layers."""
+    study = Study(name, tmp_path)
+    content = spec(transform="quarot", rounding=rounding, bits=8, group_size="channel")
+    compress(tmp_path / "out", "v", study.base, None, study.calibration, [], content)
+    manifest = read_manifest(tmp_path / "out")
+    assert "failure" not in manifest, manifest["failure"]
+    assert kl(study.logits, logits_of(load(tmp_path / "out", base=study.base), study.tokens, use_cache=False)) < 1e-3
+    export(tmp_path / "out", tmp_path / "exported", "dense", study.base)
+    # Multiplied out, the weights are rounded to bfloat16 once more.
+    assert kl(study.logits, logits_of(plain_model(tmp_path / "exported"), study.tokens, use_cache=False)) < 1e-3
+
+
+def test_a_basis_that_keeps_the_mean_flattens_outliers_too() -> None:
+    width = 768
+    weight = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
+    weight[:, 5] *= 30
+    turned = stream_basis(width, True, 3).rotate(weight)
+    torch.testing.assert_close(turned.mean(1), weight.mean(1), rtol=1e-3, atol=1e-4)
+    assert peak(turned) < 0.3 * peak(weight)
+
+
+def test_values_that_are_clamped_or_gated_are_left_in_their_basis() -> None:
+    for name in ("olmo", "qwen3_next", "gpt_oss"):
+        model = new_model(name)
+        unfuse(model)
+        plan = rotation.plan_turns(model, 0)
+        assert all(turn.outward is None for key, turn in plan.turns.items() if key.endswith("v_proj")), name
+    plan = rotation.plan_turns(new_model("gpt_neox"), 0)
+    turn = plan.turns["gpt_neox.layers.0.attention.query_key_value"]
+    # Of each head's queries, keys and values these are the last third.
+    assert turn.rows is not None
+    assert turn.rows.tolist() == [60 * head + 40 + place for head in range(4) for place in range(20)]
+
+
+def test_a_norm_behind_what_a_block_writes_is_refused_before_anything_changes(tiny: Path) -> None:
     model = load(tiny)
-    mlp = block_of(model, 1).mlp
-    mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
-    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj: quarot does not know this layer"):
-        rotation.turns(model, 0)
+    attention = block_of(model, 1).self_attn
+    attention.o_proj = torch.nn.Sequential(attention.o_proj, block_of(load(tiny), 1).input_layernorm)
+    settings = rotation.Settings(transform="quarot", bits=8, group_size=4)
+    with pytest.raises(RefusedError, match=r"layers\.1.*o_proj\.1 normalises what self_attn\.o_proj\.0 writes"):
+        settings.check_model(model)

@@ -3,11 +3,18 @@
 ``transform: quarot`` is the rotation of the network itself (QuaRot, Ashkboos et al., arXiv 2404.00456), only
 with those matrices that can be multiplied into the weights, so that the checkpoint is one like any other: the
 norms' weights go into the linear layers behind them, R1 turns the residual stream, and an R2 per block turns
-each head between ``v_proj`` and ``o_proj``. They are random Hadamard matrices: SpinQuant (Liu et al., arXiv
-2405.16406) goes on to learn them, which is left out here, and so are R3 and R4, which have to be computed when
-the model runs. The output embedding takes in the last norm, so it is no
+each head between the layer that makes its values and the one that reads them. They are random Hadamard matrices:
+SpinQuant (Liu et al., arXiv 2405.16406) goes on to learn them, which is left out here, and so are R3 and R4, which have
+to be computed when the model runs. The output embedding takes in the last norm, so it is no
 longer the transposed input embedding: a model that ties both is stored with two. SmolLM2-135M, rotated and
 rounded to nothing coarser than bfloat16, is 2e-4 nats per token from what it was.
+
+What has to be turned is found by trying (compress.solvers.basis): fused layers, experts, routers and learned positions
+are among it. A model whose stream a basis can't be changed of is refused. Layer norms subtract the mean; the paper
+makes root mean square norms of them, which a checkpoint of such a family can't have. Here R1 leaves the vector of ones
+as it is, so that the mean is what it was, and the layers that write lose theirs, which nothing reads. A norm's bias
+goes into the biases behind it, or, where there are none, stays in the norm over the norm's weight. R2 is left out where
+values are gated, clamped or weighed by more than the attention's softmax.
 
 R1 also brings back what the norms silenced: behind SmolLM2-135M's norms a weight of 1e-3 holds down features
 with half of the energy, and once these are spread over the whole input, every weight's error meets them.
@@ -25,23 +32,24 @@ The rounding is that of RTN, or of GPTQ with the second moment ``Vᵀ H V`` of t
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
+from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
+from hemorrhage.compress.solvers.basis import find_stream, kept_shift, stream_basis, untie
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, group_width
 from hemorrhage.compress.solvers.packing import pack, store
+from hemorrhage.compress.solvers.values import find_values
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.hadamard import Rotation, factors, rotation
+from hemorrhage.models.hadamard import factors
+from hemorrhage.models.head import stored_name
 from hemorrhage.models.linears import linears_of
-from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -49,17 +57,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hemorrhage.compress.checks.fidelity import EquivalentTransform
-
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Architectures whose blocks are those that ``turns`` knows, with norms that only scale."""
-
-READS = {
-    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-}
-"""Norm of a block -> the linear layers that read the residual stream through it."""
-WRITES = ("self_attn.o_proj", "mlp.down_proj")
-"""The linear layers of a block that write to the residual stream."""
+    from hemorrhage.compress.solvers.basis import Basis, Stream
 
 ROWS = 16384
 """Rows of an embedding that are turned at once."""
@@ -102,50 +100,75 @@ class Settings(GridSettings):
         """The second moments of the layers' inputs, where the rounding reads them."""
         return ("hessian",) if self.rounding == "gptq" else ()
 
-    def check(self, config: ConfigJson) -> str | None:
-        """Return the reason why a model with this config.json can't be altered like this, or None."""
-        model_type = config.get("model_type", "llama")
-        if self.transform == "quarot" and model_type not in MODEL_TYPES:
-            return f"transform quarot is for {', '.join(MODEL_TYPES)}; the model is a {model_type}"
-        return super().check(config)
-
     def check_model(self, model: PreTrainedModel) -> str | None:
-        """Raise RefusedError where groups don't divide a layer's inputs, or quarot does not know a layer."""
+        """Raise RefusedError where groups don't divide a layer's inputs, or the residual stream can't be turned."""
+        problem = super().check_model(model)
         if self.transform == "quarot":
-            _refuse_unknown(model)
-        return super().check_model(model)
+            plan_turns(model, 0)
+        return problem
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A change of basis around a linear layer: ``W' = Uᵀ W D V``.
+    """A change of basis around a linear layer: ``W' = Uᵀ C W D V`` and ``b' = Uᵀ C (b + W s)``.
 
-    V is ``inward``, U ``outward``, and D has the diagonal ``gain`` float32 [columns]; None is the identity.
+    V is ``inward``, U ``outward``, for the rows ``rows`` int64 [n] alone where they are given; D has the diagonal
+    ``gain`` float32 [columns], s is ``shift`` float32 [columns], C takes the mean of all rows out where ``centre``.
+    None is the identity, or zero.
     """
 
-    inward: Rotation | None = None
-    outward: Rotation | None = None
+    inward: Basis | None = None
+    outward: Basis | None = None
     gain: Tensor | None = None
+    shift: Tensor | None = None
+    rows: Tensor | None = None
+    centre: bool = False
 
     def weight(self, weight: Tensor) -> Tensor:
         """Return ``weight`` [rows, columns], turned: float32."""
         turned = weight.float() if self.gain is None else weight.float() * self.gain
-        turned = turned if self.inward is None else self.inward.rotate(turned)
-        return turned if self.outward is None else self.outward.rotate(turned.T).T.contiguous()
+        return self._out(turned if self.inward is None else self.inward.rotate(turned))
 
-    def bias(self, bias: Tensor) -> Tensor:
-        """Return ``bias`` [rows], turned: float32."""
-        return bias.float() if self.outward is None else self.outward.rotate(bias.float())
+    def bias(self, bias: Tensor, weight: Tensor) -> Tensor:
+        """Return ``bias`` [rows] of the layer with ``weight``, turned: float32."""
+        added = bias.float() if self.shift is None else bias.float() + weight.float() @ self.shift
+        return self._out(added[:, None])[:, 0]
+
+    def _out(self, rows: Tensor) -> Tensor:
+        """Turn ``rows`` float32 [rows, n] of a weight or bias."""
+        if self.centre:
+            rows = rows - rows.mean(0)
+        if self.outward is None:
+            return rows
+        if self.rows is None:
+            return self.outward.rotate(rows.T).T.contiguous()
+        turned = rows.clone()
+        turned[self.rows] = self.outward.rotate(rows[self.rows].T).T
+        return turned
 
     def moment(self, moment: Tensor) -> Tensor:
         """Return second moment float32 [columns, columns] of what the turned layer reads: ``Vᵀ D⁻¹ H D⁻¹ V``.
 
-        A feature that the norm scales with zero is lost: its moment is taken for zero.
+        A feature that the norm scales with zero is lost: its moment is taken for zero. Of a norm with a bias, it is
+        that of its output with the bias, wherever that went.
         """
         if self.gain is not None:
             inverse = torch.where(self.gain == 0, 0, 1 / self.gain)
             moment = moment * inverse * inverse[:, None]
         return moment if self.inward is None else self.inward.rotate(self.inward.rotate(moment).T)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is rotated.
+
+    ``turns``: every linear layer of the blocks, and what else reads or writes the residual stream -> its turn;
+    ``shifts``: norm -> what it goes on adding, in the new basis, or None.
+    """
+
+    stream: Stream
+    turns: Mapping[str, Turn]
+    shifts: Mapping[str, Tensor | None]
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
@@ -158,18 +181,18 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 
 def _alter_network(model: PreTrainedModel, settings: Settings, context: Context) -> None:
-    plan, linears = turns(model, context.seed), linears_of(model)
-    for name, quantized in _rounded(model, plan.__getitem__, settings, context):
+    plan, linears = plan_turns(model, context.seed), linears_of(model)
+    for name, quantized in _rounded(model, plan.turns.__getitem__, settings, context):
         bias = linears[name].bias
         if bias is not None:
-            bias.copy_(plan[name].bias(bias))
+            bias.copy_(plan.turns[name].bias(bias, linears[name].weight))
         store(model, name, quantized, settings)
-    turn_stream(model, context.seed)
+    turn_stream(model, plan, set(linears))
 
 
 def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     from hemorrhage.models.formats.rotated import build_rotation, rotated_linear
-    from hemorrhage.models.formats.storage import replace
+    from hemorrhage.models.formats.storage import replace as replace_layer
 
     groups = context.calibration.shared() if settings.statistics else None
     linears = linears_of(model)
@@ -182,61 +205,60 @@ def _alter_layers(model: PreTrainedModel, settings: Settings, context: Context) 
     for name, quantized in _rounded(model, turn, settings, context):
         inward, outward = origins[name]
         packed = pack(name, quantized, settings.bits)
-        replace(model, name, rotated_linear(packed, settings.bits, outward, inward, linears[name].bias))
+        replace_layer(model, name, rotated_linear(packed, settings.bits, outward, inward, linears[name].bias))
 
 
-def turns(model: PreTrainedModel, seed: int) -> dict[str, Turn]:
-    """Return ``{linear: turn}`` that rotate the blocks of ``model`` by R1 and R2 and take in the norms' weights.
+def plan_turns(model: PreTrainedModel, seed: int) -> Plan:
+    """Return how ``model`` is rotated by R1 and R2, its norms' weights taken in by what reads them.
 
-    Raises ValueError for another architecture, and where a block has other layers than these.
+    R2 is for those blocks whose values can be in another basis. Raises RefusedError where R1 can't be.
     """
-    if model.config.model_type not in MODEL_TYPES:
-        raise ValueError(f"transform quarot is for {', '.join(MODEL_TYPES)}; this is a {model.config.model_type}")
-    names = {module: name for name, module in model.named_modules()}
     numbers = random.Random(seed)
-    stream = _spin(model.config.hidden_size, numbers)
-    turns: dict[str, Turn] = {}
-    stack: Any = blocks(model)
-    _refuse_unknown(model)
-    for block in stack:
-        head = _spin(block.self_attn.head_dim, numbers)
-        for norm, readers in READS.items():
-            gain = block.get_submodule(norm).weight.float().clone()
-            for reader in readers:
-                outward = head if reader.endswith("v_proj") else None
-                turns[names[block.get_submodule(reader)]] = Turn(stream, outward, gain)
-        for writer in WRITES:
-            inward = head if writer.endswith("o_proj") else None
-            turns[names[block.get_submodule(writer)]] = Turn(inward, stream)
-    return turns
-
-
-def _refuse_unknown(model: PreTrainedModel) -> None:
+    stream = find_stream(model)
+    basis = stream_basis(stream.width, stream.keeps_mean, numbers.getrandbits(62))
+    turns = dict.fromkeys(linears_of(model), Turn())
+    shifts: dict[str, Tensor | None] = {}
+    for name, norm in stream.norms.items():
+        readers = stream.readers_of(name)
+        # Where there is no bias to take the norm's in, the norm keeps it.
+        has_biases = all(getattr(model.get_submodule(reader), "bias", None) is not None for reader in readers)
+        shift = None if has_biases else kept_shift(norm)
+        shifts[name] = None if shift is None else basis.rotate(shift)
+        turns |= dict.fromkeys(readers, Turn(basis, gain=norm.gain, shift=norm.shift if has_biases else None))
+    turns |= {name: Turn(basis) for name, norm in stream.readers.items() if norm is None}
+    for name in stream.writers:
+        # The rows of an embedding are vectors of the stream.
+        is_table = isinstance(model.get_submodule(name), torch.nn.Embedding)
+        turns[name] = Turn(basis) if is_table else Turn(outward=basis, centre=stream.is_centred)
     names = {module: name for name, module in model.named_modules()}
-    known = {*itertools.chain(*READS.values()), *WRITES}
-    expected = {f"{names[block]}.{layer}" for block in blocks(model) for layer in known}
-    other = set(linears_of(model)) ^ expected
-    if other:
-        raise RefusedError(f"{min(other)}: quarot does not know this layer")
+    for block, values in zip(blocks(model), find_values(model, stream), strict=True):
+        if values is None:
+            continue
+        head = stream_basis(values.width, False, numbers.getrandbits(62))
+        maker, reader = (f"{names[block]}.{name}" for name in (values.maker, values.reader))
+        rows = values.rows.flatten()
+        is_whole = torch.equal(rows, torch.arange(len(model.get_parameter(f"{maker}.weight"))))
+        turns[maker] = replace(turns[maker], outward=head, rows=None if is_whole else rows)
+        turns[reader] = replace(turns[reader], inward=head)
+    return Plan(stream, turns, shifts)
 
 
-def turn_stream(model: PreTrainedModel, seed: int) -> None:
-    """Turn both embeddings by R1, whose blocks were turned by ``turns``, and make all norms' weights one."""
-    stream = _spin(model.config.hidden_size, random.Random(seed))
-    embedding: Any = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
-    last = model.get_decoder().norm.weight
-    if head.weight is embedding:
-        head.weight = torch.nn.Parameter(embedding.detach().clone())
-        model.config.tie_word_embeddings = False
-        model.all_tied_weights_keys = {}
-    for weight, turn in ((embedding, Turn(stream)), (head.weight, Turn(stream, gain=last.float()))):
-        for rows in weight.split(ROWS):
-            rows.copy_(turn.weight(rows))
-    last.fill_(1)
-    for block in blocks(model):
-        for norm in READS:
-            block.get_parameter(f"{norm}.weight").fill_(1)
+def turn_stream(model: PreTrainedModel, plan: Plan, done: Collection[str]) -> None:
+    """Turn what a plan has besides the layers ``done``: embeddings, head, routers; make all norms' weights one."""
+    untie(model)
+    for name in plan.turns.keys() - set(done):
+        module: Any = model.get_submodule(name)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias.copy_(plan.turns[name].bias(bias, module.weight))
+        if isinstance(module, torch.nn.Embedding) or name == stored_name(model):
+            for rows in module.weight.split(ROWS):
+                rows.copy_(plan.turns[name].weight(rows))
+        else:
+            # Some families have routers in float32, which are stored in the dtype of the others.
+            module.weight.copy_(plan.turns[name].weight(module.weight).to(model.dtype))
+    for name, norm in plan.stream.norms.items():
+        norm.make_plain(plan.shifts[name])
 
 
 def incoherence(
@@ -275,14 +297,6 @@ def _rounded(
         weights = [turn(name).weight(linears[name].weight) for name in names]
         dtype = linears[first].weight.dtype
         yield from zip(names, gptq.quantize(weights, moment, width, chosen, dtype), strict=True)
-
-
-def _spin(width: int, numbers: random.Random) -> Rotation:
-    """Draw a rotation of the network: a random-signed Hadamard matrix, else one random orthogonal matrix."""
-    left, right, from_hadamard = factors(width)
-    if not from_hadamard:
-        left, right = 1, width
-    return rotation(numbers.getrandbits(62), left, right, from_hadamard=from_hadamard)
 
 
 def _origin(width: int, numbers: random.Random) -> tuple[int, int, int, bool]:
