@@ -12,7 +12,7 @@ A ?= HEAD
 B ?= workspace
 OUT ?= reports/compare.html
 READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyproject.toml | sha256sum | cut -c1-16)
-# uv and Snakemake keep caches there.
+# uv keeps its cache there.
 CHECK_CACHE = cache="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || { \
 	echo "$$cache can't be written: export XDG_CACHE_HOME=<a folder that can be>" >&2; exit 2; }
 
@@ -51,7 +51,6 @@ gguf: $(READY)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llama-cpp-python==0.3.36
 
 report: $(READY)
-	@$(CHECK_CACHE)
 	@snakemake; status=$$?; \
 	if python -m hemorrhage.cli plan | grep -q '^page *current$$'; then echo "open reports/index.html"; \
 	elif test $$status -eq 0; then echo "there is no report of this params.yaml; run again" >&2; status=1; fi; \

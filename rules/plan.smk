@@ -15,12 +15,14 @@ from hemorrhage.study.costs.model import Costs
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
 from hemorrhage.runtime.lock import hold
+from hemorrhage.runtime.marks import remove_marks
 from hemorrhage.study.kinds import KINDS, STAGES, analyzed_kinds, stage_kinds
 from hemorrhage.study.plan import Plan, list_failures
 from hemorrhage.tools import adopt
 
-# What a killed adoption left at addresses that it had not proven.
+# What a killed adoption left at addresses that it had not proven, and what a killed run left of outputs that are whole.
 adopt.take_back()
+remove_marks(Path())
 
 try:
     plan = Plan.read()

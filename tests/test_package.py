@@ -70,7 +70,7 @@ def test_a_home_that_cannot_be_written_is_one_line_that_says_what_to_set(tmp_pat
     variables = {name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "MAKEFLAGS")}
     # Nobody can make a folder there, root included.
     done = subprocess.run(
-        ["make", "report"], cwd=tmp_path, env={**variables, "HOME": "/proc/nowhere"}, capture_output=True, text=True,
+        ["make", "setup"], cwd=tmp_path, env={**variables, "HOME": "/proc/nowhere"}, capture_output=True, text=True,
         check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode != 0

@@ -10,7 +10,8 @@ import json
 import re
 import shutil
 import subprocess
-from base64 import urlsafe_b64encode
+import sys
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from pathlib import Path
 
@@ -71,6 +72,23 @@ def test_a_mark_on_what_is_there_runs_nothing_and_drops_nothing(project: Project
         "all": 1,
         "total": 6,
     }
+
+
+def test_marks_on_what_is_there_are_removed_and_one_on_what_is_missing_stays(project: Project, plan: Plan) -> None:
+    """Or `snakemake --report` would refuse the study."""
+    for manifest in (plan.manifest("evaluations", "base"), plan.manifest("evaluations", "rtn-8")):
+        mark(manifest)
+    project.run("snakemake", "--dry-run", "--quiet")
+    left = [urlsafe_b64decode(file.name).decode() for file in Path(".snakemake/incomplete").iterdir()]
+    assert left == [plan.manifest("evaluations", "rtn-8")]
+
+
+def test_a_run_needs_no_home(project: Project, plan: Plan) -> None:
+    """Nobody can make a folder below /proc, root included."""
+    nowhere = ("env", "-u", "XDG_CACHE_HOME", "HOME=/proc/nowhere")
+    done = project.run(*nowhere, "snakemake", "--dry-run", "--", plan.manifest("evaluations", "rtn-8"))
+    assert "evaluate" in done.stdout
+    project.run(*nowhere, "env", "PYTHONPATH=src", sys.executable, "-m", "hemorrhage.cli", "costs")
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hemorrhage.runtime.artifact import environment
 
-REMEMBERED = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "hemorrhage", "products.json")
+CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - there may be no HOME
+REMEMBERED = Path(CACHE, "hemorrhage", "products.json")
 
 SHAPES = ((256, 576, 1536), (256, 2048, 2048))
 """Tokens, inputs and outputs of the products that are timed: layers of a small and of a usual width."""
@@ -27,7 +28,7 @@ def speedup() -> float:
     if machine not in known:
         known[machine] = round(min(map(_measured, SHAPES)), 2)
         # Where HOME can't be written it is measured each time.
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             _remember(known)
     return float(known[machine])
 

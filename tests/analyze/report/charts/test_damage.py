@@ -83,7 +83,7 @@ def test_a_point_says_its_size() -> None:
     text = hover_text(RTN[1], "kl", estimate(0.5, 0.4, 0.6))
     assert text == (
         "<b>rtn-4</b><br>label of rtn-4<br>KL to the base (nats per token): 0.5 (0.4 to 0.6)"
-        "<br>4.00 effective bits, 25\u00a0% of the base's size"
+        "<br>4.00 effective bits, 25\u00a0% of the base's stored bits"
     )
 
 

@@ -204,7 +204,9 @@ def hover_text(variant: Variant, scale: str, estimate: Estimate) -> str:
     lines = [f"<b>{variant.name}</b>", variant.label, f"{SCALES[scale].title}: {written(scale, estimate)}"]
     bits = variant.manifest.get("effective_bits")
     if bits is not None:
-        lines.append(f"{bits:.2f} effective bits, {100 * variant.manifest['size_ratio']:.0f}\u00a0% of the base's size")
+        lines.append(
+            f"{bits:.2f} effective bits, {100 * variant.manifest['size_ratio']:.0f}\u00a0% of the base's stored bits"
+        )
     return "<br>".join(lines)
 
 

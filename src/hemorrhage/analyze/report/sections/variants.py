@@ -40,7 +40,7 @@ COLUMN_GROUPS = {"main": "Main", "size": "Size", "kl": "Divergence", "text": "Li
 COLUMNS = (
     Column("Effective bits", "main size", "effective_bits"),
     Column("Effective bits of the layers", "size", "layer_bits"),
-    Column("Size, % of base", "main size", "size_ratio", "", 1, 100),
+    Column("Stored bits, % of base", "main size", "size_ratio", "", 1, 100),
     Column("On disk, MB", "size", "disk_bytes", "", 1, 1e-6),
     Column("Perplexity", "main text", "perplexity", CORPUS),
     Column("Perplexity per word", "text", "word_perplexity", CORPUS),
