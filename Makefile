@@ -48,7 +48,7 @@ $(READY):
 
 # By pip: uv is told to leave llama.cpp out. It is compiled here, which takes ten minutes on two cores.
 gguf: $(READY)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps llama-cpp-python==0.3.36
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps cyllama==0.2.18
 
 report: $(READY)
 	@snakemake; status=$$?; \

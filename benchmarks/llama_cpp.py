@@ -2,7 +2,8 @@
 
 python -m benchmarks.llama_cpp --base DIR [--types q8_0 q2_k] [--window 128] [--windows 16]
 
-Needs the extra ``gguf`` (llama-cpp-python). Every variant is a ``model.gguf`` that the compress step's method wrote.
+Needs the extra ``gguf`` (cyllama, which brings llama.cpp built). Every variant is a ``model.gguf`` that the compress
+step's method wrote.
 Ours reads it as the evaluate step does: weights dequantized, everything else float32, KL exact over the vocabulary from
 the base's final hidden states. llama.cpp's logits become perplexity and KL in float64, of the same weights as a float32
 file, which has to give the same numbers, and of the quantized file by its own kernels, which round the inputs of a
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from gguf import GGUFReader
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -74,19 +76,36 @@ def ours(checkpoint: Path, base: Path, of_base: Path, windows: Tensor) -> pd.Dat
 
 def log_probabilities(file: Path, windows: Tensor) -> Iterator[np.ndarray]:
     """llama.cpp's ln p of each window int [n, window]: float64 [window - 1, vocabulary]."""
-    from llama_cpp import GGML_TYPE_F32, Llama
+    from cyllama.llama import llama_cpp
 
+    size = _vocabulary(file)
+
+    class Sized(llama_cpp.LlamaModel):  # type: ignore[misc]
+        # Its contexts read this attribute, which it lacks.
+        n_vocab = size
+
+    chosen = llama_cpp.LlamaModelParams()
+    chosen.n_gpu_layers = 0
+    model = Sized(str(file), chosen, verbose=False)
     window = windows.shape[1]
-    model = Llama(
-        str(file), n_ctx=window, n_batch=window, n_ubatch=window, logits_all=True, verbose=False,
-        type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32, n_threads=torch.get_num_threads(), flash_attn=False,
-    )  # fmt: skip
+    wanted = llama_cpp.LlamaContextParams()
+    # Keys and values in float32 (0), attention as it is written (0).
+    wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = window, window, window
+    wanted.type_k, wanted.type_v, wanted.flash_attn_type = 0, 0, 0
+    wanted.n_threads, wanted.n_threads_batch = torch.get_num_threads(), torch.get_num_threads()
     for tokens in windows.tolist():
-        model.reset()
-        model.eval(tokens)
-        logits = torch.from_numpy(np.array(model.scores[: window - 1])).double()
-        yield logits.log_softmax(-1).numpy()
+        context = llama_cpp.LlamaContext(model, wanted, verbose=False)
+        batch = llama_cpp.LlamaBatch(n_tokens=window, embd=0, n_seq_max=1)
+        for position, token in enumerate(tokens):
+            batch.add(token, position, [0], True)
+        context.decode(batch)
+        logits = torch.tensor([context.get_logits_ith(position) for position in range(window - 1)])
+        yield logits.double().log_softmax(-1).numpy()
     model.close()
+
+
+def _vocabulary(file: Path) -> int:
+    return next(int(tensor.shape[1]) for tensor in GGUFReader(file).tensors if tensor.name == "token_embd.weight")
 
 
 def theirs(file: Path, of_base: Path, windows: Tensor) -> pd.DataFrame:

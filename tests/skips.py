@@ -16,7 +16,7 @@ ALLOWED = {
     r"no chromium": "a browser",
     r"programs need ": "bubblewrap",
     r"programs can.t be isolated here: (?!the sandbox has a hole)": "a kernel that lets bubblewrap work",
-    r"the extra gguf \(llama-cpp-python\) is not installed": "the optional extra gguf",
+    r"the extra gguf \(cyllama\) is not installed": "the optional extra gguf",
     r"could not import '(bitsandbytes|hqq|mlx|torchao)": "a peer that is compared with where it is installed",
     r"no /dev/full here": "Linux's /dev/full",
 }

@@ -19,7 +19,7 @@ from tests.skips import allowed
         ("no GPU", True),
         ("no chromium", True),
         ("programs need bwrap (Debian package bubblewrap, 0.8 or newer), which is not installed", True),
-        ("the extra gguf (llama-cpp-python) is not installed", True),
+        ("the extra gguf (cyllama) is not installed", True),
         ("could not import 'bitsandbytes.functional': No module named 'bitsandbytes'", True),
         ("programs can't be isolated here: no user namespaces", True),
         ("programs can't be isolated here: the sandbox has a hole: failed", False),

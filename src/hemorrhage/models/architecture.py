@@ -25,17 +25,21 @@ def architecture(config: Any) -> Any:
 
 
 def text_entries(folder: Path) -> dict[str, Any]:
-    """Return the text entries of a folder's config.json: of a wrapper its text tower's, but its own type.
+    """Return the text entries of a folder's config.json: ``entries``."""
+    from transformers import AutoConfig
+
+    return entries(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+
+def entries(config: Any) -> dict[str, Any]:
+    """Return the text entries of a configuration: of a wrapper its text tower's, but its own type.
 
     Settings have the names that transformers has for all families, ``hidden_size`` where GPT-2 says ``n_embd``.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config(decoder=True)
     renamed = {name: getattr(text, key) for name, key in text.attribute_map.items() if hasattr(text, key)}
-    entries: dict[str, Any] = text.to_dict() | renamed | {"model_type": config.model_type}
-    return entries
+    named: dict[str, Any] = text.to_dict() | renamed | {"model_type": config.model_type}
+    return named
 
 
 def skeleton(config: Any) -> PreTrainedModel:

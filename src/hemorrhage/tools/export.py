@@ -209,14 +209,17 @@ def _gguf(folder: Path, settings: config.ModelConfig, weights: Weights, out: Pat
         reason = tokenizer_problem(folder)
         if reason:
             raise ValueError(reason)
-        supplies, dtype = _supplies(folder, settings, weights)
+        # A GGUF file has neither the family's layout of tensors nor the bench's; its writer starts from the bench's.
+        supplies, dtype = _supplies(folder, settings, weights, as_family=False)
         config = text_entries(folder)
         entries = {name: float_entry(supply.shape, supply.load, dtype) for name, supply in supplies.items()}
         write(scratch, config, folder, entries, FILE_TYPES[FLOATS[dtype]])
 
 
-def _supplies(folder: Path, settings: config.ModelConfig, weights: Weights) -> tuple[dict[str, Supply], torch.dtype]:
-    """Collect the dense tensors of a checkpoint by name, and the dtype of the base model.
+def _supplies(
+    folder: Path, settings: config.ModelConfig, weights: Weights, as_family: bool = True
+) -> tuple[dict[str, Supply], torch.dtype]:
+    """Collect the dense tensors of a checkpoint by its family's names or else the bench's, and the base's dtype.
 
     Raises ValueError where they are not what the variant computes with.
     """
@@ -231,7 +234,7 @@ def _supplies(folder: Path, settings: config.ModelConfig, weights: Weights) -> t
     if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
         return _from_gguf(folder), getattr(torch, name or "float32")
     supplies = _from_safetensors(weights, settings)
-    if LAYOUT in (settings.get("hemorrhage") or {}):
+    if as_family and LAYOUT in (settings.get("hemorrhage") or {}):
         supplies = {name: _joined(made, supplies) for name, made in to_family(folder, supplies).items()}
     return supplies, getattr(torch, name) if name else dtype_of(weights)
 
@@ -246,10 +249,11 @@ def _joined(made: Joined, supplies: dict[str, Supply]) -> Supply:
 
 
 def _from_gguf(folder: Path) -> dict[str, Supply]:
-    from hemorrhage.models.architecture import text_entries
+    from transformers import AutoConfig
+
     from hemorrhage.models.formats.gguf_file import FILE, entries_of
 
-    entries = entries_of(folder / FILE, text_entries(folder))
+    entries = entries_of(folder / FILE, AutoConfig.from_pretrained(folder, local_files_only=True))
     return {name: Supply(entry.shape, entry.values) for name, entry in entries.items()}
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.models.formats.test_gguf_families_step import MODELS, base_of, loaded
+from tests.models.formats.test_gguf_families_step import MODELS, base_of
 from tests.models.formats.test_gguf_file import wide
 
-pytest.importorskip("llama_cpp", reason="the extra gguf (llama-cpp-python) is not installed")
+pytest.importorskip("cyllama", reason="the extra gguf (cyllama) is not installed")
 
 from benchmarks.llama_cpp import dense, log_probabilities, ours, quantized, reference, theirs
 
-from hemorrhage.models.formats.gguf_file import FILE
-from hemorrhage.tools.export import export
+from hemorrhage.models.architecture import text_entries
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, float_entry, write
+from hemorrhage.models.formats.storage import distinct
 
 __all__ = ["wide"]
 
@@ -46,12 +47,15 @@ def test_perplexity_and_kl_are_llama_cpps(wide: Path, windows: torch.Tensor, tmp
 def test_families_are_llama_cpps(
     name: str, windows: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, single = base_of(name, tmp_path / "base", monkeypatch), tmp_path / "single"
-    model = loaded(base)
-    model.save_pretrained(single)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(base / file, single / file)
-    export(single, tmp_path / FILE, "gguf")
+    base = base_of(name, tmp_path / "base", monkeypatch)
+    model = load(base)
+    for buffer, value in model.named_buffers():
+        if "correction" in buffer:
+            value.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    model.set_attn_implementation("eager")
+    state = distinct(model)
+    single = {key: float_entry(tuple(value.shape), value.detach, torch.float32) for key, value in state.items()}
+    write(tmp_path / FILE, text_entries(base), base, single, FILE_TYPES["f32"])
     with torch.no_grad():
         p = model(windows[:1], use_cache=False).logits[0, :-1].double().log_softmax(-1).numpy()
     q = next(log_probabilities(tmp_path / FILE, windows[:1]))

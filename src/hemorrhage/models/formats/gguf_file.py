@@ -2,8 +2,8 @@
 
 A checkpoint of this format has its weights in ``model.gguf`` next to config.json and the tokenizer; transformers
 reads it with ``from_pretrained(folder, gguf_file="model.gguf")``. Matrices are in ggml's block types or in a
-float type, norms and biases in float32. Of some families the rows of queries and keys are stored in llama.cpp's
-rotary order (pairs next to each other), which changes no block, as a row keeps its blocks whole; of some the norms
+float type, norms, biases, routers and tables of positions in float32. The experts of a layer are one tensor. Of some
+families rows are stored in another order, which changes no block, as a row keeps its blocks whole; of some the norms
 are stored as what they multiply with, 1 + weight (hemorrhage.models.formats.gguf_names).
 """
 
@@ -21,21 +21,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hemorrhage.models.formats import gguf_metadata
 from hemorrhage.models.formats.dequantized import DequantizedLinear
 from hemorrhage.models.formats.gguf_names import (
     FAMILIES,
-    head_width,
-    parameter_names,
+    file_names,
     problem,
     rope_type,
     ropes,
-    rotary_halves,
     rotary_width,
-    tensor_names,
+    row_order,
 )
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader, GGUFWriter
+    from gguf import GGUFWriter
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
@@ -57,6 +56,9 @@ FILE_TYPES = {
 
 FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
+IN_FLOAT32 = ("_norm", "ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "exp_probs_b")
+"""What llama.cpp has in float32 also where it has two dimensions."""
+
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -66,6 +68,9 @@ PATTERNS = {QWEN2: "qwen2", QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|"): "llama-bpe
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor of Llama 3's rotary embedding, which transformers computes from config.json."""
+
+IGNORED = (ROPE_FACTORS,)
+"""Tensors that transformers computes by itself."""
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -122,12 +127,6 @@ def dequantize(blocks: Tensor, ggml_type: str) -> Tensor:
     return torch.from_numpy(weights_of(blocks.numpy(), GGMLQuantizationType[ggml_type.upper()]))
 
 
-def rotary_pairs(weight: Tensor, heads: int) -> Tensor:
-    """Return the rows of a query or key projection ``[heads * d, n]``, from halves to rotary pairs (GGUF)."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
 def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -> None:
     """Write ``model.gguf`` of ``model`` into ``folder``; what has no blocks goes into ``dtype``.
 
@@ -140,14 +139,17 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -
     entries = {f"{name}.weight": layer.entry() for name, layer in layers.items()}
     prefixes = tuple(f"{name}." for name in layers)
     for name, value in distinct(model).items():
-        quantized = getattr(model.get_submodule(name.rpartition(".")[0]), "gguf_entry", None)
+        module, _, parameter = name.rpartition(".")
+        quantized = getattr(model.get_submodule(module), "gguf_entry", None) if parameter == "weight" else None
         if not name.startswith(prefixes) or name.endswith(".bias"):
             entries[name] = quantized or float_entry(tuple(value.shape), value.detach, dtype)
     unknown = tokenizer_problem(base)
     if unknown:
         log.warning("%s is written without a tokenizer: %s", FILE, unknown)
-    file_type = FILE_TYPES[model.config.hemorrhage["type"]]
-    write(folder / FILE, model.config.to_dict(), None if unknown else base, entries, file_type)
+    from hemorrhage.models.architecture import entries as text_entries
+
+    file_type = file_type_of(model.config.hemorrhage["type"])
+    write(folder / FILE, text_entries(model.config), None if unknown else base, entries, file_type)
 
 
 def tensors(_model: PreTrainedModel) -> dict[str, Tensor]:
@@ -188,18 +190,14 @@ def write(
     reason = problem(config)
     if reason:
         raise ValueError(reason)
-    gguf_names = tensor_names(config)
-    if set(gguf_names) != set(entries):
-        odd = sorted(set(gguf_names) ^ set(entries))
-        raise ValueError(f"{odd[0]} and {len(odd) - 1} more tensors do not fit config.json's {len(gguf_names)}")
+    stored = {name: _in_file(name, sources, entries, config) for name, sources in file_names(config, entries).items()}
+    stored |= _rope_factors(config)
     writer = GGUFWriter(path, FAMILIES[config["model_type"]].architecture)
     _describe(writer, config, file_type)
     if tokenizer is None:
         writer.add_tokenizer_model("none")
     else:
         _add_tokenizer(writer, tokenizer, config["vocab_size"])
-    stored = {gguf_name: _in_file(name, entries[name], config) for name, gguf_name in gguf_names.items()}
-    stored |= _rope_factors(config)
     for gguf_name, entry in stored.items():
         width, size = block_size(entry.ggml_type)
         shape = (*entry.shape[:-1], entry.shape[-1] // width * size)
@@ -213,45 +211,74 @@ def write(
     writer.close()
 
 
-def entries_of(path: Path, config: Mapping[str, Any]) -> dict[str, Entry]:
-    """Return the tensors of a file that ``write`` wrote, by Hugging Face's names."""
+def parameters(config: Any) -> dict[str, torch.Size]:
+    """Return the bench's names of what a model of ``config`` has on disk, and the shapes."""
+    from hemorrhage.models.architecture import skeleton
+    from hemorrhage.models.experts import unfuse
+    from hemorrhage.models.formats.storage import distinct
+
+    model = skeleton(config)
+    unfuse(model)
+    return {name: value.shape for name, value in distinct(model).items()}
+
+
+def entries_of(path: Path, config: Any) -> dict[str, Entry]:
+    """Return the tensors of a file that ``write`` wrote, by the bench's names; ``config`` as transformers has it."""
     import numpy as np
     from gguf import GGUFReader
 
     def load(data: Any) -> Tensor:
         return torch.from_numpy(np.array(data).view(np.uint8))
 
-    names = {gguf_name: name for name, gguf_name in tensor_names(config).items()}
-    entries = {}
+    stored = {}
     for tensor in GGUFReader(path).tensors:
-        if tensor.name != ROPE_FACTORS:
-            shape = tuple(int(number) for number in reversed(tensor.shape))
-            entry = Entry(tensor.tensor_type.name.lower(), shape, functools.partial(load, tensor.data))
-            entries[names[tensor.name]] = _from_file(names[tensor.name], entry, config)
+        shape = tuple(int(number) for number in reversed(tensor.shape))
+        stored[tensor.name] = Entry(tensor.tensor_type.name.lower(), shape, functools.partial(load, tensor.data))
+    return taken_apart(stored, config)
+
+
+def taken_apart(stored: Mapping[str, Entry], config: Any) -> dict[str, Entry]:
+    """Return the tensors of a file by the bench's names, as transformers has them.
+
+    Raises ValueError where one is missing, left over, or of another shape than the architecture's.
+    """
+    from hemorrhage.models.architecture import entries as text_entries
+
+    settings, shapes = text_entries(config), parameters(config)
+    sources = file_names(settings, shapes)
+    odd = sorted(set(sources) ^ (set(stored) - set(IGNORED)))
+    if odd:
+        verb = "lacks" if odd[0] in sources else "has"
+        raise ValueError(f"the GGUF file {verb} {odd[0]}: {len(odd)} tensors do not fit a {settings['model_type']}")
+    entries = {}
+    for gguf_name, names in sources.items():
+        for number, name in enumerate(names):
+            part = stored[gguf_name] if len(names) == 1 else _part(stored[gguf_name], number)
+            entries[name] = _from_file(name, part, settings, tuple(shapes[name]))
     return entries
 
 
 def stored_bits(path: Path) -> dict[str, float]:
-    """Bits of every tensor of a file by Hugging Face's names: not its header, nor the tokenizer in it."""
+    """Bits of every tensor of a checkpoint's file by the bench's names: not its header, nor the tokenizer in it."""
     from gguf import GGUFReader
+    from transformers import AutoConfig
 
-    reader = GGUFReader(path)
-    names = names_of(reader)
-    return {names.get(tensor.name, tensor.name): 8.0 * int(tensor.n_bytes) for tensor in reader.tensors}
+    from hemorrhage.models.architecture import entries as text_entries
+
+    config = AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+    sources = file_names(text_entries(config), parameters(config))
+    bits: dict[str, float] = {}
+    for tensor in GGUFReader(path).tensors:
+        names = sources.get(tensor.name, (tensor.name,))
+        bits |= dict.fromkeys(names, 8.0 * int(tensor.n_bytes) / len(names))
+    return bits
 
 
-def names_of(reader: GGUFReader) -> dict[str, str]:
-    """Return the names of a file's tensors -> Hugging Face's."""
-    architecture = field(reader, "general.architecture")
-    return parameter_names(architecture, field(reader, f"{architecture}.block_count"))
+def file_type_of(label: str) -> int:
+    """Return llama.cpp's number of files of this label, such as ``q8_0`` or ``q4_k_m``."""
+    from gguf import LlamaFileType
 
-
-def field(reader: GGUFReader, key: str) -> Any:
-    """Return a file's entry of this name. Raises ValueError where it has none."""
-    entry = reader.get_field(key)
-    if entry is None:
-        raise ValueError(f"the GGUF file has no {key}")
-    return entry.contents()
+    return FILE_TYPES[label] if label in FILE_TYPES else int(LlamaFileType[f"MOSTLY_{label.upper()}"])
 
 
 def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base: Path | None = None) -> PreTrainedModel:
@@ -260,25 +287,32 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base:
     ``stored`` means config.json's dtype, to which blocks are dequantized. With ``as_stored`` linear layers keep
     their blocks, and quantized embeddings have their exact values, which need float32. No base model is needed.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    return assemble(entries_of(folder / FILE, config), config, dtype, as_stored)
 
+
+def assemble(entries: Mapping[str, Entry], config: Any, dtype: str, as_stored: bool) -> PreTrainedModel:
+    """Return the model of a file's tensors by the bench's names: ``build`` without the file."""
+    from hemorrhage.models.architecture import architecture
+    from hemorrhage.models.experts import unfuse
     from hemorrhage.models.formats.storage import replace
+    from hemorrhage.models.layout import to_memory
 
     wanted = (config.dtype or torch.float32) if dtype == "stored" else getattr(torch, dtype)
     state: dict[str, Tensor] = {}
     quantized: dict[str, Entry] = {}
-    for name, entry in entries_of(folder / FILE, config.to_dict()).items():
+    for name, entry in entries.items():
         if as_stored and entry.ggml_type not in FLOATS.values():
             # transformers wants to see a tensor, which costs no memory.
             quantized[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
         else:
             state[name] = entry.values().to(wanted)
-    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    model: PreTrainedModel = architecture.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
+    state = to_memory(state, config.model_type)
+    model: PreTrainedModel = architecture(config).from_pretrained(None, config=config, state_dict=state, dtype=wanted)
+    unfuse(model)
     for name, entry in quantized.items():
         layer = name.removesuffix(".weight")
         module: Any = model.get_submodule(layer)
-        if layer.endswith("_proj"):
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
             replace(model, layer, BlockLinear(entry.load(), entry.ggml_type, module.bias))
         else:
             embed(module, entry.load(), entry.ggml_type)
@@ -298,49 +332,21 @@ def tokenizer_problem(folder: Path) -> str | None:
 
 
 def _describe(writer: GGUFWriter, config: Mapping[str, Any], file_type: int) -> None:
-    from gguf import GGML_QUANT_VERSION
+    from gguf import GGML_QUANT_VERSION, GGUFValueType
 
-    heads, width, (rope, _) = config["num_attention_heads"], head_width(config), ropes(config)
+    types = {
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        str: GGUFValueType.STRING,
+    }
     writer.add_type("model")
     writer.add_name("hemorrhage")
     writer.add_file_type(file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_rope_dimension_count(rotary_width(config))
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    _describe_family(writer, config)
-
-
-def _describe_family(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
-    """Add what only some families have."""
-    from gguf import RopeScalingType
-
-    family = FAMILIES[config["model_type"]]
-    rope, rope_in_windows = ropes(config)
-    if rope_type(rope) in ("linear", "yarn"):
-        writer.add_rope_scaling_type(RopeScalingType(rope_type(rope)))
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-    if rope_type(rope) == "yarn":
-        original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-        writer.add_rope_scaling_orig_ctx_len(original)
-    if family.window_period:
-        writer.add_sliding_window(config["sliding_window"])
-        writer.add_rope_freq_base_swa(float(rope_in_windows["rope_theta"]))
-    if config.get("attn_logit_softcapping"):
-        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-    if config.get("final_logit_softcapping"):
-        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    for key, setting in (family.multipliers or {}).items():
-        writer.add_float32(f"{family.architecture}.{key}", float(config[setting]))
+    architecture = FAMILIES[config["model_type"]].architecture
+    for key, value in gguf_metadata.describe(config).items():
+        writer.add_key_value(f"{architecture}.{key}", value, types[type(value)])
 
 
 def _rope_factors(config: Mapping[str, Any]) -> dict[str, Entry]:
@@ -455,24 +461,60 @@ def _scores(tokens: list[str], merges: Sequence[str | Sequence[str]]) -> list[fl
     return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
-def _in_file(name: str, entry: Entry, config: Mapping[str, Any]) -> Entry:
-    """Return a tensor as the file has it: rows in rotary pairs, norms as what they multiply with."""
-    family, heads = FAMILIES[config["model_type"]], _heads(name, config)
-    if heads:
-        return _changed(entry, lambda blocks: rotary_pairs(blocks, heads))
-    if family.norm_offset and name.endswith("norm.weight"):
-        return _changed(entry, lambda blocks: _add(blocks, family.norm_offset))
-    return entry
+def _in_file(gguf_name: str, names: Sequence[str], entries: Mapping[str, Entry], config: Mapping[str, Any]) -> Entry:
+    """Return a tensor as the file has it: experts stacked, rows in llama.cpp's order, norms as what they multiply with.
+
+    ``names`` are the bench's of its parts, whose ``entries`` are given.
+    """
+    parts = [_as_in_file(gguf_name, name, entries[name], config) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    if any((part.ggml_type, part.shape) != (first.ggml_type, first.shape) for part in parts):
+        raise ValueError(f"the parts of {gguf_name} have several types or shapes, and a GGUF file has one")
+    return Entry(first.ggml_type, (len(parts), *first.shape), lambda: torch.stack([part.load() for part in parts]))
 
 
-def _from_file(name: str, entry: Entry, config: Mapping[str, Any]) -> Entry:
-    """Return a tensor of a file as transformers has it, what ``_in_file`` has undone."""
-    family, heads = FAMILIES[config["model_type"]], _heads(name, config)
-    if heads:
-        return _changed(entry, lambda blocks: rotary_halves(blocks, heads))
-    if family.norm_offset and name.endswith("norm.weight"):
-        return _changed(entry, lambda blocks: _add(blocks, -family.norm_offset))
-    return entry
+def _as_in_file(gguf_name: str, name: str, entry: Entry, config: Mapping[str, Any]) -> Entry:
+    order = row_order(name, config)
+    if order is not None:
+        return _changed(entry, lambda blocks: blocks[order])
+    if gguf_name.rpartition(".")[0].endswith(IN_FLOAT32):
+        entry = _in_float32(entry)
+    offset = _offset(name, config)
+    return _changed(entry, lambda blocks: _add(blocks, offset)) if offset else entry
+
+
+def _from_file(name: str, entry: Entry, config: Mapping[str, Any], shape: tuple[int, ...]) -> Entry:
+    """Return a tensor of a file as transformers has it, what ``_as_in_file`` has undone."""
+    if math.prod(shape) != math.prod(entry.shape) or shape[-1] != entry.shape[-1]:
+        raise ValueError(f"the GGUF file has {name} of the shape {list(entry.shape)}; config.json says {list(shape)}")
+    entry = Entry(entry.ggml_type, shape, functools.partial(_shaped, entry, shape))
+    order, offset = row_order(name, config), _offset(name, config)
+    if order is not None:
+        return _changed(entry, lambda blocks: blocks[order.argsort()])
+    return _changed(entry, lambda blocks: _add(blocks, -offset)) if offset else entry
+
+
+def _shaped(entry: Entry, shape: tuple[int, ...]) -> Tensor:
+    return entry.load().view(*shape[:-1], -1)
+
+
+def _part(stack: Entry, number: int) -> Entry:
+    """Return one of the tensors that lie as one: an expert's, a head's."""
+    return Entry(stack.ggml_type, stack.shape[1:], lambda: stack.load()[number])
+
+
+def _in_float32(entry: Entry) -> Entry:
+    """Return float weights as float32 ones; a row of a single one becomes a vector, as llama.cpp has a bias."""
+    shape = entry.shape[1:] if len(entry.shape) == 2 and entry.shape[0] == 1 else entry.shape
+    return Entry("f32", shape, lambda: entry.values().reshape(shape).contiguous().view(torch.uint8))
+
+
+def _offset(name: str, config: Mapping[str, Any]) -> float:
+    """Return what a file's weights have on top of transformers'."""
+    offset: float = FAMILIES[config["model_type"]].norm_offset
+    return offset if name.endswith("norm.weight") else 0.0
 
 
 def _changed(entry: Entry, change: Callable[[Tensor], Tensor]) -> Entry:
@@ -488,16 +530,3 @@ def _changed(entry: Entry, change: Callable[[Tensor], Tensor]) -> Entry:
 def _add(blocks: Tensor, offset: float) -> Tensor:
     """Return float32 numbers uint8 [n, 4] with ``offset`` added."""
     return (blocks.contiguous().view(torch.float32) + offset).view(torch.uint8)
-
-
-def _heads(name: str, config: Mapping[str, Any]) -> int | None:
-    """Return the heads of a query or key projection whose rows a file has as pairs; None of other tensors."""
-    heads: int = config["num_attention_heads"]
-    module = name.rpartition(".")[0]
-    if not FAMILIES[config["model_type"]].rotary_pairs:
-        return None
-    if module.endswith("q_proj"):
-        return heads
-    if module.endswith("k_proj"):
-        return config.get("num_key_value_heads") or heads
-    return None

@@ -76,10 +76,11 @@ class Settings(Base):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Quantize ``model`` in place; it becomes one that is stored as a GGUF file."""
+    from hemorrhage.models.architecture import entries
     from hemorrhage.models.formats.gguf_file import BlockLinear, embed
     from hemorrhage.models.formats.storage import replace
 
-    reason = problem(model.config.to_dict())
+    reason = problem(entries(model.config))
     if reason:
         raise ValueError(reason)
     norms = _norms(settings, context)
