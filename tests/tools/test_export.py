@@ -214,9 +214,9 @@ def test_nothing_is_overwritten_and_a_failed_variant_has_nothing_to_export(
 def test_a_models_type_without_a_place_in_gguf_is_refused(made: Path, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "pruned", tmp_path / "v")
     settings = json.loads((tmp_path / "v" / "config.json").read_text())
-    (tmp_path / "v" / "config.json").write_text(json.dumps({**settings, "model_type": "olmo"}))
+    (tmp_path / "v" / "config.json").write_text(json.dumps({**settings, "model_type": "helium"}))
     resealed(tmp_path / "v")
-    with pytest.raises(ValueError, match="this model is a olmo"):
+    with pytest.raises(ValueError, match="this model is a helium"):
         export(tmp_path / "v", tmp_path / "v.gguf", "gguf", tiny)
 
 

@@ -20,6 +20,7 @@ from hemorrhage.models.formats.gguf_names import (
 )
 
 Value = bool | int | float | str
+"""An entry that is written."""
 
 CONTEXT = 2048
 """Longest text of families that do not say it; a file has to."""

@@ -81,7 +81,8 @@ class Family:
 
     ``architecture``: gguf's name; ``norm``, ``keys``: what a file says besides what it says of all; ``fixed``: settings
     that llama.cpp takes for granted -> what they have to be; ``flags``: setting -> tensor of the first block, or of the
-    head, that a file has with it; ``sign``: the entry that only this family of an architecture has; ``biases``:
+    head, that a file has with it; ``sign``: the entry that only this family of an architecture has, and
+    its value where any other means another family; ``biases``:
     settings of ``BIASES`` that it may have; ``activation``: of its layers, under the name ``activation_setting``;
     ``rotary_pairs``: the rows of queries and keys lie as pairs; ``fused``: the rows of a fused projection are ordered
     by "heads" (q, k, v of a head) or "groups" (the queries of a key, k, v) in transformers, and q, k, v in a file;
@@ -101,7 +102,7 @@ class Family:
     keys: tuple[Key, ...] = ()
     fixed: Mapping[str, object] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
-    sign: str | None = None
+    sign: tuple[str, int | None] | None = None
     biases: tuple[str, ...] = ()
     activation: tuple[str, ...] = ("silu",)
     activation_setting: str = "hidden_act"
@@ -154,7 +155,7 @@ FAMILIES = {
     "mixtral": Family(
         "llama",
         keys=expert_keys("num_local_experts"),
-        sign="expert_count",
+        sign=("expert_count", None),
         rotary_pairs=True,
         ropes=("default", "linear", "yarn"),
         aliases=((r"block_sparse_moe\.experts\.(w\d)", r"block_sparse_moe.experts.\1"),),
@@ -223,7 +224,7 @@ FAMILIES = {
         wide_heads=False,
     ),
     "olmo2": Family("olmo2", tied=False, wide_heads=False),
-    "olmo3": Family("olmo2", sign="attention.sliding_window", window_period=4, tied=False, wide_heads=False),
+    "olmo3": Family("olmo2", sign=("attention.sliding_window", None), window_period=4, tied=False, wide_heads=False),
     "olmoe": Family(
         "olmoe",
         keys=expert_keys("num_experts"),
@@ -348,7 +349,7 @@ FAMILIES = {
         "deepseek2",
         keys=DEEPSEEK,
         fixed={"rope_interleave": True},
-        sign="expert_gating_func",
+        sign=("expert_gating_func", SIGMOID),
         tied=False,
         aliases=CORRECTION,
         gating=SIGMOID,
@@ -456,10 +457,10 @@ def file_name(family: Family, layers: int, name: str) -> str:
     for pattern, known in family.aliases:
         module = re.sub(pattern, known, module)
     stated = _SUFFIX.search(module)
-    found: str | None = _name_map(family.architecture, layers).get_name(_SUFFIX.sub("", module))
-    if found is None:
+    known_as: str | None = _name_map(family.architecture, layers).get_name(_SUFFIX.sub("", module))
+    if known_as is None:
         raise ValueError(f"gguf has no name for {name} of {family.architecture} files")
-    return f"{found}.{(stated or suffix)[1] if stated or suffix else 'weight'}"  # type: ignore[index]
+    return f"{known_as}.{(stated or suffix)[1] if stated or suffix else 'weight'}"  # type: ignore[index]
 
 
 def parameter_names(architecture: str, layers: int) -> dict[str, str]:

@@ -163,7 +163,7 @@ def _embeddings(model: PreTrainedModel, settings: Settings) -> list[tuple[Any, s
 METHOD = Method(
     MethodInfo(
         title="GGUF block types (llama.cpp)",
-        summary="Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K; fallbacks counted (Llama, Mistral, Qwen, Gemma, Phi-3, Granite)",
+        summary="Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K; fallbacks counted; for some 40 families",
         examples=({"type": "q4_k"}, {"type": "q4_k", "importance": True}),
         storage=("gguf_file",),
     ),
