@@ -1,15 +1,25 @@
-"""Layers that compressed-tensors itself has compressed, and what it reads of them."""
+"""Layers and models that compressed-tensors itself has compressed, and what it reads of them."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.compressors import BaseCompressor, ModelCompressor
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    apply_quantization_config,
+)
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam, maybe_pad_tensor_for_block_quant
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 INT4 = {"num_bits": 4, "type": "int"}
 FP8 = {"num_bits": 8, "type": "float"}
@@ -40,12 +50,12 @@ def columns_of(name: str) -> int:
     return 80 if "group_size" in FORMATS[name][1] or name == "nvfp4" else 77
 
 
-def scheme_of(name: str, **inputs: Any) -> QuantizationScheme:
+def scheme_of(name: str, targets: Sequence[str] = ("Linear",), **inputs: Any) -> QuantizationScheme:
     """Return compressed-tensors' scheme of a format."""
     form, arguments = FORMATS[name]
     activations = QuantizationArgs(**inputs) if inputs else None
     return QuantizationScheme(
-        targets=["Linear"], weights=QuantizationArgs(**arguments), input_activations=activations, format=form
+        targets=list(targets), weights=QuantizationArgs(**arguments), input_activations=activations, format=form
     )
 
 
@@ -90,3 +100,49 @@ def quantization_config(scheme: QuantizationScheme, **changes: object) -> dict[s
         "ignore": ["lm_head"],
         **changes,
     }
+
+
+def save(folder: Path, out: Path, schemes: Sequence[QuantizationScheme], tokens: Tensor) -> Path:
+    """Write the model of ``folder`` as compressed-tensors stores it; fixed scales of inputs are those of ``tokens``."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    groups = {f"group_{index}": scheme for index, scheme in enumerate(schemes)}
+    frozen = QuantizationStatus.FROZEN
+    config = QuantizationConfig(config_groups=groups, ignore=["lm_head"], quantization_status=frozen)
+    apply_quantization_config(model, config)
+    layers = [module for module in model.modules() if getattr(module, "quantization_scheme", None)]
+    largest = _largest_inputs(model, layers, tokens)
+    for module in layers:
+        scheme = module.quantization_scheme
+        for name, value in qparams(module.weight.data, scheme.weights).items():
+            getattr(module, name).data = value.to(getattr(module, name).dtype)
+        if hasattr(module, "input_global_scale"):
+            module.input_global_scale.data = generate_gparam(-largest[module], largest[module])
+        elif hasattr(module, "input_scale"):
+            scale, _ = calculate_qparams(-largest[module], largest[module], scheme.input_activations)
+            module.input_scale.data = scale.to(module.input_scale.dtype)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(out)
+    compressor.update_config(str(out))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / file, out / file)
+    return out
+
+
+def _largest_inputs(model: Any, layers: list[Any], tokens: Tensor) -> dict[Any, Tensor]:
+    """The largest magnitude among each layer's inputs."""
+    largest: dict[Any, Tensor] = {}
+
+    def look(module: Any, arguments: tuple[Any, ...]) -> None:
+        largest[module] = arguments[0].detach().abs().max()
+
+    hooks = [module.register_forward_pre_hook(look) for module in layers]
+    for module in layers:
+        module.quantization_enabled = False
+    with torch.no_grad():
+        model(tokens)
+    for module in layers:
+        module.quantization_enabled = True
+    for hook in hooks:
+        hook.remove()
+    return largest

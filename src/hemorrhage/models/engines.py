@@ -28,12 +28,12 @@ PUBLISHED = {
     "gptq": "transformers with GPTQModel",
     "awq": "transformers with GPTQModel",
     "auto-round": "transformers with AutoRound",
-    "fp8": "transformers on a GPU",
+    "fp8": "vLLM, transformers on a GPU",
     "fbgemm_fp8": "transformers on a GPU",
-    "mxfp4": "transformers",
+    "mxfp4": "vLLM, transformers",
     "hqq": "transformers with HQQ",
     "torchao": "transformers with torchao",
-    "modelopt": "TensorRT-LLM",
+    "modelopt": "TensorRT-LLM, vLLM",
     "mlx": "MLX",
 }
 """``quant_method`` of config.json -> programs that load such a checkpoint."""

@@ -167,13 +167,14 @@ def _quantization(model: PreTrainedModel) -> QuantizationConfig | None:
     groups: dict[str, tuple[QuantizationScheme, list[str]]] = {}
     for name, scheme in schemes.items():
         groups.setdefault(json.dumps(scheme, sort_keys=True), (scheme, []))[1].append(name)
+    formats = {scheme.get("format", "pack-quantized") for scheme in schemes.values()}
     # One scheme for all is written as every reader expects it; several have to name their layers.
     several = len(groups) > 1
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return {
         "quant_method": "compressed-tensors",
         "version": __version__,
-        "format": next(iter(schemes.values())).get("format", "pack-quantized"),
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{index}": {**scheme, "targets": names if several else ["Linear"]}

@@ -50,6 +50,9 @@ PACKED = (
 """Suffixes of weights that vLLM reads packed."""
 
 
+ROUNDS_INPUTS = "it rounds the inputs of its layers while it runs, which a plain checkpoint can't say"
+
+
 @dataclass(frozen=True)
 class Supply:
     """A dense tensor of a checkpoint: its shape, and what gives it."""
@@ -157,7 +160,7 @@ def plain_problem(settings: config.ModelConfig) -> str | None:
     if bench.get("kv_cache") or quantization.get("kv_cache_scheme"):
         return "it rounds keys and values while it runs, which a plain checkpoint can't say"
     if any(group.get("input_activations") for group in quantization.get("config_groups", {}).values()):
-        return "it rounds the inputs of its layers while it runs, which a plain checkpoint can't say"
+        return ROUNDS_INPUTS
     return None
 
 
@@ -280,6 +283,8 @@ def _from_safetensors(weights: Weights, settings: config.ModelConfig) -> dict[st
     supplies = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in plain}
     for layer in of_layer:
         made = form(layer)
+        if made.inputs:
+            raise ValueError(ROUNDS_INPUTS)
         supplies[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
     return supplies
 

@@ -166,6 +166,7 @@ def test_the_label_says_what_was_done() -> None:
         "compressed-tensors pack-quantized: 4-bit integers in groups of 16, asymmetric, act-order + "
         "8-bit integers per channel, inputs 8-bit integers per token; keys and values in 8-bit float, not emulated"
     )
+    assert describe({"kv_cache_scheme": {}, "format": "dense"}) == "compressed-tensors dense"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -89,7 +89,9 @@ def describe(quantization: Mapping[str, Any]) -> str:
     """Return what was done to the weights and what is rounded at run time, in words."""
     refuse(quantization)
     groups = [_describe_group(scheme) for _, scheme in _groups(quantization)]
-    words = f"compressed-tensors {quantization.get('format', 'dense')}: {' + '.join(dict.fromkeys(groups))}"
+    words = f"compressed-tensors {quantization.get('format', 'dense')}"
+    if groups:
+        words += f": {' + '.join(dict.fromkeys(groups))}"
     cache = quantization.get("kv_cache_scheme")
     if cache:
         words += f"; keys and values in {cache.get('num_bits', 8)}-bit {cache.get('type', 'int')}, not emulated"
