@@ -23,7 +23,7 @@ from hemorrhage.models.stream import TensorLocation, map_tensor
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 RENAMED = ("gpt_neox", "ernie4_5_moe", "granitemoe", "granitemoeshared", "granitemoehybrid")
 """Model types whose tensors have other names on disk than in memory; wrappers of a text tower have, too."""
@@ -103,6 +103,58 @@ class Joined:
 
     sources: tuple[str, ...]
     join: Callable[[list[Tensor]], Tensor]
+
+
+def unchanged(name: str) -> Joined:
+    """Return how a tensor is made that the family has under the same name."""
+    return Joined((name,), functools.partial(_single, flip=False))
+
+
+class Renamer:
+    """A family's names for layers: those on disk, those in transformers' memory, and this bench's."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder``: a checkpoint of the family."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self._folder = folder
+        self._model, conversions = _conversions(folder)
+        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        self._modules: dict[str, nn.Module] = dict(self._model.named_modules())
+        self._state = self._model.state_dict()
+
+    @property
+    def model_type(self) -> str:
+        """The text model's."""
+        return str(self._model.config.get_text_config(decoder=True).model_type)
+
+    def module(self, name: str) -> nn.Module | None:
+        """Return transformers' module of that name; None where it has none."""
+        return self._modules.get(name)
+
+    def in_memory(self, name: str) -> tuple[str, bool]:
+        """Return transformers' name of the bench's tensor ``name``, and whether it is made of several tensors."""
+        from transformers.core_model_loading import rename_source_key
+
+        (on_disk,) = _names_on_disk(self._folder, (name,)).values()
+        if name in self._state:
+            return name, False
+        renamed, pattern = rename_source_key(
+            on_disk, self._renamings, self._converters, self._model.base_model_prefix, self._state
+        )
+        return renamed, pattern is not None
+
+    def aliases(self, layers: Iterable[str]) -> list[str]:
+        """Return all names of the ``layers``: the bench's, those in transformers' memory and those on disk."""
+        names: dict[str, None] = {}
+        for layer in layers:
+            weight = f"{layer}.weight"
+            on_disk = _names_on_disk(self._folder, (weight,))[weight]
+            names |= dict.fromkeys(
+                name.removesuffix(".weight") for name in (weight, self.in_memory(weight)[0], on_disk)
+            )
+        return list(names)
 
 
 def to_family(folder: Path, names: Iterable[str]) -> dict[str, Joined]:
@@ -232,12 +284,17 @@ def _names_on_disk(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _renamings(folder: Path, legacy: bool = True) -> tuple[Any, list[Any]]:
+    from transformers.core_model_loading import WeightRenaming
+
+    model, conversions = _conversions(folder, legacy)
+    return model, [each for each in conversions if isinstance(each, WeightRenaming)]
+
+
+def _conversions(folder: Path, legacy: bool = True) -> tuple[Any, list[Any]]:
     from transformers import AutoConfig
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     vars(config).pop("quantization_config", None)
     model = skeleton(config)
-    conversions = get_model_conversion_mapping(model, add_legacy=legacy)
-    return model, [each for each in conversions if isinstance(each, WeightRenaming)]
+    return model, get_model_conversion_mapping(model, add_legacy=legacy)

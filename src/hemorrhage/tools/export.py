@@ -41,14 +41,6 @@ FORMATS = ("dense", "packed", "gguf")
 OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
 """Files that only this bench reads."""
 
-PACKED = (
-    "weight_packed",
-    "weight_scale",
-    "weight.quant_state.bitsandbytes__nf4",
-    "weight.quant_state.bitsandbytes__fp4",
-)
-"""Suffixes of weights that vLLM reads packed."""
-
 
 ROUNDS_INPUTS = "it rounds the inputs of its layers while it runs, which a plain checkpoint can't say"
 
@@ -181,23 +173,25 @@ def _dense(folder: Path, settings: config.ModelConfig, weights: Weights, out: Pa
 
 
 def _packed(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
+    from hemorrhage.models.packed_folder import packed_folder
     from hemorrhage.models.stream import TensorFile
 
     bench = settings.get("hemorrhage") or {}
     # That there are codes of a table is also what the quantization_config says.
-    formats = [key for key, value in bench.items() if (key, value) != ("forms", ["codebook"])]
+    formats = [key for key, value in bench.items() if key != LAYOUT and (key, value) != ("forms", ["codebook"])]
     if formats:
         what = ", ".join([bench["form"]] if "form" in bench else [*bench.get("forms", ()), *(set(formats) - {"forms"})])
         raise ValueError(f"its weights are in a form of this bench ({what}) that no engine reads packed")
-    if not any(_ends(name, suffix) for name in weights.names() for suffix in PACKED):
-        raise ValueError("it has no packed weights; --as dense writes it")
+    packed = packed_folder(folder, weights.names())
+    stored = {name: Supply(tuple(weights.shape(name)), partial(weights.tensor, name)) for name in weights.names()}
+    supplies = {name: _joined(made, stored) for name, made in packed.tensors.items()}
     with writing(out) as scratch:
-        _write_config({key: value for key, value in settings.items() if key != "hemorrhage"}, scratch)
-        names = weights.names()
-        shapes = {name: weights.shape(name) for name in names}
-        dtypes = {name: weights.dtype(name) for name in names}
+        plain = {key: value for key, value in settings.items() if key != "hemorrhage"}
+        _write_config({**plain, "quantization_config": packed.quantization}, scratch)
+        shapes = {name: supply.shape for name, supply in supplies.items()}
+        dtypes = {name: weights.dtype(made.sources[0]) for name, made in packed.tensors.items()}
         with TensorFile(scratch / "model.safetensors", shapes, dtypes, {"format": "pt"}) as file:
-            file.write(weights.tensor(name) for name in names)
+            file.write(supply.load() for supply in supplies.values())
         _copy(folder, scratch, lambda file: file.suffix != ".safetensors")
 
 

@@ -1,0 +1,179 @@
+"""A packed checkpoint as transformers loads it: the family's names of its tensors, and what it can't load.
+
+compressed-tensors and bitsandbytes pack linear layers. transformers keeps the experts of a mixture as two tensors, and
+makes these of packed ones only where a family's checkpoints have a tensor for each expert, the grids are symmetric, and
+all experts have one. What a configuration ignores is looked for under the names in transformers' memory; other engines
+look under those on disk, so that both are there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hemorrhage.models.formats.config import BenchStorage, QuantizationConfig, QuantizationScheme
+from hemorrhage.models.formats.storage import scheme_of
+from hemorrhage.models.layout import Joined, Renamer, to_family, unchanged
+from hemorrhage.models.refused import RefusedError
+from hemorrhage.runtime.lazy import torch
+
+PACKED = (
+    "weight_packed",
+    "weight_scale",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+)
+"""Suffixes of weights that engines read packed."""
+
+
+COMPRESSED_TENSORS = "compressed-tensors"
+
+
+@dataclass(frozen=True)
+class PackedFolder:
+    """``tensors``: name on disk -> what it is made of; ``quantization``: config.json's entry."""
+
+    tensors: dict[str, Joined]
+    quantization: QuantizationConfig
+
+
+def packed_folder(folder: Path, names: Sequence[str]) -> PackedFolder:
+    """Return how the checkpoint ``folder``, whose tensors are ``names``, is written for transformers.
+
+    Raises RefusedError where it has no packed layers, or transformers could not load them.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers = packed_layers(names)
+    if not layers:
+        raise RefusedError("it has no packed weights; --as dense writes it")
+    quantization: QuantizationConfig = config["quantization_config"]
+    renamer = Renamer(folder)
+    experts = [layer for layer in layers if _is_expert(renamer, layer, quantization)]
+    model_type = renamer.model_type
+    if experts:
+        _check_experts(experts, names, quantization, model_type)
+    is_by_layer = BenchStorage.of(config).is_by_layer
+    tensors = to_family(folder, names) if is_by_layer else {name: unchanged(name) for name in names}
+    quantization = _with_aliases(quantization, renamer, experts)
+    if _engine(quantization) == COMPRESSED_TENSORS:
+        _check_names(folder, quantization, tensors)
+    return PackedFolder(tensors, quantization)
+
+
+def packed_layers(names: Iterable[str]) -> list[str]:
+    """Return the layers whose weights are packed, of a checkpoint's tensors ``names``."""
+    return sorted(
+        {name.removesuffix(f".{suffix}") for name in names for suffix in PACKED if name.endswith(f".{suffix}")}
+    )
+
+
+def _is_expert(renamer: Renamer, layer: str, quantization: QuantizationConfig) -> bool:
+    """Return whether transformers makes a stack of experts of ``layer``. Raises RefusedError where it can do nothing.
+
+    A layer that is no expert's has to be a linear layer in its memory.
+    """
+    memory, is_converted = renamer.in_memory(f"{layer}.weight")
+    module = renamer.module(memory.removesuffix(".weight"))
+    if isinstance(module, torch.nn.Linear):
+        return False
+    if is_converted:
+        return True
+    kind = f"a {type(module).__name__}" if module is not None else "a part of one tensor of all experts"
+    raise RefusedError(
+        f"transformers can't load it: {layer} is {kind} in a {renamer.model_type}, and {_engine(quantization)} packs "
+        "linear layers; --as dense writes it"
+    )
+
+
+def _engine(quantization: QuantizationConfig) -> str:
+    return str(quantization.get("quant_method"))
+
+
+def _check_experts(
+    experts: Sequence[str], names: Sequence[str], quantization: QuantizationConfig, model_type: str
+) -> None:
+    """Raise RefusedError where transformers can't make stacks of the packed layers ``experts``."""
+
+    def refuse(why: str) -> None:
+        raise RefusedError(f"transformers can't load it: {why} ({experts[0]}, a {model_type}); --as dense writes it")
+
+    if _engine(quantization) != COMPRESSED_TENSORS:
+        refuse(f"it reads no experts that {_engine(quantization)} packed")
+    schemes: dict[str, QuantizationScheme] = {}
+    for layer in experts:
+        scheme = scheme_of(layer, quantization) or {}
+        schemes[json.dumps({key: value for key, value in scheme.items() if key != "targets"}, sort_keys=True)] = scheme
+    if any(scheme.get("input_activations") for scheme in schemes.values()):
+        refuse("it does not round what experts read")
+    if not set(names) >= {f"{layer}.weight_packed" for layer in experts}:
+        refuse("it reads experts in packed words, and not a byte each")
+    zero_points = {f"{layer}.weight_zero_point" for layer in experts} & set(names)
+    if zero_points:
+        refuse("it reads no zero points of experts, so that their grids have to be symmetric")
+    if len(schemes) > 1:
+        refuse(f"it reads experts of one grid, and these have {len(schemes)}")
+
+
+def _with_aliases(quantization: QuantizationConfig, renamer: Renamer, experts: Sequence[str]) -> QuantizationConfig:
+    """Return the entry with all names that engines have for the layers, and the group of the experts first."""
+    if "config_groups" not in quantization:
+        return quantization
+
+    def of_experts(scheme: QuantizationScheme) -> bool:
+        return bool(experts) and experts[0] in scheme["targets"]
+
+    # transformers takes the scheme of the first group for experts.
+    groups = sorted(quantization["config_groups"].values(), key=lambda scheme: not of_experts(scheme))
+    return {
+        **quantization,
+        "ignore": renamer.aliases(quantization["ignore"]),
+        "config_groups": {
+            f"group_{index}": {**scheme, "targets": renamer.aliases(scheme["targets"])}
+            for index, scheme in enumerate(groups)
+        },
+    }
+
+
+def _check_names(folder: Path, quantization: QuantizationConfig, names: Iterable[str]) -> None:
+    """Raise RefusedError where transformers' model, prepared for packed weights, has others than ``names``.
+
+    Some families have linear layers of a class of their own, which compressed-tensors leaves as they are; others read
+    a layer's dense weight when they are made.
+    """
+    from transformers import AutoConfig
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    from hemorrhage.models.architecture import skeleton
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    vars(config).pop("quantization_config", None)
+    model = skeleton(config)
+    quantizer = AutoHfQuantizer.from_config(dict(quantization), pre_quantized=True)
+    quantizer.validate_environment()
+    with torch.device("meta"):
+        quantizer._process_model_before_weight_loading(model)
+    for module in model.modules():
+        try:
+            model._init_weights(module)
+        except AttributeError as error:
+            raise RefusedError(
+                f"transformers can't load it: a {type(module).__name__} reads a dense weight of its layers when it is "
+                f"made ({error}); --as dense writes it"
+            ) from error
+    conversions = quantizer.update_weight_conversions(get_model_conversion_mapping(model, add_legacy=True))
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    expected = model.state_dict()
+    given = {
+        name: rename_source_key(name, renamings, converters, model.base_model_prefix, expected)[0] for name in names
+    }
+    for name, renamed in given.items():
+        if renamed not in expected and name not in expected:
+            raise RefusedError(f"transformers can't load it: it has no place for {name}; --as dense writes it")
+    missing = sorted(set(expected) - {*given, *given.values()} - set(model.all_tied_weights_keys))
+    if missing:
+        raise RefusedError(f"transformers can't load it: it wants a tensor {missing[0]}; --as dense writes it")
