@@ -410,6 +410,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(found, indent=1))
     if arguments.write:
         PAGE.write_text(page(found), encoding="utf-8")
+        print("renew docs/peers.md, too: python -m tests.peer_coverage")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_the_line_says_what_says_so_and_what_a_base_is(tiny: Path, tmp_path: Pat
     weights(folder, lambda state: {**state, f"{LAYER}.weight": torch.zeros(8, 8, dtype=torch.uint8)})
     line = (
         f"{folder} is quantized already ({LAYER}.weight is of type U8); the base has to be a plain checkpoint of 16 or "
-        "32 bits: name the model that it was made from"
+        "32 bits: name the model that it was made from, and `hemorrhage judge` this one beside it"
     )
     assert refusal(folder) == line
     assert load_file(folder / "model.safetensors")[f"{LAYER}.weight"].dtype == torch.uint8

@@ -116,7 +116,7 @@ def check_settings(folder: Path) -> Mapping[str, Any]:
 def _quantized(folder: Path, marked: str) -> str:
     return (
         f"{folder} is quantized already ({marked}); the base has to be a plain checkpoint of 16 or 32 bits: "
-        "name the model that it was made from"
+        "name the model that it was made from, and `hemorrhage judge` this one beside it"
     )
 
 
