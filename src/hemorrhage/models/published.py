@@ -40,6 +40,9 @@ BIAS = "bias"
 
 QUANTIZATION = "quantization_config"
 
+CODES = ("I8", "U8", "I16", "U16", "I32", "U32")
+"""Types of weights that are not numbers as they are."""
+
 KEPT = (QUANTIZATION, "compression_config", "quantization")
 """Entries of config.json that say how weights are stored: they are read here and not by transformers."""
 
@@ -96,6 +99,7 @@ def read(path: Path) -> Published:
             layers[name], group_of[name] = layer, grouped
         in_layers = {name for pieces in groups.values() for name in pieces.values()}
         dense = {name: tensor for name, tensor in stored.items() if name not in in_layers}
+        _check_plain(path, dense)
         dense |= _announce(folder, layers, is_stacked=hasattr(reader, "read_stack"))
         dense |= {f"{name}.{BIAS}": stored[f"{name}.{BIAS}"] for name in layers if f"{name}.{BIAS}" in stored}
         compared = _compare(path, folder, dense)
@@ -198,6 +202,13 @@ def _announce(folder: Path, layers: Mapping[str, FormattedLinear], is_stacked: b
             for name, joined in to_family(folder, shapes).items()
         }
     return {name: files.Tensor(Path(), "F32", shape, 0, 0) for name, shape in shapes.items()}
+
+
+def _check_plain(path: Path, dense: Mapping[str, files.Tensor]) -> None:
+    """Raise InputError for codes that have no scale: they would be read as the weights themselves."""
+    for name, tensor in dense.items():
+        if tensor.dtype.startswith(("F8_", "F4", "F6_")) or (tensor.dtype in CODES and name.endswith("weight")):
+            raise InputError(f"{path}: {name} is of type {tensor.dtype}, and the scales that it needs are not there")
 
 
 def _is_unread(name: str, reader: ModuleType) -> bool:

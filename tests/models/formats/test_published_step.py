@@ -271,3 +271,15 @@ def test_modelopt_is_codes_times_its_scales(base: Path, tmp_path: Path, algorith
     assert all(torch.equal(own[f"{layer}.weight"], value) for layer, value in expected.items())
     stored = load(tmp_path / "v", base=base, as_stored=True)
     assert mean_nll(stored) == pytest.approx(mean_nll(ours), abs=1e-5)
+
+
+def test_codes_without_their_scales_are_never_taken_for_weights(base: Path, tmp_path: Path) -> None:
+    def change(layer: str, value: Tensor) -> dict[str, Tensor]:
+        codes, scale = blocks_of_fp8(value, 32)
+        return {"weight": codes} if layer.endswith("1.mlp.up_proj") else {"weight": codes, "weight_scale_inv": scale}
+
+    folder = rewritten(base, tmp_path / "theirs", change, quant_method="fp8", weight_block_size=[32, 32])
+    spec = {"sweep": "published", "method": "external", "settings": {"files": str(folder)}, "seed": 0}
+    compress(tmp_path / "v", "v", base, None, None, [], spec)
+    line = "model.layers.1.mlp.up_proj.weight is of type F8_E4M3, and the scales that it needs are not there"
+    assert line in str(failure(tmp_path / "v"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,45 @@ def test_a_header_whose_shape_and_bytes_disagree_is_none(folder: Path) -> None:
     assert changed != content
     file.write_bytes(changed)
     with pytest.raises(InputError, match=r"model\.safetensors is not a safetensors file"):
+        header(file)
+
+
+def header_of(entries: dict[str, object], size: int) -> bytes:
+    """A safetensors file of ``size`` bytes of numbers."""
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+def entry(begin: int, end: int, shape: list[int] | None = None) -> dict[str, object]:
+    return {"dtype": "U8", "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"a": entry(0, 8), "b": entry(4, 12)}, "is damaged: b overlaps another tensor"),
+        ({"a": entry(0, 8), "b": entry(0, 8)}, "is damaged: b overlaps another tensor"),
+        ({"a": entry(0, 4), "b": entry(8, 12)}, "is damaged: b comes after bytes of no tensor"),
+        ({"a": entry(4, 12)}, "is damaged: a comes after bytes of no tensor"),
+        ({"a": entry(-4, 12)}, "is not a safetensors file"),
+        ({"a": entry(0, 12, [-3, -4])}, "is not a safetensors file"),
+    ],
+)
+def test_tensors_that_overlap_or_leave_gaps_are_damage(
+    tmp_path: Path, entries: dict[str, object], message: str
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(header_of(entries, 8 if "b" in entries and entries["b"] == entry(0, 8) else 12))
+    with pytest.raises(InputError, match=rf"model\.safetensors {message}"):
+        header(file)
+
+
+def test_a_name_that_is_there_twice_leaves_a_gap(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    first, second = json.dumps({"a": entry(0, 4)})[1:-1], json.dumps({"a": entry(4, 8)})[1:-1]
+    text = f"{{{first}, {second}}}".encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(InputError, match="is damaged: a comes after bytes of no tensor"):
         header(file)
 
 

@@ -33,6 +33,9 @@ from hemorrhage.models.formats.config import QuantizationArgs
 STRATEGIES = {"static": ("tensor", False), "tensor": ("tensor", True), "token": ("token", True)}
 """Range of a scale -> compressed-tensors' ``strategy`` and ``dynamic``."""
 
+INPUT_TENSORS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub")
+"""Suffixes of a layer's tensors that say how its inputs are rounded."""
+
 _exact: list[bool] = [False]
 
 
@@ -128,7 +131,8 @@ class FloatRounding(RoundingHook):
     """Rounding to numbers of E4M3 (``bits`` 8) or E2M1 (4) times a scale.
 
     ``over`` is a key of STRATEGIES or ``group``, of ``group_size`` neighbouring features; ``scale`` is the fixed one of
-    ``static``; ``total`` is NVFP4's global scale; ``is_power`` says that scales are powers of two.
+    ``static``; ``total`` is NVFP4's global scale; ``is_power`` says that scales are powers of two; what is larger than
+    ``limit`` is cut to it (FBGEMM).
     """
 
     bits: int
@@ -138,6 +142,7 @@ class FloatRounding(RoundingHook):
     total: float | None = None
     is_e4m3: bool = False
     is_power: bool = False
+    limit: float | None = None
 
     def round(self, x: Tensor) -> Tensor:
         """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
@@ -157,6 +162,8 @@ class FloatRounding(RoundingHook):
         if self.scale is not None:
             return torch.tensor(self.scale, device=wide.device)
         largest = wide.abs().amax() if self.over == "tensor" else wide.abs().amax(-1, keepdim=True)
+        if self.limit is not None:
+            largest = largest.clamp(max=self.limit)
         if self.is_power:
             return _power_of_two(largest, self.bits)
         scale = largest / (small_floats.E4M3_MAX if self.bits == 8 else small_floats.E2M1_MAX)
@@ -202,7 +209,7 @@ def quantization_args(rounding: InputRounding) -> QuantizationArgs:
 def rounding_of(name: str, arguments: QuantizationArgs, stored: Mapping[str, Tensor]) -> RoundingHook:
     """Return the rounding that the configuration's ``arguments`` and the layer's tensors ``stored`` describe.
 
-    Of these ``input_scale``, ``input_zero_point`` and ``input_global_scale`` are read. Raises ValueError with the
+    Of these INPUT_TENSORS are read. Raises ValueError with the
     layer's ``name`` for what can't be emulated.
     """
     scale, zero = _number(name, stored, "input_scale"), _number(name, stored, "input_zero_point")
@@ -216,7 +223,7 @@ def rounding_of(name: str, arguments: QuantizationArgs, stored: Mapping[str, Ten
             case "int", False:
                 return AsymmetricRounding(arguments["num_bits"], over, fixed, zero if over == "static" else None)
             case "float", True if arguments["num_bits"] == 8:
-                return FloatRounding(8, over, scale=fixed)
+                return FloatRounding(8, over, scale=fixed, limit=_number(name, stored, "input_scale_ub"))
     size = arguments.get("group_size") or 0
     is_group = wanted[0] in ("group", "tensor_group") and wanted[1] in (True, "local") and size > 0
     if is_group and arguments.get("type") == "float" and arguments["num_bits"] in (4, 8) and arguments.get("symmetric"):

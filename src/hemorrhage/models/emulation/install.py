@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hemorrhage.models.emulation import kv_cache
-from hemorrhage.models.emulation.activations import rounding_of
+from hemorrhage.models.emulation.activations import INPUT_TENSORS, rounding_of
 from hemorrhage.models.formats.config import QuantizationConfig
 from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers, scheme_of
 
@@ -47,5 +47,4 @@ def install_in_memory(model: PreTrainedModel) -> None:
 
 
 def _stored(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    suffixes = ("input_scale", "input_zero_point", "input_global_scale")
-    return {suffix: tensors[f"{name}.{suffix}"] for suffix in suffixes if f"{name}.{suffix}" in tensors}
+    return {suffix: tensors[f"{name}.{suffix}"] for suffix in INPUT_TENSORS if f"{name}.{suffix}" in tensors}

@@ -5,7 +5,8 @@
   groups], ``weight_scale_2`` float32, one number by which the scales are multiplied.
 
 ``input_scale`` says that inputs are rounded, to FP8 with that scale, or to NVFP4 with its inverse as global scale;
-where a row of FP8 has a scale of its own, each token of the inputs has one. hf_quant_config.json, or config.json's
+where a row of FP8 has a scale of its own, each token of the inputs has one, of no more than ``input_scale_ub`` (FBGEMM,
+hemorrhage.models.formats.fbgemm). hf_quant_config.json, or config.json's
 quantization_config with ``quant_method`` modelopt, names the algorithm; the tensors say the same and are what is read.
 The dense weight is computed in float32, as ModelOpt's ``dequantize`` does for that dtype.
 """
@@ -95,7 +96,7 @@ def refuse(quantization: Mapping[str, Any]) -> None:
 
 def check(stored: Mapping[str, Tensor]) -> None:
     """Raise ValueError where tensors are missing or surplus, or don't fit each other."""
-    known = {"weight", "input_scale", *MARKS}
+    known = {"weight", "input_scale", "input_scale_ub", *MARKS}
     for surplus in sorted(set(stored) - known):
         raise ValueError(f"unexpected tensor {surplus}")
     for missing in sorted({"weight", "weight_scale"} - set(stored)):
@@ -121,7 +122,7 @@ def check(stored: Mapping[str, Tensor]) -> None:
         raise ValueError(f"weight_scale of type {scale.dtype} and shape {shapes}")
     if not bool(scale.float().isfinite().all()):
         raise ValueError("weight_scale is not finite")
-    for name in (TOTAL, "input_scale"):
+    for name in (TOTAL, "input_scale", "input_scale_ub"):
         if name in stored and not small_floats.is_scale(stored[name]):
             raise ValueError(f"{name} is not one finite number above 0")
 

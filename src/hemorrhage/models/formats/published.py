@@ -13,6 +13,7 @@ READERS: Mapping[str, str] = {
     "awq": "hemorrhage.models.formats.awq",
     "bitsandbytes": "hemorrhage.models.formats.bitsandbytes",
     "compressed-tensors": "hemorrhage.models.formats.compressed_tensors",
+    "fbgemm_fp8": "hemorrhage.models.formats.fbgemm",
     "fp8": "hemorrhage.models.formats.fp8",
     "gptq": "hemorrhage.models.formats.gptq",
     "hqq": "hemorrhage.models.formats.hqq",

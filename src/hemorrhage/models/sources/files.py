@@ -163,6 +163,13 @@ def header(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file} is truncated: it has {size} of {end} bytes")
     if size > end:
         raise InputError(f"{file} is damaged: it has {size} bytes, and its header speaks of {end}")
+    position = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if tensor.begin != position:
+            # A name that is in the header twice leaves a gap, too.
+            problem = "overlaps another tensor" if tensor.begin < position else "comes after bytes of no tensor"
+            raise InputError(f"{file} is damaged: {name} {problem}")
+        position = tensor.end
     return tensors
 
 
@@ -178,6 +185,8 @@ def _tensor(file: Path, start: int, entry: Entry) -> Tensor:
     begin, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     size = BYTES.get(entry["dtype"])
+    if not 0 <= begin <= end or any(number < 0 for number in shape):
+        raise ValueError(f"{entry} has negative numbers")
     if size is not None and math.prod(shape) * size != end - begin:
         raise ValueError(f"{entry} does not add up")
     return Tensor(file, entry["dtype"], shape, start + begin, start + end)
