@@ -17,6 +17,7 @@ from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
 from hemorrhage.runtime.lock import hold
 from hemorrhage.runtime.marks import remove_marks
 from hemorrhage.study.kinds import KINDS, STAGES, analyzed_kinds, stage_kinds
+from hemorrhage.study.overlaps import overlap_warnings
 from hemorrhage.study.plan import Plan, list_failures
 from hemorrhage.tools import adopt
 
@@ -114,4 +115,6 @@ onstart:
         raise WorkflowError(
             "another run is at work in this folder; wait for it to end, or stop it"
         )
+    for line in overlap_warnings(plan.params):
+        logger.warning(line)
     start_service()

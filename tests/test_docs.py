@@ -167,6 +167,7 @@ def test_the_size_of_the_default_study_is_that_of_its_plan(page: str) -> None:
 
 SCHEMAS = (
     "analyze.rows.schema",
+    "data.texts.schema",
     "decode.schema",
     "evaluate.code_tasks_schema",
     "evaluate.diagnostics.collect",

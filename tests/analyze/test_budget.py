@@ -69,6 +69,17 @@ def test_what_was_not_measured_is_never_inside(status: str) -> None:
     assert [check.reason for check in checks] == ["", "because", "it was not measured"]
 
 
+def test_each_category_is_checked_but_for_those_with_few_windows() -> None:
+    whole = {"variant": "a", "family": "f", **row(0.01, 0.0, 0.02)}
+    hard = {**whole, **row(0.2, 0.15, 0.25, 8, metric="kl_mean{category=hard (x)}[tag]")}
+    few = {**whole, **row(0.9, 0.8, 1.0, 7, metric="kl_mean{category=few}[tag]")}
+    bucket = {**whole, **row(0.9, 0.8, 1.0, 8, metric="kl_mean{position=1}[tag]")}
+    table = pd.DataFrame([whole, hard, few, bucket])
+    checks = budget.judge(table, ["a"], {"kl": 0.1}, 0.95, 1)["a"]
+    assert [(each.dataset, each.answer) for each in checks] == [("prose", "inside"), ("prose (hard (x))", "outside")]
+    assert budget.few_windows(table) == {"prose (few)": 7}
+
+
 def test_a_suite_at_chance_is_silent_where_another_speaks_and_a_failed_one_is_not() -> None:
     flips = {"variant": "a", "family": "f", "metric": "mean_flips"}
     spoken = {**row(0.01, 0.0, 0.02), **flips, "dataset": "all tasks"}

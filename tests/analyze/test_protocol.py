@@ -12,5 +12,16 @@ def test_the_whole_protocol_is_in_the_name() -> None:
     assert protocol.tag(stated) == "w128-s64-b1-jnsc3a4-n2032-bf16"
     assert protocol.tag(stated.replace('"\\n \\u00e4"', '""')) == "w128-s64-b1-j0-n2032-bf16"
     assert protocol.strip_protocol(protocol.add_protocol("kl_mean{position=1}", stated)) == "kl_mean{position=1}"
+    assert protocol.tag(f"{stated} cut=segments score=assistant") == "w128-s64-b1-jnsc3a4-n2032-bf16-assistant"
+    assert protocol.tag(f"{stated} cut=segments score=all") == protocol.tag(stated)
     with pytest.raises(ValueError, match="does not say join="):
         protocol.tag("window=128 stride=128 bos=0 predicted=9 dtype=float32")
+
+
+def test_a_category_is_in_the_name() -> None:
+    stated = 'window=9 stride=9 bos=0 join="" predicted=9 dtype=float32'
+    named = protocol.add_protocol(protocol.of_category("kl_mean", "a (b) = c"), stated)
+    assert named == "kl_mean{category=a (b) = c}[w9-s9-b0-j0-n9-f32]"
+    assert protocol.category_of(named) == ("kl_mean", "a (b) = c")
+    assert protocol.category_of(protocol.add_protocol("kl_mean{position=1}", stated)) is None
+    assert protocol.category_of("kl_mean") is None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hemorrhage.data.texts.__main__ import tokenize
+from hemorrhage.data.texts.tokens import tokenize
 from hemorrhage.evaluate.choices import choice_rows
 from hemorrhage.models.checkpoint import load_tokenizer
 from hemorrhage.models.tokenizer import leading, without_end

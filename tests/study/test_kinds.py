@@ -18,7 +18,7 @@ from hemorrhage.study.design import Design
 from hemorrhage.study.kinds import KINDS, STAGES
 from tests.conftest import ROOT
 from tests.project import copy, replace
-from tests.study.test_params import DEFAULT, changed
+from tests.study.test_params import DEFAULT, changed, own
 
 CODE = ["src/hemorrhage", "rules", "Snakefile"]
 
@@ -44,6 +44,32 @@ def test_inputs_are_outputs_of_the_kinds_they_name_and_of_rows_above(design: Des
                     assert of in given.kinds, f"{name}: --{option}"
                     assert needed in KINDS[of].names(design), f"{name}: --{option} {needed}"
         earlier.add(name)
+
+
+def test_the_address_of_a_users_file_is_its_content_and_how_it_is_read(tmp_path: Path) -> None:
+    entry = own(tmp_path, "support")
+
+    def text(name: str = "support", **fields: str) -> object:
+        content = changed("evaluate/corpora", ["prose", {**entry, **fields}])
+        return KINDS["texts"].settings(Design(config.Params.model_validate(content)), name)
+
+    first, prose = text(), text("prose")
+    assert str(tmp_path) not in json.dumps(first)
+    assert text(score="assistant") != first
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(Path(entry["file"]).read_bytes())
+    assert text(file=str(moved)) == first
+    moved.write_text('{"text": "others"}\n')
+    assert text(file=str(moved)) != first
+    assert text("prose", file=str(moved)) == prose
+    design = Design(config.Params.model_validate(changed("evaluate/corpora", ["prose", entry])))
+    assert kinds.tokens_needed(design, "support") == {"calibration": 0, "evaluation": 0, "windows": 16, "window": 64}
+    assert KINDS["texts"].options(design, "support")["data"] == {
+        "source": "file",
+        "path": entry["file"],
+        "split": "evaluation",
+        "score": "all",
+    }
 
 
 def test_rules_and_stages_are_named_once() -> None:

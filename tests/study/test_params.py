@@ -195,6 +195,83 @@ def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, valu
     assert "\n" not in str(caught.value)
 
 
+def own(tmp_path: Path, name: str, **fields: str) -> dict[str, str]:
+    """A file of texts that params.yaml may name, whose content is its name."""
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text('{"text": "words of ' + name + '"}\n')
+    return {"name": name, "file": str(file), **fields}
+
+
+def test_files_of_the_user_are_corpora(tmp_path: Path) -> None:
+    content = changed("evaluate/corpora", ["prose", own(tmp_path, "support", score="assistant")])
+    content["calibrate"]["corpus"] = [own(tmp_path, "logs"), "code"]
+    content["decode"]["open_ended"] = [{"task": "support", "items": 2, "prefix": 8, "new_tokens": 4}]
+    params = parse(tmp_path, content)
+    assert params.evaluate.corpora == ["prose", "support"]
+    assert params.calibrate.corpora == ["logs", "code"]
+    assert config.corpora(params) == ["code", "logs", "prose", "support"]
+    assert config.data_of("support", params) == {
+        "source": "file",
+        "path": str(tmp_path / "support.jsonl"),
+        "split": "evaluation",
+        "score": "assistant",
+    }
+    assert config.data_of("logs", params)["source"] == "file"
+    assert config.data_of("prose", params) == {"source": "embedded"}
+    content["calibrate"]["corpus"] = own(tmp_path, "logs")
+    assert parse(tmp_path, content).calibrate.corpora == ["logs"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "support"}, "evaluate.corpora.0.file: missing"),
+        ({"name": "support", "file": "a.jsonl", "role": "user"}, "evaluate.corpora.0.role: unknown key"),
+        (
+            {"name": "My texts", "file": "a.jsonl"},
+            "evaluate.corpora.0.name: must be a name of a-z, 0-9 and _ (",
+        ),
+        (
+            {"name": "support", "file": "a.jsonl", "score": "user"},
+            "evaluate.corpora.0.score: must be 'all' or 'assistant' (got 'user')",
+        ),
+        (
+            {"name": "prose", "file": "a.jsonl"},
+            "evaluate.corpora: prose: this name is that of another data set; choose a name of your own",
+        ),
+        ({"name": "support", "file": "a.jsonl"}, "evaluate.corpora: a.jsonl: there is no such file"),
+        ({"name": "support", "file": "a.csv"}, "evaluate.corpora: a.csv: a file of texts is one of .txt, "),
+        (3, "evaluate.corpora.0: must be a text (got 3)"),
+    ],
+)
+def test_a_file_that_can_not_be_a_corpus_is_one_line(tmp_path: Path, entry: object, message: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        parse(tmp_path, changed("evaluate/corpora", [entry]))
+    assert str(error.value).startswith(f"{tmp_path}/params.yaml: {message}")
+
+
+def test_a_file_is_for_calibration_or_for_evaluation(tmp_path: Path) -> None:
+    content = changed("evaluate/corpora", ["prose", own(tmp_path, "support")])
+    content["calibrate"]["corpus"] = own(tmp_path, "support")
+    with pytest.raises(config.ConfigError, match=r"evaluate.corpora: support: this name is another file's; choose"):
+        parse(tmp_path, content)
+    copied = {"name": "copied", "file": str(tmp_path / "copied.jsonl")}
+    (tmp_path / "copied.jsonl").write_bytes((tmp_path / "support.jsonl").read_bytes())
+    content["calibrate"]["corpus"] = ["prose", copied]
+    with pytest.raises(config.ConfigError, match=r"support\.jsonl is the file that calibrate\.corpus names, too"):
+        parse(tmp_path, content)
+    content["calibrate"]["corpus"] = own(tmp_path, "logs", score="assistant")
+    with pytest.raises(config.ConfigError, match=r"calibrate\.corpus: logs: score is for evaluate\.corpora"):
+        parse(tmp_path, content)
+    content["calibrate"]["corpus"] = own(tmp_path, "logs")
+    content["mitigate"]["corpus"] = "support"
+    with pytest.raises(config.ConfigError, match=r"mitigate\.corpus: 'support' is unknown; allowed: prose$"):
+        parse(tmp_path, content)
+    (tmp_path / "logs.jsonl").write_text('{"text": "x"}\n{\n')
+    with pytest.raises(config.ConfigError, match=r"calibrate\.corpus: .*logs\.jsonl, line 2: it is not JSON: "):
+        parse(tmp_path, content)
+
+
 def test_a_misspelt_key_is_named_and_what_was_meant(tmp_path: Path) -> None:
     content = changed("evaluate/windows", None)
     content["evaluate"]["windwos"] = 16

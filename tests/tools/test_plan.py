@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from hemorrhage import cli
 from hemorrhage.runtime.command import USAGE, YES
 from hemorrhage.study.plan import Plan
 from tests.conftest import ROOT
+from tests.study.test_params import changed, own
 
 
 @pytest.fixture
@@ -52,3 +54,16 @@ def test_params_that_cannot_be_run_are_one_line(plan: Plan, capsys: pytest.Captu
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("hemorrhage plan: params.yaml: ")
     assert second == "hemorrhage plan: params.yaml: there is no such file"
+
+
+def test_text_that_is_calibrated_on_and_evaluated_is_a_warning(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = changed("calibrate/corpus", own(tmp_path, "logs"))
+    content["evaluate"]["corpora"] = ["prose", own(tmp_path, "support")]
+    (tmp_path / "logs.jsonl").write_text((tmp_path / "support.jsonl").read_text() * 2)
+    YAML().dump(content, tmp_path / "params.yaml")
+    assert cli.main(["plan"]) == YES
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {tmp_path}/support.jsonl: 100.0 % of its texts and ")
+    assert warning.count("\n") == 1

@@ -14,7 +14,8 @@ def tag(protocol: str) -> str:
     """Shorten a protocol as the evaluate step states it: ``w128-s128-b0-jnn-n2032-f32``.
 
     In order: window, stride and whether it begins with BOS, what joins documents (n a newline, s a space, other
-    characters in hexadecimal UTF-8, 0 nothing), predicted tokens, dtype. Raises ValueError where one is missing.
+    characters in hexadecimal UTF-8, 0 nothing), predicted tokens, dtype, and of a user's file, where the assistant's
+    tokens alone are scored, ``-assistant``. Raises ValueError where one is missing.
     """
     settings = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', protocol))
     for key in NEEDED:
@@ -23,12 +24,24 @@ def tag(protocol: str) -> str:
     join = "".join(LETTERS.get(letter, letter.encode().hex()) for letter in json.loads(settings["join"])) or "0"
     dtype = DTYPES.get(settings["dtype"], settings["dtype"])
     window = f"w{settings['window']}-s{settings['stride']}-b{settings['bos']}"
-    return f"{window}-j{join}-n{settings['predicted']}-{dtype}"
+    score = "-assistant" if settings.get("score") == "assistant" else ""
+    return f"{window}-j{join}-n{settings['predicted']}-{dtype}{score}"
 
 
 def add_protocol(metric: str, protocol: str) -> str:
     """Return a metric's whole name, such as ``perplexity[w128-s128-b0-jnn-n2032-f32]``."""
     return f"{metric}[{tag(protocol)}]"
+
+
+def of_category(metric: str, category: str) -> str:
+    """Return the name of a metric over the texts of one category: ``kl_mean{category=billing}``."""
+    return f"{metric}{{category={category}}}"
+
+
+def category_of(metric: str) -> tuple[str, str] | None:
+    """Return what ``of_category`` was given, the protocol left out; None for a metric of all texts."""
+    match = re.fullmatch(r"(\w+){category=(.*)}", strip_protocol(metric))
+    return (match[1], match[2]) if match else None
 
 
 def strip_protocol(metric: str) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -58,6 +59,9 @@ TOP = 10
 
 GROUP = 64
 """The top-10 logits are sought among the members of the ten groups of neighbours with the largest maxima."""
+
+SCORED = "scored.safetensors"
+"""File of a reference: which tokens are scored, bool [n, window], of the corpora where not all are."""
 
 FIGURES = ("peak", "log_mass", "entropy", "nll")
 """What the reference keeps of the base's distribution, float64: the largest logit, ln Σ exp(logit − peak), nats."""
@@ -268,7 +272,7 @@ def corpus_damage(
     skip: int = 0,
     first_predicted: int = 1,
 ) -> Iterator[pd.DataFrame]:
-    """Yield the damage at every predicted token of a corpus, in tables of some ten thousand; columns as in TOKENS.
+    """Yield the damage at every scored token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: the base's head
     in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to
@@ -277,6 +281,7 @@ def corpus_damage(
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
     counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)
+    scored = _scored(reference / SCORED, corpus)
     count, window = windows.shape
     predictions = Predictions(heads.head_of(model).float(), min(count, at_once) * (window - 1), base_head)
     waiting: list[dict[str, Tensor]] = []
@@ -301,8 +306,22 @@ def corpus_damage(
         )
         if len(waiting) == of_table or part.stop == count:
             table = _table(waiting, corpus)
-            yield table[table["position"] >= first_predicted].reset_index(drop=True)
+            counted = table["position"].to_numpy() >= first_predicted
+            if scored is not None:
+                counted &= scored[table["window"].to_numpy(), table["position"].to_numpy()]
+            yield table[counted].reset_index(drop=True)
             waiting = []
+
+
+def _scored(file: Path, corpus: str) -> npt.NDArray[np.bool_] | None:
+    """Return which tokens of a corpus are scored, bool [n, window]; None where all are."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return None
+    with safe_open(file, "np") as tensors:
+        scored: npt.NDArray[np.bool_] | None = tensors.get_tensor(corpus) if corpus in tensors.keys() else None  # noqa: SIM118
+    return scored
 
 
 @torch.inference_mode()

@@ -4,8 +4,9 @@
         --memory-gb GB
 
 Windows are consecutive and do not overlap; where fewer are asked for than the text has, they are spread
-evenly over it. A model whose tokenizer adds BOS sees it at the start of each window, in the place of the
-window's first token. All of this is the protocol, and the protocol is part of every metric's identity.
+evenly over it. Those of a user's file stay inside a segment, a conversation say, and may score some tokens only
+(hemorrhage.evaluate.segments). A model whose tokenizer adds BOS sees it at the start of each window, in the place of
+the window's first token. All of this is the protocol, and the protocol is part of every metric's identity.
 A model that would take more than ``--memory-gb`` is read block by block, with the same numbers.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -25,9 +27,10 @@ from safetensors.torch import load_file, save_file
 from hemorrhage.evaluate import membership
 from hemorrhage.evaluate.choices import answers
 from hemorrhage.evaluate.diagnostics import collect
-from hemorrhage.evaluate.language import write_base_side
+from hemorrhage.evaluate.language import SCORED, write_base_side
 from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
+from hemorrhage.evaluate.segments import Segmented, cut_segments
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import Manifest, read_manifest, sha256, write_manifest, writing
@@ -69,11 +72,30 @@ class ReferenceManifest(Manifest, total=False):
 
 
 class TextManifest(Manifest, total=False):
-    """The manifest of a text, as far as it is read here; ``join``: what its documents are joined with."""
+    """The manifest of a text, as far as it is read here; ``join``: what its documents are joined with; ``score``: all
+    tokens or the assistant's, of a user's file."""
 
     corpus: str
     sha256: str
     join: str
+    score: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and its windows int32 ``[n, window]``; ``tokens``: its evaluation split, int32 ``[n]``.
+
+    ``unmeasured``: windows of the calibration split, None where it is too short. ``segmented``: the windows of a user's
+    file.
+    """
+
+    corpus: str
+    sha256: str
+    tokens: torch.Tensor
+    windows: torch.Tensor
+    protocol: str
+    unmeasured: torch.Tensor | None
+    segmented: Segmented | None
 
 
 class TaskManifest(Manifest, total=False):
@@ -135,14 +157,47 @@ def first_predicted(leading: Sequence[int]) -> int:
 
 
 def protocol(
-    window: int, windows: int, available: int, leading: Sequence[int], join: str, dtype: str = "float32"
+    window: int,
+    windows: int,
+    available: int,
+    leading: Sequence[int],
+    join: str,
+    dtype: str = "float32",
+    predicted: int | None = None,
 ) -> str:
-    """Return all that a perplexity depends on but model and text, as one string."""
-    predicted = windows * (window - first_predicted(leading))
+    """Return all that a perplexity depends on but model and text, as one string; ``predicted``: tokens, where not all
+    are."""
+    if predicted is None:
+        predicted = windows * (window - first_predicted(leading))
     return (
         f"window={window} stride={window} windows={windows}/{available} bos={len(leading)} "
         f"join={json.dumps(join)} predicted={predicted} dtype={dtype}"
     )
+
+
+def cut_text(folder: Path, window: int, count: int | Literal["all"], leading: Sequence[int], dtype: str) -> Text:
+    """Cut the evaluation split of a prepared text into windows.
+
+    Raises InputError where it is too short.
+    """
+    manifest, splits = read_manifest(folder, TextManifest), load_file(folder / "tokens.safetensors")
+    tokens, corpus, join = splits["evaluation"], manifest["corpus"], manifest["join"]
+    segments = folder / "segments.parquet"
+    try:
+        if segments.is_file():
+            cut = cut_segments(tokens, splits["scored"], pd.read_parquet(segments), window, count, leading)
+            of_windows = protocol(
+                window, len(cut.windows), cut.available, leading, join, dtype, predicted=int(cut.scored.sum())
+            )
+            stated = f"{of_windows} cut=segments score={manifest['score']}"
+            return Text(corpus, manifest["sha256"], tokens, cut.windows, stated, None, cut)
+        windows = cut_windows(tokens, window, count, leading)
+    except ValueError as error:
+        raise step.InputError(f"corpus {corpus}: {error}") from error
+    available = len(tokens) // (window - len(leading))
+    stated = protocol(window, len(windows), available, leading, join, dtype)
+    unmeasured = _control(splits.get("calibration"), window, leading)
+    return Text(corpus, manifest["sha256"], tokens, windows, stated, unmeasured, None)
 
 
 def spread(windows: torch.Tensor, count: int) -> torch.Tensor:
@@ -198,6 +253,40 @@ def text_sizes(
     )
 
 
+def _sizes(text: Text, tokenizer: PreTrainedTokenizerFast, first_place: int) -> pd.DataFrame:
+    """Return WINDOWS' rows of a text, with the category of each where it has some."""
+    if text.segmented is None:
+        return text_sizes(text.windows, tokenizer, text.corpus, first_place)
+    sizes = scored_sizes(text.windows, text.segmented.scored, tokenizer, text.corpus)
+    return sizes.assign(category=text.segmented.categories) if any(text.segmented.categories) else sizes
+
+
+def scored_sizes(
+    windows: torch.Tensor, scored: torch.Tensor, tokenizer: PreTrainedTokenizerFast, corpus: str
+) -> pd.DataFrame:
+    """Return the same of windows int32 ``[n, window]`` of which the tokens of ``scored`` are, bool ``[n, window]``.
+
+    A word counts where it begins in a scored token.
+    """
+    backend = tokenizer.backend_tokenizer
+    words, outside = [], torch.zeros(1, dtype=torch.int32)
+    for window, mask in zip(windows.tolist(), scored, strict=True):
+        # Where scored tokens begin and end: every run adds the words up to its end, less those before it.
+        edges = torch.diff(mask.int(), prepend=outside, append=outside).nonzero()[:, 0].tolist()
+        until = [len(text.split()) for text in backend.decode_batch([window[:edge] for edge in edges])]
+        words.append(sum(until[1::2]) - sum(until[0::2]))
+    sizes = token_bytes(tokenizer)[windows.long()] * scored
+    return pd.DataFrame(
+        {
+            "corpus": corpus,
+            "window": range(len(windows)),
+            "tokens": scored.sum(1).numpy(),
+            "words": words,
+            "bytes": sizes.sum(1).numpy(),
+        }
+    )
+
+
 def reference(
     out: Path, base: Path, texts: list[Path], tasks: list[Path], spec: Spec, memory_gb: float = math.inf
 ) -> None:
@@ -207,26 +296,11 @@ def reference(
     leading = read_manifest(base)["leading"]
     window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
 
-    windows: dict[str, torch.Tensor] = {}
-    unmeasured: dict[str, torch.Tensor | None] = {}
-    counts: dict[str, torch.Tensor] = {}
-    corpora: dict[str, CorpusFields] = {}
-    for text in texts:
-        manifest = read_manifest(text, TextManifest)
-        corpus = manifest["corpus"]
-        splits = load_file(text / "tokens.safetensors")
-        tokens = splits["evaluation"]
-        try:
-            windows[corpus] = cut_windows(tokens, window, spec["windows"], leading)
-        except ValueError as error:
-            raise step.InputError(f"corpus {corpus}: {error}") from error
-        counts[corpus] = torch.bincount(tokens, minlength=vocabulary)
-        unmeasured[corpus] = _control(splits.get("calibration"), window, leading)
-        available = len(tokens) // (window - len(leading))
-        corpora[corpus] = {
-            "sha256": manifest["sha256"],
-            "protocol": protocol(window, len(windows[corpus]), available, leading, manifest["join"], spec["dtype"]),
-        }
+    cut = [cut_text(text, window, spec["windows"], leading, spec["dtype"]) for text in texts]
+    windows = {text.corpus: text.windows for text in cut}
+    counts = {text.corpus: torch.bincount(text.tokens, minlength=vocabulary) for text in cut}
+    scored = {text.corpus: text.segmented.scored for text in cut if text.segmented}
+    corpora: dict[str, CorpusFields] = {text.corpus: {"sha256": text.sha256, "protocol": text.protocol} for text in cut}
 
     of_tasks: dict[str, TaskFields] = {}
     answered = []
@@ -245,12 +319,14 @@ def reference(
     with writing(out) as part:
         save_file(windows, part / "windows.safetensors")
         save_file(counts, part / "counts.safetensors")
+        if scored:
+            save_file(scored, part / SCORED)
         with compute_in(model, spec["dtype"]):
             write_base_side(model, windows, part)
         first_place = first_predicted(leading)
-        sizes = pd.concat(
-            [text_sizes(each, tokenizer, corpus, first_place) for corpus, each in windows.items()], ignore_index=True
-        )
+        sizes = pd.concat([_sizes(text, tokenizer, first_place) for text in cut], ignore_index=True)
+        if "category" in sizes:
+            sizes["category"] = sizes["category"].fillna("")
         WINDOWS.validate(sizes).to_parquet(part / "windows.parquet", index=False)
         if answered:
             columns = list(ANSWERS.columns)
@@ -273,9 +349,9 @@ def reference(
             diagnostics=diagnosed,
             dtype=spec["dtype"],
             membership={
-                corpus: membership.membership_scores(model, windows[corpus], control)
-                for corpus, control in unmeasured.items()
-                if control is not None
+                text.corpus: membership.membership_scores(model, text.windows, text.unmeasured)
+                for text in cut
+                if text.unmeasured is not None
             },
             sha256={name: sha256(part / f"{name}.safetensors") for name in FILES},
         )

@@ -39,10 +39,12 @@ WINDOWS = pa.DataFrameSchema(
         "tokens": pa.Column("int64", pa.Check.ge(1)),
         "words": pa.Column("int64", pa.Check.ge(0)),
         "bytes": pa.Column("int64", pa.Check.ge(0)),
+        "category": pa.Column(str, required=False),
     },
     strict=True,
 )
-"""``windows.parquet``: a row per window; how many tokens are predicted in it, and the size of their text."""
+"""``windows.parquet``: a row per window; how many tokens are scored in it, the size of their text, and what category a
+user's file says it is of, empty where it says none."""
 
 ANSWERS = pa.DataFrameSchema(
     {

@@ -207,7 +207,7 @@ def _reader(source: str) -> list[str]:
 
 
 def tokens_needed(design: Design, corpus: str) -> dict[str, int]:
-    """Count the tokens that the run takes from each split of a corpus."""
+    """Count the tokens that the run takes from each split of a corpus; of a user's file the windows, and their size."""
     params = design.params
     needed = {"calibration": 0, "evaluation": 0}
     mixed = params.calibrate.corpora
@@ -215,7 +215,11 @@ def tokens_needed(design: Design, corpus: str) -> dict[str, int]:
         needed["calibration"] = -(-params.calibrate.samples // len(mixed)) * params.calibrate.length
     if corpus in params.evaluate.corpora:
         windows = 2 if params.evaluate.windows == "all" else params.evaluate.windows
-        needed["evaluation"] = windows * params.evaluate.window
+        if corpus in {each.name for each in params.evaluate.files}:
+            # They end where a conversation does, so that tokens don't tell their number.
+            needed |= {"windows": windows, "window": params.evaluate.window}
+        else:
+            needed["evaluation"] = windows * params.evaluate.window
     for entry in params.decode.open_ended:
         if corpus == entry.task:
             needed["evaluation"] = max(needed["evaluation"], entry.items * (entry.prefix or 0))

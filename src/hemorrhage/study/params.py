@@ -6,6 +6,7 @@ Every error is one line that names the key path and says what is allowed.
 from __future__ import annotations
 
 import difflib
+import filecmp
 import importlib
 import itertools
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -23,7 +24,7 @@ from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.info import FAMILIES, MethodInfo
 from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import code_tasks, harness, instructions
-from hemorrhage.data.source import DataSource
+from hemorrhage.data.source import DataSource, File, TextSource
 from hemorrhage.data.texts.repositories import reachable
 from hemorrhage.models.sources import published
 from hemorrhage.models.sources.files import architecture as architecture_of
@@ -42,7 +43,7 @@ from hemorrhage.study.registry import (
     TASKS,
     WORKED_TASKS,
 )
-from hemorrhage.study.wording import COMMIT, REPOSITORY, first_error, yaml_error
+from hemorrhage.study.wording import COMMIT, NAME, REPOSITORY, first_error, yaml_error
 
 
 class ConfigError(ValueError):
@@ -125,13 +126,45 @@ class HubTexts(Section):
     seed: Seed
 
 
+class TextFile(Section):
+    """A file of the user as a corpus called ``name``: .txt, .jsonl or .parquet with ``text`` or ``messages``.
+
+    ``score``: every token, or those that the assistant said.
+    """
+
+    name: Annotated[str, Field(pattern=NAME)]
+    file: Folder
+    score: Literal["all", "assistant"] = "all"
+
+
+def _form(entry: object) -> str:
+    if isinstance(entry, list | tuple):
+        return "corpus list"
+    return "text file" if isinstance(entry, dict | TextFile) else "corpus name"
+
+
+Corpus = Annotated[Annotated[str, Tag("corpus name")] | Annotated[TextFile, Tag("text file")], Discriminator(_form)]
+"""A corpus by its name, or a file that is one."""
+
+Corpora = Annotated[list[Corpus], Field(min_length=1)]
+
+
+def _name(corpus: str | TextFile) -> str:
+    return corpus if isinstance(corpus, str) else corpus.name
+
+
 class Calibrate(Section):
     """The calibration set: ``samples`` random windows of ``length`` tokens, of one corpus or evenly of several.
 
     Input second moments of more than ``max_hessian_gb`` gigabytes are not stored but collected by each variant.
     """
 
-    corpus: str | Annotated[list[str], Field(min_length=1)]
+    corpus: Annotated[
+        Annotated[str, Tag("corpus name")]
+        | Annotated[TextFile, Tag("text file")]
+        | Annotated[Corpora, Tag("corpus list")],
+        Discriminator(_form),
+    ]
     samples: Positive
     length: Annotated[int, Field(ge=8)]
     seed: Seed
@@ -140,7 +173,16 @@ class Calibrate(Section):
     @property
     def corpora(self) -> list[str]:
         """Names of the corpora, in the order in which windows are taken from them."""
-        return [self.corpus] if isinstance(self.corpus, str) else self.corpus
+        return [_name(corpus) for corpus in self._entries]
+
+    @property
+    def files(self) -> list[TextFile]:
+        """Files of the user among them."""
+        return [corpus for corpus in self._entries if isinstance(corpus, TextFile)]
+
+    @property
+    def _entries(self) -> list[str | TextFile]:
+        return self.corpus if isinstance(self.corpus, list) else [self.corpus]
 
 
 class Harness(Section):
@@ -179,7 +221,7 @@ class Evaluate(Section):
     """
 
     dtype: Literal["float32", "bfloat16"]
-    corpora: Annotated[list[str], Field(min_length=1)]
+    texts: Annotated[Corpora, Field(alias="corpora")]
     window: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=2)] | Literal["all"]
     memory_gb: Annotated[float, Field(ge=0)] = 16
@@ -187,6 +229,16 @@ class Evaluate(Section):
     harness: Harness
     code_tasks: CodeTasks
     diagnostics: Diagnostics
+
+    @property
+    def corpora(self) -> list[str]:
+        """Names of the corpora, in their order."""
+        return [_name(corpus) for corpus in self.texts]
+
+    @property
+    def files(self) -> list[TextFile]:
+        """Files of the user among them."""
+        return [corpus for corpus in self.texts if isinstance(corpus, TextFile)]
 
 
 class ClosedEnded(Section):
@@ -328,8 +380,6 @@ WHEELS: dict[str, ModelConfig] = {
 RESERVED = ("base", "sibling_model")
 """Names of the models that are not variants."""
 
-NAME = re.compile(r"^[a-z0-9_]+$")
-
 RENAMED = {
     "epoch": "cache_version",
     "calibrate.hessian_gb": "max_hessian_gb",
@@ -421,9 +471,21 @@ def benchmark_names(params: Params) -> list[str]:
     return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.code_tasks.tasks, *decoded]))
 
 
-def data_of(corpus: str, params: Params) -> DataSource:
-    """Return the part of ``data`` that a corpus depends on."""
+def data_of(corpus: str, params: Params) -> TextSource:
+    """Return where a corpus is read from: the part of ``data`` that it depends on, or the user's file."""
+    own: dict[str, File] = {
+        each.name: {"source": "file", "path": each.file, "split": split, "score": each.score}
+        for split, files in text_files(params).items()
+        for each in files
+    }
+    if corpus in own:
+        return own[corpus]
     return {"source": "embedded"} if corpus in EMBEDDED_CORPORA else benchmark_data(params)
+
+
+def text_files(params: Params) -> dict[Literal["calibration", "evaluation"], list[TextFile]]:
+    """Return the user's files by the split that each is."""
+    return {"calibration": params.calibrate.files, "evaluation": params.evaluate.files}
 
 
 def benchmark_data(params: Params) -> DataSource:
@@ -470,7 +532,7 @@ def variants(params: Params) -> dict[str, Variant]:
     expanded: dict[str, Variant] = {}
     for sweep, content in params.compress.items():
         where = f"compress.{sweep}"
-        if not NAME.match(sweep) or sweep in RESERVED:
+        if not re.match(NAME, sweep) or sweep in RESERVED:
             raise ConfigError(f"{where}: a sweep's name is of a-z, 0-9 and _, and not {' or '.join(RESERVED)}")
         grid = dict(content)
         method = method_of(_known(grid.pop("method", None), METHODS, f"{where}.method"))
@@ -602,7 +664,7 @@ def strategies(params: Params) -> dict[str, Strategy]:
     chosen: dict[str, Strategy] = {}
     for name, content in params.decode.strategies.items():
         where = f"decode.strategies.{name}"
-        if not NAME.match(name):
+        if not re.match(NAME, name):
             raise ConfigError(f"{where}: a strategy's name is of a-z, 0-9 and _")
         written = dict(content)
         strategy = _known(written.pop("strategy", None), STRATEGIES, f"{where}.strategy")
@@ -664,15 +726,58 @@ def check_model(params: Params, config: ModelConfig) -> None:
     _check_shapes(config, variants(params))
 
 
+NAMES_OF_DATA = {
+    *EMBEDDED_CORPORA,
+    *REPOSITORY_CORPORA,
+    *TASKS,
+    *HARNESS_TASKS,
+    *CODE_TASKS,
+    *WORKED_TASKS,
+    *OPEN_ENDED_TASKS,
+}
+"""Names that a user's file can't have."""
+
+
+def _check_files(params: Params) -> None:
+    """Check the user's files: their names, their records, and that none is calibrated on and evaluated, too."""
+    keys: dict[str, list[TextFile]] = {
+        "calibrate.corpus": params.calibrate.files,
+        "evaluate.corpora": params.evaluate.files,
+    }
+    names: set[str] = set()
+    for where, files in keys.items():
+        for each in files:
+            if each.name in NAMES_OF_DATA or each.name in names:
+                used = "another file's" if each.name in names else "that of another data set"
+                raise ConfigError(f"{where}: {each.name}: this name is {used}; choose a name of your own")
+            names.add(each.name)
+            if problem := reachable(each.name, data_of(each.name, params)):
+                raise ConfigError(f"{where}: {problem}")
+    for each in params.calibrate.files:
+        if each.score != "all":
+            raise ConfigError(f"calibrate.corpus: {each.name}: score is for evaluate.corpora: every token calibrates")
+        for other in params.evaluate.files:
+            if filecmp.cmp(each.file, other.file, shallow=False):
+                raise ConfigError(
+                    f"evaluate.corpora: {other.file} is the file that calibrate.corpus names, too: damage would be "
+                    "measured on the text that the methods were fitted to"
+                )
+
+
 def _check_corpora(params: Params) -> None:
+    _check_files(params)
     offered = EMBEDDED_CORPORA if isinstance(params.data, Texts) else EMBEDDED_CORPORA + REPOSITORY_CORPORA
     used = {
         "calibrate.corpus": params.calibrate.corpora,
         "evaluate.corpora": params.evaluate.corpora,
         "decode.open_ended": [entry.task for entry in params.decode.open_ended if entry.task not in OPEN_ENDED_TASKS],
     }
+    own = {each.name for files in text_files(params).values() for each in files}
+    evaluated = {each.name for each in params.evaluate.files}
     for where, names in used.items():
         for name in names:
+            if name in (evaluated if where == "decode.open_ended" else own):
+                continue
             if name in REPOSITORY_CORPORA and name not in offered:
                 raise ConfigError(f"{where}: {name} needs data.source mirror or hub; embedded has {', '.join(offered)}")
             _known(name, offered + OPEN_ENDED_TASKS if where == "decode.open_ended" else offered, where)
@@ -759,7 +864,8 @@ def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
         _known(name, tuple(expanded), "mitigate.variants")
     if not mitigate.variants:
         return
-    _known(mitigate.corpus, tuple(evaluate.corpora), "mitigate.corpus")
+    fitted = tuple(name for name in evaluate.corpora if name not in {each.name for each in evaluate.files})
+    _known(mitigate.corpus, fitted, "mitigate.corpus")
     if mitigate.open_ended.prefix > evaluate.window:
         raise ConfigError(f"mitigate.open_ended.prefix: at most evaluate.window = {evaluate.window}")
     if evaluate.windows != "all" and mitigate.open_ended.items > evaluate.windows - evaluate.windows // 2:

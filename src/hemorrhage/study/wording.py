@@ -14,8 +14,13 @@ from ruamel.yaml.error import MarkedYAMLError
 
 COMMIT = r"^[0-9a-f]{40}$"
 REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+NAME = r"^[a-z0-9_]+$"
 
-PATTERNS = {COMMIT: "the 40 hexadecimal digits of a commit", REPOSITORY: "of the form owner/name"}
+PATTERNS = {
+    COMMIT: "the 40 hexadecimal digits of a commit",
+    REPOSITORY: "of the form owner/name",
+    NAME: "a name of a-z, 0-9 and _",
+}
 """Regular expression -> what it allows."""
 
 NEEDED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -9,6 +10,7 @@ from typing import TypedDict
 from hemorrhage.runtime.command import YES, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.kinds import KINDS
+from hemorrhage.study.overlaps import overlap_warnings
 from hemorrhage.study.plan import Plan
 
 
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan."""
     arguments = parser().parse_args(argv)
     plan = Plan.read()
+    for line in overlap_warnings(plan.params):
+        print(f"warning: {line}", file=sys.stderr)
     print(json_text(as_json(plan)) if arguments.json else as_text(plan))
     return YES
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from hemorrhage.analyze.inputs import model_name
 from hemorrhage.analyze.report.charts.plotly import Figure
 from hemorrhage.analyze.report.sections import (
+    categories,
     claims,
     damage,
     decoding,
@@ -86,6 +87,7 @@ def render(study: Study) -> str:
             **drawn,
             ship=ship.section(study),
             summary=summary.section(study),
+            categories=categories.section(study),
             thresholds=thresholds.section(study),
             claims=claims.section(study),
             costs=cost_rows(study.inputs, study.numbers),

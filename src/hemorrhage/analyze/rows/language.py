@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE, Output, Variant
-from hemorrhage.analyze.protocol import add_protocol
+from hemorrhage.analyze.protocol import add_protocol, of_category
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
@@ -105,10 +105,26 @@ def language_rows(variant: Variant, output: Output, spec: Spec, resamples: Resam
         if variant.name != BASE:
             for metric, test in damage.tests(resamples.noise.get(corpus)).items():
                 statistics[metric] = replace(statistics[metric], p=test.p, mde=test.mde)
+        statistics |= dict(_by_category(output, corpus, spec))
         for metric, statistic in statistics.items():
             if not math.isfinite(statistic.estimate):
                 statistic = Statistic.undefined("not a finite number", damage.windows)
             yield row(variant, add_protocol(metric, protocol), statistic, source)
+
+
+def _by_category(output: Output, corpus: str, spec: Spec) -> Iterator[tuple[str, Statistic]]:
+    """Yield ``Damage.category_metrics`` for each category of a corpus, where a user's file has some.
+
+    Each category has resamples of its own: its windows are as many in all of them.
+    """
+    tokens, texts = _of(output, "tokens.parquet", corpus), _of(output, "windows.parquet", corpus)
+    if "category" not in texts:
+        return
+    for category in filter(None, dict.fromkeys(texts["category"])):
+        windows = texts.loc[texts["category"] == category, "window"]
+        damage = Damage(tokens[tokens["window"].isin(windows)], texts, f"{corpus}: {category}", spec)
+        for metric, statistic in damage.category_metrics().items():
+            yield of_category(metric, category), statistic
 
 
 def _of(output: Output, table: str, corpus: str) -> pd.DataFrame:
@@ -157,6 +173,15 @@ class Damage:
         """Compute every metric with its interval."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             return {**self._likelihood(), **self._divergence(), **self._calibration(), **self._by_bucket()}
+
+    def category_metrics(self) -> dict[str, Statistic]:
+        """Compute the metrics that each category of a corpus has."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {
+                "kl_mean": self._mean(self.kl),
+                "ln_perplexity_ratio": self._mean(self.nll - self.base_nll),
+                "same_top1": self._mean(self._column("same_top1")),
+            }
 
     def _column(self, name: str) -> Floats:
         return np.asarray(self.tokens[name], dtype=np.float64)

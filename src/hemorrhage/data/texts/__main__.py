@@ -2,33 +2,28 @@
 
 python -m hemorrhage.data.texts OUT --corpus prose --base DIR --data '{"source": "embedded"}'
     --needs '{"calibration": 65536, "evaluation": 40960}'
+
+``--needs``: tokens of each split. Of the evaluation split of a user's file, whose windows end where a conversation
+does, it is ``windows`` of ``window`` tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
 
-from hemorrhage.data.source import DataSource
+from hemorrhage.data.source import DataSource, TextSource
+from hemorrhage.data.texts.documents import Document, digest
 from hemorrhage.data.texts.entry import Entry
-from hemorrhage.runtime.artifact import MANIFEST, read_manifest, write_manifest, writing
+from hemorrhage.data.texts.tokens import check_count, check_ids, tokenize
+from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.step import InputError, start
 
-SOURCES = ("embedded", "mirror", "hub")
-
-
-class Document(TypedDict):
-    """A row of ``documents.parquet``."""
-
-    split: str
-    document: int
-    text: str
+SOURCES = ("embedded", "mirror", "hub", "file")
 
 
 def main() -> None:
@@ -44,12 +39,16 @@ def main() -> None:
     prepare(arguments.corpus, arguments.base, arguments.data, arguments.needs, arguments.out)
 
 
-def prepare(corpus: str, base: Path, data: DataSource, needs: dict[str, int], out: Path) -> None:
+def prepare(corpus: str, base: Path, data: TextSource, needs: dict[str, int], out: Path) -> None:
     """Write the documents and tokens of ``corpus`` into ``out``.
 
     Raises InputError where the source is unknown or lacks the corpus, and where a split has fewer tokens
     than ``needs`` says.
     """
+    if data["source"] == "file":
+        # Imported by name, like the other sources.
+        importlib.import_module("hemorrhage.data.texts.file").prepare(corpus, base, data, needs, out)
+        return
     import numpy as np
     import pyarrow as pa
     from pyarrow import parquet
@@ -57,10 +56,9 @@ def prepare(corpus: str, base: Path, data: DataSource, needs: dict[str, int], ou
 
     documents, join, entry = read(corpus, data)
     tokens = {split: tokenize(base, join.join(texts)) for split, texts in documents.items()}
-    _check_ids(corpus, base, max(itertools.chain.from_iterable(tokens.values()), default=0))
-    for split, needed in needs.items():
-        if len(tokens[split]) < needed:
-            raise InputError(f"corpus {corpus}: {split} has {len(tokens[split])} tokens, but {needed} are needed")
+    check_ids(corpus, base, max(itertools.chain.from_iterable(tokens.values()), default=0))
+    for split, ids in tokens.items():
+        check_count(corpus, split, len(ids), needs)
     rows: list[Document] = [
         {"split": split, "document": number, "text": text}
         for split, texts in documents.items()
@@ -99,30 +97,6 @@ def read(corpus: str, data: DataSource) -> tuple[dict[str, list[str]], str, Entr
         raise InputError(f"corpus {corpus!r} is in no repository; allowed: {', '.join(catalogue)}")
     entry: Entry = catalogue[corpus]
     return reader.documents(corpus, entry, data), entry.join, entry
-
-
-def tokenize(base: Path, text: str) -> list[int]:
-    """Return the token ids of ``text`` as one piece, without special tokens, by the tokenizer in ``base``."""
-    # The library itself: transformers would import torch, seconds for nothing.
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    # A file that was saved while it trained cuts and pads every text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _check_ids(corpus: str, base: Path, largest: int) -> None:
-    """Raise InputError where a text holds a token that the base model has no embedding of."""
-    rows = read_manifest(base).get("vocabulary") if (base / MANIFEST).is_file() else None
-    if rows is not None and largest >= rows:
-        raise InputError(f"corpus {corpus} has the token {largest}, and the model's embedding has {rows} rows")
-
-
-def digest(rows: list[Document]) -> str:
-    """Return the SHA-256 of the splits, numbers and texts of all documents."""
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from hemorrhage.data.source import DataSource
+from hemorrhage.data.source import TextSource
 from hemorrhage.data.texts.catalogue import CATALOGUE
 from hemorrhage.data.texts.entry import Entry, mirror_files, pattern
 from hemorrhage.runtime.address import Json, fingerprint, program
 
 
-def reachable(corpus: str, data: DataSource) -> str | None:
+def reachable(corpus: str, data: TextSource) -> str | None:
     """Say in one line what is missing before ``corpus`` can be read from ``data``; None where nothing is.
 
     The hub itself is not asked.
@@ -24,6 +24,10 @@ def reachable(corpus: str, data: DataSource) -> str | None:
         from hemorrhage.data.texts.embedded import missing
 
         return missing(corpus)
+    if data["source"] == "file":
+        from hemorrhage.data.texts.records import problem
+
+        return problem(Path(data["path"]))
     entry = CATALOGUE.get(corpus)
     if entry is None:
         return f"corpus {corpus!r} is in no repository; allowed: {', '.join(CATALOGUE)}"
@@ -49,13 +53,13 @@ def _missing_in_mirror(corpus: str, entry: Entry, folder: Path) -> str | None:
     return None
 
 
-def identity(corpus: str, data: DataSource, memory: Path) -> Json:
+def identity(corpus: str, data: TextSource, memory: Path) -> Json:
     """Return what the address of a prepared corpus holds of its source next to the code of the step.
 
     That is the code that reads this kind of source, the corpus's own entry in the catalogue, and digests of
     its files or the pinned commit. Where a mirror lies does not count. An embedded corpus is what this
-    machine's Python and packages make of it; the text's own hash says which text it was. ``memory`` is that
-    of hemorrhage.runtime.address.fingerprint.
+    machine's Python and packages make of it; the text's own hash says which text it was. Of a user's file it is its
+    digest, and how it is read. ``memory`` is that of hemorrhage.runtime.address.fingerprint.
     """
     reader: Json = {
         "source": data["source"],
@@ -63,6 +67,10 @@ def identity(corpus: str, data: DataSource, memory: Path) -> Json:
     }
     if data["source"] == "embedded":
         return reader
+    if data["source"] == "file":
+        file = Path(data["path"])
+        content: Json = {"suffix": file.suffix, "sha256": fingerprint(file, memory)}
+        return {**reader, **content, "split": data["split"], "score": data["score"]}
     entry = CATALOGUE[corpus]
     if data["source"] == "hub":
         return {**reader, "entry": asdict(entry), "revision": data["revisions"][entry.repository]}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.analyze.budget import DAMAGE_KINDS, INSIDE, OUTSIDE, UNRESOLVED, Check
 from hemorrhage.analyze.report.charts.scales import factor
+from hemorrhage.analyze.report.sections.categories import few_sentence
 from hemorrhage.analyze.report.sections.families import families, family_name
 from hemorrhage.analyze.report.sections.thresholds import doubling_sentence
 from hemorrhage.analyze.study import Study
@@ -58,10 +59,12 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class Ship:
-    """The section: ``limits`` by name, the same in words, and what stays within them."""
+    """The section: ``limits`` by name, the same in words, and what stays within them; ``few``: categories of texts that
+    are in no verdict."""
 
     limits: list[tuple[str, str]]
     budget: str
+    few: str
     overall: Advice
     quantized_before: str
     families: list[FamilyAdvice]
@@ -75,6 +78,7 @@ def section(study: Study) -> Ship:
     return Ship(
         limits=[(DAMAGE_KINDS[kind].name, amount(kind, limit)) for kind, limit in study.spec.budget.items()],
         budget=budget_text(study.spec.budget),
+        few=few_sentence(study),
         overall=advice(study.verdicts),
         quantized_before=quantized_before(lossless(study.inputs), pick(study.verdicts)),
         families=[
