@@ -12,6 +12,7 @@ from hemorrhage.analyze.budget import FROM_BEST, INSIDE, Check, exit_code, judge
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.study import Study
+from hemorrhage.compress.methods.published.external import format_of
 from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NOT_MEASURED, YES
 
@@ -116,8 +117,14 @@ def _row(
 def _decides(checks: Sequence[Check]) -> str:
     failing = [check for check in checks if check.answer != INSIDE]
     if failing:
-        return "; ".join(map(str, failing))
+        worst, more = max(failing, key=_weight), len(failing) - 1
+        return f"{worst}{f'; and {more} more' if more else ''}"
     return f"nearest its limit is {max(checks, key=lambda check: check.used)}"
+
+
+def _weight(check: Check) -> tuple[int, float]:
+    """Order checks that do not hold: by what they mean for the file, then by how far they are beyond the limit."""
+    return FROM_BEST.index(exit_code([check])), check.used
 
 
 def status_of(rows: Sequence[Row]) -> int:
@@ -147,7 +154,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     kl = row.kl and f"{row.kl.value:.3g} ({row.kl.low:.3g} to {row.kl.high:.3g})"
     return (
         row.file,
-        row.storage,
+        format_of(row.storage),
         f"{row.bytes / 1e6:,.1f}" if row.bytes else MISSING,
         f"{row.bits:.2f}" if row.bits else MISSING,
         kl or MISSING,

@@ -60,6 +60,7 @@ class Run:
             if not Path(self.plan.manifest(kind, name)).is_file()
         }
         self.total = len(self.left)
+        self.predicted = sum(self.requests.seconds(*key) for key in self.left) if self.requests.workload.shape else 0.0
 
     def ready(self) -> list[Key]:
         """Return the jobs whose inputs exist, in the order of the kinds."""
@@ -69,11 +70,15 @@ class Run:
             if all(Path(self.plan.manifest(*needed)).is_file() for needed in KINDS[kind].needs(self.plan.design, name))
         ]
 
-    def seconds_left(self) -> float:
-        """Return the predicted seconds of what is not done, on all cores; 0 while the model's size is not known."""
+    def seconds_left(self, passed: float) -> float:
+        """Return the seconds that what is left takes, by the predicted costs and the speed of the ``passed`` seconds.
+
+        0 while the model's size is not known.
+        """
         if self.requests.workload.shape is None:
             return 0.0
-        return sum(self.requests.seconds(*key) for key in self.left) / self.cores
+        left = sum(self.requests.seconds(*key) for key in self.left)
+        return passed * left / (self.predicted - left)
 
     def make(self) -> None:
         """Make everything. Raises CommandError with the line that a step ended with."""
@@ -102,9 +107,10 @@ class Run:
     def _finish(self, key: Key, done: Future[None]) -> None:
         done.result()
         del self.left[key]
-        made, seconds = self.total - len(self.left), self.seconds_left()
+        made, passed = self.total - len(self.left), time.monotonic() - self.began
+        seconds = self.seconds_left(passed)
         more = f", about {seconds:.0f} s left" if self.left and seconds else ""
-        self.say(f"[{made}/{self.total}] {key[0]} {key[1]}: {time.monotonic() - self.began:.0f} s{more}")
+        self.say(f"[{made}/{self.total}] {key[0]} {key[1]}: {passed:.0f} s{more}")
 
 
 def _kill_children() -> None:

@@ -6,6 +6,7 @@ alter (norms, embeddings) is compared with the base, so that a file that was mad
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -123,6 +124,9 @@ def measured(published: Published, base: Path | None) -> dict[str, Json]:
     layer_bits = published.layer_bits / max(in_layers, 1)
     return {
         "storage": published.storage,
+        # Files of one format are a curve: bits of another format do other damage.
+        "identity": json.dumps({"format": format_of(published.storage)}),
+        "curve": format_of(published.storage),
         "types": dict(published.types),
         "disk_bytes": published.bytes,
         "effective_bits": published.bits / sum(sizes.values()),
@@ -131,6 +135,11 @@ def measured(published: Published, base: Path | None) -> dict[str, Json]:
         "size_ratio": published.bits / of_base,
         "engine": published.engine,
     }
+
+
+def format_of(storage: str) -> str:
+    """Return the name of a format without its settings."""
+    return storage.partition(":")[0].partition(",")[0]
 
 
 METHOD = Method(
