@@ -44,6 +44,7 @@ class CheckpointManifest(Manifest, total=False):
 
     model: ModelSource
     quantized_before: QuantizedBase | None
+    silent_blocks: list[int]
     sweep: str
     family: str
     method: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -77,6 +78,17 @@ def test_planted_faults(
 ) -> None:
     found, table = study
     assert rules(found, changed(table, variant, metric, **values)) - rules(*study) == {(variant, rule)}
+
+
+def test_a_silent_layer_of_the_base_is_a_fact_of_the_base(study: tuple[Inputs, pd.DataFrame]) -> None:
+    made, table = study
+    table = changed(table, "wanda-0.5", "write_norm{layer=3}", estimate=1e-5)
+    silent = dataclasses.replace(made, base={**made.base, "silent_blocks": [3]})
+    assert rules(silent, table) - rules(*study) == {("base", "zeroed layer")}
+    [flag] = [flag for flag in flags.find(silent, table, ["prose"]) if flag.variant == "base"]
+    assert flag.evidence == "Layer 3 of the base writes nothing."
+    again = changed(table, "wanda-0.5", "write_norm{layer=2}", estimate=1e-5)
+    assert ("wanda-0.5", "zeroed layer") in rules(silent, again)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ is a suspicion with its evidence, not a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
@@ -29,6 +29,7 @@ OF_WEIGHTS = ("bits", "sparsity", "removed")
 SIGNIFICANT = 0.05
 
 NO_OP = "no-op"
+ZEROED = "zeroed layer"
 ANOTHER_BASE = "made from another base"
 PUBLISHED = "read from a published file"
 
@@ -76,12 +77,13 @@ def find(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str]) -> list[Fla
         for variant in inputs.variants.values()
         if variant.name != BASE and failure(inputs, variant) is None and numbers.get(variant.name, "size_ratio")
     ]
-    flags: list[Flag] = []
+    of_base = inputs.base.get("silent_blocks") or []
+    flags = [Flag(BASE, ZEROED, f"Layer {_list(of_base)} of the base writes nothing.")] if of_base else []
     writes, sqnr = layer_estimates(rows, "write_norm"), layer_estimates(rows, "local_sqnr")
     for variant in measured:
         flags += _lineage(variant)
         flags += _unchanged(variant, numbers, corpora)
-        flags += _silent_layers(variant, writes)
+        flags += _silent_layers(variant, writes, of_base)
         flags += _broken_layers(variant, sqnr)
         flags += _scales(variant, sqnr)
     flags += _disorder(inputs, numbers, corpora, {flag.variant for flag in flags if flag.rule == NO_OP})
@@ -142,15 +144,18 @@ def _layer_values(variant: Variant, table: pd.DataFrame) -> pd.Series:
     return table.loc[variant.name].dropna() if variant.name in table.index else pd.Series(dtype=float)
 
 
-def _silent_layers(variant: Variant, writes: pd.DataFrame) -> Iterator[Flag]:
-    """Flag blocks that add nothing to the residual stream, next to others that do. Expansion adds some on purpose."""
-    values = _layer_values(variant, writes)
+def _silent_layers(variant: Variant, writes: pd.DataFrame, of_base: Sequence[int]) -> Iterator[Flag]:
+    """Flag blocks that add nothing to the residual stream, next to others that do, and that do so in the base.
+
+    Expansion adds some on purpose.
+    """
+    values = _layer_values(variant, writes).drop(list(of_base), errors="ignore")
     silent = values[values < SILENT]
     if variant.axis == "added" or silent.empty or values.median() < 10 * SILENT:
         return
     yield Flag(
         variant.name,
-        "zeroed layer",
+        ZEROED,
         f"Layer {_list(silent.index)} writes {silent.max():.2g} of the state's norm, "
         f"the middle layer {values.median():.2g}.",
     )
@@ -234,5 +239,5 @@ def _better(rows: pd.DataFrame) -> Iterator[Flag]:
         yield Flag(variant, "better than the base", f"{what} (q = {q:.2g}): does it know the text?")
 
 
-def _list(layers: pd.Index) -> str:
+def _list(layers: Iterable[int]) -> str:
     return ", ".join(str(layer) for layer in layers)
