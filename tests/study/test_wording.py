@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -27,6 +27,11 @@ class Path(BaseModel):
     path: str
 
 
+def form(entry: object) -> str:
+    """What an entry of a list is."""
+    return "name" if isinstance(entry, str) else "file" if isinstance(entry, dict) else "number"
+
+
 class Schema(BaseModel):
     """Every sort of value that params.yaml has."""
 
@@ -41,6 +46,7 @@ class Schema(BaseModel):
     windows: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
     chosen: Annotated[dict[str, int], Field(min_length=1)] = {"a": 1}
     model: Annotated[Hub | Path, Field(discriminator="source")] | None = None
+    corpora: list[Annotated[Annotated[str, Tag("name")] | Annotated[Path, Tag("file")], Discriminator(form)]] = []
 
     @model_validator(mode="after")
     def _agree(self) -> Schema:
@@ -102,6 +108,8 @@ def said(content: object, schema: type[BaseModel] = Schema, prefix: str = "") ->
             {"model": {"source": "hub", "id": "a/b", "revision": "main"}},
             "model.revision: must be the 40 hexadecimal digits of a commit (got 'main')",
         ),
+        ({"corpora": ["prose", 3]}, "corpora.1: must be a name or a file (got 3)"),
+        ({"corpora": [{"source": "path"}]}, "corpora.0.path: missing"),
         ({"colour": 3}, "colour: unknown key"),
     ],
 )

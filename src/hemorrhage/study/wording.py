@@ -84,10 +84,10 @@ def yaml_error(error: Exception) -> str:
 def _finding(details: ErrorDetails, content: object) -> Finding:
     kind, context = details["type"], details.get("ctx", {})
     keys = tuple(_keys(details["loc"], content, kind))
-    if kind == "union_tag_not_found":
-        return Finding((*keys, str(context["discriminator"]).strip("'")), "missing", "", "")
-    if kind == "union_tag_invalid":
+    if kind in ("union_tag_not_found", "union_tag_invalid") and str(context["discriminator"]).startswith("'"):
         keys = (*keys, str(context["discriminator"]).strip("'"))
+        if kind == "union_tag_not_found":
+            return Finding(keys, "missing", "", "")
         return Finding(keys, kind, f"one of {context['expected_tags']}", repr(context["tag"]))
     return Finding(keys, kind, _needed(details, context), repr(details["input"]))
 
@@ -101,6 +101,9 @@ def _needed(details: ErrorDetails, context: Mapping[str, object]) -> str:
     if kind == "too_short":
         entries = "1 entry" if context["min_length"] == 1 else f"{context['min_length']} entries"
         return f"{'keys with values,' if context['field_type'] == 'Dictionary' else 'a list of'} at least {entries}"
+    if kind == "union_tag_invalid":
+        # A function tells the forms apart, whose names are words.
+        return " or ".join(f"a {form[1:-1]}" for form in str(context["expected_tags"]).split(", "))
     words = NEEDED.get(kind) or NEEDED.get(kind.partition("_")[0])
     numbers = {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
