@@ -107,8 +107,9 @@ def _check_experts(
         schemes[json.dumps({key: value for key, value in scheme.items() if key != "targets"}, sort_keys=True)] = scheme
     if any(scheme.get("input_activations") for scheme in schemes.values()):
         refuse("it does not round what experts read")
-    if not set(names) >= {f"{layer}.weight_packed" for layer in experts}:
-        refuse("it reads experts in packed words, and not a byte each")
+    is_float = all(scheme.get("weights", {}).get("type") == "float" for scheme in schemes.values())
+    if not is_float and not set(names) >= {f"{layer}.weight_packed" for layer in experts}:
+        refuse("it reads integers of experts in packed words, and not a byte each")
     zero_points = {f"{layer}.weight_zero_point" for layer in experts} & set(names)
     if zero_points:
         refuse("it reads no zero points of experts, so that their grids have to be symmetric")

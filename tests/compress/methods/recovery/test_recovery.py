@@ -24,6 +24,7 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
+from tests.compress.mixture_training import FAMILIES, logits, same_layout, trained
 from tests.divergence import divergence
 from tests.layers import block_of, generate
 
@@ -284,6 +285,18 @@ def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:
     assert manifest["severity"] == 3
     assert manifest["parameters"] == read_manifest(tmp_path / "parent")["parameters"]
     assert {width._shape(block).groups for block in blocks(model)} == {2}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_are_trained_and_stay_in_their_familys_layout(tmp_path: Path, family: str) -> None:
+    made = trained(tmp_path, family, "recovery", steps=8, rank=4, learning_rate=3e-3, batch=3)
+    assert same_layout(made)
+
+    def loss(folder: Path) -> float:
+        predicted = logits(folder, made.tokens)[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(predicted, made.tokens[:, 1:].flatten()).item()
+
+    assert loss(made.exported) < loss(made.original) - 0.05
 
 
 def test_settings() -> None:

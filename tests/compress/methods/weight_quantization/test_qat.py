@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import qat, rtn
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
+from tests.compress.mixture_training import FAMILIES, logits, same_layout, trained
+from tests.divergence import kl
 from tests.layers import layer_of
 
 TOKENS = torch.randint(3, 500, (4, 16), generator=torch.Generator().manual_seed(0))
@@ -70,3 +73,10 @@ def test_zeros_stay_zero(tiny: Path) -> None:
     settings = qat.Settings(bits=3, group_size=4, steps=2, batch=2, keep_zeros=True)
     qat.alter(model, settings, Context(Windows()))
     assert not layer_of(model, "model.layers.1.mlp.up_proj").dense()[:, ::2].any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_are_trained_and_stay_in_their_familys_layout(tmp_path: Path, family: str) -> None:
+    made = trained(tmp_path, family, "qat", bits=8, group_size=8, steps=3, learning_rate=1e-6, batch=3)
+    assert same_layout(made)
+    assert kl(logits(made.original, made.tokens), logits(made.exported, made.tokens)) < 1e-3

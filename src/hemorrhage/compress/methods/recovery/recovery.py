@@ -162,8 +162,12 @@ def _adapt(model: PreTrainedModel, rank: int) -> dict[str, nn.Module]:
     from peft import LoraConfig, inject_adapter_in_model
 
     names = list(linears_of(model))
-    config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=names, lora_dropout=0.0, bias="none")
-    inject_adapter_in_model(config, model)
+    stack = blocks(model)
+    inside = {id(module): name for name, module in stack.named_modules()}
+    targets = [inside[id(model.get_submodule(name))] for name in names]
+    config = LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=targets, lora_dropout=0.0, bias="none")
+    # Not into the model: of families whose experts transformers stacks, peft would look for these stacks.
+    inject_adapter_in_model(config, stack)
     adapters = {name: model.get_submodule(name) for name in names}
     adapter: Any
     for adapter in adapters.values():
