@@ -36,9 +36,11 @@ def test_all_files_of_a_gguf_model_are_read(tmp_path: Path) -> None:
     [
         ({"quantization_config": {"quant_method": "GPTQ", "bits": 4}}, "", {}, "gptq"),
         ({"quantization_config": {"load_in_4bit": True}}, "", {}, "bitsandbytes"),
+        ({"quantization_config": {"load_in_8bit": True}}, "", {}, "bitsandbytes"),
         ({"compression_config": {"format": "x"}}, "", {}, "compressed-tensors"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "", {}, "awq"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "", {}, "mlx"),
+        ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, "", {}, "mlx"),
         ({}, "quantize_config.json", {"bits": 4}, "gptq"),
         ({}, "quant_config.json", {"w_bit": 4}, "awq"),
         ({}, "hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, "modelopt"),

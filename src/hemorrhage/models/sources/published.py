@@ -172,7 +172,9 @@ def quantization_of(folder: Path) -> Mapping[str, Any]:
     for entry in entries:
         for key, method in _METHODS_OF_KEYS.items():
             if isinstance(entry.get(key), dict) and entry[key]:
-                return _with_method(entry[key], method)
+                # mlx-lm writes its entry a second time under the name that others use.
+                twice = entry[key] == entry.get(MLX)
+                return _with_method(entry[key], "mlx" if twice else method)
     for name in QUANTIZATION:
         if exists(folder / name):
             content = read_json(folder / name)
@@ -181,7 +183,9 @@ def quantization_of(folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-_METHODS_OF_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "mlx"}
+MLX = "quantization"
+
+_METHODS_OF_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", MLX: "mlx"}
 """Key of config.json -> ``quant_method`` of an entry that does not say it."""
 
 _METHODS_OF_FILES = {
@@ -193,7 +197,8 @@ _METHODS_OF_FILES = {
 
 
 def _with_method(entry: Mapping[str, Any], default: str) -> Mapping[str, Any]:
-    method = entry.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in entry else default)
+    is_older_bitsandbytes = "load_in_4bit" in entry or "load_in_8bit" in entry
+    method = entry.get("quant_method") or ("bitsandbytes" if is_older_bitsandbytes else default)
     return {**entry, "quant_method": str(method).lower()}
 
 
