@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.formats.codebook import STATE
 from hemorrhage.runtime.artifact import failure, read_manifest
-from tests.models.formats import test_awq, test_bitsandbytes, test_codebook, test_gptq, test_hqq, test_mlx, test_torchao
+from tests.models.formats import test_awq, test_bitsandbytes, test_gptq, test_hqq, test_mlx, test_torchao
 from tests.models.sources import folders
 
 TOKENS = torch.randint(500, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -214,7 +215,8 @@ def by_auto_round(stored: Stored, bits: int, module: Any) -> Tensor:
     columns, rows = len(stored["qweight"]) * 32 // bits, stored["scales"].shape[1]
     layer = module.QuantLinear(bits, 32, columns, rows, bias=False)
     layer.load_state_dict({name: stored[name] for name in ("qweight", "qzeros", "scales")})
-    return layer(torch.eye(columns)).T.contiguous()
+    weight: Tensor = layer(torch.eye(columns))
+    return weight.T.contiguous()
 
 
 def by_auto_awq(stored: Stored) -> Tensor:
@@ -295,7 +297,7 @@ def by_bitsandbytes(stored: Stored) -> Tensor:
     """
     from bitsandbytes.functional import dequantize_blockwise
 
-    (key,) = (name for name in stored if name.startswith(test_codebook.STATE))
+    (key,) = (name for name in stored if name.startswith(STATE))
     state = json.loads(bytes(stored[key].tolist()))
     absmax = stored["weight.absmax"]
     if "nested_blocksize" in state:
