@@ -154,7 +154,8 @@ def _from_pretrained(folder: Path | None, config: Any, dtype: str, **arguments: 
 def _widen_computed(model: PreTrainedModel) -> None:
     """Buffers that are computed and not stored, such as Gemma's scale of the embedding, in float32.
 
-    A model that is loaded in 16 bits computes them in 16 bits, and would never give the numbers that it gives in 32.
+    A model that is loaded in 16 bits computes them in 16 bits, and would never give the numbers that it gives in 32; a
+    model that was made without numbers has none.
     """
     import torch
 
@@ -162,7 +163,8 @@ def _widen_computed(model: PreTrainedModel) -> None:
     in_16_bits = [
         name
         for name, value in model.named_buffers()
-        if name not in stored and value.is_floating_point() and value.dtype in (torch.bfloat16, torch.float16)
+        if value.is_meta
+        or (name not in stored and value.is_floating_point() and value.dtype in (torch.bfloat16, torch.float16))
     ]
     if not in_16_bits:
         return
@@ -179,7 +181,8 @@ def _widen_computed(model: PreTrainedModel) -> None:
     for name in in_16_bits:
         module, _, buffer = name.rpartition(".")
         before = model.get_buffer(name)
-        model.get_submodule(module)._buffers[buffer] = twin.get_buffer(name).to(before.device)
+        where = "cpu" if before.is_meta else before.device
+        model.get_submodule(module)._buffers[buffer] = twin.get_buffer(name).to(where)
 
 
 def _rebuild(

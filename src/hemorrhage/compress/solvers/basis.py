@@ -67,6 +67,21 @@ class Norm:
         bias = getattr(self.module, "bias", None)
         return None if bias is None or not bias.detach().any() else bias.detach().float().clone()
 
+    @property
+    def epsilon(self) -> float:
+        """What is added to the mean square, measured: to four digits."""
+        twin = copy.deepcopy(self).to_float()
+        twin.make_plain()
+        x = 1e-3 * torch.randn(self.width, generator=torch.Generator().manual_seed(SEED))
+        x -= x.mean()
+        before, after = x.double().square().mean().item(), twin.module(x).double().square().mean().item()
+        return float(f"{max(before / after - before, 0.0):.4g}")
+
+    def to_float(self) -> Norm:
+        """Make the module float32."""
+        self.module.float()
+        return self
+
     def make_plain(self, shift: Tensor | None = None) -> None:
         """Make the gain one and the shift ``shift`` [n], or nothing."""
         if getattr(self.module, "weight", None) is not None:
@@ -93,7 +108,8 @@ class Stream:
     """Names in the model of all that has to do with its residual stream, and the stages of each block.
 
     ``readers``: layer -> its norm, or None where it reads the stream itself; ``writers``: layers and embeddings;
-    ``last``: the norm before the head, None where there is none.
+    ``last``: the norm before the head, None where there is none; ``scale``: the factor of the embeddings, None where
+    what enters the first block is not in proportion to them.
     """
 
     width: int
@@ -102,6 +118,7 @@ class Stream:
     writers: tuple[str, ...]
     stages: tuple[tuple[Stage, ...], ...]
     last: str | None
+    scale: float | None
 
     @property
     def keeps_mean(self) -> bool:
@@ -136,7 +153,8 @@ def find_stream(model: PreTrainedModel) -> Stream:
     with torch.no_grad():
         (states,), arguments = embed(model, (tokens,))
         width = states.shape[-1]
-        writers += _embeddings(model, width, tokens)
+        tables, scale = _embeddings(model, width, tokens)
+        writers += tables
         known: dict[Any, tuple[Stage, ...]] = {}
         for index, block in enumerate(blocks(model)):
             structure = tuple((name, type(module)) for name, module in block.named_modules())
@@ -158,7 +176,7 @@ def find_stream(model: PreTrainedModel) -> Stream:
             module = model.get_submodule(last)
             norms[last] = norm_of(module, width) or _refuse(model, f"{last} is no norm that a basis can go through")
         readers[reader] = last
-    return Stream(width, norms, readers, tuple(writers), tuple(of_blocks), last)
+    return Stream(width, norms, readers, tuple(writers), tuple(of_blocks), last, scale)
 
 
 def norm_of(module: Any, width: int) -> Norm | None:
@@ -219,6 +237,28 @@ def _refuse(model: nn.Module, why: str) -> Any:
     raise RefusedError(f"the residual stream of {type(model).__name__} can't be turned: {why}")
 
 
+def find_adders(model: PreTrainedModel, stream: Stream) -> list[tuple[str, ...]]:
+    """Return for each stage of each block a module whose output is added to the stream, with the same factor always.
+
+    It is one of the stage's writers, or a mixture of experts. Raises RefusedError where a stage has none.
+    """
+    from hemorrhage.models.blockwise import embed, in_float32
+
+    names = {module: name for name, module in model.named_modules()}
+    adders: list[tuple[str, ...]] = []
+    known: dict[Any, tuple[str, ...]] = {}
+    with torch.no_grad():
+        _, arguments = embed(model, (torch.arange(1, TOKENS + 1, device=model.device)[None],))
+        for index, block in enumerate(blocks(model)):
+            structure = tuple((name, type(module)) for name, module in block.named_modules())
+            if structure not in known:
+                with in_float32(block):
+                    trial = _Trial(block, names[block], arguments[index], stream.width)
+                    known[structure] = tuple(trial.adder(stage) for stage in stream.stages[index])
+            adders.append(known[structure])
+    return adders
+
+
 class _Trial:
     """Runs of one block, in which some of its modules give constant vectors."""
 
@@ -257,6 +297,28 @@ class _Trial:
         with record_inputs(self.modules, inputs), constant_outputs(self.modules, given):
             after = run_block(self.block, self.entered.expand(1, TOKENS, -1).clone(), self.arguments)
         return after, inputs
+
+    def adder(self, stage: Stage) -> str:
+        """Return the module that adds what a stage writes, with one factor for all tokens."""
+        from hemorrhage.models.blockwise import run_block
+
+        silent = dict.fromkeys(self.candidates, torch.zeros(()))
+        states = torch.randn(1, TOKENS, self.width, generator=self.generator)
+        parents = [name.rpartition(".")[0] for name in stage.writers]
+        # Of experts the module above their list.
+        mixtures = [name.partition(".experts")[0] for name in parents if ".experts" in name]
+        for name in dict.fromkeys([*stage.writers, *mixtures]):
+            calls: list[Any] = []
+            hook = self.modules[name].register_forward_hook(lambda _, __, output, calls=calls: calls.append(output))
+            try:
+                with constant_outputs(self.modules, {**silent, name: self.written}):
+                    added = run_block(self.block, states, self.arguments) - states
+            finally:
+                hook.remove()
+            factors = added[0] @ self.written / (self.written @ self.written)
+            if len(calls) == 1 and is_multiple(added, self.written) and _close(factors, factors[:1].expand_as(factors)):
+                return str(name)
+        return str(self.refuse(f"no module adds what {stage.writers[0]} gives with one factor"))
 
     def refuse(self, why: str) -> Any:
         raise RefusedError(f"the residual stream of {type(self.block).__name__} ({self.name}) can't be turned: {why}")
@@ -391,8 +453,8 @@ def untie(model: PreTrainedModel) -> None:
         model.all_tied_weights_keys = {}
 
 
-def _embeddings(model: PreTrainedModel, width: int, tokens: Tensor) -> list[str]:
-    """Return the names of the layers outside of the blocks that write what enters the first block."""
+def _embeddings(model: PreTrainedModel, width: int, tokens: Tensor) -> tuple[list[str], float | None]:
+    """Return the names of the layers outside of the blocks that write what enters the first block, and their factor."""
     from hemorrhage.models.blockwise import embed
 
     shell = _shell(model)
@@ -408,15 +470,20 @@ def _embeddings(model: PreTrainedModel, width: int, tokens: Tensor) -> list[str]
         _refuse(model, "numbers that no layer holds are added to the embeddings, or a norm follows them")
     vector = torch.randn(width, generator=torch.Generator().manual_seed(SEED))
     writers = []
+    scales = []
     for name in tables:
-        with constant_outputs(shell, {**silent, name: vector}):
-            (after,), _ = embed(model, (tokens,))
+        factors = []
+        for strength in (1, 8):
+            with constant_outputs(shell, {**silent, name: strength * vector}):
+                (after,), _ = embed(model, (tokens,))
+            factors.append(after.flatten(0, -2) @ vector / (strength * vector @ vector))
         if not after.any():
             continue
         if not is_multiple(after, vector):
             _refuse(model, f"a norm or another layer alters what {name} writes")
         writers.append(name)
-    return writers
+        scales.append(factors[0].mean().item() if _close(*factors) else None)
+    return writers, scales[0]
 
 
 def _ending(model: PreTrainedModel, width: int, tokens: Tensor) -> tuple[str | None, str]:
@@ -528,9 +595,9 @@ def constant_outputs(modules: Mapping[str, nn.Module], given: Mapping[str, Tenso
 
     def give(vector: Tensor) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> Any:
-            if isinstance(output, torch.Tensor):
-                return vector.to(output.device, output.dtype).expand_as(output).clone()
-            return output
+            first = output[0] if isinstance(output, tuple) else output
+            constant = vector.to(first.device, first.dtype).expand_as(first).clone()
+            return (constant, *output[1:]) if isinstance(output, tuple) else constant
 
         return hook
 
