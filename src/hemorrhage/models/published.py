@@ -27,7 +27,7 @@ from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers
 from hemorrhage.models.layout import to_family, view
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.sources import architecture, files
-from hemorrhage.models.sources.published import check, quantization_of, weights_of
+from hemorrhage.models.sources.published import check, is_gguf, quantization_of, shards, weights_of
 from hemorrhage.models.stream import TensorLocation, tensor_locations
 from hemorrhage.runtime.lazy import torch
 from hemorrhage.runtime.step import InputError
@@ -76,11 +76,13 @@ class LayerLocation(TensorLocation):
 
 
 def read(path: Path) -> Published:
-    """Return the model of a folder.
+    """Return the model of a folder or a GGUF file.
 
     Raises InputError, one line that names the file, where it is not a whole model of its architecture.
     """
     check(path)
+    if is_gguf(path):
+        return _read_gguf(path)
     quantization = quantization_of(path)
     reader = reader_of(path, quantization)
     weights = weights_of(path)
@@ -125,6 +127,30 @@ def read(path: Path) -> Published:
         engine=engine({QUANTIZATION: {**quantization, "kv_cache_scheme": None}} if quantization else {})[0],
         tokens=vocabulary(path),
         notes=(*compared.notes, *_note(unread)),
+    )
+
+
+def _read_gguf(path: Path) -> Published:
+    from hemorrhage.models.formats import gguf_reader
+    from hemorrhage.models.formats.gguf_header import GgufError
+
+    paths = shards(path)
+    try:
+        opened = gguf_reader.open_gguf(paths)
+        model = gguf_reader.build(opened)
+    except GgufError as problem:
+        raise InputError(str(problem)) from None
+    layers = formatted_layers(model).values()
+    return Published(
+        model.eval(),
+        storage=f"GGUF, {opened.label}",
+        bits=sum(opened.stored_bits.values()),
+        layer_bits=sum(8.0 * value.nbytes for layer in layers for value in layer.stored().values()),
+        bytes=sum(file.stat().st_size for file in paths),
+        types=opened.types,
+        engine=engine(model.config.to_dict())[0],
+        tokens=opened.tokens,
+        notes=opened.notes,
     )
 
 

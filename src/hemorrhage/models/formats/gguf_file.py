@@ -128,13 +128,16 @@ def dequantize(blocks: Tensor, ggml_type: str) -> Tensor:
 
 
 def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -> None:
-    """Write ``model.gguf`` of ``model`` into ``folder``; what has no blocks goes into ``dtype``.
+    """Write ``model.gguf`` of ``model`` into ``folder``; what has no blocks goes into ``dtype``, or stays float32.
+
+    Float32 it stays where somebody else made the file, whose values are not rounded again.
 
     ``base`` is the folder that has the tokenizer; where llama.cpp's name for it is not known, the file has
     none.
     """
     from hemorrhage.models.formats.storage import distinct, formatted_layers
 
+    stored = torch.float32 if model.config.hemorrhage.get("published") else dtype
     layers = {name: layer for name, layer in formatted_layers(model).items() if isinstance(layer, BlockLinear)}
     entries = {f"{name}.weight": layer.entry() for name, layer in layers.items()}
     prefixes = tuple(f"{name}." for name in layers)
@@ -142,7 +145,7 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path) -
         module, _, parameter = name.rpartition(".")
         quantized = getattr(model.get_submodule(module), "gguf_entry", None) if parameter == "weight" else None
         if not name.startswith(prefixes) or name.endswith(".bias"):
-            entries[name] = quantized or float_entry(tuple(value.shape), value.detach, dtype)
+            entries[name] = quantized or float_entry(tuple(value.shape), value.detach, stored)
     unknown = tokenizer_problem(base)
     if unknown:
         log.warning("%s is written without a tokenizer: %s", FILE, unknown)
@@ -188,7 +191,8 @@ def write(
     from gguf import GGMLQuantizationType, GGUFWriter
 
     reason = problem(config)
-    if reason:
+    # A file that somebody else made has been run already.
+    if reason and not (config.get("hemorrhage") or {}).get("published"):
         raise ValueError(reason)
     stored = {name: _in_file(name, sources, entries, config) for name, sources in file_names(config, entries).items()}
     stored |= _rope_factors(config)
@@ -278,7 +282,9 @@ def file_type_of(label: str) -> int:
     """Return llama.cpp's number of files of this label, such as ``q8_0`` or ``q4_k_m``."""
     from gguf import LlamaFileType
 
-    return FILE_TYPES[label] if label in FILE_TYPES else int(LlamaFileType[f"MOSTLY_{label.upper()}"])
+    if label in FILE_TYPES:
+        return FILE_TYPES[label]
+    return int(getattr(LlamaFileType, f"MOSTLY_{label.upper()}", LlamaFileType.GUESSED))
 
 
 def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base: Path | None = None) -> PreTrainedModel:
@@ -290,18 +296,24 @@ def build(folder: Path, config: Any, dtype: str, as_stored: bool = False, _base:
     return assemble(entries_of(folder / FILE, config), config, dtype, as_stored)
 
 
-def assemble(entries: Mapping[str, Entry], config: Any, dtype: str, as_stored: bool) -> PreTrainedModel:
-    """Return the model of a file's tensors by the bench's names: ``build`` without the file."""
+def assemble(
+    entries: Mapping[str, Entry], config: Any, dtype: str, as_stored: bool, every_layer: bool = False
+) -> PreTrainedModel:
+    """Return the model of a file's tensors by the bench's names: ``build`` without the file.
+
+    With ``every_layer`` layers and embeddings of a float type keep it, too, whatever the model's dtype.
+    """
     from hemorrhage.models.architecture import architecture
     from hemorrhage.models.experts import unfuse
     from hemorrhage.models.formats.storage import replace
     from hemorrhage.models.layout import to_memory
 
     wanted = (config.dtype or torch.float32) if dtype == "stored" else getattr(torch, dtype)
+    kept = _layers_and_embeddings(config) if every_layer else set()
     state: dict[str, Tensor] = {}
     quantized: dict[str, Entry] = {}
     for name, entry in entries.items():
-        if as_stored and entry.ggml_type not in FLOATS.values():
+        if as_stored and (entry.ggml_type not in FLOATS.values() or (every_layer and name in kept)):
             # transformers wants to see a tensor, which costs no memory.
             quantized[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
         else:
@@ -320,6 +332,21 @@ def assemble(entries: Mapping[str, Entry], config: Any, dtype: str, as_stored: b
         # A dense model that is altered further is stored as what it becomes then.
         vars(model.config).pop("hemorrhage", None)
     return model
+
+
+def _layers_and_embeddings(config: Any) -> set[str]:
+    from hemorrhage.models.architecture import skeleton
+    from hemorrhage.models.experts import mixtures, router, unfuse
+
+    model = skeleton(config)
+    unfuse(model)
+    routing = {module for mixture in mixtures(model).values() for module in router(mixture).modules()}
+    inside = (nn.Linear, nn.Embedding)
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, inside) and module not in routing
+    }
 
 
 def tokenizer_problem(folder: Path) -> str | None:

@@ -286,6 +286,7 @@ FAMILIES = {
         layer_norm(),
         keys=(Key("logit_scale", "logit_scale", float),),
         fixed={"use_qk_norm": False},
+        flags={"use_qk_norm": "attn_q_norm.weight"},
         ropes=("default",),
         tied=True,
         wide_heads=False,

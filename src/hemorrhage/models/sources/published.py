@@ -110,8 +110,6 @@ def check(path: Path) -> None:
         raise InputError(f"{path} is neither a folder nor a GGUF file")
     if path.is_dir() and not exists(path / "config.json") and not exists(path / ADAPTER):
         raise InputError(f"{path} holds no config.json{_gguf_instead(path)}")
-    if is_gguf(path):
-        raise InputError(f"{path} is a GGUF file, which is not read yet")
     for file in files_of(path):
         _check_file(file)
     if path.is_dir():

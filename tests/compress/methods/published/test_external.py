@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure, read_manifest
 from hemorrhage.study import params as config
+from hemorrhage.tools.export import export
+from tests.gguf_files import copy, tensors_of
+from tests.models.formats.test_gguf_families_step import base_of
 from tests.models.sources import folders
 from tests.study.test_params import changed, parse
 
@@ -154,3 +158,47 @@ def test_what_can_not_be_read_is_refused_with_params_yaml(tmp_path: Path) -> Non
     ):
         with pytest.raises(config.ConfigError, match=f"compress.published.files: .*{re.escape(line)}"):
             parse(tmp_path, reduced(sweep(str(path))))
+
+
+def test_a_gguf_file_is_a_variant_with_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare({"source": "path", "path": str(base_of("mixtral", tmp_path / "source", monkeypatch))}, tmp_path / "base")
+    spec = {"sweep": "s", "method": "gguf_types", "settings": {"type": "q4_k", "embeddings": True}, "seed": 0}
+    compress(tmp_path / "made", "m", tmp_path / "base", None, None, [], spec)
+    export(tmp_path / "made", tmp_path / "file.gguf", "gguf")
+    manifest = read(tmp_path / "base", tmp_path / "file.gguf", tmp_path / "v")
+    assert failure(tmp_path / "v") is None
+    assert (manifest["label"], manifest["storage"], manifest["engine"]) == ("file", "GGUF, Q4_K_S", "llama.cpp")
+    assert manifest["lineage"]["verdict"] == "same"
+    assert manifest["notes"] == ["The file is called Q4_K_S; 100% of the weights of its blocks are Q5_0."]
+    assert manifest["disk_bytes"] == (tmp_path / "file.gguf").stat().st_size
+    assert manifest["layer_bits"] == read_manifest(tmp_path / "made")["layer_bits"]
+    theirs, ours = (
+        {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in GGUFReader(file).tensors}
+        for file in (tmp_path / "file.gguf", tmp_path / "v" / "model.gguf")
+    )
+    assert ours == theirs
+
+
+def test_a_gguf_file_of_16_bits_has_sixteen(base: Path, tmp_path: Path) -> None:
+    export(base, tmp_path / "file.gguf", "gguf")
+    manifest = read(base, tmp_path / "file.gguf", tmp_path / "v")
+    assert failure(tmp_path / "v") is None
+    assert (manifest["storage"], manifest["layer_bits"], manifest["notes"]) == ("GGUF, BF16", 16, [])
+    state, expected = (load(folder, base=base).state_dict() for folder in (tmp_path / "v", base))
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_a_gguf_file_of_another_base_is_named(base: Path, tmp_path: Path) -> None:
+    export(base, tmp_path / "file.gguf", "gguf")
+    tensors = tensors_of(tmp_path / "file.gguf")
+    tensors["blk.1.ffn_norm.weight"][0][:] *= 1.1
+    manifest = read(base, copy(tmp_path / "file.gguf", tmp_path / "other.gguf", tensors=tensors), tmp_path / "v")
+    assert manifest["lineage"]["verdict"] == "other"
+    assert manifest["lineage"]["differing"] == ["model.layers.1.post_attention_layernorm.weight"]
+
+
+def test_a_gguf_file_that_is_cut_is_one_line(base: Path, tmp_path: Path) -> None:
+    export(base, tmp_path / "file.gguf", "gguf")
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "file.gguf").read_bytes()[:-1000])
+    read(base, tmp_path / "cut.gguf", tmp_path / "v")
+    assert "it is truncated" in str(failure(tmp_path / "v"))
