@@ -52,3 +52,16 @@ def test_a_file_of_the_hub_is_named_with_its_commit() -> None:
         "file": "a/x.gguf",
     }
     assert request.model(f"org/name@{COMMIT}") == {"source": "hub", "id": "org/name", "revision": COMMIT}
+
+
+def test_texts_of_the_user_take_the_place_of_the_corpora(tiny: Path, tmp_path: Path) -> None:
+    for name in ("Support chats.jsonl", "prose.jsonl"):
+        (tmp_path / name).write_text('{"text": "one two three"}\n')
+    texts = [str(tmp_path / name) for name in ("Support chats.jsonl", "prose.jsonl")]
+    asked = request.Request(str(tiny), [str(tiny)], texts=texts, score="all", window=8)
+    YAML().dump(asked.content(), tmp_path / "params.yaml")
+    params = config.read(tmp_path / "params.yaml")
+    assert config.corpora(params) == ["prose", "prose_2", "support_chats"]
+    assert params.evaluate.windows == "all"
+    with pytest.raises(CommandError, match=r"--texts: .*none\.txt is missing"):
+        request.corpora([str(tmp_path / "none.txt")], "all")

@@ -14,12 +14,16 @@ from hemorrhage.runtime.command import CommandError
 HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})(:(?P<file>[\w./-]+))?")
 """A repository of the hub at a commit, or a file of it."""
 
+NAME = re.compile(r"[^a-z0-9_]+")
+
 WHEELS = ("smollm2-135m-instruct",)
 
 SWEEP = "file"
 
 BUDGET = {"kl": 0.1, "perplexity": 1.1}
 """Limits of a judgement that names none: nats per token, and times the base's."""
+
+CORPORA, WINDOWS = ("prose", "code"), 64
 
 TASKS = ("agreement", "arithmetic", "recall", "cloze")
 
@@ -28,13 +32,18 @@ Content = Mapping[str, JsonValue]
 
 @dataclass(frozen=True)
 class Request:
-    """The base, the files that are judged, and how: ``windows`` of ``window`` tokens of each corpus."""
+    """The base, the files that are judged, and how: ``windows`` of ``window`` tokens of each corpus.
+
+    The corpora are ``texts``, files of the user of which ``score`` says what counts, else the bench's own. Without
+    ``windows`` it is all of a file, and ``WINDOWS`` of the bench's corpora.
+    """
 
     base: str
     files: Sequence[str]
     budget: Mapping[str, float] = field(default_factory=lambda: BUDGET)
-    corpora: Sequence[JsonValue] = ("prose", "code")
-    windows: int = 64
+    texts: Sequence[str] = ()
+    score: str = "all"
+    windows: int | None = None
     window: int = 64
     seed: int = 0
     confidence: float = 0.95
@@ -49,9 +58,9 @@ class Request:
             "compress": sweeps(self.files),
             "evaluate": {
                 "dtype": "float32",
-                "corpora": list(self.corpora),
+                "corpora": corpora(self.texts, self.score) or list(CORPORA),
                 "window": self.window,
-                "windows": self.windows,
+                "windows": self.windows or ("all" if self.texts else WINDOWS),
                 "tasks": list(TASKS),
                 "harness": {"tasks": [], "items": 1, "batch": 1},
                 "code_tasks": {
@@ -85,6 +94,19 @@ class Request:
                 "budget": dict(self.budget),
             },
         }  # fmt: skip
+
+
+def corpora(texts: Sequence[str], score: str) -> list[Content]:
+    """Return files of texts as corpora of params.yaml. Raises CommandError for one that is missing."""
+    entries: dict[str, Content] = {}
+    for index, text in enumerate(texts, 1):
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise CommandError(f"--texts: {text} is missing")
+        name = NAME.sub("_", path.stem.lower()).strip("_") or "texts"
+        name = f"{name}_{index}" if name in (*entries, *CORPORA) else name
+        entries[name] = {"name": name, "file": str(path.resolve()), "score": score}
+    return list(entries.values())
 
 
 def model(base: str) -> Content:

@@ -38,6 +38,14 @@ WANTED = ("base", "texts", "tasks", "references", "checkpoints", "evaluations")
 
 LOGS, PARAMS = Path("logs"), Path("params.yaml")
 
+IN_WORDS = {
+    r"^params\.yaml: ": "",
+    r"^model\.(path|id)": "BASE",
+    r"^compress\.\w+\.files": "FILE",
+    r"^evaluate\.corpora\S*": "--texts",
+}
+"""Pattern of a key of params.yaml -> the argument that it comes from."""
+
 Say = Callable[[str], None]
 
 
@@ -182,7 +190,7 @@ def run(content: Content, out: Path, cores: int, say: Say) -> Judged:
 
 def in_words_of_the_command(line: str) -> str:
     """Return a line about params.yaml as one about the command's arguments."""
-    for pattern, name in ((r"^params\.yaml: ", ""), (r"^model\.(path|id)", "BASE"), (r"^compress\.\w+\.files", "FILE")):
+    for pattern, name in IN_WORDS.items():
         line = re.sub(pattern, name, line)
     return line
 

@@ -30,6 +30,7 @@ def parser() -> Parser:
         [
             "hemorrhage judge models/base models/base-gptq models/base-Q4_K_M.gguf",
             "hemorrhage judge models/base models/base-awq --budget kl=0.05,flips=0.02 --json",
+            "hemorrhage judge models/base models/base-awq --texts support.jsonl --score assistant",
         ],
         {
             YES: "every file is inside the budget",
@@ -42,7 +43,11 @@ def parser() -> Parser:
     made.add_argument("files", nargs="+", metavar="FILE", help="what is judged")
     limits = ",".join(f"{name}={limit:g}" for name, limit in BUDGET.items())
     made.add_argument("--budget", default=limits, help=f"as for `hemorrhage gate`; default: {limits}")
-    made.add_argument("--windows", type=_count, default=64, metavar="N", help="of each corpus; default: 64")
+    made.add_argument(
+        "--texts", nargs="+", default=[], metavar="FILE", help="evaluate these .txt, .jsonl or .parquet files of yours"
+    )
+    made.add_argument("--score", choices=("all", "assistant"), default="all", help="what counts of conversations")
+    made.add_argument("--windows", type=_count, metavar="N", help="of each corpus; default: 64, or all of --texts")
     made.add_argument("--window", type=_count, default=64, metavar="TOKENS", help="tokens of a window; default: 64")
     made.add_argument("--cores", type=_count, default=os.cpu_count() or 1, metavar="N", help="default: all")
     made.add_argument("--html", type=Path, metavar="FILE", help="write the page")
@@ -72,7 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parser().parse_args(argv)
     budget = gate.parse(arguments.budget)
-    request = Request(arguments.base, arguments.files, budget, windows=arguments.windows, window=arguments.window)
+    request = Request(
+        arguments.base,
+        arguments.files,
+        budget,
+        texts=arguments.texts,
+        score=arguments.score,
+        windows=arguments.windows,
+        window=arguments.window,
+    )
     content = request.content()
     html, junit, folder = (path and path.resolve() for path in (arguments.html, arguments.junit, arguments.cards))
     home = arguments.cache.resolve()
