@@ -149,6 +149,29 @@ def test_a_folder_is_read_as_its_format_says(source: Path, base: Path, tmp_path:
     assert manifest["layer_bits"] == pytest.approx(bits / sum(value.numel() for value in weights.values()))
 
 
+@pytest.mark.parametrize("name", ["gptq v1", "bitsandbytes", "hqq", "torchao"])
+def test_a_tied_model_of_float32_is_read_as_the_format_says(tiny: Path, tmp_path: Path, name: str) -> None:
+    def make(rows: int, columns: int) -> tuple[Stored, Tensor]:
+        if name == "gptq v1":
+            return test_gptq.layer(4, rows, columns, 4)
+        return test_hqq.layer("2bit_u8", rows, columns, 4, 0) if name == "hqq" else FORMATS[name][0](rows, columns)
+
+    prepare({"source": "path", "path": str(tiny)}, tmp_path / "base")
+    tensors, weights = load_file(tiny / "model.safetensors"), {}
+    for layer, linear in linears(tiny).items():
+        stored, weights[layer] = make(linear.out_features, linear.in_features)
+        del tensors[f"{layer}.weight"]
+        tensors |= {f"{layer}.{suffix}": value for suffix, value in stored.items()}
+    shutil.copytree(tiny, tmp_path / "files")
+    save_file(tensors, tmp_path / "files/model.safetensors", folders.META)
+    folders.settings(tmp_path / "files/config.json", **FORMATS[name][1])
+    if name == "gptq v1":
+        settings = {"quant_method": "gptq", "bits": 4, "group_size": 4}
+        folders.settings(tmp_path / "files/config.json", quantization_config=settings)
+    manifest = judge(tmp_path / "base", tmp_path / "files", tmp_path / "v", weights)
+    assert manifest["lineage"]["verdict"] == "same"
+
+
 def test_older_markers_lie_in_a_file_beside_it(source: Path, base: Path, tmp_path: Path) -> None:
     tensors, weights = load_file(source / "model.safetensors"), {}
     for layer, linear in linears(source).items():

@@ -43,6 +43,7 @@ def test_all_files_of_a_gguf_model_are_read(tmp_path: Path) -> None:
         ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, "", {}, "mlx"),
         ({}, "quantize_config.json", {"bits": 4}, "gptq"),
         ({}, "quant_config.json", {"w_bit": 4}, "awq"),
+        ({}, "quanto_qmap.json", {"model.layers.0.mlp.up_proj": {"weights": "qint8"}}, "quanto"),
         ({}, "hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}, "modelopt"),
     ],
 )

@@ -25,8 +25,10 @@ from hemorrhage.models.sources.files import (
 from hemorrhage.runtime.address import fingerprint
 from hemorrhage.runtime.step import InputError
 
-QUANTIZATION = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
-"""Files of AutoGPTQ, AutoAWQ, others and ModelOpt that say how the weights are stored, next to config.json."""
+QUANTIZATION = (
+    "quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json", "quanto_qmap.json",
+)  # fmt: skip
+"""Files of AutoGPTQ, AutoAWQ, others, ModelOpt and quanto that say how the weights are stored, next to config.json."""
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -191,6 +193,7 @@ _METHODS_OF_FILES = {
     "quant_config.json": "awq",
     "quantization_config.json": "",
     "hf_quant_config.json": "modelopt",
+    "quanto_qmap.json": "quanto",
 }
 
 
