@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
+from compressed_tensors.compressors.base import decompress_module
 from compressed_tensors.quantization import (
     QuantizationArgs,
     QuantizationConfig,
@@ -146,3 +147,13 @@ def _largest_inputs(model: Any, layers: list[Any], tokens: Tensor) -> dict[Any, 
     for hook in hooks:
         hook.remove()
     return largest
+
+
+def decompress(model: Any) -> Any:
+    """Let a model that transformers loaded decompress itself, which it else does when it is first called."""
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            decompress_module(module)
+    if hasattr(model, "ct_decompress_hook"):
+        model.ct_decompress_hook.remove()
+    return model

@@ -14,7 +14,8 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure, read_manifest
-from tests.models.formats.test_published_step import decompress, mean_nll
+from tests import compressed
+from tests.models.formats.test_published_step import mean_nll
 
 FOUR_BITS: dict[str, Any] = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 
@@ -80,7 +81,7 @@ def test_what_llm_compressor_writes_is_what_it_computes(trained: Path, tmp_path:
     assert failure(tmp_path / "v") is None
     assert read_manifest(tmp_path / "v")["lineage"]["verdict"] == "same"
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    decompress(theirs)
+    compressed.decompress(theirs)
     weights = {name: value.float() for name, value in theirs.named_parameters() if name.endswith("_proj.weight")}
     ours = load(tmp_path / "v", base=tmp_path / "base")
     own = dict(ours.named_parameters())

@@ -100,7 +100,7 @@ def test_what_compressed_tensors_writes_is_what_it_computes(
     assert manifest["lineage"]["verdict"] == "same"
     assert manifest["storage"].startswith(f"compressed-tensors {scheme.format}: ")
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    decompress(theirs)
+    compressed.decompress(theirs)
     weights = {name: value.float() for name, value in theirs.named_parameters() if name.endswith("_proj.weight")}
     nn.Module.float(theirs)
     for as_stored in (False, True):
@@ -111,17 +111,6 @@ def test_what_compressed_tensors_writes_is_what_it_computes(
             own = dict(ours.named_parameters())
             assert all(torch.equal(own[name], value) for name, value in weights.items())
             assert len(weights) == 14
-
-
-def decompress(model: Any) -> None:
-    """Let a model that transformers loaded decompress itself, which it does when it is first called."""
-    from compressed_tensors.compressors.base import decompress_module
-
-    for module in model.modules():
-        if getattr(module, "quantization_scheme", None) is not None:
-            decompress_module(module)
-    if hasattr(model, "ct_decompress_hook"):
-        model.ct_decompress_hook.remove()
 
 
 MIXED = {
@@ -146,7 +135,7 @@ def test_what_the_bench_writes_of_it_transformers_computes_alike(base: Path, tmp
     losses = []
     for each in (tmp_path / "packed", folder):
         model: Any = AutoModelForCausalLM.from_pretrained(each, dtype="auto")
-        decompress(model)
+        compressed.decompress(model)
         losses.append(mean_nll(nn.Module.float(model)))
     losses.append(mean_nll(load(tmp_path / "v", base=base)))
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
@@ -299,6 +288,6 @@ def test_experts_that_compressed_tensors_stores_are_what_transformers_computes(t
     manifest = read(tmp_path / "base", folder, tmp_path / "v")
     assert manifest["lineage"]["verdict"] == "same"
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    decompress(theirs)
+    compressed.decompress(theirs)
     nn.Module.float(theirs)
     assert mean_nll(load(tmp_path / "v", base=tmp_path / "base")) == pytest.approx(mean_nll(theirs), abs=1e-5)
