@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from compressed_tensors.utils.match import match_targets
 from torch import Tensor
 
 from hemorrhage.models.formats.compressed import CompressedLinear
-from hemorrhage.models.formats.compressed_tensors import describe, read_published, refuse, scheme_of_layer
+from hemorrhage.models.formats.compressed_tensors import Configuration, describe, read_published, scheme_of_layer
+from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.modelopt import ModelOptLinear
+from hemorrhage.models.formats.settings import parse
 from tests.compressed import FORMATS, columns_of, compressed, qparams, quantization_config
 from tests.models.formats.damage import read_damaged
 
@@ -22,6 +26,10 @@ LAYER = "model.layers.0.mlp.up_proj"
 
 def weight_of(name: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(20, columns_of(name), generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def scheme_for(layer: str, quantization: Mapping[str, Any]) -> QuantizationScheme:
+    return scheme_of_layer(layer, parse(Configuration, quantization))
 
 
 def group(*targets: str, bits: int = 8, **changes: object) -> dict[str, Any]:
@@ -58,39 +66,41 @@ def test_names_go_before_expressions_and_these_before_classes() -> None:
     ):
         theirs = match_targets(layer, torch.nn.Linear(1, 1), targets)[0]
         expected = next(entry["weights"] for entry in entries.values() if theirs in entry["targets"])
-        assert scheme_of_layer(layer, quantization)["weights"]["num_bits"] == expected["num_bits"], layer
+        assert scheme_for(layer, quantization)["weights"]["num_bits"] == expected["num_bits"], layer
 
 
 def test_a_layer_that_no_group_targets_is_named_where_there_are_several() -> None:
     one = {"config_groups": {"only": group("re:mlp.*")}}
-    assert scheme_of_layer(LAYER, one)["weights"]["num_bits"] == 8
+    assert scheme_for(LAYER, one)["weights"]["num_bits"] == 8
     several = {"config_groups": {"a": group("re:mlp.*"), "b": group("Embedding")}}
     with pytest.raises(ValueError, match="no group of quantization_config targets this quantized layer"):
-        scheme_of_layer(LAYER, several)
+        scheme_for(LAYER, several)
     with pytest.raises(ValueError, match="config_groups of quantization_config is empty"):
-        scheme_of_layer(LAYER, {})
+        scheme_for(LAYER, {})
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
         ({"a": group("re:(")}, r"target re:\( of config_groups is no regular expression"),
-        ({"a": 5}, "group a of quantization_config is no mapping"),
+        ({"a": 5}, "quantization_config's config_groups.a.Group: Input should be"),
         ({"a": {"targets": ["Linear"]}}, "group a of config_groups does not quantize weights"),
         ({"W99": ["Linear"]}, "group W99 of config_groups is not among the presets"),
-        ({"a": group("Linear", weights=5)}, "weights of group a of quantization_config is no mapping"),
-        ({"a": group("Linear", weights={"num_bits": "8"})}, "8 bits of type int are unknown"),
-        ({"a": group("Linear", weights={"type": "posit"})}, "8 bits of type posit are unknown"),
-        ([group("Linear")], "config_groups of quantization_config is no mapping"),
+        (
+            {"a": group("Linear", weights={"num_bits": "8"})},
+            "weights.num_bits: Input should be a valid integer",
+        ),
+        ({"a": group("Linear", weights={"type": "posit"})}, "weights.type: Input should be 'int' or 'float'"),
+        ([group("Linear")], "quantization_config's config_groups: Input should be a valid dictionary"),
     ],
 )
 def test_groups_that_can_not_be_read_are_one_clear_line(entries: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        scheme_of_layer(LAYER, {"config_groups": entries})
+        scheme_for(LAYER, {"config_groups": entries})
 
 
 def test_a_preset_stands_for_its_scheme() -> None:
-    scheme = scheme_of_layer(LAYER, {"config_groups": {"FP8_DYNAMIC": ["Linear"]}})
+    scheme = scheme_for(LAYER, {"config_groups": {"FP8_DYNAMIC": ["Linear"]}})
     assert scheme["weights"]["type"] == "float"
     assert scheme["weights"]["strategy"] == "channel"
     inputs = scheme["input_activations"]
@@ -112,16 +122,15 @@ def test_a_preset_stands_for_its_scheme() -> None:
 )
 def test_what_is_not_read_is_refused_by_its_name(changes: dict[str, Any], message: str) -> None:
     stored, scheme, _ = compressed("pack group", weight_of("pack group"))
-    for call in (
-        lambda: read_published(stored, quantization_config(scheme, **changes), LAYER),
-        lambda: refuse(changes),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
+    with pytest.raises(ValueError, match=message):
+        read_published(stored, quantization_config(scheme, **changes), LAYER)
+    with pytest.raises(ValueError, match=message):
+        describe(changes)
 
 
 def test_a_rotation_that_is_in_the_weights_is_no_matter() -> None:
-    refuse({"transform_config": {"config_groups": {"R1": {"apply": [{"location": "weight_input"}]}}}})
+    rotated = {"transform_config": {"config_groups": {"R1": {"apply": [{"location": "weight_input"}]}}}}
+    assert describe(rotated) == "compressed-tensors dense"
 
 
 @pytest.mark.parametrize("name", ["pack asymmetric", "int channel", "int tensor", "float tensor", "float channel"])
@@ -166,7 +175,7 @@ def test_the_label_says_what_was_done() -> None:
         "compressed-tensors pack-quantized: 4-bit integers in groups of 16, asymmetric, act-order + "
         "8-bit integers per channel, inputs 8-bit integers per token; keys and values in 8-bit float, not emulated"
     )
-    assert describe({"kv_cache_scheme": {}, "format": "dense"}) == "compressed-tensors dense"
+    assert describe({"kv_cache_scheme": None, "format": "dense"}) == "compressed-tensors dense"
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -180,3 +189,40 @@ def test_damaged_tensors_end_in_one_line_or_in_numbers(name: str) -> None:
         assert dense.shape == (layer.out_features, layer.in_features)
         assert not dense.isnan().any()
     assert len(lines) > 25
+
+
+def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:
+    """``content`` with another ``value`` at ``path``."""
+    if not path:
+        return value
+    copied = copy.copy(content)
+    copied[path[0]] = changed(content[path[0]], path[1:], value)
+    return copied
+
+
+def paths(content: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from paths(value, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["pack asymmetric", "float block"])
+def test_a_configuration_of_wrong_types_ends_in_one_line_or_in_numbers(name: str) -> None:
+    stored, scheme, _ = compressed(name, weight_of(name))
+    quantization = quantization_config(
+        scheme,
+        kv_cache_scheme={"num_bits": 8, "type": "float"},
+        sparsity_config={"format": "dense"},
+        transform_config={"config_groups": {"R1": {"apply": [{"location": "weight_input"}]}}},
+    )
+    refused = []
+    for path in paths(quantization):
+        for value in (None, 5, "x", [], {}, True, -1, 0, 1e300, "re:(", [1], ["a"], {"a": 1}, 10**12):
+            try:
+                assert describe(wrong := changed(quantization, path, value))
+                assert read_published(stored, wrong, LAYER).dense().isfinite().all()
+            except ValueError as error:
+                refused.append(str(error))
+    assert len(refused) > 100
+    assert not [line for line in refused if "\n" in line]

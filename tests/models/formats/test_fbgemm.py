@@ -39,7 +39,7 @@ def test_a_row_is_its_codes_times_its_scale_and_a_token_is_rounded_up_to_the_lim
 
 def test_the_label_and_what_is_wrong() -> None:
     assert describe({}) == "FBGEMM FP8 per row, inputs FP8 per token up to 1200"
-    with pytest.raises(ValueError, match="activation_scale_ub 'x' is not a number"):
+    with pytest.raises(ValueError, match="quantization_config's activation_scale_ub: Input should be a valid number"):
         describe({"activation_scale_ub": "x"})
     with pytest.raises(ValueError, match=r"weight_scale \[20\] is not one for each row"):
         read_published({**stored(), "weight_scale": torch.ones(20)}, {}, "a")

@@ -65,8 +65,23 @@ def test_inputs_of_a_fixed_scale_are_rounded_with_it() -> None:
     assert "input_scale" not in read_published(stored, QUANTIZATION, "a").stored()
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"), [("weight_scale_inv", ()), ("weight_scale", (1,)), ("weight_scale", (1, 1))]
+)
+def test_one_scale_may_be_for_the_whole_weight(name: str, shape: tuple[int, ...]) -> None:
+    weight = stored_of(41, 70)["weight"]
+    stored = {"weight": weight, name: torch.full(shape, 0.37), "input_scale": torch.tensor(0.5)}
+    layer = read_published(stored, {"activation_scheme": "static", "weight_block_size": None}, "a")
+    assert torch.equal(layer.dense(), weight.float() * torch.tensor(0.37))
+    assert layer.inputs["strategy"] == "tensor"
+    # A scale for each token is one for a group of all columns.
+    dynamic = read_published(stored, {"activation_scheme": "dynamic"}, "a").inputs
+    assert (dynamic["strategy"], dynamic["group_size"]) == ("group", 70)
+
+
 def test_the_label_says_what_was_done() -> None:
-    assert describe({}) == "fine-grained FP8, blocks of 128x128, inputs FP8 in groups of 128 per token"
+    assert describe({"weight_block_size": None}) == "FP8, inputs FP8 per token"
+    assert describe({"activation_scheme": "static"}) == "FP8, inputs FP8 per tensor, static"
     static = describe({**QUANTIZATION, "activation_scheme": "static"})
     assert static == "fine-grained FP8, blocks of 16x32, inputs FP8 per tensor, static"
 
@@ -79,8 +94,10 @@ def test_the_label_says_what_was_done() -> None:
         ({"weight_scale_inv": torch.ones(3, 3, dtype=torch.int32)}, {}, "weight_scale_inv of type torch.int32"),
         ({"weight": torch.ones(48, 96)}, {}, "weight of type torch.float32 .* can't be read as FP8"),
         ({"strange": torch.ones(1)}, {}, "unexpected tensor strange"),
-        ({}, {"weight_block_size": [0, 128]}, r"weight_block_size \[0, 128\] is not two positive numbers"),
-        ({}, {"weight_block_size": [128]}, r"weight_block_size \[128\] is not two positive numbers"),
+        ({}, {"weight_block_size": [0, 128]}, "weight_block_size.0: Input should be greater than 0"),
+        ({}, {"weight_block_size": [128]}, "quantization_config's weight_block_size.1: Field required"),
+        ({}, {"activation_scheme": "late"}, "activation_scheme: Input should be 'dynamic' or 'static'"),
+        ({"weight_scale": torch.ones(3, 3)}, {}, "has both weight_scale and weight_scale_inv"),
         ({}, {"activation_scheme": "static"}, "input_scale is missing, and activation_scheme is static"),
     ],
 )

@@ -15,7 +15,7 @@ from tests.models.formats.damage import read_damaged
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
 
 FP8 = {"quant_method": "modelopt", "quant_algo": "FP8"}
-NVFP4 = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
+NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}
 
 
 def fp8(*shape: int) -> dict[str, Tensor]:

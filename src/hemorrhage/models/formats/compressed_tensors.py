@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hemorrhage.models.formats import compressed, modelopt, small_floats
 from hemorrhage.models.formats.compressed import CompressedLinear
 from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
+from hemorrhage.models.formats.settings import Entry, parse
 from hemorrhage.models.formats.storage import FormattedLinear
 from hemorrhage.models.stream import is_real
 
@@ -45,21 +47,82 @@ FORMATS = (
 
 SPARSE = ("sparse-24-bitmask", "sparse-bitmask", "marlin-24")
 
-_ARGUMENTS = (
-    "num_bits",
-    "type",
-    "symmetric",
-    "strategy",
-    "group_size",
-    "block_structure",
-    "dynamic",
-    "actorder",
-    "scale_dtype",
-    "zp_dtype",
-)
-
 _UNFINISHED = ("initialized", "calibration", "frozen")
 """Statuses with weights that are rounded when the library computes."""
+
+
+class Arguments(Entry):
+    """How numbers are rounded: the library's QuantizationArgs, with its defaults."""
+
+    num_bits: Annotated[int, Field(ge=1, le=16)] = 8
+    type: Literal["int", "float"] = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+    group_size: Annotated[int, Field(lt=2**31)] | None = None
+    block_structure: list[int] | str | None = None
+    dynamic: bool | str = False
+    actorder: str | bool | None = None
+    scale_dtype: str | None = None
+    zp_dtype: str | None = None
+
+    def filled(self) -> QuantizationArgs:
+        """Return them as the library fills them in."""
+        size, structure = self.group_size, self.block_structure
+        if isinstance(structure, str):
+            # Older releases write "64x64".
+            structure = [int(each) if each.isdecimal() and len(each) < 10 else 0 for each in structure.split("x")]
+        strategy = self.strategy or ("tensor" if size is None else "channel" if size == -1 else "group")
+        given = {
+            **self.model_dump(),
+            "strategy": strategy,
+            "group_size": None if size == -1 else size,
+            "block_structure": structure,
+        }
+        return cast(QuantizationArgs, {key: value for key, value in given.items() if value is not None})
+
+
+class Group(Entry):
+    """Layers that are rounded alike."""
+
+    targets: list[str] = Field(default_factory=list)
+    weights: Arguments | None = None
+    input_activations: Arguments | None = None
+    format: str | None = None
+
+
+class Sparsity(Entry):
+    """How zeros are left out."""
+
+    format: str | None = None
+
+
+class Applied(Entry):
+    """Where a rotation is applied."""
+
+    location: str | None = None
+
+
+class Transform(Entry):
+    """A rotation."""
+
+    apply: list[Applied] = Field(default_factory=list)
+
+
+class Transforms(Entry):
+    """Rotations by name."""
+
+    config_groups: dict[str, Transform] | None = None
+
+
+class Configuration(Entry):
+    """config.json's ``quantization_config``. A group is given in full, or as the targets of a preset of its name."""
+
+    format: str | None = None
+    quantization_status: str | None = None
+    config_groups: dict[str, Group | list[str]] | None = None
+    kv_cache_scheme: Arguments | None = None
+    sparsity_config: Sparsity | None = None
+    transform_config: Transforms | None = None
 
 
 def read_published(stored: Mapping[str, Tensor], quantization: Mapping[str, Any], layer: str) -> FormattedLinear:
@@ -67,55 +130,56 @@ def read_published(stored: Mapping[str, Tensor], quantization: Mapping[str, Any]
 
     That is computed in the scales' dtype: bfloat16 where they are bfloat16 or bytes.
     """
-    refuse(quantization)
+    configuration = parse(Configuration, quantization)
+    refuse(configuration)
     tensors = dict(stored)
     if modelopt.TOTAL in tensors:
         return modelopt.ModelOptLinear(tensors)
-    scheme = scheme_of_layer(layer, quantization)
-    _check_inputs(scheme)
+    scheme = scheme_of_layer(layer, configuration)
     weight = tensors.get("weight")
     if weight is not None and is_real(weight.dtype):
-        if quantization.get("quantization_status") not in _UNFINISHED:
+        if configuration.quantization_status not in _UNFINISHED:
             raise ValueError(f"weight of type {weight.dtype} has a scale, and quantization_status is compressed")
         tensors |= compress(tensors, scheme["weights"])
-    for surplus in ("weight_zero_point", "input_zero_point"):
-        which = "weights" if surplus.startswith("weight") else "input_activations"
-        if (cast(QuantizationArgs | None, scheme.get(which)) or {}).get("symmetric", True):
+    inputs = scheme.get("input_activations")
+    for arguments, surplus in ((scheme["weights"], "weight_zero_point"), (inputs, "input_zero_point")):
+        if arguments is None or arguments["symmetric"]:
             tensors.pop(surplus, None)
     return CompressedLinear(tensors, _with_scale_dtype(scheme, tensors))
 
 
 def describe(quantization: Mapping[str, Any]) -> str:
     """Return what was done to the weights and what is rounded at run time, in words."""
-    refuse(quantization)
-    groups = [_describe_group(scheme) for _, scheme in _groups(quantization)]
-    words = f"compressed-tensors {quantization.get('format', 'dense')}"
+    configuration = parse(Configuration, quantization)
+    refuse(configuration)
+    groups = [_describe_group(scheme) for _, scheme in _groups(configuration)]
+    words = f"compressed-tensors {configuration.format or 'dense'}"
     if groups:
         words += f": {' + '.join(dict.fromkeys(groups))}"
-    cache = quantization.get("kv_cache_scheme")
+    cache = configuration.kv_cache_scheme
     if cache:
-        words += f"; keys and values in {cache.get('num_bits', 8)}-bit {cache.get('type', 'int')}, not emulated"
+        words += f"; keys and values in {cache.num_bits}-bit {cache.type}, not emulated"
     return words
 
 
-def refuse(quantization: Mapping[str, Any]) -> None:
+def refuse(configuration: Configuration) -> None:
     """Raise ValueError for formats and transforms that are not read, by their name."""
-    sparsity = (quantization.get("sparsity_config") or {}).get("format") or "dense"
-    for name in (quantization.get("format") or "dense", sparsity):
+    sparsity = configuration.sparsity_config.format if configuration.sparsity_config else None
+    for name in (configuration.format or "dense", sparsity or "dense"):
         if name in SPARSE:
             raise ValueError(f"compressed-tensors format {name} is not read: the library itself has given it up")
         if name not in FORMATS:
             raise ValueError(f"compressed-tensors format {name} is unknown; known are {', '.join(FORMATS)}")
-    transforms = (quantization.get("transform_config") or {}).get("config_groups") or {}
-    for name, transform in transforms.items():
-        for applied in transform.get("apply", ()):
-            if applied.get("location") not in ("weight_input", "weight_output"):
-                raise ValueError(f"transform {name} at {applied.get('location')} rotates while the model computes")
+    transforms = configuration.transform_config
+    for name, transform in ((transforms and transforms.config_groups) or {}).items():
+        for applied in transform.apply:
+            if applied.location not in ("weight_input", "weight_output"):
+                raise ValueError(f"transform {name} at {applied.location} rotates while the model computes")
 
 
-def scheme_of_layer(layer: str, quantization: Mapping[str, Any]) -> QuantizationScheme:
+def scheme_of_layer(layer: str, configuration: Configuration) -> QuantizationScheme:
     """Return the group that ``layer`` belongs to, its defaults filled in. Raises ValueError where there is none."""
-    groups = _groups(quantization)
+    groups = _groups(configuration)
     if not groups:
         raise ValueError("config_groups of quantization_config is empty")
     matches = [
@@ -167,63 +231,29 @@ def _ranks(layer: str, targets: Sequence[str]) -> list[tuple[int, str]]:
     return fitting
 
 
-def _groups(quantization: Mapping[str, Any]) -> list[tuple[list[str], QuantizationScheme]]:
+def _groups(configuration: Configuration) -> list[tuple[list[str], QuantizationScheme]]:
     """Return the targets and the scheme of each group, defaults and presets filled in."""
     groups = []
-    for name, entry in _mapping(quantization.get("config_groups") or {}, "config_groups").items():
-        group = _preset(name, entry) if isinstance(entry, list) else _mapping(entry, f"group {name}")
-        if not group.get("weights"):
+    for name, entry in (configuration.config_groups or {}).items():
+        group = _preset(name, entry) if isinstance(entry, list) else entry
+        if group.weights is None:
             raise ValueError(f"group {name} of config_groups does not quantize weights")
-        scheme: QuantizationScheme = {"weights": _arguments(_mapping(group["weights"], f"weights of group {name}"))}
-        inputs = group.get("input_activations")
-        if inputs:
-            scheme["input_activations"] = _arguments(_mapping(inputs, f"input_activations of group {name}"))
-        own = group.get("format") or quantization.get("format")
+        scheme: QuantizationScheme = {"weights": group.weights.filled()}
+        if group.input_activations is not None:
+            scheme["input_activations"] = group.input_activations.filled()
+        own = group.format or configuration.format
         if own and own != "mixed-precision":
-            scheme["format"] = str(own)
-        targets = group.get("targets")
-        groups.append(([str(target) for target in targets] if isinstance(targets, list) else [], scheme))
+            scheme["format"] = own
+        groups.append((group.targets, scheme))
     return groups
 
 
-def _mapping(entry: object, name: str) -> Mapping[str, Any]:
-    """Return ``entry`` of a file that anybody may have written. Raises ValueError where it is no mapping."""
-    if isinstance(entry, Mapping):
-        return entry
-    raise ValueError(f"{name} of quantization_config is no mapping")
-
-
-def _preset(name: str, targets: list[str]) -> Mapping[str, Any]:
+def _preset(name: str, targets: list[str]) -> Group:
     from compressed_tensors.quantization.quant_scheme import is_preset_scheme, preset_name_to_scheme
 
     if not is_preset_scheme(name):
         raise ValueError(f"group {name} of config_groups is not among the presets of compressed-tensors")
-    preset: Mapping[str, Any] = preset_name_to_scheme(name, targets).model_dump(mode="json")
-    return preset
-
-
-def _arguments(entry: Mapping[str, Any]) -> QuantizationArgs:
-    """Return the arguments of a group, as the library fills them in."""
-    arguments = {key: entry[key] for key in _ARGUMENTS if entry.get(key) is not None}
-    arguments = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, **arguments}
-    if not isinstance(arguments["num_bits"], int) or arguments["type"] not in ("int", "float"):
-        raise ValueError(f"{arguments['num_bits']} bits of type {arguments['type']} are unknown")
-    size = arguments.get("group_size")
-    if "strategy" not in arguments:
-        arguments["strategy"] = "tensor" if size is None else "channel" if size == -1 else "group"
-    if size == -1:
-        del arguments["group_size"]
-    # Older releases write "64x64".
-    if isinstance(blocks := arguments.get("block_structure"), str):
-        sizes = blocks.split("x")
-        arguments["block_structure"] = [int(each) if each.isdecimal() else 0 for each in sizes]
-    return cast(QuantizationArgs, arguments)
-
-
-def _check_inputs(scheme: QuantizationScheme) -> None:
-    arguments = scheme.get("input_activations")
-    if arguments and arguments["num_bits"] not in (4, 8) and arguments["type"] == "float":
-        raise ValueError(f"inputs of {arguments['num_bits']}-bit floats can't be emulated")
+    return parse(Group, preset_name_to_scheme(name, targets).model_dump(mode="json"))
 
 
 def _with_scale_dtype(scheme: QuantizationScheme, stored: Mapping[str, Tensor]) -> QuantizationScheme:

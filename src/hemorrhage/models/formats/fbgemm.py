@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 
 from hemorrhage.models.formats.modelopt import ModelOptLinear
+from hemorrhage.models.formats.settings import Entry, parse
 
 MARKS = ("weight_scale",)
 """Suffixes of a quantized layer's tensors."""
 
 LIMIT = "input_scale_ub"
+
+
+class Settings(Entry):
+    """What is read of config.json's ``quantization_config``."""
+
+    activation_scale_ub: float = 1200.0
 
 
 def read_published(stored: Mapping[str, Tensor], quantization: Mapping[str, Any], _layer: str) -> ModelOptLinear:
@@ -36,7 +43,4 @@ def describe(quantization: Mapping[str, Any]) -> str:
 
 
 def _limit(quantization: Mapping[str, Any]) -> float:
-    limit = quantization.get("activation_scale_ub", 1200.0)
-    if not isinstance(limit, int | float) or isinstance(limit, bool):
-        raise ValueError(f"activation_scale_ub {limit!r} is not a number")  # noqa: TRY004 what a file says is a value
-    return float(limit)
+    return parse(Settings, quantization).activation_scale_ub

@@ -1,10 +1,11 @@
 """Fine-grained FP8 as DeepSeek and Qwen publish it: a scale for each block of 128 rows and 128 columns.
 
 ``weight`` float8_e4m3fn [rows, columns]; ``weight_scale_inv`` float32, or bytes that are powers of two [blocks of rows,
-blocks of columns], by which codes are multiplied in spite of its name; blocks at the end may be smaller. ``activation
-scale``s are of checkpoints whose inputs have one fixed scale (``activation_scheme`` static); others round each token's
-inputs in groups as wide as a block. The dense weight is computed in float32, as DeepSeek's and transformers' code does
-for that dtype.
+blocks of columns], by which codes are multiplied in spite of its name; blocks at the end may be smaller. Mistral's
+checkpoints, and AutoFP8's (``weight_scale``), have one scale for the whole weight. ``activation_scale``
+(``input_scale``) is of checkpoints whose inputs have one fixed scale (``activation_scheme`` static); others round each
+token's inputs in groups as wide as a block. The dense weight is computed in float32, as DeepSeek's and transformers'
+code does for that dtype.
 
 The bench stores ``weight_block_size`` int32 [2] beside these.
 """
@@ -12,22 +13,33 @@ The bench stores ``weight_block_size`` int32 [2] beside these.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hemorrhage.models.formats import small_floats
 from hemorrhage.models.formats.compressed import has_nan
 from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
 from hemorrhage.models.formats.dequantized import DequantizedLinear
+from hemorrhage.models.formats.settings import Entry, parse
 
-MARKS = ("weight_scale_inv",)
+MARKS = ("weight_scale_inv", "weight_scale")
 """Suffixes of a quantized layer's tensors."""
 
 SIZE = "weight_block_size"
 
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+
 _INPUT_SCALES = ("activation_scale", "input_scale")
+
+
+class Settings(Entry):
+    """What is read of config.json's ``quantization_config``."""
+
+    weight_block_size: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
+    activation_scheme: Literal["dynamic", "static"] = "dynamic"
 
 
 class BlockFloatLinear(DequantizedLinear):
@@ -62,12 +74,18 @@ class BlockFloatLinear(DequantizedLinear):
 
 def read_published(stored: Mapping[str, Tensor], quantization: Mapping[str, Any], _layer: str) -> BlockFloatLinear:
     """Return the layer that ``stored`` holds. Blocks are 128 x 128 where ``quantization`` does not say their size."""
-    size = quantization.get(SIZE) or [128, 128]
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_is_size, size)):
-        raise ValueError(f"{SIZE} {size} is not two positive numbers")
-    tensors = {suffix: value for suffix, value in stored.items() if suffix not in _INPUT_SCALES}
+    settings = parse(Settings, quantization)
+    tensors = {suffix: value for suffix, value in stored.items() if suffix not in (*_INPUT_SCALES, "weight_scale")}
+    if "weight_scale" in stored:
+        if "weight_scale_inv" in stored:
+            raise ValueError("has both weight_scale and weight_scale_inv")
+        tensors["weight_scale_inv"] = stored["weight_scale"]
+    size = settings.weight_block_size or (128, 128)
+    scale, weight = tensors.get("weight_scale_inv"), tensors.get("weight")
+    if scale is not None and weight is not None and weight.dim() == 2 and _is_whole(scale, settings):
+        tensors["weight_scale_inv"], size = scale.reshape(1, 1), (weight.shape[0], weight.shape[1])
     fixed = [stored[name] for name in _INPUT_SCALES if name in stored]
-    if quantization.get("activation_scheme", "dynamic") == "static":
+    if settings.activation_scheme == "static":
         if not fixed:
             raise ValueError("input_scale is missing, and activation_scheme is static")
         tensors["input_scale"] = fixed[0]
@@ -76,10 +94,18 @@ def read_published(stored: Mapping[str, Tensor], quantization: Mapping[str, Any]
 
 def describe(quantization: Mapping[str, Any]) -> str:
     """Return the size of the blocks and how inputs are rounded, in words."""
-    height, width = quantization.get(SIZE) or (128, 128)
-    scheme = quantization.get("activation_scheme", "dynamic")
-    inputs = f"in groups of {width} per token" if scheme == "dynamic" else "per tensor, static"
+    settings = parse(Settings, quantization)
+    is_static = settings.activation_scheme == "static"
+    if settings.weight_block_size is None:
+        return f"FP8, inputs FP8 per {'tensor, static' if is_static else 'token'}"
+    height, width = settings.weight_block_size
+    inputs = "per tensor, static" if is_static else f"in groups of {width} per token"
     return f"fine-grained FP8, blocks of {height}x{width}, inputs FP8 {inputs}"
+
+
+def _is_whole(scale: Tensor, settings: Settings) -> bool:
+    """Return whether one scale is for all of a weight, as Mistral and AutoFP8 publish it."""
+    return scale.numel() == 1 and (scale.dim() < 2 or settings.weight_block_size is None)
 
 
 def check(stored: Mapping[str, Tensor]) -> None:
@@ -105,10 +131,6 @@ def check(stored: Mapping[str, Tensor]) -> None:
         raise ValueError("weight has a NaN")
     if "input_scale" in stored and not small_floats.is_scale(stored["input_scale"]):
         raise ValueError("input_scale is not one finite number above 0")
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and 0 < value < 2**31
 
 
 def _scales(scale: Tensor) -> Tensor:

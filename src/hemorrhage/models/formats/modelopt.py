@@ -23,6 +23,7 @@ from hemorrhage.models.formats import small_floats
 from hemorrhage.models.formats.compressed import has_nan
 from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
 from hemorrhage.models.formats.dequantized import DequantizedLinear
+from hemorrhage.models.formats.settings import Entry, parse
 
 TOTAL = "weight_scale_2"
 """The scale of an NVFP4 weight's scales, which no other format has under this name."""
@@ -37,6 +38,21 @@ READ = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4",
 
 UNREAD = (r"\.[kv]_proj\.[kv]_(scale|bias)$", r"self_attn\.[kqv]_scale$", r"\.output_scale$")
 """Names of tensors of keys and values, whose cache is not emulated."""
+
+
+class CacheScheme(Entry):
+    """How keys and values are rounded."""
+
+    num_bits: int = 8
+    type: str = "float"
+
+
+class Settings(Entry):
+    """What is read of hf_quant_config.json's ``quantization``, or of config.json's ``quantization_config``."""
+
+    quant_algo: str | None = None
+    kv_cache_quant_algo: str | None = None
+    kv_cache_scheme: CacheScheme | str | None = None
 
 
 class ModelOptLinear(DequantizedLinear):
@@ -77,19 +93,17 @@ def read_published(stored: Mapping[str, Tensor], quantization: Mapping[str, Any]
 def describe(quantization: Mapping[str, Any]) -> str:
     """Return the algorithm, and whether keys and values are rounded, in words."""
     refuse(quantization)
-    algorithm, cache = _algorithm(quantization), _entry(quantization).get("kv_cache_quant_algo")
-    cache = cache or quantization.get("kv_cache_scheme")
-    words = f"ModelOpt {algorithm or 'of unnamed algorithm'}"
-    if not cache:
-        return words
-    if isinstance(cache, Mapping):
-        cache = f"{cache.get('num_bits')}-bit {cache.get('type')}"
-    return f"{words}; keys and values in {cache}, not emulated"
+    settings = parse(Settings, quantization)
+    words = f"ModelOpt {settings.quant_algo or 'of unnamed algorithm'}"
+    scheme = settings.kv_cache_scheme
+    in_words = f"{scheme.num_bits}-bit {scheme.type}" if isinstance(scheme, CacheScheme) else scheme
+    cache = settings.kv_cache_quant_algo or in_words
+    return f"{words}; keys and values in {cache}, not emulated" if cache else words
 
 
 def refuse(quantization: Mapping[str, Any]) -> None:
     """Raise ValueError for an algorithm that is not read, by its name."""
-    algorithm = _algorithm(quantization)
+    algorithm = parse(Settings, quantization).quant_algo
     if algorithm is not None and algorithm.upper() not in READ:
         raise ValueError(f"ModelOpt's {algorithm} is not read; {', '.join(READ)} are")
 
@@ -137,17 +151,6 @@ def _inputs(stored: Mapping[str, Tensor]) -> QuantizationArgs | None:
         return {**rounded, "num_bits": 8, "strategy": "tensor", "dynamic": False}
     local: QuantizationArgs = {"strategy": "tensor_group", "group_size": GROUP, "dynamic": "local"}
     return {**rounded, **local, "num_bits": 4, "scale_dtype": "torch.float8_e4m3fn"}
-
-
-def _entry(quantization: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what hf_quant_config.json has under ``quantization``; config.json has it at once."""
-    entry: Mapping[str, Any] = quantization.get("quantization") or quantization
-    return entry
-
-
-def _algorithm(quantization: Mapping[str, Any]) -> str | None:
-    name = _entry(quantization).get("quant_algo")
-    return None if name is None else str(name)
 
 
 def read(stored: dict[str, Tensor], _scheme: QuantizationScheme | None) -> ModelOptLinear:
