@@ -72,9 +72,7 @@ def test_the_words_are_where_transformers_says_they_are() -> None:
 def test_thoughts_that_a_template_leaves_out_are_refused_where_they_are() -> None:
     assert scored(NO_THOUGHTS) == [" yes ", "no"]
     thinking = (*TALK[:4], {"role": "assistant", "content": "hm</think>no"})
-    with pytest.raises(
-        InputError, match=r"^the chat template rewrites answer 2, so that the assistant's words are not"
-    ):
+    with pytest.raises(InputError, match=r"^the chat template rewrites what the assistant says \("):
         chat(NO_THOUGHTS).render_scored(thinking, ())
     assert chat(NO_THOUGHTS).render(thinking, ()).endswith("|no|")
 

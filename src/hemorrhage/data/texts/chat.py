@@ -118,16 +118,15 @@ class Chat:
 
     def _locate(self, text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[Span]:
         spans, begin = [], 0
-        for number, content in enumerate(contents, start=1):
-            before, after = pieces[number - 1 : number + 1]
+        for before, content, after in zip(pieces, contents, pieces[1:], strict=False):
             start = begin + len(before)
             # Templates keep what is around a content or trim it.
             forms = [content, content.strip(), content.lstrip(), content.rstrip()]
             written = next((form for form in forms if text.startswith(f"{form}{after}", start)), None)
             if written is None or text[begin:start] != before:
                 raise InputError(
-                    f"the chat template rewrites answer {number}, so that the assistant's words are not known: use "
-                    "score: all, or a template with {% generation %}"
+                    "the chat template rewrites what the assistant says (it may leave out thoughts), so that its words "
+                    "are not known: use score: all, or a template with {% generation %}"
                 )
             begin = start + len(written)
             spans.append((start, begin + self._end(after)))
