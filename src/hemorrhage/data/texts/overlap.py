@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from hemorrhage.data.texts.records import Record, read_records
 
@@ -31,27 +33,28 @@ class Overlap:
 def overlap(file: Path, other: Path) -> Overlap:
     """Measure how much of a file is in another. Raises InputError where one can't be read."""
     texts, others = ([_text(record) for record in read_records(each)] for each in (file, other))
+    ngrams = _ngrams([*texts, *others])
+    of_file, of_other = (np.concatenate(each) for each in (ngrams[: len(texts)], ngrams[len(texts) :]))
+    shared = float(pd.Series(of_file).isin(of_other).mean()) if len(of_file) else 0.0
     known = set(others)
-    ids: dict[str, int] = {}
-    ngrams, of_other = (np.concatenate([_ngrams(text, ids) for text in each]) for each in (texts, others))
-    shared = np.isin(ngrams, of_other).mean() if len(ngrams) else 0.0
-    return Overlap(sum(text in known for text in texts) / len(texts), float(shared))
+    return Overlap(sum(text in known for text in texts) / len(texts), shared)
 
 
 def _text(record: Record) -> str:
     return record.text or "\n".join(str(message["content"]) for message in record.messages)
 
 
-def _ngrams(text: str, ids: dict[str, int]) -> Hashes:
-    """Return a number for each run of words, of products that wrap around; ``ids`` numbers the words of all texts."""
-    words = [ids.setdefault(word, len(ids) + 1) for word in _words(text)]
-    if len(words) < NGRAM:
-        return np.empty(0, dtype=np.uint64)
+def _ngrams(texts: Sequence[str]) -> list[Hashes]:
+    """Return a number for each run of NGRAM words of each text: of products that wrap around."""
+    words = [WORD.findall(text.lower()) for text in texts]
+    numbers, _ = pd.factorize(np.array(list(itertools.chain.from_iterable(words)), dtype=object))
     factors = np.random.default_rng(0).integers(2**63, size=NGRAM, dtype=np.uint64)
-    runs = np.lib.stride_tricks.sliding_window_view(np.array(words, dtype=np.uint64), NGRAM)
-    hashes: Hashes = (runs * factors).sum(axis=1, dtype=np.uint64)
-    return hashes
-
-
-def _words(text: str) -> Iterable[str]:
-    return (match[0] for match in WORD.finditer(text.lower()))
+    ends = np.cumsum([len(each) for each in words])
+    ngrams = []
+    for part in np.split(numbers.astype(np.uint64) + np.uint64(1), ends[:-1]):
+        runs = max(len(part) - NGRAM + 1, 0)
+        hashes = np.zeros(runs, dtype=np.uint64)
+        for place, factor in enumerate(factors):
+            hashes += part[place : place + runs] * factor
+        ngrams.append(hashes)
+    return ngrams

@@ -101,8 +101,8 @@ def _row(numbers: Numbers, variant: str, corpus: str, categories: Sequence[Categ
     compared = {
         each.name: kl.value for each, kl in zip(categories, kls, strict=True) if kl is not None and not each.has_few
     }
-    # Of one category alone nothing is the worst.
-    worst = max(compared, key=lambda name: compared[name]) if len(compared) > 1 else ""
+    # Of one category alone, or of equal ones, none is the worst.
+    worst = max(compared, key=lambda name: compared[name]) if len(set(compared.values())) > 1 else ""
     return CategoryRow(
         variant=variant,
         whole=_cell(numbers, variant, corpus, "", is_worst=False),
