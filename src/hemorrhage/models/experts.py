@@ -278,11 +278,16 @@ def _router_name(mixture: nn.Module) -> str:
     return next(name for name in ROUTERS if name in dict(mixture.named_children()))
 
 
-def routing_logits(mixture: nn.Module, x: Tensor) -> Tensor:
-    """Return what a mixture's router makes of ``x`` [tokens, hidden] before any softmax: float32 [tokens, experts]."""
+def routing_layer(mixture: nn.Module) -> Any:
+    """Return the layer of a mixture's router that has its weight [experts, hidden]."""
     module = router(mixture)
     # Hunyuan's is a module with a linear layer.
-    module = getattr(module, "wg", module)
+    return getattr(module, "wg", module)
+
+
+def routing_logits(mixture: nn.Module, x: Tensor) -> Tensor:
+    """Return what a mixture's router makes of ``x`` [tokens, hidden] before any softmax: float32 [tokens, experts]."""
+    module = routing_layer(mixture)
     logits = nn.functional.linear(x, module.weight.to(x.dtype)).float()
     bias: Tensor | None = getattr(module, "bias", None)
     return logits if bias is None else logits + bias.float()

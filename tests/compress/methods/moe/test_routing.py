@@ -18,15 +18,19 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.moe import routing
+from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.experts import Experts, mixtures
+from hemorrhage.models.experts import Experts, mixtures, routing_layer
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.tools.export import export
 from tests import tiny_moe
 from tests.calibration import calibrated
 from tests.compress.made import spec
 from tests.compress.mixtures import TOKENS, assert_close, logits, plain
+from tests.families import build
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +205,83 @@ def test_what_routing_can_not_do(tiny: Path, mixtral: Path) -> None:
     assert check(moe, alteration="drop", amount=0.5, choose="reconstruction") == "None"
     many = {"num_experts": 60, "num_experts_per_tok": 4}
     assert "choose usage" in check(many, alteration="drop", amount=0.25, choose="reconstruction")
+
+
+FAMILIES = ["phimoe", "granitemoe", "gpt_oss", "llama4_text", "deepseek_v3", "hunyuan_v1_moe", "ernie4_5_moe", "jamba"]
+
+
+def made_of(family: str, root: Path, **settings: Any) -> tuple[Path, Path]:
+    """A family's base and a variant of it."""
+    prepare({"source": "path", "path": str(build(root / "original", family))}, root / "base")
+    compress(root / "v", "v", root / "base", None, None, [], spec("routing", **settings))
+    return root / "base", root / "v"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"alteration": "noise", "amount": 0.2},
+        {"alteration": "top_k", "amount": 3},
+        {"alteration": "drop", "amount": 0.25, "choose": "random"},
+    ],
+    ids=lambda settings: settings["alteration"],
+)
+def test_transformers_computes_what_was_made_of_a_familys_routing(
+    family: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    refused = (family, settings["alteration"]) in {("phimoe", "top_k"), ("deepseek_v3", "drop")}
+    base, variant = made_of(family, tmp_path, **settings)
+    if refused:
+        assert read_manifest(variant)["failure"].startswith("RefusedError: ")
+        return
+    assert "failure" not in read_manifest(variant), read_manifest(variant)["failure"]
+    export(variant, tmp_path / "dense", "dense", base)
+    ours, theirs = logits(load(variant, base=base)), logits(plain(tmp_path / "dense"))
+    assert_close(theirs, ours)
+    assert (ours - logits(load(base))).abs().max() > 1e-3 * ours.abs().max()
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "hunyuan_v1_moe", "jamba"])
+def test_a_dropped_expert_is_one_that_no_token_can_take(family: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"alteration": "drop", "amount": 0.25, "choose": "random"}
+    base, variant = made_of(family, tmp_path, **settings)
+    original = load(base)
+    kept = routing.choose(original, routing.Settings(**settings), None, 0)
+    masked_model = plain(tmp_path / "original")
+    for name, stays in kept.items():
+        gone = [expert for expert in range(4) if expert not in stays]
+        layer = routing_layer(masked_model.get_submodule(name))
+        if family == "gpt_oss":
+            layer.bias.data[gone] = -1e4
+        else:
+            layer.register_forward_hook(lambda _, __, out, gone=gone: out.index_fill(1, torch.tensor(gone), -1e4))
+    assert_close(logits(load(variant, base=base)), logits(masked_model))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("phimoe", {"alteration": "top_k", "amount": 1}, "no number that can be set in a PhimoeSparseMoeBlock"),
+        ("deepseek_v3", {"alteration": "drop", "amount": 0.25, "choose": "random"}, "are in 2 groups of one size"),
+        (
+            "jamba",
+            {"alteration": "drop", "amount": 0.25, "choose": "reconstruction"},
+            "take the largest of a softmax over all experts; a JambaSparseMoeBlock's is another",
+        ),
+    ],
+)
+def test_what_a_familys_router_does_not_go_with_is_refused(
+    family: str, settings: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    model = load(build(tmp_path, family))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RefusedError, match=reason):
+        routing.Settings(**settings).check_model(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["granitemoe", "gpt_oss", "hunyuan_v1_moe", "qwen2_moe"])
+def test_reconstruction_knows_routers_that_take_the_largest_of_a_softmax(family: str, tmp_path: Path) -> None:
+    model = load(build(tmp_path, family))
+    assert routing.Settings(alteration="drop", amount=0.25, choose="reconstruction").check_model(model) is None

@@ -1,4 +1,4 @@
-"""Disturbing the routing of a model with experts: Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, or one made by a parent.
+"""Disturbing the routing of a model with experts, of any family whose experts are taken apart, or one made by a parent.
 
 ``alteration``, with what ``amount`` and the severity are:
 
@@ -12,6 +12,10 @@
   routed to (``usage``), or those without which the layer's output on the calibration tokens changes least
   (``reconstruction``: all subsets are tried, min ‖F(x) - F'(x)‖ on the unaltered model's inputs x; NAEE, Lu et al.,
   arXiv 2402.14800).
+
+What a family's router does not go with is refused by trying it on a mixture: a number of experts that is not to be set
+(PhiMoE's is always two), experts in groups (DeepSeek), and, for ``reconstruction``, a router that is no softmax over
+all experts of which the largest are taken.
 """
 
 from __future__ import annotations
@@ -34,10 +38,11 @@ from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers.experts import number_of_experts
 from hemorrhage.compress.solvers.grid import GridSettings
 from hemorrhage.compress.solvers.stack import count
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 SUBSETS = 2000
@@ -117,6 +122,8 @@ class Settings(Base):
         if not number:
             return "routing needs a model with experts: config.json has neither num_local_experts nor num_experts"
         chosen = config["num_experts_per_tok"]
+        if not isinstance(number, int) or not isinstance(chosen, int):
+            return f"routing needs the same number of experts in all blocks, and they have {number}, of which {chosen}"
         if self.alteration == "top_k" and (self.amount > number or self.amount == chosen):
             return f"top_k {self.amount}: from 1 to the model's {number} experts, and not the {chosen} that it takes"
         if self.alteration == "drop":
@@ -133,12 +140,33 @@ class Settings(Base):
                 )
         return None
 
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where the model's router does not go with what is to be done to it."""
+        from hemorrhage.models.experts import mixtures
+
+        mixture = next(iter(mixtures(model).values()), None)
+        kind = type(mixture).__name__
+        if mixture is None:
+            raise RefusedError(f"no block of {type(model).__name__} has experts that a router chooses")
+        if self.alteration == "top_k" and not _takes(mixture, int(self.amount)):
+            raise RefusedError(f"how many experts a token takes is no number that can be set in a {kind}")
+        groups = model.config.get_text_config(decoder=True).to_dict().get("n_group") or 1
+        if self.alteration == "drop" and groups > 1:
+            raise RefusedError(f"the experts of a {kind} are in {groups} groups of one size, and none can be dropped")
+        if self.choose == "reconstruction" and not _is_softmax(mixture):
+            raise RefusedError(
+                f"reconstruction is for routers that take the largest of a softmax over all experts; a {kind}'s is "
+                "another; choose usage"
+            )
+        return None
+
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Disturb the routing of ``model`` in place."""
-    from hemorrhage.models.experts import mixtures
+    from hemorrhage.models.architecture import entries
+    from hemorrhage.models.experts import mixtures, routing_layer
 
-    problem = settings.check(model.config.to_dict())
+    problem = settings.check(entries(model.config))
     if problem:
         raise ValueError(problem)
     by_name = mixtures(model)
@@ -146,21 +174,26 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
         if settings.alteration == "noise":
             generator = torch.Generator().manual_seed(context.seed)
             for mixture in by_name.values():
-                weight = mixture.gate.weight
+                weight = routing_layer(mixture).weight
                 drawn = torch.randn(weight.shape, generator=generator).to(weight.device)
                 exact = weight.float()
-                weight.copy_(exact + settings.amount * exact.square().mean().sqrt() * drawn)
+                _set(mixture, weight, exact + settings.amount * exact.square().mean().sqrt() * drawn)
         elif settings.alteration == "quantize":
             grid = GridSettings(bits=int(settings.amount), group_size="channel")
             for mixture in by_name.values():
-                weight = mixture.gate.weight
-                weight.copy_(quantize(weight.float(), weight.shape[1], grid, torch.float32).dense())
+                weight = routing_layer(mixture).weight
+                _set(mixture, weight, quantize(weight.float(), weight.shape[1], grid, torch.float32).dense())
         elif settings.alteration == "top_k":
             _take(model, int(settings.amount))
         else:
             for name, kept in choose(model, settings, context.statistics, context.seed).items():
                 _keep(by_name[name], kept)
-            model.config.num_experts = min(len(mixture.experts) for mixture in by_name.values())
+            number = min(len(mixture.experts) for mixture in by_name.values())
+            config = model.config.get_text_config(decoder=True)
+            # One of them is the other's name in some families.
+            for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+                if hasattr(config, key):
+                    setattr(config, key, number)
 
 
 def choose(
@@ -201,18 +234,20 @@ def reconstruction(mixture: Any, x: Tensor, kept: int) -> dict[tuple[int, ...], 
     ``x`` float32 [tokens, hidden]. Both outputs are sums of the same experts' outputs with other weights, so that
     their inner products, experts² a token, are all that is needed.
     """
+    from hemorrhage.models.experts import router, routing_logits
+
     subsets: list[tuple[int, ...]] = list(itertools.combinations(range(len(mixture.experts)), kept))
     losses = dict.fromkeys(subsets, 0.0)
     with torch.no_grad():
         for batch in x.split(BATCH_TOKENS):
             given = torch.stack([expert(batch) for expert in mixture.experts], dim=1)
             inner = given @ given.transpose(1, 2)
-            logits = batch @ mixture.gate.weight.T
-            whole = weights(logits, mixture.gate)
+            logits = routing_logits(mixture, batch)
+            whole = weights(logits, router(mixture))
             for subset in subsets:
                 masked = torch.full_like(logits, -torch.inf)
                 masked[:, subset] = logits[:, subset]
-                change = whole - weights(masked, mixture.gate)
+                change = whole - weights(masked, router(mixture))
                 losses[subset] += torch.einsum("te,tef,tf->", change, inner, change).item()
     return losses
 
@@ -225,22 +260,99 @@ def weights(logits: Tensor, gate: Any) -> Tensor:
     return torch.zeros_like(logits).scatter_(1, index, value)
 
 
+def _set(mixture: Any, weight: Tensor, value: Tensor) -> None:
+    """Make ``value`` the router's ``weight``, as a checkpoint will have it: some families hold it in a wider dtype."""
+    weight.copy_(value.to(next(mixture.experts.parameters()).dtype))
+
+
 def _take(model: PreTrainedModel, number: int) -> None:
     from hemorrhage.models.experts import mixtures
 
-    model.config.num_experts_per_tok = number
+    model.config.get_text_config(decoder=True).num_experts_per_tok = number
     for mixture in mixtures(model).values():
-        for module in (mixture, mixture.gate):
-            if hasattr(module, "top_k"):
-                module.top_k = number
+        _set_taken(mixture, number)
+
+
+def _set_taken(mixture: Any, number: int) -> None:
+    from hemorrhage.models.experts import router
+
+    for module in (mixture, router(mixture)):
+        if hasattr(module, "top_k"):
+            module.top_k = number
+
+
+def _takes(mixture: Any, number: int) -> bool:
+    """Return whether each token takes ``number`` experts of ``mixture`` where it is told so; it stays as it is."""
+    from hemorrhage.models.experts import record_choices, router
+
+    before = getattr(mixture, "top_k", None) or getattr(router(mixture), "top_k", None)
+    if before is None:
+        return False
+    _set_taken(mixture, number)
+    try:
+        with torch.no_grad(), record_choices(mixture) as taken:
+            mixture(_trial(mixture)[None])
+    finally:
+        _set_taken(mixture, before)
+    return bool(taken[0].shape[-1] == number)
+
+
+def _is_softmax(mixture: Any) -> bool:
+    """Return whether ``weights`` has the weight that each expert of ``mixture`` gets."""
+    from hemorrhage.models.experts import router, routing_logits
+
+    given: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if len(arguments) == 3:
+            given.append(torch.zeros(len(arguments[1]), len(mixture.experts)).scatter(1, *_cpu(arguments[1:])))
+
+    hook = mixture.experts.register_forward_pre_hook(keep)
+    x = _trial(mixture)
+    try:
+        with torch.no_grad():
+            mixture(x[None])
+    finally:
+        hook.remove()
+    if not given or not hasattr(router(mixture), "top_k"):
+        return False
+    expected = weights(routing_logits(mixture, x), router(mixture)).cpu()
+    # In 16 bits weights are off by a share of 0.4 %.
+    return bool(torch.allclose(given[0], expected, rtol=1e-2, atol=1e-3))
+
+
+def _cpu(choice: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    index, weight = choice
+    return index.cpu(), weight.float().cpu()
+
+
+def _trial(mixture: Any) -> Tensor:
+    """Return inputs [tokens, hidden] that a mixture is tried with."""
+    from hemorrhage.models.experts import routing_layer
+
+    expert = next(mixture.experts.parameters())
+    hidden = routing_layer(mixture).weight.shape[1]
+    drawn = torch.randn(8, hidden, generator=torch.Generator().manual_seed(0))
+    return drawn.to(expert.device, expert.dtype)
 
 
 def _keep(mixture: Any, kept: list[int]) -> None:
-    from hemorrhage.models.experts import Experts
+    """Leave the experts ``kept``, their rows of the router, and their entries of what else it has for each expert."""
+    from hemorrhage.models.experts import router
 
-    mixture.experts = Experts([mixture.experts[index] for index in kept])
-    mixture.gate.weight = torch.nn.Parameter(mixture.gate.weight[kept].clone())
-    mixture.gate.num_experts = len(kept)
+    number = len(mixture.experts)
+    mixture.experts = type(mixture.experts)([mixture.experts[index] for index in kept])
+    for module in (mixture, *router(mixture).modules()):
+        tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        for name, value in tensors.items():
+            # A correction may be a row of one for each expert.
+            dim = next((dim for dim, size in enumerate(value.shape) if size == number), None)
+            if dim is not None:
+                less = value.data.index_select(dim, torch.tensor(kept, device=value.device))
+                setattr(module, name, torch.nn.Parameter(less) if name in module._parameters else less)
+        for name in ("num_experts", "num_local_experts", "n_routed_experts", "out_features"):
+            if vars(module).get(name) == number:
+                setattr(module, name, len(kept))
 
 
 METHOD = Method(
