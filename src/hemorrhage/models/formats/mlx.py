@@ -77,7 +77,8 @@ class MlxFloatLinear(DequantizedLinear):
         def piece(rows: slice) -> Tensor:
             values = small_floats.unpack_e2m1(octets[rows]) if self.mode != "mxfp8" else _e4m3(octets[rows])
             factors = _e4m3(scales[rows]) if self.mode == "nvfp4" else small_floats.powers_of_two(scales[rows])
-            return (values.unflatten(1, (scales.shape[1], -1)) * factors.unsqueeze(2)).flatten(1)
+            W: Tensor = values.unflatten(1, (scales.shape[1], -1)) * factors.unsqueeze(2)
+            return W.flatten(1)
 
         return self.by_rows(piece)
 
