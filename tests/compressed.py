@@ -19,7 +19,7 @@ from compressed_tensors.quantization import (
 )
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam, maybe_pad_tensor_for_block_quant
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 INT4 = {"num_bits": 4, "type": "int"}
@@ -103,14 +103,27 @@ def quantization_config(scheme: QuantizationScheme, **changes: object) -> dict[s
     }
 
 
-def save(folder: Path, out: Path, schemes: Sequence[QuantizationScheme], tokens: Tensor) -> Path:
+def save(
+    folder: Path,
+    out: Path,
+    schemes: Sequence[QuantizationScheme],
+    tokens: Tensor,
+    cache: QuantizationArgs | None = None,
+) -> Path:
     """Write the model of ``folder`` as compressed-tensors stores it; fixed scales of inputs are those of ``tokens``."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     groups = {f"group_{index}": scheme for index, scheme in enumerate(schemes)}
     frozen = QuantizationStatus.FROZEN
-    config = QuantizationConfig(config_groups=groups, ignore=["lm_head"], quantization_status=frozen)
+    config = QuantizationConfig(
+        config_groups=groups, ignore=["lm_head"], quantization_status=frozen, kv_cache_scheme=cache
+    )
     apply_quantization_config(model, config)
-    layers = [module for module in model.modules() if getattr(module, "quantization_scheme", None)]
+    linears: list[Any] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in linears if getattr(module, "quantization_scheme", None)]
+    for index, module in enumerate(each for each in model.modules() if cache and hasattr(each, "k_scale")):
+        # Of keys of this size some are cut, and no two layers have the same scale.
+        module.k_scale.data.fill_(0.002 * (index + 1))
+        module.v_scale.data.fill_(0.0005 * (index + 1))
     largest = _largest_inputs(model, layers, tokens)
     for module in layers:
         scheme = module.quantization_scheme

@@ -21,8 +21,10 @@ from hemorrhage.models.architecture import skeleton
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import assemble
 from hemorrhage.models.emulation.install import install_in_memory
+from hemorrhage.models.emulation.kv_cache import attention_layers, round_fixed
 from hemorrhage.models.engines import engine
 from hemorrhage.models.formats.published import READERS
+from hemorrhage.models.formats.small_floats import is_scale
 from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers
 from hemorrhage.models.layout import to_family, view
 from hemorrhage.models.linears import linears_of
@@ -91,9 +93,9 @@ def read(path: Path) -> Published:
         folder = Path(scratch)
         config = _write_config(path, folder)
         locations = {name: where for file in weights for name, where in tensor_locations(file).items()}
-        unread = [name for name in locations if reader is not None and _is_unread(name, reader)]
+        unread = {name: locations.pop(name) for name in list(locations) if _is_unread(name, reader)}
         for name in unread:
-            del locations[name], stored[name]
+            del stored[name]
         groups = group(list(locations), reader)
         layers: dict[str, FormattedLinear] = {}
         group_of: dict[str, str] = {}
@@ -109,6 +111,7 @@ def read(path: Path) -> Published:
         kept |= {f"{name}.weight": _location(layer) for name, layer in layers.items()}
         state, formatted = _named(view(folder, kept))
     model = _assemble(config, state, formatted)
+    cache_note = _round_cache(model, quantization, reader, unread)
     bits = {name: _bits(tensor) for name, tensor in stored.items() if name not in compared.surplus}
     kept_layers = {id(layer) for layer in formatted_layers(model).values()}
     kept_groups = dict.fromkeys(group_of[name] for name, layer in layers.items() if id(layer) in kept_layers)
@@ -126,7 +129,7 @@ def read(path: Path) -> Published:
         # Programs round the cache as its scheme says, where this bench does not.
         engine=engine({QUANTIZATION: {**quantization, "kv_cache_scheme": None}} if quantization else {})[0],
         tokens=vocabulary(path),
-        notes=(*compared.notes, *_note(unread)),
+        notes=(*compared.notes, *filter(None, [cache_note])),
     )
 
 
@@ -237,12 +240,29 @@ def _check_plain(path: Path, dense: Mapping[str, files.Tensor]) -> None:
             raise InputError(f"{path}: {name} is of type {tensor.dtype}, and the scales that it needs are not there")
 
 
-def _is_unread(name: str, reader: ModuleType) -> bool:
+def _is_unread(name: str, reader: ModuleType | None) -> bool:
     return any(re.search(pattern, name) for pattern in getattr(reader, "UNREAD", ()))
 
 
-def _note(unread: list[str]) -> list[str]:
-    return [f"{files.shorten_list(unread)}: scales of the cache, which is not emulated."] if unread else []
+def _round_cache(
+    model: PreTrainedModel,
+    quantization: Mapping[str, Any],
+    reader: ModuleType | None,
+    unread: Mapping[str, TensorLocation],
+) -> str:
+    """Let ``model`` round keys and values as its configuration says, or return a sentence where that is not done."""
+    if reader is None or not hasattr(reader, "rounds_cache") or not reader.rounds_cache(quantization):
+        return ""
+    names = {id(module): name for name, module in model.named_modules()}
+    scales = []
+    for layer in attention_layers(model):
+        wanted = [reader.cache_scale(quantization, names[id(layer)], which) for which in ("k", "v")]
+        values = [unread[name].tensor() for name in wanted if name in unread]
+        scales.append([float(value) for value in values if is_scale(value)])
+    if any(len(pair) != 2 for pair in scales):
+        return "Keys and values are not rounded here, though the configuration asks for it."
+    round_fixed(model, scales)
+    return ""
 
 
 def _location(layer: FormattedLinear) -> LayerLocation:

@@ -15,7 +15,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation import kv_cache
 from hemorrhage.models.emulation.activations import exact
-from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding
+from hemorrhage.models.emulation.kv_cache import ChannelRounding, FixedRounding, TokenRounding
 from tests import tiny_mamba
 
 
@@ -49,7 +49,7 @@ def test_per_token_it_is_what_compressed_tensors_computes() -> None:
     scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
     theirs = fake_quantize(x.flatten(0, 1), scale.flatten(0, 1).half().float(), zero.flatten(0, 1), args)
     # Half a step of a grid may fall to either side.
-    assert ((rounding.round(x).flatten(0, 1) - theirs).abs() < 1e-5).float().mean() > 0.97
+    assert ((rounding.keys(x).flatten(0, 1) - theirs).abs() < 1e-5).float().mean() > 0.97
 
 
 def test_channels_share_a_grid_over_complete_groups_of_tokens() -> None:
@@ -62,7 +62,7 @@ def test_channels_share_a_grid_over_complete_groups_of_tokens() -> None:
                 group = keys[0, head, start : start + 4, channel].tolist()
                 assert found[0, head, start : start + 4, channel].tolist() == pytest.approx(by_hand(group, 2), abs=1e-5)
     values = random(1, 2, 10, 8)
-    assert torch.equal(rounding.values(values), TokenRounding(2, 4).round(values))
+    assert torch.equal(rounding.values(values), TokenRounding(2, 4).values(values))
 
 
 def test_attention_is_what_each_query_sees_one_after_the_other() -> None:
@@ -115,3 +115,33 @@ def test_the_configuration_installs_what_it_describes(tiny: Path) -> None:
 def test_a_model_without_keys_has_no_attention_layers() -> None:
     with pytest.raises(ValueError, match="no block of MambaForCausalLM hands keys and values to a cache"):
         kv_cache.attention_layers(tiny_mamba.new_model())
+
+
+def test_in_fp8_it_is_what_compressed_tensors_computes_with_fixed_scales() -> None:
+    rounding, x = FixedRounding(0.002, 0.5), random(2, 3, 16)
+    args = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
+    for found, scale in ((rounding.keys(x), 0.002), (rounding.values(x), 0.5)):
+        assert torch.equal(found, fake_quantize(x, torch.tensor([scale]), torch.zeros(1), args))
+    assert rounding.keys(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_scales_of_all_layers_are_in_the_configuration_and_come_back(tiny: Path) -> None:
+    model: Any = load(tiny)
+    tokens = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        before = model(tokens).logits
+        scales = [[0.001 * (index + 1), 0.002] for index in range(len(model.model.layers))]
+        kv_cache.round_fixed(model, scales)
+        rounded = model(tokens).logits
+        with exact():
+            assert torch.equal(model(tokens).logits, before)
+        assert not torch.allclose(rounded, before, atol=1e-3)
+        assert kv_cache.has_rounding(model)
+        again: Any = load(tiny)
+        again.config.hemorrhage = model.config.hemorrhage
+        kv_cache.install(again, None)
+        assert torch.equal(again(tokens).logits, rounded)
+    with pytest.raises(ValueError, match="keys and values are quantized already"):
+        kv_cache.round_fixed(model, scales)
+    with pytest.raises(ValueError, match="shorter"):
+        kv_cache.round_fixed(load(tiny), scales[:1])

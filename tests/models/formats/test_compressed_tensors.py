@@ -14,7 +14,14 @@ from compressed_tensors.utils.match import match_targets
 from torch import Tensor
 
 from hemorrhage.models.formats.compressed import CompressedLinear
-from hemorrhage.models.formats.compressed_tensors import Configuration, describe, read_published, scheme_of_layer
+from hemorrhage.models.formats.compressed_tensors import (
+    Configuration,
+    cache_scale,
+    describe,
+    read_published,
+    rounds_cache,
+    scheme_of_layer,
+)
 from hemorrhage.models.formats.config import QuantizationScheme
 from hemorrhage.models.formats.modelopt import ModelOptLinear
 from hemorrhage.models.formats.settings import parse
@@ -173,7 +180,7 @@ def test_the_label_says_what_was_done() -> None:
     words["config_groups"]["W8A8"] = ["Linear"]
     assert describe(words) == (
         "compressed-tensors pack-quantized: 4-bit integers in groups of 16, asymmetric, act-order + "
-        "8-bit integers per channel, inputs 8-bit integers per token; keys and values in 8-bit float, not emulated"
+        "8-bit integers per channel, inputs 8-bit integers per token; keys and values in 8-bit float"
     )
     assert describe({"kv_cache_scheme": None, "format": "dense"}) == "compressed-tensors dense"
 
@@ -189,6 +196,21 @@ def test_damaged_tensors_end_in_one_line_or_in_numbers(name: str) -> None:
         assert dense.shape == (layer.out_features, layer.in_features)
         assert not dense.isnan().any()
     assert len(lines) > 25
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        ({"num_bits": 8, "type": "float", "strategy": "tensor"}, "attention.k_scale"),
+        ({"num_bits": 8, "type": "float", "strategy": "attn_head"}, None),
+        ({"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": True}, None),
+        ({"num_bits": 8, "type": "int", "strategy": "tensor"}, None),
+        (None, None),
+    ],
+)
+def test_a_cache_of_one_fixed_scale_of_fp8_has_it_under_its_name(scheme: Any, expected: str | None) -> None:
+    assert cache_scale({"kv_cache_scheme": scheme}, "attention", "k") == expected
+    assert rounds_cache({"kv_cache_scheme": scheme}) == (scheme is not None)
 
 
 def changed(content: Any, path: tuple[str | int, ...], value: object) -> Any:

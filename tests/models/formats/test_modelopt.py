@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hemorrhage.models.formats import reader
-from hemorrhage.models.formats.modelopt import ModelOptLinear, describe, read_published
+from hemorrhage.models.formats.modelopt import ModelOptLinear, cache_scale, describe, read_published, rounds_cache
 from tests.models.formats.damage import read_damaged
 
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
@@ -81,12 +81,19 @@ def test_a_checkpoint_of_ours_reads_back(stored: dict[str, Tensor], monkeypatch:
 
 def test_the_label_says_what_was_done() -> None:
     assert describe(FP8) == "ModelOpt FP8"
-    assert describe(NVFP4) == "ModelOpt NVFP4; keys and values in FP8, not emulated"
+    assert describe(NVFP4) == "ModelOpt NVFP4; keys and values in FP8"
     assert describe({}) == "ModelOpt of unnamed algorithm"
     words = describe({**FP8, "kv_cache_scheme": {"num_bits": 8, "type": "float"}})
-    assert words == "ModelOpt FP8; keys and values in 8-bit float, not emulated"
+    assert words == "ModelOpt FP8; keys and values in 8-bit float"
     with pytest.raises(ValueError, match="ModelOpt's W4A8_AWQ is not read; FP8, "):
         describe({"quant_algo": "W4A8_AWQ"})
+
+
+def test_a_cache_of_fp8_has_its_scales_with_the_projections() -> None:
+    assert cache_scale(NVFP4, "a", "v") == "a.v_proj.v_scale"
+    assert cache_scale({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "a", "k") == "a.k_proj.k_scale"
+    assert cache_scale({"kv_cache_quant_algo": "NVFP4"}, "a", "k") is None
+    assert [rounds_cache(each) for each in (FP8, NVFP4, {"kv_cache_quant_algo": "NVFP4"})] == [False, True, True]
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

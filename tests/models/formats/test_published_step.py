@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation.activations import exact
-from hemorrhage.models.emulation.kv_cache import has_rounding
+from hemorrhage.models.emulation.kv_cache import FixedRounding, has_rounding
 from hemorrhage.runtime.artifact import failure, read_manifest
 from hemorrhage.tools.export import export
 from tests import compressed, families
@@ -111,6 +112,40 @@ def test_what_compressed_tensors_writes_is_what_it_computes(
             own = dict(ours.named_parameters())
             assert all(torch.equal(own[name], value) for name, value in weights.items())
             assert len(weights) == 14
+
+
+FP8_CACHE = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False, symmetric=True)
+
+
+def test_keys_and_values_in_fp8_are_what_compressed_tensors_computes(base: Path, tmp_path: Path) -> None:
+    schemes = [compressed.scheme_of("float channel", **inputs_of("FP8_DYNAMIC"))]
+    folder = compressed.save(base, tmp_path / "theirs", schemes, TOKENS, FP8_CACHE)
+    manifest = read(base, folder, tmp_path / "v")
+    assert manifest["storage"].endswith("; keys and values in 8-bit float")
+    assert manifest["notes"] == []
+    theirs: Any = compressed.decompress(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
+    ours = load(tmp_path / "v", base=base)
+    assert mean_nll(ours) == pytest.approx(mean_nll(nn.Module.float(theirs)), abs=1e-5)
+    scales = ours.config.hemorrhage["kv_cache"]["e4m3_scales"]
+    assert scales == [[pytest.approx(0.002, rel=0.01), pytest.approx(0.0005, rel=0.01)],
+                      [pytest.approx(0.004, rel=0.01), pytest.approx(0.001, rel=0.01)]]  # fmt: skip
+    # The rounding is no small matter here.
+    for module in ours.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, FixedRounding):
+                del module._forward_pre_hooks[key]
+    assert abs(mean_nll(ours) - mean_nll(theirs)) > 1e-3
+
+
+def test_a_cache_whose_scales_are_not_there_is_noted(base: Path, tmp_path: Path) -> None:
+    schemes = [compressed.scheme_of("float channel")]
+    folder = compressed.save(base, tmp_path / "theirs", schemes, TOKENS, FP8_CACHE)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.self_attn.v_scale"]
+    save_file(tensors, folder / "model.safetensors", folders.META)
+    manifest = read(base, folder, tmp_path / "v")
+    assert manifest["notes"] == ["Keys and values are not rounded here, though the configuration asks for it."]
+    assert not has_rounding(load(tmp_path / "v", base=base))
 
 
 MIXED = {
@@ -244,7 +279,15 @@ def test_modelopt_is_codes_times_its_scales(base: Path, tmp_path: Path, algorith
         packed = codes[:, ::2] | codes[:, 1::2] << 4
         return {"weight": packed, "weight_scale": scales, "weight_scale_2": scale, "input_scale": torch.tensor(0.004)}
 
+    cache = {
+        f"model.layers.{index}.self_attn.{which}_proj.{which}_scale": torch.tensor(0.001 * (index + 1))
+        for index in range(2)
+        for which in "kv"
+    }
+
     folder = rewritten(base, tmp_path / "theirs", change, quant_method="modelopt", quant_algo=algorithm)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, **cache}, folder / "model.safetensors", folders.META)
     # Older exports have a file of their own.
     settings = json.loads((folder / "config.json").read_text())
     del settings["quantization_config"]
@@ -252,10 +295,13 @@ def test_modelopt_is_codes_times_its_scales(base: Path, tmp_path: Path, algorith
     entry = {"quant_algo": algorithm, "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
     (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": entry}))
     manifest = read(base, folder, tmp_path / "v")
-    assert manifest["storage"] == f"ModelOpt {algorithm}; keys and values in FP8, not emulated"
+    assert manifest["storage"] == f"ModelOpt {algorithm}; keys and values in FP8"
     ours = load(tmp_path / "v", base=base)
     assert has_rounding(ours)
     own = dict(ours.named_parameters())
+    assert ours.config.hemorrhage["kv_cache"]["e4m3_scales"] == [
+        [value, value] for value in torch.tensor([0.001, 0.002]).tolist()
+    ]
     assert expected
     assert all(torch.equal(own[f"{layer}.weight"], value) for layer, value in expected.items())
     stored = load(tmp_path / "v", base=base, as_stored=True)

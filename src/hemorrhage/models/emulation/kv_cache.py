@@ -9,6 +9,10 @@ z), -2^(b-1), 2^(b-1) - 1)``, read back as ``(q - z) s``; zero is always on the 
 writes and reads this as a ``kv_cache_scheme`` of strategy ``group``, so transformers computes the same
 without this bench.
 
+FP8 (``FixedRounding``), as checkpoints that others published ask for: keys and values become numbers of E4M3 times a
+scale of each that was fixed when the checkpoint was written. The bench keeps the scales of all layers under
+``hemorrhage`` in config.json.
+
 Keys per channel (``ChannelRounding``): KIVI (Liu et al., arXiv 2402.02750). A channel's keys share a grid in
 groups of consecutive tokens, values are rounded per token, and the newest of both are still exact: keys until
 ``residual`` of them are complete, values for ``residual`` tokens. What a query sees of an older token thus
@@ -21,6 +25,7 @@ other library reads this back, so it is stored under ``hemorrhage`` in config.js
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,11 +35,15 @@ from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.emulation.activations import RoundingHook, is_exact
+from hemorrhage.models.formats import small_floats
 from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs
 from hemorrhage.models.refused import RefusedError
 
 SCALE_BITS = 16
 """Bits of a group's scale; a zero point has as many as a code."""
+
+SCALES = "e4m3_scales"
+"""Key of ``kv_cache`` in the bench's entry of config.json: the scales of keys and values of each attention layer."""
 
 ATTENTION = "hemorrhage_channel_keys"
 """Name of KIVI's attention in transformers' register."""
@@ -51,13 +60,49 @@ class TokenRounding:
         self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
-        if is_exact():
-            return arguments, keywords
-        return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), self)}
+        return _with_rounded_cache(arguments, keywords, self)
 
-    def round(self, x: Tensor) -> Tensor:
-        """Round ``x`` [..., channels] in groups of channels."""
-        return round_groups(x.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+    def keys(self, keys: Tensor) -> Tensor:
+        """Round ``keys`` [..., channels] in groups of channels."""
+        return round_groups(keys.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+
+    def values(self, values: Tensor) -> Tensor:
+        """Round ``values`` [..., channels] in groups of channels."""
+        return self.keys(values)
+
+
+@dataclass(frozen=True)
+class FixedRounding:
+    """A hook before an attention layer that rounds the keys and values it makes to E4M3 with a scale of each."""
+
+    key_scale: float
+    value_scale: float
+
+    def __call__(
+        self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
+        return _with_rounded_cache(arguments, keywords, self)
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """Round ``keys`` of any shape."""
+        return _round_e4m3(keys, self.key_scale)
+
+    def values(self, values: Tensor) -> Tensor:
+        """Round ``values`` of any shape."""
+        return _round_e4m3(values, self.value_scale)
+
+
+def _round_e4m3(x: Tensor, scale: float) -> Tensor:
+    return small_floats.round_e4m3(x.float() / scale).mul_(scale).to(x.dtype)
+
+
+def _with_rounded_cache(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], rounding: TokenRounding | FixedRounding
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if is_exact():
+        return arguments, keywords
+    return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), rounding)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +122,7 @@ class ChannelRounding:
 
     def values(self, values: Tensor) -> Tensor:
         """Round all of ``values`` [..., tokens, channels]."""
-        return TokenRounding(self.bits, self.group_size).round(values)
+        return TokenRounding(self.bits, self.group_size).values(values)
 
     def old(self, position: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
@@ -103,12 +148,12 @@ def round_groups(groups: Tensor, bits: int) -> Tensor:
 class _Rounded:
     """A cache in front of another one that rounds what it is given, for one call of an attention layer."""
 
-    def __init__(self, cache: Cache | None, rounding: TokenRounding) -> None:
+    def __init__(self, cache: Cache | None, rounding: TokenRounding | FixedRounding) -> None:
         self._cache = cache
         self._rounding = rounding
 
     def update(self, keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._rounding.round(keys), self._rounding.round(values)
+        keys, values = self._rounding.keys(keys), self._rounding.values(values)
         return (keys, values) if self._cache is None else self._cache.update(keys, values, *arguments, **keywords)
 
     def get_seq_length(self, *arguments: Any) -> int:
@@ -123,22 +168,27 @@ def install(model: PreTrainedModel, scheme: QuantizationArgs | None) -> None:
 
     Raises ValueError for schemes that this bench never writes, and where a block's attention takes no cache.
     """
-    kivi = BenchStorage.of_model(model.config).kv_cache
+    own = BenchStorage.of_model(model.config).kv_cache
     if scheme is not None:
         rounding = TokenRounding(scheme["num_bits"], scheme.get("group_size") or 0)
         given = {key: value for key, value in scheme.items() if value is not None}
         if any(given.get(key) != value for key, value in quantization_args(rounding).items()):
             raise ValueError(f"keys and values quantized as {scheme} can't be emulated")
         round_per_token(model, rounding)
-    if kivi is not None:
-        round_per_channel(model, ChannelRounding(**kivi))
+    if own is not None and SCALES in own:
+        round_fixed(model, own[SCALES])
+    elif own is not None:
+        round_per_channel(model, ChannelRounding(**own))
 
 
 def has_rounding(model: PreTrainedModel) -> bool:
     """Return whether ``model`` rounds inputs of layers, keys or values when it computes."""
     return any(
         hasattr(module, "kv_cache_rounding")
-        or any(isinstance(hook, RoundingHook | TokenRounding) for hook in module._forward_pre_hooks.values())
+        or any(
+            isinstance(hook, RoundingHook | TokenRounding | FixedRounding)
+            for hook in module._forward_pre_hooks.values()
+        )
         for module in model.modules()
     )
 
@@ -155,6 +205,20 @@ def round_per_token(model: PreTrainedModel, rounding: TokenRounding) -> None:
         "config_groups": {},
         "ignore": [],
         "kv_cache_scheme": quantization_args(rounding),
+    }
+
+
+def round_fixed(model: PreTrainedModel, scales: Sequence[Sequence[float]]) -> None:
+    """Let every attention layer of ``model`` round to E4M3, and say so in its configuration.
+
+    ``scales``: those of keys and of values of each layer, in order. Raises ValueError where there are not as many.
+    """
+    _refuse_second(model)
+    for layer, (key_scale, value_scale) in zip(attention_layers(model), scales, strict=True):
+        layer.register_forward_pre_hook(FixedRounding(key_scale, value_scale), with_kwargs=True)
+    model.config.hemorrhage = {
+        **(getattr(model.config, "hemorrhage", None) or {}),
+        "kv_cache": {SCALES: [list(pair) for pair in scales]},
     }
 
 
@@ -249,5 +313,10 @@ def _takes_keys(module: nn.Module) -> bool:
 
 def _refuse_second(model: PreTrainedModel) -> None:
     scheme = (getattr(model.config, "quantization_config", None) or {}).get("kv_cache_scheme")
-    if scheme or any(hasattr(layer, "kv_cache_rounding") for layer in attention_layers(model)):
+    if scheme or any(_rounds(layer) for layer in attention_layers(model)):
         raise ValueError("keys and values are quantized already")
+
+
+def _rounds(layer: nn.Module) -> bool:
+    hooks = layer._forward_pre_hooks.values()
+    return hasattr(layer, "kv_cache_rounding") or any(isinstance(hook, FixedRounding) for hook in hooks)

@@ -30,7 +30,7 @@ MARKS = ("weight_packed", "weight_scale", "bitmask", "compressed", "weight_scale
 """Suffixes of a quantized layer's tensors."""
 
 UNREAD = (r"self_attn\.[kqv]_(scale|zero_point)$", r"\.output_(scale|zero_point)$")
-"""Names of tensors of keys and values, whose cache is not emulated."""
+"""Names of tensors of keys and values, of which those that ``cache_scale`` names are emulated."""
 
 FORMATS = (
     "dense",
@@ -158,8 +158,25 @@ def describe(quantization: Mapping[str, Any]) -> str:
         words += f": {' + '.join(dict.fromkeys(groups))}"
     cache = configuration.kv_cache_scheme
     if cache:
-        words += f"; keys and values in {cache.num_bits}-bit {cache.type}, not emulated"
+        words += f"; keys and values in {cache.num_bits}-bit {cache.type}"
     return words
+
+
+def rounds_cache(quantization: Mapping[str, Any]) -> bool:
+    """Return whether keys and values are rounded at run time."""
+    return parse(Configuration, quantization).kv_cache_scheme is not None
+
+
+def cache_scale(quantization: Mapping[str, Any], layer: str, which: str) -> str | None:
+    """Return the name of the scale of keys (``which`` k) or values (v) of an attention ``layer``.
+
+    None where it is not one fixed scale of FP8.
+    """
+    scheme = parse(Configuration, quantization).kv_cache_scheme
+    is_fixed = scheme is not None and scheme.symmetric and scheme.dynamic is False and scheme.strategy == "tensor"
+    if scheme is None or not is_fixed or (scheme.num_bits, scheme.type) != (8, "float"):
+        return None
+    return f"{layer}.{which}_scale"
 
 
 def refuse(configuration: Configuration) -> None:

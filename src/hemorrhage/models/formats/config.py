@@ -70,7 +70,7 @@ class BenchStorage:
     model_format: str | None = None
     layer_formats: tuple[str, ...] = ()
     pruned_width: tuple[str, ...] = ()
-    kv_cache: Mapping[str, int] | None = None
+    kv_cache: Mapping[str, Any] | None = None
     is_by_layer: bool = False
 
     @classmethod

@@ -37,7 +37,7 @@ READ = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4",
 """Algorithms of ModelOpt that are read."""
 
 UNREAD = (r"\.[kv]_proj\.[kv]_(scale|bias)$", r"self_attn\.[kqv]_scale$", r"\.output_scale$")
-"""Names of tensors of keys and values, whose cache is not emulated."""
+"""Names of tensors of keys and values, of which those that ``cache_scale`` names are emulated."""
 
 
 class CacheScheme(Entry):
@@ -98,7 +98,21 @@ def describe(quantization: Mapping[str, Any]) -> str:
     scheme = settings.kv_cache_scheme
     in_words = f"{scheme.num_bits}-bit {scheme.type}" if isinstance(scheme, CacheScheme) else scheme
     cache = settings.kv_cache_quant_algo or in_words
-    return f"{words}; keys and values in {cache}, not emulated" if cache else words
+    return f"{words}; keys and values in {cache}" if cache else words
+
+
+def rounds_cache(quantization: Mapping[str, Any]) -> bool:
+    """Return whether keys and values are rounded at run time."""
+    settings = parse(Settings, quantization)
+    return bool(settings.kv_cache_quant_algo or settings.kv_cache_scheme)
+
+
+def cache_scale(quantization: Mapping[str, Any], layer: str, which: str) -> str | None:
+    """Return the name of the scale of keys (``which`` k) or values (v) of an attention ``layer``; None for no FP8."""
+    settings = parse(Settings, quantization)
+    scheme = settings.kv_cache_scheme
+    is_float = isinstance(scheme, CacheScheme) and (scheme.num_bits, scheme.type) == (8, "float")
+    return f"{layer}.{which}_proj.{which}_scale" if is_float or settings.kv_cache_quant_algo == "FP8" else None
 
 
 def refuse(quantization: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ def test_rounding_is_its_definition(bits: int) -> None:
     x = states(2, 3, 4, 8)
     x[0, 0, 0, :4] = x[0, 0, 0, :4].abs() + 1
     x[0, 0, 1] = 0
-    ours = TokenRounding(bits, 4).round(x)
+    ours = TokenRounding(bits, 4).keys(x)
     for index in torch.cartesian_prod(*map(torch.arange, (2, 3, 4))).tolist():
         row = x[tuple(index)].tolist()
         torch.testing.assert_close(ours[tuple(index)], torch.tensor(literal(row[:4], bits) + literal(row[4:], bits)))
@@ -86,7 +86,7 @@ def test_rounding_is_bit_for_bit_that_of_compressed_tensors(bits: int) -> None:
     rounding = TokenRounding(bits, 4)
     args = QuantizationArgs(**quantization_args(rounding))
     scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Identity())
-    assert torch.equal(rounding.round(x), fake_quantize(x, scale, zero, args))
+    assert torch.equal(rounding.keys(x), fake_quantize(x, scale, zero, args))
 
 
 def test_rounding_leaves_its_input_alone_and_outliers_finite() -> None:
