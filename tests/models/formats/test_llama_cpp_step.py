@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader, dequantize
 
 from tests.models.formats.test_gguf_families_step import MODELS, base_of
 from tests.models.formats.test_gguf_file import wide
@@ -15,10 +16,14 @@ pytest.importorskip("cyllama", reason="the extra gguf (cyllama) is not installed
 
 from benchmarks.llama_cpp import dense, log_probabilities, ours, quantized, reference, theirs
 
+from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.architecture import text_entries
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, float_entry, write
+from hemorrhage.models.formats.gguf_names import file_names
+from hemorrhage.models.formats.gguf_reader import open_gguf
 from hemorrhage.models.formats.storage import distinct
+from hemorrhage.runtime.artifact import failure, read_manifest
 
 __all__ = ["wide"]
 
@@ -60,3 +65,37 @@ def test_families_are_llama_cpps(
         p = model(windows[:1], use_cache=False).logits[0, :-1].double().log_softmax(-1).numpy()
     q = next(log_probabilities(tmp_path / FILE, windows[:1]))
     assert (np.exp(p) * (p - q)).sum(1).max() < 1e-6
+
+
+LABELS = {"Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10, "IQ4_XS": 30}
+"""Types of files -> llama.cpp's numbers."""
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_files_that_llama_cpp_quantizes_are_read_as_it_reads_them(
+    label: str, wide: Path, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    """The KL from the base is llama.cpp's on the same dequantized weights, and its own kernels' is near."""
+    from cyllama.llama import llama_cpp
+
+    base, file = dense(wide, wide, tmp_path / "base"), tmp_path / f"{label}.gguf"
+    wanted = llama_cpp.LlamaModelQuantizeParams()
+    wanted.ftype, wanted.nthread = LABELS[label], 1
+    llama_cpp.model_quantize(str(base), str(file), wanted)
+    opened = open_gguf([file])
+    assert opened.label == label
+    theirs_by_name = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    for gguf_name, names in file_names(text_entries(wide), opened.entries).items():
+        tensor = theirs_by_name[gguf_name]
+        expected = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))
+        if not gguf_name.endswith(("attn_q.weight", "attn_k.weight")):
+            assert torch.equal(opened.entries[names[0]].values(), expected.reshape(opened.entries[names[0]].shape))
+    spec = {"sweep": "published", "method": "external", "settings": {"files": str(file)}, "seed": 0}
+    compress(tmp_path / "variant", "v", wide, None, None, [], spec)
+    manifest = read_manifest(tmp_path / "variant")
+    assert failure(tmp_path / "variant") is None
+    assert manifest["lineage"]["verdict"] == "same"
+    mine = ours(tmp_path / "variant", wide, reference(wide, windows, tmp_path / "reference"), windows)
+    same_weights = theirs(dense(tmp_path / "variant", wide, tmp_path / "dense"), base, windows)
+    assert mine.kl.mean() == pytest.approx(same_weights.kl.mean(), rel=1e-4, abs=1e-8)
+    assert theirs(file, base, windows).kl.mean() == pytest.approx(mine.kl.mean(), rel=2 if label == "Q8_0" else 0.3)

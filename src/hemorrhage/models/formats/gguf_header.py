@@ -46,6 +46,8 @@ SCALARS: Final = {
 
 STRING, ARRAY = 8, 9
 
+_LENGTH = struct.Struct("<Q")
+
 Value = bool | int | float | str | list["Value"]
 """An entry of the metadata."""
 
@@ -180,6 +182,8 @@ class _Parser:
             return list(values)
         # A string takes 8 bytes at least, an array 12.
         self._bound("parts of an array", count, self._left // (8 if of == STRING else 12))
+        if of == STRING:
+            return self._texts(count)
         return [self._value(of, depth + 1) for _ in range(count)]
 
     @property
@@ -201,6 +205,22 @@ class _Parser:
         length = self._number("<Q")
         self._bound("bytes of a string", length, min(longest, self._left))
         return self._bytes(length).decode("utf-8", errors="replace")
+
+    def _texts(self, count: int) -> list[Value]:
+        """Read the strings of an array: ``_text`` for vocabularies, which are most of a header."""
+        content, at, end = self._content, self._at, self._at + self._left
+        texts: list[Value] = []
+        for _ in range(count):
+            if end - at < 8:
+                raise self._error("it ends within its header; it is truncated")
+            (length,) = _LENGTH.unpack_from(content, at)
+            at += 8
+            if length > end - at:
+                self._bound("bytes of a string", length, end - at)
+            texts.append(content[at : at + length].decode("utf-8", errors="replace"))
+            at += length
+        self._at = at
+        return texts
 
     def _name(self, what: str) -> str:
         name = self._text(LONGEST_NAME)
