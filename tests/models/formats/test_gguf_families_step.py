@@ -141,6 +141,11 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**DEEPSEEK, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
     "deepseek_v3": {**DEEPSEEK, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    "lfm2": {
+        **COMMON,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "block_multiple_of": 32,
+    },
     "gpt2": {**GPT2, "n_inner": 224},
     "gpt_bigcode": {**GPT2},
     "gpt_neox": {**COMMON, "rope_parameters": HALF},

@@ -56,7 +56,7 @@ FILE_TYPES = {
 
 FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
-IN_FLOAT32 = ("_norm", "ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "exp_probs_b")
+IN_FLOAT32 = ("_norm", "ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "exp_probs_b", "shortconv.conv")
 """What llama.cpp has in float32 also where it has two dimensions."""
 
 QWEN2 = (
@@ -362,6 +362,7 @@ def _describe(writer: GGUFWriter, config: Mapping[str, Any], file_type: int) -> 
     from gguf import GGML_QUANT_VERSION, GGUFValueType
 
     types = {
+        list: GGUFValueType.ARRAY,
         bool: GGUFValueType.BOOL,
         int: GGUFValueType.UINT32,
         float: GGUFValueType.FLOAT32,
@@ -373,7 +374,8 @@ def _describe(writer: GGUFWriter, config: Mapping[str, Any], file_type: int) -> 
     writer.add_quantization_version(GGML_QUANT_VERSION)
     architecture = FAMILIES[config["model_type"]].architecture
     for key, value in gguf_metadata.describe(config).items():
-        writer.add_key_value(f"{architecture}.{key}", value, types[type(value)])
+        of = GGUFValueType.UINT32 if isinstance(value, list) else None
+        writer.add_key_value(f"{architecture}.{key}", value, types[type(value)], sub_type=of)
 
 
 def _rope_factors(config: Mapping[str, Any]) -> dict[str, Entry]:
@@ -533,8 +535,8 @@ def _part(stack: Entry, number: int) -> Entry:
 
 
 def _in_float32(entry: Entry) -> Entry:
-    """Return float weights as float32 ones; a row of a single one becomes a vector, as llama.cpp has a bias."""
-    shape = entry.shape[1:] if len(entry.shape) == 2 and entry.shape[0] == 1 else entry.shape
+    """Return float weights as float32 ones, without dimensions of 1, which llama.cpp does not have."""
+    shape = (*(length for length in entry.shape[:-1] if length > 1), entry.shape[-1])
     return Entry("f32", shape, lambda: entry.values().reshape(shape).contiguous().view(torch.uint8))
 
 

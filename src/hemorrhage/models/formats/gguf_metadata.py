@@ -20,7 +20,7 @@ from hemorrhage.models.formats.gguf_names import (
     rotary_width,
 )
 
-Value = bool | int | float | str
+Value = bool | int | float | str | list[int]
 """An entry that is written."""
 
 Read = Mapping[str, object]
@@ -56,6 +56,9 @@ def describe(config: Mapping[str, Any]) -> dict[str, Value]:
         value = _value(key, config)
         if value is not None:
             entries[key.name] = value
+    if "conv" in (config.get("layer_types") or ()):
+        heads = key_value_heads(config)
+        entries["attention.head_count_kv"] = [0 if kind == "conv" else heads for kind in config["layer_types"]]
     return entries | _ropes(family, config) | _attention(family, config)
 
 
@@ -235,7 +238,7 @@ def _common(reading: _Reading, family: Family, model_type: str) -> dict[str, Any
         family.norm.setting: reading.number(family.norm.name),
         "tie_word_embeddings": "output.weight" not in reading.shapes,
     }
-    if family.key_values is not None:
+    if family.key_values is not None and family.architecture != "lfm2":
         config[family.key_values] = reading.whole("attention.head_count_kv", heads)
     if family.inner is not None and reading.has("feed_forward_length"):
         config[family.inner] = reading.whole("feed_forward_length")
@@ -406,6 +409,18 @@ def _exaone(reading: _Reading, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _lfm2(reading: _Reading, config: Mapping[str, Any]) -> dict[str, Any]:
+    heads = reading.metadata.get("lfm2.attention.head_count_kv")
+    layers = config["num_hidden_layers"]
+    if not isinstance(heads, list) or len(heads) != layers or len({*heads} - {0}) != 1:
+        raise ValueError(f"its lfm2.attention.head_count_kv is {str(heads)[:40]}")
+    return {
+        "layer_types": ["full_attention" if number else "conv" for number in heads],
+        "num_key_value_heads": max(heads),
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
 _READERS: Mapping[str, Callable[[_Reading, Mapping[str, Any]], dict[str, Any]]] = {
     "falcon": _falcon,
     "mpt": _mpt,
@@ -415,5 +430,6 @@ _READERS: Mapping[str, Callable[[_Reading, Mapping[str, Any]], dict[str, Any]]] 
     "gemma3_text": _gemma,
     "ernie4_5_moe": _ernie,
     "exaone4": _exaone,
+    "lfm2": _lfm2,
 }
 """Model type -> what only its files say."""

@@ -356,6 +356,14 @@ FAMILIES = {
         gating=SIGMOID,
         mscale=True,
     ),
+    "lfm2": Family(
+        "lfm2",
+        Key(RMS_NORM.name, "norm_eps", float),
+        keys=(Key("shortconv.l_cache", "conv_L_cache"),),
+        fixed={"conv_bias": False},
+        ropes=("default",),
+        wide_heads=False,
+    ),
     "gpt2": GPT,
     "gpt_bigcode": replace(
         GPT,
@@ -554,6 +562,11 @@ def key_value_heads(config: Mapping[str, Any]) -> int:
 def inner_width(config: Mapping[str, Any]) -> int:
     """Return the inner width of the MLP."""
     setting = FAMILIES[config["model_type"]].inner
+    if config.get("block_auto_adjust_ff_dim"):
+        # LFM2's is two thirds of what it says, times a factor, and a multiple.
+        multiple = int(config["block_multiple_of"])
+        width = int((config.get("block_ffn_dim_multiplier") or 1) * int(2 * config["intermediate_size"] / 3))
+        return multiple * -(-width // multiple)
     return int((setting and config.get(setting)) or 4 * config["hidden_size"])
 
 
