@@ -56,7 +56,15 @@ FILE_TYPES = {
 
 FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
-IN_FLOAT32 = ("_norm", "ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "exp_probs_b", "shortconv.conv")
+IN_FLOAT32 = (
+    "_norm",
+    "ffn_gate_inp",
+    "ffn_gate_inp_shexp",
+    "position_embd",
+    "exp_probs_b",
+    "shortconv.conv",
+    "ssm_conv1d",
+)
 """What llama.cpp has in float32 also where it has two dimensions."""
 
 QWEN2 = (
@@ -68,6 +76,9 @@ PATTERNS = {QWEN2: "qwen2", QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|"): "llama-bpe
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor of Llama 3's rotary embedding, which transformers computes from config.json."""
+
+READ_BY_OTHERS = (".dt_proj",)
+"""Linear layers that are never called: a mixer reads their weights."""
 
 IGNORED = (ROPE_FACTORS,)
 """Tensors that transformers computes by itself."""
@@ -313,7 +324,7 @@ def assemble(
     state: dict[str, Tensor] = {}
     quantized: dict[str, Entry] = {}
     for name, entry in entries.items():
-        if as_stored and (entry.ggml_type not in FLOATS.values() or (every_layer and name in kept)):
+        if as_stored and (name in kept if every_layer else entry.ggml_type not in FLOATS.values()):
             # transformers wants to see a tensor, which costs no memory.
             quantized[name], state[name] = entry, torch.zeros((), dtype=wanted).expand(entry.shape)
         else:
@@ -345,7 +356,7 @@ def _layers_and_embeddings(config: Any) -> set[str]:
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, inside) and module not in routing
+        if isinstance(module, inside) and module not in routing and not name.endswith(READ_BY_OTHERS)
     }
 
 
@@ -510,6 +521,9 @@ def _as_in_file(gguf_name: str, name: str, entry: Entry, config: Mapping[str, An
         return _changed(entry, lambda blocks: blocks[order])
     if gguf_name.rpartition(".")[0].endswith(IN_FLOAT32):
         entry = _in_float32(entry)
+    if name.endswith(".A_log"):
+        # What a state decays by is stored as it is used.
+        return float_entry(entry.shape, lambda: -entry.values().exp(), torch.float32)
     offset = _offset(name, config)
     return _changed(entry, lambda blocks: _add(blocks, offset)) if offset else entry
 
@@ -519,6 +533,8 @@ def _from_file(name: str, entry: Entry, config: Mapping[str, Any], shape: tuple[
     if math.prod(shape) != math.prod(entry.shape) or shape[-1] != entry.shape[-1]:
         raise ValueError(f"the GGUF file has {name} of the shape {list(entry.shape)}; config.json says {list(shape)}")
     entry = Entry(entry.ggml_type, shape, functools.partial(_shaped, entry, shape))
+    if name.endswith(".A_log"):
+        return float_entry(shape, lambda: (-entry.values()).log(), torch.float32)
     order, offset = row_order(name, config), _offset(name, config)
     if order is not None:
         return _changed(entry, lambda blocks: blocks[order.argsort()])

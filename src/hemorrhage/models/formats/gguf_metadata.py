@@ -39,16 +39,11 @@ NORM_EPSILON = 1e-5
 def describe(config: Mapping[str, Any]) -> dict[str, Value]:
     """Return the entries of a model's file, without the architecture's name before them."""
     family = FAMILIES[config["model_type"]]
-    width = head_width(config)
     entries: dict[str, Value] = {
         "block_count": int(config["num_hidden_layers"]),
         "context_length": int((family.context and config.get(family.context)) or CONTEXT),
         "embedding_length": int(config["hidden_size"]),
-        "feed_forward_length": inner_width(config),
-        "attention.head_count": int(config["num_attention_heads"]),
-        "attention.head_count_kv": key_value_heads(config),
-        "attention.key_length": width,
-        "attention.value_length": int(config["v_head_dim"]) if is_latent(config) else width,
+        **_heads(config),
         family.norm.name: float(config.get(family.norm.setting) or NORM_EPSILON),
         "vocab_size": int(config["vocab_size"]),
     }
@@ -60,6 +55,21 @@ def describe(config: Mapping[str, Any]) -> dict[str, Value]:
         heads = key_value_heads(config)
         entries["attention.head_count_kv"] = [0 if kind == "conv" else heads for kind in config["layer_types"]]
     return entries | _ropes(family, config) | _attention(family, config)
+
+
+def _heads(config: Mapping[str, Any]) -> dict[str, Value]:
+    if "num_attention_heads" not in config:
+        # Needed also where a model has neither heads nor an MLP.
+        norms = {"ssm.dt_b_c_rms": config["model_type"] == "falcon_mamba"}
+        return {"feed_forward_length": 0, "attention.head_count": 0, **norms}
+    width = head_width(config)
+    return {
+        "feed_forward_length": inner_width(config),
+        "attention.head_count": int(config["num_attention_heads"]),
+        "attention.head_count_kv": key_value_heads(config),
+        "attention.key_length": width,
+        "attention.value_length": int(config["v_head_dim"]) if is_latent(config) else width,
+    }
 
 
 def _value(key: Key, config: Mapping[str, Any]) -> Value | None:
@@ -221,33 +231,38 @@ def _common(reading: _Reading, family: Family, model_type: str) -> dict[str, Any
     if embedding is None or len(embedding) != 2:
         raise ValueError("it has no token_embd.weight")
     vocabulary, hidden = embedding
-    heads = reading.whole("attention.head_count")
     layers = reading.whole("block_count") - int(reading.has("nextn_predict_layers") and _predicting(reading))
     if reading.whole("embedding_length") != hidden:
         raise ValueError(f"its embedding_length is {reading.whole('embedding_length')}; token_embd.weight has {hidden}")
     if not 1 <= layers <= len(reading.shapes):
         raise ValueError(f"its block_count is {layers} for {len(reading.shapes)} tensors")
-    if heads > hidden:
-        raise ValueError(f"its attention.head_count is {heads} for {hidden} numbers")
     config: dict[str, Any] = {
         "model_type": model_type,
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": heads,
         family.norm.setting: reading.number(family.norm.name),
         "tie_word_embeddings": "output.weight" not in reading.shapes,
     }
+    if family.context is not None:
+        config[family.context] = reading.whole("context_length")
+    _check_experts(reading)
+    return config | (_read_heads(reading, family, model_type, hidden) if family.architecture != "mamba" else {})
+
+
+def _read_heads(reading: _Reading, family: Family, model_type: str, hidden: int) -> dict[str, Any]:
+    """Return the widths of attention and of the MLP."""
+    heads = reading.whole("attention.head_count")
+    if heads > hidden:
+        raise ValueError(f"its attention.head_count is {heads} for {hidden} numbers")
+    config: dict[str, Any] = {"num_attention_heads": heads}
     if family.key_values is not None and family.architecture != "lfm2":
         config[family.key_values] = reading.whole("attention.head_count_kv", heads)
     if family.inner is not None and reading.has("feed_forward_length"):
         config[family.inner] = reading.whole("feed_forward_length")
-    if family.context is not None:
-        config[family.context] = reading.whole("context_length")
     width = reading.whole("attention.key_length", hidden // heads)
     if width != hidden // heads or _has_head_width(model_type):
         config["head_dim"] = width
-    _check_experts(reading)
     return config
 
 

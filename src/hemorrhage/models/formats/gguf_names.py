@@ -149,6 +149,21 @@ GPT = Family(
     inner="n_inner",
 )
 
+MAMBA = Family(
+    "mamba",
+    Key(RMS_NORM.name, "layer_norm_epsilon", float),
+    keys=(
+        Key("ssm.conv_kernel", "conv_kernel"),
+        Key("ssm.inner_size", "intermediate_size"),
+        Key("ssm.state_size", "state_size"),
+        Key("ssm.time_step_rank", "time_step_rank"),
+    ),
+    fixed={"expand": 2, "use_bias": False, "use_conv_bias": True},
+    biases=("use_bias",),
+    ropes=(),
+    context=None,
+)
+
 FAMILIES = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -364,6 +379,8 @@ FAMILIES = {
         ropes=("default",),
         wide_heads=False,
     ),
+    "mamba": MAMBA,
+    "falcon_mamba": replace(MAMBA, sign=("ssm.dt_b_c_rms", None)),
     "gpt2": GPT,
     "gpt_bigcode": replace(
         GPT,
@@ -423,6 +440,9 @@ FAMILIES = {
 }
 """transformers' model type -> its family."""
 
+UNSUFFIXED = (".ssm_a", ".ssm_d")
+"""Tensors without ``.weight`` behind their names."""
+
 _STACKED = re.compile(r"(?P<before>.*\.experts)\.(?P<number>\d+)\.(?P<after>.*)")
 _NORMS = re.compile(r"(?P<before>.*_layernorm)\.norms\.(?P<number>\d+)(?P<after>)")
 _SUFFIX = re.compile(r"\.(weight|bias)$")
@@ -469,6 +489,8 @@ def file_name(family: Family, layers: int, name: str) -> str:
     known_as: str | None = _name_map(family.architecture, layers).get_name(_SUFFIX.sub("", module))
     if known_as is None:
         raise ValueError(f"gguf has no name for {name} of {family.architecture} files")
+    if known_as.endswith(UNSUFFIXED):
+        return known_as
     return f"{known_as}.{(stated or suffix)[1] if stated or suffix else 'weight'}"  # type: ignore[index]
 
 
@@ -503,6 +525,8 @@ def row_order(name: str, config: Mapping[str, Any]) -> torch.Tensor | None:
     import torch
 
     family = FAMILIES[config["model_type"]]
+    if not (family.rotary_pairs or family.fused):
+        return None
     heads, width = int(config["num_attention_heads"]), head_width(config)
     module, groups = name.rpartition(".")[0], key_value_heads(config)
     if family.rotary_pairs and module.endswith(("q_proj", "k_proj")):
@@ -598,7 +622,8 @@ def _problems(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
     activation = config.get("hidden_activation") or config.get(family.activation_setting) or family.activation[0]
     if activation not in family.activation:
         yield f"GGUF files of {name} models are computed with {family.activation[0]}; this model has {activation}"
-    yield from _head_problems(family, config)
+    if "num_attention_heads" in config:
+        yield from _head_problems(family, config)
     if family.ropes:
         yield from _rope_problems(family, config)
     yield from _window_problems(family, config)
@@ -665,7 +690,7 @@ def _window_problems(family: Family, config: Mapping[str, Any]) -> Iterator[str]
         yield f"GGUF files of {name} models rotate all but each fourth block; this model's no_rope_layers differ"
     if period is None:
         windowed = window if types is None else "sliding_attention" in types
-        if windowed and window < config["max_position_embeddings"]:
+        if windowed and window and window < config["max_position_embeddings"]:
             yield f"llama.cpp computes {name} models without a sliding window; this model has one of {window}"
     elif types and types != layer_types(len(types), period):
         yield (
