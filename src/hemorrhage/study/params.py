@@ -544,7 +544,7 @@ def variants(params: Params) -> dict[str, Variant]:
             named = zip(lists, point, strict=True)
             name = "-".join([sweep, *(_in_name(method.settings, key, value) for key, value in named)])
             if name in expanded:
-                raise ConfigError(f"{where}: two variants are called {name}")
+                raise ConfigError(f"{where}: two variants are called {name}; put one of them into a sweep of its own")
             settings = {**grid, **dict(zip(lists, point, strict=True))}
             expanded[name] = _variant(name, sweep, method, settings, expanded)
     _check_repeated(expanded)
