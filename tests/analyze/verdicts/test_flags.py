@@ -107,6 +107,29 @@ def test_what_is_no_fault(
     assert rules(found, changed(table, variant, metric, **values)) == rules(*study)
 
 
+def test_a_published_file_of_another_base_is_named_and_its_mean_bits_promise_nothing(
+    study: tuple[Inputs, pd.DataFrame],
+) -> None:
+    made, table = study
+    low = changed(table, "gptq-4", "local_sqnr{layer=", estimate=4.0)
+
+    def published(verdict: str, notes: list[str]) -> Inputs:
+        lineage = {"verdict": verdict, "compared": 9, "differing": ["model.norm.weight"] * (verdict == "other")}
+        manifest: Any = {**made.variants["gptq-4"].manifest, "lineage": lineage, "notes": notes}
+        variant = dataclasses.replace(made.variants["gptq-4"], manifest=manifest)
+        return dataclasses.replace(made, variants={**made.variants, "gptq-4": variant})
+
+    assert rules(published("same", []), low) == rules(*study)
+    assert rules(published("scaled", []), low) == rules(*study)
+    other = published("other", ["The file is called Q4_K_M."])
+    added = rules(other, low) - rules(*study)
+    assert added == {("gptq-4", flags.ANOTHER_BASE), ("gptq-4", flags.PUBLISHED)}
+    [flag] = [flag for flag in flags.find(other, low, ["prose"]) if flag.rule == flags.ANOTHER_BASE]
+    assert flag.evidence.startswith(
+        "1 of 9 tensors that a compression leaves alone are not the base's, the first model.n"
+    )
+
+
 def test_a_variant_that_changed_no_weight(study: tuple[Inputs, pd.DataFrame]) -> None:
     found, table = study
     found = copy.deepcopy(found)
