@@ -109,13 +109,14 @@ def save(
     schemes: Sequence[QuantizationScheme],
     tokens: Tensor,
     cache: QuantizationArgs | None = None,
+    ignore: Sequence[str] = ("lm_head",),
 ) -> Path:
     """Write the model of ``folder`` as compressed-tensors stores it; fixed scales of inputs are those of ``tokens``."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     groups = {f"group_{index}": scheme for index, scheme in enumerate(schemes)}
     frozen = QuantizationStatus.FROZEN
     config = QuantizationConfig(
-        config_groups=groups, ignore=["lm_head"], quantization_status=frozen, kv_cache_scheme=cache
+        config_groups=groups, ignore=list(ignore), quantization_status=frozen, kv_cache_scheme=cache
     )
     apply_quantization_config(model, config)
     linears: list[Any] = [module for module in model.modules() if isinstance(module, nn.Linear)]

@@ -111,7 +111,7 @@ def read(path: Path) -> Published:
         kept |= {f"{name}.weight": _location(layer) for name, layer in layers.items()}
         state, formatted = _named(view(folder, kept))
     model = _assemble(config, state, formatted)
-    cache_note = _round_cache(model, quantization, reader, unread)
+    problems = [_round_cache(model, quantization, reader, unread), _dense_inputs(model, formatted)]
     bits = {name: _bits(tensor) for name, tensor in stored.items() if name not in compared.surplus}
     kept_layers = {id(layer) for layer in formatted_layers(model).values()}
     kept_groups = dict.fromkeys(group_of[name] for name, layer in layers.items() if id(layer) in kept_layers)
@@ -129,7 +129,7 @@ def read(path: Path) -> Published:
         # Programs round the cache as its scheme says, where this bench does not.
         engine=engine({QUANTIZATION: {**quantization, "kv_cache_scheme": None}} if quantization else {})[0],
         tokens=vocabulary(path),
-        notes=(*compared.notes, *filter(None, [cache_note])),
+        notes=(*compared.notes, *filter(None, problems)),
     )
 
 
@@ -263,6 +263,21 @@ def _round_cache(
         return "Keys and values are not rounded here, though the configuration asks for it."
     round_fixed(model, scales)
     return ""
+
+
+def _dense_inputs(model: PreTrainedModel, layers: Mapping[str, FormattedLinear]) -> str:
+    """Return a sentence about layers outside the blocks that should round their inputs; empty where there are none."""
+    kept = formatted_layers(model)
+    left = [
+        name
+        for name, layer in layers.items()
+        if name not in kept and (layer.inputs or (layer.scheme or {}).get("input_activations"))
+    ]
+    return (
+        f"Inputs of {files.shorten_list(left)} are not rounded here, though the configuration asks for it."
+        if left
+        else ""
+    )
 
 
 def _location(layer: FormattedLinear) -> LayerLocation:

@@ -148,6 +148,31 @@ def test_a_cache_whose_scales_are_not_there_is_noted(base: Path, tmp_path: Path)
     assert not has_rounding(load(tmp_path / "v", base=base))
 
 
+def test_a_quantized_head_is_dense_and_what_it_does_not_round_is_noted(tmp_path: Path) -> None:
+    source = families.build(tmp_path / "source", "llama")
+    prepare({"source": "path", "path": str(source)}, tmp_path / "base")
+    scheme = compressed.scheme_of("float channel", **inputs_of("FP8_DYNAMIC"))
+    folder = compressed.save(source, tmp_path / "theirs", [scheme], TOKENS, ignore=[])
+    manifest = read(tmp_path / "base", folder, tmp_path / "v")
+    assert manifest["notes"] == ["Inputs of lm_head are not rounded here, though the configuration asks for it."]
+    theirs: Any = compressed.decompress(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
+    ours = load(tmp_path / "v", base=tmp_path / "base")
+    assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight.float())
+    theirs.lm_head.quantization_enabled = False
+    assert mean_nll(ours) == pytest.approx(mean_nll(nn.Module.float(theirs)), abs=1e-5)
+
+
+def test_a_quantized_head_that_is_tied_is_one_line(base: Path, tmp_path: Path) -> None:
+    folder = compressed.save(base, tmp_path / "theirs", [compressed.scheme_of("float channel")], TOKENS)
+    codes, scale = torch.zeros(512, 96).to(torch.float8_e4m3fn), torch.ones(512, 1)
+    tensors = load_file(folder / "model.safetensors")
+    head = {"lm_head.weight": codes, "lm_head.weight_scale": scale}
+    save_file({**tensors, **head}, folder / "model.safetensors", folders.META)
+    spec = {"sweep": "published", "method": "external", "settings": {"files": str(folder)}, "seed": 0}
+    compress(tmp_path / "v", "v", base, None, None, [], spec)
+    assert "lm_head.weight and model.embed_tokens.weight with different numbers" in str(failure(tmp_path / "v"))
+
+
 MIXED = {
     r"re:.*self_attn\.[qk]_proj": "pack asymmetric",
     "re:.*mlp.*": "float channel",
