@@ -410,7 +410,10 @@ def main() -> None:
         arguments.json.write_text(json.dumps(found, indent=1))
     if arguments.write:
         PAGE.write_text(page(found), encoding="utf-8")
-        print("renew docs/peers.md, too: python -m tests.peer_coverage")
+        # It reads the page that was just written, and this module.
+        from tests.peer_coverage import renew
+
+        renew()
 
 
 if __name__ == "__main__":

@@ -180,15 +180,19 @@ def with_untested(page: str, lines: str) -> str:
     return before + UNTESTED + lines + END + rest.partition(END)[2]
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tests.peer_coverage", description="families that peers know")
-    parser.add_argument("folder", type=Path, nargs="?", help="of the peers' archives; default: their columns stay")
-    folder = parser.parse_args().folder
+def renew(folder: Path | None = None) -> None:
+    """Write the page anew, the peers' columns from their archives in ``folder`` where there is one."""
     page = PAGE.read_text(encoding="utf-8")
     if folder:
         page = with_untested(renewed(page, peers_of(folder, FAMILIES)), untested(folder))
     PAGE.write_text(renewed(page, peers_on(page)), encoding="utf-8")
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tests.peer_coverage", description="families that peers know")
+    parser.add_argument("folder", type=Path, nargs="?", help="of the peers' archives; default: their columns stay")
+    renew(parser.parse_args().folder)
 
 
 if __name__ == "__main__":
