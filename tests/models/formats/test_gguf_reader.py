@@ -282,6 +282,7 @@ def test_any_metadata_is_read_or_refused(written: Path, monkeypatch: pytest.Monk
     generator, header = np.random.default_rng(5), gguf_header.read_header(written / "model.gguf")
     names = [name for name in header.metadata if name.startswith("llama.")]
     names += [f"llama.{name}" for name in ("expert_count", "rope.scaling.type", "attention.sliding_window")]
+    names += [f"tokenizer.ggml.{name}_token_id" for name in ("bos", "padding")]
     odd: list[Any] = [0, 1, 3, 2**31, 2**32 - 1, 0.0, -1.0, float("inf"), "", "yarn", "x" * 90, True]
     odd += [[1, 2], ["a"], None]
     lines = []

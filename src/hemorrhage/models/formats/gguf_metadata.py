@@ -146,7 +146,8 @@ def settings(metadata: Read, shapes: Shapes) -> dict[str, Any]:
             config[cap] = reading.number(cap)
     for token, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        config[f"{token}_token_id"] = number if isinstance(number, int) and number < config["vocab_size"] else None
+        is_token = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < config["vocab_size"]
+        config[f"{token}_token_id"] = number if is_token else None
     return config
 
 
@@ -201,11 +202,11 @@ class _Reading:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """Return a finite number, as the shortest decimal that is the same in float32. Raises ValueError."""
+        """Return a number above zero, as the shortest decimal that is the same in float32. Raises ValueError."""
         if default is not None and not self.has(name):
             return default
         value = self.value(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not 0 < value < 2.0**63:
             raise ValueError(f"its {self.architecture}.{name} is {str(value)[:40]}")
         return _shortest(float(value))
 
@@ -305,7 +306,8 @@ def _read_ropes(reading: _Reading, family: Family, model_type: str) -> dict[str,
     config: dict[str, Any] = {}
     if reading.has("attention.sliding_window") and (family.window_period or model_type == "phi3"):
         window = reading.value("attention.sliding_window")
-        config["sliding_window"] = window if isinstance(window, int) and window > 0 else None
+        is_width = isinstance(window, int) and not isinstance(window, bool) and 0 < window < 2**31
+        config["sliding_window"] = window if is_width else None
     if family.window_period:
         config["layer_types"] = _read_windows(reading, family.window_period)
     in_windows = {
@@ -393,7 +395,8 @@ def _falcon(reading: _Reading, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mpt(reading: _Reading, _: Mapping[str, Any]) -> dict[str, Any]:
-    bias = reading.number("attention.max_alibi_bias", 0.0)
+    has_bias = reading.has("attention.max_alibi_bias") and reading.value("attention.max_alibi_bias") != 0
+    bias = reading.number("attention.max_alibi_bias") if has_bias else 0.0
     clip = reading.number("attention.clamp_kqv") if reading.has("attention.clamp_kqv") else None
     return {"attn_config": {"alibi": bias > 0, "alibi_bias_max": int(bias) or 8, "clip_qkv": clip}}
 

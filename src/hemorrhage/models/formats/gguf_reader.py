@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hemorrhage.models.formats.gguf_file import ROPE_FACTORS, Entry, assemble, float_entry, taken_apart
@@ -33,6 +34,13 @@ COMPUTED = re.compile(r"(blk\.\d+\.)?(rope_freqs|rope_factors_(long|short)|attn_
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 _EXPERT = re.compile(r"(?P<block>blk\.\d+)\.ffn_(?P<which>gate|up|down)\.(?P<number>\d+)\.weight")
 _PADDING = re.compile(r"\[PAD\d+\]")
+
+
+REFUSALS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,
+)
+"""What transformers raises when it makes the configuration and the modules of a model of impossible numbers."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def open_gguf(paths: Sequence[Path]) -> GgufModel:
     try:
         config = _config(header, stored)
         entries = taken_apart(_as_written(stored, config.num_hidden_layers, _predicting(header)), config)
-    except (ValueError, TypeError, KeyError, OverflowError, ZeroDivisionError) as error:
+    except REFUSALS as error:
         raise GgufError(f"{paths[0]}: {_line(error)}") from None
     return GgufModel(
         config,
