@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from hemorrhage.compress.__main__ import compress
 from hemorrhage.models import folder
+from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats.low_rank import LowRankLinear
 from hemorrhage.models.formats.storage import replace
 from hemorrhage.models.weights import Weights
+from hemorrhage.runtime.artifact import read_manifest
+from tests.families import build
 
 TOKENS = torch.arange(3, 40)[None]
 NAME = "model.layers.1.mlp.up_proj"
@@ -86,3 +91,22 @@ def test_narrow_weights_and_own_forms_are_named_in_the_configuration(tiny: Path,
     dense = dict(folder.dense_weights(model))
     torch.testing.assert_close(dense[f"{NAME}.weight"], (u[:, :8] * s[:8]) @ v[:8])
     assert sum(value.numel() for value in dense.values()) < sum(value.numel() for value in load(tiny).parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "part"), [("deepseek_v3", "e_score_correction_bias"), ("mixtral", "block_sparse_moe.gate.weight")]
+)
+def test_the_few_tensors_of_a_wider_dtype_stay_as_they_are(family: str, part: str, tmp_path: Path) -> None:
+    original = build(tmp_path / "original", family)
+    tensors = load_file(original / "model.safetensors")
+    wide = {name: value.float() + 0.1 * torch.randn(value.shape) for name, value in tensors.items() if part in name}
+    assert wide
+    save_file({**tensors, **wide}, original / "model.safetensors", {"format": "pt"})
+    prepare({"source": "path", "path": str(original)}, tmp_path / "base")
+    spec = {"sweep": "s", "method": "rtn", "settings": {"bits": 8, "group_size": 16}, "seed": 0}
+    compress(tmp_path / "v", "v", tmp_path / "base", None, None, [], spec)
+    assert "failure" not in read_manifest(tmp_path / "v"), read_manifest(tmp_path / "v")["failure"]
+    stored = Weights(tmp_path / "v", tmp_path / "base")
+    assert all(torch.equal(stored.tensor(name), value) for name, value in wide.items())
+    assert {stored.dtype(name) for name in wide} == {torch.float32}
+    assert stored.dtype("model.embed_tokens.weight") == torch.bfloat16

@@ -180,7 +180,7 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
         raise ValueError("changed no weight of the model")
     folder.save(model, dtype, base, out, shared_with=base)
     on_disk = Weights(out, base)
-    integrity.check_disk(model, on_disk, dtype)
+    integrity.check_disk(model, on_disk, dtype, of_base)
     write_check(model, out, context.seed)
 
     mask_bits = settings.mask_bits

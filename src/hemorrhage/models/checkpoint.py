@@ -210,6 +210,8 @@ def _rebuild(
     stored = config.dtype or next(value.dtype for value in tensors.values() if is_real(value.dtype))
     wanted = stored if dtype == "stored" else getattr(torch, dtype)
     model = assemble(state, layers, config, wanted, as_stored, pruned_width)
+    if dtype == "stored":
+        _widen_stored(model, tensors)
     install(model, quantization or {}, tensors, layers)
     return model
 
@@ -252,6 +254,18 @@ def assemble(
     for name, value in pruned.items():
         _set_pruned(model, name, value.to(dtype))
     return model
+
+
+def _widen_stored(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Put the few tensors that lie in float32 among those of 16 bits into ``model`` as they lie, such as routers'."""
+    import torch
+
+    wide = {name: value for name, value in tensors.items() if value.dtype == torch.float32}
+    if 2 * sum(value.numel() for value in wide.values()) > sum(value.numel() for value in tensors.values()):
+        return
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if name in wide and value.dtype != torch.float32 and value.shape == wide[name].shape:
+            value.data = wide[name].clone().to(value.device)
 
 
 def _set_pruned(model: PreTrainedModel, name: str, value: Tensor) -> None:

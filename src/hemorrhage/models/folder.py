@@ -29,15 +29,15 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, shared_with: Path | None = None) -> None:
     """Write ``model`` into ``folder``: weights, configuration, and the base's tokenizer files.
 
-    Floating-point weights go into ``dtype``, layers of a storage format store what they say, tied weights are stored
-    once, what the checkpoint ``shared_with`` has is not stored again. Tensor by tensor, so that no second copy of the
-    model is made.
+    Floating-point weights go into ``dtype``, or stay in the wider one of the base; layers of a storage format store
+    what they say, tied weights are stored once, what the checkpoint ``shared_with`` has is not stored again. Tensor by
+    tensor, so that no second copy of the model is made.
     """
     model_format = _model_format(model)
     if model_format is not None and hasattr(model_format, "save"):
         model_format.save(model, dtype, base, folder)
     else:
-        write(folder, dict(stored_tensors(model, dtype)), WEIGHTS, shared_with)
+        write(folder, dict(stored_tensors(model, dtype, Weights(base))), WEIGHTS, shared_with)
     config = configuration(model, base)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for source in base.iterdir():
@@ -45,8 +45,13 @@ def save(model: PreTrainedModel, dtype: torch.dtype, base: Path, folder: Path, s
             shutil.copyfile(source, folder / source.name)
 
 
-def stored_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Tensor, torch.dtype]]]:
-    """Name, tensor, and dtype on disk of everything a checkpoint of ``model`` holds."""
+def stored_tensors(
+    model: PreTrainedModel, dtype: torch.dtype, base: Weights
+) -> Iterator[tuple[str, tuple[Tensor, torch.dtype]]]:
+    """Name, tensor, and dtype on disk of everything a checkpoint of ``model`` holds.
+
+    What ``base`` has in a wider dtype than ``dtype``, such as routers' corrections, stays in it.
+    """
     from hemorrhage.models.formats.storage import formatted_layers
 
     model_format = _model_format(model)
@@ -54,8 +59,10 @@ def stored_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple
         yield from ((name, (value, _stored_dtype(value, dtype))) for name, value in model_format.tensors(model).items())
         return
     layers = formatted_layers(model)
+    is_narrow = dtype_of(base) != torch.float32
     for name, value in _plain(model, layers):
-        yield name, (value, _stored_dtype(value, dtype))
+        is_wide = is_narrow and name in base and base.dtype(name) == torch.float32
+        yield name, (value, _stored_dtype(value, torch.float32 if is_wide else dtype))
     for name, layer in layers.items():
         for suffix, value in layer.stored().items():
             yield f"{name}.{suffix}", (value, value.dtype)

@@ -97,9 +97,9 @@ def _different(new: Tensor, old: Tensor) -> int:
     return int((new != old).sum())
 
 
-def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype) -> None:
+def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype, base: Weights) -> None:
     """Raise ValueError where a tensor on disk is not, bit for bit, what the model in memory stores."""
-    expected = dict(stored_tensors(model, dtype))
+    expected = dict(stored_tensors(model, dtype, base))
     for name, tensor in on_disk.items():
         value, stored_dtype = expected.pop(name)
         if digest(tensor) != digest(value.to(stored_dtype)):

@@ -261,7 +261,7 @@ def weights(logits: Tensor, gate: Any) -> Tensor:
 
 
 def _set(mixture: Any, weight: Tensor, value: Tensor) -> None:
-    """Make ``value`` the router's ``weight``, as a checkpoint will have it: some families hold it in a wider dtype."""
+    """Make ``value`` the router's ``weight``, in numbers of the experts' dtype: any checkpoint can hold these."""
     weight.copy_(value.to(next(mixture.experts.parameters()).dtype))
 
 
@@ -283,6 +283,7 @@ def _set_taken(mixture: Any, number: int) -> None:
 
 def _takes(mixture: Any, number: int) -> bool:
     """Return whether each token takes ``number`` experts of ``mixture`` where it is told so; it stays as it is."""
+    from hemorrhage.models.blockwise import in_float32
     from hemorrhage.models.experts import record_choices, router
 
     before = getattr(mixture, "top_k", None) or getattr(router(mixture), "top_k", None)
@@ -290,7 +291,7 @@ def _takes(mixture: Any, number: int) -> bool:
         return False
     _set_taken(mixture, number)
     try:
-        with torch.no_grad(), record_choices(mixture) as taken:
+        with torch.no_grad(), in_float32(mixture), record_choices(mixture) as taken:
             mixture(_trial(mixture)[None])
     finally:
         _set_taken(mixture, before)
@@ -299,6 +300,7 @@ def _takes(mixture: Any, number: int) -> bool:
 
 def _is_softmax(mixture: Any) -> bool:
     """Return whether ``weights`` has the weight that each expert of ``mixture`` gets."""
+    from hemorrhage.models.blockwise import in_float32
     from hemorrhage.models.experts import router, routing_logits
 
     given: list[Tensor] = []
@@ -308,17 +310,16 @@ def _is_softmax(mixture: Any) -> bool:
             given.append(torch.zeros(len(arguments[1]), len(mixture.experts)).scatter(1, *_cpu(arguments[1:])))
 
     hook = mixture.experts.register_forward_pre_hook(keep)
-    x = _trial(mixture)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_float32(mixture):
+            x = _trial(mixture)
             mixture(x[None])
+            logits = routing_logits(mixture, x)
     finally:
         hook.remove()
     if not given or not hasattr(router(mixture), "top_k"):
         return False
-    expected = weights(routing_logits(mixture, x), router(mixture)).cpu()
-    # In 16 bits weights are off by a share of 0.4 %.
-    return bool(torch.allclose(given[0], expected, rtol=1e-2, atol=1e-3))
+    return bool(torch.allclose(given[0], weights(logits, router(mixture)).cpu(), rtol=1e-4, atol=1e-6))
 
 
 def _cpu(choice: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
