@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,8 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from tests.compress.methods.published.test_external import pruned
 from tests.conftest import ROOT
+from tests.models.sources.folders import META
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
@@ -77,3 +81,21 @@ def test_a_home_that_cannot_be_written_is_one_line_that_says_what_to_set(tmp_pat
     assert done.stderr.splitlines()[0] == (
         "/proc/nowhere/.cache can't be written: export XDG_CACHE_HOME=<a folder that can be>"
     )
+
+
+@pytest.mark.end_to_end
+def test_it_judges_a_published_file_where_there_is_no_repository(installed: Path, tiny: Path, tmp_path: Path) -> None:
+    published = tmp_path / "half"
+    shutil.copytree(tiny, published)
+    save_file(pruned(load_file(tiny / "model.safetensors")), published / "model.safetensors", META)
+    asked = ["judge", str(tiny), "half", "--windows", "4", "--window", "32", "--budget", "kl=0.0001", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hemorrhage.cli", *asked],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(installed), "PATH": "", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    content = json.loads(done.stdout)
+    assert [(file["file"], file["answer"]) for file in content["files"]] == [("half", "no")]
+    assert "hemorrhage" in {path.name for path in (tmp_path / "cache").iterdir()}
