@@ -46,7 +46,7 @@ $(READY):
 	test -d .dvc || $(VENV)/bin/dvc init --quiet
 	rm -f $(VENV)/ready-* && touch $@
 
-# By pip: uv is told to leave llama.cpp out. It is compiled here, which takes ten minutes on two cores.
+# A wheel that brings llama.cpp built; nothing of the bench needs it but comparisons.
 gguf: $(READY)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps cyllama==0.2.18
 
