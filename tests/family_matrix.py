@@ -70,7 +70,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "smoothquant": ("activations", {"bits": 8, "activation_bits": 8, "smooth": 0.5}),
     "rotation": ("rotation", {"bits": 8, "group_size": "channel", "transform": "quarot"}),
     "slicegpt": ("slicegpt", {"removed": 0.2}),
-    "width": ("width", {"removed": 0.25, "importance": "magnitude", "protect_first": 1, "protect_last": 1}),
+    "width": ("width", {"removed": 0.15, "importance": "magnitude", "protect_first": 1, "protect_last": 1}),
     "kv cache": ("kv_cache", {"bits": 8, "group_size": 4}),
     "svd": ("svd", {"removed": 0.3}),
     "gguf": ("gguf_types", {"type": "q8_0"}),

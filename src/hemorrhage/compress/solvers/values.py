@@ -66,19 +66,20 @@ def find_values(model: PreTrainedModel, stream: Stream) -> list[Values | None]:
             if structure not in known:
                 writers = [name for stage in stream.stages[index] for name in stage.writers]
                 with in_float32(block):
-                    values = heads and observe_values(block, writers, single[index], stream.width, heads)
-                    turns = values and _turns(block, values, several[index], stream.width)
-                known[structure] = values if values and turns else None
+                    tried = observe_values(block, writers, single[index], stream.width, heads)
+                    turning = (each for each in tried if _turns(block, each, several[index], stream.width))
+                    known[structure] = next(turning, None)
             of_blocks.append(known[structure])
     return of_blocks
 
 
 def observe_values(
-    block: nn.Module, writers: Sequence[str], single: BlockArguments, width: int, heads: int
-) -> Values | None:
-    """Return what one of ``writers`` of a block in float32 reads of another layer, as it is; None where none does.
+    block: nn.Module, writers: Sequence[str], single: BlockArguments, width: int, heads: int | None
+) -> list[Values]:
+    """Return what one of ``writers`` of a block in float32 may read of another layer, as it is, likeliest first.
 
-    ``single``: the arguments for one token; ``heads``: of queries.
+    ``single``: the arguments for one token; ``heads``: of queries, as the configuration has them. Blocks may have
+    fewer, which the width of their heads tells.
     """
     from hemorrhage.models.blockwise import run_block
 
@@ -91,15 +92,22 @@ def observe_values(
     read: dict[str, Tensor] = {}
     with record_inputs(linears, read), constant_outputs(linears, given):
         run_block(block, torch.randn(1, 1, width, generator=generator), single)
+    observed = []
     for writer in writers:
-        if writer not in read or read[writer].numel() != linears[writer].in_features or read[writer].numel() % heads:
+        columns = linears[writer].in_features
+        if writer not in read or read[writer].numel() != columns:
             continue
+        attention = block.get_submodule(writer.rpartition(".")[0])
+        of_head = [getattr(attention, key, None) for key in ("head_dim", "head_size")]
+        widths = [columns // heads if heads and columns % heads == 0 else None, *of_head]
         for maker, output in given.items():
             rows = None if maker == writer else _copied(read[writer].flatten(), output)
-            values = None if rows is None else _by_head(maker, writer, rows.unflatten(0, (heads, -1)))
-            if values is not None:
-                return values
-    return None
+            for each in dict.fromkeys(widths):
+                if rows is None or not each or columns % each:
+                    continue
+                values = _by_head(maker, writer, rows.unflatten(0, (-1, each)))
+                observed += [values] if values is not None else []
+    return observed
 
 
 def _copied(read: Tensor, output: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.depth_expansion import llama_pro
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
-from hemorrhage.models.blocks import blocks
+from hemorrhage.compress.solvers.coupled import find_parts
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
@@ -284,7 +284,7 @@ def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:
     assert manifest["axis"] == "steps"
     assert manifest["severity"] == 3
     assert manifest["parameters"] == read_manifest(tmp_path / "parent")["parameters"]
-    assert {width._shape(block).groups for block in blocks(model)} == {2}
+    assert {shape.groups for shape in width.shapes_of(model, find_parts(model))} == {2}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

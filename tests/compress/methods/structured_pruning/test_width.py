@@ -26,13 +26,19 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.structured_pruning import width
+from hemorrhage.compress.solvers.coupled import find_parts
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.experts import unfuse
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.tools.export import export
 from tests.calibration import calibrated
+from tests.families import FAMILIES, new_model
+from tests.family_matrix import Study, plain
 from tests.layers import block_of
 from tests.whole import whole
 
@@ -57,6 +63,10 @@ def pruned(model: Any, statistics: Statistics | None = None, seed: int = 0, **se
     settings = {"protect_first": 0, "protect_last": 0, **settings}
     width.alter(model, width.Settings(**settings), Context(statistics, seed))
     return model
+
+
+def shape_of(model: PreTrainedModel, index: int) -> width.Shape:
+    return width.shapes_of(model, find_parts(model))[index]
 
 
 def weights(model: PreTrainedModel) -> int:
@@ -188,7 +198,7 @@ def test_other_llama_like_models(configuration: Any, architecture: Any, more: di
         for index in range(2):
             groups, channels = literal(whole, index, None, "magnitude")
             silenced(whole, index, lowest(groups, 1), lowest(channels, 25))
-        shape = width._shape(blocks(model)[0])
+        shape = shape_of(model, 0)
         share = (shape.group_weights + 25 * shape.channel_weights) / shape.weights
         pruned(model, importance="magnitude", removed=share)
         torch.testing.assert_close(model(TOKENS).logits, whole(TOKENS).logits, rtol=1e-4, atol=1e-4)
@@ -302,14 +312,14 @@ def test_the_removed_share_is_that_asked_for(tiny: Path, removed: float, spared:
     model = pruned(tiny, removed=removed, importance="random", protect_first=spared[0], protect_last=spared[1])
     # Channels make up for whole heads, in each of the blocks: half a channel off at most.
     assert abs((before - weights(model)) - removed * before) <= 5 * 0.5 * 3 * 64
-    shapes = {width._shape(block) for block in list(blocks(model))[spared[0] :]}
+    shapes = {shape_of(model, index) for index in range(spared[0], 5)}
     assert len(shapes) == 1
     (shape,) = shapes
     share = removed * 5 / (5 - sum(spared))
     assert shape.groups == 4 - min(3, int(4 * share + 0.5))
-    assert shape.heads == 2 * shape.groups
+    assert block_of(model, 4).self_attn.q_proj.out_features == 2 * 8 * shape.groups
     if spared[0]:
-        assert width._shape(blocks(model)[0]) == width._shape(blocks(load(tiny))[0])
+        assert shape_of(model, 0) == shape_of(load(tiny), 0)
 
 
 def test_what_cannot_be_is_refused_in_one_line(tiny: Path) -> None:
@@ -326,7 +336,9 @@ def test_what_cannot_be_is_refused_in_one_line(tiny: Path) -> None:
     most = width.Settings(removed=float(limit) - 1e-3, protect_first=1, protect_last=0)
     assert most.check(config) is None
     assert "less than one of 172" in problem(removed=1e-4, protect_first=0, protect_last=0)
-    assert "this model is a gemma3" in str(width.Settings(removed=0.2).check({**config, "model_type": "gemma3"}))
+    # What config.json does not tell is left to the model itself.
+    assert width.Settings(removed=0.2).check({**config, "num_local_experts": 8}) is None
+    assert width.Settings(removed=0.2).check({"model_type": "mamba", "num_hidden_layers": 4}) is None
     with pytest.raises(ValueError, match="spare all 5 layers"):
         pruned(tiny, removed=0.2, protect_first=4, protect_last=2, importance="random")
     for wrong in ({"removed": 0}, {"removed": 1}, {"removed": 0.2, "protect_first": -1}):
@@ -334,11 +346,75 @@ def test_what_cannot_be_is_refused_in_one_line(tiny: Path) -> None:
             width.Settings.model_validate(wrong)
 
 
-def test_layers_that_are_not_plain_are_refused_by_name(tiny: Path) -> None:
+def test_a_block_without_an_mlp_is_refused_by_name(tiny: Path) -> None:
     model = load(tiny)
-    model.model.layers[3].mlp.down_proj = nn.Identity()
-    with pytest.raises(ValueError, match=r"mlp\.down_proj of a LlamaDecoderLayer is a Identity"):
+    model.model.layers[3].mlp = nn.Identity()
+    with pytest.raises(RefusedError, match=r"out of MLPs, and model\.layers\.3 has no plain MLP"):
         pruned(model, removed=0.2, importance="random")
+    settings = width.Settings(removed=0.1, importance="magnitude", protect_first=0, protect_last=0)
+    for name, what in (("mixtral", "experts"), ("mamba", "no plain MLP")):
+        other = new_model(name)
+        unfuse(other)
+        with pytest.raises(RefusedError, match=f"has {what}"):
+            settings.check_model(other)
+
+
+FAST = ("opt", "gpt_neox", "phi3", "gemma2", "falcon", "biogpt")
+"""Heads in fused layers, gate and up in one, norms behind what is written, parallel blocks, heads that stay."""
+
+
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.families) for name in FAMILIES if name not in FAST)]
+)
+def test_a_family_whose_silent_parts_are_taken_out_computes_what_it_did(name: str) -> None:
+    """The channels, and where heads can go a head, that nothing reads are the least important."""
+    model = new_model(name)
+    unfuse(model)
+    model = model.float()
+    parts = find_parts(model)
+    if any(each.channels is None for each in parts):
+        pytest.skip("width refuses it")
+    with torch.no_grad():
+        for block, part in zip(blocks(model), parts, strict=True):
+            for coupled in (part.heads, part.channels):
+                if coupled is None or len(coupled) == 1:
+                    continue
+                gone = torch.arange(len(coupled) // 4)
+                block.get_parameter(f"{coupled.reader}.weight")[:, coupled.columns[gone].flatten()] = 0
+                for layer, rows in coupled.rows.items():
+                    block.get_parameter(f"{layer}.weight")[rows[gone].flatten()] = 0
+        expected = model(TOKENS, use_cache=False).logits
+        shape = shape_of(model, 0)
+        share = (shape.groups // 4 * shape.group_weights + shape.channels // 4 * shape.channel_weights) / shape.weights
+        before = weights(model)
+        pruned(model, importance="magnitude", removed=share)
+        assert weights(model) == pytest.approx((1 - share) * before, rel=1e-3)
+        torch.testing.assert_close(model(TOKENS, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "spared", "key"),
+    [("opt", 0, "ffn_dim"), ("gpt_neox", 0, "intermediate_size"), ("phi3", 1, ""), ("gemma2", 1, "")],
+)
+def test_pruned_families_in_16_bits_from_disk(name: str, spared: int, key: str, tmp_path: Path) -> None:
+    study = Study(name, tmp_path)
+    settings = {"removed": 0.15, "importance": "magnitude", "protect_first": spared, "protect_last": spared}
+    spec = {"sweep": "s", "method": "width", "settings": settings, "seed": 0}
+    compress(tmp_path / "out", "v", study.base, None, None, [], spec)
+    manifest = read_manifest(tmp_path / "out")
+    assert "failure" not in manifest, manifest["failure"]
+    assert manifest["severity"] == pytest.approx(0.15, abs=0.01)
+    model = load(tmp_path / "out", base=study.base)
+    verify(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    channels = find_parts(model)[0].channels
+    assert channels is not None
+    assert not key or config[key] == len(channels) < 112
+    if name == "opt":
+        # config.json says all of it.
+        assert "hemorrhage" not in config
+        export(tmp_path / "out", tmp_path / "exported", "dense", study.base)
+        verify(plain(tmp_path / "exported"), tmp_path / "out")
 
 
 def test_gradients_of_another_width_are_refused(tiny: Path, calibration: Path, parts: dict[str, Path]) -> None:

@@ -12,6 +12,10 @@ Importance is summed over a group:
 - ``vector``: ``|Σ g w|`` of every row (of q, k, v, gate, up) or column (of o, down) of the group;
 - ``magnitude``: ``w²``; ``random``: at random; the controls.
 
+Which rows and columns belong together is found by trying (compress.solvers.coupled), in fused layers too. Heads that
+are of one group, or whose family's code knows their number (OPT, GPT-2), stay, and channels make up for all of it.
+Blocks with experts are refused.
+
 The gradients are the dense model's. As in the paper the first and the last blocks can be spared; what is not
 taken out of them is taken out of the others. Where all blocks come out alike, config.json says how wide they
 are and transformers alone loads the model; else the layers are narrower than config.json says. ``shuffled`` is
@@ -20,6 +24,7 @@ the control: the gradients of a matrix in random places.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -31,8 +36,11 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import GRADIENTS, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
+from hemorrhage.compress.solvers.coupled import find_parts
 from hemorrhage.compress.solvers.stack import FEWER
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.checkpoint import expected_shapes
+from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
@@ -40,13 +48,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""What config.json calls models whose blocks are the layers below and norms that no head is a part of."""
+    from hemorrhage.compress.solvers.coupled import Coupled, Parts
 
-HEAD_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-HEAD_COLUMNS = "self_attn.o_proj"
-CHANNEL_ROWS = ("mlp.gate_proj", "mlp.up_proj")
-CHANNEL_COLUMNS = "mlp.down_proj"
+
+OTHER_PARTS = ("expert", "moe", "mamba", "conv", "linear_num", "lora")
+"""In names of settings of models with other parts than attention and MLPs, whose weights config.json does not tell."""
 
 
 def weights_removed(share: float) -> str:
@@ -91,22 +97,26 @@ class Settings(Base):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
-        measure = config.get("model_type", "llama")
-        if measure not in MODEL_TYPES:
-            return f"width is for {', '.join(MODEL_TYPES)}; this model is a {measure}"
-        heads = config["num_attention_heads"]
-        shape = Shape(
-            groups=config.get("num_key_value_heads") or heads,
-            heads=heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            channels=config["intermediate_size"],
-            hidden=config["hidden_size"],
-        )
-        return _problem([shape] * config["num_hidden_layers"], self)
+        if any(config[key] for key in config if any(part in key for part in OTHER_PARTS)):
+            return None
+        names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+        sizes = [config.get(name) for name in names]
+        number, hidden, channels, heads = (size if isinstance(size, int) else 0 for size in sizes)
+        if not number * hidden * channels * heads:
+            return None
+        groups = config.get("num_key_value_heads") or heads
+        of_group = hidden * (config.get("head_dim") or hidden // heads) * (2 + 2 * heads // groups)
+        # Gated MLPs have three matrices, others two: what is possible for neither is refused.
+        of_channel = [matrices * hidden for matrices in (3, 2)]
+        shapes = [Shape(groups, of_group, channels, one, groups * of_group + channels * one) for one in of_channel]
+        problems = [_problem([shape] * number, self) for shape in shapes]
+        return problems[0] if all(problems) else None
 
     def check_model(self, model: PreTrainedModel) -> str | None:
-        """Raise RefusedError where a block isn't Llama-like, dense and unpacked, or too narrow."""
-        problem = _problem([_shape(block) for block in blocks(model)], self)
+        """Raise RefusedError where a block has no MLP whose channels can be taken out, or is too narrow."""
+        parts = find_parts(model)
+        _refuse_other_blocks(model, parts, self)
+        problem = _problem(shapes_of(model, parts), self)
         if problem:
             raise RefusedError(problem)
         return None
@@ -114,28 +124,16 @@ class Settings(Base):
 
 @dataclass(frozen=True)
 class Shape:
-    """How wide a block is: key-value heads (``groups``), query heads, head width, MLP channels, input."""
+    """How wide a block is: heads of keys and values that can be taken out (``groups``), MLP channels, and weights.
+
+    ``groups`` is 1 where none can.
+    """
 
     groups: int
-    heads: int
-    head_dim: int
+    group_weights: int
     channels: int
-    hidden: int
-
-    @property
-    def group_weights(self) -> int:
-        """Weights of a head of keys and values with its query heads."""
-        return self.hidden * self.head_dim * (2 + 2 * self.heads // self.groups)
-
-    @property
-    def channel_weights(self) -> int:
-        """Weights of an MLP channel."""
-        return 3 * self.hidden
-
-    @property
-    def weights(self) -> int:
-        """Weights of the block's linear layers."""
-        return self.groups * self.group_weights + self.channels * self.channel_weights
+    channel_weights: int
+    weights: int
 
     def gone(self, share: float) -> tuple[int, int]:
         """Return groups and channels to take out for ``share`` of the weights.
@@ -144,14 +142,16 @@ class Shape:
         the difference. Their number is beyond those there are where that can't be.
         """
         target = share * self.weights
-        groups = min(int(share * self.groups + 0.5), self.groups - 1, int(target / self.group_weights))
+        most = int(target / self.group_weights) if self.group_weights else 0
+        groups = min(int(share * self.groups + 0.5), self.groups - 1, most)
         return groups, max(0, round((target - groups * self.group_weights) / self.channel_weights))
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Make the blocks of ``model`` narrower in place."""
-    stack = blocks(model)
-    shapes = [_shape(block) for block in stack]
+    stack, parts = blocks(model), find_parts(model)
+    _refuse_other_blocks(model, parts, settings)
+    shapes = shapes_of(model, parts)
     problem = _problem(shapes, settings)
     if problem:
         raise ValueError(problem)
@@ -160,30 +160,34 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     chosen = [index for index in range(len(stack)) if _pruned(index, len(stack), settings)]
     with torch.no_grad():
         for index in tqdm(chosen, desc="width", unit="block", mininterval=5, leave=False):
-            shape = shapes[index]
-            groups, channels = shape.gone(share)
-            of_groups, of_channels = importances(model, index, shape, settings, context.statistics, generator)
-            _narrow(stack[index], shape, _kept(of_groups, groups), _kept(of_channels, channels))
-    _write_config(model.config, [_shape(block) for block in stack])
+            groups, channels = shapes[index].gone(share)
+            of_groups, of_channels = importances(model, index, parts[index], settings, context.statistics, generator)
+            heads, mlp = parts[index].heads, parts[index].channels
+            if heads is not None:
+                heads.keep(stack[index], _kept(of_groups, groups))
+            if mlp is not None:
+                mlp.keep(stack[index], _kept(of_channels, channels))
+    _write_config(model, parts, chosen)
 
 
 def importances(
     model: PreTrainedModel,
     index: int,
-    shape: Shape,
+    parts: Parts,
     settings: Settings,
     statistics: Statistics | None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Return the importance of each group [groups] and channel [channels] of block ``index``: float32."""
+    sizes = [len(coupled) if coupled is not None else 1 for coupled in (parts.heads, parts.channels)]
     if settings.importance == "random":
-        drawn = torch.rand(shape.groups + shape.channels, generator=generator)
-        return drawn[: shape.groups], drawn[shape.groups :]
+        drawn = torch.rand(sum(sizes), generator=generator)
+        return drawn[: sizes[0]], drawn[sizes[0] :]
     block = blocks(model)[index]
     names = {module: name for name, module in model.named_modules()}
 
     def vectors(layer: str, axis: int) -> Tensor:
-        linear = _linear(block, layer)
+        linear: Any = block.get_submodule(layer)
         gradient = root = None
         if settings.importance != "magnitude":
             assert statistics is not None
@@ -199,17 +203,15 @@ def importances(
                 root = None if root is None else root.flatten()[order].view_as(root)
         return importance(linear.weight.float(), gradient, root, settings.importance, axis)
 
-    def by_group(rows: Tensor) -> Tensor:
-        grouped: Tensor = rows.unflatten(0, (shape.groups, -1))
-        return grouped.sum(1)
+    def of(coupled: Coupled | None) -> Tensor:
+        if coupled is None:
+            return torch.zeros(1)
+        total = vectors(coupled.reader, 0)[coupled.columns].sum(1)
+        for layer, rows in coupled.rows.items():
+            total += vectors(layer, 1)[rows].sum(1)
+        return total
 
-    heads = by_group(vectors(HEAD_COLUMNS, 0))
-    for layer in HEAD_ROWS:
-        heads += by_group(vectors(layer, 1))
-    channels = vectors(CHANNEL_COLUMNS, 0)
-    for layer in CHANNEL_ROWS:
-        channels += vectors(layer, 1)
-    return heads, channels
+    return of(parts.heads), of(parts.channels)
 
 
 def importance(weight: Tensor, gradient: Tensor | None, root: Tensor | None, measure: str, axis: int) -> Tensor:
@@ -235,60 +237,31 @@ def _kept(importance: Tensor, gone: int) -> Tensor:
     return importance.argsort(stable=True)[gone:].sort().values
 
 
-def _narrow(block: nn.Module, shape: Shape, groups: Tensor, channels: Tensor) -> None:
-    """Leave only ``groups`` and ``channels`` in ``block``."""
-    for name in HEAD_ROWS:
-        layer = _linear(block, name)
-        _keep_rows(layer, _members(groups, layer.out_features // shape.groups))
-    layer = _linear(block, HEAD_COLUMNS)
-    _keep_columns(layer, _members(groups, layer.in_features // shape.groups))
-    for name in CHANNEL_ROWS:
-        _keep_rows(_linear(block, name), channels)
-    _keep_columns(_linear(block, CHANNEL_COLUMNS), channels)
+def shapes_of(model: PreTrainedModel, parts: list[Parts]) -> list[Shape]:
+    """Return how wide the blocks are."""
+    linears = linears_of(model)
+    names = {module: name for name, module in model.named_modules()}
+    shapes = []
+    for block, part in zip(blocks(model), parts, strict=True):
+        weights = sum(linear.weight.numel() for name, linear in linears.items() if name.startswith(f"{names[block]}."))
+        shapes.append(Shape(*_size(part.heads, block), *_size(part.channels, block), weights))
+    return shapes
 
 
-def _members(groups: Tensor, width: int) -> Tensor:
-    """Return the places of the rows of ``groups`` that have ``width`` neighbouring rows each."""
-    return (groups[:, None] * width + torch.arange(width)).flatten()
+def _refuse_other_blocks(model: PreTrainedModel, parts: list[Parts], settings: Settings) -> None:
+    """Raise RefusedError where a block that is pruned has no MLP to take channels out of."""
+    from hemorrhage.models.experts import mixtures
+
+    names = {module: name for name, module in model.named_modules()}
+    for index, (block, part) in enumerate(zip(blocks(model), parts, strict=True)):
+        if part.channels is None and _pruned(index, len(parts), settings):
+            what = "experts" if mixtures(block) else "no plain MLP"
+            raise RefusedError(f"width takes channels out of MLPs, and {names[block]} has {what}")
 
 
-def _keep_rows(linear: nn.Linear, places: Tensor) -> None:
-    linear.weight.data = linear.weight.data[places]
-    if linear.bias is not None:
-        linear.bias.data = linear.bias.data[places]
-    linear.out_features = len(places)
-
-
-def _keep_columns(linear: nn.Linear, places: Tensor) -> None:
-    linear.weight.data = linear.weight.data[:, places].contiguous()
-    linear.in_features = len(places)
-
-
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    """Return the layer ``name`` of ``block``. Raises RefusedError where there is no plain linear layer."""
-    try:
-        layer = block.get_submodule(name)
-    except AttributeError:
-        layer = None
-    if not isinstance(layer, torch.nn.Linear):
-        measure = "absent" if layer is None else f"a {type(layer).__name__}"
-        raise RefusedError(f"width prunes plain linear layers; {name} of a {type(block).__name__} is {measure}")
-    return layer
-
-
-def _shape(block: nn.Module) -> Shape:
-    """How wide ``block`` is. Raises RefusedError where it isn't Llama-like, dense and unpacked."""
-    query, key, up = (_linear(block, name) for name in (HEAD_ROWS[0], HEAD_ROWS[1], CHANNEL_ROWS[1]))
-    for name in (HEAD_ROWS[2], HEAD_COLUMNS, CHANNEL_ROWS[0], CHANNEL_COLUMNS):
-        _linear(block, name)
-    head_dim: Any = block.get_submodule("self_attn").head_dim
-    return Shape(
-        groups=key.out_features // head_dim,
-        heads=query.out_features // head_dim,
-        head_dim=head_dim,
-        channels=up.out_features,
-        hidden=up.in_features,
-    )
+def _size(coupled: Coupled | None, block: nn.Module) -> tuple[int, int]:
+    """Return the number of groups, and the weights of one."""
+    return (1, 0) if coupled is None else (len(coupled), coupled.weights(block))
 
 
 def _pruned(index: int, number: int, settings: Settings) -> bool:
@@ -325,18 +298,67 @@ def _problem(shapes: list[Shape], settings: Settings) -> str | None:
     return None
 
 
-def _write_config(config: Any, shapes: list[Shape]) -> None:
-    """Put the blocks' widths into ``config`` where all are alike and the configuration can say them."""
-    shape = shapes[0]
-    if any(other != shape for other in shapes):
+def _write_config(model: PreTrainedModel, parts: list[Parts], chosen: list[int]) -> None:
+    """Put the blocks' widths into the configuration where all are alike and it can say them.
+
+    Tried: the model of a configuration has to have the shapes of this one. transformers refuses a Llama whose heads
+    don't divide its hidden size, although head_dim says how wide they are; such a model's attention layers are narrower
+    than its config.json says.
+    """
+    stack = blocks(model)
+    if len(chosen) < len(stack):
         return
-    config.intermediate_size = shape.channels
-    # transformers refuses a Llama whose heads don't divide its hidden size, although head_dim says how wide
-    # they are. Such a model's attention layers are narrower than its config.json says.
-    if config.model_type != "llama" or shape.hidden % shape.heads == 0:
-        config.num_attention_heads = shape.heads
-        config.num_key_value_heads = shape.groups
-        config.head_dim = shape.head_dim
+    config: Any = model.config
+    for coupled, entries in [(part, _entries(model, part)) for part in (parts[0].channels, parts[0].heads) if part]:
+        layers = [f"{name}.weight" for name in (*coupled.rows, coupled.reader)]
+        for changes in entries:
+            other = copy.deepcopy(config)
+            if _set(other, changes) and _says(other, model, layers):
+                _set(config, changes)
+                break
+
+
+def _set(config: Any, changes: dict[str, int]) -> bool:
+    """Make ``changes`` in a configuration; return whether it takes them."""
+    try:
+        for key, value in changes.items():
+            setattr(config.get_text_config(decoder=True), key, value)
+    except AttributeError:
+        # Some families compute an entry of others.
+        return False
+    return True
+
+
+def _entries(model: PreTrainedModel, coupled: Coupled) -> list[dict[str, int]]:
+    """Return the changes of config.json that may say how many groups of ``coupled`` are left."""
+    text: Any = model.config.get_text_config(decoder=True)
+    columns = blocks(model)[0].get_parameter(f"{coupled.reader}.weight").shape[1]
+    if coupled.width > 1:
+        heads = columns // coupled.width
+        queries = coupled.columns.shape[1] // coupled.width
+        changes = {"num_attention_heads": heads, "num_key_value_heads": heads // queries, "head_dim": coupled.width}
+        return [changes, {"num_attention_heads": heads, "head_dim": coupled.width}]
+    before = len(coupled)
+    keys = [key for key, value in text.to_dict().items() if value == before and isinstance(value, int)]
+    # The likeliest first, as other entries may be the same number.
+    likeliest = sorted(keys, key=lambda key: not any(part in key for part in ("intermediate", "ffn", "inner")))
+    return [{key: columns} for key in likeliest]
+
+
+def _says(config: Any, model: PreTrainedModel, layers: list[str]) -> bool:
+    """Return whether transformers takes ``config``, and ``layers`` of the blocks of its model are as wide as here."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        shapes = expected_shapes(type(config).from_dict(config.to_dict()))
+    except (ValueError, StrictDataclassError):
+        return False
+    names = {module: name for name, module in model.named_modules()}
+    return all(
+        shapes.get(f"{names[block]}.{layer}") == block.get_parameter(layer).shape
+        for block in blocks(model)
+        for layer in layers
+    )
 
 
 METHOD = Method(
