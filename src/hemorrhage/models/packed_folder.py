@@ -157,6 +157,9 @@ def _check_names(folder: Path, quantization: QuantizationConfig, names: Iterable
     quantizer.validate_environment()
     with torch.device("meta"):
         quantizer._process_model_before_weight_loading(model)
+    for value in model.parameters():
+        # Codes can't be drawn; what is marked stays as it is, as when the checkpoint is loaded.
+        vars(value)["_is_hf_initialized"] = True
     for module in model.modules():
         try:
             model._init_weights(module)
