@@ -10,8 +10,16 @@ import pytest
 import torch
 
 from hemorrhage.decode import generation
-from hemorrhage.decode.generation import Decoding, continuation
-from hemorrhage.decode.strategies import beam, contrastive_decoding, contrastive_search, diverse_beam, dola, fsd
+from hemorrhage.decode.generation import Decoding, continuation, generate, masks_padding
+from hemorrhage.decode.strategies import (
+    beam,
+    contrastive_decoding,
+    contrastive_search,
+    diverse_beam,
+    dola,
+    fsd,
+    typical,
+)
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.refused import RefusedError
 from tests.families import build, new_model
@@ -75,3 +83,17 @@ def test_searches_of_ours_are_refused_where_a_cache_does_not_hold_all(family: st
         with pytest.raises(RefusedError, match=r"the search goes on from caches, and .* takes none"):
             strategy.parameters(model, strategy.Settings(), generation.Prompts(mask, 4))
     assert generation.takes_cache(new_model("gpt2").float())
+
+
+@pytest.mark.parametrize(("family", "masks"), [("llama", True), ("jamba", True), ("recurrent_gemma", False)])
+def test_prompts_go_one_by_one_where_padding_would_be_read(family: str, masks: bool) -> None:
+    model = new_model(family).float()
+    assert masks_padding(model) == masks
+    prompts = [torch.arange(3, 12), torch.arange(40, 44)]
+    ids = torch.stack([torch.nn.functional.pad(each, (9 - len(each), 0)) for each in prompts])
+    mask = torch.stack([torch.nn.functional.pad(torch.ones_like(each), (9 - len(each), 0)) for each in prompts])
+    settings = typical.Settings(tau=1e-6)
+    together = generate(typical, model, ids, mask, 4, settings, 0)
+    for row, prompt in zip(together.tolist(), prompts, strict=True):
+        alone = generate(typical, model, prompt[None], torch.ones_like(prompt[None]), 4, settings, 0)
+        assert row == alone[0].tolist()

@@ -14,6 +14,7 @@ import torch
 
 from hemorrhage.data.benchmarks import code_tasks as data
 from hemorrhage.data.source import Embedded
+from hemorrhage.decode.generation import masks_padding
 from hemorrhage.decode.prompts import Prompt
 from hemorrhage.decode.stops import before_stop
 from hemorrhage.decode.sweep import resume_directory
@@ -89,6 +90,7 @@ def test_completions_are_greedy_and_end_before_a_stop(base: Path, stopped: int) 
     prompts = [Prompt(number, text, tokenizer(text)["input_ids"]) for number, text in enumerate(beginnings)]
     free = [literal(model, tokenizer, prompt.tokens, 24, []) for prompt in prompts]
     stops = [text[place : place + 4] for place, text in enumerate(free[:stopped], start=6)] or ["nothing"]
+    assert masks_padding(model)
     read: list[int] = []
     model.register_forward_pre_hook(lambda *_: read.append(1))
     found = code_tasks.complete(model, tokenizer, prompts, 24, stops)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.families import FAMILIES
-from tests.family_matrix import COLUMNS, FAST, SHOWN, committed, mark, row
+from tests.family_matrix.columns import COLUMNS, FAST, SHOWN
+from tests.family_matrix.page import committed
+from tests.family_matrix.rows import row
 
 
 def test_the_page_has_every_family_and_nothing_wrong() -> None:
@@ -20,11 +22,13 @@ def test_the_page_has_every_family_and_nothing_wrong() -> None:
 def test_a_family_as_the_page_says(name: str) -> None:
     columns = FAST if name in SHOWN else ("base",)
     found, said = row(name, columns), committed()[name]
-    assert {column: mark(what) for column, what in found.items()} == {column: said[column] for column in columns}, found
+    assert {column: cell.answer for column, cell in found.items()} == {column: said[column] for column in columns}, (
+        found
+    )
 
 
 @pytest.mark.families
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_in_every_step_as_the_page_says(name: str) -> None:
     found, said = row(name), committed()[name]
-    assert {column: mark(what) for column, what in found.items()} == said, found
+    assert {column: cell.answer for column, cell in found.items()} == said, found

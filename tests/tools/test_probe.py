@@ -24,9 +24,10 @@ from hemorrhage.runtime.artifact import failure
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, USAGE, YES
 from hemorrhage.runtime.step import InputError
 from hemorrhage.tools import probe
-from tests import family_matrix
 from tests.calibration import text_folder
 from tests.families import FAMILIES, build
+from tests.family_matrix.page import committed
+from tests.family_matrix.study import VARIANTS, Study
 
 METHODS: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 4, "group_size": 16},
@@ -99,10 +100,12 @@ def test_a_method_does_what_its_row_says(bases: Bases, family: str, tmp_path: Pa
 def test_parts_that_are_left_out_are_rows_with_the_reasons_of_the_steps(bases: Bases, tmp_path: Path) -> None:
     strategies = {"greedy": {"strategy": "greedy"}, "drafted": {"strategy": "assisted"}}
     rows = {row.part: row for row in probe.probe(bases.base("gpt2"), probe.Wanted({}, strategies, mitigates=False))}
-    odd = {row.part: row for row in probe.probe(bases.base("opt-projected"), probe.Wanted({}, {}, mitigates=False))}
-    assert f"gap: self_repair: {odd['self_repair'].reason}" == family_matrix.evaluated(
-        family_matrix.Study("opt-projected", tmp_path)
-    )
+    (odd,) = [
+        row
+        for row in probe.probe(bases.base("opt-projected"), probe.Wanted({}, {}, mitigates=False))
+        if row.part == "self_repair"
+    ]
+    assert Study("opt-projected", tmp_path).gaps == {"self_repair": odd.reason}
     assert (rows["cost"].answer, rows["greedy"].answer, rows["drafted"].answer) == ("yes", "yes", "no")
     model = load(bases.base("gpt2"))
     with pytest.raises(RefusedError) as refused:
@@ -171,10 +174,11 @@ def test_the_exit_code_is_the_answer() -> None:
 @pytest.mark.families
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_of_families_has_what_the_probe_says(family: str, tmp_path: Path) -> None:
-    marks = family_matrix.committed()[family]
+    marks = committed()[family]
     methods = {
-        column: method_of(name).settings.model_validate(settings)
-        for column, (name, settings) in family_matrix.METHODS.items()
+        column: method_of(made.method).settings.model_validate(made.settings)
+        for column, made in VARIANTS.items()
+        if made.on is None
     }
     base_step.prepare({"source": "path", "path": str(build(tmp_path / "original", family))}, tmp_path / "base")
     rows = probe.probe(tmp_path / "base", probe.Wanted(methods, {"greedy": {"strategy": "greedy"}}, mitigates=False))

@@ -212,6 +212,76 @@ def refuse_beyond_window(model: PreTrainedModel, tokens: int) -> None:
         )
 
 
+def refuse_failing_drafts(model: PreTrainedModel, decoding: Decoding) -> None:
+    """Raise RefusedError where transformers fails to draft with the first blocks of a model.
+
+    Tried once per model, on a few tokens: it refuses recurrent states, and looks for configurations and caches by name.
+    """
+    if model not in _DRAFTS:
+        token = torch.ones((1, 1), dtype=torch.long, device=model.device)
+        try:
+            continuation(model, token, torch.ones_like(token), 3, decoding, seed=0)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            _DRAFTS[model] = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            _DRAFTS[model] = None
+    if _DRAFTS[model]:
+        raise RefusedError(
+            f"transformers can't draft with the first blocks of {type(model).__name__}: {_DRAFTS[model]}"
+        )
+
+
+_DRAFTS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def _empty_layers_stay() -> Iterator[None]:
+    """Inside, taking tokens back from a cache leaves layers alone that hold none.
+
+    transformers gives a draft by the first blocks a cache for all blocks where the configuration lists their types, and
+    fails to take tokens back from those that the draft never reached.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    originals: dict[Any, Any] = {kind: kind.crop for kind in (DynamicLayer, DynamicSlidingWindowLayer)}
+
+    def unless_empty(original: Any) -> Any:
+        return lambda layer, *arguments, **keywords: layer.is_initialized and original(layer, *arguments, **keywords)
+
+    try:
+        for kind, original in originals.items():
+            kind.crop = unless_empty(original)
+        yield
+    finally:
+        for kind, original in originals.items():
+            kind.crop = original
+
+
+def masks_padding(model: PreTrainedModel) -> bool:
+    """Return whether what a model predicts stays the same behind padding on the left: RecurrentGemma reads it as text.
+
+    Observed once per model, on a few tokens.
+    """
+    if model not in _MASKS:
+        _MASKS[model] = _is_same_behind_padding(model)
+    return _MASKS[model]
+
+
+_MASKS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _is_same_behind_padding(model: PreTrainedModel) -> bool:
+    alone = torch.arange(1, 5, device=model.device)[None]
+    padded = torch.nn.functional.pad(alone, (3, 0), value=special_tokens(model)["pad_token_id"])
+    mask = torch.nn.functional.pad(torch.ones_like(alone), (3, 0))
+    known = inspect.signature(model.forward).parameters
+    positions = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)} if "position_ids" in known else {}
+    with torch.no_grad():
+        expected = model(input_ids=alone, use_cache=False).logits[:, -1].float()
+        found = model(input_ids=padded, attention_mask=mask, use_cache=False, **positions).logits[:, -1].float()
+    return bool((found - expected).abs().max() <= 1e-2 * expected.abs().max())
+
+
 def refuse_without_cache(model: PreTrainedModel) -> None:
     """Raise RefusedError for a search of the bench's own where a model goes on from no cache that it is given."""
     if not takes_cache(model):
@@ -242,11 +312,12 @@ def generate(
     """Return the continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
 
     ``strategy`` is a module of this package, ``settings`` its Settings. Its ``parameters(model, settings, prompts)``
-    are a ``Decoding``. ``stops`` makes a stopping criterion for prompts of a length.
+    are a ``Decoding``. ``stops`` makes a stopping criterion for prompts of a length. Prompts of different lengths go
+    one by one where the model does not mask padding.
     """
     check(model, input_ids, attention_mask, new_tokens)
     decoding: Decoding = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens))
-    if not decoding.one_by_one:
+    if not decoding.one_by_one and (bool(attention_mask.all()) or masks_padding(model)):
         stopping = [stops(input_ids.shape[1])] if stops else []
         return continuation(
             model, input_ids, attention_mask, new_tokens, decoding, seed=seed, reading=reading, stopping=stopping
@@ -254,10 +325,10 @@ def generate(
     rows = []
     for ids, mask in zip(input_ids, attention_mask, strict=True):
         alone = ids[mask != 0][None]
+        seen = torch.ones_like(alone)
         stopping = [stops(alone.shape[1])] if stops else []
-        generated = continuation(
-            model, alone, torch.ones_like(alone), new_tokens, decoding, seed=seed, stopping=stopping
-        )
+        decoding = strategy.parameters(model, settings, Prompts(seen, new_tokens))
+        generated = continuation(model, alone, seen, new_tokens, decoding, seed=seed, stopping=stopping)
         rows.append(generated[0])
     padding = special_tokens(model)["pad_token_id"]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
@@ -295,7 +366,13 @@ def continuation(
         if search and "prompt_states" in inspect.signature(search).parameters:
             extra["prompt_states"] = reading.states
     defaults = GenerationConfig(**special, **decoding.drafting)
-    with torch.no_grad(), seed_generators(seed, input_ids.device), hide_defaults(model, defaults), keep_depth(model):
+    with (
+        torch.no_grad(),
+        seed_generators(seed, input_ids.device),
+        hide_defaults(model, defaults),
+        keep_depth(model),
+        _empty_layers_stay(),
+    ):
         sequences: torch.Tensor = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -31,6 +31,7 @@ from hemorrhage.decode.generation import (
     check_context,
     end_tokens,
     hide_defaults,
+    masks_padding,
     special_tokens,
     until_end,
 )
@@ -236,9 +237,12 @@ def complete(
 ) -> list[str]:
     """Return greedy continuations of ``prompts``, read as one left-padded batch, each cut before its first stop string.
 
-    A sequence ends at a stop string, at the model's end of sequence, or after ``new_tokens`` tokens. Raises ValueError
-    for prompts that are empty or, with ``new_tokens`` more, longer than the model's context.
+    A sequence ends at a stop string, at the model's end of sequence, or after ``new_tokens`` tokens. Prompts of
+    different lengths are read one by one where the model does not mask padding. Raises ValueError for prompts that are
+    empty or, with ``new_tokens`` more, longer than the model's context.
     """
+    if len({len(prompt.tokens) for prompt in prompts}) > 1 and not masks_padding(model):
+        return [text for prompt in prompts for text in complete(model, tokenizer, [prompt], new_tokens, stops)]
     from transformers import GenerationConfig
 
     special = special_tokens(model)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pandas as pd
 
+from hemorrhage.decode.generation import masks_padding
 from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.reload import verify
@@ -237,12 +238,15 @@ def _group(definition: Path) -> str:
 
 
 def language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: int) -> LM:
-    """``model`` as lm-eval asks it. Raises ValueError from within as soon as a logit is not finite."""
+    """``model`` as lm-eval asks it, one text at a time where it does not mask padding.
+
+    Raises ValueError from within as soon as a logit is not finite.
+    """
     from lm_eval.models.huggingface import HFLM
 
     # lm-eval would take the largest of NaN for an answer.
     model.get_output_embeddings().register_forward_hook(_check_finite)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch if masks_padding(model) else 1)
 
 
 def _check_finite(_module: Any, _arguments: Any, logits: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.early_exit import exit_layer, refuse_all_blocks
-from hemorrhage.decode.generation import Decoding, Prompts, refuse_beyond_window
+from hemorrhage.decode.generation import Decoding, Prompts, refuse_beyond_window, refuse_failing_drafts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +37,8 @@ class Settings(BaseModel):
 def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> Decoding:
     """Return how generation.continuation decodes.
 
-    Raises RefusedError where the model can't leave out its last blocks, and where a text is longer than a sliding
-    window, which drafted tokens can't be taken back from.
+    Raises RefusedError where the model can't leave out its last blocks, where a text is longer than a sliding window,
+    which drafted tokens can't be taken back from, and where transformers fails to draft.
     """
     drafting: dict[str, int | float | str] = {
         "num_assistant_tokens": settings.draft,
@@ -49,4 +49,6 @@ def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> 
     refuse_all_blocks(model)
     longest = int(prompts.attention_mask.sum(1).max())
     refuse_beyond_window(model, longest + prompts.new_tokens + settings.draft)
-    return Decoding({"assistant_early_exit": layers}, drafting=drafting, one_by_one=True)
+    decoding = Decoding({"assistant_early_exit": layers}, drafting=drafting, one_by_one=True)
+    refuse_failing_drafts(model, decoding)
+    return decoding

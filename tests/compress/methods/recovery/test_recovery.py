@@ -26,6 +26,7 @@ from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.compress.mixture_training import FAMILIES, logits, same_layout, trained
 from tests.divergence import divergence
+from tests.families import new_model
 from tests.layers import block_of, generate
 
 FAST: dict[str, Any] = {"steps": 30, "learning_rate": 5e-3, "batch": 4}
@@ -311,3 +312,13 @@ def test_settings() -> None:
     for wrong in ({"steps": 0}, {"rank": 0}, {"learning_rate": 0}, {"batch": 0}, {"dropout": 0.1}):
         with pytest.raises(ValueError, match="validation error"):
             recovery.Settings.model_validate(wrong)
+
+
+@pytest.mark.parametrize("family", ["mamba", "qwen3_next"])
+def test_layers_that_peft_takes_for_others_are_adapted(family: str) -> None:
+    """Of these families it refuses ``out_proj``, and looks for experts under transformers' names."""
+    model = new_model(family).float()
+    names = list(linears_of(model))
+    adapters = recovery._adapt(model, 4)
+    assert list(adapters) == names
+    assert all(hasattr(adapter, "lora_A") for adapter in adapters.values())
