@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from hemorrhage.models.refused import RefusedError
+from hemorrhage.runtime.step import InputError
 from tests.family_matrix.cells import Cell, refused, wrong
 from tests.family_matrix.columns import COLUMNS
 from tests.family_matrix.study import Study
@@ -20,7 +20,7 @@ def cell(study: Study, column: str) -> Cell:
     """What a step does with a family."""
     try:
         return COLUMNS[column](study)
-    except RefusedError as error:
+    except InputError as error:
         return refused(str(error))
     except Exception as error:
         if "-v" in sys.argv:
