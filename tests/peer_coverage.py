@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING
 from hemorrhage.models.architecture import architecture
 from tests.conftest import ROOT
 from tests.families import FAMILIES, config_of
-from tests.family_matrix import committed
+from tests.family_matrix.page import committed
 
 PAGE = ROOT / "docs" / "peers.md"
 BEGIN, END = "<!-- coverage: begin (python -m tests.peer_coverage) -->\n", "<!-- coverage: end -->\n"

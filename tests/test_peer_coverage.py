@@ -13,7 +13,7 @@ import pytest
 from hemorrhage.study.registry import METHODS
 from tests import peer_coverage
 from tests.families import FAMILIES
-from tests.family_matrix import committed
+from tests.family_matrix.page import committed
 from tests.peer_coverage import END, PAGE, UNTESTED, family, keys, ours, peers_of, peers_on, renewed
 
 

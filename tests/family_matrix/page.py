@@ -18,8 +18,11 @@ HEAD = """\
 What each step and some methods do with a small model of a family, in bfloat16, at odd sizes, beside plain
 transformers in float32. Made by `python -m tests.family_matrix --write`; `pytest -m families` makes it anew
 and compares, `make test` a part of it. `yes`: the numbers are right. `no`: refused in one line before any
-work. `part`: done but for a part, which the output names (`gaps` in its manifest).
+work. `part`: done but for a part, which the output names (`gaps` in its manifest). `–`: not tried yet.
 """
+
+UNTRIED = "–"
+"""A cell that no call has made yet."""
 
 
 def page(found: Mapping[str, Mapping[str, Cell]]) -> str:
@@ -29,7 +32,7 @@ def page(found: Mapping[str, Mapping[str, Cell]]) -> str:
         HEAD,
         f"| family | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
-        *(f"| {name} | {' | '.join(cells[column].answer for column in columns)} |" for name, cells in found.items()),
+        *(f"| {name} | {' | '.join(_answer(cells, column) for column in columns)} |" for name, cells in found.items()),
         "",
         "## Why not",
         "",
@@ -42,6 +45,10 @@ def page(found: Mapping[str, Mapping[str, Cell]]) -> str:
                 of_reason[0][column], of_reason[1][name] = None, None
     lines += [f"- {', '.join(steps)}: {why} ({', '.join(names)})" for why, (steps, names) in sorted(reasons.items())]
     return "\n".join(lines) + "\n"
+
+
+def _answer(cells: Mapping[str, Cell], column: str) -> str:
+    return cells[column].answer if column in cells else UNTRIED
 
 
 def _general(why: str, name: str) -> str:

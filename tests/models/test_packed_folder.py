@@ -15,7 +15,8 @@ from transformers import AutoConfig, PreTrainedModel
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.architecture import architecture
-from hemorrhage.models.packed_folder import packed_folder, packed_layers
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.packed_folder import check_family, packed_folder, packed_layers
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
@@ -161,3 +162,31 @@ def test_without_packed_layers_there_is_nothing_to_write(made: Any) -> None:
     variant, base = made("mixtral", "magnitude", {"sparsity": 0.5})
     with pytest.raises(RefusedError, match="it has no packed weights; --as dense writes it"):
         packed_folder(variant, Weights(variant, base).names())
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("llama", None),
+        ("mixtral", None),
+        ("gpt_neox", None),
+        ("falcon", "it has no place for"),
+        ("mamba", "dense weight"),
+    ],
+)
+def test_what_is_said_of_a_family_is_what_becomes_of_its_packed_variant(
+    family: str, reason: str | None, tmp_path: Path
+) -> None:
+    prepare({"source": "path", "path": str(build(tmp_path / "original", family))}, tmp_path / "base")
+    spec = {"sweep": "s", "method": SYMMETRIC[0], "settings": SYMMETRIC[1], "seed": 0}
+    compress(tmp_path / "v", "v", tmp_path / "base", None, None, [], spec)
+    model = load(tmp_path / "base", "stored")
+    if reason is None:
+        check_family(tmp_path / "base", model)
+        export(tmp_path / "v", tmp_path / "packed", "packed", tmp_path / "base")
+        return
+    with pytest.raises(RefusedError, match=reason) as said:
+        check_family(tmp_path / "base", model)
+    with pytest.raises(RefusedError) as done:
+        export(tmp_path / "v", tmp_path / "packed", "packed", tmp_path / "base")
+    assert str(said.value) == str(done.value)

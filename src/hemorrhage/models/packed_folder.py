@@ -12,12 +12,18 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hemorrhage.models.formats.config import BenchStorage, QuantizationConfig, QuantizationScheme
+from hemorrhage.models.experts import routing_layers
+from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs, QuantizationConfig, QuantizationScheme
 from hemorrhage.models.formats.storage import scheme_of
-from hemorrhage.models.layout import Joined, Renamer, to_family, unchanged
+from hemorrhage.models.layout import Joined, Renamer, differs, to_family, unchanged
+from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PACKED = (
     "weight_packed",
@@ -45,16 +51,44 @@ def packed_folder(folder: Path, names: Sequence[str]) -> PackedFolder:
     Raises RefusedError where it has no packed layers, or transformers could not load them.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    layers = packed_layers(names)
-    if not layers:
+    if not packed_layers(names):
         raise RefusedError("it has no packed weights; --as dense writes it")
-    quantization: QuantizationConfig = config["quantization_config"]
-    renamer = Renamer(folder)
+    return _packed_folder(folder, names, config["quantization_config"], BenchStorage.of(config).is_by_layer)
+
+
+def check_family(folder: Path, model: PreTrainedModel) -> None:
+    """Raise RefusedError where transformers could not load ``model``, the base in ``folder``, with layers packed.
+
+    They are taken to have symmetric grids: those that are not are refused of some families, once they are there.
+    """
+    layers, tied = list(linears_of(model)), set(model.all_tied_weights_keys)
+    dense = {f"{layer}.weight" for layer in layers}
+    others = [name for name in model.state_dict() if name not in dense | tied]
+    packed = [f"{layer}.weight_{part}" for layer in layers for part in ("packed", "scale", "shape")]
+    weights: QuantizationArgs = {
+        "num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "group_size": None, "dynamic": False,
+    }  # fmt: skip
+    ignored = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in layers
+    ]
+    quantization: QuantizationConfig = {
+        "quant_method": COMPRESSED_TENSORS,
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"weights": weights, "targets": ["Linear"]}},
+        "ignore": ignored + routing_layers(model),
+    }
+    _packed_folder(folder, [*others, *packed], quantization, differs(model.config.to_dict()))
+
+
+def _packed_folder(
+    folder: Path, names: Sequence[str], quantization: QuantizationConfig, is_by_layer: bool
+) -> PackedFolder:
+    layers, renamer = packed_layers(names), Renamer(folder)
     experts = [layer for layer in layers if _is_expert(renamer, layer, quantization)]
     model_type = renamer.model_type
     if experts:
         _check_experts(experts, names, quantization, model_type)
-    is_by_layer = BenchStorage.of(config).is_by_layer
     tensors = to_family(folder, names) if is_by_layer else {name: unchanged(name) for name in names}
     quantization = _with_aliases(quantization, renamer, experts)
     if _engine(quantization) == COMPRESSED_TENSORS:

@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +22,7 @@ from hemorrhage.compress.suitability import check_config, check_model
 from hemorrhage.models.probe import Finding, attempt, probe_tokens
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime import step
-from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.runtime.artifact import failure, read_manifest
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.plan import Plan
@@ -40,15 +40,32 @@ LARGE_GB = 16.0
 """Gigabytes in float32 above which a model is not generated with here."""
 
 
+RESHAPING = ("structured_pruning", "depth_pruning", "low_rank", "depth_expansion", "moe")
+"""Families of methods after which a model has other blocks, layers or shapes."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The variant that another alters further: ``folder``, its checkpoint, is None where it is not made."""
+
+    name: str
+    method: str
+    folder: Path | None
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The methods and strategies that are tried, by their names in the table; the rest where a study asks for it.
 
-    ``strategies``: name -> ``strategy`` and its settings, as params.yaml has them.
+    ``strategies``: name -> ``strategy`` and its settings, as params.yaml has them. ``parents``: variant -> the variant
+    that it alters further. ``asks``, ``codes``: lm-eval, and code tasks.
     """
 
     methods: Mapping[str, Settings]
     strategies: Mapping[str, Mapping[str, Any]]
+    parents: Mapping[str, Parent] = field(default_factory=dict)
+    asks: bool = True
+    codes: bool = True
     ablates: bool = True
     mitigates: bool = True
     exports: bool = True
@@ -67,11 +84,20 @@ class Wanted:
         return cls(
             {name: variant.settings for name, variant in plan.variants.items()},
             {name: strategy.as_json() for name, strategy in plan.design.strategies.items()},
+            {name: _parent(plan, variant.on) for name, variant in plan.variants.items() if variant.on},
+            asks=bool(params.evaluate.harness.tasks),
+            codes=bool(params.evaluate.code_tasks.tasks),
             ablates=bool(params.evaluate.diagnostics.ablate),
             mitigates=bool(params.mitigate.variants),
             exports=False,
             memory_gb=params.evaluate.memory_gb,
         )
+
+
+def _parent(plan: Plan, name: str) -> Parent:
+    folder = Path(plan.checkpoint(name)).parent
+    made = folder.is_dir() and failure(folder) is None
+    return Parent(name, plan.variants[name].method, folder if made else None)
 
 
 def parser() -> Parser:
@@ -166,16 +192,19 @@ def probe(base: Path, wanted: Wanted) -> list[Finding]:
 
     findings = [Finding(**entry) for entry in read_manifest(base)["probe"]]
     stored = load(base, "stored").cpu()
-    findings += [*_calibrated(stored), *_compressed(base, stored, wanted.methods)]
+    findings += [*_calibrated(stored), *_compressed(base, stored, wanted)]
     gigabytes = (size(base) or 4 * sum(value.numel() for value in stored.parameters())) / 1e9
     del stored
     if gigabytes > wanted.memory_gb:
         large = f"the model takes {gigabytes:.0f} GB in float32, more than {wanted.memory_gb:g}: not tried"
         return [*findings, *(Finding(name, "all", "depends", large) for name in ("evaluate", "decode", "mitigate"))]
     model = load(base)
-    findings += [*_evaluated(model, wanted.ablates), *_decoded(base, model, wanted.strategies)]
+    findings += [_differentiated(model), *_evaluated(model, wanted.ablates)]
+    findings += _decoded(base, model, wanted.strategies)
+    findings += [_asked(base, model)] if wanted.asks else []
+    findings += [_coded(base, model)] if wanted.codes else []
     findings += [_mitigated(model)] if wanted.mitigates else []
-    return [*findings, *([_exported(base)] if wanted.exports else [])]
+    return [*findings, *(_exported(base, model) if wanted.exports else [])]
 
 
 def _calibrated(model: PreTrainedModel) -> Iterator[Finding]:
@@ -189,13 +218,89 @@ def _calibrated(model: PreTrainedModel) -> Iterator[Finding]:
         yield attempt("calibrate", "experts", lambda: _ignore(usage(model, tokens)))
 
 
-def _compressed(base: Path, model: PreTrainedModel, methods: Mapping[str, Settings]) -> Iterator[Finding]:
-    def check(settings: Settings) -> str | None:
-        check_config(settings, base)
-        return check_model(settings, model)
+def _compressed(base: Path, model: PreTrainedModel, wanted: Wanted) -> Iterator[Finding]:
+    answers: dict[str, Finding] = {}
+    for name, settings in wanted.methods.items():
+        parent = wanted.parents.get(name)
+        before = answers.get(parent.name) if parent else None
+        if before is not None and before.answer == "no":
+            reason = f"{before.part}, which it alters further, does not go: {before.reason}"
+            answers[name] = Finding("compress", name, "no", reason)
+        else:
+            answers[name] = _checked(name, settings, base, model, parent)
+        yield answers[name]
 
-    for name, settings in methods.items():
-        yield attempt("compress", name, lambda settings=settings: check(settings))  # type: ignore[misc]
+
+def _checked(name: str, settings: Settings, base: Path, model: PreTrainedModel, parent: Parent | None) -> Finding:
+    """Try a method on the base, or on what it alters further, as far as that is made."""
+    from hemorrhage.models.checkpoint import load
+
+    def check(folder: Path, altered: PreTrainedModel) -> str | None:
+        check_config(settings, folder)
+        return check_model(settings, altered)
+
+    if parent is not None and parent.folder is not None:
+        folder = parent.folder
+        as_stored = not settings.changes_weights
+        return attempt(
+            "compress", name, lambda: check(folder, load(folder, "stored", as_stored=as_stored, base=base).cpu())
+        )
+    if parent is not None and method_of(parent.method).family in RESHAPING:
+        return Finding("compress", name, "depends", f"{parent.name} is not made yet, and changes the model's structure")
+    return attempt("compress", name, lambda: check(base, model))
+
+
+def _differentiated(model: PreTrainedModel) -> Finding:
+    import torch
+
+    from hemorrhage.models.linears import linears_of
+
+    def differentiate() -> None:
+        tokens, linears = probe_tokens(model), list(linears_of(model).values())
+        weights = [linear.weight.requires_grad_() for linear in (linears[0], linears[-1])]
+        try:
+            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:])
+            # A layer of an expert that no token takes has none.
+            found = [each for each in torch.autograd.grad(loss, weights, allow_unused=True) if each is not None]
+        finally:
+            model.requires_grad_(False)
+        if not all(bool(each.isfinite().all()) for each in found):
+            raise RefusedError("the gradients of the loss are not finite")
+
+    return attempt("calibrate", "gradients", differentiate)
+
+
+def _asked(base: Path, model: PreTrainedModel) -> Finding:
+    def ask() -> None:
+        from lm_eval.api.instance import Instance
+
+        from hemorrhage.evaluate.harness import language_model
+        from hemorrhage.models.checkpoint import load_tokenizer
+
+        lm = language_model(model, load_tokenizer(base), 2)
+        likelihoods = [Instance("loglikelihood", {}, ("a", f" {word}"), index) for index, word in enumerate("bc")]
+        lm.loglikelihood(likelihoods, disable_tqdm=True)  # type: ignore[call-arg]
+        options = {"until": ["\n"], "max_gen_toks": NEW_TOKENS}
+        lm.generate_until([Instance("generate_until", {}, ("a", options), 0)])
+
+    return attempt("harness", "lm-eval", ask)
+
+
+def _coded(base: Path, model: PreTrainedModel) -> Finding:
+    from hemorrhage.decode.prompts import Prompt
+    from hemorrhage.evaluate.code_tasks import complete
+    from hemorrhage.models.checkpoint import load_tokenizer
+    from hemorrhage.sandbox import runner as sandbox
+
+    def write() -> None:
+        tokens = probe_tokens(model)[0].tolist()
+        prompts = [Prompt(0, "", tokens), Prompt(1, "", tokens[:4])]
+        complete(model, load_tokenizer(base), prompts, NEW_TOKENS, ["\n\n"])
+        if sandbox.missing():
+            raise RefusedError(str(sandbox.missing()))
+
+    return attempt("code tasks", "completions", write)
 
 
 def _evaluated(model: PreTrainedModel, ablates: bool) -> Iterator[Finding]:
@@ -256,17 +361,19 @@ def _mitigated(model: PreTrainedModel) -> Finding:
     return attempt("mitigate", "corrections", correct)
 
 
-def _exported(base: Path) -> Finding:
+def _exported(base: Path, model: PreTrainedModel) -> Iterator[Finding]:
     from hemorrhage.models.architecture import text_entries
     from hemorrhage.models.formats.gguf_file import tokenizer_problem
     from hemorrhage.models.formats.gguf_names import problem
+    from hemorrhage.models.packed_folder import check_family
 
     def check() -> None:
         reason = problem(text_entries(base)) or tokenizer_problem(base)
         if reason:
             raise RefusedError(reason)
 
-    return attempt("export", "gguf", check)
+    yield attempt("export", "packed", lambda: check_family(base, model))
+    yield attempt("export", "gguf", check)
 
 
 def _ignore(_: object) -> None:

@@ -39,8 +39,8 @@ from hemorrhage.tools.export import export
 from tests.calibration import calibrated
 from tests.divergence import kl
 from tests.families import FAMILIES, new_model
-from tests.family_matrix import Study
-from tests.family_matrix import plain as plain_model
+from tests.family_matrix.study import Study
+from tests.family_matrix.study import plain as plain_model
 from tests.layers import block_of, layer_of, logits_of
 
 FAMILY_TOKENS = torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(1))
