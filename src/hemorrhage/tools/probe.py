@@ -40,6 +40,9 @@ LARGE_GB = 16.0
 """Gigabytes in float32 above which a model is not generated with here."""
 
 
+LOADED = ("evaluate", "decode", "mitigate")
+"""Steps that are tried on the model in float32."""
+
 RESHAPING = ("structured_pruning", "depth_pruning", "low_rank", "depth_expansion", "moe")
 """Families of methods after which a model has other blocks, layers or shapes."""
 
@@ -64,8 +67,8 @@ class Wanted:
     methods: Mapping[str, Settings]
     strategies: Mapping[str, Mapping[str, Any]]
     parents: Mapping[str, Parent] = field(default_factory=dict)
-    asks: bool = True
-    codes: bool = True
+    asks: bool = False
+    codes: bool = False
     ablates: bool = True
     mitigates: bool = True
     exports: bool = True
@@ -75,7 +78,7 @@ class Wanted:
     def of_registry(cls) -> Wanted:
         """Return everything that the registry lists."""
         methods = {f"{name}: {settings.label}": settings for name in METHODS for settings in method_of(name).examples}
-        return cls(methods, {name: {"strategy": name} for name in STRATEGIES})
+        return cls(methods, {name: {"strategy": name} for name in STRATEGIES}, asks=True, codes=True)
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Wanted:
@@ -193,18 +196,19 @@ def probe(base: Path, wanted: Wanted) -> list[Finding]:
     findings = [Finding(**entry) for entry in read_manifest(base)["probe"]]
     stored = load(base, "stored").cpu()
     findings += [*_calibrated(stored), *_compressed(base, stored, wanted)]
+    exports = list(_exported(base, stored)) if wanted.exports else []
     gigabytes = (size(base) or 4 * sum(value.numel() for value in stored.parameters())) / 1e9
     del stored
     if gigabytes > wanted.memory_gb:
         large = f"the model takes {gigabytes:.0f} GB in float32, more than {wanted.memory_gb:g}: not tried"
-        return [*findings, *(Finding(name, "all", "depends", large) for name in ("evaluate", "decode", "mitigate"))]
+        return [*findings, *exports, *(Finding(name, "all", "depends", large) for name in LOADED)]
     model = load(base)
     findings += [_differentiated(model), *_evaluated(model, wanted.ablates)]
     findings += _decoded(base, model, wanted.strategies)
     findings += [_asked(base, model)] if wanted.asks else []
     findings += [_coded(base, model)] if wanted.codes else []
     findings += [_mitigated(model)] if wanted.mitigates else []
-    return [*findings, *(_exported(base, model) if wanted.exports else [])]
+    return [*findings, *exports]
 
 
 def _calibrated(model: PreTrainedModel) -> Iterator[Finding]:
