@@ -284,7 +284,7 @@ def _asked(base: Path, model: PreTrainedModel) -> Finding:
 
         lm = language_model(model, load_tokenizer(base), 2)
         likelihoods = [Instance("loglikelihood", {}, ("a", f" {word}"), index) for index, word in enumerate("bc")]
-        lm.loglikelihood(likelihoods, disable_tqdm=True)  # type: ignore[call-arg]
+        lm.loglikelihood(likelihoods, disable_tqdm=True)
         options = {"until": ["\n"], "max_gen_toks": NEW_TOKENS}
         lm.generate_until([Instance("generate_until", {}, ("a", options), 0)])
 

@@ -41,7 +41,8 @@ from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import kl
 from tests.families import new_model
-from tests.family_matrix import Study, committed
+from tests.family_matrix.page import committed
+from tests.family_matrix.study import Study
 from tests.layers import block_of, generate, logits_of
 from tests.whole import whole
 

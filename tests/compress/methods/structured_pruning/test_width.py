@@ -38,7 +38,7 @@ from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.tools.export import export
 from tests.calibration import calibrated
 from tests.families import FAMILIES, new_model
-from tests.family_matrix import Study, plain
+from tests.family_matrix.study import Study, plain
 from tests.layers import block_of
 from tests.whole import whole
 
