@@ -278,8 +278,8 @@ def _is_same_behind_padding(model: PreTrainedModel) -> bool:
     positions = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)} if "position_ids" in known else {}
     with torch.no_grad():
         expected = model(input_ids=alone, use_cache=False).logits[:, -1].float()
-        found = model(input_ids=padded, attention_mask=mask, use_cache=False, **positions).logits[:, -1].float()
-    return bool((found - expected).abs().max() <= 1e-2 * expected.abs().max())
+        behind = model(input_ids=padded, attention_mask=mask, use_cache=False, **positions).logits[:, -1].float()
+    return bool((behind - expected).abs().max() <= 1e-2 * expected.abs().max())
 
 
 def refuse_without_cache(model: PreTrainedModel) -> None:

@@ -266,10 +266,10 @@ def _differentiated(model: PreTrainedModel) -> Finding:
             logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
             loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:])
             # A layer of an expert that no token takes has none.
-            found = [each for each in torch.autograd.grad(loss, weights, allow_unused=True) if each is not None]
+            gradients = [each for each in torch.autograd.grad(loss, weights, allow_unused=True) if each is not None]
         finally:
             model.requires_grad_(False)
-        if not all(bool(each.isfinite().all()) for each in found):
+        if not all(bool(each.isfinite().all()) for each in gradients):
             raise RefusedError("the gradients of the loss are not finite")
 
     return attempt("calibrate", "gradients", differentiate)
