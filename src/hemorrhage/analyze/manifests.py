@@ -32,7 +32,7 @@ class Calibration(TypedDict, total=False):
 
 
 class Lineage(TypedDict):
-    """Whether a published model was made from the base: ``same``, ``scaled`` or ``other``, by so many tensors."""
+    """Whether a published model was made from the base (hemorrhage.compress.checks.lineage), by how many tensors."""
 
     verdict: str
     compared: int

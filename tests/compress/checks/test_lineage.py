@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hemorrhage.compress.checks import lineage
 from hemorrhage.runtime.step import InputError
@@ -68,6 +68,23 @@ def test_scales_between_a_norm_and_its_readers_are_recognized_and_a_norm_alone_i
     lone.model.layers[0].input_layernorm.weight.data *= 1.1
     compared = lineage.compare(lone, model())
     assert (compared.verdict, compared.differing) == ("other", ("model.layers.0.input_layernorm.weight",))
+
+
+def test_without_a_common_name_the_base_is_unknown() -> None:
+    other: Any = GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=80, n_layer=2, n_head=5, n_positions=64)).eval()
+    compared = lineage.compare(other, model())
+    assert (compared.verdict, compared.compared) == ("unknown", 0)
+
+
+def test_a_text_model_is_compared_with_the_text_tower_of_a_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = {
+        name.replace("model.", "model.language_model."): value for name, value in lineage.left_alone(model()).items()
+    }
+    text, wrapper = model(), model()
+    real = lineage.left_alone
+    monkeypatch.setattr(lineage, "left_alone", lambda each: tower if each is wrapper else real(each))
+    assert lineage.compare(text, wrapper).verdict == "same"
+    assert lineage.compare(text, wrapper).compared == len(tower)
 
 
 def test_a_smaller_vocabulary_is_refused() -> None:

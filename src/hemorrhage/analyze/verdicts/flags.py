@@ -31,6 +31,7 @@ SIGNIFICANT = 0.05
 NO_OP = "no-op"
 ZEROED = "zeroed layer"
 ANOTHER_BASE = "made from another base"
+UNKNOWN_BASE = "base unknown"
 PUBLISHED = "read from a published file"
 
 SILENT = 1e-3
@@ -136,6 +137,8 @@ def _lineage(variant: Variant) -> Iterator[Flag]:
             f"{differing[0]}: it was made from another model, and its damage is also the difference of the two."
         )
         yield Flag(variant.name, ANOTHER_BASE, evidence)
+    elif lineage and lineage["verdict"] == "unknown":
+        yield Flag(variant.name, UNKNOWN_BASE, "None of its tensors that a compression leaves alone is in the base.")
     for note in variant.manifest.get("notes", []):
         yield Flag(variant.name, PUBLISHED, note)
 

@@ -35,14 +35,17 @@ LAYERS = 8
 GAIN_DB = 6.0
 """Decibels that taking scales out has to gain before weights count as scaled."""
 
-Origin = Literal["same", "scaled", "other"]
+Origin = Literal["same", "scaled", "other", "unknown"]
 
 
 @dataclass(frozen=True)
 class Lineage:
     """``verdict``: ``same``, what is not compressed is the base's; ``scaled``, up to factors between layers; ``other``,
-    it was made from another model. ``compared`` tensors, of which those named in ``differing`` are not the base's.
-    ``blocks``: the base's block that each block is, None where they are the base's in order."""
+    it was made from another model; ``unknown``, no name of a tensor is the base's.
+
+    ``compared`` tensors, of which those named in ``differing`` are not the base's. ``blocks``: the base's block that
+    each block is, None where they are the base's in order.
+    """
 
     verdict: Origin
     compared: int
@@ -57,14 +60,21 @@ class Lineage:
 def compare(published: PreTrainedModel, base: PreTrainedModel) -> Lineage:
     """Compare the tensors that no compression alters, and where they differ the layers up to scales."""
     origins = block_origins(published, base)
-    theirs, ours = left_alone(published), left_alone(base)
-    pairs = {name: _source(name, origins, published) for name in theirs}
+    theirs, ours = left_alone(published), {_of_text(name): value for name, value in left_alone(base).items()}
+    pairs = {name: _of_text(_source(name, origins, published)) for name in theirs}
     compared = [name for name, source in pairs.items() if source in ours]
+    if not compared:
+        return Lineage("unknown", 0, (), origins)
     differing = tuple(name for name in compared if not same(theirs[name], ours[pairs[name]]))
     if not differing:
         return Lineage("same", len(compared), (), origins)
     is_scaled = origins is None and scales_explain(published, base)
     return Lineage("scaled" if is_scaled else "other", len(compared), differing, origins)
+
+
+def _of_text(name: str) -> str:
+    """Return the name that a tensor of a wrapper's text tower has in the text model alone."""
+    return name.replace("language_model.", "")
 
 
 def left_alone(model: PreTrainedModel) -> dict[str, Tensor]:
