@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ def test_perplexity_is_judged_as_a_log_and_told_as_a_ratio() -> None:
     assert found.answer == "inside"
     assert found.high == pytest.approx(math.exp(0.06))
     assert found.used == pytest.approx(0.06 / math.log(1.1))
+    named = replace(found, metric="ln_perplexity_ratio[w64]")
+    assert str(named).startswith("perplexity_ratio[w64] on prose: 1.051 (1.041 to 1.062;")
 
 
 def test_bounds_of_many_variants_are_wider() -> None:

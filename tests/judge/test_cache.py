@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,26 @@ def test_the_folder_is_that_of_the_xdg_directories(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.default_folder() == tmp_path / ".cache" / "hemorrhage"
+
+
+def test_what_a_killed_judgement_left_goes_and_another_says_that_it_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hold() -> None:
+        with cache.locked(tmp_path):
+            pass
+
+    (tmp_path / "results-left").mkdir()
+    second = threading.Thread(target=hold, daemon=True)
+    with cache.locked(tmp_path):
+        assert not (tmp_path / "results-left").exists()
+        assert capsys.readouterr().err == ""
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+    second.join(10)
+    assert not second.is_alive()
+    assert capsys.readouterr().err == f"waiting for another judgement, which uses {tmp_path}\n"
 
 
 def test_a_place_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:

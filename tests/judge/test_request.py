@@ -65,3 +65,13 @@ def test_texts_of_the_user_take_the_place_of_the_corpora(tiny: Path, tmp_path: P
     assert params.evaluate.windows == "all"
     with pytest.raises(CommandError, match=r"--texts: .*none\.txt is missing"):
         request.corpora([str(tmp_path / "none.txt")], "all")
+    with pytest.raises(CommandError, match=r"--texts: \S+ is no file"):
+        request.corpora([str(tmp_path)], "all")
+
+
+def test_a_file_that_can_not_be_read_is_named_and_the_others_are_not(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GG")
+    broken, hub = str(tmp_path / "broken.gguf"), f"org/name@{COMMIT}"
+    assert request.unreadable([str(tiny), broken, hub]) == {broken: f"{broken} is not a GGUF file"}
+    with pytest.raises(CommandError, match=r"FILE: \S+none\.gguf is missing"):
+        request.unreadable([str(tmp_path / "none.gguf")])

@@ -13,7 +13,9 @@ from hemorrhage.judge import run
         ("params.yaml: model.path: x holds no tokenizer", "BASE: x holds no tokenizer"),
         ("params.yaml: compress.file.files: x is missing", "FILE: x is missing"),
         ("params.yaml: compress.file_2.files: x is missing", "FILE: x is missing"),
-        ("params.yaml: evaluate.window: 1 is more", "evaluate.window: 1 is more"),
+        ("params.yaml: evaluate.window: 1 is more", "--window: 1 is more"),
+        ("add text, or lower evaluate.windows or evaluate.window", "add text, or lower --windows or --window"),
+        ("params.yaml: evaluate.dtype: unknown", "evaluate.dtype: unknown"),
     ],
 )
 def test_a_line_about_params_yaml_is_one_about_the_arguments(line: str, said: str) -> None:

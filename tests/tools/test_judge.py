@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from hemorrhage import cli
 from hemorrhage.judge.request import Request
 from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE
+from hemorrhage.tools import judge
 from tests.compress.methods.published.test_external import pruned
 from tests.models.sources import folders
 
@@ -59,6 +60,14 @@ def test_a_judgement(tiny: Path, files: list[str], tmp_path: Path, capsys: pytes
     assert (tmp_path / "c" / "file-half.md").read_text().startswith("---")
     assert judged(tiny, files[1:], home) == NOT_MEASURED
     capsys.readouterr()
+    # Two files of one name are shown as they were given, and one that can't be read keeps its place.
+    shutil.copytree(files[0], tmp_path / "again" / "half")
+    (tmp_path / "x.gguf").write_bytes(b"GG")
+    given = [files[0], str(tmp_path / "x.gguf"), str(tmp_path / "again" / "half")]
+    assert judged(tiny, given, home, "--json") == NO
+    content = json.loads(capsys.readouterr().out)
+    assert [row["file"] for row in content["files"]] == [given[0], "x", given[2]]
+    assert not list(home.glob("results-*"))
 
 
 def test_a_judgement_is_a_study(
@@ -88,6 +97,40 @@ def test_wrong_arguments_are_one_line_before_any_work(
 ) -> None:
     assert judged(tiny, [str(tmp_path / "none")], tmp_path / "home") == USAGE
     assert capsys.readouterr().err.strip().endswith("none is missing")
+    for wrong in (
+        ["--score", "assistant"],
+        ["--junit", str(tmp_path / "none" / "out.xml")],
+        ["--html", str(tmp_path)],
+        ["--cards", str(tiny / "config.json")],
+    ):
+        assert judged(tiny, [str(tiny)], tmp_path / "home", *wrong) == USAGE
+        line = capsys.readouterr().err
+        assert line.startswith(f"hemorrhage judge: {wrong[0]}")
+        assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (["--windows", "0"], "argument --windows: 0 is not a whole number above 0"),
+        (["--cores", "two"], "argument --cores: two is not a whole number above 0"),
+        (["--cache-gb", "nan"], "argument --cache-gb: nan is not a number of at least 0"),
+        (["--cache-gb=-1"], "argument --cache-gb: -1 is not a number of at least 0"),
+    ],
+)
+def test_a_number_that_is_none_is_one_line(option: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        judge.parser().parse_args(["base", "file", *option])
+    assert ended.value.code == USAGE
+    assert line in capsys.readouterr().err
+
+
+def test_a_file_that_can_not_be_read_is_a_row(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is computed where no file is left, and the answer is that of a file that a step refuses."""
     (tmp_path / "empty").mkdir()
-    assert judged(tiny, [str(tmp_path / "empty")], tmp_path / "home") == USAGE
-    assert "FILE: " in capsys.readouterr().err
+    assert judged(tiny, [str(tmp_path / "empty")], tmp_path / "home", "--json") == NOT_MEASURED
+    output = capsys.readouterr()
+    content: Any = json.loads(output.out)
+    assert (content["address"], output.err) == (None, "")
+    (row,) = content["files"]
+    assert (row["file"], row["reason"]) == ("empty", f"{tmp_path / 'empty'} holds no config.json")

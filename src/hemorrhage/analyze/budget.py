@@ -96,7 +96,9 @@ class Check:
             numbers = (
                 f"{self.estimate:.4g} ({_shown(self.low)} to {_shown(self.high)}; upper bound {_shown(self.bound)})"
             )
-        return f"{self.metric} on {self.dataset}: {numbers}, limit {self.limit:g}: {self.answer}{self._why()}"
+        # The ratio is shown, not its logarithm.
+        metric = self.metric.removeprefix("ln_") if self.kind == "perplexity" else self.metric
+        return f"{metric} on {self.dataset}: {numbers}, limit {self.limit:g}: {self.answer}{self._why()}"
 
     def _why(self) -> str:
         return f", {self.reason}" if self.reason else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from xml.etree import ElementTree
@@ -67,21 +68,40 @@ class Row:
         }
 
 
-def rows_of(study: Study) -> list[Row]:
-    """Judge every file of a study by its budget, all together, in the order given."""
+def rows_of(study: Study, files: Sequence[str]) -> list[Row]:
+    """Judge every file of a study by its budget, all together, in the order given.
+
+    ``files``: what the user calls them, which is shown of those that have one name.
+    """
     variants = {name: variant for name, variant in study.inputs.variants.items() if name != BASE}
     spec = study.spec
     checks = judge(study.rows, list(variants), spec.budget, spec.confidence, len(variants))
     numbers, corpora = Numbers(study.rows), list(study.blocks)
     flags = {name: [flag.evidence for flag in study.flags if flag.variant == name] for name in variants}
+    labels = Counter(variant.label for variant in variants.values())
     return [
-        _row(study.inputs, variant, numbers, corpora, checks[name], flags[name]) for name, variant in variants.items()
+        _row(
+            study.inputs,
+            variant,
+            given if labels[variant.label] > 1 else variant.label,
+            numbers,
+            corpora,
+            checks[name],
+            flags[name],
+        )
+        for given, (name, variant) in zip(files, variants.items(), strict=True)
     ]
+
+
+def unread(file: str, reason: str) -> Row:
+    """Return the row of a file that can't be read."""
+    return Row(file, "", None, None, None, None, None, None, None, NOT_MEASURED, reason, checks=[])
 
 
 def _row(
     inputs: Inputs,
     variant: Variant,
+    file: str,
     numbers: Numbers,
     corpora: Sequence[str],
     checks: Sequence[Check],
@@ -98,7 +118,7 @@ def _row(
     ratio = worst("ln_perplexity_ratio")
     perplexity = ratio and Interval(math.exp(ratio.value), math.exp(ratio.low), math.exp(ratio.high), ratio.dataset)
     return Row(
-        file=variant.label,
+        file=file,
         storage=manifest.get("storage", ""),
         bytes=manifest.get("disk_bytes"),
         bits=manifest.get("effective_bits"),
@@ -108,7 +128,7 @@ def _row(
         perplexity=perplexity,
         flips=worst("mean_flips"),
         status=NOT_MEASURED if failure else exit_code(checks),
-        reason=(failure or _decides(checks)).removeprefix("InputError: "),
+        reason=(failure or _decides(checks)).removeprefix("InputError: ").removeprefix("ValueError: "),
         checks=checks,
         warnings=warnings,
     )
@@ -166,8 +186,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def as_json(rows: Sequence[Row], base: str, budget: Mapping[str, float], address: str) -> Json:
-    """Return the answer as plain content."""
+def as_json(rows: Sequence[Row], base: str, budget: Mapping[str, float], address: str | None) -> Json:
+    """Return the answer as plain content; ``address``: of the analysis, None where no file was read."""
     return {
         "answer": ANSWERS[status_of(rows)],
         "base": base,

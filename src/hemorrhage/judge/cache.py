@@ -6,8 +6,11 @@ The folder is that of the XDG base directories: ``$XDG_CACHE_HOME/hemorrhage``, 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
+import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,9 @@ from pathlib import Path
 
 from hemorrhage.runtime.artifact import MANIFEST
 from hemorrhage.runtime.command import CommandError
+
+SCRATCH = "results-"
+"""How the folder of a judgement's rows and page starts; it goes when the judgement ends."""
 
 LIMIT_GB = 20.0
 """Bytes of a cache that is not told otherwise, in units of 10^9."""
@@ -37,9 +43,23 @@ def default_folder() -> Path:
     return (Path(home) if home else Path("~/.cache").expanduser()) / "hemorrhage"
 
 
+def size_gb(text: str) -> float:
+    """Return a size of at least 0 of the command line."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise ArgumentTypeError(f"{text} is not a number of at least 0")
+    return size
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the cache for one judgement at a time; another waits. Raises CommandError where it can't be written."""
+    """Hold the cache for one judgement at a time; another says that it waits. What a killed one left is removed.
+
+    Raises CommandError where the cache can't be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / "lock").open("w", encoding="utf-8")
@@ -48,7 +68,13 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder} can't be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
         ) from None
     with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another judgement, which uses {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        for left in folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left)
         yield
 
 
@@ -88,6 +114,6 @@ def trim(folder: Path, limit_gb: float, keep: Iterable[Path] = ()) -> list[Entry
 def clear(folder: Path) -> int:
     """Remove everything; return the bytes that were freed."""
     freed = sum(entry.bytes for entry in entries(folder))
-    for name in (DATA, "logs", ".snakemake", "results"):
+    for name in (DATA, "logs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return freed

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hemorrhage.compress.methods.published.external import file_name
+from hemorrhage.models.sources.published import refusal
 from hemorrhage.runtime.address import JsonValue
 from hemorrhage.runtime.command import CommandError
 
@@ -102,7 +103,7 @@ def corpora(texts: Sequence[str], score: str) -> list[Content]:
     for index, text in enumerate(texts, 1):
         path = Path(text).expanduser()
         if not path.is_file():
-            raise CommandError(f"--texts: {text} is missing")
+            raise CommandError(f"--texts: {text} is {'no file' if path.exists() else 'missing'}")
         name = NAME.sub("_", path.stem.lower()).strip("_") or "texts"
         name = f"{name}_{index}" if name in (*entries, *CORPORA) else name
         entries[name] = {"name": name, "file": str(path.resolve()), "score": score}
@@ -133,6 +134,13 @@ def published(name: str) -> str | Content:
     path = Path(name).expanduser()
     _refuse("FILE", name, path)
     return str(path.resolve())
+
+
+def unreadable(files: Sequence[str]) -> dict[str, str]:
+    """Return why files can't be read, of those that can't. Raises CommandError for one that is missing."""
+    chosen = {name: published(name) for name in files}
+    problems = {name: refusal(Path(path)) for name, path in chosen.items() if isinstance(path, str)}
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def _refuse(which: str, name: str, path: Path) -> None:

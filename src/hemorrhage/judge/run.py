@@ -43,6 +43,7 @@ IN_WORDS = {
     r"^model\.(path|id)": "BASE",
     r"^compress\.\w+\.files": "FILE",
     r"^evaluate\.corpora\S*": "--texts",
+    r"\bevaluate\.(windows?)\b": r"--\1",
 }
 """Pattern of a key of params.yaml -> the argument that it comes from."""
 
@@ -145,7 +146,8 @@ def _step(words: Sequence[str], log: Path) -> None:
             _PROCESSES.discard(process)
     if status:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise CommandError(lines[-1].removeprefix("error: ") if lines else f"{words[-1]} ended with {status}")
+        line = lines[-1].removeprefix("error: ") if lines else f"{words[-1]} ended with {status}"
+        raise CommandError(in_words_of_the_command(line))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ def parser() -> Parser:
     )
     home = cache.default_folder()
     made.add_argument("--cache", type=Path, default=home, metavar="FOLDER", help=f"default: {home}")
-    made.add_argument("--limit", type=float, metavar="GB", help="remove what was used longest ago until the rest fits")
+    made.add_argument(
+        "--limit", type=cache.size_gb, metavar="GB", help="remove what was used longest ago until the rest fits"
+    )
     made.add_argument("--clear", action="store_true", help="remove everything")
     made.add_argument("--json", action="store_true", help="the outputs with their bytes, as JSON")
     return made
@@ -32,12 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print what the cache holds, after making room where that was asked for."""
     arguments = parser().parse_args(argv)
     with cache.locked(arguments.cache):
+        said = sys.stderr if arguments.json else sys.stdout
         if arguments.clear:
-            print(f"{cache.clear(arguments.cache) / 1e6:,.1f} MB removed")
-            return YES
-        if arguments.limit is not None:
+            print(f"{cache.clear(arguments.cache) / 1e6:,.1f} MB removed", file=said)
+            if not arguments.json:
+                return YES
+        elif arguments.limit is not None:
             removed = cache.trim(arguments.cache, arguments.limit)
-            print(f"{sum(entry.bytes for entry in removed) / 1e6:,.1f} MB removed in {len(removed)} outputs")
+            freed = sum(entry.bytes for entry in removed)
+            print(f"{freed / 1e6:,.1f} MB removed in {len(removed)} outputs", file=said)
         known = cache.entries(arguments.cache)
     total = sum(entry.bytes for entry in known)
     if arguments.json:

@@ -6,6 +6,7 @@ a cache, so that another file of the same base costs its own evaluation alone.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -13,11 +14,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hemorrhage.compress.methods.published.external import file_name
 from hemorrhage.judge import cache
-from hemorrhage.judge.request import BUDGET, Request
-from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES, Parser, json_text
+from hemorrhage.judge.request import BUDGET, Content, Request, unreadable
+from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
+
+if TYPE_CHECKING:
+    from hemorrhage.analyze.study import Study
 
 
 def parser() -> Parser:
@@ -56,30 +62,32 @@ def parser() -> Parser:
     made.add_argument("--json", action="store_true", help="print the answer as JSON")
     home = cache.default_folder()
     made.add_argument("--cache", type=Path, default=home, metavar="FOLDER", help=f"default: {home}")
-    made.add_argument("--cache-gb", type=float, default=cache.LIMIT_GB, metavar="GB", help="default: %(default)g")
+    made.add_argument(
+        "--cache-gb", type=cache.size_gb, default=cache.LIMIT_GB, metavar="GB", help="default: %(default)g"
+    )
     return made
 
 
 def _count(text: str) -> int:
     """Return a number above 0."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the answer and return it."""
-    from hemorrhage.analyze.report.sections.cards import cards
     from hemorrhage.judge import answer
-    from hemorrhage.judge.run import run
     from hemorrhage.tools import gate
 
     arguments = parser().parse_args(argv)
+    _check(arguments)
     budget = gate.parse(arguments.budget)
+    unread = unreadable(arguments.files)
+    files = [name for name in arguments.files if name not in unread]
     request = Request(
         arguments.base,
-        arguments.files,
+        files,
         budget,
         texts=arguments.texts,
         score=arguments.score,
@@ -87,24 +95,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         window=arguments.window,
     )
     content = request.content()
-    html, junit, folder = (path and path.resolve() for path in (arguments.html, arguments.junit, arguments.cards))
+    study = _study(content, arguments) if files else None
+    measured = iter(answer.rows_of(study, files) if study else ())
+    rows = [
+        answer.unread(file_name(name), unread[name]) if name in unread else next(measured) for name in arguments.files
+    ]
+    if arguments.junit:
+        arguments.junit.write_text(answer.as_junit(rows, arguments.base), encoding="utf-8")
+    as_json = answer.as_json(rows, arguments.base, budget, study.provenance["address"] if study else None)
+    print(json_text(as_json) if arguments.json else answer.as_table(rows, budget))
+    return answer.status_of(rows)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise CommandError for arguments that contradict each other, and for places that nothing can be written to."""
+    if arguments.score != "all" and not arguments.texts:
+        raise CommandError(f"--score {arguments.score} is about --texts, and there are none")
+    for option in ("html", "junit"):
+        path = getattr(arguments, option)
+        if path and path.is_dir():
+            raise CommandError(f"--{option}: {path} is a folder")
+        if path and not path.resolve().parent.is_dir():
+            raise CommandError(f"--{option}: the folder of {path} is missing")
+    if arguments.cards and arguments.cards.exists() and not arguments.cards.is_dir():
+        raise CommandError(f"--cards: {arguments.cards} is no folder")
+
+
+def _study(content: Content, arguments: argparse.Namespace) -> Study:
+    """Make the study of a judgement in the cache, and write its page and cards where they are asked for."""
+    from hemorrhage.analyze.report.sections.cards import cards
+    from hemorrhage.judge.run import run
+
+    html, folder = (path and path.resolve() for path in (arguments.html, arguments.cards))
     home = arguments.cache.resolve()
-    with cache.locked(home), chdir(home), tempfile.TemporaryDirectory(dir=home, prefix="results-") as scratch:
+    with cache.locked(home), chdir(home), tempfile.TemporaryDirectory(dir=home, prefix=cache.SCRATCH) as scratch:
         judged = run(content, Path(scratch), arguments.cores, _say)
         if html:
             shutil.copyfile(Path(scratch, "index.html"), html)
         cache.trim(home, arguments.cache_gb, judged.used)
-    rows = answer.rows_of(judged.study)
-    if junit:
-        junit.write_text(answer.as_junit(rows, arguments.base), encoding="utf-8")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in cards(judged.study).items():
             (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    address = judged.study.provenance["address"]
-    as_json = answer.as_json(rows, arguments.base, budget, address)
-    print(json_text(as_json) if arguments.json else answer.as_table(rows, budget))
-    return answer.status_of(rows)
+    return judged.study
 
 
 def _say(line: str) -> None:
