@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -11,7 +13,9 @@ from hemorrhage.models import folder
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
 from hemorrhage.models.formats.int8 import Int8Linear
 from hemorrhage.models.formats.storage import replace
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.weights import Weights
+from tests.families import build
 
 
 def test_load_is_a_frozen_plain_model_of_the_asked_dtype(tiny: Path) -> None:
@@ -32,6 +36,22 @@ def test_tokenizer_is_the_one_of_tokenizer_json(tiny: Path) -> None:
 
 def test_the_size_is_that_in_float32(base: Path) -> None:
     assert size(base) == 4 * sum(value.numel() for value in load(base).parameters())
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma3", "paligemma"])
+def test_in_16_bits_what_is_computed_and_not_stored_is_that_of_32(tmp_path: Path, family: str) -> None:
+    """The scale of Gemma's embedding is such a number, also where Gemma is the text tower of a wrapper."""
+    stored = load(build(tmp_path / family, family), "stored")
+    embedding: Any = stored.get_input_embeddings()
+    assert embedding.weight.dtype == torch.bfloat16
+    assert embedding.embed_scale == torch.tensor(80.0).sqrt()
+
+
+def test_what_nothing_computes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build(tmp_path / "gemma", "gemma")
+    monkeypatch.setattr("transformers.PreTrainedModel.initialize_weights", lambda _: None)
+    with pytest.raises(RefusedError, match=r"model\..* of a GemmaForCausalLM is computed, and not when"):
+        load(folder, "bfloat16")
 
 
 def test_codes_with_many_zeros_are_read_with_their_scale_block_by_block(tiny: Path, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from hemorrhage.models.architecture import skeleton
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.experts import LAYOUTS, Experts, every_token, mixtures, routing_layers, unfuse
 from hemorrhage.models.refused import RefusedError
-from tests.families import build
+from tests.families import COMMON, MLA, build
 from tests.tiny_moe import EXPERTS, OWN, new_model
 
 TOKENS = torch.randint(3, 500, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -93,3 +95,12 @@ def test_a_large_tensor_in_no_known_mixture_is_refused() -> None:
     model.model.layers[0].odd = torch.nn.Parameter(torch.zeros(EXPERTS, 128, 128))
     with pytest.raises(RefusedError, match="odd"):
         unfuse(model)
+
+
+def test_experts_without_weights_are_refused() -> None:
+    """LongCat has experts that give back what they get: they have gates in transformers, and nothing else."""
+    config = AutoConfig.for_model(
+        "longcat_flash", **COMMON | MLA, num_layers=2, n_routed_experts=4, zero_expert_num=2, moe_topk=2, head_dim=8
+    )
+    with pytest.raises(RefusedError, match="a longcat_flash has gates of 6 experts and down projections of 4"):
+        unfuse(skeleton(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from hemorrhage.models.probe import LINEAR_LAYERS, Finding, attempt, probe_base,
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
-from tests.families import build, new_model
+from tests.families import COMMON, FAMILIES, GPT2_LIKE, SLIDING, TIED, WIDE, build, new_model
+from tests.tiny_model import CONTEXT
+
+Entries = dict[str, Any]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "mamba", "bamba", "llava"])
@@ -46,6 +50,51 @@ def test_a_forward_pass_block_by_block_that_is_another_is_refused(
     with pytest.raises(InputError, match=r"blockwise forward: block by block logits of up to .* differ by"):
         prepare({"source": "path", "path": str(folder)}, tmp_path / "base")
     assert not (tmp_path / "base").exists()
+
+
+GEMMA3N: Entries = {
+    **COMMON, **WIDE, **TIED, **SLIDING, "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 512,
+    "laurel_rank": 8, "num_kv_shared_layers": 2, "altup_num_inputs": 2, "activation_sparsity_pattern": None,
+}  # fmt: skip
+
+GEMMA4: Entries = {
+    **COMMON, **WIDE, **TIED, **SLIDING, "hidden_size_per_layer_input": 0, "global_head_dim": 32,
+    "model_type": "gemma4_text",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "line"),
+    [
+        ("gemma3n_text", GEMMA3N, "a Gemma3nTextDecoderLayer computes states of 4 dimensions"),
+        (
+            "gemma4_text",
+            GEMMA4 | {"num_kv_shared_layers": 2},
+            "blocks read what earlier ones leave in shared_kv_states",
+        ),
+        ("openai-gpt", GPT2_LIKE | {"n_positions": CONTEXT}, "a Block returns a list; its states, or a tuple"),
+    ],
+)
+def test_blocks_that_hand_on_something_else_are_refused_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    entries: Entries,
+    line: str,
+) -> None:
+    monkeypatch.setitem(FAMILIES, name, entries)
+    folder = build(tmp_path / "model", name)
+    with pytest.raises(InputError, match=f"^blockwise forward: {line}"):
+        prepare({"source": "path", "path": str(folder)}, tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+    assert "linear layers" not in caplog.text
+
+
+def test_blocks_that_leave_something_which_none_reads_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "gemma4_text", GEMMA4 | {"num_kv_shared_layers": 0})
+    findings, _ = probe_base(load(build(tmp_path, "gemma4_text"), "bfloat16"))
+    assert [finding.reason for finding in findings] == [""] * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

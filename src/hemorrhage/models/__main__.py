@@ -132,6 +132,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     for finding in findings:
         if finding.answer == "no" and finding.part != LINEAR_LAYERS:
             raise InputError(f"{finding.part}: {finding.reason}")
+    for finding in findings:
         if finding.answer != "yes":
             log.warning("%s: %s", finding.part, finding.reason)
 

@@ -168,6 +168,7 @@ def traits(model: PreTrainedModel) -> Traits:
             if type(block) not in known.returned:
                 with _without_weights(block), in_float32(block):
                     after = original(hidden, **arguments)
+                _check_states(block, hidden, after)
                 known.returned[type(block)] = len(after) if isinstance(after, tuple) else 0
             return _as_returned(known, block, hidden)
 
@@ -180,6 +181,19 @@ def traits(model: PreTrainedModel) -> Traits:
     for first, second in zip(*calls, strict=True):
         known.varying |= {name for name in first if _differ(first[name], second.get(name))}
     return known
+
+
+def _check_states(block: nn.Module, hidden: Tensor, after: Any) -> None:
+    """Raise RefusedError where ``hidden``, which enters a block, or ``after``, which leaves it, is not read here."""
+    kind = type(block).__name__
+    if hidden.dim() != 3:
+        raise RefusedError(
+            f"a {kind} computes states of {hidden.dim()} dimensions; those of texts, tokens and width are handed on"
+        )
+    if not isinstance(after, Tensor | tuple):
+        raise RefusedError(
+            f"a {kind} returns a {type(after).__name__}; its states, or a tuple that begins with them, are read"
+        )
 
 
 @contextlib.contextmanager

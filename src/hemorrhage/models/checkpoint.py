@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from hemorrhage.models.architecture import architecture, skeleton
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.formats.config import BenchStorage, QuantizationConfig
 from hemorrhage.models.layout import to_memory
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.stream import is_real, keep_freed, return_freed
 from hemorrhage.models.weights import Weights, shares_weights
 from hemorrhage.runtime.artifact import verify
@@ -173,13 +175,14 @@ def _widen_computed(model: PreTrainedModel) -> None:
         vars(value)["_is_hf_initialized"] = True
     for name in in_16_bits:
         module, _, buffer = name.rpartition(".")
-        buffers = twin.get_submodule(module)._buffers
-        buffers[buffer] = torch.empty_like(twin.get_buffer(name), device="cpu")
-    with torch.no_grad():
-        for each in twin.modules():
-            twin._init_weights(each)
+        blank = torch.empty_like(twin.get_buffer(name), device="cpu")
+        twin.get_submodule(module)._buffers[buffer] = blank.fill_(math.nan) if blank.is_floating_point() else blank
+    # A wrapper does not know the buffers of its text tower: each model in it computes its own.
+    twin.initialize_weights()
     for name in in_16_bits:
         module, _, buffer = name.rpartition(".")
+        if twin.get_buffer(name).isnan().any():
+            raise RefusedError(f"{name} of a {type(model).__name__} is computed, and not when weights are initialised")
         before = model.get_buffer(name)
         where = "cpu" if before.is_meta else before.device
         model.get_submodule(module)._buffers[buffer] = twin.get_buffer(name).to(where)

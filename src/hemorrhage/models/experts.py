@@ -144,7 +144,11 @@ def unfuse(model: PreTrainedModel) -> None:
     for block in blocks(model):
         _make_linear(block)
         for mixture in [module for module in block.modules() if _is_fused(getattr(module, "experts", None))]:
-            mixture.experts = split_experts(mixture.experts, LAYOUTS.get(model_type, ("", PROJECTIONS))[1])
+            fused: Any = mixture.experts
+            gates, downs = len(fused.gate_up_proj), len(fused.down_proj)
+            if gates != downs:
+                raise RefusedError(f"a {model_type} has gates of {gates} experts and down projections of {downs}")
+            mixture.experts = split_experts(fused, LAYOUTS.get(model_type, ("", PROJECTIONS))[1])
             if mixture is getattr(block, "mlp", None):
                 arrange(block, model_type)
         # A convolution's weight has three dimensions too.

@@ -5,7 +5,8 @@ The base step writes the findings into its manifest; ``hemorrhage probe`` adds t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import UserDict
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,14 +109,46 @@ def _blockwise(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, list[int
     """Logits of a pass block by block, and the blocks that add the same to every token."""
     silent = []
     (states,), arguments = blockwise.embed(model, (tokens,))
+    memories = _recorded(arguments)
     for index, block in enumerate(blocks(model)):
         with blockwise.in_float32(block):
             after = blockwise.run_block(block, states, arguments[index])
         if _is_constant(states, after):
             silent.append(index)
         states = after
+    for name, memory in memories.items():
+        if memory.is_read:
+            raise RefusedError(f"blocks read what earlier ones leave in {name}, which is not handed on block by block")
     (final,) = blockwise.final_norm(model, (tokens,), [states])
     return blockwise.logits(model, final), silent
+
+
+class _Memory(UserDict[object, object]):
+    """A mapping that all blocks get; ``is_read`` tells whether one reads what another has left there."""
+
+    def __init__(self, given: Mapping[object, object]) -> None:
+        super().__init__()
+        self.data.update(given)
+        self._left: set[object] = set()
+        self.is_read = False
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        self._left.add(key)
+
+    def __getitem__(self, key: object) -> object:
+        self.is_read |= key in self._left
+        return super().__getitem__(key)
+
+
+def _recorded(arguments: list[blockwise.BlockArguments]) -> dict[str, _Memory]:
+    """Replace the mappings among the arguments of blocks, which all of them share, and return those by name."""
+    memories: dict[str, _Memory] = {}
+    for of_block in arguments:
+        for name, value in of_block.items():
+            if isinstance(value, MutableMapping):
+                of_block[name] = memories.setdefault(name, _Memory(value))
+    return memories
 
 
 def _is_constant(before: Tensor, after: Tensor) -> bool:
