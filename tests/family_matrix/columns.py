@@ -492,6 +492,8 @@ def packed(study: Study) -> Cell:
     config = json.loads((out / "config.json").read_text())
     loader: Any = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
     model = loader.from_pretrained(out, dtype=torch.float32).eval()
+    # Tensors that have another name in memory keep the dtype of the file, although another one is asked for.
+    torch.nn.Module.float(model)
     off = difference(logits_of(model, study.tokens), logits_of(study.loaded(study.variant("rtn 8")), study.tokens))
     return RIGHT if off < TOLERANCE else wrong(f"logits off by {off:.1e}")
 

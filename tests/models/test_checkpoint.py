@@ -15,7 +15,7 @@ from hemorrhage.models.formats.int8 import Int8Linear
 from hemorrhage.models.formats.storage import replace
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.weights import Weights
-from tests.families import build
+from tests.families import FAMILIES, PALIGEMMA, build
 
 
 def test_load_is_a_frozen_plain_model_of_the_asked_dtype(tiny: Path) -> None:
@@ -39,8 +39,11 @@ def test_the_size_is_that_in_float32(base: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma3", "paligemma"])
-def test_in_16_bits_what_is_computed_and_not_stored_is_that_of_32(tmp_path: Path, family: str) -> None:
+def test_in_16_bits_what_is_computed_and_not_stored_is_that_of_32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     """The scale of Gemma's embedding is such a number, also where Gemma is the text tower of a wrapper."""
+    monkeypatch.setitem(FAMILIES, "paligemma", PALIGEMMA)
     stored = load(build(tmp_path / family, family), "stored")
     embedding: Any = stored.get_input_embeddings()
     assert embedding.weight.dtype == torch.bfloat16

@@ -16,7 +16,7 @@ from hemorrhage.models.probe import LINEAR_LAYERS, Finding, attempt, probe_base,
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
-from tests.families import COMMON, FAMILIES, GPT2_LIKE, SLIDING, TIED, WIDE, build, new_model
+from tests.families import COMMON, FAMILIES, GPT2_LIKE, PALIGEMMA, SLIDING, TIED, WIDE, build, new_model
 from tests.tiny_model import CONTEXT
 
 Entries = dict[str, Any]
@@ -72,10 +72,11 @@ GEMMA4: Entries = {
             GEMMA4 | {"num_kv_shared_layers": 2},
             "blocks read what earlier ones leave in shared_kv_states",
         ),
+        ("paligemma", PALIGEMMA, "a token's logits change with the token after it"),
         ("openai-gpt", GPT2_LIKE | {"n_positions": CONTEXT}, "a Block returns a list; its states, or a tuple"),
     ],
 )
-def test_blocks_that_hand_on_something_else_are_refused_in_one_line(
+def test_what_is_not_a_pass_block_by_block_over_what_came_before_is_refused_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -79,8 +79,9 @@ def probe_base(model: PreTrainedModel) -> tuple[list[Finding], list[int]]:
         silent.extend(constant)
         blockwise.stream_blocks(model)
         with torch.no_grad():
-            own = model(input_ids=tokens, use_cache=False).logits.float()
-        _compare(logits, own)
+            own = model(input_ids=torch.cat([tokens, _with_another_end(tokens)]), use_cache=False).logits.float()
+        _compare(logits, own[:1])
+        _check_order(own)
 
     findings = [
         attempt("base", "decoder blocks", lambda: _none(blocks(model))),
@@ -102,6 +103,19 @@ def _compare(logits: Tensor, own: Tensor) -> None:
     # NaN is no difference that is small.
     if not off <= CLOSE * largest:
         raise RefusedError(f"block by block logits of up to {largest:.3g} differ by {off:.3g} from the model's own")
+
+
+def _with_another_end(tokens: Tensor) -> Tensor:
+    """Return ``tokens`` [1, n] with the last one replaced by the first."""
+    return torch.cat([tokens[:, :-1], tokens[:, :1]], dim=1)
+
+
+def _check_order(own: Tensor) -> None:
+    """Raise RefusedError where ``own``, the logits [2, n, vocabulary] of two texts that end in another token, differ
+    before it: such a model reads what it is asked to predict."""
+    before = own[:, :-1]
+    if (before[0] - before[1]).abs().max() > CLOSE * own.abs().max():
+        raise RefusedError("a token's logits change with the token after it, which they are to predict")
 
 
 @torch.no_grad()
