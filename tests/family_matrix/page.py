@@ -56,7 +56,10 @@ def _general(why: str, name: str) -> str:
     why = re.sub(r"\b\w+For(CausalLM|ConditionalGeneration)\b|\bGPT2LMHeadModel\b", "the model", why)
     why = re.sub(r"\b[A-Z]\w*(DecoderLayer|Block|Layer)\b", "block", why)
     why = re.sub(r"\b(th(is|e) model|this one|this) is a \w+", "this model is another", why)
-    why = re.sub(rf"blocks of a {FAMILIES[name].get('model_type', name)}\b", "blocks", why)
+    kind = FAMILIES[name].get("model_type", name)
+    why = re.sub(rf"blocks of a {kind}\b", "blocks", why)
+    why = re.sub(rf" \([\w.]+, a {kind}\)", "", why)
+    why = re.sub(rf"\bin a {kind}\b", "in the model", why)
     return re.sub(r"(model|transformer|backbone|gpt_neox)\.(language_model\.|decoder\.)?(?=layers)", "", why)
 
 
