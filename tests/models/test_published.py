@@ -42,3 +42,13 @@ def test_an_unknown_format_is_named_with_those_that_are_read() -> None:
     with pytest.raises(InputError, match=r"model is stored as exl3, which is not read; known are "):
         published.reader_of(Path("model"), {"quant_method": "exl3"})
     assert published.reader_of(Path("model"), {}) is None
+
+
+def test_an_expert_that_lacks_a_tensor_is_named() -> None:
+    """As the library stacks experts, it only says that it can't."""
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+             for layer in range(2) for expert in range(12) for part in ("up_proj", "down_proj")]  # fmt: skip
+    published._check_experts(Path("m"), [*names, "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.up"])
+    names.remove("model.layers.1.mlp.experts.10.up_proj.weight")
+    with pytest.raises(InputError, match=r"m lacks model\.layers\.1\.mlp\.experts\.10\.up_proj\.weight, which other"):
+        published._check_experts(Path("m"), names)

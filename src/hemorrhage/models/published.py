@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 BIAS = "bias"
 
 QUANTIZATION = "quantization_config"
+
+EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(.+\.weight)")
+"""A matrix of one expert, as families store them that keep each by itself."""
 
 CODES = ("I8", "U8", "I16", "U16", "I32", "U32")
 """Types of weights that are not numbers as they are."""
@@ -106,6 +109,7 @@ def read(path: Path) -> Published:
         _check_plain(path, dense)
         dense |= _announce(folder, layers, is_stacked=hasattr(reader, "read_stack"))
         dense |= {f"{name}.{BIAS}": stored[f"{name}.{BIAS}"] for name in layers if f"{name}.{BIAS}" in stored}
+        _check_experts(path, dense)
         compared = _compare(path, folder, dense)
         kept = {name: where for name, where in locations.items() if name in dense and name not in compared.surplus}
         kept |= {f"{name}.weight": _location(layer) for name, layer in layers.items()}
@@ -238,6 +242,18 @@ def _check_plain(path: Path, dense: Mapping[str, files.Tensor]) -> None:
     for name, tensor in dense.items():
         if tensor.dtype.startswith(("F8_", "F4", "F6_")) or (tensor.dtype in CODES and name.endswith("weight")):
             raise InputError(f"{path}: {name} is of type {tensor.dtype}, and the scales that it needs are not there")
+
+
+def _check_experts(path: Path, names: Iterable[str]) -> None:
+    """Raise InputError for an expert that lacks a tensor of its neighbours: the library can't say which it is."""
+    numbers: dict[str, dict[str, set[int]]] = {}
+    for match in filter(None, map(EXPERT.fullmatch, names)):
+        numbers.setdefault(match[1], {}).setdefault(match[3], set()).add(int(match[2]))
+    for layer, tensors in numbers.items():
+        everyone = set.union(*tensors.values())
+        lacking = [f"{layer}{number}.{tensor}" for tensor, have in tensors.items() for number in everyone - have]
+        if lacking:
+            raise InputError(f"{path} lacks {files.shorten_list(sorted(lacking))}, which other experts have")
 
 
 def _is_unread(name: str, reader: ModuleType | None) -> bool:
