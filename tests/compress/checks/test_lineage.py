@@ -98,3 +98,14 @@ def test_other_tokens_are_counted() -> None:
     assert lineage.compare_tokens(None, ours) == ""
     said = lineage.compare_tokens({0: "<s>", 1: "a", 2: "x", 3: "y"}, ours)
     assert said.startswith("Its tokenizer has other tokens than the base's in 2 places, the first of them 2: 'x'")
+
+
+def test_settings_that_compute_otherwise_are_named() -> None:
+    ours = LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, rms_norm_eps=1e-5)
+    rounded = LlamaConfig(rope_parameters={"rope_theta": 10000}, rms_norm_eps=9.99999974e-06, use_cache=False)
+    assert lineage.compare_settings(rounded, ours) == ""
+    other = LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5}, rms_norm_eps=1e-6)
+    said = lineage.compare_settings(other, ours)
+    assert said.startswith(
+        "Its configuration computes otherwise than the base's: rms_norm_eps 1e-06 in place of 1e-05, rope_par"
+    )

@@ -7,6 +7,7 @@ norms and the layers after them by the same factors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -21,7 +22,7 @@ from hemorrhage.runtime.step import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TOLERANCE = 2.0**-7
 """Relative: what rounding to bfloat16 and back to another type of 16 bits may change."""
@@ -31,6 +32,27 @@ QUANTIZED = 0.5
 
 LAYERS = 8
 """Linear layers that are fitted to tell scaled weights from those of another model."""
+
+COMPUTED = (
+    "hidden_act",
+    "hidden_activation",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "num_experts_per_tok",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "attention_multiplier",
+    "residual_multiplier",
+    "embedding_multiplier",
+    "logits_scaling",
+    "logit_scale",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+)
+"""Settings by which the same weights give other logits."""
 
 GAIN_DB = 6.0
 """Decibels that taking scales out has to gain before weights count as scaled."""
@@ -177,6 +199,26 @@ def cut_padding(published: PreTrainedModel, base: PreTrainedModel) -> str:
 def _rows(model: PreTrainedModel) -> int:
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
+
+
+def compare_settings(published: PreTrainedConfig, base: PreTrainedConfig) -> str:
+    """Return a sentence where both configurations compute otherwise with the same weights, or nothing."""
+    theirs, ours = (config.get_text_config(decoder=True).to_dict() for config in (published, base))
+    known = [name for name in COMPUTED if name in theirs and name in ours]
+    different = [name for name in known if not _equal(theirs[name], ours[name])]
+    if not different:
+        return ""
+    shown = ", ".join(f"{name} {theirs[name]} in place of {ours[name]}" for name in different)
+    return f"Its configuration computes otherwise than the base's: {shown}."
+
+
+def _equal(theirs: object, ours: object) -> bool:
+    """Return whether two settings are equal but for rounding; of mappings, what both of them name."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        return all(_equal(theirs[key], ours[key]) for key in theirs if key in ours)
+    if isinstance(theirs, float | int) and isinstance(ours, float | int):
+        return math.isclose(theirs, ours, rel_tol=1e-5)
+    return theirs == ours
 
 
 def compare_tokens(theirs: Mapping[int, str] | None, ours: Mapping[int, str] | None) -> str:

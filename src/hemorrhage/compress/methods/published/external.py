@@ -98,8 +98,9 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
     published = adapter.read(path, context.base) if context.base and is_adapter(path) else read(path)
     cut = lineage.cut_padding(published.model, model)
     made_from = lineage.compare(published.model, model)
+    settings_differ = lineage.compare_settings(published.model.config, model.config)
     tokens = lineage.compare_tokens(published.tokens, vocabulary(context.base) if context.base else None)
-    notes = [*published.notes, *filter(None, [cut, tokens])]
+    notes = [*published.notes, *filter(None, [cut, settings_differ, tokens])]
     return Alteration(
         blocks=made_from.blocks,
         model=published.model,
