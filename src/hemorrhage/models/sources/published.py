@@ -42,7 +42,7 @@ SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 def is_gguf(path: Path) -> bool:
     """Return whether a path names a GGUF file."""
-    return path.suffix == ".gguf"
+    return path.suffix.lower() == ".gguf"
 
 
 def is_adapter(path: Path) -> bool:
