@@ -40,9 +40,13 @@ REFUSED = [
     ("minicpm3", settings("depth", removed=0.25, order="influence"), "would have another residual_scale"),
     ("olmo2", settings("duplication", added=0.25, scale=0.5), "normalises what its blocks write"),
     ("opt-projected", settings("llama_pro", added=0.25), "does not only add to the residual stream"),
-    ("gpt2", settings("width", removed=0.25, importance="magnitude"), "width prunes plain linear layers"),
-    ("gpt2", settings("slicegpt", removed=0.2), "slicegpt slices"),
-    ("gpt2", settings("rotation", transform="quarot", bits=4, group_size=16), "quarot does not know this layer"),
+    (
+        "mixtral",
+        settings("width", removed=0.25, importance="magnitude", protect_first=0, protect_last=0),
+        "takes channels out of MLPs, and .* has experts",
+    ),
+    ("olmo2", settings("slicegpt", removed=0.2), "post_attention_layernorm normalises what self_attn.o_proj writes"),
+    ("bloom", settings("rotation", transform="quarot", bits=4, group_size=16), "numbers that no layer holds are added"),
     ("gpt2", settings("rtn", bits=4, group_size=32), "group_size 32 does not divide the 80 inputs of transformer.h.0"),
     ("gpt2", settings("wanda", sparsity="3:7"), "sparsity 3:7 does not divide the 80 inputs of transformer.h.0"),
 ]

@@ -244,9 +244,10 @@ def language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, b
     """
     from lm_eval.models.huggingface import HFLM
 
+    at_once = batch if masks_padding(model) else 1
     # lm-eval would take the largest of NaN for an answer.
     model.get_output_embeddings().register_forward_hook(_check_finite)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch if masks_padding(model) else 1)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=at_once)
 
 
 def _check_finite(_module: Any, _arguments: Any, logits: Any) -> None:
