@@ -110,3 +110,16 @@ def test_the_few_tensors_of_a_wider_dtype_stay_as_they_are(family: str, part: st
     assert all(torch.equal(stored.tensor(name), value) for name, value in wide.items())
     assert {stored.dtype(name) for name in wide} == {torch.float32}
     assert stored.dtype("model.embed_tokens.weight") == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("hqq", {"bits": 4, "group_size": 4}), ("magnitude", {"sparsity": 0.5})]
+)
+def test_sizes_are_those_of_the_dense_weights(
+    tiny: Path, tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
+    prepare({"source": "path", "path": str(tiny)}, tmp_path / "base")
+    compress(tmp_path / "v", "v", tmp_path / "base", None, None, [], spec)
+    model = load(tmp_path / "v", "stored", as_stored=True, base=tmp_path / "base")
+    assert folder.dense_sizes(model) == {name: value.numel() for name, value in folder.dense_weights(model)}

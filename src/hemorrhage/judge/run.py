@@ -5,7 +5,6 @@ An output that exists is not made again, so that an interrupted judgement goes o
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -29,7 +28,7 @@ from hemorrhage.runtime.service import client, server
 from hemorrhage.study.costs.jobs import Workload
 from hemorrhage.study.costs.model import Costs
 from hemorrhage.study.costs.requests import Requests
-from hemorrhage.study.kinds import KINDS, Key, analysis
+from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.params import ConfigError
 from hemorrhage.study.plan import Plan
 
@@ -57,17 +56,17 @@ class Run:
     plan: Plan
     cores: int
     say: Say
-    left: dict[Key, str] = field(default_factory=dict)
+    left: list[Key] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.requests = Requests(Workload(self.plan), Costs.read())
-        self.left = {
-            (kind, name): self.plan.manifest(kind, name)
+        self.left = [
+            (kind, name)
             for kind in WANTED
             for name in self.plan.names(kind)
             if not Path(self.plan.manifest(kind, name)).is_file()
-        }
+        ]
         self.total = len(self.left)
         self.predicted = sum(self.requests.seconds(*key) for key in self.left) if self.requests.workload.shape else 0.0
 
@@ -115,7 +114,7 @@ class Run:
 
     def _finish(self, key: Key, done: Future[None]) -> None:
         done.result()
-        del self.left[key]
+        self.left.remove(key)
         made, passed = self.total - len(self.left), time.monotonic() - self.began
         seconds = self.seconds_left(passed)
         more = f", about {seconds:.0f} s left" if self.left and seconds else ""
@@ -199,11 +198,5 @@ def in_words_of_the_command(line: str) -> str:
 
 def analyze(plan: Plan, out: Path) -> None:
     """Write the rows and the page of a plan's evaluations into ``out``."""
-    words = ["hemorrhage.analyze", str(out)]
-    for kind in WANTED:
-        if KINDS[kind].is_analyzed:
-            words += ["--outputs", kind, *(str(Path(manifest).parent) for manifest in plan.manifests(kind))]
-    words += ["--spec", json.dumps(analysis(plan.design)), "--address", plan.rows]
-    _step(["--direct", str(LOGS / "benchmarks/rows.tsv"), *words], LOGS / "rows.log")
-    page = ["hemorrhage.analyze.report", str(out), "--address", plan.page]
-    _step(["--direct", str(LOGS / "benchmarks/page.tsv"), *page], LOGS / "page.log")
+    for name, command in (("rows", plan.rows_command(out, WANTED)), ("page", plan.page_command(out))):
+        _step(["--direct", str(LOGS / f"benchmarks/{name}.tsv"), *shlex.split(command)], LOGS / f"{name}.log")

@@ -115,6 +115,15 @@ def dense_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.weight", layer.dense()
 
 
+def dense_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Return how many numbers each weight has that the model computes with; nothing is dequantized."""
+    from hemorrhage.models.formats.storage import formatted_layers
+
+    layers = formatted_layers(model)
+    plain = {name: value.numel() for name, value in _plain(model, layers)}
+    return plain | {f"{name}.weight": layer.out_features * layer.in_features for name, layer in layers.items()}
+
+
 def _plain(model: PreTrainedModel, formatted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that are in none of the layers ``formatted``, and their biases."""
     from hemorrhage.models.formats.storage import distinct

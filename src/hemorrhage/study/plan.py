@@ -19,7 +19,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -128,19 +128,19 @@ class Plan:
             words += [_flag(option), json.dumps(value) if isinstance(value, dict) else str(value)]
         return " ".join(map(quote, words))
 
-    def rows_command(self) -> str:
-        """Return the module and the arguments of the analysis, as shell words."""
-        words = ["hemorrhage.analyze", str(REPORTS)]
-        for kind in kinds.analyzed_kinds():
+    def rows_command(self, out: Path = REPORTS, of: Collection[str] = tuple(KINDS)) -> str:
+        """Return the module and the arguments of the analysis of the kinds ``of``, as shell words."""
+        words = ["hemorrhage.analyze", str(out)]
+        for kind in (kind for kind in kinds.analyzed_kinds() if kind.name in of):
             folders = [str(Path(manifest).parent) for manifest in self.manifests(kind.name)]
             words += ["--outputs", kind.name, *folders] if folders else []
         words += ["--aligned"] if kinds.is_aligned(self.design) else []
         words += ["--spec", json.dumps(kinds.analysis(self.design)), "--address", self.rows]
         return " ".join(map(quote, words))
 
-    def page_command(self) -> str:
+    def page_command(self, reports: Path = REPORTS) -> str:
         """Return the module and the arguments of the page, as shell words."""
-        return " ".join(map(quote, ["hemorrhage.analyze.report", str(REPORTS), "--address", self.page]))
+        return " ".join(map(quote, ["hemorrhage.analyze.report", str(reports), "--address", self.page]))
 
     # Status.
 

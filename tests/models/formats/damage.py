@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from hemorrhage.models.formats.storage import FormattedLinear
+
 Read = TypeVar("Read")
 
 
@@ -39,6 +41,14 @@ def read_damaged(
             lines.append(str(error))
     assert not [line for line in lines if "\n" in line]
     return found, lines
+
+
+def refused(read: Callable[[dict[str, Tensor]], FormattedLinear], stored: Mapping[str, Tensor], seeds: int) -> int:
+    """How many of ``seeds`` damaged sets ``read`` refuses; of the others it makes layers of the shape that they say."""
+    layers, lines = read_damaged(read, stored, seeds)
+    for layer in layers:
+        assert layer.dense().shape == (layer.out_features, layer.in_features)
+    return len(lines)
 
 
 def _flip(value: Tensor, generator: torch.Generator) -> Tensor:

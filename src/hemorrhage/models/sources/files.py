@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -276,6 +276,17 @@ def _marked(content: bytes) -> str:
 def exists(file: Path) -> bool:
     """Return whether a file is in its folder, also as a broken link."""
     return file.is_file() or file.is_symlink()
+
+
+def refusal_of(check: Callable[[Path], object], path: Path) -> str | None:
+    """Return the line that ``check`` refuses a path with, or None."""
+    try:
+        check(path)
+    except InputError as problem:
+        return str(problem)
+    except OSError as error:
+        return f"{error.filename or path} can't be read: {error.strerror or error}"
+    return None
 
 
 def size_of(file: Path) -> int:

@@ -25,6 +25,7 @@ from hemorrhage.models.sources.files import (
     copy_weights,
     exists,
     read_json,
+    refusal_of,
     shorten_list,
     size_of,
     tensors,
@@ -55,13 +56,7 @@ def fetch(spec: Spec, out: Path) -> Origin:
 
 def refusal(folder: Path) -> str | None:
     """Return why a folder can't be the base model, in one line, or None, from what needs no library."""
-    try:
-        check(folder)
-    except InputError as problem:
-        return str(problem)
-    except OSError as error:
-        return f"{error.filename or folder} can't be read: {error.strerror or error}"
-    return None
+    return refusal_of(check, folder)
 
 
 def digest_of_adopted(folder: Path, memory: Path) -> str:

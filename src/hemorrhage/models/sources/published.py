@@ -18,6 +18,7 @@ from hemorrhage.models.sources.files import (
     exists,
     header,
     read_json,
+    refusal_of,
     shorten_list,
     size_of,
     weight_map,
@@ -146,13 +147,7 @@ def _check_settings(folder: Path) -> None:
 
 def refusal(path: Path) -> str | None:
     """Return why a folder or GGUF file can't be read, in one line, or None."""
-    try:
-        check(path)
-    except InputError as problem:
-        return str(problem)
-    except OSError as error:
-        return f"{error.filename or path} can't be read: {error.strerror or error}"
-    return None
+    return refusal_of(check, path)
 
 
 def digest(path: Path, memory: Path) -> str:

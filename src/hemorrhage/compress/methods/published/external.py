@@ -112,14 +112,14 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
 def measured(published: Published, base: Path | None) -> dict[str, Json]:
     """Return what the manifest says of a published file: its format, and its bits as they lie in the file."""
     from hemorrhage.compress.checks.size import stored_bits
-    from hemorrhage.models.folder import dense_weights
+    from hemorrhage.models.folder import dense_sizes
     from hemorrhage.models.formats.storage import formatted_layers
     from hemorrhage.models.linears import linears_of
     from hemorrhage.models.weights import Weights
 
     model = published.model
     layers = {*linears_of(model, missing_ok=True), *formatted_layers(model)}
-    sizes = {name: value.numel() for name, value in dense_weights(model)}
+    sizes = dense_sizes(model)
     in_layers = sum(size for name, size in sizes.items() if name.removesuffix(".weight") in layers)
     of_base = stored_bits(Weights(base)) if base else published.bits
     layer_bits = published.layer_bits / max(in_layers, 1)
