@@ -186,6 +186,11 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             "/absent holds no",
         ),
         ("analyze/confidence", 2, "analyze.confidence"),
+        (
+            "compress/kivi",
+            {"method": "kv_cache", "bits": [2], "keys": "channel", "residual": 64},
+            "compress.kivi: kivi-2 keeps the newest 64 tokens exact (residual), and evaluate.window is 64: nothing",
+        ),
     ],
 )
 def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, value: object, message: str) -> None:
@@ -193,6 +198,16 @@ def test_errors_name_the_key_and_what_is_allowed(tmp_path: Path, keys: str, valu
         parse(tmp_path, changed(keys, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_exact_tokens_are_fewer_than_a_text_has(tmp_path: Path) -> None:
+    content = changed("compress/kivi", {"method": "kv_cache", "bits": [2], "keys": "channel", "residual": 32})
+    parse(tmp_path, content)
+    content["decode"]["variants"] = ["kivi-2"]
+    parse(tmp_path, content)
+    content["decode"]["open_ended"] = [{"task": "prose", "items": 4, "prefix": 16, "new_tokens": 16}]
+    with pytest.raises(config.ConfigError, match=r"and decode.open_ended.0.prefix \+ new_tokens is 32: nothing"):
+        parse(tmp_path, content)
 
 
 def own(tmp_path: Path, name: str, **fields: str) -> dict[str, str]:

@@ -161,6 +161,11 @@ class Settings(BaseModel):
         """Bits of a stored weight, roughly; None where weights are stored as they were."""
         return None
 
+    @property
+    def exact_tokens(self) -> int:
+        """Tokens that a text has to exceed to be computed otherwise: the newest ones stay as they are."""
+        return 0
+
     def check(self, config: ConfigJson) -> str | None:  # noqa: ARG002 methods override it
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return None

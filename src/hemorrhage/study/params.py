@@ -712,6 +712,7 @@ def _check(params: Params) -> None:
     for name in params.decode.variants:
         _known(name, tuple(expanded), "decode.variants")
     _check_mitigate(params, expanded)
+    _check_exact_tokens(params, expanded)
     for name in params.evaluate.diagnostics.ablate:
         _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
     config = architecture(params)
@@ -870,6 +871,24 @@ def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:
         raise ConfigError(f"mitigate.open_ended.prefix: at most evaluate.window = {evaluate.window}")
     if evaluate.windows != "all" and mitigate.open_ended.items > evaluate.windows - evaluate.windows // 2:
         raise ConfigError(f"mitigate.open_ended.items: at most half of evaluate.windows = {evaluate.windows}")
+
+
+def _check_exact_tokens(params: Params, expanded: dict[str, Variant]) -> None:
+    """Refuse variants that would alter nothing: whose newest tokens, which stay exact, are all of a text."""
+    lengths = {"evaluate.window": params.evaluate.window}
+    generated = {
+        f"decode.open_ended.{index}.prefix + new_tokens": texts.prefix + texts.new_tokens
+        for index, texts in enumerate(params.decode.open_ended)
+        if texts.prefix is not None
+    }
+    for variant in expanded.values():
+        exact = variant.settings.exact_tokens
+        for where, length in {**lengths, **(generated if variant.name in params.decode.variants else {})}.items():
+            if exact >= length:
+                raise ConfigError(
+                    f"compress.{variant.sweep}: {variant.name} keeps the newest {exact} tokens exact (residual), and "
+                    f"{where} is {length}: nothing would be rounded; allowed is a residual of less than {length}"
+                )
 
 
 def _check_lengths(params: Params, config: ModelConfig) -> None:

@@ -5,16 +5,18 @@ forward pass over a whole text computes what decoding it token by token would.
 
 Per token (``TokenRounding``): for each token and head, groups of neighbouring channels share an asymmetric
 grid: ``s = (max - min) / (2^b - 1)`` in float16, ``z = round(-2^(b-1) - min / s)``, ``q = clamp(round(x / s +
-z), -2^(b-1), 2^(b-1) - 1)``, read back as ``(q - z) s``; zero is always on the grid. compressed-tensors
-writes and reads this as a ``kv_cache_scheme`` of strategy ``group``, so transformers computes the same
-without this bench.
+z), -2^(b-1), 2^(b-1) - 1)``, read back as ``(q - z) s``; zero is always on the grid, ``max`` at least 0 and ``min`` at
+most. This is compressed-tensors' grid, which writes and reads it as a ``kv_cache_scheme`` of strategy ``group``, so
+transformers computes the same without this bench. It is not KIVI's.
 
 FP8 (``FixedRounding``), as checkpoints that others published ask for: keys and values become numbers of E4M3 times a
 scale of each that was fixed when the checkpoint was written. The bench keeps the scales of all layers under
 ``hemorrhage`` in config.json.
 
-Keys per channel (``ChannelRounding``): KIVI (Liu et al., arXiv 2402.02750). A channel's keys share a grid in
-groups of consecutive tokens, values are rounded per token, and the newest of both are still exact: keys until
+Keys per channel (``ChannelRounding``): KIVI (Liu et al., arXiv 2402.02750). A group's grid reaches from its smallest
+number to its largest, zero or not: ``q = round((x - m) / s)``, read back as ``q s + m``, with ``m = min`` and
+``s = (max - min) / (2^b - 1)`` in float16. A channel's keys share a grid in groups of consecutive tokens, values are
+rounded per token in groups of channels, and the newest of both are still exact: keys until
 ``residual`` of them are complete, values for ``residual`` tokens. What a query sees of an older token thus
 depends on the query. The cache keeps the exact ones and the attention reads each query's own view of them, in
 the order of the authors' code: a new token attends first, then the oldest are rounded. The prompt is read as
@@ -38,9 +40,6 @@ from hemorrhage.models.emulation.activations import RoundingHook, is_exact
 from hemorrhage.models.formats import small_floats
 from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs
 from hemorrhage.models.refused import RefusedError
-
-SCALE_BITS = 16
-"""Bits of a group's scale; a zero point has as many as a code."""
 
 SCALES = "e4m3_scales"
 """Key of ``kv_cache`` in the bench's entry of config.json: the scales of keys and values of each attention layer."""
@@ -117,12 +116,12 @@ class ChannelRounding:
         """Round the complete groups of tokens of ``keys`` [..., tokens, channels]; the others stay exact."""
         complete = keys.shape[-2] // self.group_size * self.group_size
         groups = keys[..., :complete, :].transpose(-1, -2).unflatten(-1, (-1, self.group_size))
-        rounded = round_groups(groups, self.bits).flatten(-2).transpose(-1, -2)
+        rounded = round_range(groups, self.bits).flatten(-2).transpose(-1, -2)
         return torch.cat([rounded, keys[..., complete:, :]], dim=-2)
 
     def values(self, values: Tensor) -> Tensor:
         """Round all of ``values`` [..., tokens, channels]."""
-        return TokenRounding(self.bits, self.group_size).values(values)
+        return round_range(values.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
 
     def old(self, position: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
@@ -134,7 +133,7 @@ class ChannelRounding:
 
 
 def round_groups(groups: Tensor, bits: int) -> Tensor:
-    """Round ``groups`` [..., elements] to an asymmetric grid each, in their dtype."""
+    """Round ``groups`` [..., elements] to compressed-tensors' asymmetric grid each, in their dtype."""
     x = groups.float()
     low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
     half = 2 ** (bits - 1)
@@ -143,6 +142,17 @@ def round_groups(groups: Tensor, bits: int) -> Tensor:
     scale = exact.clamp(max=torch.finfo(torch.float16).max).half().float()
     scale = torch.where(scale == 0, torch.finfo(torch.float16).eps, scale)
     return (x / scale).add_(zero).round_().clamp_(-half, half - 1).sub_(zero).mul_(scale).to(groups.dtype)
+
+
+def round_range(groups: Tensor, bits: int) -> Tensor:
+    """Round ``groups`` [..., elements] to KIVI's grid each, from the smallest to the largest, in their dtype."""
+    x, largest = groups.float(), torch.finfo(torch.float16).max
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    scale = ((high - low) / (2**bits - 1)).clamp(max=largest).half().float()
+    low = low.clamp(-largest, largest).half().float()
+    # Numbers that are all alike read back as the smallest by any scale.
+    scale = torch.where(scale == 0, 1, scale)
+    return (x - low).div_(scale).round_().clamp_(0, 2**bits - 1).mul_(scale).add_(low).to(groups.dtype)
 
 
 class _Rounded:

@@ -64,6 +64,12 @@ def literal(x: list[float], bits: int) -> list[float]:
     return [(min(max(round(value / step + zero), least), most) - zero) * step for value in x]
 
 
+def literal_range(x: list[float], bits: int) -> list[float]:
+    """One group as KIVI's paper writes it: z = min X, s = (max X - min X) / (2^B - 1), both in 16 bits."""
+    z, s = (torch.tensor(value).half().item() for value in (min(x), (max(x) - min(x)) / (2**bits - 1)))
+    return [min(max(round((value - z) / s), 0), 2**bits - 1) * s + z for value in x]
+
+
 def states(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -97,6 +103,31 @@ def test_rounding_leaves_its_input_alone_and_outliers_finite() -> None:
     assert round_groups(1e6 * x, 2).isfinite().all()
 
 
+def offset_states(*shape: int, seed: int = 0) -> Tensor:
+    """Return states whose channels lie around numbers of their own, as those of keys do (KIVI's figure 2)."""
+    return states(*shape, seed=seed) / 4 + 6 * states(shape[-1], seed=seed + 100)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_grid_of_kivi_reaches_from_the_smallest_number_to_the_largest(bits: int) -> None:
+    keys = offset_states(2, 2, 16, 8)
+    rounding = ChannelRounding(bits, 8, 8)
+    ours, plain = rounding.keys(keys), TokenRounding(bits, 8).keys(keys.transpose(-1, -2)).transpose(-1, -2)
+    for index in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(8)).tolist():
+        column = keys[index[0], index[1], :, index[2]].tolist()
+        expected = literal_range(column[:8], bits) + literal_range(column[8:], bits)
+        torch.testing.assert_close(ours[index[0], index[1], :, index[2]], torch.tensor(expected))
+    # A number is within half a step of its group's, which is what a grid with zero on it can't do.
+    groups = keys.unflatten(-2, (2, 8))
+    step = (groups.amax(-2) - groups.amin(-2)) / (2**bits - 1)
+    assert ((ours - keys).unflatten(-2, (2, 8)).abs() <= 0.5 * step[..., None, :] + 0.01).all()
+    assert (ours - keys).square().mean() < 0.1 * (plain - keys).square().mean()
+    alike = torch.full((1, 1, 8, 8), 3.25)
+    assert torch.equal(rounding.keys(alike), alike)
+    assert torch.equal(rounding.values(alike), alike)
+    assert rounding.keys(1e6 * keys).isfinite().all()
+
+
 def literal_kivi(query: Tensor, key: Tensor, value: Tensor, rounding: ChannelRounding) -> Tensor:
     """One head decoded in the order of the authors' code: attend, then round what is full."""
     old_keys: list[Tensor] = []
@@ -114,13 +145,13 @@ def literal_kivi(query: Tensor, key: Tensor, value: Tensor, rounding: ChannelRou
             full = torch.stack(new_keys)
             for start in range(0, rounding.residual, rounding.group_size):
                 part = full[start : start + rounding.group_size]
-                channels = [literal(column, rounding.bits) for column in part.T.tolist()]
+                channels = [literal_range(column, rounding.bits) for column in part.T.tolist()]
                 old_keys += list(torch.tensor(channels).T)
             new_keys = []
         if len(new_values) > rounding.residual:
             oldest = new_values.pop(0).tolist()
             size = rounding.group_size
-            groups = [literal(oldest[at : at + size], rounding.bits) for at in range(0, len(oldest), size)]
+            groups = [literal_range(oldest[at : at + size], rounding.bits) for at in range(0, len(oldest), size)]
             old_values.append(torch.tensor(groups).flatten())
     return torch.stack(outputs)
 
@@ -130,7 +161,7 @@ def test_kivi_is_the_authors_decoding(bits: int) -> None:
     rounding = ChannelRounding(bits, 4, 8)
     layer: Any = torch.nn.Module()
     layer.kv_cache_rounding = rounding
-    query, key, value = states(1, 4, 30, 8), states(1, 2, 30, 8, seed=1), states(1, 2, 30, 8, seed=2)
+    query, key, value = states(1, 4, 30, 8), offset_states(1, 2, 30, 8, seed=1), states(1, 2, 30, 8, seed=2)
     ours, _ = attend(layer, query, key, value, None, scaling=0.5)
     for head in range(4):
         expected = literal_kivi(query[0, head], key[0, head // 2], value[0, head // 2], rounding)
@@ -258,6 +289,13 @@ def test_bytes_of_the_cache(tiny: Path, tmp_path: Path) -> None:
     assert manifest["changed"] == 0
     assert manifest["axis"] == "cache_bits"
     assert manifest["size_ratio"] == 1
+
+
+def test_kivi_counts_a_scale_and_a_minimum_of_16_bits_each(tiny: Path) -> None:
+    entries = kv_cache.cache_bytes(load(tiny), kv_cache.Settings.model_validate(CHANNEL))
+    # 5 layers, keys and values, 4 heads, 8 channels of 3 bits, two groups of 4 numbers.
+    assert entries["cache_bytes_per_token"] == 5 * 2 * 4 * (8 * 3 + 2 * 32) / 8
+    assert entries["cache_exact_tokens"] == 8
 
 
 def test_settings() -> None:

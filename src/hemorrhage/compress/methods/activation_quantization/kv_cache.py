@@ -1,13 +1,14 @@
 """Quantized key and value caches: no weight changes, what attention remembers is rounded.
 
 ``keys: token``: each token's keys and values, after the rotary embedding, are rounded for each head in groups
-of ``group_size`` channels on asymmetric grids, as they enter the cache. ``keys: channel``: KIVI (Liu et al.,
-arXiv 2402.02750), whose keys share a grid per channel over ``group_size`` tokens, and whose newest
-``residual`` tokens stay exact. Every query reads the rounded ones, in generation and when a text is evaluated
-without a cache. See hemorrhage.models.emulation.kv_cache for both in full.
+of ``group_size`` channels as they enter the cache, on compressed-tensors' asymmetric grids, which zero is always on
+(a ``kv_cache_scheme``). ``keys: channel``: KIVI (Liu et al., arXiv 2402.02750), whose keys share a grid per channel
+over ``group_size`` tokens, whose grids reach from the smallest to the largest number, and whose newest ``residual``
+tokens stay exact. Every query reads the rounded ones, in generation and when a text is evaluated without a cache. See
+hemorrhage.models.emulation.kv_cache for both in full.
 
     K, V   cached keys and values, [tokens, channels] of a head
-    G      ``group_size``, numbers that share a scale and a zero point
+    G      ``group_size``, numbers that share a scale and a zero point, or a scale and a smallest number (KIVI)
     R      ``residual``, the newest tokens that stay exact
 """
 
@@ -26,12 +27,15 @@ from hemorrhage.compress.solvers.grid import WIDTHS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SCALE_BITS = 16
+"""Bits of a group's scale, and of the smallest number of a group of KIVI's."""
+
 RESIDUAL = 128
 """Tokens that KIVI keeps exact, in the paper."""
 
 
 class Settings(Base):
-    """Bits and groups of cached keys and values; scales and zero points are counted in the manifest's cache bytes."""
+    """Bits and groups of cached keys and values; what a group stores is counted in the manifest's cache bytes."""
 
     axis: ClassVar[str] = "cache_bits"
     severity_field: ClassVar[str] = "bits"
@@ -69,6 +73,11 @@ class Settings(Base):
     def exact_tokens(self) -> int:
         """Newest tokens that may be kept as they are."""
         return self.residual or 0
+
+    @property
+    def group_bits(self) -> int:
+        """Bits that a group stores besides its codes: a scale and a zero point of a code's width, or KIVI's minimum."""
+        return SCALE_BITS + (SCALE_BITS if self.keys == "channel" else self.bits)
 
     @property
     def changes_weights(self) -> bool:
@@ -119,15 +128,14 @@ def cache_bytes(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json
 
     ``cache_exact_tokens``: the newest tokens, which take the base's bytes.
     """
-    from hemorrhage.models.emulation.kv_cache import SCALE_BITS, attention_layers
+    from hemorrhage.models.emulation.kv_cache import attention_layers
 
     layers = attention_layers(model)
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * len(layers) * heads * head
-    # A scale and a zero point for each group, along channels or tokens.
-    bits = settings.bits + (SCALE_BITS + settings.bits) / settings.group_size
+    bits = settings.bits + settings.group_bits / settings.group_size
     dense = next(model.parameters()).element_size()
     return {
         "cache_bytes_per_token": numbers * bits / 8,
@@ -139,7 +147,7 @@ def cache_bytes(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json
 METHOD = Method(
     MethodInfo(
         title="Quantized KV cache (KIVI)",
-        summary="keys and values at 2 to 8 bits per token, or KIVI",
+        summary="keys and values at 2 to 8 bits: per token as compressed-tensors has them, or KIVI",
         papers=(Paper("Liu et al.", "2402.02750"),),
         examples=({"bits": 4}, {"bits": 2, "keys": "channel", "residual": 32}),
         storage=("kv_cache",),
