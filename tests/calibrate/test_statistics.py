@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from hemorrhage.calibrate.reader import Statistics
-from hemorrhage.calibrate.statistics import collect, shared_inputs
+from hemorrhage.calibrate.statistics import Walk, collect, shared_inputs
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
@@ -125,3 +127,29 @@ def test_ranges_and_angles_are_those_of_hidden_states(model: PreTrainedModel, tm
     assert angles[1][3] == pytest.approx((cosine.arccos() / torch.pi).mean().item(), abs=1e-5)
     assert angles[3][1] == angles[1][3]
     assert angles[2][2] == pytest.approx(0, abs=1e-6)
+
+
+WAITING = ("item", "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select")
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a number is read from where it was computed, for which a processor waits for a GPU."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func.overloadpacket.__name__ in WAITING
+        return func(*args, **kwargs or {})
+
+
+def test_a_block_is_observed_without_waiting_for_the_device(model: PreTrainedModel) -> None:
+    tokens = torch.randint(500, (8, 16), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        walk = Walk(model, tokens, shared_inputs(model, tokens[:1, :8]))
+        waits = Waits()  # type: ignore[no-untyped-call]
+        with waits:
+            seen = walk.advance(second_moments=True)
+        assert waits.number == 0
+        with waits:
+            assert 0 < seen.similarity.item() <= tokens.numel()
+    assert waits.number == 1

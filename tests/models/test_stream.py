@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hemorrhage.models import stream
-from hemorrhage.models.stream import Aside, TensorFile, map_tensor, tensor_locations
+from hemorrhage.models.stream import Aside, TensorFile, WriteBehind, map_tensor, tensor_locations
 
 
 def test_tensors_that_are_put_aside_come_back_from_files_without_a_name(
@@ -60,3 +62,31 @@ def test_every_type_is_written_and_read_as_the_library_has_it(tmp_path: Path) ->
         for found in (own[name], locations[name].tensor()):
             assert (found.dtype, found.shape) == (value.dtype, value.shape)
             assert torch.equal(found.view(torch.uint8), value.view(torch.uint8))
+
+
+def test_what_is_written_behind_is_in_order_and_no_more_waits_than_there_is_room_for(tmp_path: Path) -> None:
+    pieces = [torch.full((4,), float(number)) for number in range(6)]
+    arrived = [threading.Event() for _ in pieces]
+    with (
+        TensorFile(tmp_path / "x.safetensors", {"x": (24,)}, torch.float32, {}) as file,
+        WriteBehind(file, room=3 * pieces[0].nbytes) as behind,
+    ):
+        for number, piece in enumerate(pieces):
+            if number >= 3:
+                arrived[number - 3].set()
+            behind._later(piece, partial(arrived[number].wait, 60))
+        for event in arrived:
+            event.set()
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], torch.cat(pieces))
+
+
+def test_an_error_of_what_is_written_behind_is_the_writers(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with (
+        pytest.raises(OSError, match="disk full"),
+        TensorFile(tmp_path / "x.safetensors", {"x": (4,)}, torch.float32, {}) as file,
+        WriteBehind(file) as behind,
+    ):
+        behind._later(torch.zeros(4), fail)

@@ -190,7 +190,7 @@ class Streamed(Statistics):
     def _activation(self, name: str) -> Tensor:
         layer, _, statistic = name.rpartition(".")
         if statistic == "output_range":
-            return torch.tensor(self._seen_at(self._block[layer]).outputs[layer])
+            return self._seen_at(self._block[layer]).outputs[layer].cpu()
         return self._input(layer).activations()[statistic]
 
     def _input(self, first: str) -> Input:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hemorrhage.calibrate import triangle
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
-from hemorrhage.models.stream import Aside, TensorFile
+from hemorrhage.models.stream import Aside, TensorFile, WriteBehind
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ BATCH_TOKENS = 2048
 """Tokens that run through a block at once: large enough for the matrix products, small in memory."""
 
 FEW = 128
-"""Tokens whose sizes are summed at once."""
+"""Tokens whose sizes are summed at once on a processor: what they leave behind on the way stays in its cache."""
 
 
 @dataclass
@@ -43,15 +43,14 @@ class Input:
 
     ``XtX`` float32 [n, n], upper triangle of XᵀX, the sum of x xᵀ, or None where no method reads it; ``square`` and
     ``absolute`` float64 [n]: sums of squares and absolute values; ``largest`` float32 [n]: the greatest absolute value
-    of each feature; ``low`` and ``high``: of all values.
+    of each feature; ``limits`` float32 [2]: the least (at most 0) and greatest (at least 0) of all values.
     """
 
     XtX: Tensor | None
     square: Tensor
     absolute: Tensor
     largest: Tensor
-    low: float = 0.0
-    high: float = 0.0
+    limits: Tensor
     tokens: int = 0
     finished: bool = False
     """True once ``XtX`` was divided by the tokens and mirrored below the diagonal."""
@@ -65,20 +64,19 @@ class Input:
             torch.zeros(width, **double),
             torch.zeros(width, **double),
             torch.zeros(width, device=device),
+            torch.zeros(2, device=device),
         )
 
     def see(self, x: Tensor) -> None:
         """Add the tokens of ``x`` [..., n].
 
-        Products are summed in float32, as in the authors' code of GPTQ and SparseGPT.
+        Products are summed in float32, as in the authors' code of GPTQ and SparseGPT. Nothing waits for the device.
         """
         x = x.reshape(-1, x.shape[-1]).float().contiguous()
         if self.XtX is not None:
             triangle.add_square(self.XtX, x)
-        low, high = x.aminmax()
-        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
-        # What these few tokens leave behind on the way stays in the cache.
-        for few in x.split(FEW):
+        widen(self.limits, x)
+        for few in x.split(FEW if x.device.type == "cpu" else max(len(x), 1)):
             size = few.abs()
             self.absolute += size.sum(0)
             self.largest = torch.maximum(self.largest, size.amax(0))
@@ -106,18 +104,29 @@ class Input:
             "mean_abs": (self.absolute / max(self.tokens, 1)).float(),
             "max_abs": self.largest,
             "rms": (self.square / max(self.tokens, 1)).sqrt().float(),
-            "range": torch.tensor([self.low, self.high]),
+            "range": self.limits,
             "tokens": torch.tensor([float(self.tokens)]),
         }
 
 
+def widen(limits: Tensor, values: Tensor) -> None:
+    """Widen ``limits`` float32 [2], the least and greatest, in place so that they hold ``values``."""
+    low, high = values.aminmax()
+    torch.fmin(limits[0], low, out=limits[0])
+    torch.fmax(limits[1], high, out=limits[1])
+
+
 @dataclass
 class Seen:
-    """What a block saw: its inputs by first linear, the range of each linear's output, its tokens' cosines summed."""
+    """What a block saw: its inputs by first linear, the range of each linear's output, its tokens' cosines summed.
+
+    ``outputs``: float32 [2], the least (at most 0) and greatest (at least 0); ``similarity``: a float64 number. They
+    are on the device: reading a number there makes the processor wait for all that it has asked for.
+    """
 
     inputs: dict[str, Input]
-    outputs: dict[str, tuple[float, float]]
-    similarity: float
+    outputs: dict[str, Tensor]
+    similarity: Tensor
     after: list[Tensor]
 
 
@@ -151,34 +160,44 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
         stored = size <= limit
         log.info("second moments of %d inputs: %.1f MB%s", len(shared), size / 1e6, "" if stored else ", not stored")
         activations: dict[str, Tensor] = {}
-        influence: list[float] = []
+        similarities: list[Tensor] = []
         last: list[Tensor] = []
-        with TensorFile(
-            folder / "hessian.safetensors",
-            lengths if stored else {},
-            torch.float32,
-            {"shared": json.dumps(shared)},
-        ) as file:
+        with (
+            TensorFile(
+                folder / "hessian.safetensors",
+                lengths if stored else {},
+                torch.float32,
+                {"shared": json.dumps(shared)},
+            ) as moments,
+            WriteBehind(moments) as file,
+        ):
             walk = Walk(model, tokens, shared, folder)
             last.append(walk.last())
             for _ in tqdm(blocks(model), desc="calibrate", unit="block", mininterval=5):
                 seen = walk.advance(second_moments=stored)
                 walk.states = seen.after
                 last.append(walk.last())
-                influence.append(1 - seen.similarity / tokens.numel())
-                for first, sums in seen.inputs.items():
-                    if sums.XtX is not None:
-                        file.write(triangle.rows((sums.XtX / sums.tokens).cpu()))
-                    for statistic, value in sums.activations().items():
-                        activations[f"{first}.{statistic}"] = value.cpu()
-                for name, limits in seen.outputs.items():
-                    activations[f"{name}.output_range"] = torch.tensor(limits)
+                similarities.append(seen.similarity)
+                activations |= _write_moments(seen, file)
+                # What one block saw leaves memory before another's is collected.
+                del seen
+    influence = [1 - similarity.item() / tokens.numel() for similarity in similarities]
     if not torch.tensor(influence).isfinite().all():
         raise ValueError("the hidden states of the base model are not finite; it can't be calibrated")
-    save_file(activations, folder / "activations.safetensors")
+    save_file({name: value.cpu() for name, value in activations.items()}, folder / "activations.safetensors")
     content = {"block_influence": influence, "angular_distance": angular_distance(last)}
     (folder / "influence.json").write_text(json.dumps(content) + "\n")
     return Stored(hessian_bytes=size, hessian_stored=stored)
+
+
+def _write_moments(seen: Seen, file: WriteBehind) -> dict[str, Tensor]:
+    """Write the second moments of a block's inputs; return its other statistics, which are small, where they are."""
+    activations: dict[str, Tensor] = {}
+    for first, sums in seen.inputs.items():
+        if sums.XtX is not None:
+            file.write(triangle.pieces(sums.XtX.div_(sums.tokens)))
+        activations |= {f"{first}.{statistic}": value for statistic, value in sums.activations().items()}
+    return activations | {f"{name}.output_range": limits for name, limits in seen.outputs.items()}
 
 
 class Walk:
@@ -254,26 +273,22 @@ def observe(
     from hemorrhage.models.experts import every_token
 
     inputs = {first: Input.empty(linears[first].in_features, states[0].device, second_moments) for first in firsts}
-    outputs = dict.fromkeys(linears, (0.0, 0.0))
-
-    def widen(name: str, y: Tensor) -> None:
-        (low, high), (least, greatest) = outputs[name], y.aminmax()
-        outputs[name] = min(low, least.item()), max(high, greatest.item())
-
+    outputs = {name: torch.zeros(2, device=states[0].device) for name in linears}
     hooks = [
         linears[first].register_forward_pre_hook(lambda _, x, sums=sums: sums.see(x[0]))
         for first, sums in inputs.items()
     ]
     hooks += [
-        linear.register_forward_hook(lambda _, __, y, name=name: widen(name, y)) for name, linear in linears.items()
+        linear.register_forward_hook(lambda _, __, y, limits=outputs[name]: widen(limits, y))
+        for name, linear in linears.items()
     ]
-    similarity, after = 0.0, []
+    similarity, after = torch.zeros((), dtype=torch.float64, device=states[0].device), []
     aside = Aside(folder)
     try:
         with every_token(block):
             for number, before in enumerate(states):
                 leaving = run_block(block, before, arguments, number)
-                similarity += torch.cosine_similarity(before, leaving, dim=-1).double().sum().item()
+                similarity += torch.cosine_similarity(before, leaving, dim=-1).double().sum()
                 after.append(aside.put(leaving))
     finally:
         for hook in hooks:

@@ -14,7 +14,9 @@ import os
 import struct
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -116,6 +118,50 @@ class TensorFile:
         self._stream.close()
         if error is None and self._left:
             raise ValueError(f"{self._path}: {self._left} bytes of the announced tensors were not written")
+
+
+class WriteBehind:
+    """Writes tensors from a GPU to a file in a thread, in order, while the GPU goes on; others at once."""
+
+    def __init__(self, file: TensorFile, room: int = IN_MEMORY) -> None:
+        """``room``: bytes that may wait to be written; they are in pinned memory."""
+        self._file, self._room = file, room
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+
+    def write(self, pieces: Iterable[Tensor]) -> None:
+        """Append ``pieces`` to what was written. Raises OSError for what could not be written before: disk full."""
+        for piece in pieces:
+            if piece.is_cuda:
+                host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
+                host.copy_(piece, non_blocking=True)
+                arrived = torch.cuda.Event()
+                arrived.record()
+                self._later(host, arrived.synchronize)
+            else:
+                self._file.write([piece])
+
+    def _later(self, piece: Tensor, arrive: Callable[[], object]) -> None:
+        """Write ``piece`` once ``arrive`` returns; wait where too much waits already."""
+
+        def write() -> None:
+            arrive()
+            self._file.write([piece])
+
+        while self._waiting and sum(size for size, _ in self._waiting) + piece.nbytes > self._room:
+            self._waiting.popleft()[1].result()
+        self._waiting.append((piece.nbytes, self._thread.submit(write)))
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for _, written in self._waiting:
+                written.result()
 
 
 @dataclass(frozen=True)

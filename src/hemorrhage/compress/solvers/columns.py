@@ -43,10 +43,45 @@ LEAF = 16
 """Columns among which errors are passed on one by one; between such strips a matrix product is faster."""
 
 ROWS = 10_000
-"""Rows that are swept together where layers are smaller: more gain nothing, and leave the cache."""
+"""Rows that a processor sweeps together where layers are smaller: more gain nothing, and leave the cache."""
 
 VALUES = 2**24
-"""Values of the factors of layers that are swept together: 64 MiB."""
+"""Values of the factors of layers that a processor sweeps together: 64 MiB."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is swept together: ``rows``, ``values`` of factors, and ``bytes`` of all that a sweep works on.
+
+    A processor gains while a column of all layers is in its cache, a GPU until its memory is full: there a column
+    costs the same few launches for one layer as for many.
+    """
+
+    rows: float
+    values: float
+    bytes: float
+
+    @classmethod
+    def of_device(cls) -> Limits:
+        """Return the limits of the device of the job, by what is free of its memory now."""
+        from hemorrhage.models.checkpoint import device
+
+        if torch.device(device()).type != "cuda":
+            return cls(ROWS, VALUES, float("inf"))
+        # What torch holds without using it is free for the next tensor.
+        held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return cls.of_memory(torch.cuda.mem_get_info()[0] + held)
+
+    @classmethod
+    def of_memory(cls, free: int) -> Limits:
+        """Return the limits of a GPU with so many ``free`` bytes: a sweep may take a third of them."""
+        return cls(float("inf"), float("inf"), free / 3)
+
+    def allow(self, inputs: int, columns: int, rows: int) -> bool:
+        """Return whether so many ``inputs`` of ``columns`` and ``rows`` may be swept together."""
+        # A factor and its copy among those of all inputs; weights, errors, and two copies of weights in between.
+        working = 4 * inputs * columns * (2 * columns + 4 * rows)
+        return inputs * rows <= self.rows and inputs * columns**2 <= self.values and working <= self.bytes
 
 
 @dataclass(frozen=True)
@@ -143,24 +178,34 @@ def stack_factors(batch: list[Layers]) -> Tensor:
 
 def are_wide(widths: Iterable[int]) -> bool:
     """Return True where no two layers with so many inputs are swept together, so that each is taken as it comes."""
-    return all(2 * width**2 > VALUES for width in widths)
+    limits = Limits.of_device()
+    return not any(limits.allow(2, width, 0) for width in widths)
 
 
-def batches(layers: Iterable[Layers], alone: bool) -> Iterator[list[Layers]]:
+def batches(layers: Iterable[Layers], alone: bool, limits: Limits | None = None) -> Iterator[list[Layers]]:
     """Yield ``layers`` in lists that can be swept together; one by one, as they come, if ``alone``.
 
-    No reference to a list that was yielded is held: the factor of a wide input may be as large as all else.
+    ``limits`` are those of the device if none are given. No reference to a list that was yielded is held: the factor
+    of a wide input may be as large as all else.
     """
+    limits = limits or Limits.of_device()
     waiting: dict[tuple[int, ...], list[Layers]] = {}
     for each in layers:
         shape = (len(each.order), *each.heights)
         batch = waiting.setdefault(shape, [])
         batch.append(each)
-        rows, values = sum(each.heights), each.B.numel()
-        if alone or (len(batch) + 1) * rows > ROWS or (len(batch) + 1) * values > VALUES:
+        if alone or not limits.allow(len(batch) + 1, len(each.order), sum(each.heights)):
             del each, batch
             yield waiting.pop(shape)
+        elif 4 * sum(map(_waiting_values, waiting.values())) > limits.bytes:
+            del each, batch
+            yield waiting.pop(max(waiting, key=lambda shape: _waiting_values(waiting[shape])))
     yield from waiting.values()
+
+
+def _waiting_values(batch: list[Layers]) -> int:
+    """Return the values of the factors of ``batch``."""
+    return sum(each.B.numel() for each in batch)
 
 
 def stack_weights(batch: list[Layers]) -> Tensor:
