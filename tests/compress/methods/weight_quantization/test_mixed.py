@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import mixed, rtn
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
 from tests.divergence import divergence
@@ -122,20 +125,31 @@ def test_estimates_are_the_measured_divergence(tiny: Path, text: Tensor, statist
 
 
 @pytest.mark.parametrize("rounding", ["rtn", "gptq"])
-def test_at_equal_bytes_it_hurts_less_than_uniform_bits(
+def test_between_two_uniform_widths_it_is_below_their_line_and_below_its_control(
     tiny: Path, text: Tensor, statistics: Statistics, rounding: Any
 ) -> None:
+    """The line goes through the logarithms of the divergences of 4 and 5 bits, at the bits that each stores."""
     from hemorrhage.compress.methods.weight_quantization import gptq
 
-    base, uniform, ours = load(tiny), load(tiny), load(tiny)
+    base, measured = load(tiny), []
     method = {"rtn": rtn, "gptq": gptq}[rounding]
-    method.alter(uniform, method.Settings(bits=3, group_size="channel"), Context(statistics))
-    budget = stored(uniform)
-    assert 3 < budget < 4
-    settings = mixed.Settings(budget=budget + 1e-9, group_size="channel", rounding=rounding)
-    mixed.alter(ours, settings, Context(statistics))
-    assert 0.98 * budget < stored(ours) <= budget
-    assert divergence(base, ours, text[WINDOWS:]) < 0.97 * divergence(base, uniform, text[WINDOWS:])
+    for bits in (4, 5):
+        uniform = load(tiny)
+        method.alter(uniform, method.Settings(bits=bits, group_size="channel"), Context(statistics))
+        measured.append((stored(uniform), math.log(divergence(base, uniform, text[WINDOWS:]))))
+    (few, high), (many, low) = measured
+    budget = few + (many - few) / 4
+
+    def of(*, shuffled: bool) -> float:
+        model = load(tiny)
+        settings = mixed.Settings(budget=budget, group_size="channel", rounding=rounding, shuffled=shuffled)
+        mixed.alter(model, settings, Context(statistics))
+        assert 0.98 * budget < stored(model) <= budget
+        return divergence(base, model, text[WINDOWS:])
+
+    ours = of(shuffled=False)
+    assert ours < math.exp(0.75 * high + 0.25 * low)
+    assert ours < 0.8 * of(shuffled=True)
 
 
 def stored(model: PreTrainedModel) -> float:
@@ -176,13 +190,54 @@ def test_too_small_a_budget_is_refused(tiny: Path, statistics: Statistics) -> No
         mixed.alter(load(tiny), mixed.Settings(budget=10.5, group_size=4), Context(statistics))
 
 
+def schemes(folder: Path) -> dict[str, int]:
+    """Bits of every layer that config.json of a checkpoint names, one group for each width."""
+    groups = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    return {name: group["weights"]["num_bits"] for group in groups for name in group["targets"]}
+
+
+@pytest.mark.parametrize("budget", ["500 kB", "0.6 MB"])
+def test_a_budget_in_bytes_is_kept_by_the_whole_file(
+    tiny: Path, folders: tuple[Path, Path], tmp_path: Path, budget: str
+) -> None:
+    settings: dict[str, Any] = {"budget": budget, "group_size": 4}
+    spec = {"sweep": "s", "method": "mixed", "settings": settings, "seed": 0}
+    compress(tmp_path / "out", "v", tiny, None, folders[0], [folders[1]], spec)
+    manifest = read_manifest(tmp_path / "out")
+    assert "failure" not in manifest
+    allowed = mixed.Settings.model_validate(settings).budget_bytes
+    assert allowed == {"500 kB": 500_000, "0.6 MB": 600_000}[budget]
+    # A group of layers is a large part of so small a model.
+    assert 0.95 * allowed < manifest["disk_bytes"] <= allowed
+    assert manifest["severity"] == pytest.approx(manifest["layer_bits"])
+    of_layer = schemes(tmp_path / "out")
+    assert len(set(of_layer.values())) > 1
+    for fused in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")):
+        for block in range(load(tiny).config.num_hidden_layers):
+            assert len({of_layer[f"model.layers.{block}.{name}"] for name in fused}) == 1
+
+
+def test_bytes_that_no_choice_fits_are_refused(tiny: Path) -> None:
+    model = load(tiny)
+    assert mixed.Settings(budget="1 KiB", group_size=4).check(model.config.to_dict()) is None
+    for budget in ("1 KiB", "1.5 GiB"):
+        with pytest.raises(RefusedError, match=f"budget {budget} must lie between 0.* MB and .* MB for these widths"):
+            mixed.Settings(budget=budget, group_size=4).check_model(model)
+
+
 def test_settings() -> None:
     settings = mixed.Settings(budget=3.5, group_size=64, rounding="gptq")
     assert settings.statistics == ("hessian", "gradients")
     assert settings.severity == 3.5
     assert settings.label == "3.5 bits on average, mixed 2, 3, 4, 5, 6, 8, groups of 64, gptq"
     assert mixed.Settings.model_validate({"budget": 3, "widths": [2, 4]}).widths == (2, 4)
+    in_bytes = mixed.Settings(budget="90 MB", group_size=64)
+    assert (in_bytes.budget_bytes, in_bytes.severity) == (90_000_000, 0)
+    assert in_bytes.label == "at most 90 MB, mixed 2, 3, 4, 5, 6, 8, groups of 64, rtn"
+    assert in_bytes.identity == mixed.Settings(budget=4.5, group_size=64).identity
+    assert mixed.Settings(budget="1.5GiB").budget_bytes == 3 * 2**29
     for wrong in (
+        {"budget": "90 Mb"},
         {"budget": 3, "widths": [4, 2]},
         {"budget": 3, "widths": [4]},
         {"budget": 2},

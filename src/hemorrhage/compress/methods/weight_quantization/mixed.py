@@ -4,31 +4,35 @@ Rounding the weights of a linear layer by dW changes its outputs by dW x, and th
 ≈ 1/2 Σ_i G_ii (dW H dWᵀ)_ii`` nats per token: H is the second moment of the layer's inputs, G_ii the mean squared
 gradient of the per-token loss with respect to output i. That is K-FAC's Fisher matrix (Martens and Grosse, arXiv
 1503.05671) with a diagonal output factor, and the use of curvature to give bits that of HAWQ (Dong et al., arXiv
-1905.03696). Every layer is rounded at every width; then a width is chosen for each so that the estimates add up to
-the least under the budget, exactly on a grid of bytes. The estimates are added: layers are taken to err on their own.
+1905.03696). Every layer is rounded at every width; then a width is chosen for each group of layers that engines
+compute as one (hemorrhage.compress.solvers.fused), so that the estimates add up to the least under the budget, exactly
+on a grid of bytes. The estimates are added, over layers and groups: layers are taken to err on their own.
 
-``shuffled`` is the control: each layer gets the estimates of another one, drawn at random.
+``shuffled`` is the control: each group gets the estimates of another one, drawn at random.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
-from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, number
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
+from hemorrhage.compress.solvers.fused import fused_groups
 from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.refused import RefusedError
+from hemorrhage.models.stream import header
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -40,25 +44,38 @@ CELLS = 1 << 17
 
 Width = Annotated[int, Field(ge=2, le=8, strict=True)]
 
+UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+Bytes = Annotated[str, Field(pattern=rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(UNITS)})$")]
+"""A number of bytes with its unit, such as 90 MB."""
+
+
+def _budget_wording(budget: float | str) -> str:
+    return f"at most {budget}" if isinstance(budget, str) else f"{number(budget)} bits on average"
+
 
 class Settings(Base):
     """The budget and what it can be spent on.
 
-    ``budget``: stored bits per weight of the decoder blocks' linear layers, scales and zero points counted.
+    ``budget``: stored bits per weight of the decoder blocks' linear layers, scales and zero points counted; or bytes of
+    the whole checkpoint, such as ``90 MB``.
     ``widths``: bits of a code that a layer can have. ``rounding`` with ``gptq`` reads second moments twice.
     """
 
     axis: ClassVar[str] = "bits"
     severity_field: ClassVar[str] = "budget"
     words: ClassVar[Mapping[str, Wording]] = {
-        "budget": "{} bits on average",
+        "budget": _budget_wording,
         "widths": "mixed {}",
         "group_size": grouping,
         "rounding": "{}",
     }
     always_named: ClassVar[tuple[str, ...]] = ("widths", "group_size", "rounding")
+    in_names: ClassVar[Mapping[str, Callable[[Any], str]]] = {
+        "budget": lambda budget: str(budget).replace(" ", "").lower()
+    }
 
-    budget: Annotated[float, Field(gt=2, le=16)]
+    budget: Annotated[float, Field(gt=2, le=16)] | Bytes
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
     symmetric: bool = False
@@ -78,6 +95,24 @@ class Settings(Base):
         return settings(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
 
     @property
+    def budget_bytes(self) -> int | None:
+        """Bytes that the checkpoint may have; None where the budget is bits per weight."""
+        if not isinstance(self.budget, str):
+            return None
+        amount = self.budget.rstrip("kKMGiB ")
+        return int(float(amount) * UNITS[self.budget.removeprefix(amount).strip()])
+
+    @property
+    def severity(self) -> float:
+        """Bits per weight; of a budget in bytes 0, for which the manifest has what was spent."""
+        return 0.0 if isinstance(self.budget, str) else self.budget
+
+    @property
+    def point(self) -> object:
+        """The budget as it was given."""
+        return self.budget
+
+    @property
     def second_order(self) -> bool:
         """Where GPTQ rounds, columns make up for each other."""
         return self.rounding == "gptq"
@@ -90,7 +125,7 @@ class Settings(Base):
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         problem = self.grid(self.widths[0]).check(config)
-        if problem:
+        if problem or isinstance(self.budget, str):
             return problem
         scale = 32 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 16
         costs = [
@@ -104,36 +139,53 @@ class Settings(Base):
         return None
 
     def check_model(self, model: PreTrainedModel) -> str | None:
-        """Raise RefusedError where groups don't divide a layer's inputs."""
-        return self.grid(self.widths[0]).check_model(model)
+        """Raise RefusedError where groups don't divide a layer's inputs, or no choice of widths fits the bytes."""
+        self.grid(self.widths[0]).check_model(model)
+        if self.budget_bytes is not None:
+            of_widths = [checkpoint_bytes(model, self.grid(bits)) for bits in (self.widths[0], self.widths[-1])]
+            if not of_widths[0] <= self.budget_bytes < of_widths[1]:
+                low, high = (f"{number(round(size / 1e6, 3))} MB" for size in of_widths)
+                raise RefusedError(f"budget {self.budget} must lie between {low} and {high} for these widths")
+        return None
 
     def _width(self, columns: int) -> int:
         return columns if self.group_size == "channel" else self.group_size
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Quantize ``model`` in place. Raises ValueError where the budget is less than the least widths take."""
     linears, statistics = linears_of(model), context.calibration
+    shared = statistics.shared()
+    groups = fused_groups(model, shared)
     sizes = [
-        [
-            stored_bits(linear.out_features, linear.in_features, settings.grid(bits), linear.weight.dtype)
-            for bits in settings.widths
-        ]
-        for linear in linears.values()
+        [sum(stored_bits(linears[name], settings.grid(bits)) for name in names) for bits in settings.widths]
+        for names in groups
     ]
-    limit = int(settings.budget * sum(linear.weight.numel() for linear in linears.values()))
+    weights = sum(linear.weight.numel() for linear in linears.values())
+    limit = bit_limit(model, settings, weights)
     with torch.no_grad():
         estimates = sensitivities(linears, settings, statistics)
-        order = shuffle(torch.arange(len(linears)), shuffler(settings.shuffled, context.seed))
-        losses = [estimates[name] for name in linears]
+        order = shuffle(torch.arange(len(groups)), shuffler(settings.shuffled, context.seed))
+        losses = [[sum(of_width) for of_width in zip(*map(estimates.get, names), strict=True)] for names in groups]
         chosen = allocate([losses[index] for index in order.tolist()], sizes, limit)
-        grids = {name: settings.grid(settings.widths[index]) for name, index in zip(linears, chosen, strict=True)}
-        inputs = statistics.shared().items()
-        for first, names in tqdm(inputs, desc=settings.rounding, unit="input", mininterval=5, leave=False):
+        width_of = {name: settings.widths[index] for names, index in zip(groups, chosen, strict=True) for name in names}
+        for first, names in tqdm(shared.items(), desc=settings.rounding, unit="input", mininterval=5, leave=False):
             H = statistics.second_moment(first) if settings.rounding == "gptq" else None
             for name in names:
-                (quantized,) = quantize([name], linears, H, grids[name])
-                store(model, name, quantized, grids[name])
+                grid = settings.grid(width_of[name])
+                (quantized,) = quantize([name], linears, H, grid)
+                store(model, name, quantized, grid)
+    spent = sum(size[index] for size, index in zip(sizes, chosen, strict=True))
+    return Alteration(entries={"severity": spent / weights} if isinstance(settings.budget, str) else {})
+
+
+def bit_limit(model: PreTrainedModel, settings: Settings, weights: int) -> int:
+    """Return the bits that the layers, which have so many ``weights``, may take together."""
+    if settings.budget_bytes is None:
+        return int(float(settings.budget) * weights)
+    grid = settings.grid(settings.widths[-1])
+    of_layers = sum(stored_bits(linear, grid) for linear in linears_of(model).values())
+    return of_layers - 8 * (checkpoint_bytes(model, grid) - settings.budget_bytes)
 
 
 def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics: Statistics) -> dict[str, list[float]]:
@@ -175,16 +227,43 @@ def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
     return 0.5 * torch.dot((dW @ H).mul_(dW).sum(1), G_ii).item()
 
 
-def stored_bits(rows: int, columns: int, settings: GridSettings, dtype: torch.dtype) -> int:
-    """Return the bits that a packed layer of ``rows`` times ``columns`` weights takes.
+def stored_bits(linear: nn.Linear, settings: GridSettings) -> int:
+    """Return the bits that a packed layer takes: codes, scales, zero points, its shape."""
+    return sum(8 * dtype.itemsize * math.prod(shape) for shape, dtype in packed_tensors(linear, settings).values())
 
-    Codes, scales, zero points, its shape.
-    """
+
+def packed_tensors(linear: nn.Linear, settings: GridSettings) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of what is stored of a packed layer, by suffix."""
+    rows, columns = linear.out_features, linear.in_features
     groups = 1 if settings.group_size == "channel" else columns // settings.group_size
-    words = rows * math.ceil(columns * settings.bits / 32)
+    tensors = {
+        "weight_packed": ((rows, math.ceil(columns * settings.bits / 32)), torch.int32),
+        "weight_scale": ((rows, groups), linear.weight.dtype),
+        "weight_shape": ((2,), torch.int64),
+    }
     if not settings.symmetric:
-        words += math.ceil(rows * settings.bits / 32) * groups
-    return 32 * words + 8 * dtype.itemsize * rows * groups + 2 * 64
+        tensors["weight_zero_point"] = ((math.ceil(rows * settings.bits / 32), groups), torch.int32)
+    return tensors
+
+
+def checkpoint_bytes(model: PreTrainedModel, settings: GridSettings) -> int:
+    """Return the bytes of a checkpoint of ``model`` with all linear layers of its blocks on one grid.
+
+    The header of the file is that of these widths, which is no shorter than that of narrower ones.
+    """
+    from hemorrhage.models.formats.storage import distinct
+
+    linears = linears_of(model)
+    weights = {f"{name}.weight" for name in linears}
+    tensors = {
+        name: (tuple(value.shape), value.dtype) for name, value in distinct(model).items() if name not in weights
+    }
+    for name, linear in linears.items():
+        tensors |= {f"{name}.{suffix}": entry for suffix, entry in packed_tensors(linear, settings).items()}
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    dtypes = {name: dtype for name, (_, dtype) in tensors.items()}
+    content = sum(dtypes[name].itemsize * math.prod(shape) for name, shape in shapes.items())
+    return len(header(shapes, dtypes, {"format": "pt"})) + content
 
 
 def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> list[int]:
@@ -222,7 +301,7 @@ def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> l
 METHOD = Method(
     MethodInfo(
         title="Mixed precision by sensitivity",
-        summary="bits per layer from a measured sensitivity, under a budget of bytes",
+        summary="bits per group of layers that engines fuse, from a measured sensitivity, under a budget",
         papers=(Paper("Martens and Grosse", "1503.05671"), Paper("Dong et al.", "1905.03696")),
         examples=({"budget": 4.5, "group_size": 64}, {"budget": 4.5, "group_size": 64, "rounding": "gptq"}),
         storage=("packed",),
