@@ -21,7 +21,10 @@ def dequantized(blocks: Tensor, kind: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "decibels"),
-    [("q2_k", 10), ("q3_k", 16), ("q4_k", 22), ("q5_k", 28), ("q6_k", 33), ("q8_0", 43), ("q4_0", 19), ("q5_1", 26)],
+    [
+        *(("q2_k", 10), ("q3_k", 16), ("q4_k", 22), ("q5_k", 28), ("q6_k", 33), ("q8_0", 43), ("q4_0", 19)),
+        *(("q5_1", 26), ("q4_1", 20), ("q5_0", 25), ("iq4_nl", 20), ("iq4_xs", 20), ("mxfp4", 17)),
+    ],
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gguf_reads_back_what_was_quantized(kind: str, decibels: float, weighted: bool) -> None:
@@ -29,6 +32,14 @@ def test_gguf_reads_back_what_was_quantized(kind: str, decibels: float, weighted
     importance = torch.ones(W.shape[1]) if weighted else None
     error = dequantized(kquants.quantize(W, kind, importance), kind) - W
     assert 10 * torch.log10(W.square().sum() / error.square().sum()) > decibels
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4"])
+def test_types_without_a_search_are_ggufs_bit_for_bit(kind: str) -> None:
+    W = weights(64)
+    W[0] = 0
+    expected = torch.from_numpy(quants.quantize(W.numpy(), GGMLQuantizationType[kind.upper()]))
+    assert torch.equal(kquants.quantize(W, kind), expected)
 
 
 def test_importances_lessen_the_error_where_they_are_large() -> None:

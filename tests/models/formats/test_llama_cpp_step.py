@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from tests.models.formats.test_gguf_families_step import MODELS, base_of
+from tests import families
+from tests.models.formats.test_gguf_families_step import MODELS, QUICK, TIED, base_of
 from tests.models.formats.test_gguf_file import wide
 
 pytest.importorskip("cyllama", reason="the extra gguf (cyllama) is not installed")
@@ -17,9 +19,10 @@ pytest.importorskip("cyllama", reason="the extra gguf (cyllama) is not installed
 from benchmarks.llama_cpp import dense, log_probabilities, ours, quantized, reference, theirs
 
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.methods.weight_quantization.gguf_types import MIX_BITS, Settings, type_of, wanted_types
 from hemorrhage.models.architecture import text_entries
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, float_entry, write
+from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, file_type_of, float_entry, write
 from hemorrhage.models.formats.gguf_names import file_names
 from hemorrhage.models.formats.gguf_reader import open_gguf
 from hemorrhage.models.formats.storage import distinct
@@ -65,6 +68,44 @@ def test_families_are_llama_cpps(
         p = model(windows[:1], use_cache=False).logits[0, :-1].double().log_softmax(-1).numpy()
     q = next(log_probabilities(tmp_path / FILE, windows[:1]))
     assert (np.exp(p) * (p - q)).sum(1).max() < 1e-6
+
+
+LLAMA: dict[str, Any] = {**families.COMMON, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 9}
+SIZES: dict[str, dict[str, Any]] = {
+    "grouped": {**LLAMA, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 32},
+    "tied": {**LLAMA, **TIED, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "deep": {**LLAMA, "num_hidden_layers": 17},
+    "eight": {**LLAMA, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
+    "four": {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "fused": {**LLAMA, "model_type": "phi3", "pad_token_id": 0},
+    "falcon": {**LLAMA, **TIED, "model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", [*SIZES, *QUICK])
+def test_mixes_give_each_tensor_the_type_that_llama_quantize_gives(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cyllama.llama import llama_cpp
+
+    monkeypatch.setitem(MODELS, name, {"model_type": "llama", **SIZES[name]} if name in SIZES else MODELS[name])
+    base = base_of(name, tmp_path / "base", monkeypatch)
+    model, single = load(base), tmp_path / "f32.gguf"
+    state = distinct(model)
+    floats = {key: float_entry(tuple(value.shape), value.detach, torch.float32) for key, value in state.items()}
+    write(single, text_entries(base), None, floats, FILE_TYPES["f32"])
+    parts = file_names(text_entries(base), state)
+    requested = llama_cpp.LlamaModelQuantizeParams()
+    requested.nthread = 1
+    for mix in MIX_BITS:
+        requested.ftype = file_type_of(mix)
+        llama_cpp.model_quantize(str(single), str(tmp_path / "theirs.gguf"), requested)
+        wanted = wanted_types(model, Settings.model_validate({"type": mix, "mix": True}))
+        for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors:
+            for part in parts.get(tensor.name, ()):
+                ours = type_of(wanted.get(part.removesuffix(".weight")), state[part].shape[-1])
+                # What no block divides is float16 there.
+                assert tensor.tensor_type.name.lower() in ({ours} if ours else {"f32", "f16"}), (mix, tensor.name)
 
 
 LABELS = {"Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10, "IQ4_XS": 30}

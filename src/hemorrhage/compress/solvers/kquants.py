@@ -1,5 +1,8 @@
 """Quantizers of the GGUF block types, in torch: the weights of a matrix become the bytes of ggml's blocks.
 
+Types whose codes are numbers are here, those with a table of values in hemorrhage.compress.solvers.iquants. The types
+without a search (blocks of 32 without importances, Q8_0, the ternary TQ1_0 and TQ2_0) are the gguf package's.
+
 A k-quant type codes super-blocks of 256 neighbouring weights of a row, cut into sub-blocks of 16 or 32. A
 sub-block has a scale (Q3_K, Q6_K: ``w = d s q``) or a scale and a minimum (Q2_K, Q4_K, Q5_K: ``w = d s q - m
 t``); s and t are small integers, d and m float16 numbers of the super-block. The search for a sub-block's
@@ -19,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hemorrhage.compress.solvers import iquants
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -69,7 +73,9 @@ def quantize(weight: Tensor, ggml_type: str, importance: Tensor | None = None) -
         raise ValueError(f"{columns} columns are no multiple of {ggml_type}'s blocks of {WIDTHS[ggml_type]}")
     if ggml_type in SUPER_TYPES:
         blocks = _by_pieces(weight, importance, SUPER, SUPER_TYPES[ggml_type])
-    elif importance is None or ggml_type == "q8_0":
+    elif ggml_type in TABLE_TYPES:
+        blocks = _by_pieces(weight, importance, SMALL, TABLE_TYPES[ggml_type])
+    elif importance is None or ggml_type in UNWEIGHTED:
         return _by_package(weight, ggml_type)
     else:
         spread = weight.square().mean(1).repeat_interleave(columns // SMALL).unsqueeze(1)
@@ -301,12 +307,22 @@ def _q5_0(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
     return torch.cat([d, _fifth_bit(codes), _low_halves(codes)], dim=1)
 
 
+def _q4_1(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
+    d, m, codes = _with_own_minimum(x, worth, spread, 15)
+    return torch.cat([d, m, _low_halves(codes)], dim=1)
+
+
 def _q5_1(x: Tensor, worth: Tensor, spread: Tensor) -> Tensor:
+    d, m, codes = _with_own_minimum(x, worth, spread, 31)
+    return torch.cat([d, m, _fifth_bit(codes), _low_halves(codes)], dim=1)
+
+
+def _with_own_minimum(x: Tensor, worth: Tensor, spread: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     weights = worth * (spread + x.square()).sqrt()
-    fitted = fit_scale_and_minimum(x.T.contiguous(), weights.T.contiguous(), 31, WEIGHTED)
+    fitted = fit_scale_and_minimum(x.T.contiguous(), weights.T.contiguous(), limit, WEIGHTED)
     d, m = (values.unsqueeze(1).half() for values in fitted)
-    codes = _codes(x, d.float(), m.float(), SMALL, 0, 31)
-    return torch.cat([d.view(torch.uint8), (-m).view(torch.uint8), _fifth_bit(codes), _low_halves(codes)], dim=1)
+    codes = _codes(x, d.float(), m.float(), SMALL, 0, limit)
+    return d.view(torch.uint8), (-m).view(torch.uint8), codes
 
 
 def _without_minimum(x: Tensor, worth: Tensor, spread: Tensor, limit: int) -> tuple[Tensor, Tensor]:
@@ -315,9 +331,22 @@ def _without_minimum(x: Tensor, worth: Tensor, spread: Tensor, limit: int) -> tu
     return d.view(torch.uint8), _codes(x, d.float(), None, SMALL, -limit, limit - 1)
 
 
-SUPER_TYPES = {"q2_k": _q2_k, "q3_k": _q3_k, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k}
-SMALL_TYPES = {"q4_0": _q4_0, "q5_0": _q5_0, "q5_1": _q5_1}
-WIDTHS = dict.fromkeys(SUPER_TYPES, SUPER) | dict.fromkeys((*SMALL_TYPES, "q8_0"), SMALL)
+SUPER_TYPES = {
+    "q2_k": _q2_k,
+    "q3_k": _q3_k,
+    "q4_k": _q4_k,
+    "q5_k": _q5_k,
+    "q6_k": _q6_k,
+    "iq4_xs": iquants.iq4_xs,
+}
+TABLE_TYPES = {"iq4_nl": iquants.iq4_nl, "mxfp4": iquants.mxfp4}
+SMALL_TYPES = {"q4_0": _q4_0, "q4_1": _q4_1, "q5_0": _q5_0, "q5_1": _q5_1}
+UNWEIGHTED = ("q8_0", "tq1_0", "tq2_0")
+"""Types of the package that have no use for importances."""
+
+WIDTHS = dict.fromkeys((*SUPER_TYPES, "tq1_0", "tq2_0"), SUPER) | dict.fromkeys(
+    (*SMALL_TYPES, *TABLE_TYPES, "q8_0"), SMALL
+)
 """Weights of a block of each type."""
 
 

@@ -51,6 +51,7 @@ FILE_TYPES = {
     "q5_k": 16,
     "q6_k": 18,
     "bf16": 32,
+    "mxfp4": 38,
 }
 """Type of most of a file's weights -> llama.cpp's number for such files (the ones without mixing, ``_S``)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from hemorrhage.compress.method import Context
@@ -20,6 +21,29 @@ def test_a_type_falls_back_where_its_blocks_divide_no_row() -> None:
     assert gguf_types.type_of("q2_k", 96) == "q4_0"
     assert gguf_types.type_of("q6_k", 100) is None
     assert gguf_types.type_of("q8_0", 64) == "q8_0"
+
+
+def test_a_name_that_is_a_mix_alone_is_one_and_others_ask_for_it() -> None:
+    assert gguf_types.Settings(type="q4_k_m").mix
+    assert not gguf_types.Settings(type="q2_k").mix
+    curves = {gguf_types.Settings.model_validate({"type": kind, "mix": True}).identity for kind in ("q2_k", "q4_k_m")}
+    assert len(curves) == 1
+    for content, why in (
+        ({"type": "q4_k_m", "mix": False}, "q4_k_m is a mix of types, and no type"),
+        ({"type": "q4_k", "mix": True}, r"llama\.cpp calls no file q4_k; mixes are q8_0, "),
+        ({"type": "q4_k_m", "embeddings": True}, "a mix has them quantized"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            gguf_types.Settings.model_validate(content)
+
+
+def test_a_mix_has_embeddings_and_head_and_says_what_fell_back(tiny: Path) -> None:
+    model = load(tiny)
+    alteration = gguf_types.alter(model, gguf_types.Settings(type="q4_k_m"), Context())
+    # Of five blocks the third and the last have values of Q6_K, for which rows of 64 fall back to Q8_0.
+    assert alteration.entries["types"] == {"q5_0": 28, "q8_0": 2, "plain": 5}
+    assert alteration.entries["fell_back"] == 35
+    assert vars(model.get_input_embeddings())["gguf_entry"].ggml_type == "q8_0"
 
 
 def test_bits_are_those_of_the_blocks() -> None:
