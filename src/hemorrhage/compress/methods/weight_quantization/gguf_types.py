@@ -204,7 +204,7 @@ def wanted_types(model: PreTrainedModel, settings: Settings) -> dict[str, str]:
     """
     if settings.mix:
         return _mixed(model, settings)
-    types = dict.fromkeys(linears_of(model), settings.type)
+    types: dict[str, str] = dict.fromkeys(linears_of(model), settings.type)
     if settings.embeddings:
         output = "q8_0" if settings.type == "q8_0" else "q6_k"
         (_, into), *apart = _embeddings(model)
