@@ -46,7 +46,7 @@ class Settings(BaseModel):
     setting at its default is left out of a label, except for those in ``always_named``. ``controls`` names values that
     make a variant a control. ``in_names``: how a setting reads in the name of a variant, where not as it is. ``paths``
     names settings that are files of the user: their content counts, not where they lie. ``on_gpu``: the method has use
-    for a GPU. ``theoretical``: a gain of the variant that no program can use today.
+    for a GPU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +59,6 @@ class Settings(BaseModel):
     in_names: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
     paths: ClassVar[tuple[str, ...]] = ()
     on_gpu: ClassVar[bool] = False
-    theoretical: ClassVar[str] = ""
 
     # The variant's position on its curve, and its names.
 
@@ -149,6 +148,11 @@ class Settings(BaseModel):
     @property
     def equivalent_transform(self) -> EquivalentTransform:
         """Transform of weights that leaves the model's function unchanged, before they are rounded or cut."""
+        return ""
+
+    @property
+    def theoretical(self) -> str:
+        """A gain of the variant that no program can use today, or that is not measured here; empty without one."""
         return ""
 
     @property

@@ -58,6 +58,7 @@ class Progress:
         """Make a block of ``model`` what it was when it was finished."""
         from safetensors import safe_open
 
+        from hemorrhage.models.emulation import install
         from hemorrhage.models.formats import reader, storage
 
         with safe_open(self._file(index), framework="pt") as file:
@@ -73,6 +74,7 @@ class Progress:
             layer: Any = model.get_submodule(name)
             form.bias = layer.bias
             storage.replace(model, name, form)
+            install.round_inputs(name, form)
         for name, value in plain.items():
             path, _, parameter = name.rpartition(".")
             getattr(model.get_submodule(path), parameter).data = value

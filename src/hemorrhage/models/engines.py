@@ -11,6 +11,7 @@ STORED: Mapping[str, Mapping[str, Any]] = {
     "plain": {},
     "packed": {"quantization_config": {"quant_method": "compressed-tensors"}},
     "int8": {"quantization_config": {"quant_method": "compressed-tensors"}},
+    "floats": {"quantization_config": {"quant_method": "compressed-tensors"}},
     "codebook": {"quantization_config": {"quant_method": "bitsandbytes"}, "hemorrhage": {"forms": ["codebook"]}},
     "gguf_file": {"hemorrhage": {"form": "gguf_file"}},
     "rotated": {"hemorrhage": {"forms": ["rotated"]}},

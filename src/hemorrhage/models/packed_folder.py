@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hemorrhage.models.experts import routing_layers
 from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs, QuantizationConfig, QuantizationScheme
+from hemorrhage.models.formats.floats import with_scale_types
 from hemorrhage.models.formats.storage import scheme_of
 from hemorrhage.models.layout import Joined, Renamer, differs, to_family, unchanged
 from hemorrhage.models.linears import linears_of
@@ -53,7 +54,8 @@ def packed_folder(folder: Path, names: Sequence[str]) -> PackedFolder:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not packed_layers(names):
         raise RefusedError("it has no packed weights; --as dense writes it")
-    return _packed_folder(folder, names, config["quantization_config"], BenchStorage.of(config).is_by_layer)
+    quantization = with_scale_types(config["quantization_config"])
+    return _packed_folder(folder, names, quantization, BenchStorage.of(config).is_by_layer)
 
 
 def check_family(folder: Path, model: PreTrainedModel) -> None:

@@ -165,7 +165,7 @@ class FloatRounding(RoundingHook):
         if self.limit is not None:
             largest = largest.clamp(max=self.limit)
         if self.is_power:
-            return _power_of_two(largest, self.bits)
+            return small_floats.power_of_two(largest, self.bits)
         scale = largest / (small_floats.E4M3_MAX if self.bits == 8 else small_floats.E2M1_MAX)
         if not self.is_e4m3:
             return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
@@ -173,18 +173,6 @@ class FloatRounding(RoundingHook):
         # The smallest scale that the library lets a group of zeros have.
         scale = torch.where(scale == 0, 0.125, scale)
         return scale if self.total is None else scale / self.total
-
-
-def _power_of_two(largest: Tensor, bits: int) -> Tensor:
-    """Return the powers of two that bring ``largest``, float32 of any shape, into the last binade of the numbers.
-
-    What is above 1.75 times a power counts as the next one: it would round to it in a number of one bit's mantissa.
-    """
-    mantissa, exponent = torch.frexp(largest)
-    binade = exponent - 1 + (mantissa >= 0.875).int()
-    last = 8 if bits == 8 else 2
-    exponents = torch.where(largest == 0, -127, (binade - last).clamp(min=-127))
-    return torch.ldexp(torch.ones_like(largest), exponents)
 
 
 def scale_of(largest: Tensor, bits: int) -> Tensor:

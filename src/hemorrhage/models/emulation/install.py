@@ -41,9 +41,14 @@ def install(
 def install_in_memory(model: PreTrainedModel) -> None:
     """Make ``model``, with layers of a storage format, round the inputs that these layers say it rounds."""
     for name, layer in formatted_layers(model).items():
-        arguments = layer.inputs or (layer.scheme or {}).get("input_activations")
-        if arguments:
-            layer.register_forward_pre_hook(rounding_of(name, arguments, layer.stored()))
+        round_inputs(name, layer)
+
+
+def round_inputs(name: str, layer: FormattedLinear) -> None:
+    """Make ``layer``, which ``name`` is, round its inputs where it says so."""
+    arguments = layer.inputs or (layer.scheme or {}).get("input_activations")
+    if arguments:
+        layer.register_forward_pre_hook(rounding_of(name, arguments, layer.stored()))
 
 
 def _stored(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ MODULES = {
     "affine": "hemorrhage.models.formats.affine",
     "low_rank": "hemorrhage.models.formats.low_rank",
     "int8": "hemorrhage.models.formats.int8",
+    "floats": "hemorrhage.models.formats.floats",
     "gptq": "hemorrhage.models.formats.gptq",
     "awq": "hemorrhage.models.formats.awq",
     "llm_int8": "hemorrhage.models.formats.bitsandbytes",
@@ -89,8 +90,11 @@ def read(
 
 def _actual(storage_format: str, scheme: QuantizationScheme | None, stored: Mapping[str, Tensor]) -> str:
     """Return the format of a layer whose suffix says ``storage_format``: others have the bench's suffixes, too."""
-    if storage_format in ("packed", "int8") and "scale_dtype" in (scheme or {}).get("weights", {}):
+    weights = (scheme or {}).get("weights", {})
+    if storage_format in ("packed", "int8") and "scale_dtype" in weights:
         return "compressed"
+    if storage_format in ("packed", "int8") and weights.get("type") == "float":
+        return "floats"
     # ModelOpt's FP8, which no group describes.
     weight = stored.get("weight")
     is_float = weight is not None and weight.dtype == torch.float8_e4m3fn and scheme is None

@@ -12,7 +12,7 @@ is emulated. ``shuffled`` is the control of smoothing: the scales of an input ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from tqdm import tqdm
@@ -22,8 +22,8 @@ from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization.rtn import quantize
 from hemorrhage.compress.solvers import smoothing
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
-from hemorrhage.compress.solvers.packing import scheme, store
+from hemorrhage.compress.solvers.grid import GridSettings, group_width, grouping
+from hemorrhage.compress.solvers.packing import RoundedInputs, store
 from hemorrhage.compress.solvers.readers import find_norm_readers
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.models.linears import linears_of
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hemorrhage.compress.checks.fidelity import EquivalentTransform
-    from hemorrhage.models.emulation.activations import InputRounding
-    from hemorrhage.models.formats.config import QuantizationScheme
 
 NAMES = {"static": "static inputs", "tensor": "inputs per tensor", "token": "inputs per token"}
 
@@ -52,7 +50,6 @@ class Settings(Base):
         "smooth": "smoothed {}",
     }
     always_named: ClassVar[tuple[str, ...]] = ("bits", "group_size", "activations")
-    theoretical: ClassVar[str] = "speed: the integer arithmetic of quantized inputs is emulated in floating point"
 
     bits: Literal[4, 8] = 8
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = "channel"
@@ -83,6 +80,11 @@ class Settings(Base):
         return f"W{self.bits}A{self.activation_bits}, {self.curve}"
 
     @property
+    def theoretical(self) -> str:
+        """Speed: the integer arithmetic is emulated."""
+        return "speed: the integer arithmetic of quantized inputs is emulated in floating point"
+
+    @property
     def code_bits(self) -> float:
         """Bits of a weight's code."""
         return float(self.bits)
@@ -108,7 +110,7 @@ class Settings(Base):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place: its weights, and the inputs of its layers whenever it computes."""
-    from hemorrhage.models.emulation.activations import InputRounding, scale_of
+    from hemorrhage.models.emulation.activations import InputRounding, quantization_args, scale_of
 
     linears = linears_of(model)
     statistics, generator = context.statistics, shuffler(settings.shuffled, context.seed)
@@ -130,45 +132,18 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                     factors[readers.norm] = smoothing.move(model, readers, scale, weights[0].dtype)
                 factor = factors[readers.norm]
                 largest = largest / factor
-            rounding = InputRounding(settings.activation_bits, settings.activations)
+            rounded = RoundedInputs(
+                quantization_args(InputRounding(settings.activation_bits, settings.activations)), {}
+            )
             if settings.activations == "static" and largest is not None:
                 # Rounded to what the checkpoint can hold before it is used.
                 fixed = scale_of(largest.amax(), settings.activation_bits).to(linears[first].weight.dtype)
-                rounding = InputRounding(settings.activation_bits, "static", fixed.item())
+                rounded = RoundedInputs(rounded.arguments, {"input_scale": fixed.reshape(1)})
             for name in names:
                 weight = linears[name].weight
                 width = group_width(name, weight.shape[1], settings.grid)
                 quantized = quantize(weight.float() * factor, width, settings.grid, weight.dtype)
-                place(model, name, quantized, settings.grid, rounding)
-
-
-def place(model: PreTrainedModel, name: str, quantized: Quantized, grid: GridSettings, rounding: InputRounding) -> None:
-    """Put ``quantized`` in the place of the linear layer ``name``, with inputs that are rounded.
-
-    Weights of 8 bits are stored a byte each, which is what engines read with 8-bit inputs; of 4 bits packed.
-    """
-    from torch.nn import Parameter
-
-    from hemorrhage.models.emulation.activations import quantization_args
-    from hemorrhage.models.formats.int8 import Int8Linear
-    from hemorrhage.models.formats.storage import replace
-
-    layer: Any = model.get_submodule(name)
-    if grid.bits == 8:
-        group: QuantizationScheme = {
-            "weights": scheme(grid, symmetric=grid.symmetric),
-            "input_activations": quantization_args(rounding),
-            "format": "int-quantized",
-        }
-        tensors = {"weight": quantized.codes, "weight_scale": quantized.scale}
-        replace(model, name, Int8Linear(tensors, group, layer.bias))
-    else:
-        store(model, name, quantized, grid, quantization_args(rounding))
-    form: Any = model.get_submodule(name)
-    if rounding.scale is not None:
-        scale = torch.tensor([rounding.scale], dtype=quantized.scale.dtype)
-        form.tensors["input_scale"] = Parameter(scale, requires_grad=False)
-    form.register_forward_pre_hook(rounding)
+                store(model, name, quantized, settings.grid, rounded)
 
 
 METHOD = Method(

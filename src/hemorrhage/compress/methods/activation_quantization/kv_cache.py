@@ -46,7 +46,6 @@ class Settings(Base):
         "residual": "{} tokens exact",
     }
     always_named: ClassVar[tuple[str, ...]] = ("keys", "group_size")
-    theoretical: ClassVar[str] = "cache: rounded values are kept in floating point; bytes are what they would pack to"
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]
     keys: Literal["token", "channel"] = "token"
@@ -83,6 +82,11 @@ class Settings(Base):
     def changes_weights(self) -> bool:
         """No: what attention remembers is rounded."""
         return False
+
+    @property
+    def theoretical(self) -> str:
+        """Bytes: rounded values are kept in floating point."""
+        return "cache: rounded values are kept in floating point; bytes are what they would pack to"
 
     @property
     def code_bits(self) -> float:

@@ -8,7 +8,7 @@ With the Cholesky factor ``H⁻¹ = Uᵀ U``, for every column j from left to ri
 
     W    weights, transposed here: [inputs, columns, rows]
     H    XᵀX / n + damp · mean(diag H) · I, the damped input second moment
-    Q    quantized weights; here as whole steps from zero, ``Q / Δ``
+    Q    quantized weights; here as steps from zero, ``Q / Δ``, whole ones or numbers of a floating-point format
     Δ    scale of a group's grid
     E    W - Q with W as before the sweep; hemorrhage.compress.solvers.columns passes it on, the same as Err U
 
@@ -26,6 +26,10 @@ on: the joint form of SparseGPT (arXiv 2301.00774, section 3.5).
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -35,8 +39,22 @@ from hemorrhage.compress.info import COMPENSATION, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.columns import Layers, are_wide, batches, stack_factors, stack_weights, sweep
-from hemorrhage.compress.solvers.grid import GRID, WIDTHS, GridSettings, Quantized, code_dtype, fit, group_width
-from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.grid import WIDTHS, Quantized, code_dtype, fit
+from hemorrhage.compress.solvers.number_formats import (
+    FLOATS,
+    FORMAT,
+    AnyQuantized,
+    FloatFormat,
+    FormatSettings,
+    QuantizedFloats,
+    columns_of_scale,
+    fit_steps,
+    layer_total,
+    nearest_,
+    spread_largest,
+    stored_scales,
+)
+from hemorrhage.compress.solvers.packing import rounded_inputs, store
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -44,8 +62,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from hemorrhage.calibrate.reader import Statistics
 
-class Settings(GridSettings):
+
+class Settings(FormatSettings):
     """Settings of GPTQ; the defaults are the paper's, but for ``sequential``."""
 
     on_gpu: ClassVar[bool] = True
@@ -66,8 +86,8 @@ class Settings(GridSettings):
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The second moments of the layers' inputs."""
-        return ("hessian",)
+        """The second moments of the layers' inputs, and their ranges where a scale is fixed."""
+        return ("hessian", *super().statistics)
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
@@ -90,45 +110,128 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     )
     with torch.no_grad():
         for batch in batches(layers, alone):
-            _quantize_batch(model, batch, settings)
+            _quantize_batch(model, batch, settings, statistics)
             del batch
 
 
-def _quantize_batch(model: PreTrainedModel, batch: list[Layers], settings: Settings) -> None:
+def _quantize_batch(model: PreTrainedModel, batch: list[Layers], settings: Settings, statistics: Statistics) -> None:
     """Quantize the layers of ``batch``, which are of one shape, in ``model``."""
-    width = group_width(batch[0].names[0], len(batch[0].order), settings)
-    for layers, quantized in zip(batch, _quantize(batch, width, settings, batch[0].weights[0].dtype), strict=True):
+    dtype = batch[0].weights[0].dtype
+    width = columns_of_scale(batch[0].names[0], len(batch[0].order), settings)
+    for layers, quantized in zip(batch, _quantize(batch, width, settings, dtype), strict=True):
+        is_fixed = "activations" in settings.statistics
+        inputs = rounded_inputs(settings, statistics.max_abs(layers.names[0]) if is_fixed else None, dtype)
         for name, layer in zip(layers.names, quantized, strict=True):
-            store(model, name, layer, settings)
+            store(model, name, layer, settings, inputs)
 
 
 def quantize(weights: list[Tensor], H: Tensor, width: int, settings: Settings, dtype: torch.dtype) -> list[Quantized]:
-    """Quantize ``weights`` [rows_i, columns] that share an input with second moment ``H``.
+    """Quantize ``weights`` [rows_i, columns] that share an input with second moment ``H`` to integers.
 
     ``width`` columns share a scale, which is stored in ``dtype``.
     """
+    return [each for each in quantize_shared(weights, H, width, settings, dtype) if isinstance(each, Quantized)]
+
+
+def quantize_shared(
+    weights: list[Tensor], H: Tensor, width: int, settings: Settings, dtype: torch.dtype
+) -> Sequence[AnyQuantized]:
+    """Do as ``quantize`` for any format of numbers."""
     layers = Layers.of(["layer"], weights, H, settings.damp, settings.act_order)
     return _quantize([layers], width, settings, dtype)[0]
 
 
-def _quantize(batch: list[Layers], width: int, settings: Settings, dtype: torch.dtype) -> list[list[Quantized]]:
+@dataclass
+class _Grids(abc.ABC):
+    """The grids of the groups of layers of one shape, fitted one after the other.
+
+    ``parameters``: of each group Δ and what ``nearest_`` needs besides, each [inputs, rows].
+    """
+
+    batch: list[Layers]
+    settings: Settings
+    dtype: torch.dtype
+    parameters: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    @abc.abstractmethod
+    def fit(self, group: Tensor) -> None:
+        """Fit the grid of the next group [inputs, width, rows]."""
+
+    @abc.abstractmethod
+    def nearest_(self, q: Tensor, *others: Tensor) -> Tensor:
+        """Round ``q`` [inputs, rows], counted in steps, in place."""
+
+    @abc.abstractmethod
+    def split(self, steps: Tensor, layers: Layers, index: int) -> Sequence[AnyQuantized]:
+        """Return each of ``layers``, those of input ``index``, from ``steps`` [columns, rows] away from zero."""
+
+
+class _Integers(_Grids):
+    """Besides Δ the lowest and the highest step from zero."""
+
+    def fit(self, group: Tensor) -> None:
+        half = 2 ** (self.settings.bits - 1)
+        grid = fit(group, 1, self.settings, self.dtype)
+        self.parameters.append((grid.scale, -half - grid.zero, half - 1 - grid.zero))
+
+    def nearest_(self, q: Tensor, *others: Tensor) -> Tensor:
+        low, high = others
+        return q.round_().clamp_(low, high)
+
+    def split(self, steps: Tensor, layers: Layers, index: int) -> Sequence[AnyQuantized]:
+        half = 2 ** (self.settings.bits - 1)
+        Δ = torch.stack([group[0][index] for group in self.parameters], dim=1)
+        zero = torch.stack([-half - group[1][index] for group in self.parameters], dim=1)
+        return _split(steps, Δ, zero, layers, self.settings, self.dtype)
+
+
+class _Floats(_Grids):
+    """Besides Δ the scale as it is stored, which ``nearest_`` does not need."""
+
+    @cached_property
+    def total(self) -> Tensor | None:
+        """G of each input: float32 [inputs, 1]."""
+        totals = [layer_total(layers.weights, self.number) for layers in self.batch]
+        stacked = [total for total in totals if total is not None]
+        return torch.stack(stacked).to(self.batch[0].B.device) if stacked else None
+
+    @property
+    def number(self) -> FloatFormat:
+        """The format."""
+        return FLOATS[self.settings.format]
+
+    def fit(self, group: Tensor) -> None:
+        largest = spread_largest(group.abs().amax(1), self.number, self.batch[0].heights)
+        steps = fit_steps(largest, self.number, self.dtype, self.total)
+        self.parameters.append((steps.Δ, steps.scale))
+
+    def nearest_(self, q: Tensor, *_others: Tensor) -> Tensor:
+        return nearest_(q, self.number)
+
+    def split(self, steps: Tensor, layers: Layers, index: int) -> Sequence[AnyQuantized]:
+        scale = torch.stack([group[1][index] for group in self.parameters], dim=1)
+        total = None if self.total is None else self.total[index].cpu()
+        numbers = steps.to(torch.float8_e4m3fn).T.contiguous()
+        return [
+            QuantizedFloats(
+                each.contiguous().cpu(), stored_scales(s, self.number, self.dtype).cpu(), total, self.number
+            )
+            for each, s in zip(numbers.split(layers.heights), scale.split(layers.heights), strict=True)
+        ]
+
+
+def _quantize(batch: list[Layers], width: int, settings: Settings, dtype: torch.dtype) -> list[Sequence[AnyQuantized]]:
     """Quantize layers of one shape: for each input, the codes of each layer that reads it."""
     W = stack_weights(batch)
-    half = 2 ** (settings.bits - 1)
-    grids: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def fit_grid(group: Tensor) -> None:
-        """Fit the grid of a group [inputs, width, rows]: Δ, and the lowest and highest step from zero."""
-        grid = fit(group, 1, settings, dtype)
-        grids.append((grid.scale, -half - grid.zero, half - 1 - grid.zero))
+    grids = (_Floats if settings.number else _Integers)(batch, settings, dtype)
 
     def grid_of(j: int) -> tuple[Tensor, ...]:
-        return grids[j // width]
+        return grids.parameters[j // width]
 
     if settings.act_order:
         for group in W.split(width, dim=1):
-            fit_grid(group)
-        fitted = [torch.stack(tensors) for tensors in zip(*grids, strict=True)]
+            grids.fit(group)
+        fitted = [torch.stack(tensors) for tensors in zip(*grids.parameters, strict=True)]
         inputs = torch.arange(len(batch), device=W.device)
         groups = [columns // width for columns in torch.stack([layers.order for layers in batch]).unbind(1)]
         W = torch.stack([w[layers.order] for w, layers in zip(W, batch, strict=True)])
@@ -139,33 +242,29 @@ def _quantize(batch: list[Layers], width: int, settings: Settings, dtype: torch.
     kept = W != 0 if settings.keep_zeros else None
 
     def begin(start: int, stop: int, group: Tensor) -> None:
-        fit_grid(group if kept is None else group * kept[:, start:stop])
+        grids.fit(group if kept is None else group * kept[:, start:stop])
 
     def project(j: int, q: Tensor, e: Tensor) -> None:
-        Δ, low, high = grid_of(j)
-        q.div_(Δ).round_().clamp_(low, high)
+        Δ, *others = grid_of(j)
+        grids.nearest_(q.div_(Δ), *others)
         if kept is not None:
             q.mul_(kept[:, j])
         e.addcmul_(q, Δ, value=-1)
 
     sweep(W, stack_factors(batch), project, None if settings.act_order else begin, width)
-    scales = torch.stack([Δ for Δ, _, _ in grids], dim=2)
-    zeros = torch.stack([-half - low for _, low, _ in grids], dim=2)
-    return [
-        _split(steps, Δ, zero, layers, settings, dtype)
-        for steps, Δ, zero, layers in zip(W, scales, zeros, batch, strict=True)
-    ]
+    for steps, layers in zip(W, batch, strict=True):
+        if settings.act_order:
+            steps[layers.order] = steps.clone()
+    return [grids.split(steps, layers, index) for index, (steps, layers) in enumerate(zip(W, batch, strict=True))]
 
 
 def _split(
     steps: Tensor, Δ: Tensor, zero: Tensor, layers: Layers, settings: Settings, dtype: torch.dtype
 ) -> list[Quantized]:
-    """Return each layer's codes from ``steps`` away from zero [columns, rows], in the order of the sweep.
+    """Return each layer's codes from ``steps`` away from zero [columns, rows].
 
     ``Δ`` and ``zero`` are [rows, groups].
     """
-    if settings.act_order:
-        steps[layers.order] = steps.clone()
     codes = steps.unflatten(0, (zero.shape[1], -1)).add_(zero.T.unsqueeze(1)).flatten(0, 1)
     integer = code_dtype(settings.bits)
     return [
@@ -187,9 +286,12 @@ METHOD = Method(
         examples=(
             {"bits": 4, "group_size": 64},
             {"bits": 4, "group_size": 64, "act_order": True, "sequential": True},
+            {"bits": 4, "group_size": 64, "inputs": "int8_token"},
+            {"format": "nvfp4", "act_order": True, "inputs": "nvfp4"},
+            {"format": "fp8_block", "inputs": "fp8_group"},
         ),
-        storage=("packed",),
-        improves_on=(Comparison(COMPENSATION, "rtn", GRID),),
+        storage=("packed", "floats"),
+        improves_on=(Comparison(COMPENSATION, "rtn", FORMAT),),
         values=WIDTHS,
     ),
     Settings,

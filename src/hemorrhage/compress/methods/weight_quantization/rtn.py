@@ -1,19 +1,21 @@
 """Round to nearest: every weight becomes the nearest point of its group's grid. No data.
 
 The baseline of GPTQ (Frantar et al., arXiv 2210.17323) and of AWQ (Lin et al., arXiv 2306.00978): ``w' = s
-(clamp(round(w / s) + z) - z)`` with the grids of hemorrhage.compress.solvers.grid, on all linear layers of the
-decoder blocks.
+(clamp(round(w / s) + z) - z)`` with the grids of hemorrhage.compress.solvers.grid, or the nearest number of a
+floating-point format (hemorrhage.compress.solvers.number_formats), on all linear layers of the decoder blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, fit, group_width
-from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.number_formats import AnyQuantized, FormatSettings, round_to_nearest
+from hemorrhage.compress.solvers.packing import rounded_inputs, store
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import rows_at_once
 from hemorrhage.runtime.lazy import torch
@@ -23,16 +25,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Settings(GridSettings):
+class Settings(FormatSettings):
     """Settings of round to nearest."""
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
+    linears, statistics = linears_of(model), context.statistics
+    if statistics is not None:
+        shared = statistics.shared()
+    elif settings.number is None:
+        shared = {name: [name] for name in linears}
+    else:
+        from hemorrhage.calibrate.statistics import shared_inputs
+
+        shared = shared_inputs(model, torch.ones(1, 1))
     with torch.no_grad():
-        for name, linear in remaining(model, linears_of(model), context.progress):
-            width = group_width(name, linear.in_features, settings)
-            store(model, name, quantize(linear.weight, width, settings, linear.weight.dtype), settings)
+        for first, names in remaining(model, shared, context.progress, statistics):
+            dtype = linears[first].weight.dtype
+            largest = statistics.max_abs(first) if settings.statistics and statistics is not None else None
+            inputs = rounded_inputs(settings, largest, dtype)
+            layers = _quantize_all([linears[name].weight for name in names], first, settings, dtype)
+            for name, quantized in zip(names, layers, strict=True):
+                store(model, name, quantized, settings, inputs)
+
+
+def _quantize_all(weights: list[Tensor], first: str, settings: Settings, dtype: torch.dtype) -> Sequence[AnyQuantized]:
+    """Return the layers ``weights`` that read one input, rounded; ``first`` is the name of one."""
+    if settings.number is None:
+        width = group_width(first, weights[0].shape[1], settings)
+        return [quantize(weight, width, settings, dtype) for weight in weights]
+    return round_to_nearest(weights, settings.number, dtype)
 
 
 def quantize(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> Quantized:
@@ -64,10 +87,16 @@ def _round(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtyp
 METHOD = Method(
     MethodInfo(
         title="Round to nearest (RTN)",
-        summary="every weight becomes the nearest point of its group's grid; 2 to 8 bits, any group or per channel",
+        summary="every weight becomes the nearest integer of 2 to 8 bits, or number of FP8, NVFP4, MXFP4, MXFP8",
         papers=(Paper("Frantar et al.", "2210.17323"),),
-        examples=({"bits": 4, "group_size": 64}, {"bits": 4, "group_size": "channel", "symmetric": True}),
-        storage=("packed",),
+        examples=(
+            {"bits": 4, "group_size": 64},
+            {"bits": 4, "group_size": "channel", "symmetric": True},
+            {"bits": 8, "group_size": "channel", "inputs": "int8_token"},
+            {"format": "fp8", "inputs": "fp8_token"},
+            {"format": "nvfp4", "inputs": "nvfp4"},
+        ),
+        storage=("packed", "int8", "floats"),
         values=WIDTHS,
     ),
     Settings,

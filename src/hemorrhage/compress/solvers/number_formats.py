@@ -1,0 +1,411 @@
+"""Number formats of weights besides integers, and how the inputs of the layers are rounded.
+
+A weight w becomes the nearest number of the format to ``w / Δ`` and reads back as that number times Δ. Numbers are of
+E4M3 (FP8, up to 448) or E2M1 (FP4, up to 6), Δ is ``max|w| / 448`` or ``/ 6`` of the weights that share it:
+
+    fp8         E4M3, a scale a row, in the dtype of the checkpoint
+    fp8_tensor  E4M3, a scale a layer
+    fp8_block   E4M3, a scale for 128 x 128 weights
+    nvfp4       E2M1, a scale for 16 weights of a row, of E4M3 over one of the layer: ``G = 448 · 6 / max|W|``
+    mxfp4       E2M1, a scale for 32 weights of a row, a power of two
+    mxfp8       E4M3, a scale for 32 weights of a row, a power of two
+
+These are the presets of compressed-tensors (FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8); MX is the OCP
+specification, version 1.0. Layers that read one input share G and the scale of a layer: engines join them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from hemorrhage.compress.method import ConfigJson, Wording
+from hemorrhage.compress.solvers.grid import GRID, GridSettings, Quantized, group_width
+from hemorrhage.runtime.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
+
+BLOCK = 128
+"""Rows and columns of a block of ``fp8_block``."""
+
+Number = Literal["e2m1", "e4m3"]
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """A format of floating-point weights.
+
+    ``width`` and ``height``: columns and rows that share a scale, None for all of a layer; ``scales``: what a scale is,
+    a number of the checkpoint's dtype, of E4M3, or a power of two; ``stored``: compressed-tensors' name of the storage.
+    """
+
+    title: str
+    number: Number
+    width: int | None
+    height: int | None
+    scales: Literal["dtype", "e4m3", "power"]
+    stored: str
+
+    @property
+    def bits(self) -> int:
+        """Bits of a number."""
+        return 4 if self.number == "e2m1" else 8
+
+    @property
+    def weights(self) -> QuantizationArgs:
+        """The format as compressed-tensors' configuration describes weights."""
+        match self.width, self.height:
+            case None, None:
+                strategy = "tensor"
+            case None, _:
+                strategy = "channel"
+            case _, 1:
+                strategy = "tensor_group" if self.scales == "e4m3" else "group"
+            case _:
+                strategy = "block"
+        arguments: QuantizationArgs = {
+            "num_bits": self.bits,
+            "type": "float",
+            "symmetric": True,
+            "strategy": strategy,
+            "group_size": self.width if self.height == 1 else None,
+            "dynamic": False,
+        }
+        return {**arguments, "block_structure": [BLOCK, BLOCK]} if strategy == "block" else arguments
+
+
+FLOATS: Mapping[str, FloatFormat] = {
+    "fp8": FloatFormat("FP8 per channel", "e4m3", None, 1, "dtype", "float-quantized"),
+    "fp8_tensor": FloatFormat("FP8 per tensor", "e4m3", None, None, "dtype", "float-quantized"),
+    "fp8_block": FloatFormat(f"FP8 in blocks of {BLOCK} x {BLOCK}", "e4m3", BLOCK, BLOCK, "dtype", "float-quantized"),
+    "nvfp4": FloatFormat("NVFP4", "e2m1", 16, 1, "e4m3", "nvfp4-pack-quantized"),
+    "mxfp4": FloatFormat("MXFP4", "e2m1", 32, 1, "power", "mxfp4-pack-quantized"),
+    "mxfp8": FloatFormat("MXFP8", "e4m3", 32, 1, "power", "mxfp8-quantized"),
+}
+"""Name in params.yaml -> format. The names of settings are those of FormatSettings."""
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How the inputs of a layer are rounded: in words, and as compressed-tensors' ``input_activations`` say it.
+
+    ``fixed``: the tensor of a range that a calibration has found, empty where there is none.
+    """
+
+    title: str
+    arguments: QuantizationArgs
+    fixed: str = ""
+
+
+def _inputs(
+    bits: int, kind: str, strategy: str, size: int | None = None, dynamic: bool | str = True, scale: str | None = None
+) -> QuantizationArgs:
+    arguments: QuantizationArgs = {"num_bits": bits, "type": kind, "symmetric": True, "strategy": strategy}
+    if size is not None:
+        arguments["group_size"] = size
+    if scale is not None:
+        arguments["scale_dtype"] = scale
+    return {**arguments, "dynamic": dynamic}
+
+
+INPUTS: Mapping[str, InputFormat] = {
+    "int8_token": InputFormat("INT8 inputs per token", _inputs(8, "int", "token")),
+    "int8_tensor": InputFormat("INT8 inputs per tensor", _inputs(8, "int", "tensor")),
+    "int8_static": InputFormat("static INT8 inputs", _inputs(8, "int", "tensor", dynamic=False), "input_scale"),
+    "int4_token": InputFormat("INT4 inputs per token", _inputs(4, "int", "token")),
+    "fp8_token": InputFormat("FP8 inputs per token", _inputs(8, "float", "token")),
+    "fp8_static": InputFormat("static FP8 inputs", _inputs(8, "float", "tensor", dynamic=False), "input_scale"),
+    "fp8_group": InputFormat(f"FP8 inputs in groups of {BLOCK}", _inputs(8, "float", "group", BLOCK)),
+    "nvfp4": InputFormat(
+        "NVFP4 inputs",
+        _inputs(4, "float", "tensor_group", 16, "local", "torch.float8_e4m3fn"),
+        "input_global_scale",
+    ),
+    "mxfp4": InputFormat("MXFP4 inputs", _inputs(4, "float", "group", 32, scale="torch.uint8")),
+    "mxfp8": InputFormat("MXFP8 inputs", _inputs(8, "float", "group", 32, scale="torch.uint8")),
+}
+"""Name in params.yaml -> how inputs are rounded. Engines combine them with weights as the table of engines says."""
+
+FORMAT = (*GRID, "format", "inputs")
+"""Settings of a number format: what a method has in common with the rounding that it improves on."""
+
+INTEGER = {"format": ("int",), "inputs": (None,)}
+"""Values of a plain method's settings where the method that improves on it has integers alone."""
+
+
+class FormatSettings(GridSettings):
+    """Settings of a grid of integers or of a floating-point format, and of the inputs of the layers.
+
+    ``bits`` and ``group_size`` follow from a floating-point ``format``. Where inputs are rounded, integers are
+    symmetric: engines multiply them without zero points.
+    """
+
+    words: ClassVar[Mapping[str, Wording]] = {
+        **GridSettings.words,
+        "format": {name: each.title for name, each in FLOATS.items()},
+        "inputs": {name: each.title for name, each in INPUTS.items()},
+    }
+
+    format: Literal["int", "fp8", "fp8_tensor", "fp8_block", "nvfp4", "mxfp4", "mxfp8"] = "int"
+    inputs: (
+        Literal[
+            "int8_token",
+            "int8_tensor",
+            "int8_static",
+            "int4_token",
+            "fp8_token",
+            "fp8_static",
+            "fp8_group",
+            "nvfp4",
+            "mxfp4",
+            "mxfp8",
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        of_format: dict[str, object] = {}
+        number = FLOATS.get(str(values.get("format")))
+        if number is not None:
+            of_format = {"bits": number.bits, "group_size": number.width or "channel", "symmetric": True}
+        elif values.get("inputs") is not None:
+            of_format = {"symmetric": True}
+        for key, value in of_format.items():
+            if values.get(key, value) != value:
+                what = values["format"] if number is not None else "rounded inputs"
+                raise ValueError(f"{key} {values[key]} does not go with {what}, which has {key} {value}")
+        return {**values, **of_format}
+
+    @property
+    def number(self) -> FloatFormat | None:
+        """The floating-point format; None for integers."""
+        return FLOATS.get(self.format)
+
+    @property
+    def common(self) -> list[str]:
+        """Names of the settings that the points of one damage curve share; a format says its groups by its name."""
+        implied = {"group_size", "symmetric"} if self.number else set()
+        return [name for name in super().common if name not in implied]
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The inputs' ranges, where their scale is fixed."""
+        return ("activations",) if self.inputs and INPUTS[self.inputs].fixed else ()
+
+    @property
+    def theoretical(self) -> str:
+        """Speed, where inputs are rounded: the arithmetic is emulated."""
+        return "speed: the arithmetic of rounded inputs is emulated in floating point" if self.inputs else ""
+
+    def check(self, config: ConfigJson) -> str | None:
+        """Return the reason why a model with this config.json can't be altered like this, or None."""
+        return None if self.format == "fp8_block" else super().check(config)
+
+    def check_model(self, model: PreTrainedModel) -> str | None:
+        """Raise RefusedError where groups don't divide a layer's inputs; the last block of a row may be smaller."""
+        return None if self.format == "fp8_block" else super().check_model(model)
+
+
+@dataclass(frozen=True)
+class QuantizedFloats:
+    """A layer's numbers float8_e4m3fn [rows, columns], which holds those of E2M1 too, and its scales as stored.
+
+    ``scale``: see hemorrhage.models.formats.floats; ``total`` float32 [1] divides it, None without one.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+    total: Tensor | None
+    format: FloatFormat
+
+    def dense(self) -> Tensor:
+        """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
+        from hemorrhage.models.formats import small_floats
+
+        rows, columns = self.numbers.shape
+        steps = small_floats.step_sizes(self.scale, self.total)
+        height, width = self.format.height or rows, self.format.width or columns
+        row_of, column_of = (torch.arange(count, device=steps.device) for count in (rows, columns))
+        return self.numbers.float() * steps[row_of // height][:, column_of // width]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to store, by suffix."""
+        from hemorrhage.models.formats import small_floats
+
+        is_packed = self.format.number == "e2m1"
+        codes = {"weight_packed": small_floats.pack_e2m1(self.numbers)} if is_packed else {"weight": self.numbers}
+        total = {} if self.total is None else {"weight_global_scale": self.total}
+        return {**codes, "weight_scale": self.scale, **total}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Scales of groups: float32 of one shape.
+
+    ``scale`` is the number that is stored, ``Δ`` what numbers are multiplied with.
+    """
+
+    scale: Tensor
+    Δ: Tensor
+
+
+def layer_total(weights: list[Tensor], number: FloatFormat) -> Tensor | None:
+    """Return G float32 [1] of the layers ``weights`` that read one input; None for formats without."""
+    if number.scales != "e4m3":
+        return None
+    from hemorrhage.models.formats.small_floats import E2M1_MAX, E4M3_MAX
+
+    largest = torch.stack([weight.abs().amax().float() for weight in weights]).amax()
+    total = E4M3_MAX * E2M1_MAX / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(total.isfinite(), total, 1.0).reshape(1)
+
+
+def fit_steps(largest: Tensor, number: FloatFormat, dtype: torch.dtype, total: Tensor | None) -> Steps:
+    """Return the scales of groups whose largest magnitude is ``largest``, float32 of any shape.
+
+    ``dtype`` is that of stored scales, ``total`` broadcasts to them.
+    """
+    from hemorrhage.models.formats import small_floats
+
+    if number.scales == "power":
+        powers = small_floats.power_of_two(largest, number.bits)
+        return Steps(powers, powers)
+    scale = largest / (small_floats.E4M3_MAX if number.number == "e4m3" else small_floats.E2M1_MAX)
+    if total is None:
+        # A group of zeros reads back as zeros by any scale.
+        scale = scale.to(dtype)
+        scale = torch.where(scale == 0, torch.finfo(dtype).eps, scale).float()
+        return Steps(scale, scale)
+    scale = small_floats.round_e4m3(scale * total)
+    scale = torch.where(scale == 0, torch.finfo(torch.float8_e4m3fn).eps, scale)
+    return Steps(scale, scale / total)
+
+
+def nearest_(x: Tensor, number: FloatFormat) -> Tensor:
+    """Round float32 ``x``, counted in steps, to the numbers of the format in place."""
+    from hemorrhage.models.formats import small_floats
+
+    return small_floats.nearest_e2m1_(x) if number.number == "e2m1" else small_floats.nearest_e4m3_(x)
+
+
+def spread_largest(largest: Tensor, number: FloatFormat, heights: list[int]) -> Tensor:
+    """Return ``largest`` [..., rows] of each row as that of all rows with which it shares a scale.
+
+    ``heights`` are the rows of the layers, one after the other; the scale of a layer is that of all of them.
+    """
+    if number.height == 1:
+        return largest
+    if number.height is None:
+        return largest.amax(-1, keepdim=True).expand_as(largest)
+    blocks = [
+        rows.amax(-1, keepdim=True).expand_as(rows)
+        for layer in largest.split(heights, dim=-1)
+        for rows in layer.split(number.height, dim=-1)
+    ]
+    return torch.cat(blocks, dim=-1)
+
+
+def stored_scales(scale: Tensor, number: FloatFormat, dtype: torch.dtype) -> Tensor:
+    """Return the scales float32 [rows, groups] of a layer's rows as they are stored."""
+    from hemorrhage.models.formats import small_floats
+
+    if number.height is None:
+        return scale[0, 0].to(dtype).reshape(1)
+    # A column alone counts as contiguous, whatever lies between its numbers.
+    scale = scale[:: number.height].clone(memory_format=torch.contiguous_format)
+    match number.scales:
+        case "power":
+            return small_floats.exponent_bytes(scale)
+        case "e4m3":
+            return scale.to(torch.float8_e4m3fn)
+        case _:
+            return scale.to(dtype)
+
+
+def round_to_nearest(weights: list[Tensor], number: FloatFormat, dtype: torch.dtype) -> list[QuantizedFloats]:
+    """Return the layers ``weights`` [rows_i, columns] that read one input, each number the nearest of the format.
+
+    ``dtype`` is that of the checkpoint. Every format has a zero, so zeros stay.
+    """
+    total = layer_total(weights, number)
+    rows = torch.cat([_largest(weight, number) for weight in weights])
+    heights = [len(weight) for weight in weights]
+    steps = fit_steps(spread_largest(rows.T, number, heights).T, number, dtype, total)
+    return [
+        QuantizedFloats(_numbers(weight, Δ, number), stored_scales(scale, number, dtype), total, number)
+        for weight, scale, Δ in zip(weights, steps.scale.split(heights), steps.Δ.split(heights), strict=True)
+    ]
+
+
+def _largest(weight: Tensor, number: FloatFormat) -> Tensor:
+    """Return the largest magnitudes float32 [rows, groups] of the groups of columns of ``weight``."""
+    width = number.width or weight.shape[1]
+    return torch.stack([group.abs().amax(1) for group in weight.split(width, dim=1)], dim=1).float()
+
+
+def _numbers(weight: Tensor, Δ: Tensor, number: FloatFormat) -> Tensor:
+    """Return ``weight`` [rows, columns] in steps ``Δ`` [rows, groups] as numbers of the format: float8_e4m3fn."""
+    from hemorrhage.models.stream import rows_at_once
+
+    column_of = torch.arange(weight.shape[1], device=weight.device) // (number.width or weight.shape[1])
+    step = rows_at_once(weight.shape[1])
+    pieces = [
+        _signed_nearest(rows.float() / of[:, column_of], number).to(torch.float8_e4m3fn)
+        for rows, of in zip(weight.split(step), Δ.split(step), strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def _signed_nearest(x: Tensor, number: FloatFormat) -> Tensor:
+    """Return ``x`` rounded; what becomes zero keeps its sign, as in compressed-tensors' files."""
+    from hemorrhage.models.formats import small_floats
+
+    return small_floats.round_e2m1(x) if number.number == "e2m1" else small_floats.round_e4m3(x)
+
+
+def scheme_of_floats(number: FloatFormat) -> QuantizationScheme:
+    """Return the group of compressed-tensors' configuration of layers in the format."""
+    return {"weights": number.weights, "format": number.stored}
+
+
+def fixed_input(inputs: str, largest: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors to store, by suffix, of inputs that reach up to ``largest``, of any shape.
+
+    Empty where the range of inputs is not fixed. ``dtype`` is that of the checkpoint.
+    """
+    from hemorrhage.models.emulation.activations import scale_of
+    from hemorrhage.models.formats import small_floats
+
+    suffix = INPUTS[inputs].fixed
+    if not suffix:
+        return {}
+    top = largest.amax().float()
+    if suffix == "input_global_scale":
+        total = small_floats.E4M3_MAX * small_floats.E2M1_MAX / top.clamp(min=torch.finfo(torch.float32).tiny)
+        return {suffix: torch.where(total.isfinite(), total, 1.0).reshape(1)}
+    if INPUTS[inputs].arguments["type"] == "int":
+        return {suffix: scale_of(top, INPUTS[inputs].arguments["num_bits"]).to(dtype).reshape(1)}
+    scale = (top / small_floats.E4M3_MAX).to(dtype)
+    return {suffix: torch.where(scale == 0, torch.finfo(dtype).eps, scale).reshape(1)}
+
+
+AnyQuantized = Quantized | QuantizedFloats
+
+
+def columns_of_scale(name: str, columns: int, settings: FormatSettings) -> int:
+    """Return how many of ``columns`` share a scale in the layer ``name``; of blocks the last may be smaller.
+
+    Raises RefusedError where groups don't divide them.
+    """
+    return BLOCK if settings.format == "fp8_block" else group_width(name, columns, settings)

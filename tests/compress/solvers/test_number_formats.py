@@ -1,0 +1,208 @@
+"""Number formats against compressed-tensors' own observers' arithmetic and compressors, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationScheme, preset_name_to_scheme
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from torch import Tensor
+
+from hemorrhage.compress.methods.weight_quantization import gptq, rtn
+from hemorrhage.compress.solvers import number_formats
+from hemorrhage.compress.solvers.number_formats import BLOCK, FLOATS, INPUTS, fixed_input, round_to_nearest
+
+PRESETS = {
+    "fp8": "FP8_DYNAMIC",
+    "fp8_tensor": "FP8",
+    "fp8_block": "FP8_BLOCK",
+    "nvfp4": "NVFP4",
+    "mxfp4": "MXFP4",
+    "mxfp8": "MXFP8",
+}
+"""Format -> compressed-tensors' preset."""
+
+
+def weights(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Weights of all sizes, with groups of zeros, of one sign, and of very small numbers."""
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator)
+    weight[0, :32] = 0
+    weight[1, :32] = weight[1, :32].abs()
+    weight[2, :32] *= 1e-6
+    weight[3] *= 40
+    # Without negative zeros, whose sign the library drops.
+    return weight.to(dtype) + 0
+
+
+def theirs(weight: Tensor, preset: str, total: Tensor | None) -> dict[str, Tensor]:
+    """What compressed-tensors stores of ``weight``, with scales of the minmax observer's arithmetic."""
+    scheme = preset_name_to_scheme(preset, ["Linear"])
+    arguments = scheme.weights
+    assert arguments is not None
+    match arguments.model_dump(mode="json")["strategy"]:
+        case "tensor":
+            groups = weight.reshape(1, -1)
+        case "channel":
+            groups = weight[:, None]
+        case "block":
+            groups = weight.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).transpose(1, 2).flatten(2)
+        case _:
+            assert arguments.group_size is not None
+            groups = weight.unflatten(1, (-1, arguments.group_size))
+    # In float32 where the scale is of another type than the weights: the library would round max / 6 to theirs before,
+    # and in float16 lose powers of two below 2^-14.
+    low, high = (groups if preset.startswith("FP8") else groups.float()).aminmax(dim=-1)
+    scale, _ = calculate_qparams(low, high, arguments, total)
+    state = {"weight": weight.float(), "weight_scale": scale.float()}
+    if total is not None:
+        state["weight_global_scale"] = total
+    name = {"FP8": "float-quantized", "MXFP8": "mxfp8-quantized"}.get(preset) or {
+        "NVFP4": "nvfp4-pack-quantized",
+        "MXFP4": "mxfp4-pack-quantized",
+    }.get(preset, "float-quantized")
+    compressed: dict[str, Tensor] = BaseCompressor.get_value_from_registry(name).compress(state, scheme)
+    return compressed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", sorted(PRESETS))
+def test_rounding_to_nearest_is_bit_for_bit_that_of_compressed_tensors(form: str, dtype: torch.dtype) -> None:
+    weight = weights(256, 384, dtype)
+    (ours,) = round_to_nearest([weight], FLOATS[form], dtype)
+    total = generate_gparam(weight.amin().float(), weight.amax().float()) if form == "nvfp4" else None
+    expected = theirs(weight, PRESETS[form], total)
+    stored = ours.tensors()
+    codes = "weight_packed" if "weight_packed" in stored else "weight"
+    assert torch.equal(stored[codes].view(torch.uint8), expected[codes].view(torch.uint8))
+    scale = stored["weight_scale"]
+    assert torch.equal(scale.float().flatten(), expected["weight_scale"].float().flatten())
+    if total is not None:
+        assert torch.equal(stored["weight_global_scale"], total)
+
+
+@pytest.mark.parametrize("form", sorted(PRESETS))
+def test_the_configuration_is_that_of_the_preset(form: str) -> None:
+    preset: QuantizationScheme = preset_name_to_scheme(PRESETS[form], ["Linear"])
+    assert preset.weights is not None
+    expected = preset.weights.model_dump()
+    for key, value in FLOATS[form].weights.items():
+        assert expected[key] == value, key
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("int8_token", "W8A8"),
+        ("int4_token", "W4A4"),
+        ("fp8_token", "FP8_DYNAMIC"),
+        ("fp8_static", "FP8"),
+        ("fp8_group", "FP8_BLOCK"),
+        ("nvfp4", "NVFP4"),
+        ("mxfp4", "MXFP4"),
+        ("mxfp8", "MXFP8"),
+    ],
+)
+def test_the_inputs_are_those_of_the_preset(name: str, preset: str) -> None:
+    arguments = preset_name_to_scheme(preset, ["Linear"]).input_activations
+    assert arguments is not None
+    expected = arguments.model_dump()
+    for key, value in INPUTS[name].arguments.items():
+        given: Any = expected[key]
+        assert (str(given) if key == "scale_dtype" else getattr(given, "value", given)) == value, key
+
+
+def test_every_number_of_a_format_stays_and_ties_go_to_the_even_one() -> None:
+    # The tables of the OCP specification, in numbers.
+    halves = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    ties = {0.25: 0.0, 0.75: 1.0, 1.25: 1.0, 1.75: 2.0, 2.5: 2.0, 3.5: 4.0, 5.0: 4.0, 7.0: 6.0}
+    for number in (halves, -halves):
+        assert torch.equal(number_formats.nearest_(number.clone(), FLOATS["nvfp4"]), number)
+    rounded = number_formats.nearest_(torch.tensor([*ties]), FLOATS["mxfp4"])
+    assert rounded.tolist() == [*ties.values()]
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    finite = every[every.isfinite()]
+    assert torch.equal(number_formats.nearest_(finite.clone(), FLOATS["fp8"]), finite)
+    assert finite.abs().max() == 448
+
+
+def test_layers_of_one_input_share_the_scale_of_a_layer() -> None:
+    first, second = weights(64, 64, torch.bfloat16), 3 * weights(32, 64, torch.bfloat16)
+    for form in ("nvfp4", "fp8_tensor"):
+        ours = round_to_nearest([first, second], FLOATS[form], torch.bfloat16)
+        shared = [each.total if form == "nvfp4" else each.scale for each in ours]
+        assert shared[0] is not None
+        assert shared[1] is not None
+        assert torch.equal(shared[0], shared[1])
+
+
+@pytest.mark.parametrize("form", sorted(PRESETS))
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_with_a_diagonal_moment_is_rounding_to_nearest(form: str, act_order: bool) -> None:
+    # Nothing to compensate: every column is rounded as it was.
+    pair = [weights(150, 192, torch.bfloat16), weights(70, 192, torch.bfloat16)]
+    settings = gptq.Settings.model_validate({"format": form, "act_order": act_order})
+    width = number_formats.columns_of_scale("layer", 192, settings)
+    swept = gptq.quantize_shared(pair, torch.diag(torch.rand(192) + 0.5), width, settings, torch.bfloat16)
+    nearest = round_to_nearest(pair, FLOATS[form], torch.bfloat16)
+    for ours, expected in zip(swept, nearest, strict=True):
+        assert isinstance(ours, number_formats.QuantizedFloats)
+        assert torch.equal(ours.dense(), expected.dense())
+        for name, value in expected.tensors().items():
+            if name != "weight_packed":
+                assert torch.equal(ours.tensors()[name].float(), value.float()), name
+
+
+@pytest.mark.parametrize("form", sorted(PRESETS))
+def test_gptq_errs_less_than_rounding_in_what_the_layer_computes(form: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(500, 192, generator=generator) @ torch.randn(192, 192, generator=generator)
+    H, weight = x.T @ x / len(x), weights(96, 192, torch.bfloat16)
+    settings = gptq.Settings.model_validate({"format": form})
+    width = number_formats.columns_of_scale("layer", 192, settings)
+    (swept,) = gptq.quantize_shared([weight], H, width, settings, torch.bfloat16)
+    (nearest,) = round_to_nearest([weight], FLOATS[form], torch.bfloat16)
+
+    def error(dense: Tensor) -> float:
+        change = dense - weight.float()
+        return float((change @ H * change).sum())
+
+    assert error(swept.dense()) < 0.8 * error(nearest.dense())
+
+
+def test_fixed_ranges_are_what_the_library_computes() -> None:
+    largest = torch.tensor([0.5, 7.25, 3.0])
+    assert torch.equal(fixed_input("nvfp4", largest, torch.bfloat16)["input_global_scale"],
+                       generate_gparam(torch.tensor(0.0), torch.tensor(7.25)))  # fmt: skip
+    for name, preset in (("fp8_static", "FP8"), ("int8_static", "INT8")):
+        arguments = preset_name_to_scheme(preset, ["Linear"]).input_activations
+        assert arguments is not None
+        scale, _ = calculate_qparams(torch.tensor([-7.25]), torch.tensor([7.25]), arguments)
+        assert torch.equal(fixed_input(name, largest, torch.bfloat16)["input_scale"], scale.bfloat16())
+    assert fixed_input("fp8_token", largest, torch.bfloat16) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"format": "nvfp4", "bits": 8}, "bits 8 does not go with nvfp4, which has bits 4"),
+        ({"format": "mxfp4", "group_size": 16}, "group_size 16 does not go with mxfp4"),
+        ({"bits": 8, "symmetric": False, "inputs": "int8_token"}, "symmetric False does not go with rounded inputs"),
+        ({"format": "fp16"}, "Input should be"),
+    ],
+)
+def test_what_does_not_go_together_is_said(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        rtn.Settings.model_validate(wrong)
+
+
+def test_a_format_names_its_groups_and_inputs_are_named() -> None:
+    settings = rtn.Settings.model_validate({"format": "nvfp4", "inputs": "nvfp4"})
+    assert settings.curve == "NVFP4, NVFP4 inputs"
+    assert settings.statistics == ("activations",)
+    assert rtn.Settings.model_validate({"format": "fp8", "inputs": "fp8_token"}).statistics == ()
+    eight = rtn.Settings.model_validate({"bits": 8, "group_size": "channel", "inputs": "int8_token"})
+    assert (eight.symmetric, eight.label) == (True, "8 bit, per channel, symmetric, INT8 inputs per token")
