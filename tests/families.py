@@ -282,15 +282,15 @@ PALIGEMMA: dict[str, Any] = {
 """A wrapper whose text tower sees the tokens after a token, too, so that the base step refuses it."""
 
 
-def config_of(name: str) -> Any:
-    """The configuration of a family's small model."""
-    entries = dict(FAMILIES[name])
+def config_of(name: str, **changes: Any) -> Any:
+    """The configuration of a family's small model, with ``changes``."""
+    entries = {**FAMILIES[name], **changes}
     return AutoConfig.for_model(entries.pop("model_type", name), **entries)
 
 
-def new_model(name: str) -> PreTrainedModel:
-    """The model of a family in bfloat16, the same at every call."""
-    config = config_of(name)
+def new_model(name: str, **changes: Any) -> PreTrainedModel:
+    """The model of a family in bfloat16, the same at every call; ``changes`` of its configuration."""
+    config = config_of(name, **changes)
     # transformers initialises from the global generator and takes no other.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -320,10 +320,10 @@ def fill(model: PreTrainedModel) -> None:
             value.add_(0.1 * torch.randn_like(value))
 
 
-def build(out: Path, name: str) -> Path:
+def build(out: Path, name: str, **changes: Any) -> Path:
     """Write the model of a family as a Hugging Face folder ``out``, which is returned."""
     out.mkdir(parents=True, exist_ok=True)
-    model = new_model(name)
+    model = new_model(name, **changes)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.save_pretrained(out)
     save_tokenizer(_tokenizer(), out)

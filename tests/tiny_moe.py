@@ -42,12 +42,12 @@ OWN: dict[str, dict[str, Any]] = {
 """Model type -> what its configuration has beside what all have."""
 
 
-def build(out: Path, kind: str = "mixtral", steps: int = 40) -> Path:
+def build(out: Path, kind: str = "mixtral", steps: int = 40, experts: int = EXPERTS) -> Path:
     """Train a model of the type ``kind`` for ``steps`` steps and save it as a folder ``out``, which is returned."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, tokens = _text()
     save_tokenizer(tokenizer, out)
-    model = new_model(kind)
+    model = new_model(kind, experts)
     if steps:
         train(model, tokens, steps, batch=8, length=64)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2)
@@ -55,8 +55,11 @@ def build(out: Path, kind: str = "mixtral", steps: int = 40) -> Path:
     return out
 
 
-def new_model(kind: str) -> PreTrainedModel:
+def new_model(kind: str, experts: int = EXPERTS) -> PreTrainedModel:
     """The untrained model, the same at every call."""
+    own = {
+        name: experts if name in ("num_local_experts", "num_experts") else value for name, value in OWN[kind].items()
+    }
     config = AutoConfig.for_model(
         kind,
         vocab_size=VOCABULARY,
@@ -70,7 +73,7 @@ def new_model(kind: str) -> PreTrainedModel:
         initializer_range=0.05,
         bos_token_id=1,
         eos_token_id=2,
-        **OWN[kind],
+        **own,
     )
     # transformers initialises from the global generator and takes no other.
     with torch.random.fork_rng(devices=[]):

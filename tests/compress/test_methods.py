@@ -88,6 +88,8 @@ ON: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("recovery", {"steps": 2, "batch": 2}, "width", {"removed": 0.3, "protect_first": 1, "protect_last": 1}),
     ("routing", {"alteration": "top_k", "amount": 1}, "upcycling", {"noise": 0.1}),
     ("routing", {"alteration": "drop", "amount": 0.25, "choose": "usage"}, "upcycling", {"noise": 0.1}),
+    ("expert_pruning", {"removed": 0.25}, "upcycling", {"noise": 0.1}),
+    ("expert_pruning", {"removed": 0.5, "importance": "frequency", "merge": True}, "upcycling", {"noise": 0.1}),
     ("rtn", {"bits": 4, "group_size": 4}, "upcycling", {"noise": 0.1}),
     ("kv_cache", {"bits": 4, "group_size": 8}, "rtn", {"bits": 4, "group_size": 4}),
     ("svd", {"removed": 0.2}, "depth", {"removed": 0.2, "order": "influence"}),

@@ -66,6 +66,7 @@ class CheckpointManifest(Manifest, total=False):
     statistics: str
     layers: int
     blocks: list[int]
+    experts: dict[str, list[int]]
     disk_bytes: int
     stored_bytes: int
     effective_bits: float

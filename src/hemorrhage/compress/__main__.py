@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from hemorrhage.calibrate.reader import Statistics
     from hemorrhage.compress.checks.fidelity import EquivalentTransform
+
+BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
+"""The first number in a module's name, which is that of its block."""
 
 MASKS = "masks: no engine today stores or computes less for zeros"
 
@@ -167,7 +171,8 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
     added = settings.equivalent_transform or alteration.equivalent_transform
     transform = _transform(added, inputs.of_parent("equivalent_transform") or "")
     calibration = Statistics(inputs.calibration) if inputs.calibration else None
-    fidelity = Fidelity(of_base, origins, transform, calibration)
+    experts = _expert_origins(inputs.of_parent("experts") or {}, alteration)
+    fidelity = Fidelity(of_base, origins, transform, calibration, experts)
     # Copies of blocks may be meant to be constant; a layer of the base may not become so.
     watched = () if settings.axis == "added" else names
     altered = Weights(parent, base) if parent else of_base
@@ -210,6 +215,8 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
         entries["severity"] = abs(survey.layer_weights - before) / before
     if origins is not None:
         entries["blocks"] = origins
+    if experts:
+        entries["experts"] = experts
     return measured, {**entries, **alteration.entries}
 
 
@@ -221,6 +228,22 @@ def _origins(parent: list[int] | None, altered: list[int] | None) -> list[int] |
     if parent is None or altered is None:
         return parent if altered is None else altered
     return [parent[index] for index in altered]
+
+
+def _expert_origins(parent: Mapping[str, list[int]], alteration: Alteration) -> dict[str, list[int]]:
+    """Return the base's experts that each expert was made from, by mixture; none where they are the base's."""
+    if alteration.blocks is not None:
+        parent = {
+            BLOCK.sub(str(index), name, count=1): kept
+            for index, source in enumerate(alteration.blocks)
+            for name, kept in parent.items()
+            if BLOCK.findall(name)[0] == str(source)
+        }
+    altered = {
+        name: [parent[name][index] for index in kept] if name in parent else kept
+        for name, kept in (alteration.experts or {}).items()
+    }
+    return {**parent, **altered}
 
 
 def _transform(added: EquivalentTransform, before: EquivalentTransform) -> EquivalentTransform:

@@ -245,12 +245,14 @@ class Alteration:
     """What a method reports of an alteration, for the variant's manifest.
 
     ``blocks``: for each block of the altered model the index of the block that it was made from, None where none was
-    removed, added or reordered. ``entries`` are written into the manifest as they are. ``model``: the model that takes
-    the place of the one that was given, where it was not altered in place, and ``equivalent_transform`` what was found
-    out about it.
+    removed, added or reordered. ``experts``: mixture of the altered model -> the same of each of its experts, where
+    some were removed. ``entries`` are written into the manifest as they are. ``model``: the model that takes the place
+    of the one that was given, where it was not altered in place, and ``equivalent_transform`` what was found out about
+    it.
     """
 
     blocks: list[int] | None = None
+    experts: Mapping[str, list[int]] | None = None
     entries: Mapping[str, Json] = field(default_factory=dict)
     model: PreTrainedModel | None = None
     equivalent_transform: EquivalentTransform = ""

@@ -58,9 +58,14 @@ class Expert(nn.Module):
         self._gating: Callable[..., Tensor] | None
         vars(self)["_gating"] = gating
 
+    def projections(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Return the gate, up and down projection."""
+        gate, up, down = (self.get_submodule(name) for name in self._names)
+        return gate, up, down
+
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [tokens, hidden] -> [tokens, hidden]."""
-        gate, up, down = (self.get_submodule(name) for name in self._names)
+        gate, up, down = self.projections()
         gated = self._gating(gate(x), up(x)) if self._gating is not None else self.act_fn(gate(x)) * up(x)
         output: Tensor = down(gated)
         return output
@@ -314,6 +319,38 @@ def record_choices(mixture: Any) -> Iterator[list[Tensor]]:
         yield choices
     finally:
         hook.remove()
+
+
+def contributions(mixture: Any, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each expert the tokens of ``x`` [tokens, hidden] that take it, int64 [n], and what it adds to these.
+
+    That is its output times the router's weight, [n, hidden]; of Llama 4, whose weight multiplies an expert's input,
+    the output alone.
+    """
+    experts, given = mixture.experts, []
+
+    def note(hidden_states: Tensor, *routes: Tensor, **named: Tensor) -> Tensor:
+        given.append((hidden_states, *routes, *named.values()))
+        return torch.zeros_like(hidden_states)
+
+    vars(experts)["forward"] = note
+    try:
+        mixture(x[None])
+    finally:
+        del vars(experts)["forward"]
+    hidden_states, *routes = given[0]
+    if isinstance(experts, SortedExperts):
+        experts.top_k = mixture.top_k
+        copies = experts.copies(hidden_states)
+        chosen = experts.choices(copies)
+        for index, expert in enumerate(experts):
+            token, _ = torch.where(chosen == index)
+            yield token, expert(copies[index][token])
+        return
+    chosen, weights = routes
+    for index, expert in enumerate(experts):
+        token, choice = torch.where(chosen == index)
+        yield token, expert(hidden_states[token]) * weights[token, choice, None]
 
 
 def routing_layers(model: PreTrainedModel) -> list[str]:

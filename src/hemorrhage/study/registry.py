@@ -41,6 +41,7 @@ METHODS = (
     # Mixtures of experts
     "upcycling",
     "expert_split",
+    "expert_pruning",
     "routing",
     # Published by others
     "external",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -49,13 +50,20 @@ class Fidelity:
     """Collects the layers while somebody goes through the weights of an altered model."""
 
     def __init__(
-        self, base: Weights, blocks: list[int] | None, transform: EquivalentTransform, calibration: Statistics | None
+        self,
+        base: Weights,
+        blocks: list[int] | None,
+        transform: EquivalentTransform,
+        calibration: Statistics | None,
+        experts: Mapping[str, list[int]] | None = None,
     ) -> None:
-        """``blocks``: the base's block that each block was made from, None where the order is the base's.
+        """``blocks``: the base's block that each block was made from, None where the order is the base's;
+        ``experts``: mixture -> the base's expert that each of its experts was made from, where some were removed.
         ``transform``: ``scaled`` where a method scales rows and columns of layers against each other, which changes
         nothing and is taken out before comparing; ``rotated`` where it rotates the residual stream, after which
         nothing can be compared."""
         self._base, self._blocks, self._transform = base, blocks, transform
+        self._experts = experts or {}
         self._calibration = calibration
         self._first = {} if calibration is None else _readers(calibration)
         self._latest: tuple[str, Tensor] | None = None
@@ -63,6 +71,10 @@ class Fidelity:
 
     def source(self, layer: str) -> str:
         """Return the base's layer that ``layer`` of the altered model was made from."""
+        mixture, _, rest = layer.partition(".experts.")
+        if mixture in self._experts:
+            index, _, projection = rest.partition(".")
+            layer = f"{mixture}.experts.{self._experts[mixture][int(index)]}.{projection}"
         if self._blocks is None:
             return layer
         return re.sub(r"(?<=\.)(\d+)(?=\.)", lambda index: str(self._blocks[int(index[1])]), layer, count=1)  # type: ignore[index]

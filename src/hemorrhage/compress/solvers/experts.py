@@ -24,6 +24,9 @@ DENSE = ("llama", "mistral")
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
+NUMBERS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Names that configurations and modules have for the number of experts that a router chooses from."""
+
 Family = Literal["mixtral", "qwen2_moe"]
 Parts = Callable[[int, Any], tuple[Sequence[Sequence["Tensor"]], "Tensor"]]
 """Index and MLP of a dense block -> gate, up and down weight of each expert, and the router [experts, hidden]."""
@@ -110,3 +113,31 @@ def _check_mlp(mlp: nn.Module, where: str) -> None:
     linears = {name for name, module in mlp.named_modules() if isinstance(module, torch.nn.Linear)}
     if linears != set(PROJECTIONS) or any(mlp.get_submodule(name).bias is not None for name in linears):
         raise ValueError(f"{where}: a mixture is made of MLPs with {', '.join(PROJECTIONS)} without bias only")
+
+
+def keep_experts(mixture: Any, kept: Sequence[int]) -> None:
+    """Leave the experts ``kept``, their rows of the router, and their entries of what else it has for each expert."""
+    from hemorrhage.models.experts import router
+
+    number = len(mixture.experts)
+    mixture.experts = type(mixture.experts)([mixture.experts[index] for index in kept])
+    for module in (mixture, *router(mixture).modules()):
+        tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        for name, value in tensors.items():
+            # A correction may be a row of one for each expert.
+            dim = next((dim for dim, size in enumerate(value.shape) if size == number), None)
+            if dim is not None:
+                less = value.data.index_select(dim, torch.tensor(kept, device=value.device))
+                setattr(module, name, torch.nn.Parameter(less) if name in module._parameters else less)
+        for name in (*NUMBERS, "out_features"):
+            if vars(module).get(name) == number:
+                setattr(module, name, len(kept))
+
+
+def set_number_of_experts(config: Any, number: int) -> None:
+    """Write the number of experts of a block into a configuration."""
+    text = config.get_text_config(decoder=True)
+    # One of them is the other's name in some families.
+    for key in NUMBERS:
+        if hasattr(text, key):
+            setattr(text, key, number)

@@ -32,10 +32,10 @@ from tqdm import tqdm
 from hemorrhage.calibrate.expert_usage import mlp_inputs, usage
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import ConfigJson, Context, Method, Wording, number, percent
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, number, percent
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization.rtn import quantize
-from hemorrhage.compress.solvers.experts import number_of_experts
+from hemorrhage.compress.solvers.experts import keep_experts, number_of_experts, set_number_of_experts
 from hemorrhage.compress.solvers.grid import GridSettings
 from hemorrhage.compress.solvers.stack import count
 from hemorrhage.models.refused import RefusedError
@@ -161,7 +161,7 @@ class Settings(Base):
         return None
 
 
-def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
+def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
     """Disturb the routing of ``model`` in place."""
     from hemorrhage.models.architecture import entries
     from hemorrhage.models.experts import mixtures, routing_layer
@@ -186,14 +186,12 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
         elif settings.alteration == "top_k":
             _take(model, int(settings.amount))
         else:
-            for name, kept in choose(model, settings, context.statistics, context.seed).items():
-                _keep(by_name[name], kept)
-            number = min(len(mixture.experts) for mixture in by_name.values())
-            config = model.config.get_text_config(decoder=True)
-            # One of them is the other's name in some families.
-            for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-                if hasattr(config, key):
-                    setattr(config, key, number)
+            chosen = choose(model, settings, context.statistics, context.seed)
+            for name, kept in chosen.items():
+                keep_experts(by_name[name], kept)
+            set_number_of_experts(model.config, min(len(mixture.experts) for mixture in by_name.values()))
+            return Alteration(experts=chosen)
+    return Alteration()
 
 
 def choose(
@@ -335,25 +333,6 @@ def _trial(mixture: Any) -> Tensor:
     hidden = routing_layer(mixture).weight.shape[1]
     drawn = torch.randn(8, hidden, generator=torch.Generator().manual_seed(0))
     return drawn.to(expert.device, expert.dtype)
-
-
-def _keep(mixture: Any, kept: list[int]) -> None:
-    """Leave the experts ``kept``, their rows of the router, and their entries of what else it has for each expert."""
-    from hemorrhage.models.experts import router
-
-    number = len(mixture.experts)
-    mixture.experts = type(mixture.experts)([mixture.experts[index] for index in kept])
-    for module in (mixture, *router(mixture).modules()):
-        tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-        for name, value in tensors.items():
-            # A correction may be a row of one for each expert.
-            dim = next((dim for dim, size in enumerate(value.shape) if size == number), None)
-            if dim is not None:
-                less = value.data.index_select(dim, torch.tensor(kept, device=value.device))
-                setattr(module, name, torch.nn.Parameter(less) if name in module._parameters else less)
-        for name in ("num_experts", "num_local_experts", "n_routed_experts", "out_features"):
-            if vars(module).get(name) == number:
-                setattr(module, name, len(kept))
 
 
 METHOD = Method(
