@@ -114,19 +114,48 @@ def remaining(
 ) -> Iterator[tuple[str, T]]:
     """Return ``items`` by linear layer, block by block, without the blocks that a job before has finished.
 
-    Those are restored where it is their turn, after ``statistics`` have seen them as they were. A block is finished
-    when the item after its last is requested. ``progress`` is None where nothing is resumed.
+    A block is finished when the item after its last is requested. For the others see ``runs``.
+    """
+    for run in runs(model, items, 1, progress, statistics):
+        yield from run.items()
+
+
+def runs(
+    model: PreTrainedModel,
+    items: Mapping[str, T],
+    at_once: int,
+    progress: Progress | None,
+    statistics: Statistics | None = None,
+) -> Iterator[dict[str, T]]:
+    """Return ``items`` by linear layer, ``at_once`` blocks after the other, without those that a job has finished.
+
+    Those are restored where it is their turn, after ``statistics`` have seen them as they were. Blocks are finished
+    when the next are requested. ``progress`` is None where nothing is resumed.
     """
     block_of = {name: index for index, inside in enumerate(_inside(model)) for name in inside}
     order = sorted(items, key=block_of.__getitem__)
+    run: dict[str, T] = {}
+    indices: list[int] = []
     for index, names in itertools.groupby(order, key=block_of.__getitem__):
         if progress is not None and progress.done(index):
             if statistics is not None:
                 statistics.see(index)
             progress.restore(model, index)
             continue
-        yield from ((name, items[name]) for name in names)
-        if progress is not None:
+        run |= {name: items[name] for name in names}
+        indices.append(index)
+        if len(indices) == at_once:
+            yield run
+            _finish(model, indices, progress)
+            run, indices = {}, []
+    if indices:
+        yield run
+        _finish(model, indices, progress)
+
+
+def _finish(model: PreTrainedModel, indices: list[int], progress: Progress | None) -> None:
+    if progress is not None:
+        for index in indices:
             progress.finish(model, index)
 
 

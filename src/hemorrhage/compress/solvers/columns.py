@@ -33,11 +33,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
+from hemorrhage.compress.progress import runs
+from hemorrhage.models.blocks import blocks
+from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import PIECE
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from hemorrhage.compress.method import Context
 
 LEAF = 16
 """Columns among which errors are passed on one by one; between such strips a matrix product is faster."""
@@ -49,17 +57,23 @@ VALUES = 2**24
 """Values of the factors of layers that a processor sweeps together: 64 MiB."""
 
 
+BLOCKS = 8
+"""Decoder blocks whose layers a GPU sweeps together; a killed job resumes after them."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much is swept together: ``rows``, ``values`` of factors, and ``bytes`` of all that a sweep works on.
 
-    A processor gains while a column of all layers is in its cache, a GPU until its memory is full: there a column
-    costs the same few launches for one layer as for many.
+    Layers wait for others of their shape among so many decoder ``blocks``, 0 for all. A processor gains while a column
+    of all layers is in its cache, a GPU until its memory is full: there a column costs the same few launches for one
+    layer as for many.
     """
 
     rows: float
     values: float
     bytes: float
+    blocks: int
 
     @classmethod
     def of_device(cls) -> Limits:
@@ -67,7 +81,7 @@ class Limits:
         from hemorrhage.models.checkpoint import device
 
         if torch.device(device()).type != "cuda":
-            return cls(ROWS, VALUES, float("inf"))
+            return cls(ROWS, VALUES, float("inf"), 0)
         # What torch holds without using it is free for the next tensor.
         held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return cls.of_memory(torch.cuda.mem_get_info()[0] + held)
@@ -75,7 +89,7 @@ class Limits:
     @classmethod
     def of_memory(cls, free: int) -> Limits:
         """Return the limits of a GPU with so many ``free`` bytes: a sweep may take a third of them."""
-        return cls(float("inf"), float("inf"), free / 3)
+        return cls(float("inf"), float("inf"), free / 3, BLOCKS)
 
     def allow(self, inputs: int, columns: int, rows: int) -> bool:
         """Return whether so many ``inputs`` of ``columns`` and ``rows`` may be swept together."""
@@ -176,19 +190,44 @@ def stack_factors(batch: list[Layers]) -> Tensor:
     return batch[0].B[None] if len(batch) == 1 else torch.stack([layers.B for layers in batch])
 
 
-def are_wide(widths: Iterable[int]) -> bool:
-    """Return True where no two layers with so many inputs are swept together, so that each is taken as it comes."""
-    limits = Limits.of_device()
-    return not any(limits.allow(2, width, 0) for width in widths)
+def in_batches(
+    model: PreTrainedModel, context: Context, name: str, damp: float, act_order: bool = False, alone: bool = False
+) -> Iterator[list[Layers]]:
+    """Yield the linear layers of the decoder blocks in lists that can be swept together, each of which is altered then.
+
+    ``damp`` and ``act_order`` as in ``Layers.of``; one by one, in their order, if ``alone``; ``name`` stands at the bar
+    that shows how far it is. As in ``batches``, no reference to a list that was yielded is held.
+    """
+    linears, statistics, limits = linears_of(model), context.calibration, Limits.of_device()
+    is_wide = not any(limits.allow(2, each.in_features, 0) for each in linears.values())
+    alone = alone or statistics.collected or is_wide
+    groups = statistics.shared()
+    # Layers that wait for others of their shape are in no block that is finished.
+    at_once = 1 if alone else limits.blocks
+    finished = runs(model, groups, at_once or len(blocks(model)), context.progress if at_once else None, statistics)
+    with tqdm(total=len(groups), desc=name, unit="input", mininterval=5, leave=False) as bar:
+        for run in finished:
+            layers = (
+                Layers.of(
+                    names,
+                    [linears[each].weight for each in names],
+                    statistics.second_moment(first, context.device),
+                    damp,
+                    act_order,
+                )
+                for first, names in run.items()
+            )
+            for batch in batches(layers, alone, limits):
+                yield batch
+                bar.update(len(batch))
+                del batch
 
 
-def batches(layers: Iterable[Layers], alone: bool, limits: Limits | None = None) -> Iterator[list[Layers]]:
+def batches(layers: Iterable[Layers], alone: bool, limits: Limits) -> Iterator[list[Layers]]:
     """Yield ``layers`` in lists that can be swept together; one by one, as they come, if ``alone``.
 
-    ``limits`` are those of the device if none are given. No reference to a list that was yielded is held: the factor
-    of a wide input may be as large as all else.
+    No reference to a list that was yielded is held: the factor of a wide input may be as large as all else.
     """
-    limits = limits or Limits.of_device()
     waiting: dict[tuple[int, ...], list[Layers]] = {}
     for each in layers:
         shape = (len(each.order), *each.heights)
@@ -223,12 +262,24 @@ def stack_weights(batch: list[Layers]) -> Tensor:
     return W
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """A faster way through up to so many ``columns`` than one by one.
+
+    ``sweep(E, start, stop)`` does with those of W what ``project`` does with each, and passes the errors on among them.
+    """
+
+    columns: int
+    sweep: Callable[[Tensor, int, int], object]
+
+
 def sweep(
     W: Tensor,
     B: Tensor,
     project: Callable[[int, Tensor, Tensor], object],
     begin: Callable[[int, int, Tensor], object] | None = None,
     segment: int = 0,
+    leaf: Leaf | None = None,
 ) -> Tensor:
     """Replace the columns of ``W`` float32 [inputs, columns, rows] by Q in place; return E, shaped like W.
 
@@ -236,21 +287,25 @@ def sweep(
     when it is its turn: it overwrites ``w`` [inputs, rows], the column's updated value, by its Q, and ``e`` [inputs,
     rows], the column's original value, by its error. ``begin(start, stop, current)`` is called before every
     ``segment`` columns, with the weights [inputs, columns of the segment, rows] that best compensate for all errors
-    before ``start``.
+    before ``start``. ``leaf`` takes the place of ``project``.
     """
     columns = W.shape[1]
     segment = segment or columns
     E = W.clone()
+    strip = leaf.columns if leaf else LEAF
 
     # A function that named itself would be a cycle, and hold all of these matrices until Python looks for cycles.
     def visit(start: int, stop: int, again: Callable[..., None]) -> None:
         width = stop - start
         if begin and start % segment == 0 and (width == segment or (width < segment and stop == columns)):
             begin(start, stop, current(start, stop))
-        if width <= LEAF and width <= segment:
-            sweep_strip(start, stop)
+        if width <= strip and width <= segment:
+            if leaf:
+                leaf.sweep(E, start, stop)
+            else:
+                sweep_strip(start, stop)
             return
-        middle = _middle(start, stop, segment)
+        middle = _middle(start, stop, segment, strip)
         again(start, middle, again)
         W[:, middle:stop].baddbmm_(B[:, middle:stop, start:middle], E[:, start:middle])
         again(middle, stop, again)
@@ -280,8 +335,8 @@ def sweep(
     return E
 
 
-def _middle(start: int, stop: int, segment: int) -> int:
-    """Return the column to halve at: between segments if there are several, else between strips of ``LEAF``."""
-    unit = segment if stop - start > segment else LEAF
+def _middle(start: int, stop: int, segment: int, strip: int) -> int:
+    """Return the column to halve at: between segments if there are several, else between strips of so many columns."""
+    unit = segment if stop - start > segment else strip
     units = -(-(stop - start) // unit)
     return start + units // 2 * unit

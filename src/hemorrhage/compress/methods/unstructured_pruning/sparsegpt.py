@@ -23,13 +23,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from tqdm import tqdm
 
 from hemorrhage.compress.checks.integrity import zero_share
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
-from hemorrhage.compress.progress import remaining
-from hemorrhage.compress.solvers.columns import Layers, are_wide, batches, stack_factors, stack_weights, sweep
+from hemorrhage.compress.solvers.columns import Layers, in_batches, stack_factors, stack_weights, sweep
 from hemorrhage.compress.solvers.sparsity import SHARES, CalibratedSettings, check_zeros, lowest, lowest_of_groups
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -57,24 +55,10 @@ class Settings(CalibratedSettings):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    linears, statistics = linears_of(model), context.calibration
+    linears = linears_of(model)
     before = zero_share(linears)
-    alone = settings.sequential or statistics.collected or are_wide(each.in_features for each in linears.values())
-    groups = statistics.shared()
-    # Layers that wait for others of their shape are in no block that is finished.
-    items = remaining(model, groups, context.progress, statistics) if alone else iter(groups.items())
-    shared = tqdm(items, total=len(groups), desc="sparsegpt", unit="input", mininterval=5, leave=False)
-    layers = (
-        Layers.of(
-            names,
-            [linears[name].weight for name in names],
-            statistics.second_moment(first, context.device),
-            settings.damp,
-        )
-        for first, names in shared
-    )
     with torch.no_grad():
-        for batch in batches(layers, alone):
+        for batch in in_batches(model, context, "sparsegpt", settings.damp, alone=settings.sequential):
             _prune_batch(batch, settings)
             del batch
     check_zeros(linears, settings, before)

@@ -33,12 +33,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from tqdm import tqdm
 
 from hemorrhage.compress.info import COMPENSATION, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method
-from hemorrhage.compress.progress import remaining
-from hemorrhage.compress.solvers.columns import Layers, are_wide, batches, stack_factors, stack_weights, sweep
+from hemorrhage.compress.solvers.columns import Layers, in_batches, stack_factors, stack_weights, sweep
 from hemorrhage.compress.solvers.grid import WIDTHS, Quantized, code_dtype, fit
 from hemorrhage.compress.solvers.number_formats import (
     FLOATS,
@@ -55,7 +53,6 @@ from hemorrhage.compress.solvers.number_formats import (
     stored_scales,
 )
 from hemorrhage.compress.solvers.packing import rounded_inputs, store
-from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -92,25 +89,9 @@ class Settings(FormatSettings):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Quantize ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    linears, statistics = linears_of(model), context.calibration
-    alone = settings.sequential or statistics.collected or are_wide(each.in_features for each in linears.values())
-    groups = statistics.shared()
-    # Layers that wait for others of their shape are in no block that is finished.
-    items = remaining(model, groups, context.progress, statistics) if alone else iter(groups.items())
-    shared = tqdm(items, total=len(groups), desc="gptq", unit="input", mininterval=5, leave=False)
-    layers = (
-        Layers.of(
-            names,
-            [linears[name].weight for name in names],
-            statistics.second_moment(first, context.device),
-            settings.damp,
-            settings.act_order,
-        )
-        for first, names in shared
-    )
     with torch.no_grad():
-        for batch in batches(layers, alone):
-            _quantize_batch(model, batch, settings, statistics)
+        for batch in in_batches(model, context, "gptq", settings.damp, settings.act_order, settings.sequential):
+            _quantize_batch(model, batch, settings, context.calibration)
             del batch
 
 
