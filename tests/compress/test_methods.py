@@ -53,9 +53,10 @@ def fitting(method: Method, example: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in FITTING.items()
         if name in method.settings.model_fields
         and not isinstance(example.get(name), str)
+        and not (name == "group_size" and "scale" in example)
         and (name in example or name not in ("residual", "samples", "top_k"))
     }
-    if method.settings.model_fields.get("group_size") and "group_size" not in example:
+    if method.settings.model_fields.get("group_size") and not {"group_size", "scale"} & example.keys():
         default = method.settings.model_fields["group_size"].default
         changed["group_size"] = default if isinstance(default, str) else FITTING["group_size"]
     return {**example, **changed}

@@ -49,13 +49,14 @@ class PackedFolder:
 def packed_folder(folder: Path, names: Sequence[str]) -> PackedFolder:
     """Return how the checkpoint ``folder``, whose tensors are ``names``, is written for transformers.
 
-    Raises RefusedError where it has no packed layers, or transformers could not load them.
+    Raises RefusedError where it has no packed layers and no fixed scales of a cache, or transformers could not load it.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not packed_layers(names):
+    quantization: QuantizationConfig = config.get("quantization_config", {})
+    # Fixed scales of a cache are tensors, too.
+    if not packed_layers(names) and (quantization.get("kv_cache_scheme") or {}).get("dynamic") is not False:
         raise RefusedError("it has no packed weights; --as dense writes it")
-    quantization = with_scale_types(config["quantization_config"])
-    return _packed_folder(folder, names, quantization, BenchStorage.of(config).is_by_layer)
+    return _packed_folder(folder, names, with_scale_types(quantization), BenchStorage.of(config).is_by_layer)
 
 
 def check_family(folder: Path, model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.emulation import kv_cache
+from hemorrhage.models.emulation import cache_grids, kv_cache
 from hemorrhage.models.emulation.activations import exact
 from hemorrhage.models.emulation.kv_cache import ChannelRounding, FixedRounding, TokenRounding
 from tests import tiny_mamba
@@ -42,10 +42,10 @@ def between(group: list[float], bits: int) -> list[float]:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_group_lies_on_its_own_grid(bits: int) -> None:
     groups = random(3, 4, 8)
-    found = kv_cache.round_groups(groups, bits)
+    found = cache_grids.round_groups(groups, bits)
     for group, values in zip(groups.flatten(0, 1).tolist(), found.flatten(0, 1).tolist(), strict=True):
         assert values == pytest.approx(by_hand(group, bits), abs=1e-5)
-    assert kv_cache.round_groups(torch.zeros(2, 4), bits).tolist() == [[0.0] * 4] * 2
+    assert cache_grids.round_groups(torch.zeros(2, 4), bits).tolist() == [[0.0] * 4] * 2
 
 
 def test_per_token_it_is_what_compressed_tensors_computes() -> None:
@@ -115,11 +115,11 @@ def test_the_configuration_installs_what_it_describes(tiny: Path) -> None:
     rounding, tokens = TokenRounding(3, 8), torch.arange(3, 43)[None]
     one, other = load(tiny), load(tiny)
     kv_cache.round_per_token(one, rounding)
-    kv_cache.install(other, kv_cache.quantization_args(rounding))
+    kv_cache.install(other, kv_cache.quantization_args(rounding), {})
     with torch.no_grad():
         assert torch.equal(one(tokens).logits, other(tokens).logits)
     with pytest.raises(ValueError, match=r"keys and values quantized as .* can't be emulated"):
-        kv_cache.install(load(tiny), {**kv_cache.quantization_args(rounding), "symmetric": True})
+        kv_cache.install(load(tiny), {**kv_cache.quantization_args(rounding), "symmetric": True}, {})
 
 
 def test_a_model_without_keys_has_no_attention_layers() -> None:
@@ -128,7 +128,7 @@ def test_a_model_without_keys_has_no_attention_layers() -> None:
 
 
 def test_in_fp8_it_is_what_compressed_tensors_computes_with_fixed_scales() -> None:
-    rounding, x = FixedRounding(0.002, 0.5), random(2, 3, 16)
+    rounding, x = FixedRounding((0.002,), (0.5,)), random(2, 3, 16)
     args = QuantizationArgs(num_bits=8, type="float", strategy="tensor", dynamic=False)
     for found, scale in ((rounding.keys(x), 0.002), (rounding.values(x), 0.5)):
         assert torch.equal(found, fake_quantize(x, torch.tensor([scale]), torch.zeros(1), args))
@@ -149,9 +149,42 @@ def test_scales_of_all_layers_are_in_the_configuration_and_come_back(tiny: Path)
         assert kv_cache.has_rounding(model)
         again: Any = load(tiny)
         again.config.hemorrhage = model.config.hemorrhage
-        kv_cache.install(again, None)
+        kv_cache.install(again, None, {})
         assert torch.equal(again(tokens).logits, rounded)
     with pytest.raises(ValueError, match="keys and values are quantized already"):
         kv_cache.round_fixed(model, scales)
     with pytest.raises(ValueError, match="shorter"):
         kv_cache.round_fixed(load(tiny), scales[:1])
+
+
+def test_scales_that_layers_keep_are_tensors_of_the_checkpoint(tiny: Path) -> None:
+    model, again = load(tiny), load(tiny)
+    tokens = torch.arange(3, 43)[None]
+    layers = len(kv_cache.attention_layers(model))
+    heads = model.config.num_key_value_heads
+    pairs = [(0.01 * (1 + random(heads, 1, 1).abs()), 0.01 * (1 + random(heads, 1, 1, seed=1).abs()))] * layers
+    kv_cache.round_to_scales(model, pairs)
+    stored = {name: value for name, value in model.state_dict().items() if name.endswith(("k_scale", "v_scale"))}
+    assert len(stored) == 2 * layers
+    scheme = kv_cache.fixed_args(is_per_head=True)
+    assert model.config.quantization_config["kv_cache_scheme"] == scheme
+    kv_cache.install(again, scheme, stored)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, again(tokens).logits)
+    narrow: Any = {**scheme, "num_bits": 4}
+    with pytest.raises(ValueError, match="can't be emulated"):
+        kv_cache.install(load(tiny), narrow, stored)
+
+
+def test_the_largest_magnitudes_are_those_that_went_in(tiny: Path) -> None:
+    model: Any = load(tiny)
+    with torch.no_grad(), kv_cache.largest_magnitudes(model) as seen:
+        caches = [model(torch.arange(start, start + 20)[None], use_cache=True).past_key_values for start in (3, 40)]
+    for index, hook in enumerate(seen):
+        keys = torch.stack([cache.layers[index].keys.abs().amax((0, 2, 3)) for cache in caches]).amax(0)
+        values = torch.stack([cache.layers[index].values.abs().amax((0, 2, 3)) for cache in caches]).amax(0)
+        assert hook.key is not None
+        assert hook.value is not None
+        assert torch.equal(hook.key, keys)
+        assert torch.equal(hook.value, values)
+    assert not kv_cache.has_rounding(model)

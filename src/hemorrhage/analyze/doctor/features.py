@@ -213,7 +213,7 @@ def pruned(sparsity: float | str) -> float:
 
 def _group(settings: Mapping[str, Any], width: int) -> int:
     group = settings.get("group_size", settings.get("block_size", 32))
-    return width if group == "channel" else int(group)
+    return width if group in ("channel", None) else int(group)
 
 
 def _measured(layers: Mapping[str, Mapping[str, float]] | None) -> tuple[float, float, float, float]:

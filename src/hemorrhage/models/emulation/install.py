@@ -35,7 +35,7 @@ def install(
             arguments = own or (scheme_of(name, quantization) or {}).get("input_activations")
             if arguments:
                 module.register_forward_pre_hook(rounding_of(name, arguments, _stored(name, tensors)))
-    kv_cache.install(model, quantization.get("kv_cache_scheme"))
+    kv_cache.install(model, quantization.get("kv_cache_scheme"), tensors)
 
 
 def install_in_memory(model: PreTrainedModel) -> None:

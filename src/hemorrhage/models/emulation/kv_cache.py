@@ -1,5 +1,7 @@
 """Keys and values that are rounded as they enter the cache, after the rotary embedding.
 
+The grids are hemorrhage.models.emulation.cache_grids'.
+
 With a cache or without one: a token's keys and values are rounded before any query reads them, so a
 forward pass over a whole text computes what decoding it token by token would.
 
@@ -9,9 +11,13 @@ z), -2^(b-1), 2^(b-1) - 1)``, read back as ``(q - z) s``; zero is always on the 
 most. This is compressed-tensors' grid, which writes and reads it as a ``kv_cache_scheme`` of strategy ``group``, so
 transformers computes the same without this bench. It is not KIVI's.
 
-FP8 (``FixedRounding``), as checkpoints that others published ask for: keys and values become numbers of E4M3 times a
-scale of each that was fixed when the checkpoint was written. The bench keeps the scales of all layers under
-``hemorrhage`` in config.json.
+Per token and head (``HeadRounding``): vLLM's ``--kv-cache-dtype int8_per_token_head``, ``int4_per_token_head`` and
+``fp8_per_token_head``. No checkpoint says it to vLLM, so it is under ``hemorrhage`` in config.json.
+
+FP8 with fixed scales (``FixedRounding``): keys and values become numbers of E4M3 times scales that were fixed when the
+checkpoint was written, one a layer (``tensor``) or one a key-value head (``attn_head``). compressed-tensors and vLLM
+read it: a ``kv_cache_scheme``, and tensors ``k_scale`` and ``v_scale`` of each attention layer. Of checkpoints that
+others published the bench keeps the scales of all layers under ``hemorrhage`` in config.json.
 
 Keys per channel (``ChannelRounding``): KIVI (Liu et al., arXiv 2402.02750). A group's grid reaches from its smallest
 number to its largest, zero or not: ``q = round((x - m) / s)``, read back as ``q s + m``, with ``m = min`` and
@@ -26,8 +32,9 @@ other library reads this back, so it is stored under ``hemorrhage`` in config.js
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,92 +43,144 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
+from hemorrhage.models.emulation import cache_grids
 from hemorrhage.models.emulation.activations import RoundingHook, is_exact
-from hemorrhage.models.formats import small_floats
-from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs
+from hemorrhage.models.formats.config import CACHE_SCALES, BenchStorage, QuantizationArgs
 from hemorrhage.models.refused import RefusedError
 
 SCALES = "e4m3_scales"
 """Key of ``kv_cache`` in the bench's entry of config.json: the scales of keys and values of each attention layer."""
 
+PER_TOKEN_AND_HEAD: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "int8": cache_grids.round_int8,
+    "int4": cache_grids.round_int4,
+    "fp8": cache_grids.round_fp8,
+}
+"""What vLLM calls ``<name>_per_token_head`` -> how it rounds."""
+
 ATTENTION = "hemorrhage_channel_keys"
 """Name of KIVI's attention in transformers' register."""
 
 
+class CacheHook:
+    """A hook before an attention layer that gives it a cache which rounds, or looks at, keys and values."""
+
+    def __call__(
+        self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
+        if is_exact():
+            return arguments, keywords
+        return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), self)}
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """Round ``keys`` [batch, heads, tokens, channels]."""
+        raise NotImplementedError
+
+    def values(self, values: Tensor) -> Tensor:
+        """Round ``values`` [batch, heads, tokens, channels]."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class TokenRounding:
-    """A hook before an attention layer that rounds the keys and values it makes, per token."""
+class TokenRounding(CacheHook):
+    """compressed-tensors' integers, each token in groups of channels; ``value_bits`` where values have others."""
 
     bits: int
     group_size: int
-
-    def __call__(
-        self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
-        return _with_rounded_cache(arguments, keywords, self)
+    value_bits: int | None = None
 
     def keys(self, keys: Tensor) -> Tensor:
         """Round ``keys`` [..., channels] in groups of channels."""
-        return round_groups(keys.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+        return self._round(keys, self.bits)
 
     def values(self, values: Tensor) -> Tensor:
         """Round ``values`` [..., channels] in groups of channels."""
-        return self.keys(values)
+        return self._round(values, self.value_bits or self.bits)
+
+    def _round(self, x: Tensor, bits: int) -> Tensor:
+        return cache_grids.round_groups(x.unflatten(-1, (-1, self.group_size)), bits).flatten(-2)
 
 
 @dataclass(frozen=True)
-class FixedRounding:
-    """A hook before an attention layer that rounds the keys and values it makes to E4M3 with a scale of each."""
+class HeadRounding(CacheHook):
+    """vLLM's numbers, ``int8``, ``int4`` or ``fp8``, with a scale for each token and head."""
 
-    key_scale: float
-    value_scale: float
-
-    def __call__(
-        self, _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the layer's arguments, with a cache that rounds in front of the one it was given, or of none."""
-        return _with_rounded_cache(arguments, keywords, self)
+    key_format: str
+    value_format: str
 
     def keys(self, keys: Tensor) -> Tensor:
-        """Round ``keys`` of any shape."""
-        return _round_e4m3(keys, self.key_scale)
+        """Round ``keys`` [..., channels]."""
+        return PER_TOKEN_AND_HEAD[self.key_format](keys)
 
     def values(self, values: Tensor) -> Tensor:
-        """Round ``values`` of any shape."""
-        return _round_e4m3(values, self.value_scale)
+        """Round ``values`` [..., channels]."""
+        return PER_TOKEN_AND_HEAD[self.value_format](values)
 
 
-def _round_e4m3(x: Tensor, scale: float) -> Tensor:
-    return small_floats.round_e4m3(x.float() / scale).mul_(scale).to(x.dtype)
+@dataclass(frozen=True)
+class FixedRounding(CacheHook):
+    """E4M3 with one scale of the layer, or one for each key-value head."""
+
+    key_scales: tuple[float, ...]
+    value_scales: tuple[float, ...]
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """Round ``keys`` [batch, heads, tokens, channels]."""
+        return cache_grids.round_fixed(keys, self.key_scales)
+
+    def values(self, values: Tensor) -> Tensor:
+        """Round ``values`` [batch, heads, tokens, channels]."""
+        return cache_grids.round_fixed(values, self.value_scales)
 
 
-def _with_rounded_cache(
-    arguments: tuple[Any, ...], keywords: dict[str, Any], rounding: TokenRounding | FixedRounding
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if is_exact():
-        return arguments, keywords
-    return arguments, {**keywords, "past_key_values": _Rounded(keywords.get("past_key_values"), rounding)}
+class LargestHook(CacheHook):
+    """A hook that leaves keys and values alone and keeps the largest magnitude of each head's, float32 [heads]."""
+
+    def __init__(self) -> None:
+        """Nothing was seen yet."""
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def keys(self, keys: Tensor) -> Tensor:
+        """Look at ``keys`` [batch, heads, tokens, channels]."""
+        self.key = _larger(self.key, keys)
+        return keys
+
+    def values(self, values: Tensor) -> Tensor:
+        """Look at ``values`` [batch, heads, tokens, channels]."""
+        self.value = _larger(self.value, values)
+        return values
+
+
+def _larger(before: Tensor | None, x: Tensor) -> Tensor:
+    largest = x.abs().amax((0, 2, 3)).float().cpu()
+    return largest if before is None else torch.maximum(before, largest)
 
 
 @dataclass(frozen=True)
 class ChannelRounding:
-    """KIVI: keys per channel in groups of ``group_size`` tokens, values per token in groups of channels."""
+    """KIVI: keys per channel in groups of ``group_size`` tokens, values per token in groups of channels.
+
+    ``value_bits`` where values have others.
+    """
 
     bits: int
     group_size: int
     residual: int
+    value_bits: int | None = None
 
     def keys(self, keys: Tensor) -> Tensor:
         """Round the complete groups of tokens of ``keys`` [..., tokens, channels]; the others stay exact."""
         complete = keys.shape[-2] // self.group_size * self.group_size
         groups = keys[..., :complete, :].transpose(-1, -2).unflatten(-1, (-1, self.group_size))
-        rounded = round_range(groups, self.bits).flatten(-2).transpose(-1, -2)
+        rounded = cache_grids.round_range(groups, self.bits).flatten(-2).transpose(-1, -2)
         return torch.cat([rounded, keys[..., complete:, :]], dim=-2)
 
     def values(self, values: Tensor) -> Tensor:
         """Round all of ``values`` [..., tokens, channels]."""
-        return round_range(values.unflatten(-1, (-1, self.group_size)), self.bits).flatten(-2)
+        groups = values.unflatten(-1, (-1, self.group_size))
+        return cache_grids.round_range(groups, self.value_bits or self.bits).flatten(-2)
 
     def old(self, position: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return which tokens at the positions ``key`` [n] a query at ``position`` [m] sees rounded.
@@ -132,33 +191,10 @@ class ChannelRounding:
         return key < before // self.residual * self.residual, key < before - self.residual
 
 
-def round_groups(groups: Tensor, bits: int) -> Tensor:
-    """Round ``groups`` [..., elements] to compressed-tensors' asymmetric grid each, in their dtype."""
-    x = groups.float()
-    low, high = x.amin(-1, keepdim=True).clamp_(max=0), x.amax(-1, keepdim=True).clamp_(min=0)
-    half = 2 ** (bits - 1)
-    exact = (high - low) / (2**bits - 1)
-    zero = torch.where(exact == 0, 0, -half - low / exact).clamp_(-half, half - 1).round_()
-    scale = exact.clamp(max=torch.finfo(torch.float16).max).half().float()
-    scale = torch.where(scale == 0, torch.finfo(torch.float16).eps, scale)
-    return (x / scale).add_(zero).round_().clamp_(-half, half - 1).sub_(zero).mul_(scale).to(groups.dtype)
-
-
-def round_range(groups: Tensor, bits: int) -> Tensor:
-    """Round ``groups`` [..., elements] to KIVI's grid each, from the smallest to the largest, in their dtype."""
-    x, largest = groups.float(), torch.finfo(torch.float16).max
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
-    scale = ((high - low) / (2**bits - 1)).clamp(max=largest).half().float()
-    low = low.clamp(-largest, largest).half().float()
-    # Numbers that are all alike read back as the smallest by any scale.
-    scale = torch.where(scale == 0, 1, scale)
-    return (x - low).div_(scale).round_().clamp_(0, 2**bits - 1).mul_(scale).add_(low).to(groups.dtype)
-
-
 class _Rounded:
     """A cache in front of another one that rounds what it is given, for one call of an attention layer."""
 
-    def __init__(self, cache: Cache | None, rounding: TokenRounding | FixedRounding) -> None:
+    def __init__(self, cache: Cache | None, rounding: CacheHook) -> None:
         self._cache = cache
         self._rounding = rounding
 
@@ -173,49 +209,89 @@ class _Rounded:
         return getattr(self._cache, name)
 
 
-def install(model: PreTrainedModel, scheme: QuantizationArgs | None) -> None:
-    """Round keys and values as ``scheme``, config.json's ``kv_cache_scheme``, says, or as KIVI's entry does.
+def install(model: PreTrainedModel, scheme: QuantizationArgs | None, tensors: Mapping[str, Tensor]) -> None:
+    """Round keys and values as ``scheme``, config.json's ``kv_cache_scheme``, says, or as the bench's own entry does.
 
-    Raises ValueError for schemes that this bench never writes, and where a block's attention takes no cache.
+    ``tensors`` are the checkpoint's, of which fixed scales are read. Raises ValueError for schemes that this bench
+    never writes, and where a block's attention takes no cache.
     """
     own = BenchStorage.of_model(model.config).kv_cache
-    if scheme is not None:
+    if scheme is not None and scheme.get("dynamic") is False:
+        names = {id(module): name for name, module in model.named_modules()}
+        layers = [names[id(layer)] for layer in attention_layers(model)]
+        scales = [tuple(tensors[f"{layer}.{which}"] for which in CACHE_SCALES) for layer in layers]
+        _check(scheme, fixed_args(scales[0][0].numel() > 1))
+        round_to_scales(model, scales)
+    elif scheme is not None:
         rounding = TokenRounding(scheme["num_bits"], scheme.get("group_size") or 0)
-        given = {key: value for key, value in scheme.items() if value is not None}
-        if any(given.get(key) != value for key, value in quantization_args(rounding).items()):
-            raise ValueError(f"keys and values quantized as {scheme} can't be emulated")
+        _check(scheme, quantization_args(rounding))
         round_per_token(model, rounding)
     if own is not None and SCALES in own:
         round_fixed(model, own[SCALES])
-    elif own is not None:
+    elif own is not None and "key_format" in own:
+        round_per_head(model, HeadRounding(**own))
+    elif own is not None and "residual" in own:
         round_per_channel(model, ChannelRounding(**own))
+    elif own is not None:
+        round_per_token(model, TokenRounding(**own))
+
+
+def _check(scheme: QuantizationArgs, known: QuantizationArgs) -> None:
+    given = {key: value for key, value in scheme.items() if value is not None}
+    if any(given.get(key) != value for key, value in known.items()):
+        raise ValueError(f"keys and values quantized as {scheme} can't be emulated")
 
 
 def has_rounding(model: PreTrainedModel) -> bool:
     """Return whether ``model`` rounds inputs of layers, keys or values when it computes."""
     return any(
         hasattr(module, "kv_cache_rounding")
-        or any(
-            isinstance(hook, RoundingHook | TokenRounding | FixedRounding)
-            for hook in module._forward_pre_hooks.values()
-        )
+        or any(isinstance(hook, RoundingHook | CacheHook) for hook in module._forward_pre_hooks.values())
         for module in model.modules()
     )
 
 
+@contextlib.contextmanager
+def largest_magnitudes(model: PreTrainedModel) -> Iterator[list[LargestHook]]:
+    """Look at the keys and values that attention layers compute inside; the hooks of all layers, in order."""
+    layers = attention_layers(model)
+    hooks = [LargestHook() for _ in layers]
+    handles = [
+        layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in zip(layers, hooks, strict=True)
+    ]
+    try:
+        yield hooks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def round_per_token(model: PreTrainedModel, rounding: TokenRounding) -> None:
     """Let every attention layer of ``model`` round, and say so in its configuration."""
-    _refuse_second(model)
-    for layer in attention_layers(model):
-        layer.register_forward_pre_hook(rounding, with_kwargs=True)
-    model.config.quantization_config = {
-        "quant_method": "compressed-tensors",
-        "format": "dense",
-        "quantization_status": "frozen",
-        "config_groups": {},
-        "ignore": [],
-        "kv_cache_scheme": quantization_args(rounding),
-    }
+    _register(model, [rounding] * len(attention_layers(model)))
+    if rounding.value_bits in (None, rounding.bits):
+        _write_scheme(model, quantization_args(rounding))
+    else:
+        _write_own(model, asdict(rounding))
+
+
+def round_per_head(model: PreTrainedModel, rounding: HeadRounding) -> None:
+    """Let every attention layer of ``model`` round as vLLM does per token and head; say so in its configuration."""
+    _register(model, [rounding] * len(attention_layers(model)))
+    _write_own(model, asdict(rounding))
+
+
+def round_to_scales(model: PreTrainedModel, scales: Sequence[tuple[Tensor, ...]]) -> None:
+    """Let every attention layer of ``model`` round to E4M3 with scales that it keeps, and say so.
+
+    ``scales``: those of keys and of values of each layer, in order, [1] or one for each head [heads, 1, 1].
+    """
+    roundings = [FixedRounding(*(tuple(each.flatten().tolist()) for each in pair)) for pair in scales]
+    _register(model, roundings)
+    for layer, pair in zip(attention_layers(model), scales, strict=True):
+        for name, scale in zip(CACHE_SCALES, pair, strict=True):
+            layer.register_buffer(name, scale.detach().clone())
+    _write_scheme(model, fixed_args(scales[0][0].numel() > 1))
 
 
 def round_fixed(model: PreTrainedModel, scales: Sequence[Sequence[float]]) -> None:
@@ -223,12 +299,31 @@ def round_fixed(model: PreTrainedModel, scales: Sequence[Sequence[float]]) -> No
 
     ``scales``: those of keys and of values of each layer, in order. Raises ValueError where there are not as many.
     """
+    _register(model, [FixedRounding((key,), (value,)) for key, value in scales])
+    _write_own(model, {SCALES: [list(pair) for pair in scales]})
+
+
+def _register(model: PreTrainedModel, roundings: Sequence[CacheHook]) -> None:
     _refuse_second(model)
-    for layer, (key_scale, value_scale) in zip(attention_layers(model), scales, strict=True):
-        layer.register_forward_pre_hook(FixedRounding(key_scale, value_scale), with_kwargs=True)
+    for layer, rounding in zip(attention_layers(model), roundings, strict=True):
+        layer.register_forward_pre_hook(rounding, with_kwargs=True)
+
+
+def _write_scheme(model: PreTrainedModel, scheme: QuantizationArgs) -> None:
+    model.config.quantization_config = {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "quantization_status": "frozen",
+        "config_groups": {},
+        "ignore": [],
+        "kv_cache_scheme": scheme,
+    }
+
+
+def _write_own(model: PreTrainedModel, entry: Mapping[str, Any]) -> None:
     model.config.hemorrhage = {
         **(getattr(model.config, "hemorrhage", None) or {}),
-        "kv_cache": {SCALES: [list(pair) for pair in scales]},
+        "kv_cache": {key: value for key, value in entry.items() if value is not None},
     }
 
 
@@ -243,10 +338,7 @@ def round_per_channel(model: PreTrainedModel, rounding: ChannelRounding) -> None
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
     model.set_attn_implementation(ATTENTION)
-    model.config.hemorrhage = {
-        **(getattr(model.config, "hemorrhage", None) or {}),
-        "kv_cache": asdict(rounding),
-    }
+    _write_own(model, asdict(rounding))
 
 
 def quantization_args(rounding: TokenRounding) -> QuantizationArgs:
@@ -260,6 +352,12 @@ def quantization_args(rounding: TokenRounding) -> QuantizationArgs:
         "dynamic": True,
         "scale_dtype": "torch.float16",
     }
+
+
+def fixed_args(is_per_head: bool) -> QuantizationArgs:
+    """Return E4M3 with fixed scales as compressed-tensors' ``kv_cache_scheme`` has it."""
+    strategy = "attn_head" if is_per_head else "tensor"
+    return {"num_bits": 8, "type": "float", "symmetric": True, "strategy": strategy, "dynamic": False}
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:
@@ -329,4 +427,4 @@ def _refuse_second(model: PreTrainedModel) -> None:
 
 def _rounds(layer: nn.Module) -> bool:
     hooks = layer._forward_pre_hooks.values()
-    return hasattr(layer, "kv_cache_rounding") or any(isinstance(hook, FixedRounding) for hook in hooks)
+    return hasattr(layer, "kv_cache_rounding") or any(isinstance(hook, CacheHook) for hook in hooks)

@@ -21,6 +21,10 @@ LAYOUT = "layout"
 """Its key that a checkpoint with the bench's names of tensors has."""
 
 
+CACHE_SCALES = ("k_scale", "v_scale")
+"""Tensors of an attention layer: fixed scales of its keys and values, by compressed-tensors' names."""
+
+
 class QuantizationArgs(TypedDict, total=False):
     """How numbers are rounded: compressed-tensors' class of this name."""
 

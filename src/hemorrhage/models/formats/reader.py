@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from hemorrhage.models.formats.config import QuantizationConfig, QuantizationScheme
+from hemorrhage.models.formats.config import CACHE_SCALES, QuantizationConfig, QuantizationScheme
 from hemorrhage.models.formats.storage import FormattedLinear, scheme_of
 from hemorrhage.runtime.lazy import torch
 
@@ -71,9 +71,11 @@ def read(
 ) -> tuple[dict[str, Tensor], dict[str, FormattedLinear]]:
     """Return the plain tensors of a checkpoint, and ``{name: layer}`` of those that have a storage format.
 
-    ``quantization`` is config.json's ``quantization_config``.
+    ``quantization`` is config.json's ``quantization_config``. Scales of a cache are no tensors of the model's own.
     """
-    plain = dict(tensors)
+    rounds_cache = bool((quantization or {}).get("kv_cache_scheme"))
+    scales = tuple(f".{name}" for name in CACHE_SCALES)
+    plain = {name: value for name, value in tensors.items() if not (rounds_cache and name.endswith(scales))}
     layers: dict[str, FormattedLinear] = {}
     for suffix, storage_format in FORMAT_OF_SUFFIX.items():
         for key in [key for key in plain if key.endswith(f".{suffix}")]:

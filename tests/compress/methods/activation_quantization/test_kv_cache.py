@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.activation_quantization import activations, kv_cache
@@ -22,9 +24,13 @@ from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.models import folder
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation.activations import exact
-from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding, attend, quantization_args, round_groups
+from hemorrhage.models.emulation.cache_grids import round_groups
+from hemorrhage.models.emulation.kv_cache import ChannelRounding, TokenRounding, attend, quantization_args
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.tools.export import export
+from tests import families
+from tests.calibration import calibrated
 from tests.divergence import kl
 from tests.layers import logits_of
 from tests.whole import whole
@@ -45,9 +51,9 @@ def logits(model: Any, tokens: Tensor, **keywords: Any) -> Tensor:
         return logits_of(model, tokens, **keywords)
 
 
-def made(base: Path, out: Path, **settings: Any) -> Path:
+def made(base: Path, out: Path, calibration: Path | None = None, **settings: Any) -> Path:
     spec = {"sweep": "s", "method": "kv_cache", "settings": settings, "seed": 0}
-    compress(out, "v", base, None, None, [], spec)
+    compress(out, "v", base, None, calibration, [], spec)
     assert "failure" not in read_manifest(out), read_manifest(out)["failure"]
     return out
 
@@ -243,7 +249,7 @@ def test_transformers_computes_the_same_from_disk(tiny: Path, text: Tensor, tmp_
 
 
 def test_kivi_reads_back_from_disk(tiny: Path, text: Tensor, tmp_path: Path) -> None:
-    settings = {"bits": 2, "group_size": 8, "keys": "channel", "residual": 16}
+    settings: dict[str, Any] = {"bits": 2, "group_size": 8, "keys": "channel", "residual": 16}
     out = made(tiny, tmp_path / "out", **settings)
     config = json.loads((out / "config.json").read_text())
     assert config["hemorrhage"]["kv_cache"] == {"bits": 2, "group_size": 8, "residual": 16}
@@ -264,6 +270,92 @@ def test_weights_and_cache_together(tiny: Path, text: Tensor, tmp_path: Path, we
     torch.testing.assert_close(ours, logits(model, text), rtol=0, atol=1e-5 * ours.abs().max().item())
     theirs = logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval(), text)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * ours.abs().max().item())
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(tiny, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("scale", ["tensor", "head", "one"])
+def test_transformers_reads_fixed_scales_from_disk(
+    tiny: Path, text: Tensor, calibration: Path, tmp_path: Path, scale: str
+) -> None:
+    out = made(tiny, tmp_path / "out", calibration, bits=8, format="fp8", scale=scale)
+    stored, heads = Weights(out, tiny), load(tiny).config.num_key_value_heads
+    shape = (heads, 1, 1) if scale == "head" else (1,)
+    assert tuple(stored.tensor("model.layers.4.self_attn.k_scale").shape) == shape
+    scheme = json.loads((out / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    assert scheme["strategy"] == ("attn_head" if scale == "head" else "tensor")
+    ours = logits(load(out, base=tiny), text)
+    assert not torch.allclose(ours, logits(load(tiny), text), atol=1e-3)
+    export(out, tmp_path / "packed", "packed", tiny, tmp_path)
+    for written in (whole(out, tiny), tmp_path / "packed"):
+        theirs = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32).eval()
+        assert torch.equal(ours, logits(theirs, text))
+
+
+def test_fixed_scales_are_the_largest_magnitudes_in_the_calibration(tiny: Path, calibration: Path) -> None:
+    model, tokens = load(tiny), Statistics(calibration).tokens().long()
+    context = Context(statistics=Statistics(calibration))
+    settings = kv_cache.Settings(bits=8, format="fp8", scale="head")
+    with torch.no_grad():
+        caches = [load(tiny)(window[None], use_cache=True).past_key_values for window in tokens]
+    for index, (keys, values) in enumerate(kv_cache.fixed_scales(model, settings, context)):
+        for found, which in ((keys, "keys"), (values, "values")):
+            seen = torch.cat([getattr(cache.layers[index], which) for cache in caches])
+            torch.testing.assert_close(found.flatten(), seen.abs().amax((0, 2, 3)) / 448, rtol=1e-5, atol=0)
+    tensor = kv_cache.fixed_scales(model, kv_cache.Settings(bits=8, format="fp8", scale="tensor"), context)
+    assert tensor[0][0].tolist() == [kv_cache.fixed_scales(model, settings, context)[0][0].max().item()]
+
+
+FAMILY_SETTINGS: list[dict[str, Any]] = [
+    {"bits": 8, "format": "fp8", "scale": "head"},
+    {"bits": 8, "scale": "token_head"},
+    {"bits": 4, "scale": "token_head"},
+    {"bits": 4, "value_bits": 2, "group_size": 4},
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
+def test_families_in_bfloat16_from_disk(tmp_path: Path, family: str) -> None:
+    base = families.build(tmp_path / "base", family)
+    statistics, tokens = calibrated(base, tmp_path), torch.randint(3, 300, (2, 24))
+    for number, settings in enumerate(FAMILY_SETTINGS):
+        out = made(base, tmp_path / str(number), statistics, **settings)
+        ours, before = logits(load(out, base=base), tokens), logits(load(base), tokens)
+        assert ours.isfinite().all()
+        assert not torch.equal(ours, before)
+        if "format" in settings:
+            assert Weights(out, base).tensor("model.layers.0.self_attn.k_scale").dtype == torch.bfloat16
+            theirs = AutoModelForCausalLM.from_pretrained(whole(out, base), dtype=torch.float32).eval()
+            torch.testing.assert_close(logits(theirs, tokens), ours, rtol=0, atol=1e-5 * ours.abs().max().item())
+
+
+def test_values_may_have_other_widths_than_keys(tiny: Path, text: Tensor, tmp_path: Path) -> None:
+    keys, values = states(1, 2, 8, 8), states(1, 2, 8, 8, seed=1)
+    for rounding in (TokenRounding(4, 4, 2), ChannelRounding(4, 4, 4, 2)):
+        narrow = type(rounding)(**{**asdict(rounding), "bits": 2, "value_bits": None})
+        wide = type(rounding)(**{**asdict(rounding), "value_bits": None})
+        assert torch.equal(rounding.keys(keys), wide.keys(keys))
+        assert torch.equal(rounding.values(values), narrow.values(values))
+    for number, extra in enumerate(({}, {"keys": "channel", "residual": 8}, {"bits": 8, "scale": "token_head"})):
+        settings: dict[str, Any] = {"bits": 4, "value_bits": 2, **extra}
+        settings |= {"value_bits": 4} if "scale" in extra else {"group_size": 4}
+        out = made(tiny, tmp_path / str(number), **settings)
+        assert torch.equal(logits(load(out, base=tiny), text), logits(altered(tiny, settings, "float32"), text))
+        assert read_manifest(out)["severity"] == (6 if "scale" in extra else 3)
+    entries = kv_cache.cache_bytes(load(tiny), kv_cache.Settings(bits=4, value_bits=2, group_size=8))
+    # 5 layers, 4 heads, 8 channels, a group each: codes, a scale of 16 bits and a zero point of a code's width.
+    assert entries["cache_bytes_per_token"] == 5 * 4 * ((8 * 4 + 16 + 4) + (8 * 2 + 16 + 2)) / 8
+
+
+def test_scales_per_token_and_head_are_counted_as_vllm_stores_them(tiny: Path) -> None:
+    for bits in (8, 4):
+        entries = kv_cache.cache_bytes(load(tiny), kv_cache.Settings(bits=bits, scale="token_head"))
+        assert entries["cache_bytes_per_token"] == 5 * 2 * 4 * (8 * bits + 32) / 8
+    fixed = kv_cache.cache_bytes(load(tiny), kv_cache.Settings(bits=8, format="fp8", scale="tensor"))
+    assert fixed["cache_bytes_per_token"] == 5 * 2 * 4 * 8
 
 
 @pytest.mark.parametrize("settings", [TOKEN, CHANNEL], ids=["token", "channel"])
@@ -305,11 +397,24 @@ def test_settings() -> None:
     assert settings.statistics == ()
     kivi = kv_cache.Settings(bits=2, keys="channel")
     assert kivi.curve == "keys per channel, groups of 32, 128 tokens exact"
+    assert kv_cache.Settings(bits=8, format="fp8", scale="tensor").label == "8 bit cache, FP8, a fixed scale per layer"
+    assert kv_cache.Settings(bits=4, scale="token_head").label == "4 bit cache, a scale per token and head"
+    mixed = kv_cache.Settings(bits=4, value_bits=2)
+    assert mixed.label == "4 bit cache, values of 2 bits, per token, groups of 32"
+    assert (mixed.severity, settings.value_bits) == (3.0, None)
+    assert len({each.identity for each in (settings, kivi, mixed, kv_cache.Settings(bits=4, scale="token_head"))}) == 4
     for wrong in (
         {"bits": 1},
         {"bits": 4, "residual": 32},
         {"bits": 4, "keys": "channel", "residual": 48},
         {"bits": 4, "keys": "row"},
+        {"bits": 8, "scale": "tensor"},
+        {"bits": 8, "format": "fp8"},
+        {"bits": 4, "format": "fp8", "scale": "one"},
+        {"bits": 8, "value_bits": 4, "format": "fp8", "scale": "head"},
+        {"bits": 3, "scale": "token_head"},
+        {"bits": 8, "scale": "token_head", "group_size": 32},
+        {"bits": 8, "scale": "token_head", "keys": "channel"},
     ):
         with pytest.raises(ValueError, match="validation error"):
             kv_cache.Settings.model_validate(wrong)
