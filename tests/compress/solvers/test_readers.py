@@ -90,7 +90,7 @@ def test_inputs_that_are_multiplied_by_a_number_count(folder: Any) -> None:
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
-        ("olmo2", "no linear layer of Olmo2ForCausalLM reads what a norm makes"),
+        ("olmo2", "no linear layer of model.layers.0 reads what a norm of its block makes"),
         ("gemma", r"the norm before model\.layers\.0\.self_attn\.q_proj takes no factors"),
         ("qwen3_next", r"the norm before model\.layers\.0\.linear_attn\.in_proj_qkvz takes no factors"),
         ("opt-projected", r"the norm before model\.decoder\.layers\.0\.fc1 takes no factors"),
@@ -99,6 +99,22 @@ def test_inputs_that_are_multiplied_by_a_number_count(folder: Any) -> None:
 def test_what_takes_no_factors_is_refused(folder: Any, family: str, reason: str) -> None:
     with pytest.raises(RefusedError, match=reason):
         readers_of(folder(family))
+
+
+@pytest.mark.parametrize("family", ["olmo3", "exaone4", "olmo"])
+def test_norms_after_the_layers_or_without_weights_leave_nothing_to_smooth(folder: Any, family: str) -> None:
+    with pytest.raises(RefusedError, match=r"no linear layer of model.layers.0 reads what a norm of its block makes"):
+        readers_of(folder(family))
+
+
+def test_a_single_block_without_norms_before_its_layers_is_refused(tiny: Path) -> None:
+    model = load(tiny, "stored")
+    block = block_of(model, 2)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        norm = block.get_submodule(name)
+        block.set_submodule(name, torch.nn.RMSNorm(len(norm.weight), elementwise_affine=False))
+    with pytest.raises(RefusedError, match=r"no linear layer of model.layers.2 reads what a norm of its block makes"):
+        find_norm_readers(model, shared_inputs(model, torch.ones(1, 4)))
 
 
 def test_the_search_leaves_the_model_as_it_was(folder: Any) -> None:

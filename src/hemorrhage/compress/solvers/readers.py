@@ -48,7 +48,7 @@ def find_norm_readers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]
     """Return the norms of the decoder blocks that linear layers read, and their readers.
 
     ``inputs``: first linear -> all linears that read the same. Raises RefusedError where a norm that a linear layer
-    reads takes no factors, or no linear layer reads one.
+    reads takes no factors, or a block has linear layers of which none reads one.
     """
     from hemorrhage.models.blockwise import embed, in_float32
 
@@ -67,16 +67,17 @@ def find_norm_readers(model: PreTrainedModel, inputs: Mapping[str, Sequence[str]
                 inside = {name.removeprefix(prefix) for name in linears if name.startswith(prefix)}
                 with in_float32(block):
                     tried[structure] = list(_Trial(block, prefix, inside, states, arguments[index]).readers())
+                if inside and not tried[structure]:
+                    raise RefusedError(
+                        f"no linear layer of {names[block]} reads what a norm of its block makes, so there is "
+                        "nothing to smooth"
+                    )
             for norm, layers in tried[structure]:
                 of_block = [f"{prefix}{layer}" for layer in layers]
                 altered = tuple(name for name in of_block if name in linears)
                 firsts = tuple(dict.fromkeys(first_of[name] for name in altered))
                 others = tuple(name for name in of_block if name not in linears)
                 readers.append(NormReaders(f"{prefix}{norm}", firsts, altered, others))
-    if not readers:
-        raise RefusedError(
-            f"no linear layer of {type(model).__name__} reads what a norm makes, so there is nothing to smooth"
-        )
     return readers
 
 
