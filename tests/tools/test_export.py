@@ -14,15 +14,29 @@ import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from hemorrhage import cli
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.formats.gguf_file import entries_of
+from hemorrhage.models.formats.storage import distinct
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE, YES, CommandError
 from hemorrhage.tools.export import export, folder_of
+from tests import families
 from tests.whole import resealed
+
+BLOCKS: dict[str, tuple[str, dict[str, Any], str, float]] = {
+    "symmetric": ("rtn", {"bits": 4, "group_size": 32, "symmetric": True}, "Q4_0", 2**-11),
+    "zero points": ("rtn", {"bits": 4, "group_size": 64}, "Q4_1", 2**-11),
+    "bytes": ("rtn", {"bits": 8, "group_size": 64, "symmetric": True}, "Q8_0", 2**-11),
+    "five": ("rtn", {"bits": 5, "group_size": 64}, "Q5_1", 2**-11),
+    "three": ("rtn", {"bits": 3, "group_size": 64}, "Q4_0", 2**-11),
+    "half-quadratic": ("hqq", {"bits": 4, "group_size": 64}, "Q4_1", 2**-11),
+}
+"""Methods, settings, and the GGUF type that has their grid."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quantized": ("rtn", {"bits": 3, "group_size": 4}),
@@ -66,7 +80,7 @@ def exported(made: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
     work = []
     for name in VARIANTS:
         export(made / name, out / f"{name}-dense", "dense", tiny)
-        export(made / name, out / f"{name}.gguf", "gguf", tiny)
+        export(made / name, out / f"{name}.gguf", "gguf" if name == "blocks" else "gguf-dense", tiny)
         work += [str(out / f"{name}-dense"), "", str(out / f"{name}-dense.pt")]
         work += [str(out), f"{name}.gguf", str(out / f"{name}-gguf.pt")]
     done = subprocess.run([sys.executable, "-c", ALONE, *work], capture_output=True, text=True, cwd="/")
@@ -129,7 +143,7 @@ def test_a_base_of_half_precision_stays_so(tiny: Path, tmp_path: Path, dtype: st
     spec = {"sweep": "s", "method": "rtn", "settings": {"bits": 4, "group_size": 4}, "seed": 0}
     compress(tmp_path / "v", "v", base, None, None, [], spec)
     export(tmp_path / "v", tmp_path / "dense", "dense", base)
-    export(tmp_path / "v", tmp_path / "v.gguf", "gguf", base)
+    export(tmp_path / "v", tmp_path / "v.gguf", "gguf-dense", base)
     assert {value.dtype for value in load_file(tmp_path / "dense" / "model.safetensors").values()} == {
         getattr(torch, dtype)
     }
@@ -139,6 +153,58 @@ def test_a_base_of_half_precision_stays_so(tiny: Path, tmp_path: Path, dtype: st
     ours, theirs = logits(tmp_path / "v", base), logits(tmp_path / "dense", base)
     # Half a unit in the last place of every weight.
     assert 0 < (ours - theirs).abs().max() < (0.05 if dtype == "bfloat16" else 0.01) * ours.abs().max()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_integers_are_exported_in_the_type_that_has_their_grid(
+    name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bfloat16 scale is a float16 one; a minimum, or a scale of float32, is rounded to float16 once."""
+    sizes = {**families.COMMON, "hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "num_key_value_heads": 2}
+    monkeypatch.setitem(families.FAMILIES, "llama", sizes)
+    base = families.build(tmp_path / "base", "llama")
+    if dtype == "float32":
+        load(base).save_pretrained(base)
+    method, settings, kind, share = BLOCKS[name]
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
+    compress(tmp_path / "v", "v", base, None, None, [], spec)
+    export(tmp_path / "v", tmp_path / "v.gguf", "gguf", base)
+    kinds = {each.name: each.tensor_type.name for each in GGUFReader(tmp_path / "v.gguf").tensors}
+    assert kinds["blk.0.attn_q.weight"] == kinds["blk.3.ffn_down.weight"] == kind
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    dense = distinct(load(tmp_path / "v", base=base))
+    differs = False
+    for parameter, entry in entries_of(tmp_path / "v.gguf", AutoConfig.from_pretrained(base)).items():
+        difference = (entry.values() - dense[parameter]).abs()
+        # A minimum is at most a range of the group, thus twice its greatest number.
+        allowed = share * 2 * dense[parameter].abs().max() if "proj" in parameter else 0.0
+        assert (difference <= allowed).all(), parameter
+        differs |= bool(difference.any())
+    assert differs == (dtype == "float32" or kind.endswith("_1"))
+    card = (tmp_path / "v.gguf.md").read_text()
+    assert f"- Size: {(tmp_path / 'v.gguf').stat().st_size / 1e6:.1f} MB\n" in card
+    assert f"- Size in the study: {read_manifest(tmp_path / 'v')['disk_bytes'] / 1e6:.1f} MB\n" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("quantized", r"q_proj\.weight: groups of 4 weights are no multiple of GGUF's blocks of 32"),
+        ("codes", r"q_proj\.weight: no GGUF type has the numbers of its form \(codebook\)"),
+        ("low_rank", r"no GGUF type has the numbers of its form \(low_rank\)"),
+    ],
+)
+def test_what_fits_no_gguf_type_is_refused_with_the_size_it_would_have(
+    made: Path, exported: Path, tiny: Path, tmp_path: Path, name: str, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why) as refused:
+        export(made / name, tmp_path / "v.gguf", "gguf", tiny)
+    assert not list(tmp_path.iterdir())
+    match = re.search(r"; --as gguf-dense writes (\d+\.\d) MB in 32 bits$", str(refused.value))
+    assert match is not None
+    # The file has the tokenizer, too.
+    assert 0 <= (exported / f"{name}.gguf").stat().st_size / 1e6 - float(match[1]) < 0.2
 
 
 @pytest.mark.parametrize("name", ["quantized", "codes"])

@@ -4,24 +4,29 @@ A variant is the folder of a checkpoint, or the name of a variant of the params.
 model, which a checkpoint shares weights with, is that of params.yaml or ``--base``; what is written has all weights in
 full. ``dense``: a plain Hugging Face folder in the base's dtype, all storage formats multiplied out, that transformers
 loads alone. ``packed``: the quantized checkpoint as it is stored, which vLLM and transformers read, without this
-bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has them, else in the base's
-dtype. The output must not exist yet; it appears whole or not at all. With it comes a model card, README.md (next to a
-file: OUT.md), that holds the damage which the study in reports/ measured.
+bench's files. ``gguf``: a GGUF file for llama.cpp, in the block types of a variant that has them; integers and MXFP4
+are written in the block type that has their grid (hemorrhage.models.formats.gguf_exact), so that nothing is rounded a
+second time, and a quantized layer that fits no type is refused. ``gguf-dense``: a GGUF file in the base's dtype, all
+storage formats multiplied out. The output must not exist yet; it appears whole or not at all. With it comes a model
+card, README.md (next to a file: OUT.md), that holds the damage which the study in reports/ measured.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hemorrhage.analyze.report.card import card
+from hemorrhage.compress.checks.size import stored_bytes
 from hemorrhage.models.formats.config import LAYOUT
 from hemorrhage.models.layout import Joined, to_family
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares_weights
@@ -36,7 +41,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMATS = ("dense", "packed", "gguf")
+    from hemorrhage.models.formats.gguf_file import Entry
+    from hemorrhage.models.formats.storage import FormattedLinear
+
+FORMATS = ("dense", "packed", "gguf", "gguf-dense")
 
 OWN_FILES = (MANIFEST, CHECK, FILE, "layers.json")
 """Files that only this bench reads."""
@@ -47,10 +55,15 @@ ROUNDS_INPUTS = "it rounds the inputs of its layers while it runs, which a plain
 
 @dataclass(frozen=True)
 class Supply:
-    """A dense tensor of a checkpoint: its shape, and what gives it."""
+    """A dense tensor of a checkpoint: its shape, and what gives it; ``layer``: of the storage format it lies in."""
 
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
+    layer: Callable[[], FormattedLinear] | None = None
+
+
+Writer = Callable[[Path, config.ModelConfig, Weights, Path], None]
+"""Writes the checkpoint of a folder, with this config.json and these weights, as an output."""
 
 
 def parser() -> Parser:
@@ -73,7 +86,7 @@ def parser() -> Parser:
         choices=FORMATS,
         default="dense",
         help="dense: plain weights for any Hugging Face program (default); packed: compressed-tensors integers, which"
-        " vLLM reads; gguf: one file for llama.cpp",
+        " vLLM reads; gguf: one file for llama.cpp in GGUF's block types; gguf-dense: one in 16 or 32 bits",
     )
     made.add_argument("--base", type=Path, metavar="DIR", help="folder of the base model; default: that of params.yaml")
     return made
@@ -134,10 +147,13 @@ def export(folder: Path, out: Path, layout: str, base: Path | None = None, repor
         verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = Weights(folder, base)
-    text = card(folder, reports, out.stem if layout == "gguf" else out.name)
-    {"dense": _dense, "packed": _packed}.get(layout, _gguf)(folder, settings, weights, out)
+    is_file = layout.startswith("gguf")
+    writers: dict[str, Writer] = {"dense": _dense, "packed": _packed, "gguf": _gguf, "gguf-dense": _gguf_dense}
+    writers[layout](folder, settings, weights, out)
+    written = out.stat().st_size if is_file else stored_bytes(out)
+    text = card(folder, reports, out.stem if is_file else out.name, written)
     # Last, as a card alone is no checkpoint.
-    (out.with_name(f"{out.name}.md") if layout == "gguf" else out / "README.md").write_text(text, encoding="utf-8")
+    (out.with_name(f"{out.name}.md") if is_file else out / "README.md").write_text(text, encoding="utf-8")
 
 
 def plain_problem(settings: config.ModelConfig) -> str | None:
@@ -196,21 +212,52 @@ def _packed(folder: Path, settings: config.ModelConfig, weights: Weights, out: P
 
 
 def _gguf(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
-    from hemorrhage.models.architecture import text_entries
-    from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, FLOATS, float_entry, tokenizer_problem, write
+    from hemorrhage.models.formats.gguf_file import FILE
 
-    with _writing_file(out) as scratch:
-        if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
+    if (settings.get("hemorrhage") or {}).get("form") == "gguf_file":
+        with _writing_file(out) as scratch:
             shutil.copyfile(folder / FILE, scratch)
-            return
-        reason = tokenizer_problem(folder)
-        if reason:
-            raise ValueError(reason)
-        # A GGUF file has neither the family's layout of tensors nor the bench's; its writer starts from the bench's.
-        supplies, dtype = _supplies(folder, settings, weights, as_family=False)
-        config = text_entries(folder)
-        entries = {name: float_entry(supply.shape, supply.load, dtype) for name, supply in supplies.items()}
-        write(scratch, config, folder, entries, FILE_TYPES[FLOATS[dtype]])
+        return
+    _gguf_of(folder, settings, weights, out, in_blocks=True)
+
+
+def _gguf_dense(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path) -> None:
+    _gguf_of(folder, settings, weights, out, in_blocks=False)
+
+
+def _gguf_of(folder: Path, settings: config.ModelConfig, weights: Weights, out: Path, in_blocks: bool) -> None:
+    from hemorrhage.models.architecture import text_entries
+    from hemorrhage.models.formats.gguf_file import file_type_of, tokenizer_problem, write
+
+    reason = tokenizer_problem(folder)
+    if reason:
+        raise ValueError(reason)
+    # A GGUF file has neither the family's layout of tensors nor the bench's; its writer starts from the bench's.
+    supplies, dtype = _supplies(folder, settings, weights, as_family=False)
+    entries = {name: _entry(name, supply, dtype, in_blocks, supplies) for name, supply in supplies.items()}
+    weights_of: Counter[str] = Counter()
+    for entry in entries.values():
+        weights_of[entry.ggml_type] += math.prod(entry.shape)
+    most, _ = weights_of.most_common(1)[0]
+    with _writing_file(out) as scratch:
+        write(scratch, text_entries(folder), folder, entries, file_type_of(most))
+
+
+def _entry(name: str, supply: Supply, dtype: torch.dtype, in_blocks: bool, supplies: Mapping[str, Supply]) -> Entry:
+    """Return a tensor of a GGUF file. Raises ValueError where a layer is to be in blocks, and no type has its grid."""
+    from hemorrhage.models.formats.gguf_exact import block_type, blocks
+    from hemorrhage.models.formats.gguf_file import Entry, float_entry
+
+    layer = supply.layer
+    if layer is None or not in_blocks:
+        return float_entry(supply.shape, supply.load, dtype)
+    try:
+        return Entry(block_type(layer()), supply.shape, lambda: blocks(layer()))
+    except ValueError as error:
+        size = dtype.itemsize * sum(math.prod(other.shape) for other in supplies.values()) / 1e6
+        raise ValueError(
+            f"{name}: {error}; --as gguf-dense writes {size:.1f} MB in {8 * dtype.itemsize} bits"
+        ) from None
 
 
 def _supplies(
@@ -270,7 +317,7 @@ def _from_safetensors(weights: Weights, settings: config.ModelConfig) -> dict[st
         else:
             of_layer.setdefault(layer, []).append(name)
 
-    def form(layer: str) -> Any:
+    def form(layer: str) -> FormattedLinear:
         stored = {name: weights.tensor(name) for name in of_layer[layer]}
         return reader.read(stored, settings.get("quantization_config"))[1][layer]
 
@@ -279,13 +326,13 @@ def _from_safetensors(weights: Weights, settings: config.ModelConfig) -> dict[st
         made = form(layer)
         if made.inputs:
             raise ValueError(ROUNDS_INPUTS)
-        supplies[f"{layer}.weight"] = Supply((made.out_features, made.in_features), partial(_product, form, layer))
+        shape = (made.out_features, made.in_features)
+        supplies[f"{layer}.weight"] = Supply(shape, partial(_product, form, layer), partial(form, layer))
     return supplies
 
 
-def _product(form: Callable[[str], Any], layer: str) -> Tensor:
-    product: Tensor = form(layer).dense()
-    return product
+def _product(form: Callable[[str], FormattedLinear], layer: str) -> Tensor:
+    return form(layer).dense()
 
 
 def _parents(name: str) -> Iterator[str]:

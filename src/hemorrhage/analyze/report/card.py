@@ -60,8 +60,8 @@ class Result(NamedTuple):
     n: int
 
 
-def card(folder: Path, reports: Path, name: str) -> str:
-    """Return README.md of an exported variant that is called ``name``.
+def card(folder: Path, reports: Path, name: str, written: int | None = None) -> str:
+    """Return README.md of an exported variant that is called ``name``, in whose files are ``written`` bytes.
 
     ``folder`` is its checkpoint. ``reports`` holds the study; its numbers are in the card when the study measured
     exactly this checkpoint, and where it did not, the card says so.
@@ -70,7 +70,7 @@ def card(folder: Path, reports: Path, name: str) -> str:
     inputs = _json(reports / "provenance.json").get("inputs", {})
     is_measured = _identity(folder) in inputs.get("checkpoints", []) and (reports / "hemorrhage.parquet").is_file()
     measurements = read_measurements(reports) if is_measured else Measurements()
-    return write_card(name, manifest, _identity(folder), _base(folder, inputs.get("base", [])), measurements)
+    return write_card(name, manifest, _identity(folder), _base(folder, inputs.get("base", [])), measurements, written)
 
 
 def read_measurements(reports: Path) -> Measurements:
@@ -88,12 +88,17 @@ def read_measurements(reports: Path) -> Measurements:
 
 
 def write_card(
-    name: str, manifest: CheckpointManifest, identity: str, base: ModelSource, measurements: Measurements
+    name: str,
+    manifest: CheckpointManifest,
+    identity: str,
+    base: ModelSource,
+    measurements: Measurements,
+    written: int | None = None,
 ) -> str:
     """Write the card of a variant that is called ``name``: YAML metadata, then text.
 
     ``manifest`` and ``identity`` (``<variant>/<address>``) are its checkpoint's, ``base`` is the ``model`` of
-    params.yaml.
+    params.yaml, ``written`` the bytes of the export's weights, which may lie otherwise than in the study.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -124,7 +129,7 @@ def write_card(
     paragraphs = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        *_alteration(manifest, base),
+        *_alteration(manifest, base, written),
         *_damage(results, measurements.confidence, measurements.verdicts.get(variant)),
         *_provenance(identity, manifest, measurements.report if results else ""),
     ]
@@ -162,7 +167,7 @@ def _base(folder: Path, identities: Sequence[str]) -> ModelSource:
     return {}
 
 
-def _alteration(manifest: CheckpointManifest, base: ModelSource) -> list[str]:
+def _alteration(manifest: CheckpointManifest, base: ModelSource, written: int | None) -> list[str]:
     if not manifest:
         return ["This checkpoint has no manifest: how it was made is unknown."]
     original = base.get("id") or base.get("name") or "A model"
@@ -177,8 +182,9 @@ def _alteration(manifest: CheckpointManifest, base: ModelSource) -> list[str]:
         "Settings": json.dumps(manifest.get("settings", {}), sort_keys=True),
         "Calibration statistics": manifest.get("statistics") or "none",
         "Calibrated on": f"{', '.join(texts['corpora'])}, {texts['tokens']} tokens" if texts else None,
-        "Size": f"{manifest['disk_bytes'] / 1e6:.1f} MB as the study stored it" if "disk_bytes" in manifest else None,
-        "Stored bits per parameter": _rounded(manifest.get("effective_bits")),
+        "Size": None if written is None else f"{written / 1e6:.1f} MB",
+        "Size in the study": f"{manifest['disk_bytes'] / 1e6:.1f} MB" if "disk_bytes" in manifest else None,
+        "Stored bits per parameter in the study": _rounded(manifest.get("effective_bits")),
         "Share of zeros": _rounded(manifest.get("sparsity")),
         "Seed": manifest.get("seed"),
     }
