@@ -145,7 +145,7 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
     from hemorrhage.models import folder
     from hemorrhage.models.blocks import blocks
     from hemorrhage.models.checkpoint import device, load
-    from hemorrhage.models.formats.storage import formatted_layers
+    from hemorrhage.models.formats.storage import formatted_layers, plain_dtype
     from hemorrhage.models.linears import linears_of
     from hemorrhage.models.reload import write_check
     from hemorrhage.models.weights import Weights
@@ -166,7 +166,7 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
     alteration = method.alter(model, settings, replace(context, statistics=statistics, device=device())) or Alteration()
     del statistics
     if alteration.model is not None:
-        model, dtype = alteration.model, alteration.model.dtype
+        model, dtype = alteration.model, plain_dtype(alteration.model)
     origins = _origins(inputs.of_parent("blocks"), alteration.blocks)
     added = settings.equivalent_transform or alteration.equivalent_transform
     transform = _transform(added, inputs.of_parent("equivalent_transform") or "")

@@ -229,12 +229,12 @@ def assemble(
 ) -> PreTrainedModel:
     """Return the model of plain tensors ``state``, which is changed, and of ``layers`` that have a storage format.
 
-    Names are the bench's. Layers keep their format with ``as_stored``; ``pruned_width`` names tensors that are smaller
-    than ``config`` says.
+    Names are the bench's. Layers keep their format with ``as_stored``, embedding and head beside their dense weight;
+    ``pruned_width`` names tensors that are smaller than ``config`` says.
     """
     import torch
 
-    from hemorrhage.models.formats.storage import replace
+    from hemorrhage.models.formats.storage import replace, store_vocabulary, vocabulary_modules
 
     formatted = {name: layer for name, layer in layers.items() if as_stored or layer.keep}
     for name, layer in layers.items():
@@ -252,8 +252,12 @@ def assemble(
         state |= {name: torch.zeros((), dtype=value.dtype).expand(shapes[name]) for name, value in pruned.items()}
     state = to_memory(state, config.get_text_config(decoder=True).model_type)
     model = _from_pretrained(None, config, str(dtype).removeprefix("torch."), state_dict=state)
+    vocabulary = vocabulary_modules(model)
     for name, layer in formatted.items():
-        replace(model, name, layer)
+        if name in vocabulary:
+            store_vocabulary(model, name, layer)
+        else:
+            replace(model, name, layer)
     for name, value in pruned.items():
         _set_pruned(model, name, value.to(dtype))
     return model

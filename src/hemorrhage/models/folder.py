@@ -52,13 +52,13 @@ def stored_tensors(
 
     What ``base`` has in a wider dtype than ``dtype``, such as routers' corrections, stays in it.
     """
-    from hemorrhage.models.formats.storage import formatted_layers
+    from hemorrhage.models.formats.storage import stored_layers
 
     model_format = _model_format(model)
     if model_format is not None:
         yield from ((name, (value, _stored_dtype(value, dtype))) for name, value in model_format.tensors(model).items())
         return
-    layers = formatted_layers(model)
+    layers = stored_layers(model)
     is_narrow = dtype_of(base) != torch.float32
     for name, value in _plain(model, layers):
         is_wide = is_narrow and name in base and base.dtype(name) == torch.float32
@@ -107,9 +107,9 @@ def dtype_of(weights: Weights) -> torch.dtype:
 
 def dense_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and value of every weight the model computes with, dense, one at a time."""
-    from hemorrhage.models.formats.storage import formatted_layers
+    from hemorrhage.models.formats.storage import stored_layers
 
-    layers = formatted_layers(model)
+    layers = stored_layers(model)
     yield from _plain(model, layers)
     for name, layer in layers.items():
         yield f"{name}.weight", layer.dense()
@@ -117,9 +117,9 @@ def dense_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def dense_sizes(model: PreTrainedModel) -> dict[str, int]:
     """Return how many numbers each weight has that the model computes with; nothing is dequantized."""
-    from hemorrhage.models.formats.storage import formatted_layers
+    from hemorrhage.models.formats.storage import stored_layers
 
-    layers = formatted_layers(model)
+    layers = stored_layers(model)
     plain = {name: value.numel() for name, value in _plain(model, layers)}
     return plain | {f"{name}.weight": layer.out_features * layer.in_features for name, layer in layers.items()}
 
@@ -164,16 +164,16 @@ def _pruned_width(model: PreTrainedModel) -> list[str]:
 
 def _layer_formats(model: PreTrainedModel) -> list[str]:
     """Return the storage formats that no quantization_config speaks of, so that a reader knows to look for them."""
-    from hemorrhage.models.formats.storage import formatted_layers
+    from hemorrhage.models.formats.storage import stored_layers
 
-    return sorted({layer.storage_format for layer in formatted_layers(model).values() if layer.scheme is None})
+    return sorted({layer.storage_format for layer in stored_layers(model).values() if layer.scheme is None})
 
 
 def _quantization(model: PreTrainedModel) -> QuantizationConfig | None:
     """Return compressed-tensors' configuration of the layers that are packed, a group for each scheme."""
-    from hemorrhage.models.formats.storage import formatted_layers
+    from hemorrhage.models.formats.storage import stored_layers, vocabulary_layers
 
-    schemes = {name: layer.scheme for name, layer in formatted_layers(model).items() if layer.scheme is not None}
+    schemes = {name: layer.scheme for name, layer in stored_layers(model).items() if layer.scheme is not None}
     if not schemes:
         return None
     from compressed_tensors import __version__
@@ -186,14 +186,20 @@ def _quantization(model: PreTrainedModel) -> QuantizationConfig | None:
     formats = {scheme.get("format", "pack-quantized") for scheme in schemes.values()}
     # One scheme for all is written as every reader expects it; several have to name their layers.
     several = len(groups) > 1
-    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    vocabulary = set(vocabulary_layers(model))
+    linears = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in vocabulary
+    ]
     return {
         "quant_method": "compressed-tensors",
         "version": __version__,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {
-            f"group_{index}": {**scheme, "targets": names if several else ["Linear"]}
+            f"group_{index}": {
+                **scheme,
+                "targets": names if several else ["Linear", *(name for name in names if name in vocabulary)],
+            }
             for index, (scheme, names) in enumerate(groups.values())
         },
         "ignore": linears + routing_layers(model),

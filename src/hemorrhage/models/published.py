@@ -1,6 +1,6 @@
 """A checkpoint that somebody else published, as a model in memory.
 
-Its layers keep the format that they are stored in; what is in no linear layer of a block becomes dense. The names and
+Its layers keep the format that they are stored in, embedding and head too; what else there is becomes dense. Names and
 shapes in the files are compared with the architecture before a tensor is read.
 """
 
@@ -25,7 +25,7 @@ from hemorrhage.models.emulation.kv_cache import attention_layers, round_fixed
 from hemorrhage.models.engines import engine
 from hemorrhage.models.formats.published import READERS
 from hemorrhage.models.formats.small_floats import is_scale
-from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers
+from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers, vocabulary_modules
 from hemorrhage.models.layout import to_family, view
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.sources import architecture, files
@@ -320,11 +320,12 @@ def _assemble(
     state: dict[str, Tensor],
     layers: Mapping[str, FormattedLinear],
 ) -> PreTrainedModel:
-    """Return the model; layers outside the blocks, such as a quantized head, become dense."""
+    """Return the model; layers that are in no block and no embedding or head become dense."""
     stored = next(value.dtype for value in state.values() if value.is_floating_point())
     dtype = getattr(torch, str(config.dtype or stored).removeprefix("torch."))
-    prefixes = tuple(_block_prefixes(config))
-    kept = {name: layer for name, layer in layers.items() if name.startswith(prefixes)}
+    model = skeleton(config)
+    prefixes, vocabulary = tuple(_block_prefixes(model)), vocabulary_modules(model)
+    kept = {name: layer for name, layer in layers.items() if name.startswith(prefixes) or name in vocabulary}
     for name, layer in layers.items():
         if name not in kept:
             state[f"{name}.weight"] = layer.dense().to(dtype)
@@ -334,8 +335,7 @@ def _assemble(
     return model
 
 
-def _block_prefixes(config: PreTrainedConfig) -> Iterator[str]:
-    model = skeleton(config)
+def _block_prefixes(model: PreTrainedModel) -> Iterator[str]:
     first = {id(block) for block in blocks(model)}
     yield from (f"{name}." for name, module in model.named_modules() if id(module) in first)
 

@@ -48,7 +48,11 @@ class GroupSettings(Settings):
 
     axis: ClassVar[str] = "bits"
     severity_field: ClassVar[str] = "bits"
-    words: ClassVar[Mapping[str, Wording]] = {"bits": "{} bit", "group_size": grouping}
+    words: ClassVar[Mapping[str, Wording]] = {
+        "bits": "{} bit",
+        "group_size": grouping,
+        "embeddings": "embedding and head {} bit",
+    }
     always_named: ClassVar[tuple[str, ...]] = ("group_size",)
 
     bits: Annotated[int, Field(ge=2, le=8, strict=True)]

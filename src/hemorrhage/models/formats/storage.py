@@ -3,19 +3,28 @@
 A layer of a storage format is a ``FormattedLinear``, an ``nn.Module`` in a linear layer's place. Its module in this
 package has ``read(stored, scheme)``, and models.formats.reader its name. models.formats.dequantized is the base of
 most.
+
+The embedding and the head stay in their place and compute with a dense float32 weight, because each family looks
+embeddings up, scales and ties them in its own way. The layer that such a weight is stored as is kept beside the model
+(``vocabulary_layers``).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from hemorrhage.models.formats.config import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+VOCABULARY = "_hemorrhage_vocabulary"
+"""Attribute of a model with the layers that its embedding and head are stored as, by name."""
 
 
 class FormattedLinear(nn.Module):
@@ -51,6 +60,42 @@ class FormattedLinear(nn.Module):
 def formatted_layers(model: nn.Module) -> dict[str, FormattedLinear]:
     """Return ``{name: layer}`` of the layers of ``model`` that have a storage format, in order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FormattedLinear)}
+
+
+def vocabulary_layers(model: nn.Module) -> dict[str, FormattedLinear]:
+    """Return ``{name: layer}`` of what the embedding and the head are stored as, where that is not a plain tensor."""
+    layers: dict[str, FormattedLinear] = vars(model).get(VOCABULARY, {})
+    return layers
+
+
+def stored_layers(model: nn.Module) -> dict[str, FormattedLinear]:
+    """Return ``{name: layer}`` of all that is stored in a format: the layers of the model, embedding and head."""
+    return formatted_layers(model) | vocabulary_layers(model)
+
+
+def vocabulary_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the embedding and the head by name, one of them where both have one weight."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = set(model.all_tied_weights_keys)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(module is each for each in modules) and f"{name}.weight" not in tied
+    }
+
+
+def store_vocabulary(model: nn.Module, name: str, layer: FormattedLinear) -> None:
+    """Make the embedding or head ``name`` compute with the dense weight of ``layer``, which is what is stored of it."""
+    weight: Any = model.get_submodule(name).weight
+    # What is tied to it has the same parameter.
+    weight.data = layer.dense().to(weight.device)
+    vars(model).setdefault(VOCABULARY, {})[name] = layer
+
+
+def plain_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the weights of ``model`` but for an embedding or head that is stored in a format."""
+    wide = {id(model.get_submodule(name).weight) for name in vocabulary_layers(model)}
+    return next(value.dtype for value in model.parameters() if value.is_floating_point() and id(value) not in wide)
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -196,11 +196,11 @@ def schemes(folder: Path) -> dict[str, int]:
     return {name: group["weights"]["num_bits"] for group in groups for name in group["targets"]}
 
 
-@pytest.mark.parametrize("budget", ["500 kB", "0.6 MB"])
+@pytest.mark.parametrize(("budget", "embeddings"), [("500 kB", None), ("0.6 MB", None), ("500 kB", 4)])
 def test_a_budget_in_bytes_is_kept_by_the_whole_file(
-    tiny: Path, folders: tuple[Path, Path], tmp_path: Path, budget: str
+    tiny: Path, folders: tuple[Path, Path], tmp_path: Path, budget: str, embeddings: int | None
 ) -> None:
-    settings: dict[str, Any] = {"budget": budget, "group_size": 4}
+    settings: dict[str, Any] = {"budget": budget, "group_size": 4, "embeddings": embeddings}
     spec = {"sweep": "s", "method": "mixed", "settings": settings, "seed": 0}
     compress(tmp_path / "out", "v", tiny, None, folders[0], [folders[1]], spec)
     manifest = read_manifest(tmp_path / "out")

@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
+from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, group_width
 from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from hemorrhage.models.blockwise import BlockArguments
 
 
-class Settings(GridSettings):
+class Settings(VocabularySettings, GridSettings):
     """Settings of AutoRound.
 
     ``samples``: the calibration windows that are tuned on, all where nothing is said; ``batch`` of them make a step.
@@ -118,6 +120,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                 store(model, names[linears[name]], quantized, settings)
             if current is not None:
                 current.finish(model, index)
+        quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
 
 
 class Rounding:

@@ -37,6 +37,7 @@ from hemorrhage.compress.solvers import folding
 from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
@@ -57,7 +58,7 @@ UNCLIPPED = ("q_", "k_"), ("qkv", "query", "c_attn")
 """How the names of the layers begin that make queries and keys, and what is in the names of fused ones."""
 
 
-class Settings(GridSettings):
+class Settings(VocabularySettings, GridSettings):
     """Settings of AWQ. ``scale`` and ``clip`` can be taken away to see what each is worth."""
 
     words: ClassVar[Mapping[str, Wording]] = {
@@ -140,6 +141,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                     if settings.clip and not _attends(name):
                         weight = clipped(weight, H, width, settings, dtype, generator)
                     store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
+        quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
 
 
 def factor_makers(model: PreTrainedModel, inputs: dict[str, list[str]]) -> dict[str, str]:

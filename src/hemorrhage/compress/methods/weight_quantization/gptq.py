@@ -36,6 +36,7 @@ from pydantic import Field
 
 from hemorrhage.compress.info import COMPENSATION, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method
+from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.columns import Layers, in_batches, stack_factors, stack_weights, sweep
 from hemorrhage.compress.solvers.grid import WIDTHS, Quantized, code_dtype, fit
 from hemorrhage.compress.solvers.number_formats import (
@@ -53,6 +54,7 @@ from hemorrhage.compress.solvers.number_formats import (
     stored_scales,
 )
 from hemorrhage.compress.solvers.packing import rounded_inputs, store
+from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     from hemorrhage.calibrate.reader import Statistics
 
 
-class Settings(FormatSettings):
+class Settings(VocabularySettings, FormatSettings):
     """Settings of GPTQ; the defaults are the paper's, but for ``sequential``."""
 
     on_gpu: ClassVar[bool] = True
@@ -93,6 +95,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
         for batch in in_batches(model, context, "gptq", settings.damp, settings.act_order, settings.sequential):
             _quantize_batch(model, batch, settings, context.calibration)
             del batch
+        quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
 
 
 def _quantize_batch(model: PreTrainedModel, batch: list[Layers], settings: Settings, statistics: Statistics) -> None:

@@ -29,6 +29,13 @@ from hemorrhage.compress.solvers.fused import fused_groups
 from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.vocabulary import (
+    VocabularyBits,
+    check_vocabulary,
+    quantize_vocabulary,
+    vocabulary_grid,
+    vocabulary_matrices,
+)
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
@@ -60,6 +67,7 @@ class Settings(Base):
     ``budget``: stored bits per weight of the decoder blocks' linear layers, scales and zero points counted; or bytes of
     the whole checkpoint, such as ``90 MB``.
     ``widths``: bits of a code that a layer can have. ``rounding`` with ``gptq`` reads second moments twice.
+    ``embeddings``: bits of the embedding and the head, which are chosen by hand.
     """
 
     axis: ClassVar[str] = "bits"
@@ -69,6 +77,7 @@ class Settings(Base):
         "widths": "mixed {}",
         "group_size": grouping,
         "rounding": "{}",
+        "embeddings": "embedding and head {} bit",
     }
     always_named: ClassVar[tuple[str, ...]] = ("widths", "group_size", "rounding")
     in_names: ClassVar[Mapping[str, Callable[[Any], str]]] = {
@@ -81,6 +90,7 @@ class Settings(Base):
     symmetric: bool = False
     rounding: Literal["rtn", "gptq"] = "rtn"
     shuffled: bool = False
+    embeddings: VocabularyBits = None
 
     @field_validator("widths")
     @classmethod
@@ -141,8 +151,9 @@ class Settings(Base):
     def check_model(self, model: PreTrainedModel) -> str | None:
         """Raise RefusedError where groups don't divide a layer's inputs, or no choice of widths fits the bytes."""
         self.grid(self.widths[0]).check_model(model)
+        check_vocabulary(model, self.embeddings, self.group_size)
         if self.budget_bytes is not None:
-            of_widths = [checkpoint_bytes(model, self.grid(bits)) for bits in (self.widths[0], self.widths[-1])]
+            of_widths = [checkpoint_bytes(model, self, bits) for bits in (self.widths[0], self.widths[-1])]
             if not of_widths[0] <= self.budget_bytes < of_widths[1]:
                 low, high = (f"{number(round(size / 1e6, 3))} MB" for size in of_widths)
                 raise RefusedError(f"budget {self.budget} must lie between {low} and {high} for these widths")
@@ -175,6 +186,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
                 grid = settings.grid(width_of[name])
                 (quantized,) = quantize([name], linears, H, grid)
                 store(model, name, quantized, grid)
+        quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
     spent = sum(size[index] for size, index in zip(sizes, chosen, strict=True))
     return Alteration(entries={"severity": spent / weights} if isinstance(settings.budget, str) else {})
 
@@ -183,9 +195,9 @@ def bit_limit(model: PreTrainedModel, settings: Settings, weights: int) -> int:
     """Return the bits that the layers, which have so many ``weights``, may take together."""
     if settings.budget_bytes is None:
         return int(float(settings.budget) * weights)
-    grid = settings.grid(settings.widths[-1])
-    of_layers = sum(stored_bits(linear, grid) for linear in linears_of(model).values())
-    return of_layers - 8 * (checkpoint_bytes(model, grid) - settings.budget_bytes)
+    widest = settings.widths[-1]
+    of_layers = sum(stored_bits(linear, settings.grid(widest)) for linear in linears_of(model).values())
+    return of_layers - 8 * (checkpoint_bytes(model, settings, widest) - settings.budget_bytes)
 
 
 def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics: Statistics) -> dict[str, list[float]]:
@@ -232,13 +244,15 @@ def stored_bits(linear: nn.Linear, settings: GridSettings) -> int:
     return sum(8 * dtype.itemsize * math.prod(shape) for shape, dtype in packed_tensors(linear, settings).values())
 
 
-def packed_tensors(linear: nn.Linear, settings: GridSettings) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def packed_tensors(
+    layer: nn.Linear | nn.Embedding, settings: GridSettings
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Return shape and dtype of what is stored of a packed layer, by suffix."""
-    rows, columns = linear.out_features, linear.in_features
+    rows, columns = layer.weight.shape
     groups = 1 if settings.group_size == "channel" else columns // settings.group_size
     tensors = {
         "weight_packed": ((rows, math.ceil(columns * settings.bits / 32)), torch.int32),
-        "weight_scale": ((rows, groups), linear.weight.dtype),
+        "weight_scale": ((rows, groups), layer.weight.dtype),
         "weight_shape": ((2,), torch.int64),
     }
     if not settings.symmetric:
@@ -246,20 +260,24 @@ def packed_tensors(linear: nn.Linear, settings: GridSettings) -> dict[str, tuple
     return tensors
 
 
-def checkpoint_bytes(model: PreTrainedModel, settings: GridSettings) -> int:
-    """Return the bytes of a checkpoint of ``model`` with all linear layers of its blocks on one grid.
+def checkpoint_bytes(model: PreTrainedModel, settings: Settings, bits: int) -> int:
+    """Return the bytes of a checkpoint of ``model`` with all linear layers of its blocks of one width.
 
-    The header of the file is that of these widths, which is no shorter than that of narrower ones.
+    The header of the file is that of this width, which is no shorter than that of a narrower one.
     """
     from hemorrhage.models.formats.storage import distinct
 
-    linears = linears_of(model)
-    weights = {f"{name}.weight" for name in linears}
+    packed = {name: packed_tensors(linear, settings.grid(bits)) for name, linear in linears_of(model).items()}
+    if settings.embeddings is not None:
+        grid = vocabulary_grid(settings.embeddings, settings.group_size)
+        packed |= {name: packed_tensors(module, grid) for name, module in vocabulary_matrices(model).items()}
     tensors = {
-        name: (tuple(value.shape), value.dtype) for name, value in distinct(model).items() if name not in weights
+        name: (tuple(value.shape), value.dtype)
+        for name, value in distinct(model).items()
+        if not name.endswith(".weight") or name.removesuffix(".weight") not in packed
     }
-    for name, linear in linears.items():
-        tensors |= {f"{name}.{suffix}": entry for suffix, entry in packed_tensors(linear, settings).items()}
+    for name, parts in packed.items():
+        tensors |= {f"{name}.{suffix}": part for suffix, part in parts.items()}
     shapes = {name: shape for name, (shape, _) in tensors.items()}
     dtypes = {name: dtype for name, (_, dtype) in tensors.items()}
     content = sum(dtypes[name].itemsize * math.prod(shape) for name, shape in shapes.items())

@@ -16,6 +16,7 @@ from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, fit, group_width
 from hemorrhage.compress.solvers.number_formats import AnyQuantized, FormatSettings, round_to_nearest
 from hemorrhage.compress.solvers.packing import rounded_inputs, store
+from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import rows_at_once
 from hemorrhage.runtime.lazy import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Settings(FormatSettings):
+class Settings(VocabularySettings, FormatSettings):
     """Settings of round to nearest."""
 
 
@@ -48,6 +49,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
             layers = _quantize_all([linears[name].weight for name in names], first, settings, dtype)
             for name, quantized in zip(names, layers, strict=True):
                 store(model, name, quantized, settings, inputs)
+        quantize_vocabulary(model, settings.embeddings, settings.group_size, quantize)
 
 
 def _quantize_all(weights: list[Tensor], first: str, settings: Settings, dtype: torch.dtype) -> Sequence[AnyQuantized]:
