@@ -148,7 +148,7 @@ def test_a_cache_whose_scales_are_not_there_is_noted(base: Path, tmp_path: Path)
     assert not has_rounding(load(tmp_path / "v", base=base))
 
 
-def test_a_quantized_head_is_dense_and_what_it_does_not_round_is_noted(tmp_path: Path) -> None:
+def test_a_quantized_head_stays_stored_as_it_is_and_what_it_does_not_round_is_noted(tmp_path: Path) -> None:
     source = families.build(tmp_path / "source", "llama")
     prepare({"source": "path", "path": str(source)}, tmp_path / "base")
     scheme = compressed.scheme_of("float channel", **inputs_of("FP8_DYNAMIC"))
@@ -158,6 +158,10 @@ def test_a_quantized_head_is_dense_and_what_it_does_not_round_is_noted(tmp_path:
     theirs: Any = compressed.decompress(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
     ours = load(tmp_path / "v", base=tmp_path / "base")
     assert torch.equal(ours.lm_head.weight, theirs.lm_head.weight.float())
+    published, stored = load_file(folder / "model.safetensors"), load_file(tmp_path / "v" / "model.safetensors")
+    for suffix in ("weight", "weight_scale"):
+        assert torch.equal(stored[f"lm_head.{suffix}"].float(), published[f"lm_head.{suffix}"].float())
+        assert stored[f"lm_head.{suffix}"].dtype == published[f"lm_head.{suffix}"].dtype
     theirs.lm_head.quantization_enabled = False
     assert mean_nll(ours) == pytest.approx(mean_nll(nn.Module.float(theirs)), abs=1e-5)
 

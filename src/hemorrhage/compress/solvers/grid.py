@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-GRID = ("bits", "group_size", "symmetric", "keep_zeros")
+GRID = ("bits", "group_size", "symmetric", "keep_zeros", "embeddings")
 """Settings of a grid: what a method has in common with the rounding that it improves on."""
 
 WIDTHS = Spacing(2, 8, 1, whole=True)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hemorrhage.models.emulation import kv_cache
 from hemorrhage.models.emulation.activations import INPUT_TENSORS, rounding_of
 from hemorrhage.models.formats.config import QuantizationConfig
-from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers, scheme_of
+from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers, scheme_of, vocabulary_modules
 
 
 def install(
@@ -27,7 +27,8 @@ def install(
     """
     has_groups = any(group.get("input_activations") for group in quantization.get("config_groups", {}).values())
     if has_groups or any(layer.inputs for layer in layers.values()):
-        ignored = set(quantization.get("ignore") or ())
+        # Embedding and head compute dense, whatever their group says of inputs.
+        ignored = {*(quantization.get("ignore") or ()), *vocabulary_modules(model)}
         for name, module in model.named_modules():
             if name in ignored or not isinstance(module, nn.Linear | FormattedLinear):
                 continue

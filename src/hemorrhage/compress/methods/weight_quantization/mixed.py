@@ -327,7 +327,7 @@ METHOD = Method(
             Comparison(
                 SCALES,
                 rounding,
-                ("group_size", "symmetric"),
+                ("group_size", "symmetric", "embeddings"),
                 treated={"rounding": (rounding,)},
                 untreated={"sequential": (False,)},
                 equal_bytes=True,
