@@ -35,6 +35,6 @@ def test_a_manifest_without_a_description_has_the_methods_name() -> None:
     assert MethodInfo.of_manifest({}) == MethodInfo(title="")
 
 
-def test_all_families_but_recovery_and_what_others_published_are_predicted() -> None:
-    assert set(FAMILIES) - set(PREDICTED) == {"published", "recovery"}
+def test_families_whose_damage_no_setting_tells_are_not_predicted() -> None:
+    assert set(FAMILIES) - set(PREDICTED) == {"published", "recovery", "equivalent_transforms"}
     assert FAMILY_TITLES["moe"] == "Experts and routing"

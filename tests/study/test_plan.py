@@ -74,6 +74,20 @@ def test_a_variant_on_another_follows_it() -> None:
     assert plan.variants["wanda_gptq-wanda-0.5-4"].after == ("wanda-0.5", "gptq-4")
 
 
+def test_a_variant_on_a_transform_that_changes_nothing_is_no_combination() -> None:
+    content = changed("compress/smoothing", {"method": "smoothing", "alpha": [0.8]})
+    recipe = {"method": "gptq", "on": ["smoothing-0.8"], "bits": 8, "group_size": "channel", "inputs": "int8_token"}
+    content["compress"] |= {
+        "w8a8": recipe,
+        "smoothed_wanda": {"method": "smoothing", "on": "wanda-0.5"},
+        "rounded": {"method": "gptq", "bits": 4, "group_size": 64, "on": "smoothed_wanda"},
+    }
+    variants = Plan(config.Params.model_validate(content)).variants
+    assert variants["w8a8-smoothing-0.8"].after == ("smoothing-0.8",)
+    # Behind the pruned one it is, as on that itself.
+    assert variants["rounded"].after == ("smoothed_wanda", "gptq-4")
+
+
 def test_gradients_are_made_for_those_that_read_them() -> None:
     assert not Plan(config.Params.model_validate(DEFAULT)).names("gradients")
     sweep = {"method": "gblm", "sparsity": [0.5]}

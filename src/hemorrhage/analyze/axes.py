@@ -14,6 +14,7 @@ AXES = {
     "removed": "share of the blocks' parameters removed",
     "added": "share of parameters added",
     "routing": "share of the routing disturbed",
+    "transform": "strength of a transform that changes no output",
     "steps": "steps of training",
 }
 """What a sweep's severity means. The bits axis uses the bits that were measured, not those of the label."""

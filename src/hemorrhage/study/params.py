@@ -604,7 +604,8 @@ def _check_repeated(expanded: dict[str, Variant]) -> None:
 def _before(where: str, method: Method, settings: Settings, on: object, earlier: dict[str, Variant]) -> tuple[str, ...]:
     """Name the variants that a variant on ``on`` comes after: ``on``, and the same alteration of the base alone.
 
-    Without the second the interaction of two alterations could not be separated from their sum.
+    Without the second the interaction of two alterations could not be separated from their sum. On what computes as the
+    base does there is one alteration only.
     """
     parent = earlier.get(str(on))
     if parent is None:
@@ -618,7 +619,10 @@ def _before(where: str, method: Method, settings: Settings, on: object, earlier:
             f"{where}.on: {method.name} reads {', '.join(sorted(of_base))} of the base model, "
             f"which are not those of {on}"
         )
-    if not FAMILIES[method.family].combines:
+    altered = parent
+    while altered.info.unchanged and altered.on is not None:
+        altered = earlier[altered.on]
+    if altered.info.unchanged or not FAMILIES[method.family].combines:
         return (parent.name,)
     # Zeros of a pruned model stay; alone it has none to keep.
     not_compared = {"keep_zeros"}

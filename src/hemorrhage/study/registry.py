@@ -20,6 +20,9 @@ METHODS = (
     # Activation quantization
     "activations",
     "kv_cache",
+    # Equivalent transforms
+    "smoothing",
+    "hadamard",
     # Unstructured pruning
     "magnitude",
     "wanda",

@@ -1,0 +1,1 @@
+"""Methods that change the weights of a model and not what it computes, for others that round it after them."""
