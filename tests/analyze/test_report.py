@@ -167,7 +167,7 @@ def test_thresholds_of_every_curve(reports: Path) -> None:
     depth = by_name["random_depth", "prose"]["knee"]
     assert depth["estimate"] == pytest.approx(0.25, abs=0.02)
     assert by_name["wanda n:4", "prose"]["knee"]["answer"] == "too few points"
-    assert list(by_name["sparsegpt", "code"]["missing"]) == ["sparsegpt-0.7"]
+    assert list(by_name["sparsegpt unstructured", "code"]["missing"]) == ["sparsegpt-0.7"]
 
 
 def test_what_is_proposed_next_keeps_what_was_run(reports: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
@@ -30,13 +33,17 @@ FULL_BITS = 16.0
 class Sweep:
     """One curve of a sweep: its variants in the order of params.yaml, those that failed separately.
 
-    It starts at the model ``on``, which its variants alter: the base, or another variant.
+    It starts at the model ``on``, which its variants alter: the base, or another variant. ``curve`` states what its
+    points have in common, with all in which it differs from another curve of its method; ``name`` is the sweep's, with
+    ``curve`` where the sweep has several. ``key`` seeds what is drawn for it; other curves of the study do not change
+    it.
     """
 
     sweep: str
     curve: str
     identity: str
     name: str
+    key: str
     family: str
     method: str
     axis: str
@@ -46,25 +53,60 @@ class Sweep:
 
 
 def sweeps(inputs: Inputs) -> list[Sweep]:
-    """Group the variants by curve, in the order in which their first variants were given.
-
-    A curve is called by its sweep; where a sweep has several, those after the first add what distinguishes them.
-    """
+    """Group the variants by curve, in the order in which their first variants were given."""
     grouped: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in inputs.variants.values():
         if variant.name != BASE:
             grouped.setdefault((variant.sweep, variant.identity, variant.on), []).append(variant)
+    whole = {key: [each for each in members if failure(inputs, each) is None] for key, members in grouped.items()}
+    firsts = {key: (whole[key] or members)[0] for key, members in grouped.items()}
+    number = Counter(sweep for sweep, *_ in grouped)
     seen: set[str] = set()
     curves = []
-    for (sweep, identity, on), members in grouped.items():
-        whole = [variant for variant in members if failure(inputs, variant) is None]
-        first = whole[0] if whole else members[0]
-        curve = first.curve
-        name = f"{sweep} {curve or 'defaults'}" if sweep in seen else sweep
+    for key, members in grouped.items():
+        (sweep, identity, on), first = key, firsts[key]
+        curve = curve_text(first, [other for other in firsts.values() if other.method == first.method])
+        curves.append(
+            Sweep(
+                sweep=sweep,
+                curve=curve,
+                identity=identity,
+                name=f"{sweep} {curve or 'defaults'}" if number[sweep] > 1 else sweep,
+                key=f"{sweep} {first.curve or 'defaults'}" if sweep in seen else sweep,
+                family=first.family,
+                method=first.method,
+                axis=first.axis,
+                on=on,
+                variants=whole[key],
+                failed=[variant for variant in members if variant not in whole[key]],
+            )
+        )
         seen.add(sweep)
-        failed = [variant for variant in members if variant not in whole]
-        curves.append(Sweep(sweep, curve, identity, name, first.family, first.method, first.axis, on, whole, failed))
     return curves
+
+
+def curve_text(variant: Variant, others: Sequence[Variant]) -> str:
+    """State what the points of a variant's curve have in common, and all in which it differs from ``others``.
+
+    ``others``: a variant of each curve of its method. A setting at its default is stated where it is another elsewhere.
+    """
+    defaults = variant.manifest.get("curve_defaults") or {}
+    texts = [variant.curve, *(text for name, text in defaults.items() if len(_values(others, name)) > 1)]
+    if variant.on == BASE and any(other.on != BASE for other in others):
+        texts.append(f"on {BASE}")
+    corpora = {tuple(each["corpora"]) for other in others if (each := other.manifest.get("calibration"))}
+    calibration = variant.manifest.get("calibration")
+    if calibration and len(corpora) > 1:
+        texts.append(f"calibrated on {', '.join(calibration['corpora'])}")
+    return ", ".join(filter(None, texts))
+
+
+def _values(variants: Sequence[Variant], name: str) -> set[str]:
+    """Return the values of a setting, or of what else an identity has."""
+    return {
+        json.dumps({**json.loads(each.manifest.get("identity") or "{}"), **each.settings}.get(name))
+        for each in variants
+    }
 
 
 def failure(inputs: Inputs, variant: Variant) -> str | None:

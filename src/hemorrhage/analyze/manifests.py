@@ -54,6 +54,7 @@ class CheckpointManifest(Manifest, total=False):
     severity_field: str
     axis: str | None
     curve: str
+    curve_defaults: dict[str, str]
     identity: str
     label: str
     seed: int | None

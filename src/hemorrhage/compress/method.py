@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SHUFFLED = "shuffled"
 """The setting that makes a method's control: the same work with the information in random places."""
 
+OFF = {"sequential": "not sequential", SHUFFLED: "not shuffled", "symmetric": "asymmetric"}
+"""Texts of settings that are off, where a method has none."""
+
 ConfigJson = Mapping[str, Any]
 """A model's config.json, whose keys are transformers' and differ from one architecture to the next."""
 
@@ -45,8 +48,8 @@ class Settings(BaseModel):
     damage curve have in common: ``identity`` and ``curve`` are derived from them. ``words`` says how settings read. A
     setting at its default is left out of a label, except for those in ``always_named``. ``controls`` names values that
     make a variant a control. ``in_names``: how a setting reads in the name of a variant, where not as it is. ``paths``
-    names settings that are files of the user: their content counts, not where they lie. ``on_gpu``: the method has use
-    for a GPU.
+    names settings that are files of the user: their content counts, not where they lie. ``no_pattern``: text of a
+    severity that has no ``severity_pattern``. ``on_gpu``: the method has use for a GPU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +61,7 @@ class Settings(BaseModel):
     controls: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     in_names: ClassVar[Mapping[str, Callable[[Any], str]]] = {}
     paths: ClassVar[tuple[str, ...]] = ()
+    no_pattern: ClassVar[str] = ""
     on_gpu: ClassVar[bool] = False
 
     # The variant's position on its curve, and its names.
@@ -105,6 +109,13 @@ class Settings(BaseModel):
         return ", ".join(filter(None, [self.severity_pattern, *map(self.wording, self.common)]))
 
     @property
+    def curve_defaults(self) -> dict[str, str]:
+        """Text of each setting that ``curve`` leaves out, as it is at its default, and of a missing pattern."""
+        left_out = [name for name in type(self).model_fields if name not in (*self.common, self.severity_field)]
+        pattern = {"kind": self.no_pattern} if self.no_pattern and not self.severity_pattern else {}
+        return {**pattern, **{name: self.wording(name) for name in left_out}}
+
+    @property
     def label(self) -> str:
         """The variant for people: its severity, and the settings of its curve."""
         severity = [self.wording(self.severity_field)] if self.severity_field else []
@@ -114,13 +125,18 @@ class Settings(BaseModel):
         """Return the text of a setting."""
         value = getattr(self, name)
         wording = self.words.get(name)
+        plain = name.replace("_", " ")
         if isinstance(wording, Mapping):
             wording = wording.get(value)
+            if wording is not None:
+                return wording.format(number(value))
+        if value is None:
+            return f"no {plain}"
         if callable(wording):
             return wording(value)
-        plain = name.replace("_", " ")
         if isinstance(value, bool):
-            return wording or (plain if value else f"no {plain}")
+            # A text of its own is that of the setting that is on.
+            return wording or plain if value else OFF.get(name) or f"no {wording or plain}"
         return (wording or f"{plain} {{}}").format(number(value))
 
     # Read by the compress step; a method overrides what differs.
@@ -287,6 +303,7 @@ class Description(TypedDict):
     severity: float
     label: str
     curve: str
+    curve_defaults: Mapping[str, str]
     identity: str
     calibrated: bool
     second_order: bool
@@ -306,6 +323,7 @@ def describe(method: Method, settings: Settings) -> Description:
         "severity": settings.severity,
         "label": settings.label,
         "curve": settings.curve,
+        "curve_defaults": settings.curve_defaults,
         "identity": settings.identity,
         "calibrated": bool(settings.statistics),
         "second_order": settings.second_order,

@@ -43,6 +43,7 @@ def study(params: config.Params) -> Inputs:
             "severity": severity,
             "seed": variant.seed,
             "on": variant.on,
+            "curve": ", ".join(filter(None, [settings.curve, variant.on and f"on {variant.on}"])),
             "effective_bits": 3.3 + 0.8 * severity if settings.axis == "bits" else 16.0,
             "layers": layers,
         }
@@ -74,7 +75,7 @@ def curve(method: str, setting: str, values: list[Any], axis: str, positions: li
         severity = float(value) if isinstance(value, (int, float)) else 0.5
         name = f"{method}-{str(value).replace(':', 'of')}"
         variants.append(Variant(name, method, "f", method, "", name, axis, severity, 0, "base", manifest))
-    return Sweep(method, "", "", method, "f", method, axis, "base", variants, [])
+    return Sweep(method, "", "", method, method, "f", method, axis, "base", variants, [])
 
 
 @pytest.mark.parametrize("profile", [None, "params/full.yaml"])

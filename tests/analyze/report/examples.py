@@ -72,6 +72,7 @@ def sweep(*variants: Variant, name: str = "") -> Sweep:
         "",
         first.identity,
         name or first.sweep,
+        name or first.sweep,
         first.family,
         first.method,
         first.axis,

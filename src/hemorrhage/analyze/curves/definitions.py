@@ -163,7 +163,7 @@ class _Finder:
 
     def _fitted(self, sweep: Sweep, corpus: str, metric: str, curve: Curve) -> FittedCurve | None:
         """Fit the shapes to a curve; None where it has a single point."""
-        seed = zlib.crc32(f"{self.spec.seed} {sweep.name} {corpus} {metric}".encode())
+        seed = zlib.crc32(f"{self.spec.seed} {sweep.key} {corpus} {metric}".encode())
         return FittedCurve(curve, self.spec.confidence, seed) if len(curve.x) > 2 else None
 
     def _of_tasks(self, sweep: Sweep, start: float) -> tuple[Threshold, Fit | None]:

@@ -37,6 +37,7 @@ class SparsitySettings(Settings):
     axis: ClassVar[str] = "sparsity"
     severity_field: ClassVar[str] = "sparsity"
     words: ClassVar[Mapping[str, Wording]] = {"sparsity": share_or_pattern}
+    no_pattern: ClassVar[str] = "unstructured"
 
     sparsity: float | str
 

@@ -54,7 +54,9 @@ def test_every_curve_with_two_points_is_a_row(study: Study) -> None:
     assert list(table.rows) == ["prose", "code"]
     rows = {row.name: row for row in table.rows["prose"]}
     assert "wanda n:4" not in rows, "it has one point"
-    assert rows["sparsegpt"].missing == "sparsegpt-0.7"
+    assert rows["sparsegpt unstructured"].missing == "sparsegpt-0.7"
     assert len(rows["rtn"].cells) == len(NAMES)
     assert rows["rtn"].points == 4
+    # What the name does not say is next to it.
+    assert (rows["rtn"].curve, rows["sparsegpt unstructured"].curve) == ("groups of 64", "")
     assert rows["rtn"].shape

@@ -22,9 +22,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The thresholds of a curve, its best shape, and the points to run next."""
+    """The thresholds of a curve, its best shape, and the points to run next.
+
+    ``curve``: what its points have in common, where the name does not say it.
+    """
 
     name: str
+    curve: str
     points: int
     cells: list[Cell]
     shape: str
@@ -54,6 +58,7 @@ def _row(entry: CurveEntry) -> Row:
     fit, proposed = entry.fits.get("ln_perplexity_ratio"), entry.next
     return Row(
         name=entry.name,
+        curve="" if entry.name.endswith(entry.curve) else entry.curve,
         points=entry.points,
         cells=[Cell(location(entry, name), explanation(entry, name)) for name in NAMES],
         shape=DESCRIBED[fit.shape] if fit else "",
