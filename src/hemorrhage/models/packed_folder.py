@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hemorrhage.models.experts import routing_layers
 from hemorrhage.models.formats.config import BenchStorage, QuantizationArgs, QuantizationConfig, QuantizationScheme
-from hemorrhage.models.formats.floats import with_scale_types
+from hemorrhage.models.formats.floats import SCALE_TYPES, with_scale_types
 from hemorrhage.models.formats.storage import scheme_of
 from hemorrhage.models.layout import Joined, Renamer, differs, to_family, unchanged
 from hemorrhage.models.linears import linears_of
@@ -57,6 +57,17 @@ def packed_folder(folder: Path, names: Sequence[str]) -> PackedFolder:
     if not packed_layers(names) and (quantization.get("kv_cache_scheme") or {}).get("dynamic") is not False:
         raise RefusedError("it has no packed weights; --as dense writes it")
     return _packed_folder(folder, names, with_scale_types(quantization), BenchStorage.of(config).is_by_layer)
+
+
+def _check_dtype(dtype: object, quantization: QuantizationConfig) -> None:
+    """Raise RefusedError where compressed-tensors makes weights of another type than the model's ``dtype``."""
+    formats = {scheme.get("format", "") for scheme in quantization.get("config_groups", {}).values()}
+    fixed = sorted(formats & set(SCALE_TYPES))
+    if fixed and dtype not in (None, "bfloat16"):
+        raise RefusedError(
+            f"transformers can't compute with it: compressed-tensors makes bfloat16 of {fixed[0]}, and the rest of the "
+            f"model is {dtype}{_otherwise(quantization)}"
+        )
 
 
 def check_family(folder: Path, model: PreTrainedModel) -> None:
@@ -120,8 +131,14 @@ def _is_expert(renamer: Renamer, layer: str, quantization: QuantizationConfig) -
     kind = f"a {type(module).__name__}" if module is not None else "a part of one tensor of all experts"
     raise RefusedError(
         f"transformers can't load it: {layer} is {kind} in a {renamer.model_type}, and {_engine(quantization)} packs "
-        "linear layers; --as dense writes it"
+        f"linear layers{_otherwise(quantization)}"
     )
+
+
+def _otherwise(quantization: QuantizationConfig) -> str:
+    """Return how a refused line ends: a dense checkpoint says nothing of inputs that are rounded."""
+    groups = quantization.get("config_groups", {}).values()
+    return "" if any(scheme.get("input_activations") for scheme in groups) else "; --as dense writes it"
 
 
 def _engine(quantization: QuantizationConfig) -> str:
@@ -134,7 +151,9 @@ def _check_experts(
     """Raise RefusedError where transformers can't make stacks of the packed layers ``experts``."""
 
     def refuse(why: str) -> None:
-        raise RefusedError(f"transformers can't load it: {why} ({experts[0]}, a {model_type}); --as dense writes it")
+        raise RefusedError(
+            f"transformers can't load it: {why} ({experts[0]}, a {model_type}){_otherwise(quantization)}"
+        )
 
     if _engine(quantization) != COMPRESSED_TENSORS:
         refuse(f"it reads no experts that {_engine(quantization)} packed")
@@ -145,6 +164,9 @@ def _check_experts(
     if any(scheme.get("input_activations") for scheme in schemes.values()):
         refuse("it does not round what experts read")
     is_float = all(scheme.get("weights", {}).get("type") == "float" for scheme in schemes.values())
+    unread = next(filter(None, map(_unread_by_experts, schemes.values())), None)
+    if unread:
+        refuse(unread)
     if not is_float and not set(names) >= {f"{layer}.weight_packed" for layer in experts}:
         refuse("it reads integers of experts in packed words, and not a byte each")
     zero_points = {f"{layer}.weight_zero_point" for layer in experts} & set(names)
@@ -152,6 +174,19 @@ def _check_experts(
         refuse("it reads no zero points of experts, so that their grids have to be symmetric")
     if len(schemes) > 1:
         refuse(f"it reads experts of one grid, and these have {len(schemes)}")
+
+
+def _unread_by_experts(scheme: QuantizationScheme) -> str | None:
+    """Return why transformers reads no experts in the floating-point format of ``scheme``, or None."""
+    weights = scheme.get("weights", {})
+    if weights.get("type") != "float":
+        return None
+    strategy = weights.get("strategy")
+    if strategy == "tensor_group":
+        return "it reads no scale of an expert's layer over those of its groups"
+    if weights.get("num_bits") == 8 and strategy not in ("tensor", "channel"):
+        return f"of experts it reads FP8 with a scale a row or a layer, and not by {strategy}"
+    return None
 
 
 def _with_aliases(quantization: QuantizationConfig, renamer: Renamer, experts: Sequence[str]) -> QuantizationConfig:
@@ -174,6 +209,18 @@ def _with_aliases(quantization: QuantizationConfig, renamer: Renamer, experts: S
     }
 
 
+def _check_groups(model: PreTrainedModel) -> None:
+    """Raise RefusedError where groups don't divide the inputs of a layer of ``model``, prepared for packed weights."""
+    for name, module in model.named_modules():
+        inputs = getattr(getattr(module, "quantization_scheme", None), "input_activations", None)
+        size = (inputs and inputs.group_size) or 1
+        if isinstance(module, torch.nn.Linear) and size > 1 and module.in_features % size:
+            raise RefusedError(
+                f"transformers can't compute with it: inputs are rounded in groups of {size}, and {name} has "
+                f"{module.in_features} of them"
+            )
+
+
 def _check_names(folder: Path, quantization: QuantizationConfig, names: Iterable[str]) -> None:
     """Raise RefusedError where transformers' model, prepared for packed weights, has others than ``names``.
 
@@ -194,6 +241,7 @@ def _check_names(folder: Path, quantization: QuantizationConfig, names: Iterable
     quantizer.validate_environment()
     with torch.device("meta"):
         quantizer._process_model_before_weight_loading(model)
+    _check_groups(model)
     for value in model.parameters():
         # Codes can't be drawn; what is marked stays as it is, as when the checkpoint is loaded.
         vars(value)["_is_hf_initialized"] = True
@@ -203,18 +251,19 @@ def _check_names(folder: Path, quantization: QuantizationConfig, names: Iterable
         except AttributeError as error:
             raise RefusedError(
                 f"transformers can't load it: a {type(module).__name__} reads a dense weight of its layers when it is "
-                f"made ({error}); --as dense writes it"
+                f"made ({error}){_otherwise(quantization)}"
             ) from error
     conversions = quantizer.update_weight_conversions(get_model_conversion_mapping(model, add_legacy=True))
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     expected = model.state_dict()
+    otherwise = _otherwise(quantization)
     given = {
         name: rename_source_key(name, renamings, converters, model.base_model_prefix, expected)[0] for name in names
     }
     for name, renamed in given.items():
         if renamed not in expected and name not in expected:
-            raise RefusedError(f"transformers can't load it: it has no place for {name}; --as dense writes it")
+            raise RefusedError(f"transformers can't load it: it has no place for {name}{otherwise}")
     missing = sorted(set(expected) - {*given, *given.values()} - set(model.all_tied_weights_keys))
     if missing:
-        raise RefusedError(f"transformers can't load it: it wants a tensor {missing[0]}; --as dense writes it")
+        raise RefusedError(f"transformers can't load it: it wants a tensor {missing[0]}{otherwise}")
