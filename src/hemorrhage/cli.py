@@ -45,6 +45,7 @@ COMMANDS = {
     "compare": Command("hemorrhage.tools.compare", "put two revisions of a study next to each other"),
     "predict": Command("hemorrhage.tools.predict", "predict the damage of variants that are not evaluated yet"),
     "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),
+    "imatrix": Command("hemorrhage.tools.imatrix", "write the calibration as an importance matrix of llama.cpp"),
     "params": Command("hemorrhage.tools.params", "write a profile into params.yaml"),
     "failed": Command("hemorrhage.tools.failed", "name the variants that failed, with the reason"),
     "invalidate": Command("hemorrhage.tools.invalidate", "remove a variant's outputs, so that they are made again"),

@@ -64,6 +64,16 @@ class Settings(BaseModel):
     no_pattern: ClassVar[str] = ""
     on_gpu: ClassVar[bool] = False
 
+    @classmethod
+    def refusal(cls, path: Path) -> str | None:
+        """Return why a file or folder that one of ``paths`` names can't be read, in one line, or None.
+
+        A method whose files are no published models overrides it.
+        """
+        from hemorrhage.models.sources import published
+
+        return published.refusal(path)
+
     # The variant's position on its curve, and its names.
 
     @property

@@ -26,7 +26,6 @@ from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import code_tasks, harness, instructions
 from hemorrhage.data.source import DataSource, File, TextSource
 from hemorrhage.data.texts.repositories import reachable
-from hemorrhage.models.sources import published
 from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.address import Json
@@ -568,7 +567,7 @@ def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earli
     except ValidationError as error:
         raise ConfigError(first_error(error, content, f"{where}.")) from None
     for key, path in paths.items():
-        problem = published.refusal(Path(path))
+        problem = method.settings.refusal(Path(path))
         if problem:
             raise ConfigError(f"{where}.{key}: {problem}")
     return Variant(

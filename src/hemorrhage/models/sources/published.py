@@ -52,12 +52,14 @@ def is_adapter(path: Path) -> bool:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """Return the files that are read of a folder or a GGUF file, weights first.
+    """Return the files that are read of a folder, a GGUF file or another file, weights first.
 
     Raises InputError, one line that names the file, where the weights can't be found.
     """
     if is_gguf(path):
         return shards(path)
+    if path.is_file():
+        return (path,)
     if is_adapter(path):
         if not exists(path / ADAPTER_WEIGHTS) and exists(path / ADAPTER_PICKLED):
             raise InputError(f"{path / ADAPTER_PICKLED} is pickled, which is never read; convert it to safetensors")
@@ -152,7 +154,7 @@ def refusal(path: Path) -> str | None:
 
 def digest(path: Path, memory: Path) -> str:
     """Return the digest of the files that are read; ``memory`` as in hemorrhage.runtime.address."""
-    folder = path.parent if is_gguf(path) else path
+    folder = path.parent if is_gguf(path) or path.is_file() else path
     return fingerprint(folder, memory, files_of(path))
 
 

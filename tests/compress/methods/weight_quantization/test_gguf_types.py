@@ -37,6 +37,18 @@ def test_a_name_that_is_a_mix_alone_is_one_and_others_ask_for_it() -> None:
             gguf_types.Settings.model_validate(content)
 
 
+def test_an_importance_matrix_is_a_file_of_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "a.dat").touch()
+    assert gguf_types.Settings.refusal(tmp_path / "a.dat") is None
+    assert "b.gguf is missing" in str(gguf_types.Settings.refusal(tmp_path / "b.gguf"))
+    assert "is no importance matrix of llama.cpp" in str(gguf_types.Settings.refusal(tmp_path / "a.txt"))
+    settings = gguf_types.Settings(type="q4_k", imatrix="models/chat.dat")
+    assert settings.label == "Q4_K, importances of chat.dat"
+    assert settings.statistics == ()
+    with pytest.raises(ValueError, match="importances are those of a file or, with importance, of the calibration"):
+        gguf_types.Settings(type="q4_k", imatrix="a.dat", importance=True)
+
+
 def test_a_mix_has_embeddings_and_head_and_says_what_fell_back(tiny: Path) -> None:
     model = load(tiny)
     alteration = gguf_types.alter(model, gguf_types.Settings(type="q4_k_m"), Context())

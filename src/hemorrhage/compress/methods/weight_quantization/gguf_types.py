@@ -8,7 +8,8 @@ llama.cpp to a type with blocks of 32 (Q2_K, Q3_K and the ternary types to Q4_0,
 Q5_1, Q6_K to Q8_0), and stays as it is where 32 does not divide it either. How many fell back is in the manifest.
 With a type alone embeddings stay as they are unless ``embeddings`` asks for them: then the output matrix, which is the
 embedding where both are tied, becomes Q6_K (Q8_0 for Q8_0) and an untied embedding gets the type itself.
-``importance`` weights the error with the mean square of each input, llama.cpp's imatrix. TQ1_0 and TQ2_0 round to three
+``importance`` weights the error with the mean square of each input, llama.cpp's imatrix, of the study's calibration;
+``imatrix`` names a file of llama.cpp that has them. TQ1_0 and TQ2_0 round to three
 values, and are of use for models that were trained so. The searches are those of hemorrhage.compress.solvers.kquants;
 the checkpoint's weights are in a model.gguf (hemorrhage.models.formats.gguf_file).
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -123,12 +125,26 @@ class Settings(Base):
 
     axis: ClassVar[str] = "bits"
     severity_field: ClassVar[str] = "type"
-    words: ClassVar[Mapping[str, Wording]] = {"type": str.upper, "mix": "llama.cpp's mix"}
+    words: ClassVar[Mapping[str, Wording]] = {
+        "type": str.upper,
+        "mix": "llama.cpp's mix",
+        "imatrix": lambda path: f"importances of {Path(path).name}",
+    }
+    in_names: ClassVar[Mapping[str, Callable[[object], str]]] = {"imatrix": lambda path: Path(str(path)).stem}
+    paths: ClassVar[tuple[str, ...]] = ("imatrix",)
 
     type: Name
     mix: bool = False
     importance: bool = False
+    imatrix: str | None = None
     embeddings: bool = False
+
+    @classmethod
+    def refusal(cls, path: Path) -> str | None:
+        """Return why an importance matrix can't be read, in one line, or None."""
+        if path.suffix not in (".gguf", ".dat"):
+            return f"{path} is no importance matrix of llama.cpp; these are called .gguf or .dat"
+        return None if path.is_file() else f"{path} is missing"
 
     @model_validator(mode="before")
     @classmethod
@@ -144,6 +160,8 @@ class Settings(Base):
             raise ValueError(f"mix: llama.cpp calls no file {self.type}; mixes are {', '.join(MIX_BITS)}")
         if not self.mix and self.type not in BITS:
             raise ValueError(f"mix: {self.type} is a mix of types, and no type; types are {', '.join(BITS)}")
+        if self.importance and self.imatrix is not None:
+            raise ValueError("imatrix: importances are those of a file or, with importance, of the calibration")
         if self.mix and self.embeddings:
             raise ValueError("embeddings: a mix has them quantized; leave this out")
         return self
@@ -181,18 +199,19 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alter
     reason = problem(entries(model.config))
     if reason:
         raise ValueError(reason)
-    norms, wanted = _norms(settings, context), wanted_types(model, settings)
+    squares, wanted = _squares(model, settings, context), wanted_types(model, settings)
     for name, linear in tqdm(linears_of(model).items(), desc=settings.type, unit="layer", mininterval=5, leave=False):
         ggml_type = type_of(wanted.get(name), linear.in_features)
         if ggml_type is not None:
-            importance = norms[name]().square() if name in norms else None
+            importance = squares[name]() if name in squares else None
             replace(
                 model, name, BlockLinear(_blocks(name, linear.weight, ggml_type, importance), ggml_type, linear.bias)
             )
     for module, name in _embeddings(model):
         ggml_type = type_of(wanted.get(name), module.weight.shape[1])
         if ggml_type is not None:
-            embed(module, _blocks("the embedding", module.weight, ggml_type, None), ggml_type)
+            importance = squares[name]() if name in squares else None
+            embed(module, _blocks(name, module.weight, ggml_type, importance), ggml_type)
     model.config.hemorrhage = {"form": "gguf_file", "type": settings.type}
     return Alteration(entries=tensor_types(model, settings, wanted))
 
@@ -215,17 +234,23 @@ def wanted_types(model: PreTrainedModel, settings: Settings) -> dict[str, str]:
 
 def _mixed(model: PreTrainedModel, settings: Settings) -> dict[str, str]:
     from hemorrhage.models.architecture import entries
+
+    tensors = _in_file(model)
+    shapes = {name: (*((len(parts),) if len(parts) > 1 else ()), *shape) for name, (parts, shape) in tensors.items()}
+    is_weighted = settings.importance or settings.imatrix is not None
+    types = mix_types(settings.type, entries(model.config), shapes, is_weighted)
+    return {part.removesuffix(".weight"): kind for name, kind in types.items() for part in tensors[name][0]}
+
+
+def _in_file(model: PreTrainedModel) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Return the tensors of the model's file: the parameters that each is made of, and the shape of one of these."""
+    from hemorrhage.models.architecture import entries
     from hemorrhage.models.formats.gguf_names import file_names
     from hemorrhage.models.formats.storage import distinct
 
-    config, parameters = entries(model.config), distinct(model)
-    sources = file_names(config, parameters)
-    shapes = {
-        name: (*((len(parts),) if len(parts) > 1 else ()), *parameters[parts[0]].shape)
-        for name, parts in sources.items()
-    }
-    types = mix_types(settings.type, config, shapes, settings.importance)
-    return {part.removesuffix(".weight"): kind for name, kind in types.items() for part in sources[name]}
+    parameters = distinct(model)
+    names = file_names(entries(model.config), parameters)
+    return {name: (parts, tuple(parameters[parts[0]].shape)) for name, parts in names.items()}
 
 
 def tensor_types(model: PreTrainedModel, settings: Settings, wanted: Mapping[str, str]) -> Mapping[str, Json]:
@@ -274,12 +299,33 @@ def _blocks(name: str, weight: Tensor, ggml_type: str, importance: Tensor | None
     return rows
 
 
-def _norms(settings: Settings, context: Context) -> dict[str, Callable[[], Tensor]]:
-    """Return ``{layer: function that gives the root mean square of its inputs}``."""
+def _squares(model: PreTrainedModel, settings: Settings, context: Context) -> Mapping[str, Callable[[], Tensor]]:
+    """Return ``{layer: function that gives the mean squares of its inputs}``."""
+    if settings.imatrix is not None:
+        return _squares_of_file(model, Path(settings.imatrix))
     if not settings.importance:
         return {}
     statistics = context.calibration
-    return {name: partial(statistics.norms, first) for first, shared in statistics.shared().items() for name in shared}
+
+    def square(first: str) -> Tensor:
+        return statistics.norms(first).square()
+
+    return {name: partial(square, first) for first, shared in statistics.shared().items() for name in shared}
+
+
+def _squares_of_file(model: PreTrainedModel, path: Path) -> dict[str, Callable[[], Tensor]]:
+    from hemorrhage.models.formats.imatrix import of_parts, read
+
+    by_tensor = read(path)
+    squares: dict[str, Callable[[], Tensor]] = {}
+    for gguf_name, (parts, shape) in _in_file(model).items():
+        each = of_parts(by_tensor, gguf_name, len(parts), shape[-1])
+        if each is not None:
+            layers = [part.removesuffix(".weight") for part in parts]
+            squares |= {layer: partial(torch.clone, row) for layer, row in zip(layers, each, strict=True)}
+    if not squares:
+        raise ValueError(f"{path} is the importance matrix of another model: it has none of the tensors of this one")
+    return squares
 
 
 def _embeddings(model: PreTrainedModel) -> list[tuple[Any, str]]:

@@ -1,0 +1,158 @@
+"""llama.cpp's importance matrices (imatrix): how large the inputs of a file's tensors are, read and written.
+
+For each tensor and each of its inputs a file has the sum of squares over the tokens that a calibration set sent there;
+of experts for each expert. The format of 2025 is a GGUF file: ``<tensor>.in_sum2`` [matrices, inputs] and
+``<tensor>.counts`` [matrices, 1], numbers of tokens. The older one (``.dat``) is a list of records: a tensor's name,
+how many chunks were seen, and for each input the mean of squares times that number. An expert that no token reached has
+1 everywhere there, and so it is read here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hemorrhage.models.formats.gguf_header import MAGIC, GgufError, read_header
+
+SUFFIXES = (".gguf", ".dat")
+"""Of the two formats, the newer first."""
+
+SQUARES, COUNTS = ".in_sum2", ".counts"
+
+LARGEST = 2**31 - 1
+"""Numbers and lengths of the older format."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a tensor's inputs were: mean ``squares`` float32 [matrices, inputs] over ``tokens`` float32 [matrices]."""
+
+    squares: Tensor
+    tokens: Tensor
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Return the mean of squares of each input by the file's names of tensors: float32, one matrix behind another.
+
+    Raises ValueError, one line that names the file, where it is neither format, not whole, or not of numbers.
+    """
+    with path.open("rb") as stream:
+        is_gguf = stream.read(len(MAGIC)) == MAGIC
+    squares_of = _read_gguf(path) if is_gguf else _read_records(path)
+    for name, squares in squares_of.items():
+        if not bool(squares.isfinite().all()) or bool((squares < 0).any()):
+            raise ValueError(f"{path}: {name} has squares that are no numbers from 0 on")
+    if not squares_of:
+        raise ValueError(f"{path} has no tensor")
+    return squares_of
+
+
+def of_parts(squares_of: Mapping[str, Tensor], name: str, parts: int, inputs: int) -> list[Tensor] | None:
+    """Return the squares float32 [inputs] of each of the ``parts`` of a tensor; None where the matrix has none of it.
+
+    Raises ValueError where there are others than ``inputs`` for each part.
+    """
+    squares = squares_of.get(name)
+    if squares is None:
+        return None
+    if squares.numel() != parts * inputs:
+        raise ValueError(
+            f"the importance matrix has {squares.numel()} inputs of {name}; the model has {parts * inputs}"
+        )
+    return list(squares.view(parts, inputs))
+
+
+def write(path: Path, seen: Mapping[str, Seen], length: int, datasets: Sequence[str]) -> None:
+    """Write an importance matrix in the format that the suffix says; ``length``: tokens of a window, llama.cpp's chunk.
+
+    ``datasets``: what the windows were taken from. Raises ValueError where the suffix says none.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: an importance matrix is a file {' or '.join(SUFFIXES)}")
+    chunks = int(max(each.tokens.max().item() for each in seen.values())) // length
+    if path.suffix == ".dat":
+        path.write_bytes(_records(seen, length, chunks, datasets))
+        return
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "")
+    # Of the model there is nothing in such a file, not even its architecture.
+    writer.kv_data[0].clear()
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", list(datasets))
+    writer.add_uint32("imatrix.chunk_count", chunks)
+    writer.add_uint32("imatrix.chunk_size", length)
+    for name in sorted(seen):
+        each = seen[name]
+        counts = each.tokens.float().unsqueeze(1)
+        writer.add_tensor(f"{name}{SQUARES}", (each.squares.double() * counts).float().numpy())
+        writer.add_tensor(f"{name}{COUNTS}", counts.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _read_gguf(path: Path) -> dict[str, Tensor]:
+    tensors = read_header(path).tensors
+    squares_of: dict[str, Tensor] = {}
+    for name in (key.removesuffix(SQUARES) for key in tensors if key.endswith(SQUARES)):
+        both = [tensors.get(f"{name}{suffix}") for suffix in (SQUARES, COUNTS)]
+        values = []
+        for tensor in both:
+            if tensor is None or tensor.ggml_type != "f32":
+                raise GgufError(f"{path}: {name} has no float32 sums and counts of an importance matrix")
+            content = torch.from_file(str(path), False, tensor.offset + tensor.size, dtype=torch.uint8)
+            values.append(content[tensor.offset :].clone().view(torch.float32).view(tensor.shape))
+        squares, counts = values
+        if squares.numel() % counts.numel():
+            raise GgufError(f"{path}: {name} has {squares.numel()} sums for {counts.numel()} matrices")
+        squares, counts = squares.view(counts.numel(), -1), counts.view(-1, 1)
+        squares_of[name] = torch.where(counts > 0, squares / counts, 1.0).flatten()
+    return squares_of
+
+
+def _read_records(path: Path) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    place = 0
+
+    def whole() -> int:
+        nonlocal place
+        if place + 4 > len(content):
+            raise ValueError(f"{path} ends before its last record does, or is no importance matrix")
+        (number,) = struct.unpack_from("<i", content, place)
+        place += 4
+        return int(number)
+
+    def octets(length: int) -> bytes:
+        nonlocal place
+        if not 0 < length <= len(content) - place:
+            raise ValueError(f"{path} ends before its last record does, or is no importance matrix")
+        place += length
+        return content[place - length : place]
+
+    squares_of: dict[str, Tensor] = {}
+    for _ in range(whole()):
+        name = octets(whole()).decode("utf-8", "replace")
+        calls = whole()
+        values = octets(4 * whole())
+        squares = torch.frombuffer(bytearray(values), dtype=torch.float32)
+        squares_of[name] = squares / max(calls, 1)
+    return squares_of
+
+
+def _records(seen: Mapping[str, Seen], length: int, chunks: int, datasets: Sequence[str]) -> bytes:
+    parts = [struct.pack("<i", len(seen))]
+    for name in sorted(seen):
+        each, encoded = seen[name], name.encode()
+        calls = -(-int(each.tokens.max()) // length)
+        squares = torch.where(each.tokens.unsqueeze(1) > 0, each.squares, 1.0) * calls
+        parts += [struct.pack("<i", len(encoded)), encoded, struct.pack("<ii", calls, squares.numel())]
+        parts.append(squares.float().contiguous().numpy().tobytes())
+    of = ", ".join(datasets).encode()
+    return b"".join([*parts, struct.pack("<ii", chunks, len(of)), of])
