@@ -18,6 +18,7 @@ from hemorrhage.compress.methods.weight_quantization import gptq
 from hemorrhage.compress.progress import Progress
 from hemorrhage.compress.solvers.columns import ROWS, VALUES, Layers, Limits, batches, factor, in_batches
 from hemorrhage.compress.solvers.grid import Quantized
+from hemorrhage.compress.solvers.rounded_sweep import sweep_formats
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats.storage import formatted_layers
@@ -37,7 +38,7 @@ def test_gptq_of_inputs_that_are_swept_together_is_that_of_each_alone(act_order:
         for weight, moment in problems
     ]
     (swept,) = batches(batch, False, OF_PROCESSOR)
-    together = gptq._quantize(swept, 16, settings, torch.bfloat16)
+    (together,) = sweep_formats(swept, 16, [settings], torch.bfloat16, act_order)
     for (weight, moment), parts in zip(problems, together, strict=True):
         (alone,) = gptq.quantize([weight.bfloat16()], moment, 16, settings, torch.bfloat16)
         assert all(isinstance(part, Quantized) for part in parts)

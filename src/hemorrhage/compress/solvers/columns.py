@@ -276,10 +276,9 @@ class Leaf:
 def sweep(
     W: Tensor,
     B: Tensor,
-    project: Callable[[int, Tensor, Tensor], object],
+    project: Callable[[int, Tensor, Tensor], object] | Leaf,
     begin: Callable[[int, int, Tensor], object] | None = None,
     segment: int = 0,
-    leaf: Leaf | None = None,
 ) -> Tensor:
     """Replace the columns of ``W`` float32 [inputs, columns, rows] by Q in place; return E, shaped like W.
 
@@ -287,12 +286,12 @@ def sweep(
     when it is its turn: it overwrites ``w`` [inputs, rows], the column's updated value, by its Q, and ``e`` [inputs,
     rows], the column's original value, by its error. ``begin(start, stop, current)`` is called before every
     ``segment`` columns, with the weights [inputs, columns of the segment, rows] that best compensate for all errors
-    before ``start``. ``leaf`` takes the place of ``project``.
+    before ``start``. A ``Leaf`` in the place of ``project`` does for a few columns at once what it does for each.
     """
     columns = W.shape[1]
     segment = segment or columns
     E = W.clone()
-    strip = leaf.columns if leaf else LEAF
+    strip = project.columns if isinstance(project, Leaf) else LEAF
 
     # A function that named itself would be a cycle, and hold all of these matrices until Python looks for cycles.
     def visit(start: int, stop: int, again: Callable[..., None]) -> None:
@@ -300,10 +299,10 @@ def sweep(
         if begin and start % segment == 0 and (width == segment or (width < segment and stop == columns)):
             begin(start, stop, current(start, stop))
         if width <= strip and width <= segment:
-            if leaf:
-                leaf.sweep(E, start, stop)
+            if isinstance(project, Leaf):
+                project.sweep(E, start, stop)
             else:
-                sweep_strip(start, stop)
+                sweep_strip(project, start, stop)
             return
         middle = _middle(start, stop, segment, strip)
         again(start, middle, again)
@@ -322,7 +321,7 @@ def sweep(
         )
         return torch.baddbmm(original, inverse, updated - original)
 
-    def sweep_strip(start: int, stop: int) -> None:
+    def sweep_strip(project: Callable[[int, Tensor, Tensor], object], start: int, stop: int) -> None:
         strip = W[:, start:stop]
         arrives = B[:, start:stop, start:stop].unsqueeze(3).unbind(2)
         for i, (w, e) in enumerate(zip(strip.unbind(1), E[:, start:stop].unbind(1), strict=True), start=1):
