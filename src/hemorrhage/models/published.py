@@ -130,8 +130,7 @@ def read(path: Path) -> Published:
         layer_bits=sum(bits[piece] for piece in pieces) + plain,
         bytes=sum(file.stat().st_size for file in weights),
         types=Counter(tensor.dtype for tensor in stored.values()),
-        # Programs round the cache as its scheme says, where this bench does not.
-        engine=engine({QUANTIZATION: {**quantization, "kv_cache_scheme": None}} if quantization else {})[0],
+        engine=engine({**config.to_dict(), QUANTIZATION: quantization})[0],
         tokens=vocabulary(path),
         notes=(*compared.notes, *filter(None, problems)),
     )

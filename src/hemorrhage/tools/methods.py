@@ -14,7 +14,7 @@ from pathlib import Path
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.info import FAMILIES, Paper
 from hemorrhage.compress.method import SHUFFLED, Method, Settings
-from hemorrhage.models.engines import STORED, engine
+from hemorrhage.models.engines import STORED, answer
 from hemorrhage.study.registry import METHODS
 
 BEGIN, END = "<!-- methods: begin (python -m hemorrhage.tools.methods) -->", "<!-- methods: end -->"
@@ -57,7 +57,8 @@ def _row(method: Method) -> str:
         ", ".join(_statistics(method)) or "none",
         f"`{SHUFFLED}`" if SHUFFLED in method.settings.model_fields else "–",
         ", ".join(dict.fromkeys(_plain(each.plain) for each in info.improves_on)) or "–",
-        "; ".join(dict.fromkeys(engine(STORED[name])[0] or "this bench" for name in info.storage)) or "what reads it",
+        "; ".join(dict.fromkeys(answer(STORED[name]).names or "this bench" for name in info.storage))
+        or "what reads it",
     )
     return f"| {' | '.join(cells)} |"
 

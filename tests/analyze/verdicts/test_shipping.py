@@ -129,9 +129,13 @@ def test_the_front_mixes_families_and_knows_how_sure_it_is(recommendation: dict[
 @pytest.mark.parametrize(
     ("settings", "loads", "why"),
     [
-        ({}, "any Hugging Face program", ""),
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "vLLM, transformers", ""),
-        ({"hemorrhage": {"forms": ["codebook"]}, "quantization_config": {"load_in_4bit": True}}, "bitsandbytes", ""),
+        ({}, "transformers", ""),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "vLLM 0.33", ""),
+        (
+            {"hemorrhage": {"forms": ["codebook"]}, "quantization_config": {"quant_method": "bitsandbytes"}},
+            "bitsandbytes",
+            "",
+        ),
         ({"hemorrhage": {"form": "gguf_file"}}, "llama.cpp", ""),
         ({"hemorrhage": {"form": "sliced"}}, "", "another architecture"),
         ({"hemorrhage": {"forms": ["low_rank"]}}, "", "low_rank"),

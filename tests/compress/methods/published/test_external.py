@@ -167,7 +167,11 @@ def test_a_gguf_file_is_a_variant_with_what_it_holds(tmp_path: Path, monkeypatch
     export(tmp_path / "made", tmp_path / "file.gguf", "gguf")
     manifest = read(tmp_path / "base", tmp_path / "file.gguf", tmp_path / "v")
     assert failure(tmp_path / "v") is None
-    assert (manifest["label"], manifest["storage"], manifest["engine"]) == ("file", "GGUF, Q4_K_S", "llama.cpp")
+    assert (manifest["label"], manifest["storage"], manifest["engine"]) == (
+        "file",
+        "GGUF, Q4_K_S",
+        "llama.cpp b9190 (CPU or GPU)",
+    )
     assert manifest["lineage"]["verdict"] == "same"
     assert manifest["notes"] == ["The file is called Q4_K_S; 100% of the weights of its blocks are Q5_0."]
     assert manifest["disk_bytes"] == (tmp_path / "file.gguf").stat().st_size

@@ -1,0 +1,136 @@
+"""The rows of vLLM in the table of engines are what the code of its release says (``make engines``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemorrhage.models.engine_table import VLLM, VLLM_CPU, Engine
+from hemorrhage.models.engines import Loads, answer
+from tests.engines.formats import CACHES, FORMATS, config_of
+from tests.engines.install import CODE
+
+pytestmark = pytest.mark.engines
+
+FOLDER = Path(os.environ.get("HEMORRHAGE_ENGINES", ".engines"))
+PROBE = Path(__file__).with_name("vllm_probe.py")
+
+LAYER = "model.layers.0.self_attn"
+NAMED = [f"{LAYER}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+FUSED = f"{LAYER}.qkv_proj"
+
+
+def _mixed(first: str, second: str, split: bool) -> dict[str, Any]:
+    """q, k and v in one format or in two, the output projection in the other."""
+    alike, others = (NAMED[:1], [*NAMED[1:], f"{LAYER}.o_proj"]) if split else (NAMED, [f"{LAYER}.o_proj"])
+    return config_of({"a": {**FORMATS[first], "targets": alike}, "b": {**FORMATS[second], "targets": others}})
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Name -> a case of the probe."""
+    linear, both = [f"{LAYER}.o_proj"], [FUSED, f"{LAYER}.o_proj"]
+    one = {name: {"config": config_of({"group_0": scheme}), "layers": linear} for name, scheme in FORMATS.items()}
+    experts = {f"{name}, experts": {**case, "experts": True} for name, case in one.items()}
+    caches = {
+        f"cache of {name}": {
+            "config": config_of({"group_0": FORMATS["W4A16 in groups of 64"]}, kv_cache_scheme=scheme),
+            "layers": linear,
+        }
+        for name, scheme in CACHES.items()
+    }
+    first, second, third = "W4A16 in groups of 64", "W3A16 in groups of 64", "FP8 per channel, tokens"
+    packed = {"group_0": FORMATS[first]}
+    mixtures = {
+        "two widths": {"config": _mixed(first, second, split=False), "layers": both},
+        "two widths in q, k, v": {"config": _mixed(first, second, split=True), "layers": both},
+        "FP8 and integers": {"config": _mixed(first, third, split=False), "layers": both},
+        "q without k and v": {"config": config_of(packed, ignore=("lm_head", NAMED[0])), "layers": both},
+        "neither q, k nor v": {"config": config_of(packed, ignore=("lm_head", *NAMED)), "layers": both},
+        "columns in another order": {
+            "config": config_of(
+                {"group_0": {**FORMATS[first], "weights": {**FORMATS[first]["weights"], "actorder": "group"}}}
+            ),
+            "layers": linear,
+        },
+    }
+    return {**one, **experts, **caches, **mixtures}
+
+
+CASES = cases()
+
+
+def asked(device: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """vLLM's version, and name -> compute capability -> what it objects to."""
+    if not (FOLDER / "bin/python").exists():
+        pytest.fail(f"{FOLDER} has no engines: make engines")
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER / CODE) if device == "cuda" else ""}
+    done = subprocess.run(
+        [str(FOLDER / "bin/python"), str(PROBE), device],
+        input=json.dumps(list(CASES.values())),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=FOLDER,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    return said["version"], dict(zip(CASES, said["answers"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def on_cuda() -> tuple[str, dict[str, dict[str, str]]]:
+    return asked("cuda")
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> tuple[str, dict[str, dict[str, str]]]:
+    return asked("cpu")
+
+
+def expected(name: str, engine: Engine) -> Loads | None:
+    """What the table says of a case."""
+    case = CASES[name]
+    mixture = {"num_local_experts": 4} if case.get("experts") else {}
+    given = answer({"quantization_config": case["config"], "hidden_size": 256, "intermediate_size": 256, **mixture})
+    return next((each for each in given.loads if each.engine == engine), None)
+
+
+def test_the_releases_are_those_of_the_table(on_cuda: tuple[str, Any], on_cpu: tuple[str, Any]) -> None:
+    assert on_cuda[0].startswith(f"{VLLM.version}.")
+    assert on_cpu[0].startswith(f"{VLLM_CPU.version}.")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vllm_takes_what_the_table_says_from_the_capability_that_it_says(
+    name: str, on_cuda: tuple[str, dict[str, dict[str, str]]]
+) -> None:
+    said, row = on_cuda[1][name], expected(name, VLLM)
+    taken = [float(capability) for capability, objection in said.items() if not objection]
+    if row is None:
+        # Nothing that a range of capabilities could say.
+        assert not taken or 10.0 not in taken or 9.0 not in taken, said
+    elif row.is_exact:
+        assert taken == [row.capability], said
+    else:
+        assert taken == [float(each) for each in said if float(each) >= (row.capability or 0)], said
+
+
+FAILS_WHEN_IT_RUNS = {
+    "FP8 of one scale, fixed": "its operator static_scaled_fp8_quant is declared without arguments",
+    "FP8 of one scale, tokens": "not run",
+    "FP8 of one scale, fixed, experts": "not run",
+    "FP8 per channel, tokens, experts": "not run",
+}
+"""What its code takes and the table does not name, and why."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_its_cpu_build_takes_what_the_table_says(name: str, on_cpu: tuple[str, dict[str, dict[str, str]]]) -> None:
+    (objection,) = on_cpu[1][name].values()
+    named = expected(name, VLLM_CPU) is not None
+    assert (named or name in FAILS_WHEN_IT_RUNS) == (not objection), objection
