@@ -26,6 +26,7 @@ from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda, wanda_plus
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, qat, rtn
+from hemorrhage.compress.solvers.checkpoint_size import layer_bits
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
@@ -185,7 +186,7 @@ def test_bits_by_sensitivity_are_beyond_their_control_at_the_bytes_of_uniform_on
     beat, and sensitivities in wrong places do much harm."""
     uniform: dict[str, Any] = {"bits": 4, "group_size": "channel"}
     linears = linears_of(load(trained)).values()
-    stored = sum(mixed.stored_bits(linear, rtn.Settings(**uniform)) for linear in linears)
+    stored = sum(layer_bits(linear, rtn.Settings(**uniform)) for linear in linears)
     settings: dict[str, Any] = {
         "budget": stored / sum(linear.weight.numel() for linear in linears) + 1e-9,
         "group_size": "channel",

@@ -184,6 +184,7 @@ def _quantization(model: PreTrainedModel) -> QuantizationConfig | None:
     for name, scheme in schemes.items():
         groups.setdefault(json.dumps(scheme, sort_keys=True), (scheme, []))[1].append(name)
     formats = {scheme.get("format", "pack-quantized") for scheme in schemes.values()}
+    is_mixed = len(formats) > 1
     # One scheme for all is written as every reader expects it; several have to name their layers.
     several = len(groups) > 1
     vocabulary = set(vocabulary_layers(model))
@@ -193,11 +194,12 @@ def _quantization(model: PreTrainedModel) -> QuantizationConfig | None:
     return {
         "quant_method": "compressed-tensors",
         "version": __version__,
-        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "format": "mixed-precision" if is_mixed else formats.pop(),
         "quantization_status": "compressed",
         "config_groups": {
             f"group_{index}": {
                 **scheme,
+                **({"format": scheme.get("format", "pack-quantized")} if is_mixed else {}),
                 "targets": names if several else ["Linear", *(name for name in names if name in vocabulary)],
             }
             for index, (scheme, names) in enumerate(groups.values())

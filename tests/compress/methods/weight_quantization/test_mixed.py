@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
@@ -21,11 +21,15 @@ from hemorrhage.calibrate.statistics import collect
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import mixed, rtn
+from hemorrhage.compress.solvers.checkpoint_size import checkpoint_bytes
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
+from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest, write_manifest
+from hemorrhage.tools.export import export
+from tests.calibration import calibrated
 from tests.divergence import divergence
 from tests.layers import generate, layer_of
 
@@ -59,6 +63,24 @@ def folders(tiny: Path, text: Tensor, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def statistics(folders: tuple[Path, Path]) -> Statistics:
     return Statistics(folders[0], {"loss": folders[1]})
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A bfloat16 Qwen2 of odd sizes that groups of 32 divide, one KV head, biases; its calibration and gradients."""
+    parent = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=512, hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config)
+    for value in model.parameters():
+        value.data = torch.randn_like(value) / 8
+    model.bfloat16().save_pretrained(parent / "base")
+    calibration = calibrated(parent / "base", parent)
+    gradients(parent / "gradients", parent / "base", calibration, {"part": "loss"})
+    return parent / "base", calibration, parent / "gradients"
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -186,7 +208,7 @@ def test_too_small_a_budget_is_refused(tiny: Path, statistics: Statistics) -> No
     assert problem == "budget 3 must lie between 10.5 and 18 for these widths"
     assert mixed.Settings(budget=11, group_size=4).check(config) is None
     assert "group_size 64 does not divide" in str(mixed.Settings(budget=4, group_size=64).check(config))
-    with pytest.raises(ValueError, match="the smallest widths take"):
+    with pytest.raises(ValueError, match="the smallest choices take"):
         mixed.alter(load(tiny), mixed.Settings(budget=10.5, group_size=4), Context(statistics))
 
 
@@ -217,6 +239,70 @@ def test_a_budget_in_bytes_is_kept_by_the_whole_file(
             assert len({of_layer[f"model.layers.{block}.{name}"] for name in fused}) == 1
 
 
+@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+def test_formats_mix_and_other_programs_read_them(wide: tuple[Path, Path, Path], tmp_path: Path, rounding: str) -> None:
+    """Integers, FP8, NVFP4, MXFP4 and layers as they are in one bfloat16 checkpoint."""
+    base, calibration, part = wide
+    formats = ["nvfp4", "mxfp4", "fp8", "dense"]
+    settings: dict[str, Any] = {
+        "budget": 7.5,
+        "widths": [4],
+        "formats": formats,
+        "group_size": 16,
+        "rounding": rounding,
+    }
+    spec = {"sweep": "s", "method": "mixed", "settings": settings, "seed": 0}
+    compress(tmp_path / "out", "v", base, None, calibration, [part], spec)
+    manifest = read_manifest(tmp_path / "out")
+    assert "failure" not in manifest
+    dense = load(base, "stored")
+    linears = linears_of(dense)
+    biases = sum(8 * linear.bias.nbytes for linear in linears.values() if linear.bias is not None)
+    layer_bits = manifest["layer_bits"] - biases / sum(linear.weight.numel() for linear in linears.values())
+    assert 0.97 * 7.5 < layer_bits <= 7.5
+    ours = load(tmp_path / "out", base=base)
+    verify(ours, tmp_path / "out")
+    quantization = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    kinds = {
+        name: (group["format"], group["weights"].get("group_size"))
+        for group in quantization["config_groups"].values()
+        for name in group["targets"]
+    }
+    assert len(set(kinds.values())) > 1
+    assert quantization["format"] == "mixed-precision"
+    for name, linear in linears.items():
+        is_same = torch.equal(layer_of(ours, name).weight, linear.weight.float())
+        assert (name in kinds) != is_same
+        assert (name in quantization["ignore"]) == is_same
+        for fused in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            if name.endswith(fused):
+                prefix = name.rpartition(".")[0]
+                assert len({kinds.get(f"{prefix}.{other}") for other in fused}) == 1
+    export(tmp_path / "out", tmp_path / "packed", "packed", base)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.bfloat16)
+    tokens = torch.arange(30)[None]
+    with torch.no_grad():
+        theirs(tokens)
+    for name in linears:
+        assert torch.equal(layer_of(theirs, name).weight, layer_of(ours, name).weight.bfloat16()), name
+
+
+@pytest.mark.parametrize("formats", [["fp8", "dense"], ["nvfp4", "mxfp8", "fp8_tensor"]])
+def test_a_budget_in_bytes_counts_every_format(
+    wide: tuple[Path, Path, Path], tmp_path: Path, formats: list[str]
+) -> None:
+    base, calibration, part = wide
+    model = load(base, "stored")
+    options = mixed.Settings.model_validate({"budget": 8, "formats": formats}).options
+    sizes = [checkpoint_bytes(model, dict.fromkeys(linears_of(model), option)) for option in options]
+    budget = (min(sizes) + max(sizes)) // 2000
+    spec = {"sweep": "s", "method": "mixed", "settings": {"budget": f"{budget} kB", "formats": formats}, "seed": 0}
+    compress(tmp_path / "out", "v", base, None, calibration, [part], spec)
+    manifest = read_manifest(tmp_path / "out")
+    assert "failure" not in manifest
+    assert 0.85 * 1000 * budget < manifest["disk_bytes"] <= 1000 * budget
+
+
 def test_bytes_that_no_choice_fits_are_refused(tiny: Path) -> None:
     model = load(tiny)
     assert mixed.Settings(budget="1 KiB", group_size=4).check(model.config.to_dict()) is None
@@ -236,8 +322,16 @@ def test_settings() -> None:
     assert in_bytes.label == "at most 90 MB, mixed 2, 3, 4, 5, 6, 8, groups of 64, rtn"
     assert in_bytes.identity == mixed.Settings(budget=4.5, group_size=64).identity
     assert mixed.Settings(budget="1.5GiB").budget_bytes == 3 * 2**29
+    formats = mixed.Settings.model_validate({"budget": 6, "formats": ["nvfp4", "fp8", "dense"]})
+    assert formats.widths == ()
+    assert formats.label == "6 bits on average, mixed, nvfp4, fp8, dense, rtn"
+    assert [option and option.format for option in formats.options] == ["nvfp4", "fp8", None]
+    assert mixed.Settings.model_validate(formats.model_dump()) == formats
     for wrong in (
         {"budget": "90 Mb"},
+        {"budget": 6, "formats": ["fp8"]},
+        {"budget": 6, "formats": ["fp8", "fp8"]},
+        {"budget": 6, "formats": ["fp8", "int9"]},
         {"budget": 3, "widths": [4, 2]},
         {"budget": 3, "widths": [4]},
         {"budget": 2},

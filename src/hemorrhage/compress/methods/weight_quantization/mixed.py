@@ -4,9 +4,9 @@ Rounding the weights of a linear layer by dW changes its outputs by dW x, and th
 ≈ 1/2 Σ_i G_ii (dW H dWᵀ)_ii`` nats per token: H is the second moment of the layer's inputs, G_ii the mean squared
 gradient of the per-token loss with respect to output i. That is K-FAC's Fisher matrix (Martens and Grosse, arXiv
 1503.05671) with a diagonal output factor, and the use of curvature to give bits that of HAWQ (Dong et al., arXiv
-1905.03696). Every layer is rounded at every width; then a width is chosen for each group of layers that engines
-compute as one (hemorrhage.compress.solvers.fused), so that the estimates add up to the least under the budget, exactly
-on a grid of bytes. The estimates are added, over layers and groups: layers are taken to err on their own.
+1905.03696). Every layer is rounded at every width and in every format; then one is chosen for each group of layers that
+engines compute as one (hemorrhage.compress.solvers.fused), so that the estimates add up to the least under the budget,
+exactly on a grid of bytes. The estimates are added, over layers and groups: layers are taken to err on their own.
 
 ``shuffled`` is the control: each group gets the estimates of another one, drawn at random.
 """
@@ -14,10 +14,10 @@ on a grid of bytes. The estimates are added, over layers and groups: layers are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
 from hemorrhage.calibrate.reader import Statistics
@@ -25,8 +25,10 @@ from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, number
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
+from hemorrhage.compress.solvers.checkpoint_size import checkpoint_bytes, layer_bits
 from hemorrhage.compress.solvers.fused import fused_groups
-from hemorrhage.compress.solvers.grid import GridSettings, Quantized, group_width, grouping
+from hemorrhage.compress.solvers.grid import GridSettings, grouping
+from hemorrhage.compress.solvers.number_formats import AnyQuantized, FormatSettings, columns_of_scale
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.compress.solvers.vocabulary import (
@@ -39,7 +41,6 @@ from hemorrhage.compress.solvers.vocabulary import (
 from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
-from hemorrhage.models.stream import header
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -57,8 +58,18 @@ Bytes = Annotated[str, Field(pattern=rf"^[0-9]+(\.[0-9]+)? ?({'|'.join(UNITS)})$
 """A number of bytes with its unit, such as 90 MB."""
 
 
+DENSE = "dense"
+"""The format of a layer that is left as it is."""
+
+Format = Literal["fp8", "fp8_tensor", "fp8_block", "nvfp4", "mxfp4", "mxfp8", "dense"]
+
+
 def _budget_wording(budget: float | str) -> str:
     return f"at most {budget}" if isinstance(budget, str) else f"{number(budget)} bits on average"
+
+
+def _listed(names: tuple[object, ...]) -> str:
+    return "+".join(map(str, names))
 
 
 class Settings(Base):
@@ -66,7 +77,9 @@ class Settings(Base):
 
     ``budget``: stored bits per weight of the decoder blocks' linear layers, scales and zero points counted; or bytes of
     the whole checkpoint, such as ``90 MB``.
-    ``widths``: bits of a code that a layer can have. ``rounding`` with ``gptq`` reads second moments twice.
+    ``widths``: bits of integers that a layer can have; where nothing is said and there are ``formats``, none.
+    ``formats``: floating-point formats that a layer can have, and ``dense``, which leaves it as it is.
+    ``rounding`` with ``gptq`` reads second moments twice.
     ``embeddings``: bits of the embedding and the head, which are chosen by hand.
     """
 
@@ -74,23 +87,34 @@ class Settings(Base):
     severity_field: ClassVar[str] = "budget"
     words: ClassVar[Mapping[str, Wording]] = {
         "budget": _budget_wording,
-        "widths": "mixed {}",
+        "widths": lambda widths: f"mixed {number(widths)}".strip(),
+        "formats": "{}",
         "group_size": grouping,
         "rounding": "{}",
         "embeddings": "embedding and head {} bit",
     }
     always_named: ClassVar[tuple[str, ...]] = ("widths", "group_size", "rounding")
     in_names: ClassVar[Mapping[str, Callable[[Any], str]]] = {
-        "budget": lambda budget: str(budget).replace(" ", "").lower()
+        "budget": lambda budget: str(budget).replace(" ", "").lower(),
+        "widths": _listed,
+        "formats": _listed,
     }
 
-    budget: Annotated[float, Field(gt=2, le=16)] | Bytes
-    widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (2, 3, 4, 5, 6, 8)
+    budget: Annotated[float, Field(gt=2, le=32)] | Bytes
+    widths: tuple[Width, ...] = (2, 3, 4, 5, 6, 8)
+    formats: tuple[Format, ...] = ()
     group_size: Annotated[int, Field(ge=2, strict=True)] | Literal["channel"] = 128
     symmetric: bool = False
     rounding: Literal["rtn", "gptq"] = "rtn"
     shuffled: bool = False
     embeddings: VocabularyBits = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _formats_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("formats") and "widths" not in values:
+            return {**values, "widths": ()}
+        return values
 
     @field_validator("widths")
     @classmethod
@@ -99,10 +123,27 @@ class Settings(Base):
             raise ValueError(f"widths {list(widths)} must rise")
         return widths
 
-    def grid(self, bits: int) -> GridSettings:
-        """Return the settings of the grid of a layer with ``bits``."""
-        settings = gptq.Settings if self.rounding == "gptq" else rtn.Settings
-        return settings(bits=bits, group_size=self.group_size, symmetric=self.symmetric)
+    @model_validator(mode="after")
+    def _something_to_choose(self) -> Settings:
+        if len(set(self.formats)) < len(self.formats):
+            raise ValueError(f"formats {list(self.formats)} name one twice")
+        if len(self.widths) + len(self.formats) < 2:
+            raise ValueError("widths and formats must name two together, or there is nothing to choose")
+        return self
+
+    @property
+    def options(self) -> list[FormatSettings | None]:
+        """What a layer can become: the grids of ``widths`` and the ``formats``; None leaves it as it is."""
+        rounding = gptq.Settings if self.rounding == "gptq" else rtn.Settings
+        integers = [rounding(bits=bits, group_size=self.group_size, symmetric=self.symmetric) for bits in self.widths]
+        floats = [None if name == DENSE else rounding.model_validate({"format": name}) for name in self.formats]
+        return [*integers, *floats]
+
+    @property
+    def common(self) -> list[str]:
+        """Names of the settings that the points of one damage curve share; a format has its own groups."""
+        is_implied = not self.widths and self.embeddings is None
+        return [name for name in super().common if not (is_implied and name in ("group_size", "symmetric"))]
 
     @property
     def budget_bytes(self) -> int | None:
@@ -134,81 +175,127 @@ class Settings(Base):
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
-        problem = self.grid(self.widths[0]).check(config)
-        if problem or isinstance(self.budget, str):
-            return problem
+        for option in filter(None, self.options):
+            problem = option.check(config)
+            if problem:
+                return problem
+        if isinstance(self.budget, str):
+            return None
         scale = 32 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 16
-        costs = [
-            bits + (scale + (0 if self.symmetric else bits)) / self._width(columns)
-            for bits in (self.widths[0], self.widths[-1])
-            for columns in input_widths(config).values()
-        ]
+        costs = [_cost(option, columns, scale) for option in self.options for columns in input_widths(config).values()]
         # What the layers' shapes cost in detail is known when the model is there.
         if not min(costs) < self.budget < max(costs):
-            return f"budget {self.budget:g} must lie between {min(costs):.3g} and {max(costs):.3g} for these widths"
+            return f"budget {self.budget:g} must lie between {min(costs):.3g} and {max(costs):.3g} for {self.choice}"
         return None
 
     def check_model(self, model: PreTrainedModel) -> str | None:
-        """Raise RefusedError where groups don't divide a layer's inputs, or no choice of widths fits the bytes."""
-        self.grid(self.widths[0]).check_model(model)
+        """Raise RefusedError where groups don't divide a layer's inputs, or no choice fits the bytes."""
+        for option in filter(None, self.options):
+            option.check_model(model)
         check_vocabulary(model, self.embeddings, self.group_size)
         if self.budget_bytes is not None:
-            of_widths = [checkpoint_bytes(model, self, bits) for bits in (self.widths[0], self.widths[-1])]
-            if not of_widths[0] <= self.budget_bytes < of_widths[1]:
-                low, high = (f"{number(round(size / 1e6, 3))} MB" for size in of_widths)
-                raise RefusedError(f"budget {self.budget} must lie between {low} and {high} for these widths")
+            sizes = [
+                checkpoint_bytes(model, {**dict.fromkeys(linears_of(model), option), **self.of_vocabulary(model)})
+                for option in self.options
+            ]
+            if not min(sizes) <= self.budget_bytes < max(sizes):
+                low, high = (f"{number(round(size / 1e6, 3))} MB" for size in (min(sizes), max(sizes)))
+                raise RefusedError(f"budget {self.budget} must lie between {low} and {high} for {self.choice}")
         return None
 
-    def _width(self, columns: int) -> int:
-        return columns if self.group_size == "channel" else self.group_size
+    def of_vocabulary(self, model: PreTrainedModel) -> dict[str, GridSettings | None]:
+        """Return the grid of the embedding and the head by name; empty where they stay as they are."""
+        if self.embeddings is None:
+            return {}
+        return dict.fromkeys(vocabulary_matrices(model), vocabulary_grid(self.embeddings, self.group_size))
+
+    @property
+    def choice(self) -> str:
+        """What there is to choose from, in a sentence."""
+        return "these formats" if self.formats else "these widths"
+
+
+def _cost(option: FormatSettings | None, columns: int, real: int) -> float:
+    """Return about how many bits a weight takes; ``real``: those of a number of the checkpoint's dtype."""
+    if option is None:
+        return real
+    width = columns if option.group_size == "channel" else option.group_size
+    if option.number is not None:
+        return option.bits + {"dtype": real, "e4m3": 8, "power": 8}[option.number.scales] / width
+    return option.bits + (real + (0 if option.symmetric else option.bits)) / width
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> Alteration:
-    """Quantize ``model`` in place. Raises ValueError where the budget is less than the least widths take."""
+    """Quantize ``model`` in place. Raises ValueError where the budget is less than the least choices take."""
     linears, statistics = linears_of(model), context.calibration
-    shared = statistics.shared()
+    shared, options = statistics.shared(), settings.options
     groups = fused_groups(model, shared)
-    sizes = [
-        [sum(stored_bits(linears[name], settings.grid(bits)) for name in names) for bits in settings.widths]
-        for names in groups
-    ]
+    sizes = [[sum(layer_bits(linears[name], option) for name in names) for option in options] for names in groups]
     weights = sum(linear.weight.numel() for linear in linears.values())
-    limit = bit_limit(model, settings, weights)
+    # Of the layers that read one input, those that engines compute as one: a scale of all is one number.
+    parts = [(first, [name for name in names if name in shared[first]]) for names in groups for first in shared]
+    parts = [(first, names) for first, names in parts if names]
     with torch.no_grad():
-        estimates = sensitivities(linears, settings, statistics)
+        estimates = sensitivities(linears, parts, settings, statistics)
         order = shuffle(torch.arange(len(groups)), shuffler(settings.shuffled, context.seed))
-        losses = [[sum(of_width) for of_width in zip(*map(estimates.get, names), strict=True)] for names in groups]
-        chosen = allocate([losses[index] for index in order.tolist()], sizes, limit)
-        width_of = {name: settings.widths[index] for names, index in zip(groups, chosen, strict=True) for name in names}
-        for first, names in tqdm(shared.items(), desc=settings.rounding, unit="input", mininterval=5, leave=False):
+        losses = [[sum(of_option) for of_option in zip(*map(estimates.get, names), strict=True)] for names in groups]
+        chosen = choose(model, settings, groups, [losses[index] for index in order.tolist()], sizes)
+        option_of = {name: options[index] for names, index in zip(groups, chosen, strict=True) for name in names}
+        for first, names in tqdm(parts, desc=settings.rounding, unit="input", mininterval=5, leave=False):
+            option = option_of[names[0]]
+            if option is None:
+                continue
             H = statistics.second_moment(first) if settings.rounding == "gptq" else None
-            for name in names:
-                grid = settings.grid(width_of[name])
-                (quantized,) = quantize([name], linears, H, grid)
-                store(model, name, quantized, grid)
+            for name, quantized in zip(names, quantize(names, linears, H, option), strict=True):
+                store(model, name, quantized, option)
         quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
     spent = sum(size[index] for size, index in zip(sizes, chosen, strict=True))
     return Alteration(entries={"severity": spent / weights} if isinstance(settings.budget, str) else {})
 
 
-def bit_limit(model: PreTrainedModel, settings: Settings, weights: int) -> int:
-    """Return the bits that the layers, which have so many ``weights``, may take together."""
-    if settings.budget_bytes is None:
-        return int(float(settings.budget) * weights)
-    widest = settings.widths[-1]
-    of_layers = sum(stored_bits(linear, settings.grid(widest)) for linear in linears_of(model).values())
-    return of_layers - 8 * (checkpoint_bytes(model, settings, widest) - settings.budget_bytes)
+def choose(
+    model: PreTrainedModel,
+    settings: Settings,
+    groups: list[list[str]],
+    losses: list[list[float]],
+    sizes: list[list[int]],
+) -> list[int]:
+    """Return for each of the ``groups`` the index of its option: the least ``losses`` under the budget."""
+    linears, budget = linears_of(model), settings.budget_bytes
+    if budget is None:
+        return allocate(losses, sizes, int(float(settings.budget) * sum(x.weight.numel() for x in linears.values())))
+    vocabulary = settings.of_vocabulary(model)
+    limit = 8 * budget
+    while True:
+        chosen = allocate(losses, sizes, limit)
+        of_layer = {
+            name: settings.options[index] for names, index in zip(groups, chosen, strict=True) for name in names
+        }
+        # The header's length depends on what is chosen.
+        surplus = checkpoint_bytes(model, {**of_layer, **vocabulary}) - budget
+        if surplus <= 0:
+            return chosen
+        spent = sum(size[index] for size, index in zip(sizes, chosen, strict=True))
+        limit = spent - 8 * surplus
 
 
-def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics: Statistics) -> dict[str, list[float]]:
-    """Return the estimated KL, nats per token, of rounding each of ``linears`` alone, for every one of the widths."""
+def sensitivities(
+    linears: dict[str, nn.Linear], parts: list[tuple[str, list[str]]], settings: Settings, statistics: Statistics
+) -> dict[str, list[float]]:
+    """Return the estimated KL, nats per token, of each option for each of ``linears`` alone.
+
+    ``parts``: the first layer that reads an input, and layers that read it and are rounded together.
+    """
     estimates: dict[str, list[float]] = {name: [] for name in linears}
-    inputs = statistics.shared().items()
-    for first, names in tqdm(inputs, desc="sensitivity", unit="input", mininterval=5, leave=False):
+    for first, names in tqdm(parts, desc="sensitivity", unit="input", mininterval=5, leave=False):
         H = statistics.second_moment(first)
         outputs = [statistics.output_gradient(name) for name in names]
-        for bits in settings.widths:
-            layers = quantize(names, linears, H, settings.grid(bits))
+        for option in settings.options:
+            if option is None:
+                for name in names:
+                    estimates[name].append(0.0)
+                continue
+            layers = quantize(names, linears, H, option)
             for name, quantized, output in zip(names, layers, outputs, strict=True):
                 change = quantized.dense().sub_(linears[name].weight)
                 estimates[name].append(divergence(change, H, output))
@@ -216,18 +303,19 @@ def sensitivities(linears: dict[str, nn.Linear], settings: Settings, statistics:
 
 
 def quantize(
-    names: list[str], linears: dict[str, nn.Linear], H: Tensor | None, settings: GridSettings
-) -> list[Quantized]:
-    """Return the layers ``names``, which read one input with second moment ``H``, on the grid of ``settings``."""
+    names: list[str], linears: dict[str, nn.Linear], H: Tensor | None, settings: FormatSettings
+) -> Sequence[AnyQuantized]:
+    """Return the layers ``names``, which read one input with second moment ``H``, rounded by ``settings``."""
     weights = [linears[name].weight.detach() for name in names]
-    width, dtype = group_width(names[0], weights[0].shape[1], settings), weights[0].dtype
+    dtype = weights[0].dtype
     if isinstance(settings, gptq.Settings):
         assert H is not None
+        width = columns_of_scale(names[0], weights[0].shape[1], settings)
         try:
-            return gptq.quantize(weights, H, width, settings, dtype)
+            return gptq.quantize_shared(weights, H, width, settings, dtype)
         except ValueError as error:
             raise ValueError(f"{names[0]}: {error}") from None
-    return [rtn.quantize(weight, width, settings, dtype) for weight in weights]
+    return rtn.quantize_shared(weights, names[0], settings, dtype)
 
 
 def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
@@ -239,51 +327,6 @@ def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
     return 0.5 * torch.dot((dW @ H).mul_(dW).sum(1), G_ii).item()
 
 
-def stored_bits(linear: nn.Linear, settings: GridSettings) -> int:
-    """Return the bits that a packed layer takes: codes, scales, zero points, its shape."""
-    return sum(8 * dtype.itemsize * math.prod(shape) for shape, dtype in packed_tensors(linear, settings).values())
-
-
-def packed_tensors(
-    layer: nn.Linear | nn.Embedding, settings: GridSettings
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Return shape and dtype of what is stored of a packed layer, by suffix."""
-    rows, columns = layer.weight.shape
-    groups = 1 if settings.group_size == "channel" else columns // settings.group_size
-    tensors = {
-        "weight_packed": ((rows, math.ceil(columns * settings.bits / 32)), torch.int32),
-        "weight_scale": ((rows, groups), layer.weight.dtype),
-        "weight_shape": ((2,), torch.int64),
-    }
-    if not settings.symmetric:
-        tensors["weight_zero_point"] = ((math.ceil(rows * settings.bits / 32), groups), torch.int32)
-    return tensors
-
-
-def checkpoint_bytes(model: PreTrainedModel, settings: Settings, bits: int) -> int:
-    """Return the bytes of a checkpoint of ``model`` with all linear layers of its blocks of one width.
-
-    The header of the file is that of this width, which is no shorter than that of a narrower one.
-    """
-    from hemorrhage.models.formats.storage import distinct
-
-    packed = {name: packed_tensors(linear, settings.grid(bits)) for name, linear in linears_of(model).items()}
-    if settings.embeddings is not None:
-        grid = vocabulary_grid(settings.embeddings, settings.group_size)
-        packed |= {name: packed_tensors(module, grid) for name, module in vocabulary_matrices(model).items()}
-    tensors = {
-        name: (tuple(value.shape), value.dtype)
-        for name, value in distinct(model).items()
-        if not name.endswith(".weight") or name.removesuffix(".weight") not in packed
-    }
-    for name, parts in packed.items():
-        tensors |= {f"{name}.{suffix}": part for suffix, part in parts.items()}
-    shapes = {name: shape for name, (shape, _) in tensors.items()}
-    dtypes = {name: dtype for name, (_, dtype) in tensors.items()}
-    content = sum(dtypes[name].itemsize * math.prod(shape) for name, shape in shapes.items())
-    return len(header(shapes, dtypes, {"format": "pt"})) + content
-
-
 def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> list[int]:
     """For each item the index of its choice, so that the sum of ``losses`` is least with ``sizes`` at most ``limit``.
 
@@ -293,7 +336,7 @@ def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> l
     """
     least = sum(map(min, sizes))
     if least > limit:
-        raise ValueError(f"the smallest widths take {least} bits, the budget allows {limit}")
+        raise ValueError(f"the smallest choices take {least} bits, the budget allows {limit}")
     # What every item takes in any case is not counted, so that all steps distinguish choices.
     extra = [[size - min(item) for size in item] for item in sizes]
     step = max(math.gcd(*(size for item in extra for size in item)), -(-(limit - least) // CELLS), 1)
@@ -319,10 +362,14 @@ def allocate(losses: list[list[float]], sizes: list[list[int]], limit: int) -> l
 METHOD = Method(
     MethodInfo(
         title="Mixed precision by sensitivity",
-        summary="bits per group of layers that engines fuse, from a measured sensitivity, under a budget",
+        summary="bits or formats per group of layers that engines fuse, from a measured sensitivity, under a budget",
         papers=(Paper("Martens and Grosse", "1503.05671"), Paper("Dong et al.", "1905.03696")),
-        examples=({"budget": 4.5, "group_size": 64}, {"budget": 4.5, "group_size": 64, "rounding": "gptq"}),
-        storage=("packed",),
+        examples=(
+            {"budget": 4.5, "group_size": 64},
+            {"budget": 4.5, "group_size": 64, "rounding": "gptq"},
+            {"budget": 9.0, "widths": (4,), "group_size": 64, "formats": ("fp8", "dense")},
+        ),
+        storage=("packed", "floats"),
         improves_on=tuple(
             Comparison(
                 SCALES,

@@ -46,13 +46,15 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
             dtype = linears[first].weight.dtype
             largest = statistics.max_abs(first) if settings.statistics and statistics is not None else None
             inputs = rounded_inputs(settings, largest, dtype)
-            layers = _quantize_all([linears[name].weight for name in names], first, settings, dtype)
+            layers = quantize_shared([linears[name].weight for name in names], first, settings, dtype)
             for name, quantized in zip(names, layers, strict=True):
                 store(model, name, quantized, settings, inputs)
         quantize_vocabulary(model, settings.embeddings, settings.group_size, quantize)
 
 
-def _quantize_all(weights: list[Tensor], first: str, settings: Settings, dtype: torch.dtype) -> Sequence[AnyQuantized]:
+def quantize_shared(
+    weights: list[Tensor], first: str, settings: FormatSettings, dtype: torch.dtype
+) -> Sequence[AnyQuantized]:
     """Return the layers ``weights`` that read one input, rounded; ``first`` is the name of one."""
     if settings.number is None:
         width = group_width(first, weights[0].shape[1], settings)
