@@ -84,8 +84,8 @@ def _params(method: Method) -> Iterator[str]:
 
 
 def _listed(settings: type[Settings], key: str, value: object) -> object:
-    """Return a setting as a sweep of one value where it moves a variant along its axis."""
-    return [value] if key == settings.severity_field else value
+    """Return a setting as a sweep of one value where it moves a variant along its axis, or is a list itself."""
+    return [value] if key == settings.severity_field or isinstance(value, tuple | list) else value
 
 
 def _yaml(value: object) -> str:

@@ -69,7 +69,7 @@ def _budget_wording(budget: float | str) -> str:
 
 
 def _listed(names: tuple[object, ...]) -> str:
-    return "+".join(map(str, names))
+    return "_".join(map(str, names))
 
 
 class Settings(Base):
