@@ -47,7 +47,7 @@ def agreement(variants: list[dict[str, Any]], dtype: torch.dtype) -> float:
     batch = inputs(dtype, settings[0].act_order)
 
     def stored(in_strips: bool) -> list[torch.Tensor]:
-        strip.is_available = lambda _where: in_strips
+        strip.is_available = lambda where: in_strips
         swept = gptq.quantize_variants(batch, settings, dtype)
         return [value for of_inputs in swept for ours in of_inputs for each in ours for value in tensors(each)]
 
