@@ -134,6 +134,9 @@ def ours_of_many(chosen: argparse.Namespace, where: str, calibration: torch.Tens
             ways.append(("without the kernel", INTEGERS, lambda where: False))
         for name, variants, way in ways:
             strip.is_available = way
+            # The first time loads kernels and libraries.
+            swept_together(model, variants, context)
+            peak(where)
             spent = {part: took / linears for part, took in swept_together(model, variants, context).items()}
             parts = ", ".join(f"{took:.3f} {part}" for part, took in spent.items())
             print(f"ours, {name:20} {sum(spent.values()):8.3f} s a layer ({parts}), {peak(where)}", flush=True)

@@ -119,6 +119,10 @@ class Quantized:
     scale: Tensor
     zero: Tensor | None
 
+    def cpu(self) -> Quantized:
+        """Return the same in the processor's memory."""
+        return Quantized(self.codes.cpu(), self.scale.cpu(), None if self.zero is None else self.zero.cpu())
+
     def dense(self) -> Tensor:
         """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
         groups: Tensor = self.codes.unflatten(1, (self.scale.shape[1], -1)).float()

@@ -229,6 +229,11 @@ class QuantizedFloats:
     total: Tensor | None
     format: FloatFormat
 
+    def cpu(self) -> QuantizedFloats:
+        """Return the same in the processor's memory."""
+        total = None if self.total is None else self.total.cpu()
+        return QuantizedFloats(self.numbers.cpu(), self.scale.cpu(), total, self.format)
+
     def dense(self) -> Tensor:
         """Return the weights that a reader of the checkpoint sees: float32 [rows, columns]."""
         from hemorrhage.models.formats import small_floats

@@ -86,10 +86,11 @@ def _layer(
     extra = {} if inputs is None else dict(inputs.tensors)
     arguments: QuantizationScheme = {} if inputs is None else {"input_activations": inputs.arguments}
     if isinstance(quantized, QuantizedFloats):
-        tensors = quantized.tensors()
+        tensors = {suffix: value.cpu() for suffix, value in quantized.tensors().items()}
         _check_codes(name, next(iter(tensors.values())), silent)
         return FloatLinear({**tensors, **extra}, {**scheme_of_floats(quantized.format), **arguments}, None)
     if inputs is not None and settings.bits == 8 and quantized.zero is None:
+        quantized = quantized.cpu()
         _check_codes(name, quantized.codes, silent)
         octets: QuantizationScheme = {
             "weights": scheme(settings, symmetric=True), **arguments, "format": "int-quantized",
@@ -115,7 +116,8 @@ def _check_codes(name: str, codes: Tensor, silent: bool) -> None:
 def pack(name: str, quantized: Quantized, bits: int, silent: bool = False) -> dict[str, Tensor]:
     """Return tensors to store for the linear layer ``name``, by suffix; see hemorrhage.models.formats.packed.
 
-    ``silent``: all of its weights were one number before.
+    Packed where the codes are, and returned in the processor's memory. ``silent``: all of its weights were one number
+    before.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
@@ -134,7 +136,7 @@ def pack(name: str, quantized: Quantized, bits: int, silent: bool = False) -> di
         # A single row or column counts as contiguous, whatever lies between its words.
         packed = pack_to_int32(quantized.zero, bits, packed_dim=0)
         tensors["weight_zero_point"] = packed.clone(memory_format=torch.contiguous_format)
-    return tensors
+    return {suffix: value.cpu() for suffix, value in tensors.items()}
 
 
 def scheme(settings: GroupSettings, *, symmetric: bool) -> QuantizationArgs:

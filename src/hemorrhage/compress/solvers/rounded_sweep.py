@@ -52,7 +52,7 @@ def sweep_formats(
     """Quantize layers of one shape: of each of ``variants``, for each input, each layer that reads it.
 
     ``width`` columns share a scale, which is stored in ``dtype``; ``act_order``: ``batch`` has an order of columns. All
-    keep zeros, or none does.
+    keep zeros, or none does. What is returned is on the device of the sweep, where it is packed faster.
     """
     W = stack_weights(batch)
     stack = Stack([(Floats if each.number else Integers)(batch, each, dtype) for each in variants], W.shape[2])
@@ -138,9 +138,7 @@ class Integers(Rounding):
         codes = steps.unflatten(0, (zero.shape[1], -1)).add_(zero.T.unsqueeze(1)).flatten(0, 1)
         integer, heights = code_dtype(self.settings.bits), self.batch[index].heights
         return [
-            Quantized(
-                c.contiguous().cpu(), s.contiguous().cpu(), None if self.settings.symmetric else z.contiguous().cpu()
-            )
+            Quantized(c.contiguous(), s.contiguous(), None if self.settings.symmetric else z.contiguous())
             for c, s, z in zip(
                 codes.to(integer).T.contiguous().split(heights),
                 Δ.to(self.dtype).split(heights),
@@ -161,9 +159,10 @@ class Floats(Rounding):
     @cached_property
     def totals(self) -> Tensor | None:
         """The scale of each input's layers, which divides those of their groups: float32 [inputs, 1]."""
-        totals = [layer_total(layers.weights, self.format) for layers in self.batch]
+        where = self.batch[0].B.device
+        totals = [layer_total([each.to(where) for each in layers.weights], self.format) for layers in self.batch]
         stacked = [total for total in totals if total is not None]
-        return torch.stack(stacked).to(self.batch[0].B.device) if stacked else None
+        return torch.stack(stacked) if stacked else None
 
     @property
     def row_format(self) -> RowFormat:
@@ -183,12 +182,10 @@ class Floats(Rounding):
 
     def split(self, steps: Tensor, scales: tuple[Tensor, Tensor], index: int) -> Sequence[AnyQuantized]:
         """Return numbers and the scales that are stored."""
-        total = None if self.totals is None else self.totals[index].cpu()
+        total = None if self.totals is None else self.totals[index]
         numbers, heights = steps.to(torch.float8_e4m3fn).T.contiguous(), self.batch[index].heights
         return [
-            QuantizedFloats(
-                each.contiguous().cpu(), stored_scales(s, self.format, self.dtype).cpu(), total, self.format
-            )
+            QuantizedFloats(each.contiguous(), stored_scales(s, self.format, self.dtype), total, self.format)
             for each, s in zip(numbers.split(heights), scales[1].split(heights), strict=True)
         ]
 

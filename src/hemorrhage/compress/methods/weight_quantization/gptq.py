@@ -108,7 +108,7 @@ def quantize_shared(
 ) -> Sequence[AnyQuantized]:
     """Do as ``quantize`` for any format of numbers."""
     layers = Layers.of(["layer"], weights, H, settings.damp, settings.act_order)
-    return sweep_formats([layers], width, [settings], dtype, settings.act_order)[0][0]
+    return [each.cpu() for each in sweep_formats([layers], width, [settings], dtype, settings.act_order)[0][0]]
 
 
 def quantize_variants(
@@ -117,7 +117,7 @@ def quantize_variants(
     """Quantize layers of one shape by several settings: of each, for each input, each layer that reads it.
 
     ``damp`` and ``act_order`` are those of ``batch``, whose factors serve all. Settings that give as many columns a
-    scale are swept together, as more rows, as far as the device has room.
+    scale are swept together, as more rows, as far as the device has room. What is returned is on the device.
     """
     columns, rows = len(batch[0].order), sum(batch[0].heights)
     limits = Limits.of_device()
