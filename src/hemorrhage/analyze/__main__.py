@@ -30,7 +30,7 @@ from hemorrhage.analyze.rows import mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
-from hemorrhage.analyze.verdicts import claims, decoding, flags, shipping
+from hemorrhage.analyze.verdicts import claims, decoding, flags, ranking, shipping
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import environment, whole
 
@@ -62,6 +62,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         claims=assessments,
         spec=spec,
         provenance=provenance(inputs, results, spec, address),
+        ranking=ranking.rank(inputs, results, numbers, spec),
     )
 
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ Nothing in it has to be resampled or fitted again, and no output below data/ is 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -25,6 +25,7 @@ from hemorrhage.analyze.stored import Json, decode, encode
 from hemorrhage.analyze.verdicts.claims import Assessment
 from hemorrhage.analyze.verdicts.decoding import Findings
 from hemorrhage.analyze.verdicts.flags import Flag
+from hemorrhage.analyze.verdicts.ranking import Rank
 from hemorrhage.analyze.verdicts.shipping import Recommendation, Verdict
 
 ROWS, PROVENANCE, REST = "hemorrhage.parquet", "provenance.json", "study.json"
@@ -64,7 +65,7 @@ class Study:
 
     ``inputs`` without their tables; ``rows`` as in the schema. ``blocks``: corpus -> number of windows. ``suites``: the
     tasks, by the step that scored them. ``trials``: the mitigations that were tried. ``recommended``: the content of
-    recommendation.json.
+    recommendation.json. ``ranking``: the variants in the order of their KL, by corpus.
     """
 
     inputs: Inputs
@@ -81,6 +82,7 @@ class Study:
     claims: list[Assessment]
     spec: Spec
     provenance: Provenance
+    ranking: dict[str, list[Rank]] = field(default_factory=dict)
 
     @cached_property
     def numbers(self) -> Numbers:
@@ -117,9 +119,7 @@ def strip_outputs(outputs: dict[str, Output]) -> dict[str, Output]:
 
 def as_json(study: Study) -> Json:
     """Return the content of study.json."""
-    return {
-        field.name: encode(getattr(study, field.name)) for field in fields(study) if field.name not in WITH_OWN_FILES
-    }
+    return {each.name: encode(getattr(study, each.name)) for each in fields(study) if each.name not in WITH_OWN_FILES}
 
 
 def read(reports: Path) -> Study:
