@@ -37,11 +37,11 @@ from hemorrhage.tools.export import export
 CORPUS = "prose"
 
 
-def quantized(base: Path, kind: str, folder: Path) -> Path:
-    """Make a checkpoint of ``base`` in the block type ``kind``, what has no blocks in float32."""
+def quantized(base: Path, kind: str, folder: Path, mix: bool = False) -> Path:
+    """Make a checkpoint of ``base`` in the block type or mix ``kind``, what has no blocks in float32."""
     folder.mkdir()
     model = load(base, "stored").cpu()
-    gguf_types.alter(model, gguf_types.Settings.model_validate({"type": kind}), Context())
+    gguf_types.alter(model, gguf_types.Settings.model_validate({"type": kind, "mix": mix}), Context())
     save(model, torch.float32, base, folder)
     return folder
 
@@ -131,7 +131,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.llama_cpp", description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--types", nargs="+", default=["q8_0", "q2_k"], choices=list(gguf_types.BITS))
+    parser.add_argument(
+        "--types", nargs="+", default=["q8_0", "q2_k"], choices=[*gguf_types.BITS, *gguf_types.MIX_BITS]
+    )
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--windows", type=int, default=16)
     chosen = parser.parse_args()
@@ -141,7 +143,7 @@ def main() -> None:
         of_base = reference(chosen.base, tokens, Path(scratch, "reference"))
         base = dense(chosen.base, chosen.base, Path(scratch, "base"))
         for kind in chosen.types:
-            variant = quantized(chosen.base, kind, Path(scratch, kind))
+            variant = quantized(chosen.base, kind, Path(scratch, kind), mix=kind not in gguf_types.BITS)
             exact = dense(variant, chosen.base, Path(scratch, f"{kind}-dense"))
             sides = {
                 "ours": ours(variant, chosen.base, of_base, tokens),

@@ -34,6 +34,7 @@ BLOCKS: dict[str, tuple[str, dict[str, Any], str, float]] = {
     "bytes": ("rtn", {"bits": 8, "group_size": 64, "symmetric": True}, "Q8_0", 2**-11),
     "five": ("rtn", {"bits": 5, "group_size": 64}, "Q5_1", 2**-11),
     "three": ("rtn", {"bits": 3, "group_size": 64}, "Q4_0", 2**-11),
+    "microscaling": ("rtn", {"format": "mxfp4"}, "MXFP4", 0.0),
     "half-quadratic": ("hqq", {"bits": 4, "group_size": 64}, "Q4_1", 2**-11),
 }
 """Methods, settings, and the GGUF type that has their grid."""
@@ -181,7 +182,7 @@ def test_integers_are_exported_in_the_type_that_has_their_grid(
         allowed = share * 2 * dense[parameter].abs().max() if "proj" in parameter else 0.0
         assert (difference <= allowed).all(), parameter
         differs |= bool(difference.any())
-    assert differs == (dtype == "float32" or kind.endswith("_1"))
+    assert differs == (kind != "MXFP4" and (dtype == "float32" or kind.endswith("_1")))
     card = (tmp_path / "v.gguf.md").read_text()
     assert f"- Size: {(tmp_path / 'v.gguf').stat().st_size / 1e6:.1f} MB\n" in card
     assert f"- Size in the study: {read_manifest(tmp_path / 'v')['disk_bytes'] / 1e6:.1f} MB\n" in card

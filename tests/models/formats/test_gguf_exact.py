@@ -12,6 +12,7 @@ from hemorrhage.compress.solvers.packing import pack
 from hemorrhage.models.formats.affine import affine_linear
 from hemorrhage.models.formats.compressed import CompressedLinear
 from hemorrhage.models.formats.config import QuantizationScheme
+from hemorrhage.models.formats.floats import FloatLinear
 from hemorrhage.models.formats.gguf_exact import block_type, blocks
 from hemorrhage.models.formats.int8 import Int8Linear
 from hemorrhage.models.formats.mxfp4 import MicroscaledLinear
@@ -106,8 +107,13 @@ def test_mxfp4_keeps_its_codes_and_exponents() -> None:
         "weights": {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "group", "group_size": 32}
     }
     published = MicroscaledLinear({"mx_blocks": pairs, "mx_scales": exponents})
-    compressed = CompressedLinear({"weight_packed": pairs.flatten(1), "weight_scale": exponents}, scheme)
-    for layer in (published, compressed):
+    tensors = {"weight_packed": pairs.flatten(1), "weight_scale": exponents}
+    layers: tuple[FormattedLinear, ...] = (
+        published,
+        CompressedLinear(tensors, scheme),
+        FloatLinear(tensors, scheme, None),
+    )
+    for layer in layers:
         assert block_type(layer) == "mxfp4"
         assert torch.equal(read_back(layer), layer.dense())
 
@@ -119,6 +125,14 @@ def test_mxfp4_keeps_its_codes_and_exponents() -> None:
         (made(4, 48, torch.bfloat16, symmetric=True), "groups of 48 weights are no multiple"),
         (made(8, 32, torch.bfloat16, symmetric=False), "no GGUF type has whole numbers of 8 bits with zero points"),
         (made(6, 32, torch.bfloat16, False, is_whole=False), "no GGUF type has whole numbers of 6 bits with zero"),
+        (
+            FloatLinear(
+                {"weight": torch.zeros(2, 32).to(torch.float8_e4m3fn), "weight_scale": torch.ones(2, 1)},
+                {"weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}},
+                None,
+            ),
+            r"no GGUF type has the numbers of its form \(floats\)",
+        ),
     ],
 )
 def test_what_fits_no_type_is_named(layer: FormattedLinear, why: str) -> None:

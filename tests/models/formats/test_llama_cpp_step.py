@@ -19,7 +19,13 @@ pytest.importorskip("cyllama", reason="the extra gguf (cyllama) is not installed
 from benchmarks.llama_cpp import dense, log_probabilities, ours, quantized, reference, theirs
 
 from hemorrhage.compress.__main__ import compress
-from hemorrhage.compress.methods.weight_quantization.gguf_types import MIX_BITS, Settings, type_of, wanted_types
+from hemorrhage.compress.methods.weight_quantization.gguf_types import (
+    BITS,
+    MIX_BITS,
+    Settings,
+    type_of,
+    wanted_types,
+)
 from hemorrhage.models.architecture import text_entries
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, file_type_of, float_entry, write
@@ -27,6 +33,7 @@ from hemorrhage.models.formats.gguf_names import file_names
 from hemorrhage.models.formats.gguf_reader import open_gguf
 from hemorrhage.models.formats.storage import distinct
 from hemorrhage.runtime.artifact import failure, read_manifest
+from hemorrhage.tools.export import export
 
 __all__ = ["wide"]
 
@@ -49,6 +56,46 @@ def test_perplexity_and_kl_are_llama_cpps(wide: Path, windows: torch.Tensor, tmp
     # Its own kernels round inputs to 8 bits as well, which costs about what rounding the weights to 8 bits does.
     assert np.exp(mine.nll.mean()) == pytest.approx(np.exp(own_kernels.nll.mean()), rel=1e-2)
     assert own_kernels.kl.mean() == pytest.approx(mine.kl.mean(), rel={"q8_0": 2, "q2_k": 1e-2}[kind])
+
+
+def likelihoods(checkpoint: Path, base: Path, file: Path, windows: torch.Tensor) -> tuple[float, float]:
+    """The mean of -ln p of the windows: of a checkpoint here, and of its GGUF file by llama.cpp's own kernels."""
+    with torch.no_grad():
+        here = load(checkpoint, base=base)(windows, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    there = torch.stack([torch.from_numpy(each) for each in log_probabilities(file, windows)])
+    targets = windows[:, 1:].unsqueeze(2)
+    return -here.gather(2, targets).mean().item(), -there.gather(2, targets).mean().item()
+
+
+@pytest.mark.parametrize(("kind", "mix"), [*((kind, False) for kind in BITS), *((mix, True) for mix in MIX_BITS)])
+def test_every_type_and_mix_has_llama_cpps_likelihood(
+    kind: str, mix: bool, wide: Path, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    variant = quantized(wide, kind, tmp_path / "variant", mix)
+    here, there = likelihoods(variant, wide, variant / FILE, windows)
+    assert there == pytest.approx(here, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("rtn", {"bits": 4, "group_size": 32, "symmetric": True}),
+        ("rtn", {"bits": 4, "group_size": 32}),
+        ("rtn", {"bits": 8, "group_size": 32, "symmetric": True}),
+        ("rtn", {"bits": 5, "group_size": 32, "symmetric": True}),
+        ("rtn", {"bits": 3, "group_size": 32}),
+        ("rtn", {"format": "mxfp4"}),
+    ],
+)
+def test_exported_grids_have_llama_cpps_likelihood(
+    method: str, settings: dict[str, Any], wide: Path, windows: torch.Tensor, tmp_path: Path
+) -> None:
+    spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
+    compress(tmp_path / "v", "v", wide, None, None, [], spec)
+    assert failure(tmp_path / "v") is None
+    export(tmp_path / "v", tmp_path / "v.gguf", "gguf", wide)
+    here, there = likelihoods(tmp_path / "v", wide, tmp_path / "v.gguf", windows)
+    assert there == pytest.approx(here, rel=5e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hemorrhage.models.formats.affine import AffineLinear
 from hemorrhage.models.formats.compressed import CompressedLinear
+from hemorrhage.models.formats.floats import FloatLinear
 from hemorrhage.models.formats.int8 import Int8Linear
 from hemorrhage.models.formats.mxfp4 import BLOCKS, SCALES, MicroscaledLinear
 from hemorrhage.models.formats.packed import PackedLinear, unpack
@@ -120,7 +121,7 @@ def _grid(layer: FormattedLinear) -> _Grid:
 
 
 def _is_mxfp4(layer: FormattedLinear) -> bool:
-    if not isinstance(layer, CompressedLinear):
+    if not isinstance(layer, CompressedLinear | FloatLinear):
         return False
     stored, arguments = layer.stored(), layer.scheme["weights"]
     is_e2m1 = stored.get("weight_packed", torch.empty(0)).dtype == torch.uint8
