@@ -141,7 +141,7 @@ def wide_statistics(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 @pytest.mark.parametrize("form", ["fp8", "fp8_tensor", "fp8_block", "nvfp4", "mxfp4", "mxfp8"])
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
 def test_every_number_format_through_the_step(
     wide: Path, wide_statistics: tuple[Path, list[Path]], tmp_path: Path, method: str, form: str
 ) -> None:

@@ -173,6 +173,78 @@ def test_gptq_errs_less_than_rounding_in_what_the_layer_computes(form: str) -> N
     assert error(swept.dense()) < 0.8 * error(nearest.dense())
 
 
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def literal_squares(block: list[float], step: float) -> float:
+    """The sum of squared errors of a block, each number the nearest of the table."""
+    table = [*E2M1, *(-value for value in E2M1)]
+    return sum((min(table, key=lambda value: abs(value * step - weight)) * step - weight) ** 2 for weight in block)
+
+
+def e4m3(value: float) -> float:
+    """The nearest number of E4M3, or the least above zero where that is zero."""
+    return float(torch.tensor(min(value, 448.0)).to(torch.float8_e4m3fn).float()) or 0.125
+
+
+def test_four_over_six_is_its_paper() -> None:
+    weight = weights(24, 64, torch.bfloat16)
+    (ours,) = round_to_nearest([weight], FLOATS["nvfp4"], torch.bfloat16, "four_over_six")
+    total = 256 * 6 / weight.float().abs().max().item()
+    assert ours.total is not None
+    assert ours.total.item() == pytest.approx(total)
+    chosen: set[float] = set()
+    for row, scales in zip(weight.float().tolist(), ours.scale.float().tolist(), strict=True):
+        for start, scale in zip(range(0, 64, 16), scales, strict=True):
+            block = row[start : start + 16]
+            largest = max(map(abs, block))
+            six, four = e4m3(largest / 6 * total), e4m3(largest / 4 * total)
+            is_four = literal_squares(block, four / total) < literal_squares(block, six / total)
+            assert scale == (four if is_four else six)
+            chosen.add(4 if is_four else 6)
+    assert chosen == {4, 6}
+
+
+@pytest.mark.parametrize("form", ["nvfp4", "mxfp4"])
+def test_searched_scales_are_the_best_of_all_that_the_format_has(form: str) -> None:
+    weight = weights(24, 64, torch.bfloat16)
+    number = FLOATS[form]
+    (ours,) = round_to_nearest([weight], number, torch.bfloat16, "mse")
+    every = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    every = 2.0 ** torch.arange(-60.0, 10.0) if ours.total is None else every / ours.total
+    width = number.width or 64
+    groups = weight.float().unflatten(1, (-1, width))
+    rounded = (groups / every[:, None, None, None]).flatten()
+    nearest = torch.tensor(E2M1)[(rounded.abs()[:, None] - torch.tensor(E2M1)).abs().argmin(1)] * rounded.sign()
+    errors = (nearest.view(-1, *groups.shape) * every[:, None, None, None] - groups).square().sum(-1)
+    found = (ours.dense().unflatten(1, (-1, width)) - groups).square().sum(-1)
+    assert torch.all(found <= errors.amin(0) * 1.0001 + 1e-20)
+    (plain,) = round_to_nearest([weight], number, torch.bfloat16)
+    before = (plain.dense().unflatten(1, (-1, width)) - groups).square().sum(-1)
+    assert (found / before)[before > 0].mean() < 0.97
+
+
+@pytest.mark.parametrize(("form", "block_scales"), [("nvfp4", "four_over_six"), ("nvfp4", "mse"), ("mxfp4", "mse")])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_gptq_chooses_scales_by_what_an_error_costs(form: str, block_scales: Any, act_order: bool) -> None:
+    pair = [weights(150, 192, torch.bfloat16), weights(70, 192, torch.bfloat16)]
+    settings = gptq.Settings.model_validate({"format": form, "act_order": act_order, "block_scales": block_scales})
+    width = number_formats.columns_of_scale("layer", 192, settings)
+    moment = torch.rand(192, generator=torch.Generator().manual_seed(0)) ** 4 + 1e-3
+    swept = gptq.quantize_shared(pair, torch.diag(moment), width, settings, torch.bfloat16)
+    nearest = round_to_nearest(pair, FLOATS[form], torch.bfloat16, block_scales)
+
+    def cost(dense: Tensor, weight: Tensor) -> float:
+        return float(((dense - weight).square() * moment).sum())
+
+    for ours, plain, weight in zip(swept, nearest, pair, strict=True):
+        assert cost(ours.dense(), weight.float()) < cost(plain.dense(), weight.float())
+    # Where all columns cost the same, it is rounding to nearest.
+    even = gptq.quantize_shared(pair, torch.eye(192), width, settings, torch.bfloat16)
+    for ours, plain in zip(even, nearest, strict=True):
+        assert torch.equal(ours.dense(), plain.dense())
+
+
 def test_fixed_ranges_are_what_the_library_computes() -> None:
     largest = torch.tensor([0.5, 7.25, 3.0])
     assert torch.equal(fixed_input("nvfp4", largest, torch.bfloat16)["input_global_scale"],
@@ -192,6 +264,8 @@ def test_fixed_ranges_are_what_the_library_computes() -> None:
         ({"format": "mxfp4", "group_size": 16}, "group_size 16 does not go with mxfp4"),
         ({"bits": 8, "symmetric": False, "inputs": "int8_token"}, "symmetric False does not go with rounded inputs"),
         ({"format": "fp16"}, "Input should be"),
+        ({"format": "mxfp4", "block_scales": "four_over_six"}, "block_scales four_over_six is for format nvfp4"),
+        ({"bits": 4, "block_scales": "mse"}, "block_scales mse is for format nvfp4 and mxfp4"),
     ],
 )
 def test_what_does_not_go_together_is_said(wrong: dict[str, Any], said: str) -> None:

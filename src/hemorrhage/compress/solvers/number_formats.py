@@ -12,16 +12,26 @@ E4M3 (FP8, up to 448) or E2M1 (FP4, up to 6), Δ is ``max|w| / 448`` or ``/ 6`` 
 
 These are the presets of compressed-tensors (FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8); MX is the OCP
 specification, version 1.0. Layers that read one input share G and the scale of a layer: engines join them.
+
+``block_scales`` chooses the scales of groups of E2M1 by the error that they leave, the sum of squares over the group:
+
+    four_over_six  the largest weight becomes 6 or 4, whichever errs less (Cook et al., arXiv 2512.02010): above 4
+                   numbers lie far apart
+    mse            the best of the scales near that of the largest weight, as ScaleSearch and ModelOpt sweep them (Gupta
+                   et al., arXiv 2605.12464): numbers of E4M3 from ``NEAR`` below to above, powers of two beside it
+
+Both leave room above: ``G = 256 · 6 / max|W|``, as in the authors' code of the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from hemorrhage.compress.info import SCALES, Comparison
 from hemorrhage.compress.method import ConfigJson, Wording
 from hemorrhage.compress.solvers.grid import GRID, GridSettings, Quantized, group_width
 from hemorrhage.runtime.lazy import torch
@@ -133,8 +143,27 @@ INPUTS: Mapping[str, InputFormat] = {
 }
 """Name in params.yaml -> how inputs are rounded. Engines combine them with weights as the table of engines says."""
 
-FORMAT = (*GRID, "format", "inputs")
+ROOM = 256.0
+"""What the scale of the largest weight is in E4M3 where scales are chosen: 1.5 times it is 384, a number of it, too."""
+
+NEAR = (-5, 8)
+"""How many numbers of E4M3 below and above the scale of the largest weight are tried."""
+
+SEARCHED = {"four_over_six": ("nvfp4",), "mse": ("nvfp4", "mxfp4")}
+"""Way to choose scales of groups -> the formats it is for."""
+
+BlockScales = Literal["max", "four_over_six", "mse"]
+
+FORMAT = (*GRID, "format", "inputs", "block_scales")
 """Settings of a number format: what a method has in common with the rounding that it improves on."""
+
+CHOSEN = Comparison(
+    SCALES,
+    same=tuple(name for name in FORMAT if name != "block_scales"),
+    untreated={"block_scales": ("max",)},
+    changed=("block_scales",),
+)
+"""Scales that are chosen, against those of the largest weight."""
 
 INTEGER = {"format": ("int",), "inputs": (None,)}
 """Values of a plain method's settings where the method that improves on it has integers alone."""
@@ -151,6 +180,7 @@ class FormatSettings(GridSettings):
         **GridSettings.words,
         "format": {name: each.title for name, each in FLOATS.items()},
         "inputs": {name: each.title for name, each in INPUTS.items()},
+        "block_scales": {"four_over_six": "4/6 scales", "mse": "searched scales"},
     }
 
     format: Literal["int", "fp8", "fp8_tensor", "fp8_block", "nvfp4", "mxfp4", "mxfp8"] = "int"
@@ -169,6 +199,14 @@ class FormatSettings(GridSettings):
         ]
         | None
     ) = None
+    block_scales: BlockScales = "max"
+
+    @model_validator(mode="after")
+    def _searched(self) -> FormatSettings:
+        allowed = SEARCHED.get(self.block_scales)
+        if allowed is not None and self.format not in allowed:
+            raise ValueError(f"block_scales {self.block_scales} is for format {' and '.join(allowed)}")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -265,14 +303,15 @@ class Steps:
     Δ: Tensor
 
 
-def layer_total(weights: list[Tensor], number: FloatFormat) -> Tensor | None:
+def layer_total(weights: list[Tensor], number: FloatFormat, block_scales: BlockScales = "max") -> Tensor | None:
     """Return G float32 [1] of the layers ``weights`` that read one input; None for formats without."""
     if number.scales != "e4m3":
         return None
     from hemorrhage.models.formats.small_floats import E2M1_MAX, E4M3_MAX
 
     largest = torch.stack([weight.abs().amax().float() for weight in weights]).amax()
-    total = E4M3_MAX * E2M1_MAX / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    top = E4M3_MAX if block_scales == "max" else ROOM
+    total = top * E2M1_MAX / largest.clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(total.isfinite(), total, 1.0).reshape(1)
 
 
@@ -295,6 +334,67 @@ def fit_steps(largest: Tensor, number: FloatFormat, dtype: torch.dtype, total: T
     scale = small_floats.round_e4m3(scale * total)
     scale = torch.where(scale == 0, torch.finfo(torch.float8_e4m3fn).eps, scale)
     return Steps(scale, scale / total)
+
+
+def search_steps(
+    groups: Tensor,
+    dim: int,
+    number: FloatFormat,
+    total: Tensor | None,
+    block_scales: BlockScales,
+    importance: Tensor | None = None,
+) -> Steps:
+    """Return the scales of ``groups`` float32, whose weights lie along ``dim``, that leave the least error.
+
+    ``total`` broadcasts to the scales, ``importance`` of squared errors to the groups. Of scales that are equally good
+    it is that of the largest weight.
+    """
+    tried = _candidates(groups.abs().amax(dim), number, total, block_scales)
+    best = next(tried)
+    least = _squares(groups, best.Δ.unsqueeze(dim), number, importance).sum(dim)
+    for steps in tried:
+        error = _squares(groups, steps.Δ.unsqueeze(dim), number, importance).sum(dim)
+        is_better = error < least
+        least = torch.where(is_better, error, least)
+        best = Steps(torch.where(is_better, steps.scale, best.scale), torch.where(is_better, steps.Δ, best.Δ))
+    return best
+
+
+def nearest_in_groups(
+    groups: Tensor, number: FloatFormat, dtype: torch.dtype, total: Tensor | None, block_scales: BlockScales
+) -> Tensor:
+    """Return ``groups`` float32 [..., width], each with a scale of its own, as they read back."""
+    if block_scales == "max":
+        Δ = fit_steps(groups.abs().amax(-1), number, dtype, total).Δ.unsqueeze(-1)
+    else:
+        Δ = search_steps(groups, -1, number, total, block_scales).Δ.unsqueeze(-1)
+    return nearest_(groups / Δ, number).mul_(Δ)
+
+
+def _candidates(
+    largest: Tensor, number: FloatFormat, total: Tensor | None, block_scales: BlockScales
+) -> Iterator[Steps]:
+    """Yield the scales to try of groups with the ``largest`` magnitudes, first those that bring these to the end."""
+    first = fit_steps(largest, number, largest.dtype, total)
+    yield first
+    if block_scales == "four_over_six":
+        yield fit_steps(1.5 * largest, number, largest.dtype, total)
+    elif total is None:
+        for factor in (0.5, 2.0):
+            powers = (first.scale * factor).clamp(2.0**-127, 2.0**127)
+            yield Steps(powers, powers)
+    else:
+        # Positive numbers of E4M3 are in the order of their bytes, from the least to 448.
+        octets = first.scale.to(torch.float8_e4m3fn).view(torch.uint8).int()
+        for distance in range(NEAR[0], NEAR[1] + 1):
+            near = (octets + distance).clamp(1, 126).to(torch.uint8).view(torch.float8_e4m3fn).float()
+            yield Steps(near, near / total)
+
+
+def _squares(groups: Tensor, Δ: Tensor, number: FloatFormat, importance: Tensor | None) -> Tensor:
+    """Return the squared errors of ``groups``, rounded in steps ``Δ``, times their ``importance``."""
+    squares = nearest_(groups / Δ, number).mul_(Δ).sub_(groups).square_()
+    return squares if importance is None else squares.mul_(importance)
 
 
 def nearest_(x: Tensor, number: FloatFormat) -> Tensor:
@@ -338,19 +438,39 @@ def stored_scales(scale: Tensor, number: FloatFormat, dtype: torch.dtype) -> Ten
             return scale.to(dtype)
 
 
-def round_to_nearest(weights: list[Tensor], number: FloatFormat, dtype: torch.dtype) -> list[QuantizedFloats]:
+def round_to_nearest(
+    weights: list[Tensor], number: FloatFormat, dtype: torch.dtype, block_scales: BlockScales = "max"
+) -> list[QuantizedFloats]:
     """Return the layers ``weights`` [rows_i, columns] that read one input, each number the nearest of the format.
 
     ``dtype`` is that of the checkpoint. Every format has a zero, so zeros stay.
     """
-    total = layer_total(weights, number)
-    rows = torch.cat([_largest(weight, number) for weight in weights])
+    total = layer_total(weights, number, block_scales)
     heights = [len(weight) for weight in weights]
-    steps = fit_steps(spread_largest(rows.T, number, heights).T, number, dtype, total)
+    if block_scales == "max":
+        rows = torch.cat([_largest(weight, number) for weight in weights])
+        steps = fit_steps(spread_largest(rows.T, number, heights).T, number, dtype, total)
+    else:
+        steps = _searched_steps(weights, number, total, block_scales)
     return [
         QuantizedFloats(_numbers(weight, Δ, number), stored_scales(scale, number, dtype), total, number)
         for weight, scale, Δ in zip(weights, steps.scale.split(heights), steps.Δ.split(heights), strict=True)
     ]
+
+
+def _searched_steps(
+    weights: list[Tensor], number: FloatFormat, total: Tensor | None, block_scales: BlockScales
+) -> Steps:
+    """Return the scales [rows, groups] of all rows of ``weights``, chosen by their error."""
+    from hemorrhage.models.stream import rows_at_once
+
+    width = number.width or weights[0].shape[1]
+    found = [
+        search_steps(rows.float().unflatten(1, (-1, width)), 2, number, total, block_scales)
+        for weight in weights
+        for rows in weight.split(rows_at_once(weight.shape[1]))
+    ]
+    return Steps(torch.cat([each.scale for each in found]), torch.cat([each.Δ for each in found]))
 
 
 def _largest(weight: Tensor, number: FloatFormat) -> Tensor:

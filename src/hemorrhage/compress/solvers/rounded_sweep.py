@@ -32,6 +32,7 @@ from hemorrhage.compress.solvers.number_formats import (
     fit_steps,
     layer_total,
     nearest_,
+    search_steps,
     spread_largest,
     stored_scales,
 )
@@ -97,8 +98,8 @@ class Rounding(abc.ABC):
         """How a row is rounded, as the kernel is told."""
 
     @abc.abstractmethod
-    def fit(self, group: Tensor) -> Scales:
-        """Return the scales of a group [inputs, width, rows]."""
+    def fit(self, group: Tensor, number: int) -> Scales:
+        """Return the scales of the group of that ``number``, [inputs, width, rows]."""
 
     @abc.abstractmethod
     def nearest_(self, q: Tensor, *bounds: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Integers(Rounding):
         """That of integers."""
         return RowFormat.integers(self.settings.bits, self.settings.symmetric)
 
-    def fit(self, group: Tensor) -> Scales:
+    def fit(self, group: Tensor, _number: int) -> Scales:
         """Fit grids."""
         half = 2 ** (self.settings.bits - 1)
         grid = fit(group, 1, self.settings, self.dtype)
@@ -160,20 +161,37 @@ class Floats(Rounding):
     def totals(self) -> Tensor | None:
         """The scale of each input's layers, which divides those of their groups: float32 [inputs, 1]."""
         where = self.batch[0].B.device
-        totals = [layer_total([each.to(where) for each in layers.weights], self.format) for layers in self.batch]
+        totals = [
+            layer_total([each.to(where) for each in layers.weights], self.format, self.settings.block_scales)
+            for layers in self.batch
+        ]
         stacked = [total for total in totals if total is not None]
         return torch.stack(stacked) if stacked else None
 
     @property
     def row_format(self) -> RowFormat:
-        """That of the format."""
+        """That of the format; the kernel fits no scales that are chosen by their error."""
         kinds = {"e4m3": strip.SCALED, "power": strip.POWERS, "dtype": strip.GIVEN}
-        return (RowFormat.e2m1 if self.format.number == "e2m1" else RowFormat.e4m3)(kinds[self.format.scales])
+        kind = kinds[self.format.scales] if self.settings.block_scales == "max" else strip.GIVEN
+        return (RowFormat.e2m1 if self.format.number == "e2m1" else RowFormat.e4m3)(kind)
 
-    def fit(self, group: Tensor) -> Scales:
-        """Fit scales to the largest magnitudes."""
-        largest = spread_largest(group.abs().amax(1), self.format, self.batch[0].heights)
-        steps = fit_steps(largest, self.format, self.dtype, self.totals)
+    @cached_property
+    def importance(self) -> Tensor:
+        """``R_jj²`` of the columns [inputs, columns]: what an error costs when the columns behind make up for it."""
+        importance = torch.empty(len(self.batch), len(self.batch[0].order), device=self.batch[0].B.device)
+        for row, layers in zip(importance, self.batch, strict=True):
+            row[layers.order] = layers.R_jj.square()
+        return importance
+
+    def fit(self, group: Tensor, number: int) -> Scales:
+        """Fit scales to the largest magnitudes, or choose them by their error."""
+        if self.settings.block_scales == "max":
+            largest = spread_largest(group.abs().amax(1), self.format, self.batch[0].heights)
+            steps = fit_steps(largest, self.format, self.dtype, self.totals)
+        else:
+            width = group.shape[1]
+            costs = self.importance[:, number * width : (number + 1) * width, None]
+            steps = search_steps(group, 1, self.format, self.totals, self.settings.block_scales, costs)
         return steps.Δ, steps.scale, steps.scale
 
     def nearest_(self, q: Tensor, *_bounds: Tensor) -> Tensor:
@@ -203,7 +221,9 @@ class Stack:
 
     def fit(self, group: Tensor) -> None:
         """Fit the scales of the next group [inputs, width, rows of all]."""
-        fitted = [each.fit(rows) for each, rows in zip(self.settings, group.split(self.rows, dim=2), strict=True)]
+        number = len(self.scales)
+        of_settings = zip(self.settings, group.split(self.rows, dim=2), strict=True)
+        fitted = [each.fit(rows, number) for each, rows in of_settings]
         if len(fitted) == 1:
             self.scales.append(fitted[0])
         else:

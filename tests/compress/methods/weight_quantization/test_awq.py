@@ -16,8 +16,16 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import awq, rtn
 from hemorrhage.compress.solvers import folding
+from hemorrhage.compress.solvers.number_formats import (
+    FLOATS,
+    columns_of_scale,
+    layer_total,
+    nearest_in_groups,
+    round_to_nearest,
+)
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.weights import Weights
 from hemorrhage.runtime.artifact import read_manifest
 from tests.calibration import calibrated
 from tests.divergence import divergence
@@ -122,6 +130,72 @@ def test_the_clip_is_that_of_the_search_with_outputs(bits: int, width: int, symm
     # Two shares of the largest weight can have the same error up to the last digit.
     assert (ours - expected).abs().gt(1e-5).any(1).sum() <= 1
     assert not torch.equal(ours, W)
+
+
+@pytest.mark.parametrize("form", ["fp8", "fp8_tensor", "fp8_block", "nvfp4", "mxfp4", "mxfp8"])
+def test_scales_of_a_format_are_those_of_the_search_with_outputs(form: str) -> None:
+    X, parts = inputs(columns=64), weights(24, 12, columns=64)
+    settings = awq.Settings.model_validate({"format": form})
+    assert settings.number is not None
+    best, least = torch.empty(0), float("inf")
+    for ratio in range(20):
+        scale = X.abs().mean(0).pow(ratio / 20).clamp(min=1e-4)
+        scale = scale / (scale.max() * scale.min()).sqrt()
+        rounded = round_to_nearest([W * scale for W in parts], settings.number, torch.float32)
+        loss = sum(
+            (X @ (layer.dense() / scale - W).T).pow(2).sum().item() for W, layer in zip(parts, rounded, strict=True)
+        )
+        if loss < least:
+            best, least = scale, loss
+    width = columns_of_scale("layer", 64, settings)
+    ours = awq.best_scale(parts, X.T @ X / len(X), X.abs().mean(0), width, settings, torch.float32)
+    torch.testing.assert_close(ours, best)
+
+
+@pytest.mark.parametrize("form", ["nvfp4", "mxfp4"])
+def test_clipping_in_a_format_errs_less(form: str) -> None:
+    X, (W,) = inputs(columns=64), weights(24, columns=64)
+    settings = awq.Settings.model_validate({"format": form})
+    assert settings.number is not None
+    H, total = X.T @ X / len(X), layer_total([W], settings.number)
+    width = settings.number.width or 64
+    clipped = awq.clipped(W, H, width, settings, torch.bfloat16, total=total)
+    blocks = torch.block_diag(*[H[i : i + width, i : i + width] for i in range(0, 64, width)])
+
+    def error(weight: Tensor) -> float:
+        groups = weight.unflatten(1, (-1, width))
+        values = nearest_in_groups(groups, settings.number or FLOATS[form], torch.bfloat16, total, "max").flatten(1)
+        return float(((values - W) @ blocks * (values - W)).sum())
+
+    assert error(clipped) < 0.98 * error(W)
+
+
+@pytest.mark.parametrize("inputs_as", ["int8_static", "nvfp4"])
+def test_fixed_ranges_are_those_of_the_divided_inputs(
+    tiny: Path, calibration: Path, tmp_path: Path, inputs_as: str
+) -> None:
+    """Of the model as it is written, with the inputs left exact: the scale that its largest input has."""
+    settings = {"bits": 8, "group_size": "channel", "inputs": inputs_as}
+    compress(tmp_path / "out", "v", tiny, None, calibration, [], {"sweep": "s", "method": "awq", "seed": 0,
+                                                                  "settings": settings})  # fmt: skip
+    model = load(tmp_path / "out", base=tiny)
+    statistics, tokens = Statistics(calibration), load_file(calibration / "tokens.safetensors")["tokens"].long()
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        return lambda _, given: seen.__setitem__(name, given[0].abs().amax())
+
+    first = "model.layers.0.self_attn.q_proj"
+    layer_of(model, first).register_forward_pre_hook(note(first), prepend=True)
+    with torch.no_grad():
+        model(tokens)
+    stored = Weights(tmp_path / "out", tiny)
+    if inputs_as == "int8_static":
+        found = stored.tensor(f"{first}.input_scale").float() * 255 / 2
+    else:
+        found = 448 * 6 / stored.tensor(f"{first}.input_global_scale")
+    torch.testing.assert_close(found.squeeze(), seen[first], rtol=1e-2, atol=0)
+    assert abs(seen[first] / statistics.max_abs(first).max() - 1) > 0.05
 
 
 def models() -> list[PreTrainedModel]:

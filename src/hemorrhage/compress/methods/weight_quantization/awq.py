@@ -10,6 +10,10 @@ largest weight of every group is clipped to the best of ten shares of it, again 
 own output; not for queries and keys, as in the paper's code. That code scales by the error of the whole
 attention or MLP output; the formula above is the paper's equation 4.
 
+Q is rounding in any format of hemorrhage.compress.solvers.number_formats. Where rows share a scale (FP8 per tensor and
+in blocks) nothing is clipped: a row's own largest weight says nothing of it there. Inputs that are rounded are those
+after the division, and so are their fixed ranges; neither search knows of their rounding.
+
     W   weights [rows, columns] of a layer, Q(W) rounded to nearest
     X   inputs; H = XᵀX / n, their second moment [columns, columns]
     s   scale of each input feature [columns]
@@ -23,7 +27,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
@@ -34,8 +38,16 @@ from hemorrhage.compress.info import SCALES, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers import folding
-from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
-from hemorrhage.compress.solvers.packing import store
+from hemorrhage.compress.solvers.grid import WIDTHS, Grid, fit
+from hemorrhage.compress.solvers.number_formats import (
+    FORMAT,
+    FormatSettings,
+    columns_of_scale,
+    layer_total,
+    nearest_in_groups,
+    round_to_nearest,
+)
+from hemorrhage.compress.solvers.packing import rounded_inputs, store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.models.linears import linears_of
@@ -58,11 +70,11 @@ UNCLIPPED = ("q_", "k_"), ("qkv", "query", "c_attn")
 """How the names of the layers begin that make queries and keys, and what is in the names of fused ones."""
 
 
-class Settings(VocabularySettings, GridSettings):
+class Settings(VocabularySettings, FormatSettings):
     """Settings of AWQ. ``scale`` and ``clip`` can be taken away to see what each is worth."""
 
     words: ClassVar[Mapping[str, Wording]] = {
-        **GridSettings.words,
+        **FormatSettings.words,
         "scale": {False: "without scales"},
         "clip": {False: "without clipping"},
     }
@@ -81,6 +93,11 @@ class Settings(VocabularySettings, GridSettings):
     def equivalent_transform(self) -> EquivalentTransform:
         """Scales are folded into the layers before."""
         return "scaled"
+
+    @property
+    def clips(self) -> bool:
+        """Whether weights are clipped: where rows share a scale they are not."""
+        return self.clip and (self.number is None or self.number.height == 1)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -116,7 +133,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                             [linears[name].weight for name in names],
                             statistics.second_moment(first),
                             statistics.mean_abs(first),
-                            group_width(first, linears[first].in_features, settings),
+                            columns_of_scale(first, linears[first].in_features, settings),
                             settings,
                             dtype,
                         ),
@@ -135,12 +152,18 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                 H = statistics.second_moment(first)
                 if first in scales:
                     H = H / torch.outer(scales[first], scales[first])
-                width = group_width(first, linears[first].in_features, settings)
-                for name in names:
-                    weight = linears[name].weight.data
-                    if settings.clip and not _attends(name):
-                        weight = clipped(weight, H, width, settings, dtype, generator)
-                    store(model, name, rtn.quantize(weight, width, settings, dtype), settings)
+                width = columns_of_scale(first, linears[first].in_features, settings)
+                weights = [linears[name].weight.data for name in names]
+                if settings.clips:
+                    total = layer_total(weights, settings.number, settings.block_scales) if settings.number else None
+                    weights = [
+                        weight if _attends(name) else clipped(weight, H, width, settings, dtype, generator, total)
+                        for name, weight in zip(names, weights, strict=True)
+                    ]
+                # What the layers read is divided by the scales.
+                inputs = rounded_inputs(settings, statistics.max_abs(first) / scales.get(first, 1.0), dtype)
+                for name, layer in zip(names, rtn.quantize_shared(weights, first, settings, dtype), strict=True):
+                    store(model, name, layer, settings, inputs)
         quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
 
 
@@ -196,15 +219,26 @@ def best_scale(
         scale = magnitude.pow(step / ALPHAS).clamp(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
         changes.zero_()
-        for weight in weights:
-            weight = weight.float()
-            rounded = _rounded((weight * scale).unflatten(1, (-1, width)), settings, dtype)
-            change = rounded.flatten(1).div_(scale).sub_(weight)
+        for weight, rounded in zip(weights, _all_rounded(weights, scale, width, settings, dtype), strict=True):
+            change = rounded.div_(scale).sub_(weight)
             triangle.add_square(changes, change)
         error = changes.mul_(across).sum().item()
         if error < least:
             best, least = scale, error
     return best
+
+
+def _all_rounded(
+    weights: list[Tensor], scale: Tensor, width: int, settings: Settings, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """Yield each of ``weights`` times ``scale``, rounded: float32 [rows_i, columns]."""
+    if settings.number is None:
+        for weight in weights:
+            yield _rounded((weight.float() * scale).unflatten(1, (-1, width)), settings, dtype).flatten(1)
+        return
+    scaled = [weight.float() * scale for weight in weights]
+    for layer in round_to_nearest(scaled, settings.number, dtype, settings.block_scales):
+        yield layer.dense()
 
 
 def fold(model: PreTrainedModel, name: str, names: list[str], scale: Tensor) -> Tensor:
@@ -237,11 +271,12 @@ def clipped(
     settings: Settings,
     dtype: torch.dtype,
     generator: torch.Generator | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Clip every group of ``width`` columns of ``weight`` float32 [rows, columns] to the best share of its largest.
 
     The error of a group is that of its own part of the output: ``dw H_g dwᵀ`` with the group's block of ``H``
-    [columns, columns]. A ``generator`` shuffles the shares.
+    [columns, columns]. A ``generator`` shuffles the shares. ``total``: G of a format that has it.
     """
     groups = weight.unflatten(1, (-1, width))
     blocks = H.unflatten(1, (-1, width)).unflatten(0, (-1, width)).diagonal(dim1=0, dim2=2).movedim(2, 0)
@@ -250,7 +285,7 @@ def clipped(
     for step in range(CLIPS):
         limit = largest * (1 - step / (2 * CLIPS))
         kept = groups.clamp(-limit.unsqueeze(2), limit.unsqueeze(2))
-        change = _rounded(kept, settings, dtype).sub_(groups).transpose(0, 1)
+        change = _rounded(kept, settings, dtype, total).sub_(groups).transpose(0, 1)
         error = torch.bmm(change, blocks).mul_(change).sum(2).T
         best = torch.where(error < least, limit, best)
         least = torch.minimum(error, least)
@@ -259,8 +294,10 @@ def clipped(
     return torch.clamp(groups, -best.unsqueeze(2), best.unsqueeze(2)).flatten(1)
 
 
-def _rounded(groups: Tensor, settings: Settings, dtype: torch.dtype) -> Tensor:
-    """Return ``groups`` [rows, groups, width], rounded to nearest on their grids."""
+def _rounded(groups: Tensor, settings: Settings, dtype: torch.dtype, total: Tensor | None = None) -> Tensor:
+    """Return ``groups`` [rows, groups, width], rounded to nearest on their grids; ``total``: G of a format with it."""
+    if settings.number is not None:
+        return nearest_in_groups(groups, settings.number, dtype, total, settings.block_scales)
     grid = fit(groups, 2, settings, dtype)
     values = torch.empty_like(groups)
     Grid(grid.scale.unsqueeze(2), grid.zero.unsqueeze(2), grid.bits).round(groups, torch.empty_like(groups), values)
@@ -272,9 +309,14 @@ METHOD = Method(
         title="AWQ",
         summary="input scales folded into the layer before, and clipping (Llama, Mistral, Qwen2)",
         papers=(Paper("Lin et al.", "2306.00978"),),
-        examples=({"bits": 4, "group_size": 64}, {"bits": 4, "group_size": 64, "shuffled": True}),
-        storage=("packed",),
-        improves_on=(Comparison(SCALES, "rtn", GRID),),
+        examples=(
+            {"bits": 4, "group_size": 64},
+            {"bits": 4, "group_size": 64, "shuffled": True},
+            {"bits": 4, "group_size": 64, "inputs": "fp8_token"},
+            {"format": "nvfp4"},
+        ),
+        storage=("packed", "int8", "floats"),
+        improves_on=(Comparison(SCALES, "rtn", FORMAT),),
         values=WIDTHS,
     ),
     Settings,

@@ -27,6 +27,7 @@ on: the joint form of SparseGPT (arXiv 2301.00774, section 3.5).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -36,7 +37,7 @@ from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.columns import Layers, Limits, in_batches
 from hemorrhage.compress.solvers.grid import WIDTHS, Quantized
-from hemorrhage.compress.solvers.number_formats import FORMAT, AnyQuantized, FormatSettings, columns_of_scale
+from hemorrhage.compress.solvers.number_formats import CHOSEN, FORMAT, AnyQuantized, FormatSettings, columns_of_scale
 from hemorrhage.compress.solvers.packing import rounded_inputs, store
 from hemorrhage.compress.solvers.rounded_sweep import sweep_formats
 from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
@@ -121,13 +122,15 @@ def quantize_variants(
     """
     columns, rows = len(batch[0].order), sum(batch[0].heights)
     limits = Limits.of_device()
-    alike: dict[tuple[int, bool], list[int]] = {}
+    alike: dict[tuple[int, bool, str], list[int]] = {}
     # Rows of one format are rounded in one call where they are neighbours.
     for number in sorted(range(len(variants)), key=lambda number: variants[number].format):
         width = columns_of_scale(batch[0].names[0], columns, variants[number])
-        alike.setdefault((width, variants[number].keep_zeros), []).append(number)
+        # Which scales are chosen says what those of the layers are, of which a sweep has one each.
+        key = (width, variants[number].keep_zeros, variants[number].block_scales)
+        alike.setdefault(key, []).append(number)
     swept: dict[int, list[Sequence[AnyQuantized]]] = {}
-    for (width, _), numbers in alike.items():
+    for (width, *_), numbers in alike.items():
         at_once = next((n for n in range(len(numbers), 1, -1) if limits.allow(len(batch), columns, n * rows)), 1)
         for start in range(0, len(numbers), at_once):
             some = numbers[start : start + at_once]
@@ -149,7 +152,10 @@ METHOD = Method(
             {"format": "fp8_block", "inputs": "fp8_group"},
         ),
         storage=("packed", "floats"),
-        improves_on=(Comparison(COMPENSATION, "rtn", FORMAT),),
+        improves_on=(
+            Comparison(COMPENSATION, "rtn", FORMAT),
+            replace(CHOSEN, plain="gptq", same=(*CHOSEN.same, "damp", "act_order", "sequential")),
+        ),
         values=WIDTHS,
     ),
     Settings,

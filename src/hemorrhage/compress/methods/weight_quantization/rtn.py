@@ -8,13 +8,14 @@ floating-point format (hemorrhage.compress.solvers.number_formats), on all linea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method
 from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, fit, group_width
-from hemorrhage.compress.solvers.number_formats import AnyQuantized, FormatSettings, round_to_nearest
+from hemorrhage.compress.solvers.number_formats import CHOSEN, AnyQuantized, FormatSettings, round_to_nearest
 from hemorrhage.compress.solvers.packing import rounded_inputs, store
 from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.models.linears import linears_of
@@ -59,7 +60,7 @@ def quantize_shared(
     if settings.number is None:
         width = group_width(first, weights[0].shape[1], settings)
         return [quantize(weight, width, settings, dtype) for weight in weights]
-    return round_to_nearest(weights, settings.number, dtype)
+    return round_to_nearest(weights, settings.number, dtype, settings.block_scales)
 
 
 def quantize(weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> Quantized:
@@ -92,15 +93,21 @@ METHOD = Method(
     MethodInfo(
         title="Round to nearest (RTN)",
         summary="every weight becomes the nearest integer of 2 to 8 bits, or number of FP8, NVFP4, MXFP4, MXFP8",
-        papers=(Paper("Frantar et al.", "2210.17323"),),
+        papers=(
+            Paper("Frantar et al.", "2210.17323"),
+            Paper("Cook et al.", "2512.02010"),
+            Paper("Gupta et al.", "2605.12464"),
+        ),
         examples=(
             {"bits": 4, "group_size": 64},
             {"bits": 4, "group_size": "channel", "symmetric": True},
             {"bits": 8, "group_size": "channel", "inputs": "int8_token"},
             {"format": "fp8", "inputs": "fp8_token"},
             {"format": "nvfp4", "inputs": "nvfp4"},
+            {"format": "nvfp4", "block_scales": "four_over_six"},
         ),
         storage=("packed", "int8", "floats"),
+        improves_on=(replace(CHOSEN, plain="rtn"),),
         values=WIDTHS,
     ),
     Settings,
