@@ -221,7 +221,8 @@ def test_searched_scales_are_the_best_of_all_that_the_format_has(form: str) -> N
     assert torch.all(found <= errors.amin(0) * 1.0001 + 1e-20)
     (plain,) = round_to_nearest([weight], number, torch.bfloat16)
     before = (plain.dense().unflatten(1, (-1, width)) - groups).square().sum(-1)
-    assert (found / before)[before > 0].mean() < 0.97
+    # The power of two above the largest weight is nearly always the best: above that, weights are lost.
+    assert (found / before)[before > 0].mean() < {"nvfp4": 0.97, "mxfp4": 0.999}[form]
 
 
 @pytest.mark.parametrize(("form", "block_scales"), [("nvfp4", "four_over_six"), ("nvfp4", "mse"), ("mxfp4", "mse")])
