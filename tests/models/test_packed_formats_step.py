@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.models.__main__ import prepare
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.emulation.activations import exact
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import failure
 from hemorrhage.tools.export import export
@@ -248,3 +249,50 @@ def test_experts_compute_what_dense_ones_do(variants: Any, tmp_path: Path, model
     assert torch.equal(logits(packed), logits(dense))
     weights = packed.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [*ROUNDED, "fp8_block fp8_group"])
+def test_inputs_are_rounded_alike_in_every_way_to_compute(variants: Any, name: str) -> None:
+    """Dense, as it is stored, and block by block; in one pass, and token by token with a cache as decoding does."""
+    settings = {**ROUNDED, "fp8_block fp8_group": {"format": "fp8_block", "inputs": "fp8_group"}}[name]
+    folder, base = variants("llama", settings)
+    dense = load(folder, base=base)
+    expected, steps = logits(dense), decoded(dense)
+    with exact():
+        assert not torch.equal(logits(dense), expected)
+    stored = load(folder, as_stored=True, base=base)
+    assert torch.equal(logits(stored), expected)
+    assert torch.equal(decoded(stored), steps)
+    torch.testing.assert_close(logits(load(folder, base=base, streamed=True)), expected, rtol=0, atol=1e-5)
+    if not name.endswith("int8_tensor"):
+        # A scale over all tokens depends on what is computed together; with other kinds a token has its own.
+        assert (steps - expected[:, : steps.shape[1]]).abs().median() < 1e-4
+
+
+def decoded(model: Any) -> Tensor:
+    """Logits of the first tokens, a prompt of eight at once and then one at a time."""
+    with torch.no_grad():
+        first = model(TOKENS[:, :8], use_cache=True)
+        found, cache = [first.logits], first.past_key_values
+        for place in range(8, 12):
+            step = model(TOKENS[:, place : place + 1], past_key_values=cache, use_cache=True)
+            found.append(step.logits)
+            cache = step.past_key_values
+        return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("name", [*WEIGHTS, "nvfp4 nvfp4", "fp8_tensor fp8_static", "int8 int8_static"])
+def test_an_exported_variant_judged_as_a_published_file_is_the_variant(
+    variants: Any, tmp_path: Path, name: str
+) -> None:
+    """Up to the library's rounding of weights to 16 bits, which powers of two as scales do not need."""
+    folder, base = variants("llama", {**WEIGHTS, **ROUNDED}[name])
+    export(folder, tmp_path / "exported", "packed", base)
+    spec = {"sweep": "s", "method": "external", "settings": {"files": str(tmp_path / "exported")}, "seed": 0}
+    compress(tmp_path / "published", "v", base, None, None, [], spec)
+    assert failure(tmp_path / "published") is None
+    ours = load(folder, "bfloat16", base=base).float()
+    published = load(tmp_path / "published", base=base)
+    assert torch.equal(logits(published), logits(ours))
+    if name.startswith("mx"):
+        assert torch.equal(logits(published), logits(load(folder, base=base)))
