@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hemorrhage.models.engines import answer, engine, in_words
+from hemorrhage.models.engines import Answer, answer, engine, in_words
 from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
 
 INT4: QuantizationArgs = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
@@ -146,6 +146,23 @@ def test_of_caches_vllm_reads_those_of_fp8(scheme: QuantizationArgs, loads_in_vl
     assert ("vLLM" in given.names) == loads_in_vllm
     assert "transformers" in given.names
     assert loads_in_vllm or "it reads no cache of" in given.sentence
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "transformer.wte", "gpt_neox.embed_in", "Embedding"])
+def test_a_packed_embedding_loads_nowhere_and_a_packed_head_is_a_linear_layer(name: str) -> None:
+    weights: QuantizationArgs = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
+    quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+
+    def of(*targets: str) -> Answer:
+        group = {"weights": weights, "targets": list(targets)}
+        return answer({"num_experts": 8, "quantization_config": {**quantization, "config_groups": {"group_0": group}}})
+
+    assert of("Linear").names == of("Linear", "lm_head").names == "vLLM, transformers"
+    assert of("model.layers.0.embed_tokens").names
+    refused = of("Linear", name)
+    assert refused.names == ""
+    assert "transformers 5.17: it reads the dense weight of an embedding" in refused.reason
+    assert "vLLM 0.33: it reads packed embeddings untied alone" in refused.reason
 
 
 def test_a_capability_is_the_largest_that_a_group_asks_for() -> None:

@@ -36,6 +36,7 @@ BLOCKS: dict[str, tuple[str, dict[str, Any], str, float]] = {
     "three": ("rtn", {"bits": 3, "group_size": 64}, "Q4_0", 2**-11),
     "microscaling": ("rtn", {"format": "mxfp4"}, "MXFP4", 0.0),
     "half-quadratic": ("hqq", {"bits": 4, "group_size": 64}, "Q4_1", 2**-11),
+    "embeddings": ("rtn", {"bits": 4, "group_size": 32, "embeddings": 8}, "Q4_1", 2**-11),
 }
 """Methods, settings, and the GGUF type that has their grid."""
 
@@ -168,18 +169,21 @@ def test_integers_are_exported_in_the_type_that_has_their_grid(
     if dtype == "float32":
         load(base).save_pretrained(base)
     method, settings, kind, share = BLOCKS[name]
+    kinds_of_plain = {"bfloat16": "BF16", "float32": "F32"}
     spec = {"sweep": "s", "method": method, "settings": settings, "seed": 0}
     compress(tmp_path / "v", "v", base, None, None, [], spec)
     export(tmp_path / "v", tmp_path / "v.gguf", "gguf", base)
     kinds = {each.name: each.tensor_type.name for each in GGUFReader(tmp_path / "v.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == kinds["blk.3.ffn_down.weight"] == kind
     assert kinds["blk.0.attn_norm.weight"] == "F32"
+    assert kinds["token_embd.weight"] == ("Q8_0" if "embeddings" in settings else kinds_of_plain[dtype])
     dense = distinct(load(tmp_path / "v", base=base))
     differs = False
     for parameter, entry in entries_of(tmp_path / "v.gguf", AutoConfig.from_pretrained(base)).items():
         difference = (entry.values() - dense[parameter]).abs()
         # A minimum is at most a range of the group, thus twice its greatest number.
-        allowed = share * 2 * dense[parameter].abs().max() if "proj" in parameter else 0.0
+        is_rounded = any(part in parameter for part in ("proj", "embed", "head"))
+        allowed = share * 2 * dense[parameter].abs().max() if is_rounded else 0.0
         assert (difference <= allowed).all(), parameter
         differs |= bool(difference.any())
     assert differs == (kind != "MXFP4" and (dtype == "float32" or kind.endswith("_1")))

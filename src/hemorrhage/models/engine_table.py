@@ -188,6 +188,13 @@ CACHE = {
 }
 """Engine -> the kv_cache_scheme that it takes."""
 
+EMBEDDINGS = {
+    VLLM: "it reads packed embeddings untied alone, by names that depend on the family",
+    VLLM_CPU: "it looks packed embeddings up in a Triton kernel, which a CPU does not run",
+    TRANSFORMERS: "it reads the dense weight of an embedding when it makes one",
+}
+"""Engine -> why it does not load an embedding in compressed-tensors' formats. A packed head is a linear layer."""
+
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that vLLM computes as one: it takes the format of the first for all, so that others can't be loaded."""
 

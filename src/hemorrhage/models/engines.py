@@ -11,6 +11,7 @@ from typing import Any, cast
 from hemorrhage.models.engine_table import (
     CACHE,
     CPU_OR_GPU,
+    EMBEDDINGS,
     FUSED,
     LLAMA_CPP,
     METHODS,
@@ -55,6 +56,9 @@ SAMPLES = ("model.layers.0.self_attn", "model.layers.0.mlp")
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Entries of config.json that a mixture of experts has."""
+
+
+_EMBEDDING = r"(?!re:|.*\.\d+\.)(\w+\.)+(wte|\w*embed\w*)"
 
 
 @dataclass(frozen=True)
@@ -181,6 +185,8 @@ def _verdict(engine: Engine, config: Mapping[str, Any], quantization: Quantizati
     cache = quantization.get("kv_cache_scheme")
     if cache and not any(grid.has(cache) for grid in CACHE[engine]):
         return engine, f"it reads no cache of {in_words(cache)}"
+    if _has_embeddings(quantization):
+        return engine, EMBEDDINGS[engine]
     loads = Loads(engine, PLAIN[engine])
     groups = list((quantization.get("config_groups") or {}).values())
     if engine == TRANSFORMERS and sum(any(".experts." in each for each in _targets(scheme)) for scheme in groups) > 1:
@@ -251,7 +257,14 @@ def sizes(config: Mapping[str, Any]) -> Iterator[int]:
 
 def _reaches_experts(scheme: QuantizationScheme) -> bool:
     """Return whether the layers of a group are experts: those that it names, or all of a class."""
-    return any("expert" in target or "." not in target for target in _targets(scheme))
+    # A name without a dot is a class, or the head's, which is no expert.
+    return any("expert" in target or target[:1].isupper() for target in _targets(scheme))
+
+
+def _has_embeddings(quantization: QuantizationConfig) -> bool:
+    """Return whether a group names the embedding: a module that is in no block."""
+    names = {name for scheme in (quantization.get("config_groups") or {}).values() for name in _targets(scheme)}
+    return "Embedding" in names or any(re.fullmatch(_EMBEDDING, name) for name in names)
 
 
 def _targets(scheme: QuantizationScheme) -> list[str]:

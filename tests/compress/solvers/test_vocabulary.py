@@ -19,6 +19,7 @@ from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, rtn
 from hemorrhage.compress.solvers.vocabulary import check_vocabulary
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.engines import answer
 from hemorrhage.models.formats.storage import plain_dtype, vocabulary_layers
 from hemorrhage.models.packed_folder import packed_folder
 from hemorrhage.models.refused import RefusedError
@@ -185,6 +186,8 @@ def test_a_dense_export_has_them_multiplied_out(base: Path, tmp_path: Path) -> N
 def test_transformers_has_no_packed_embeddings(tmp_path: Path) -> None:
     base = make(tmp_path / "base", *CASES["untied"])
     made(base, tmp_path / "out", bits=4, group_size=16, embeddings=4)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "transformers 5.17: it reads the dense weight of an embedding" in answer(config).reason
     with pytest.raises(
         RefusedError, match=r"model.embed_tokens is a Embedding in a qwen3, and compressed-tensors packs"
     ):
