@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.sparse import to_sparse_semi_structured
+from torch.sparse._semi_structured_conversions import (
+    sparse_semi_structured_from_dense_cutlass,
+    sparse_semi_structured_to_dense_cutlass,
+)
 
+from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
+from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.unstructured_pruning import magnitude, sparsegpt, wanda
 from hemorrhage.compress.solvers.sparsity import SparsitySettings, check_zeros
@@ -19,8 +27,10 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.study.registry import METHODS as METHODS_OF_ALL
 from tests.calibration import calibrated
 from tests.compress.made import layer
+from tests.families import build
 from tests.layers import layer_of
 
 METHODS = ["magnitude", "wanda", "sparsegpt"]
@@ -130,3 +140,75 @@ def test_settings_for_people_and_plan(tiny: Path) -> None:
     assert wanda.Settings(sparsity="4:8").check(config) == (
         "sparsity 4:8 does not divide the model's intermediate_size of 172"
     )
+
+
+SEMI_STRUCTURED = ["magnitude", "wanda", "sparsegpt", "gblm", "wanda_plus"]
+"""Methods that leave 2 of 4."""
+
+MULTIPLES = (32, 64)
+"""Rows and columns of bfloat16 weights that torch's kernels take are multiples of these."""
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Path]]:
+    """A Llama in bfloat16 with layers of such sizes, its calibration, and its gradients."""
+    root = tmp_path_factory.mktemp("aligned")
+    base = build(root / "base", "llama", hidden_size=64, intermediate_size=128, head_dim=32)
+    calibration = calibrated(base, root)
+    parts = [root / "loss", root / "local"]
+    for part in parts:
+        gradients(part, base, calibration, {"part": part.name})
+    return base, calibration, parts
+
+
+def half_of_four(out: Path, aligned: tuple[Path, Path, list[Path]], method: str) -> dict[str, Tensor]:
+    """The weights of a 2:4 variant as they are on disk."""
+    base, calibration, parts = aligned
+    compress(out, "v", base, None, calibration, parts, spec(method, "2:4"))
+    assert "failure" not in read_manifest(out)
+    model = load(out, "stored", base=base)
+    return {name: linear.weight.detach() for name, linear in linears_of(model).items()}
+
+
+def test_all_methods_with_patterns_are_tried() -> None:
+    taking = []
+    for name in METHODS_OF_ALL:
+        settings = method_of(name).settings
+        if issubclass(settings, SparsitySettings):
+            try:
+                settings.model_validate({**method_of(name).info.examples[0], "sparsity": "2:4"})
+            except ValueError:
+                continue
+            taking.append(name)
+    assert sorted(taking) == sorted(SEMI_STRUCTURED)
+
+
+@pytest.mark.parametrize("method", SEMI_STRUCTURED)
+def test_torch_stores_two_of_four_as_its_kernels_read_them(
+    method: str, aligned: tuple[Path, Path, list[Path]], tmp_path: Path
+) -> None:
+    """By the conversion before CUTLASS's kernels, which a processor does, too: half of the weights, a bit for each."""
+    weights = half_of_four(tmp_path / "v", aligned, method)
+    assert weights
+    for name, weight in weights.items():
+        assert not any(size % multiple for size, multiple in zip(weight.shape, MULTIPLES, strict=True)), name
+        packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
+        assert (2 * packed.numel(), 8 * meta.nbytes) == (weight.numel(), weight.numel()), name
+        assert torch.equal(sparse_semi_structured_to_dense_cutlass(packed, meta), weight), name
+    dense = torch.ones(32, 64, dtype=torch.bfloat16)
+    assert not torch.equal(
+        sparse_semi_structured_to_dense_cutlass(*sparse_semi_structured_from_dense_cutlass(dense)), dense
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", SEMI_STRUCTURED)
+def test_torchs_kernels_compute_with_two_of_four(
+    method: str, aligned: tuple[Path, Path, list[Path]], tmp_path: Path
+) -> None:
+    for name, weight in half_of_four(tmp_path / "v", aligned, method).items():
+        on_gpu = weight.cuda()
+        x = torch.randn(64, weight.shape[1], dtype=weight.dtype, device="cuda")
+        product = torch.nn.functional.linear(x, to_sparse_semi_structured(on_gpu))
+        expected = torch.nn.functional.linear(x.double(), on_gpu.double())
+        assert (product - expected).abs().max() <= 0.01 * expected.abs().max(), name
