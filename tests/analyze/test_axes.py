@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ruamel.yaml import YAML
 
 from hemorrhage.analyze.axes import Sweep, curve_text, sweeps
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
@@ -16,6 +17,7 @@ from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Settings, describe
 from hemorrhage.compress.methods.published import external
 from hemorrhage.study import params as config
+from hemorrhage.tools.params import merge
 from tests.analyze.curves.test_next_points import study
 
 ROOT = Path(__file__).parents[2]
@@ -75,8 +77,12 @@ SWEEPS: dict[str, dict[str, Any]] = {
 """Sweeps that differ from each other by defaults, parents, patterns and what a method has as no value."""
 
 
-@pytest.mark.parametrize("content", [SWEEPS, None], ids=["made", "params.yaml"])
-def test_a_curve_states_all_in_which_it_differs(content: dict[str, Any] | None) -> None:
+FULL = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+merge(FULL, YAML(typ="safe").load((ROOT / "params/full.yaml").read_text()))
+
+
+@pytest.mark.parametrize("content", [SWEEPS, {}, FULL["compress"]], ids=["made", "default", "full"])
+def test_a_curve_states_all_in_which_it_differs(content: dict[str, Any]) -> None:
     params = config.read(ROOT / "params.yaml")
     if content:
         params = params.model_copy(update={"compress": content})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Answer = Literal["yes", "no", "part", "WRONG"]
+Answer = Literal["yes", "no", "part", "WRONG", "–"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Cell:
 
 
 RIGHT = Cell("yes")
+
+NOTHING = Cell("–")
+"""The family has none of what the step alters."""
 
 
 def refused(reason: str) -> Cell:

@@ -28,6 +28,7 @@ from hemorrhage.evaluate import code_tasks, harness
 from hemorrhage.models import blockwise
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.experts import mixtures
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.probe import reason_of
 from hemorrhage.models.refused import RefusedError
@@ -37,7 +38,7 @@ from hemorrhage.study.registry import STRATEGIES
 from hemorrhage.tools.export import export
 from tests.benchmark_rows import write_mirror
 from tests.divergence import kl
-from tests.family_matrix.cells import RIGHT, Cell, parts, refused, wrong
+from tests.family_matrix.cells import NOTHING, RIGHT, Cell, parts, refused, wrong
 from tests.family_matrix.study import VARIANTS, Study, logits_of
 
 LOSSLESS = 1e-3
@@ -131,6 +132,8 @@ def differentiated(study: Study) -> Cell:
 def compressed(study: Study, column: str) -> Cell:
     """A compress step: what changed on disk, and what it computes."""
     settings = VARIANTS[column].settings
+    if column == "expert pruning" and not mixtures(load(study.base, "stored")):
+        return NOTHING
     try:
         out = study.variant(column)
     except AssertionError as error:

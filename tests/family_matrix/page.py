@@ -18,11 +18,12 @@ HEAD = """\
 What each step and some methods do with a small model of a family, in bfloat16, at odd sizes, beside plain
 transformers in float32. Made by `python -m tests.family_matrix --write`; `pytest -m families` makes it anew
 and compares, `make test` a part of it. `yes`: the numbers are right. `no`: refused in one line before any
-work. `part`: done but for a part, which the output names (`gaps` in its manifest). `–`: not tried yet.
+work. `part`: done but for a part, which the output names (`gaps` in its manifest). `–`: nothing
+there to alter, or not tried yet.
 """
 
 UNTRIED = "–"
-"""A cell that no call has made yet."""
+"""A cell that no call has made yet; it is that of ``NOTHING``, too."""
 
 
 def page(found: Mapping[str, Mapping[str, Cell]]) -> str:

@@ -69,6 +69,7 @@ VARIANTS: dict[str, Variant] = {
     "rotation": Variant("rotation", {"bits": 8, "group_size": "channel", "transform": "quarot"}),
     "slicegpt": Variant("slicegpt", {"removed": 0.2}),
     "width": Variant("width", {"removed": 0.15, "importance": "magnitude", "protect_first": 1, "protect_last": 1}),
+    "expert pruning": Variant("expert_pruning", {"removed": 0.25}),
     "kv cache": Variant("kv_cache", {"bits": 8, "group_size": 4}),
     "svd": Variant("svd", {"removed": 0.3}),
     "gguf": Variant("gguf_types", {"type": "q8_0"}),
