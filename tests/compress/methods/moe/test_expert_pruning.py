@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK,
     "glm4_moe": {},
     "ernie4_5_moe": {},
-    "hunyuan_v1_moe": {},
+    "hunyuan_v1_moe": {"moe_topk": [2, 1, 2, 2]},
     "dots1": {},
     "jamba": {},
     "qwen3_next": {},
@@ -316,6 +316,7 @@ def test_a_made_mixture_is_pruned_through_its_parent(tiny: Path, tmp_path: Path)
     [
         ({}, 0.5, "needs a model with experts"),
         ({"num_experts": [4, 8], "num_experts_per_tok": 2}, 0.5, "the same number of experts in all blocks"),
+        ({"num_experts": 8, "num_experts_per_tok": [2, 6, 2]}, 0.5, "a token takes 6, so at most 2 can"),
         ({"num_experts": 8, "num_experts_per_tok": 2}, 0.05, "takes out 0; at least 1 must go"),
         ({"num_experts": 8, "num_experts_per_tok": 2}, 0.9, "a token takes 2, so at most 6 can"),
         (

@@ -90,6 +90,8 @@ class Settings(Base):
                 "expert_pruning needs a model with experts: config.json has neither num_local_experts nor num_experts"
             )
         taken, groups = config.get("num_experts_per_tok"), config.get("n_group") or 1
+        # Hunyuan has a number for each block.
+        taken = max(taken) if isinstance(taken, list) else taken
         if not isinstance(number, int) or not isinstance(taken, int):
             return (
                 f"expert_pruning needs the same number of experts in all blocks, and they have {number}, of which "
