@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel, Qwen2Config
 
 from hemorrhage.calibrate.gradients import gradients
 from hemorrhage.calibrate.reader import Statistics
@@ -23,6 +23,8 @@ from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import mixed, rtn
 from hemorrhage.compress.solvers.checkpoint_size import checkpoint_bytes
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.engine_table import TRANSFORMERS
+from hemorrhage.models.engines import answer
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.models.reload import verify
@@ -278,6 +280,8 @@ def test_formats_mix_and_other_programs_read_them(wide: tuple[Path, Path, Path],
             if name.endswith(fused):
                 prefix = name.rpartition(".")[0]
                 assert len({kinds.get(f"{prefix}.{other}") for other in fused}) == 1
+    names = answer(json.loads((tmp_path / "out" / "config.json").read_text())).names
+    assert names == "vLLM, transformers"
     export(tmp_path / "out", tmp_path / "packed", "packed", base)
     theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype=torch.bfloat16)
     tokens = torch.arange(30)[None]
@@ -285,6 +289,35 @@ def test_formats_mix_and_other_programs_read_them(wide: tuple[Path, Path, Path],
         theirs(tokens)
     for name in linears:
         assert torch.equal(layer_of(theirs, name).weight, layer_of(ours, name).weight.bfloat16()), name
+
+
+def test_the_experts_of_a_block_are_stored_alike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, num_local_experts=3, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model: Any = AutoModelForCausalLM.from_config(config)
+    for value in model.parameters():
+        value.data = torch.randn_like(value) / 8
+    model.bfloat16().save_pretrained(tmp_path / "base")
+    calibration = calibrated(tmp_path / "base", tmp_path)
+    gradients(tmp_path / "gradients", tmp_path / "base", calibration, {"part": "loss"})
+    # So much that some experts get more bits than others.
+    settings: dict[str, Any] = {"budget": 5.5, "widths": [3, 4, 8], "group_size": 16, "symmetric": True}
+    spec = {"sweep": "s", "method": "mixed", "settings": settings, "seed": 0}
+    compress(tmp_path / "out", "v", tmp_path / "base", None, calibration, [tmp_path / "gradients"], spec)
+    assert "failure" not in read_manifest(tmp_path / "out")
+    of_layer = schemes(tmp_path / "out")
+    of_experts = [
+        {bits for name, bits in of_layer.items() if name.startswith(f"model.layers.{block}.block_sparse_moe.experts.")}
+        for block in range(3)
+    ]
+    assert [len(bits) for bits in of_experts] == [1, 1, 1]
+    assert len(set().union(*of_experts)) > 1
+    given = answer(json.loads((tmp_path / "out" / "config.json").read_text()))
+    assert given.names == "vLLM"
+    assert (given.refusals or {})[TRANSFORMERS] == "it reads experts of one grid, and these have several"
 
 
 @pytest.mark.parametrize("formats", [["fp8", "dense"], ["nvfp4", "mxfp8", "fp8_tensor"]])
