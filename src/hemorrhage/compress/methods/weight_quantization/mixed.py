@@ -26,9 +26,10 @@ from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, 
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.methods.weight_quantization import gptq, rtn
 from hemorrhage.compress.solvers.checkpoint_size import checkpoint_bytes, layer_bits
+from hemorrhage.compress.solvers.columns import Layers
 from hemorrhage.compress.solvers.fused import fused_groups
 from hemorrhage.compress.solvers.grid import GridSettings, grouping
-from hemorrhage.compress.solvers.number_formats import AnyQuantized, FormatSettings, columns_of_scale
+from hemorrhage.compress.solvers.number_formats import AnyQuantized, FormatSettings
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
 from hemorrhage.compress.solvers.vocabulary import (
@@ -290,13 +291,13 @@ def sensitivities(
     for first, names in tqdm(parts, desc="sensitivity", unit="input", mininterval=5, leave=False):
         H = statistics.second_moment(first)
         outputs = [statistics.output_gradient(name) for name in names]
+        rounded = iter(quantize_all(names, linears, H, [option for option in settings.options if option is not None]))
         for option in settings.options:
             if option is None:
                 for name in names:
                     estimates[name].append(0.0)
                 continue
-            layers = quantize(names, linears, H, option)
-            for name, quantized, output in zip(names, layers, outputs, strict=True):
+            for name, quantized, output in zip(names, next(rounded), outputs, strict=True):
                 change = quantized.dense().sub_(linears[name].weight)
                 estimates[name].append(divergence(change, H, output))
     return estimates
@@ -306,16 +307,21 @@ def quantize(
     names: list[str], linears: dict[str, nn.Linear], H: Tensor | None, settings: FormatSettings
 ) -> Sequence[AnyQuantized]:
     """Return the layers ``names``, which read one input with second moment ``H``, rounded by ``settings``."""
+    return quantize_all(names, linears, H, [settings])[0]
+
+
+def quantize_all(
+    names: list[str], linears: dict[str, nn.Linear], H: Tensor | None, options: Sequence[FormatSettings]
+) -> list[Sequence[AnyQuantized]]:
+    """Do as ``quantize`` by each of ``options``; GPTQ sweeps them together."""
     weights = [linears[name].weight.detach() for name in names]
-    dtype = weights[0].dtype
-    if isinstance(settings, gptq.Settings):
-        assert H is not None
-        width = columns_of_scale(names[0], weights[0].shape[1], settings)
-        try:
-            return gptq.quantize_shared(weights, H, width, settings, dtype)
-        except ValueError as error:
-            raise ValueError(f"{names[0]}: {error}") from None
-    return rtn.quantize_shared(weights, names[0], settings, dtype)
+    of_gptq = [option for option in options if isinstance(option, gptq.Settings)]
+    if not of_gptq:
+        return [rtn.quantize_shared(weights, names[0], option, weights[0].dtype) for option in options]
+    assert H is not None
+    layers = Layers.of(names, weights, H, of_gptq[0].damp)
+    swept = gptq.quantize_variants([layers], of_gptq, weights[0].dtype)
+    return [[each.cpu() for each in of_input] for (of_input,) in swept]
 
 
 def divergence(dW: Tensor, H: Tensor, G_ii: Tensor) -> float:
