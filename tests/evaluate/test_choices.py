@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from transformers import DynamicCache
 
 from hemorrhage.evaluate.choices import answers, choice_rows, log_likelihoods
+from hemorrhage.models.checkpoint import load
+from hemorrhage.models.emulation import eviction
 
 
 def test_choices_against_one_full_pass_each(model: Any, tokenizer: Any) -> None:
@@ -25,6 +28,23 @@ def test_choices_against_one_full_pass_each(model: Any, tokenizer: Any) -> None:
             log_p = model(ids).logits[0].log_softmax(-1)
         literal.append(sum(float(log_p[t - 1, ids[0, t]]) for t in range(start, ids.shape[1])))
     assert [a - scores[0] for a in scores] == pytest.approx([b - literal[0] for b in literal], abs=1e-4)
+
+
+def test_an_evicting_model_has_read_the_prompt_but_for_its_last_token(tiny: Path, tokenizer: Any) -> None:
+    model: Any = load(tiny, "float64")
+    eviction.evict(model, eviction.Eviction("key_norm", 0.5))
+    rows = choice_rows(0, "Once upon a time there was a little", [" girl", " boy who", " happy old dog"], tokenizer)
+    rows += choice_rows(1, "The dog and the", [" cat", " x"], tokenizer)
+    scores = log_likelihoods(model.float(), rows, pad=0)
+    for item, tokens, endings in rows:
+        prompt = len(tokens) - len(endings[0])
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(torch.tensor([tokens[:prompt]]), past_key_values=cache)
+            log_p = model(torch.tensor([tokens[prompt:]]), past_key_values=cache).logits[0].log_softmax(-1)
+        for ending in endings:
+            likelihood = sum(float(log_p[step, token]) for step, token in enumerate(ending))
+            assert min(abs(likelihood - each) for each in scores[item]) < 1e-4
 
 
 def test_what_all_choices_begin_with_is_read_with_the_prompt(tokenizer: Any) -> None:

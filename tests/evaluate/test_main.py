@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hemorrhage.analyze.protocol import tag
+from hemorrhage.compress.__main__ import compress
 from hemorrhage.evaluate import __main__ as step
 from hemorrhage.evaluate import language
 from hemorrhage.evaluate.diagnostics import collect
@@ -199,3 +200,21 @@ def test_a_killed_evaluation_goes_on_behind_the_last_windows(
     assert not kept.exists()
     for name in ("tokens.parquet", "items.parquet", "diagnostics.parquet"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_an_evicted_cache_is_damage_that_grows_with_what_is_gone(study: Path, tmp_path: Path) -> None:
+    damage = {}
+    for ratio in (0.0, 0.25, 0.75):
+        settings = {"score": "expected_attention", "ratio": ratio, "future": 64}
+        spec = {"sweep": "s", "method": "eviction", "settings": settings, "seed": 0}
+        compress(tmp_path / f"v{ratio}", "v", study / "base", None, None, [], spec)
+        out = tmp_path / f"e{ratio}"
+        tasks = [study / "tasks" / "agreement" / "x"]
+        step.evaluate(out, "v", tmp_path / f"v{ratio}", study / "base", study / "reference", tasks)
+        tokens = pd.read_parquet(out / "tokens.parquet")
+        # 31 tokens of a window are predicted, 15 of them by its first half but for the last of it.
+        assert tokens[tokens.position < 16].kl.abs().max() < 1e-6
+        damage[ratio] = float(tokens.kl.mean())
+        assert json.loads((out / "cost.json").read_text())["theoretical"].startswith("cache: evicted")
+    assert abs(damage[0.0]) < 1e-6
+    assert 1e-3 < damage[0.25] < damage[0.75]

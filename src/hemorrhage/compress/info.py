@@ -33,6 +33,7 @@ FAMILIES = {
     "weight_quantization": Family("Quantized weights", relation="quantized", combines=True),
     "activation_quantization": Family("Quantized activations and caches", relation="quantized"),
     "equivalent_transforms": Family("Equivalent transforms", predicted=False),
+    "cache_eviction": Family("Evicted caches", predicted=False),
     "unstructured_pruning": Family("Pruned weights", combines=True),
     "structured_pruning": Family("Pruned widths", combines=True),
     "depth_pruning": Family("Depth pruning", combines=True),

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hemorrhage.evaluate.language import TOKENS_PER_BATCH, hidden_states
 from hemorrhage.evaluate.trie import Trie, accepts_trie
+from hemorrhage.models.emulation import eviction
 from hemorrhage.models.head import Head, head_of
 from hemorrhage.models.stream import rows_at_once
 
@@ -107,8 +108,9 @@ def _passes(
     for batch in _batches(rows, tokens_per_batch):
         longest = max(len(tokens) for _, tokens, _ in batch)
         padded = torch.tensor([tokens + [pad] * (longest - len(tokens)) for _, tokens, _ in batch])
-        # Causal attention: what is padded on the right of a row cannot reach it.
-        states = hidden_states(model, padded.to(model.device))
+        # Causal attention: what is padded on the right of a row cannot reach it. The last token of a prompt asks.
+        with eviction.prompts(model, [len(tokens) - len(endings[0]) for _, tokens, endings in batch]):
+            states = hidden_states(model, padded.to(model.device))
         yield batch, [each[: len(tokens)] for each, (_, tokens, _) in zip(states, batch, strict=True)]
 
 

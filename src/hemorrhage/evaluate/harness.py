@@ -28,6 +28,7 @@ import pandas as pd
 from hemorrhage.decode.generation import masks_padding
 from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.emulation.eviction import evicts
 from hemorrhage.models.reload import verify
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import Manifest, failure, failure_recorded, read_manifest, write_manifest, writing
@@ -238,13 +239,13 @@ def _group(definition: Path) -> str:
 
 
 def language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: int) -> LM:
-    """``model`` as lm-eval asks it, one text at a time where it does not mask padding.
+    """``model`` as lm-eval asks it, one text at a time where it does not mask padding or evicts.
 
     Raises ValueError from within as soon as a logit is not finite.
     """
     from lm_eval.models.huggingface import HFLM
 
-    at_once = batch if masks_padding(model) else 1
+    at_once = batch if masks_padding(model) and not evicts(model) else 1
     # lm-eval would take the largest of NaN for an answer.
     model.get_output_embeddings().register_forward_hook(_check_finite)
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=at_once)

@@ -23,6 +23,8 @@ METHODS = (
     # Equivalent transforms
     "smoothing",
     "hadamard",
+    # Cache eviction
+    "eviction",
     # Unstructured pruning
     "magnitude",
     "wanda",

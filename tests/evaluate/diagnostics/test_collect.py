@@ -254,6 +254,11 @@ def test_roundings_at_run_time_are_part_of_what_is_measured(
         assert model.config._attn_implementation == before
         assert of(found, "attention_js").max() > 1e-4
         assert of(found, "local_error").max() > 1e-4
+    model = made(tiny, calibration, tmp_path / "evicted", "eviction", {"score": "key_norm", "ratio": 0.5})
+    before = model.config._attn_implementation
+    evicted = measure(model, of_base, None, ablate=False)
+    assert model.config._attn_implementation == before
+    assert of(evicted, "attention_js").min() > 1e-3
 
 
 def test_factored_layers_and_bfloat16(

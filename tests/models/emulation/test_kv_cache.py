@@ -107,7 +107,7 @@ def test_a_model_rounds_until_it_is_to_be_exact(tiny: Path, kind: str) -> None:
         torch.testing.assert_close(model(tokens, use_cache=False).logits, model(tokens).logits, rtol=1e-4, atol=1e-4)
         with exact():
             torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="keys and values are quantized already"):
+    with pytest.raises(ValueError, match="keys and values are quantized or evicted already"):
         kv_cache.round_per_token(model, TokenRounding(2, 8))
 
 
@@ -151,7 +151,7 @@ def test_scales_of_all_layers_are_in_the_configuration_and_come_back(tiny: Path)
         again.config.hemorrhage = model.config.hemorrhage
         kv_cache.install(again, None, {})
         assert torch.equal(again(tokens).logits, rounded)
-    with pytest.raises(ValueError, match="keys and values are quantized already"):
+    with pytest.raises(ValueError, match="keys and values are quantized or evicted already"):
         kv_cache.round_fixed(model, scales)
     with pytest.raises(ValueError, match="shorter"):
         kv_cache.round_fixed(load(tiny), scales[:1])

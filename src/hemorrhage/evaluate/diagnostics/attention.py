@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.emulation import kv_cache
+from hemorrhage.models.emulation import eviction, kv_cache
 
 CACHES = ("past_key_values", "layer_past")
 """Names that attention layers have for the cache."""
@@ -34,7 +34,7 @@ def record_attention(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Record the maps [n, heads, T, T] that attention layers compute inside, in the list that is given.
 
     Attention is computed as ``eager`` does meanwhile, the only way in which transformers returns its weights. KIVI's
-    attention stays, which does too. A model without attention gives an empty list.
+    attention stays, which does too, and what is evicted stays evicted. A model without attention gives an empty list.
     """
     maps: list[Tensor] = []
 
@@ -51,7 +51,9 @@ def record_attention(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     hooks = []
     try:
         for config, implementation in before:
-            if implementation != kv_cache.ATTENTION:
+            if implementation in eviction.ATTENTION.values():
+                config._attn_implementation = eviction.ATTENTION["eager"]
+            elif implementation != kv_cache.ATTENTION:
                 config._attn_implementation = "eager"
         hooks = [layer.register_forward_hook(keep) for layer in layers]
         yield maps

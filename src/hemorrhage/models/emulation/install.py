@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hemorrhage.models.emulation import kv_cache
+from hemorrhage.models.emulation import eviction, kv_cache
 from hemorrhage.models.emulation.activations import INPUT_TENSORS, rounding_of
 from hemorrhage.models.formats.config import QuantizationConfig
 from hemorrhage.models.formats.storage import FormattedLinear, formatted_layers, scheme_of, vocabulary_modules
@@ -37,6 +37,7 @@ def install(
             if arguments:
                 module.register_forward_pre_hook(rounding_of(name, arguments, _stored(name, tensors)))
     kv_cache.install(model, quantization.get("kv_cache_scheme"), tensors)
+    eviction.install(model)
 
 
 def install_in_memory(model: PreTrainedModel) -> None:

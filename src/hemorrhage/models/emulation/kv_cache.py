@@ -58,6 +58,9 @@ PER_TOKEN_AND_HEAD: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """What vLLM calls ``<name>_per_token_head`` -> how it rounds."""
 
+EVICTION = "evicted_by"
+"""Key of ``kv_cache`` in the bench's entry of config.json where tokens are evicted (models.emulation.eviction)."""
+
 ATTENTION = "hemorrhage_channel_keys"
 """Name of KIVI's attention in transformers' register."""
 
@@ -216,6 +219,8 @@ def install(model: PreTrainedModel, scheme: QuantizationArgs | None, tensors: Ma
     never writes, and where a block's attention takes no cache.
     """
     own = BenchStorage.of_model(model.config).kv_cache
+    if own is not None and EVICTION in own:
+        own = None
     if scheme is not None and scheme.get("dynamic") is False:
         names = {id(module): name for name, module in model.named_modules()}
         layers = [names[id(layer)] for layer in attention_layers(model)]
@@ -243,9 +248,10 @@ def _check(scheme: QuantizationArgs, known: QuantizationArgs) -> None:
 
 
 def has_rounding(model: PreTrainedModel) -> bool:
-    """Return whether ``model`` rounds inputs of layers, keys or values when it computes."""
+    """Return whether ``model`` rounds inputs of layers, keys or values, or evicts these, when it computes."""
     return any(
         hasattr(module, "kv_cache_rounding")
+        or hasattr(module, "cache_eviction")
         or any(isinstance(hook, RoundingHook | CacheHook) for hook in module._forward_pre_hooks.values())
         for module in model.modules()
     )
@@ -272,13 +278,13 @@ def round_per_token(model: PreTrainedModel, rounding: TokenRounding) -> None:
     if rounding.value_bits in (None, rounding.bits):
         _write_scheme(model, quantization_args(rounding))
     else:
-        _write_own(model, asdict(rounding))
+        write_own(model, asdict(rounding))
 
 
 def round_per_head(model: PreTrainedModel, rounding: HeadRounding) -> None:
     """Let every attention layer of ``model`` round as vLLM does per token and head; say so in its configuration."""
     _register(model, [rounding] * len(attention_layers(model)))
-    _write_own(model, asdict(rounding))
+    write_own(model, asdict(rounding))
 
 
 def round_to_scales(model: PreTrainedModel, scales: Sequence[tuple[Tensor, ...]]) -> None:
@@ -300,11 +306,11 @@ def round_fixed(model: PreTrainedModel, scales: Sequence[Sequence[float]]) -> No
     ``scales``: those of keys and of values of each layer, in order. Raises ValueError where there are not as many.
     """
     _register(model, [FixedRounding((key,), (value,)) for key, value in scales])
-    _write_own(model, {SCALES: [list(pair) for pair in scales]})
+    write_own(model, {SCALES: [list(pair) for pair in scales]})
 
 
 def _register(model: PreTrainedModel, roundings: Sequence[CacheHook]) -> None:
-    _refuse_second(model)
+    refuse_second(model)
     for layer, rounding in zip(attention_layers(model), roundings, strict=True):
         layer.register_forward_pre_hook(rounding, with_kwargs=True)
 
@@ -320,7 +326,8 @@ def _write_scheme(model: PreTrainedModel, scheme: QuantizationArgs) -> None:
     }
 
 
-def _write_own(model: PreTrainedModel, entry: Mapping[str, Any]) -> None:
+def write_own(model: PreTrainedModel, entry: Mapping[str, Any]) -> None:
+    """Write ``entry``, without what is None, as ``kv_cache`` of the bench's entry in the model's configuration."""
     model.config.hemorrhage = {
         **(getattr(model.config, "hemorrhage", None) or {}),
         "kv_cache": {key: value for key, value in entry.items() if value is not None},
@@ -332,13 +339,13 @@ def round_per_channel(model: PreTrainedModel, rounding: ChannelRounding) -> None
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    _refuse_second(model)
+    refuse_second(model)
     for layer in attention_layers(model):
         layer.kv_cache_rounding = rounding
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
     model.set_attn_implementation(ATTENTION)
-    _write_own(model, asdict(rounding))
+    write_own(model, asdict(rounding))
 
 
 def quantization_args(rounding: TokenRounding) -> QuantizationArgs:
@@ -358,6 +365,19 @@ def fixed_args(is_per_head: bool) -> QuantizationArgs:
     """Return E4M3 with fixed scales as compressed-tensors' ``kv_cache_scheme`` has it."""
     strategy = "attn_head" if is_per_head else "tensor"
     return {"num_bits": 8, "type": "float", "symmetric": True, "strategy": strategy, "dynamic": False}
+
+
+def cached_numbers(model: PreTrainedModel) -> int:
+    """Return how many numbers the keys and the values of a token are in one layer's cache."""
+    config = model.config.get_text_config()
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * heads * head_dim(model)
+
+
+def head_dim(model: PreTrainedModel) -> int:
+    """Return the channels of a head."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def attention_layers(model: PreTrainedModel) -> list[Any]:
@@ -419,12 +439,14 @@ def _takes_keys(module: nn.Module) -> bool:
     return takes and "attention" in type(module).__name__.lower()
 
 
-def _refuse_second(model: PreTrainedModel) -> None:
+def refuse_second(model: PreTrainedModel) -> None:
+    """Raise ValueError where a model rounds or evicts keys and values already."""
     scheme = (getattr(model.config, "quantization_config", None) or {}).get("kv_cache_scheme")
     if scheme or any(_rounds(layer) for layer in attention_layers(model)):
-        raise ValueError("keys and values are quantized already")
+        raise ValueError("keys and values are quantized or evicted already")
 
 
 def _rounds(layer: nn.Module) -> bool:
     hooks = layer._forward_pre_hooks.values()
-    return hasattr(layer, "kv_cache_rounding") or any(isinstance(hook, CacheHook) for hook in hooks)
+    is_marked = hasattr(layer, "kv_cache_rounding") or hasattr(layer, "cache_eviction")
+    return is_marked or any(isinstance(hook, CacheHook) for hook in hooks)

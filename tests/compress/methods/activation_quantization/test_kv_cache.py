@@ -368,7 +368,7 @@ def test_rounding_can_be_left_out(tiny: Path, text: Tensor, settings: dict[str, 
 def test_a_second_quantization_is_refused(tiny: Path) -> None:
     for first in (TOKEN, CHANNEL):
         for second in (TOKEN, CHANNEL):
-            with pytest.raises(ValueError, match="keys and values are quantized already"):
+            with pytest.raises(ValueError, match="keys and values are quantized or evicted already"):
                 kv_cache.alter(altered(tiny, first), kv_cache.Settings.model_validate(second), Context())
 
 

@@ -247,18 +247,15 @@ def cache_bytes(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json
 
     ``cache_exact_tokens``: the newest tokens, which take the base's bytes.
     """
-    from hemorrhage.models.emulation.kv_cache import attention_layers
+    from hemorrhage.models.emulation.kv_cache import attention_layers, cached_numbers, head_dim
 
-    layers = attention_layers(model)
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = len(layers) * heads * head
-    bits = sum(width + scale_bits(settings, width, head) for width in (settings.bits, settings.width_of_values))
+    numbers = len(attention_layers(model)) * cached_numbers(model)
+    widths = (settings.bits, settings.width_of_values)
+    bits = sum(width + scale_bits(settings, width, head_dim(model)) for width in widths) / len(widths)
     dense = next(model.parameters()).element_size()
     return {
         "cache_bytes_per_token": numbers * bits / 8,
-        "cache_bytes_per_token_base": 2 * numbers * dense,
+        "cache_bytes_per_token_base": numbers * dense,
         "cache_exact_tokens": settings.exact_tokens,
     }
 

@@ -1,0 +1,1 @@
+"""Methods that evict what attention remembers."""
