@@ -465,12 +465,12 @@ def _searched_steps(
     from hemorrhage.models.stream import rows_at_once
 
     width = number.width or weights[0].shape[1]
-    found = [
+    pieces = [
         search_steps(rows.float().unflatten(1, (-1, width)), 2, number, total, block_scales)
         for weight in weights
         for rows in weight.split(rows_at_once(weight.shape[1]))
     ]
-    return Steps(torch.cat([each.scale for each in found]), torch.cat([each.Δ for each in found]))
+    return Steps(torch.cat([each.scale for each in pieces]), torch.cat([each.Δ for each in pieces]))
 
 
 def _largest(weight: Tensor, number: FloatFormat) -> Tensor:
