@@ -144,6 +144,8 @@ class Settings(BaseModel):
             return f"no {plain}"
         if callable(wording):
             return wording(value)
+        if value == ():
+            return f"no {plain}"
         if isinstance(value, bool):
             # A text of its own is that of the setting that is on.
             return wording or plain if value else OFF.get(name) or f"no {wording or plain}"
