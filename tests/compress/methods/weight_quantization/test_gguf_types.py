@@ -28,6 +28,14 @@ def test_a_name_that_is_a_mix_alone_is_one_and_others_ask_for_it() -> None:
     assert not gguf_types.Settings(type="q2_k").mix
     curves = {gguf_types.Settings.model_validate({"type": kind, "mix": True}).identity for kind in ("q2_k", "q4_k_m")}
     assert len(curves) == 1
+    # Types of as many bits are points of different curves.
+    places = {
+        (one.identity, one.severity)
+        for one in (gguf_types.Settings.model_validate({"type": kind}) for kind in gguf_types.BITS)
+    }
+    assert len(places) == len(gguf_types.BITS)
+    mixes = [gguf_types.Settings.model_validate({"type": kind, "mix": True}) for kind in gguf_types.MIX_BITS]
+    assert len({(one.identity, one.severity) for one in mixes}) == len(mixes)
     for content, why in (
         ({"type": "q4_k_m", "mix": False}, "q4_k_m is a mix of types, and no type"),
         ({"type": "q4_k", "mix": True}, r"llama\.cpp calls no file q4_k; mixes are q8_0, "),

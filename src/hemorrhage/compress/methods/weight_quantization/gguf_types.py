@@ -81,6 +81,14 @@ MIX_BITS = {
 }
 """Mix -> bits per weight of Llama 3.1 8B, embeddings and head included; of MXFP4 those of the experts."""
 
+KINDS = {
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1"), "legacy types"),
+    **dict.fromkeys(("iq4_nl", "iq4_xs"), "IQ types"),
+    **dict.fromkeys(("mxfp4", "mxfp4_moe"), "MXFP4"),
+    **dict.fromkeys(("tq1_0", "tq2_0"), "ternary types"),
+}
+"""Types and mixes that are no K types: as many bits of theirs are another point of another curve."""
+
 Name = Literal[
     "q8_0",
     "q6_k",
@@ -132,6 +140,7 @@ class Settings(Base):
     }
     in_names: ClassVar[Mapping[str, Callable[[object], str]]] = {"imatrix": lambda path: Path(str(path)).stem}
     paths: ClassVar[tuple[str, ...]] = ("imatrix",)
+    no_pattern: ClassVar[str] = "K types"
 
     type: Name
     mix: bool = False
@@ -170,6 +179,11 @@ class Settings(Base):
     def severity(self) -> float:
         """The type's bits per weight; the manifest's effective bits count what fell back."""
         return MIX_BITS[self.type] if self.mix else BITS[self.type]
+
+    @property
+    def severity_pattern(self) -> str:
+        """The kind of types; nothing for K types, and for Q8_0, whose mixes hold it."""
+        return KINDS.get(self.type, "")
 
     @property
     def statistics(self) -> tuple[str, ...]:
