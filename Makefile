@@ -16,7 +16,7 @@ READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyprojec
 CHECK_CACHE = cache="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || { \
 	echo "$$cache can't be written: export XDG_CACHE_HOME=<a folder that can be>" >&2; exit 2; }
 
-.PHONY: help setup gguf report plan predict gate compare params test test-slurm check unit end-to-end lock clean
+.PHONY: help setup gguf report plan predict gate compare params test test-slurm check unit engines end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
@@ -24,6 +24,7 @@ help:
 	@echo "make test            set up, style, types, unit tests, the end-to-end test"
 	@echo "make test-slurm      as root on Debian: a SLURM cluster of one node, and a pipeline through it"
 	@echo "make unit            unit tests only"
+	@echo "make engines         vLLM's releases into .engines, and what they say of every format"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
 	@echo "make predict         predict the damage of variants that are not evaluated yet"
 	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name;"
@@ -82,6 +83,10 @@ check: $(READY)
 
 unit: $(READY)
 	OMP_NUM_THREADS=1 pytest tests -n auto --dist loadfile
+
+engines: $(READY)
+	$(VENV)/bin/python -m tests.engines.install .engines
+	pytest tests/engines -m engines
 
 test-slurm: $(READY)
 	command -v slurmctld munged > /dev/null || apt-get install --yes --no-install-recommends slurm-wlm munge

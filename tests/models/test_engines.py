@@ -64,6 +64,10 @@ def layers(*names: str) -> list[str]:
         ),
         (config({"weights": INT4}, num_local_experts=8), f"{VLLM_7_5}, {TRANSFORMERS}"),
         (config({"weights": {**INT4, "symmetric": False}}, num_local_experts=8), VLLM_7_5),
+        (
+            {"hemorrhage": {"kv_cache": {"key_format": "int8", "value_format": "int8"}}},
+            "vLLM 0.33 with --kv-cache-dtype int8_per_token_head (CUDA)",
+        ),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "transformers 5.17 with bitsandbytes (CPU or GPU)"),
         ({"hemorrhage": {"forms": ["codebook"]}, **config({"weights": {**INT4, "num_bits": 3}})},
          f"{VLLM_7_5}, {TRANSFORMERS}"),
@@ -84,6 +88,7 @@ def test_what_loads_a_checkpoint_and_what_it_takes(settings: dict[str, Any], loa
             "its weights are in a storage format of this bench (rotated)",
         ),
         ({"hemorrhage": {"narrow": ["a", "b"]}}, "2 weights are narrower than config.json can say"),
+        ({"hemorrhage": {"kv_cache": {"key_format": "int8", "value_format": "int4"}}}, "keys and values are rounded"),
         ({"hemorrhage": {"kv_cache": {"bits": 2}}}, "keys and values are rounded by this bench"),
         ({"quantization_config": {"quant_method": "eetq"}}, "no engine of the table reads eetq"),
         (

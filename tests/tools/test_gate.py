@@ -42,7 +42,43 @@ def rows() -> pd.DataFrame:
     failed = row("e", "kl_mean[w128]", "prose", float("nan"), 0, status="failed", reason="it broke")
     table = pd.DataFrame([*found, failed])
     table.attrs["confidence"] = 0.95
+    table.attrs["engines"] = {name: {"loads": "vLLM 1.0 (CUDA)", "hindrance": ""} for name in "abcd"}
     return table
+
+
+def unloadable(rows: pd.DataFrame, name: str, loads: str = "") -> pd.DataFrame:
+    """The rows, of which nothing can use the gain of one variant."""
+    table = rows.copy()
+    table.attrs = {**rows.attrs, "engines": {**rows.attrs["engines"], name: {"loads": loads, "hindrance": "rotated"}}}
+    return table
+
+
+def test_what_nothing_loads_does_not_pass_unless_it_is_asked_for(rows: pd.DataFrame) -> None:
+    table = unloadable(rows, "a")
+    verdict = gate.answer(table, BUDGET, "a")
+    assert verdict.status == NO
+    assert verdict.lines == ["a: nothing loads it: rotated; --theoretical asks about its damage alone"]
+    assert verdict.as_json(BUDGET)["variants"]["a"]["answer"] == ANSWERS[NO]
+    assert gate.answer(table, BUDGET, "d,a").status == NO
+    asked = gate.answer(table, BUDGET, "a", theoretical=True)
+    assert asked.status == YES
+    assert asked.lines[-1] == "a: nothing loads it: rotated"
+
+
+def test_without_a_name_the_gain_is_one_that_an_engine_can_use(rows: pd.DataFrame) -> None:
+    table = unloadable(rows, "a", loads="vLLM 1.0 (CUDA)")
+    assert gate.answer(rows, BUDGET, "").smallest == "a"
+    assert gate.answer(table, BUDGET, "").smallest is None
+    assert gate.answer(table, BUDGET, "", theoretical=True).smallest == "a"
+    assert gate.answer(table, BUDGET, "a").status == YES, "named, it is loaded as it lies on disk"
+
+
+def test_rows_that_do_not_say_what_loads_a_variant_pass_nothing(rows: pd.DataFrame) -> None:
+    table = rows.copy()
+    table.attrs = {"confidence": 0.95}
+    with pytest.raises(CommandError, match="don't say what loads"):
+        gate.answer(table, BUDGET, "a")
+    assert gate.answer(table, BUDGET, "a", theoretical=True).status == YES
 
 
 BUDGET = {"kl": 0.1, "flips": 0.1}

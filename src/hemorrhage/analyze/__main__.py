@@ -67,7 +67,12 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
 
     out.mkdir(parents=True, exist_ok=True)
     (out / study.PROVENANCE).unlink(missing_ok=True)
-    results.rows.attrs["confidence"] = spec.confidence  # is stored in the file, for whoever reads it alone
+    # Attributes are stored in the file, for whoever reads it alone.
+    results.rows.attrs["confidence"] = spec.confidence
+    results.rows.attrs["engines"] = {
+        verdict.variant.name: {"loads": verdict.size.engine, "hindrance": verdict.size.hindrance}
+        for verdict in verdicts
+    }
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(shipping.as_json(recommended, verdicts)))
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))

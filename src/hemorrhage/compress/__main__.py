@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.method import Alteration, Context, Json, Method, Settings, describe
 from hemorrhage.compress.suitability import check_config, check_model
+from hemorrhage.models.engine_table import SEMI_STRUCTURED
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
@@ -33,6 +35,9 @@ BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 """The first number in a module's name, which is that of its block."""
 
 MASKS = "masks: no engine today stores or computes less for zeros"
+
+TWO_OF_FOUR = math.log2(math.comb(4, 2)) / 4
+"""Bits a weight of a mask of 2:4."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ def _compress(  # noqa: PLR0915 the parts of one job, one after the other
     bits = size.stored_layers(out, on_disk, layers, mask_bits, survey.zeros, formatted_layers(model))
     measured = Measured(
         statistics=source,
-        theoretical=settings.theoretical or (MASKS if mask_bits is not None else ""),
+        theoretical=settings.theoretical or _of_masks(mask_bits),
         mask_bits=mask_bits,
         disk_bytes=size.disk_bytes(out),
         stored_bytes=size.stored_bytes(out),
@@ -311,6 +316,13 @@ def main() -> None:
         arguments.gradients,
         arguments.spec,
     )
+
+
+def _of_masks(mask_bits: float | None) -> str:
+    """Say what there is to be gained of zeros under masks of so many bits a weight; empty where there are none."""
+    if mask_bits is None:
+        return ""
+    return f"masks: {SEMI_STRUCTURED}" if math.isclose(mask_bits, TWO_OF_FOUR) else MASKS
 
 
 if __name__ == "__main__":

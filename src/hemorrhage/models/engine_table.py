@@ -34,6 +34,9 @@ LLAMA_CPP = Engine("llama.cpp", "b9190")
 
 CUDA, CPU, CPU_OR_GPU = "CUDA", "CPU", "CPU or GPU"
 
+CACHE_FLAGS = {each: f"--kv-cache-dtype {each}_per_token_head" for each in ("int8", "int4", "fp8")}
+"""Rounding of keys and values per token and head -> the option of vLLM, on CUDA, that has it for any checkpoint."""
+
 PLAIN = {VLLM: CUDA, VLLM_CPU: CPU, TRANSFORMERS: CPU_OR_GPU}
 """Engines that load weights of 16 or 32 bits -> on what."""
 
@@ -158,22 +161,25 @@ _VLLM_CPU = (
     Row(VLLM_CPU, CPU, Grid("float", (8,), ("channel",)), (FP8_TOKENS,), FLOATS, experts=False),
 )  # fmt: skip
 
-_ANY = "tensor", "channel", "group", "block", "token", "tensor_group"
-_ALL_INPUTS = tuple(Grid(kind, tuple(range(1, 9)), _ANY, symmetric=None) for kind in ("int", "float"))
+ANY_STRATEGY = "tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"
+_ALL_INPUTS = tuple(Grid(kind, tuple(range(2, 9)), ANY_STRATEGY, symmetric=None) for kind in ("int", "float"))
 _PACKINGS = ("pack-quantized", *OCTETS, "float-quantized", *NVFP4, *MXFP4, *MXFP8)
 
 _TRANSFORMERS = (
-    Row(TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(1, 9)), _ANY)),
-    Row(TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(1, 9)), _ANY, symmetric=False), experts=False),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(2, 9)), ANY_STRATEGY)),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(2, 9)), ANY_STRATEGY, symmetric=False), experts=False),
     Row(
-        TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(1, 9)), _ANY, symmetric=None), packings=OCTETS, experts=False
-    ),
-    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (4, 8), _ANY), packings=_PACKINGS),
-    Row(
-        TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(1, 9)), _ANY, symmetric=None), _ALL_INPUTS, _PACKINGS,
+        TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(2, 9)), ANY_STRATEGY, symmetric=None), packings=OCTETS,
         experts=False,
     ),
-    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (4, 8), _ANY), _ALL_INPUTS, _PACKINGS, experts=False),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (8,), ("tensor", "channel")), packings=FLOATS),
+    Row(TRANSFORMERS, CPU_OR_GPU, E2M1_OF_32, packings=MXFP4),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (4, 8), ANY_STRATEGY), packings=_PACKINGS, experts=False),
+    Row(
+        TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(2, 9)), ANY_STRATEGY, symmetric=None), _ALL_INPUTS, _PACKINGS,
+        experts=False,
+    ),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (4, 8), ANY_STRATEGY), _ALL_INPUTS, _PACKINGS, experts=False),
 )  # fmt: skip
 
 TABLE = _VLLM + _VLLM_CPU + _TRANSFORMERS
@@ -182,9 +188,7 @@ TABLE = _VLLM + _VLLM_CPU + _TRANSFORMERS
 CACHE = {
     VLLM: (Grid("float", (8,), ("tensor", "attn_head")),),
     VLLM_CPU: (Grid("float", (8,), ("tensor", "attn_head")),),
-    TRANSFORMERS: tuple(
-        Grid(kind, tuple(range(1, 9)), (*_ANY, "attn_head"), symmetric=None) for kind in ("int", "float")
-    ),
+    TRANSFORMERS: tuple(Grid(kind, tuple(range(2, 9)), ANY_STRATEGY, symmetric=None) for kind in ("int", "float")),
 }
 """Engine -> the kv_cache_scheme that it takes."""
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from hemorrhage.models.engine_table import (
     CACHE,
+    CACHE_FLAGS,
     CPU_OR_GPU,
     EMBEDDINGS,
     FUSED,
@@ -117,9 +118,13 @@ class Answer:
         """Say what loads it and that vLLM does not where it is so, or why nothing does."""
         if not self.loads:
             return f"Nothing loads it: {self.reason}."
-        text = f"Loads in {self.engines}."
+        return " ".join(filter(None, (f"Loads in {self.engines}.", self.refusal)))
+
+    @property
+    def refusal(self) -> str:
+        """Say that vLLM does not load what others do, and why; empty where it does, or nothing loads it."""
         refused = (self.refusals or {}).get(VLLM)
-        return f"{text} {VLLM} does not load it: {refused}." if refused else text
+        return f"{VLLM} does not load it: {refused}." if refused and self.loads else ""
 
 
 def answer(config: Mapping[str, Any]) -> Answer:
@@ -137,7 +142,12 @@ def answer(config: Mapping[str, Any]) -> Answer:
     method = quantization.get("quant_method", "compressed-tensors")
     if method != "compressed-tensors":
         return _of_method(method)
-    return _combine(_verdict(engine, config, quantization) for engine in PLAIN)
+    given = _combine(_verdict(engine, config, quantization) for engine in PLAIN)
+    option = _cache_option(storage)
+    if not option:
+        return given
+    loads = tuple(replace(each, needs=option) for each in given.loads if each.engine == VLLM)
+    return Answer(loads, {**(given.refusals or {}), TRANSFORMERS: "it rounds no cache per token and head"})
 
 
 def engine(config: Mapping[str, Any]) -> tuple[str, str]:
@@ -155,9 +165,16 @@ def _obstacle(storage: BenchStorage) -> str:
         return f"its weights are in a storage format of this bench ({', '.join(built_in)})"
     if storage.pruned_width:
         return f"{len(storage.pruned_width)} weights are narrower than config.json can say for a single layer"
-    if storage.kv_cache:
+    if storage.kv_cache and not _cache_option(storage):
         return "keys and values are rounded by this bench while it runs"
     return ""
+
+
+def _cache_option(storage: BenchStorage) -> str:
+    """Return the option of vLLM that rounds keys and values as a checkpoint does; empty where none does."""
+    cache = storage.kv_cache or {}
+    formats = {cache.get("key_format"), cache.get("value_format")}
+    return CACHE_FLAGS.get(str(formats.pop()), "") if len(formats) == 1 else ""
 
 
 def _of_method(method: str) -> Answer:

@@ -9,6 +9,9 @@ are written in the block type that has their grid (hemorrhage.models.formats.ggu
 second time, and a quantized layer that fits no type is refused. ``gguf-dense``: a GGUF file in the base's dtype, all
 storage formats multiplied out. The output must not exist yet; it appears whole or not at all. With it comes a model
 card, README.md (next to a file: OUT.md), that holds the damage which the study in reports/ measured.
+
+The table of engines (hemorrhage.models.engines) is asked before anything is written: what will load the output is said,
+and ``packed`` is refused where nothing would, unless ``--theoretical`` asks for it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from hemorrhage.analyze.report.card import card
 from hemorrhage.compress.checks.size import stored_bytes
+from hemorrhage.models.engines import Answer, answer
 from hemorrhage.models.formats.config import LAYOUT
 from hemorrhage.models.layout import Joined, to_family
 from hemorrhage.models.weights import CHECK, FILE, Weights, shares_weights
@@ -88,6 +92,7 @@ def parser() -> Parser:
         help="dense: plain weights for any Hugging Face program (default); packed: compressed-tensors integers, which"
         " vLLM reads; gguf: one file for llama.cpp in GGUF's block types; gguf-dense: one in 16 or 32 bits",
     )
+    made.add_argument("--theoretical", action="store_true", help="also write what no engine loads")
     made.add_argument("--base", type=Path, metavar="DIR", help="folder of the base model; default: that of params.yaml")
     return made
 
@@ -98,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     folder = folder_of(arguments.variant)
     try:
-        export(folder, arguments.out, arguments.layout, arguments.base or base_of(folder))
+        base = arguments.base or base_of(folder)
+        print(export(folder, arguments.out, arguments.layout, base, theoretical=arguments.theoretical).sentence)
     except (CommandError, config.ConfigError):
         raise
     except (ValueError, OSError) as error:
@@ -129,13 +135,21 @@ def base_of(folder: Path) -> Path | None:
     return Path(Plan.read().checkpoint("base")).parent if shares_weights(folder) else None
 
 
-def export(folder: Path, out: Path, layout: str, base: Path | None = None, reports: Path = REPORTS) -> None:
-    """Write the checkpoint ``folder`` to ``out`` as one of ``FORMATS``, with a card of what ``reports`` says of it.
+def export(
+    folder: Path,
+    out: Path,
+    layout: str,
+    base: Path | None = None,
+    reports: Path = REPORTS,
+    theoretical: bool = False,
+) -> Answer:
+    """Write the checkpoint ``folder`` to ``out`` as one of ``FORMATS``, and return what loads it.
 
-    ``base``: the base model's folder, which the checkpoint may share weights with.
+    ``base``: the base model's folder, which the checkpoint may share weights with; ``reports``: what the card says of
+    it; ``theoretical``: also what nothing loads.
 
-    Raises CommandError where ``out`` exists or the variant failed, ValueError where the format can't hold it or a file
-    is damaged.
+    Raises CommandError where ``out`` exists or the variant failed, ValueError where the format can't hold it, nothing
+    would load it, or a file is damaged.
     """
     if out.exists():
         raise CommandError(f"{out} exists already; nothing is overwritten")
@@ -146,14 +160,27 @@ def export(folder: Path, out: Path, layout: str, base: Path | None = None, repor
     if base is not None:
         verify(base)
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    exported = _exported(settings, layout)
+    engines = answer(exported)
+    if not engines.loads and not theoretical:
+        raise ValueError(f"nothing would load it ({engines.reason}); --theoretical writes it")
     weights = Weights(folder, base)
     is_file = layout.startswith("gguf")
     writers: dict[str, Writer] = {"dense": _dense, "packed": _packed, "gguf": _gguf, "gguf-dense": _gguf_dense}
     writers[layout](folder, settings, weights, out)
     written = out.stat().st_size if is_file else stored_bytes(out)
-    text = card(folder, reports, out.stem if is_file else out.name, written)
+    text = card(folder, reports, out.stem if is_file else out.name, written, exported)
     # Last, as a card alone is no checkpoint.
     (out.with_name(f"{out.name}.md") if is_file else out / "README.md").write_text(text, encoding="utf-8")
+    return engines
+
+
+def _exported(settings: config.ModelConfig, layout: str) -> Mapping[str, object]:
+    """Return what config.json of the output says of its storage."""
+    if layout.startswith("gguf"):
+        return {"hemorrhage": {"form": "gguf_file"}}
+    left_out = {"hemorrhage"} if layout == "packed" else {"hemorrhage", "quantization_config"}
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def plain_problem(settings: config.ModelConfig) -> str | None:

@@ -1,14 +1,15 @@
 """Check of variants against a budget of damage: ``hemorrhage gate``, an exit code for CI.
 
-Reads the rows of the study only. Named variants must all be inside. Without a name one variant that is smaller on disk
-than the base must be inside, and the smallest is named. The bounds hold for as many variants together as are looked at:
-one for one name, all of them without a name.
+Reads the rows of the study only. Named variants must all be inside, and an engine must load them. Without a name one
+variant that is smaller on disk than the base must be inside, its gain one that an engine can use, and the smallest is
+named. ``--theoretical`` asks about damage alone. The bounds hold for as many variants together as are looked at: one
+for one name, all of them without a name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -36,16 +37,27 @@ from hemorrhage.study.wording import first_error
 ROWS = Path("reports/hemorrhage.parquet")
 PARAMS = Path("params.yaml")
 
+ENGINES = "engines"
+"""Attribute of the rows: variant -> what loads it."""
+
 
 NEEDED = ("variant", "family", "metric", "dataset", "estimate", "low", "high", "n", "status", "reason")
 """Columns of the rows that the gate reads."""
 
 
 class Answer(TypedDict):
-    """The answer for a variant, and the checks that it is made of."""
+    """The answer for a variant, the checks that it is made of, and what loads it (None where the rows don't say)."""
 
     answer: str
     checks: list[Json]
+    engine: str | None
+
+
+class Use(TypedDict):
+    """What loads a variant, and why no engine can use what was gained; one of them may be empty."""
+
+    loads: str
+    hindrance: str
 
 
 class Content(TypedDict):
@@ -59,12 +71,17 @@ class Content(TypedDict):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's answer: ``status`` is the exit code, ``smallest`` the smallest variant inside where none was named."""
+    """The gate's answer: ``status`` is the exit code, ``smallest`` the smallest variant inside where none was named.
+
+    ``unusable``: variants that fail whatever their damage, as nothing loads them. ``uses``: what loads which.
+    """
 
     status: int
     lines: list[str]
     checks: Mapping[str, Sequence[Check]]
     smallest: str | None = None
+    unusable: frozenset[str] = frozenset()
+    uses: Mapping[str, Use] = field(default_factory=dict)
 
     def as_json(self, budget: Mapping[str, float]) -> Content:
         """Return the answer as plain content."""
@@ -73,7 +90,11 @@ class Verdict:
             "budget": dict(budget),
             "smallest": self.smallest,
             "variants": {
-                name: {"answer": ANSWERS[exit_code(checks)], "checks": [check.as_json() for check in checks]}
+                name: {
+                    "answer": ANSWERS[NO if name in self.unusable else exit_code(checks)],
+                    "checks": [check.as_json() for check in checks],
+                    "engine": self.uses[name]["loads"] if name in self.uses else None,
+                }
                 for name, checks in self.checks.items()
             },
         }
@@ -134,10 +155,11 @@ def read(path: Path) -> pd.DataFrame:
     return rows
 
 
-def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdict:
+def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str, theoretical: bool = False) -> Verdict:
     """Ask about the variants that are named, ``all`` of them, or (where the text is empty) whether one may be shipped.
 
-    Raises CommandError for a variant that is unknown or has no rows.
+    ``theoretical``: also of those that no engine loads. Raises CommandError for a variant that is unknown or has no
+    rows, and where rows of an older study don't say what loads the variants.
     """
     everyone = measured_variants(rows)
     known = list(dict.fromkeys(rows.loc[rows["variant"] != BASE, "variant"]))
@@ -145,11 +167,21 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str) -> Verdi
     _check_names(names, known)
     if not names:
         raise CommandError("no variant was measured", NOT_MEASURED)
+    uses: Mapping[str, Use] = rows.attrs.get(ENGINES, {})
+    if not uses and not theoretical:
+        raise CommandError("these rows don't say what loads the variants: run the study again, or --theoretical")
     checks = judge(rows, names, budget, rows.attrs.get("confidence", 0.95), len(names))
     if not variants:
-        return _shippable(rows, checks)
-    worst = max((exit_code(checks[name]) for name in names), key=FROM_BEST.index)
-    return Verdict(worst, [line for name in names for line in _lines(name, checks[name])], checks)
+        return _shippable(rows, checks, uses, theoretical)
+    unusable = frozenset() if theoretical else frozenset(name for name in names if not _loads(name, uses))
+    codes = [NO if name in unusable else exit_code(checks[name]) for name in names]
+    lines = [line for name in names for line in _lines(name, checks[name], uses, name in unusable)]
+    return Verdict(max(codes, key=FROM_BEST.index), lines, checks, unusable=unusable, uses=uses)
+
+
+def _loads(name: str, uses: Mapping[str, Use]) -> bool:
+    """Return whether something loads a variant; of one that was never measured nobody knows, and its rows say so."""
+    return name not in uses or bool(uses[name]["loads"])
 
 
 def _named(variants: str) -> list[str]:
@@ -178,33 +210,47 @@ def _planned() -> list[str]:
         return []
 
 
-def _shippable(rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]]) -> Verdict:
-    """Answer whether a variant that is smaller than the base is inside."""
+def _shippable(
+    rows: pd.DataFrame, checks: Mapping[str, Sequence[Check]], uses: Mapping[str, Use], theoretical: bool
+) -> Verdict:
+    """Answer whether a variant that is smaller than the base is inside, and an engine can use what it gains."""
     sizes = rows[(rows["metric"] == "disk_bytes") & (rows["status"] == "ok")].set_index("variant")["estimate"]
     base = sizes.get(BASE, float("inf"))
-    smaller = [name for name in checks if sizes.get(name, float("inf")) < base]
+    smaller = [
+        name
+        for name in checks
+        if sizes.get(name, float("inf")) < base and (theoretical or name not in uses or not uses[name]["hindrance"])
+    ]
     inside = [name for name in smaller if exit_code(checks[name]) == YES]
     if inside:
         least = min(inside, key=lambda name: sizes[name])
         count = f"{len(inside)} of {len(checks)} variants are smaller than the base and inside"
         summary = f"{count}; the smallest is {least}, {sizes[least] / 1e6:.1f} MB"
-        return Verdict(YES, [*_lines(least, checks[least]), summary], checks, least)
-    lines = [line for name in smaller for line in _lines(name, checks[name])]
+        return Verdict(YES, [*_lines(least, checks[least], uses), summary], checks, least, uses=uses)
+    lines = [line for name in smaller for line in _lines(name, checks[name], uses)]
     best = min((exit_code(checks[name]) for name in smaller), key=FROM_BEST.index, default=NO)
     summary = f"none of the {len(smaller)} variants that are smaller than the base is inside"
     open_ones = [name for name in smaller if exit_code(checks[name]) == best] if best != NO else []
     if open_ones:
         summary += f"; {ANSWERS[best]} for {', '.join(open_ones)}"
-    return Verdict(best, [*lines, summary], checks)
+    return Verdict(best, [*lines, summary], checks, uses=uses)
 
 
-def _lines(name: str, checks: Sequence[Check]) -> list[str]:
-    """Write a line for each limit that does not hold, or for the limit that is nearest."""
+def _lines(name: str, checks: Sequence[Check], uses: Mapping[str, Use], is_unusable: bool = False) -> list[str]:
+    """Write a line for each limit that does not hold, or for the limit that is nearest, and what loads the variant."""
+    if is_unusable:
+        return [f"{name}: nothing loads it: {uses[name]['hindrance']}; --theoretical asks about its damage alone"]
     failing = [check for check in checks if check.answer != INSIDE]
     if failing:
         return [f"{name}: {check}" for check in failing]
     nearest = max(checks, key=lambda check: check.used)
-    return [f"{name}: inside; nearest its limit is {nearest}"]
+    lines = [f"{name}: inside; nearest its limit is {nearest}"]
+    use = uses.get(name)
+    if use is not None:
+        lines.append(
+            f"{name}: loads in {use['loads']}" if use["loads"] else f"{name}: nothing loads it: {use['hindrance']}"
+        )
+    return lines
 
 
 def parser() -> Parser:
@@ -219,8 +265,8 @@ def parser() -> Parser:
             "hemorrhage gate budget.yaml --variant all --json",
         ],
         {
-            YES: "every named variant is inside; without a name: a variant that is smaller than the base is",
-            NO: "a named variant is outside; without a name: all are",
+            YES: "every named variant is inside, and an engine loads it; without a name: a smaller one is",
+            NO: "a named variant is outside, or nothing loads it; without a name: all are",
             CANNOT_TELL: "no limit is broken, but one lies within an interval (not resolved)",
             NOT_MEASURED: "no limit is broken, but a number is missing: not in params.yaml, not run yet, or failed",
         },
@@ -236,6 +282,9 @@ def parser() -> Parser:
     made.add_argument(
         "--variant", default="", metavar="NAME,...", help="variants, or all; default: is there one to ship?"
     )
+    made.add_argument(
+        "--theoretical", action="store_true", help="also pass what no engine loads, or whose gain none can use"
+    )
     made.add_argument("--rows", type=Path, default=ROWS, metavar="FILE", help=f"default: {ROWS}")
     made.add_argument("--json", action="store_true", help="the answer with every check, as JSON")
     return made
@@ -248,6 +297,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.rows.exists() and _planned():
         # A name that params.yaml lacks is wrong before a run as it is after one.
         _check_names(_named(arguments.variant), _planned())
-    verdict = answer(read(arguments.rows), budget, arguments.variant)
+    verdict = answer(read(arguments.rows), budget, arguments.variant, arguments.theoretical)
     print(json_text(verdict.as_json(budget)) if arguments.json else "\n".join(verdict.lines))
     return verdict.status

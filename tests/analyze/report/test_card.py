@@ -58,6 +58,7 @@ def test_people_read_the_damage(study: dict[str, Any]) -> None:
     assert "| KL to the base, nats per token | prose |" in text
     assert "inside the budget of its study" in text
     assert "0123456789ab" in text
+    assert "Loads in vLLM 0.33 (CUDA" in text
     assert "Theoretical (masks" in card(study["wanda-0.5"], study["reports"], "pruned")
 
 

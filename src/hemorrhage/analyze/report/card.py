@@ -16,6 +16,7 @@ from hemorrhage.analyze.manifests import CheckpointManifest, ModelSource
 from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.compress.info import FAMILIES
+from hemorrhage.models.engines import answer
 from hemorrhage.runtime.artifact import MANIFEST
 
 SHOWN = {
@@ -60,17 +61,28 @@ class Result(NamedTuple):
     n: int
 
 
-def card(folder: Path, reports: Path, name: str, written: int | None = None) -> str:
+def card(
+    folder: Path, reports: Path, name: str, written: int | None = None, exported: Mapping[str, object] | None = None
+) -> str:
     """Return README.md of an exported variant that is called ``name``, in whose files are ``written`` bytes.
 
-    ``folder`` is its checkpoint. ``reports`` holds the study; its numbers are in the card when the study measured
-    exactly this checkpoint, and where it did not, the card says so.
+    ``folder`` is its checkpoint, ``exported`` what config.json says of the export where that is not the same.
+    ``reports`` holds the study; its numbers are in the card when the study measured exactly this checkpoint, and where
+    it did not, the card says so.
     """
     manifest: CheckpointManifest = _json(folder / MANIFEST)
     inputs = _json(reports / "provenance.json").get("inputs", {})
     is_measured = _identity(folder) in inputs.get("checkpoints", []) and (reports / "hemorrhage.parquet").is_file()
     measurements = read_measurements(reports) if is_measured else Measurements()
-    return write_card(name, manifest, _identity(folder), _base(folder, inputs.get("base", [])), measurements, written)
+    base = _base(folder, inputs.get("base", []))
+    loads = answer(exported).sentence if exported is not None else engines(_json(folder / "config.json"), manifest)
+    return write_card(name, manifest, _identity(folder), base, measurements, loads, written)
+
+
+def engines(config: Mapping[str, object], manifest: CheckpointManifest) -> str:
+    """Say what loads a variant as it is stored: what its manifest says, or its config.json."""
+    published = manifest.get("engine")
+    return f"Loads in {published}." if published else answer(config).sentence
 
 
 def read_measurements(reports: Path) -> Measurements:
@@ -93,12 +105,14 @@ def write_card(
     identity: str,
     base: ModelSource,
     measurements: Measurements,
+    loads: str,
     written: int | None = None,
 ) -> str:
     """Write the card of a variant that is called ``name``: YAML metadata, then text.
 
     ``manifest`` and ``identity`` (``<variant>/<address>``) are its checkpoint's, ``base`` is the ``model`` of
-    params.yaml, ``written`` the bytes of the export's weights, which may lie otherwise than in the study.
+    params.yaml, ``loads`` says which engines load it, ``written`` is the bytes of the export's
+    weights, which may lie otherwise than in the study.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -130,6 +144,7 @@ def write_card(
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
         *_alteration(manifest, base, written),
+        loads,
         *_damage(results, measurements.confidence, measurements.verdicts.get(variant)),
         *_provenance(identity, manifest, measurements.report if results else ""),
     ]

@@ -21,19 +21,21 @@ from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.analyze.stored import Json
-from hemorrhage.models.engines import engine
+from hemorrhage.models.engines import answer
 
 
 @dataclass(frozen=True)
 class Size:
     """``bytes`` on disk, ``share``: of the base's bytes, ``counted``: of the base's stored bits with zeros left out and
-    masks counted; ``engine``: programs that load it, ``hindrance``: why none can use what was gained, or empty."""
+    masks counted; ``engine``: programs that load it, ``hindrance``: why none can use what was gained, or empty;
+    ``refusal``: that vLLM does not load what others do, and why, or empty."""
 
     bytes: int
     share: float
     counted: float
     engine: str
     hindrance: str
+    refusal: str = ""
 
     @property
     def smallest(self) -> float:
@@ -69,7 +71,8 @@ def size_of(inputs: Inputs, variant: Variant) -> Size:
     """Measure the size of a variant that was made."""
     manifest = variant.manifest
     published = manifest.get("engine")
-    loads, reason = (published, "") if published else engine(inputs.configs.get(variant.name, {}))
+    given = answer(inputs.configs.get(variant.name, {}))
+    loads, reason = (published, "") if published else (given.engines, given.reason)
     share = manifest["disk_bytes"] / inputs.base["disk_bytes"]
     masked = manifest.get("mask_bits") is not None and manifest["size_ratio"] < share
     return Size(
@@ -78,6 +81,7 @@ def size_of(inputs: Inputs, variant: Variant) -> Size:
         counted=float(manifest["size_ratio"]),
         engine=loads,
         hindrance=reason or (str(manifest.get("theoretical") or "zeros are stored") if masked else ""),
+        refusal="" if published else given.refusal,
     )
 
 

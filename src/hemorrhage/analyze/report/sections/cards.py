@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hemorrhage.analyze.inputs import BASE
-from hemorrhage.analyze.report.card import BudgetVerdict, Measurements, write_card
+from hemorrhage.analyze.report.card import BudgetVerdict, Measurements, engines, write_card
 from hemorrhage.analyze.study import Study
 
 
@@ -23,5 +23,13 @@ def cards(study: Study) -> dict[str, str]:
         report=study.provenance["address"],
     )
     return {
-        name: write_card(name, inputs.variants[name].manifest, identities[name], base, measurements) for name in names
+        name: write_card(
+            name,
+            inputs.variants[name].manifest,
+            identities[name],
+            base,
+            measurements,
+            engines(inputs.configs.get(name, {}), inputs.variants[name].manifest),
+        )
+        for name in names
     }

@@ -102,7 +102,11 @@ def advice(candidates: Sequence[Verdict]) -> Advice:
     picked = pick(candidates)
     unusable, maybe = theoretical(candidates, picked), undecided(candidates, picked)
     if picked is not None:
-        details = [f"{size_sentence(picked)} {_binding(picked)}", f"Loads in {picked.size.engine}."]
+        details = [
+            f"{size_sentence(picked)} {_binding(picked)}",
+            f"Loads in {picked.size.engine}.",
+            *filter(None, [picked.size.refusal]),
+        ]
     else:
         details = [] if maybe else [_nothing(candidates)]
     if unusable is not None:
