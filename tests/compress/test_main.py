@@ -40,3 +40,12 @@ def test_the_manifest_of_every_output_has_checksums(tiny: Path, tmp_path: Path) 
     compress(tmp_path / "v", "v", tiny, None, None, [], SPEC)
     names = {file.name for file in (tmp_path / "v").iterdir()} - {"manifest.json"}
     assert set(read_manifest(tmp_path / "v")["checksums"]) == names
+
+
+@pytest.mark.parametrize(("sparsity", "gain"), [(0.5, "no engine today stores"), ("2:4", "semi-structured kernels")])
+def test_what_a_mask_gains_is_what_an_engine_makes_of_it(
+    tiny: Path, tmp_path: Path, sparsity: float | str, gain: str
+) -> None:
+    spec = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": sparsity}, "seed": 0}
+    compress(tmp_path / "v", "v", tiny, None, None, [], spec)
+    assert gain in read_manifest(tmp_path / "v")["theoretical"]
