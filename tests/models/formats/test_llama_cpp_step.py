@@ -155,6 +155,29 @@ def test_mixes_give_each_tensor_the_type_that_llama_quantize_gives(
                 assert tensor.tensor_type.name.lower() in ({ours} if ours else {"f32", "f16"}), (mix, tensor.name)
 
 
+@pytest.mark.parametrize("mix", MIX_BITS)
+def test_blocks_are_llama_quantizes(mix: str, wide: Path, tmp_path: Path) -> None:
+    """Those without a search byte for byte; sums in another order tip some choices between two scales."""
+    from cyllama.llama import llama_cpp
+
+    single, file = dense(wide, wide, tmp_path / "base"), tmp_path / "theirs.gguf"
+    requested = llama_cpp.LlamaModelQuantizeParams()
+    requested.ftype, requested.nthread = file_type_of(mix), 1
+    llama_cpp.model_quantize(str(single), str(file), requested)
+    variant = quantized(wide, mix, tmp_path / "ours", mix=True)
+    ours = {tensor.name: tensor for tensor in GGUFReader(variant / FILE).tensors}
+    exact = {tensor.name: np.array(tensor.data) for tensor in GGUFReader(single).tensors}
+    for tensor in GGUFReader(file).tensors:
+        kind, mine = tensor.tensor_type, ours[tensor.name]
+        if kind.name in ("F32", "F16"):
+            continue
+        assert mine.tensor_type == kind, tensor.name
+        if "K" not in kind.name and "IQ" not in kind.name:
+            assert np.array_equal(mine.data, tensor.data), tensor.name
+        errors = [np.square(dequantize(each.data, kind) - exact[tensor.name]).sum() for each in (mine, tensor)]
+        assert errors[0] == pytest.approx(errors[1], rel=5e-3), tensor.name
+
+
 LABELS = {"Q8_0": 7, "Q6_K": 18, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10, "IQ4_XS": 30}
 """Types of files -> llama.cpp's numbers."""
 
