@@ -250,8 +250,8 @@ def test_what_is_not_packed_is_refused(made: Path, tiny: Path, tmp_path: Path, n
     [
         ({"hemorrhage": {"form": "sliced"}}, r"its form \(sliced\) is another architecture"),
         ({"hemorrhage": {"narrow": ["model.layers.1.mlp.up_proj.weight"]}}, "1 weights .* are narrower than"),
-        ({"hemorrhage": {"kv_cache": {"bits": 2}}}, "it rounds keys and values while it runs"),
-        ({"quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}, "it rounds keys and values"),
+        ({"hemorrhage": {"kv_cache": {"bits": 2}}}, "it rounds or evicts keys and values while it runs"),
+        ({"quantization_config": {"kv_cache_scheme": {"num_bits": 8}}}, "it rounds or evicts keys and values"),
         (
             {"quantization_config": {"config_groups": {"group_0": {"input_activations": {"num_bits": 8}}}}},
             "it rounds the inputs of its layers while it runs",

@@ -166,7 +166,7 @@ def _obstacle(storage: BenchStorage) -> str:
     if storage.pruned_width:
         return f"{len(storage.pruned_width)} weights are narrower than config.json can say for a single layer"
     if storage.kv_cache and not _cache_option(storage):
-        return "keys and values are rounded by this bench while it runs"
+        return "keys and values are rounded or evicted by this bench while it runs"
     return ""
 
 

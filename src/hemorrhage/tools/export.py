@@ -193,7 +193,7 @@ def plain_problem(settings: config.ModelConfig) -> str | None:
         number, first = len(bench["narrow"]), bench["narrow"][0]
         return f"{number} weights ({first} ...) are narrower than config.json can say for a single layer"
     if bench.get("kv_cache") or quantization.get("kv_cache_scheme"):
-        return "it rounds keys and values while it runs, which a plain checkpoint can't say"
+        return "it rounds or evicts keys and values while it runs, which a plain checkpoint can't say"
     if any(group.get("input_activations") for group in quantization.get("config_groups", {}).values()):
         return ROUNDS_INPUTS
     return None
