@@ -60,9 +60,12 @@ def pack_e2m1(numbers: Tensor) -> Tensor:
     """
     if numbers.shape[1] % 2:
         raise ValueError(f"rows of {numbers.shape[1]} numbers of 4 bits do not fill whole bytes")
-    values = numbers.float()
-    magnitudes = torch.tensor(E2M1, device=values.device)
-    codes = torch.bucketize(values.abs(), magnitudes).add_(8 * torch.signbit(values)).to(torch.uint8)
+    # As E4M3 a number of 1 or more has two bits of the exponent and one of the mantissa where they are wanted.
+    octets = numbers.to(torch.float8_e4m3fn).view(torch.uint8)
+    magnitudes = octets.bitwise_and(0x7F)
+    codes = magnitudes.clamp(min=0x30).sub_(0x30).bitwise_right_shift_(2)
+    # A half is 0x30, and 1; zero is 0.
+    codes = torch.maximum(codes, magnitudes.clamp_(max=1)).bitwise_or_(octets.bitwise_and(0x80).bitwise_right_shift_(4))
     return codes[:, 0::2] | (codes[:, 1::2] << 4)
 
 
