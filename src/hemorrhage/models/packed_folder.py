@@ -56,6 +56,7 @@ def packed_folder(folder: Path, names: Sequence[str]) -> PackedFolder:
     # Fixed scales of a cache are tensors, too.
     if not packed_layers(names) and (quantization.get("kv_cache_scheme") or {}).get("dynamic") is not False:
         raise RefusedError("it has no packed weights; --as dense writes it")
+    _check_dtype(config.get("dtype") or config.get("torch_dtype"), quantization)
     return _packed_folder(folder, names, with_scale_types(quantization), BenchStorage.of(config).is_by_layer)
 
 
