@@ -162,6 +162,19 @@ def test_every_number_format_through_the_step(
         assert layer.dense().ne(0).any(), name
 
 
+@pytest.mark.parametrize("form", ["fp8", "nvfp4", "mxfp4", "mxfp8"])
+def test_autoround_in_a_format_through_the_step(
+    wide: Path, wide_statistics: tuple[Path, list[Path]], tmp_path: Path, form: str
+) -> None:
+    settings = {"format": form, "iterations": 3, "samples": 2, "batch": 2}
+    made(tmp_path / "out", wide, wide_statistics, "autoround", settings, None)
+    stored = formatted_layers(load(tmp_path / "out", as_stored=True, base=wide))
+    assert {type(layer) for layer in stored.values()} == {FloatLinear}
+    if form == "nvfp4":
+        totals = [stored[f"model.layers.0.mlp.{name}_proj"].stored()["weight_global_scale"] for name in ("gate", "up")]
+        assert torch.equal(*totals)
+
+
 @pytest.mark.parametrize(("method", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_method_through_the_step(
     tiny: Path, statistics: tuple[Path, list[Path]], tmp_path: Path, method: str, settings: dict[str, Any]

@@ -14,6 +14,7 @@ from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.__main__ import compress
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.methods.weight_quantization import autoround, rtn
+from hemorrhage.compress.solvers.number_formats import FLOATS, layer_total, round_to_nearest
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.blockwise import BlockArguments, embed
 from hemorrhage.models.checkpoint import load
@@ -108,6 +109,73 @@ def test_the_steps_are_those_of_gradients_by_hand(bits: int, width: int, symmetr
     assert not torch.equal(ours, rtn.quantize(W, width, settings, torch.float32).dense())
     # A gradient that is almost zero can have another sign in another order of the sums.
     assert ((ours - expected).abs() > 1e-4).sum() <= 4
+
+
+def literal_floats(W: Tensor, X: Tensor, total: float, picks: list[Tensor]) -> Tensor:
+    """The same for NVFP4: numbers of E2M1, a scale of E4M3 for 16 weights."""
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]).double()
+    G = W.unflatten(1, (-1, 16))
+    largest = G.abs().amax(2, keepdim=True)
+    V, share = torch.zeros_like(G), torch.ones_like(largest)
+    best, lowest = torch.empty(0), float("inf")
+    for number, picked in enumerate(picks):
+        step = (largest * share / 6 * total).float().to(torch.float8_e4m3fn).double() / total
+        x = G / step
+        apart = torch.where(x.abs() < 2, 0.5, torch.where(x.abs() < 4, 1.0, 2.0))
+        moved = x + apart * V
+        code = table[(moved.abs().unsqueeze(-1) - table).abs().argmin(-1)] * moved.sign()
+        inside = (code.abs() < 6).to(W.dtype)
+        rounded = (code * step).flatten(1)
+        given = X[picked].flatten(0, 1)
+        error = given @ (rounded - W).T
+        loss = error.pow(2).mean().item()
+        if loss < lowest:
+            lowest, best = loss, rounded
+        g = (2 * error.T @ given / error.numel()).unflatten(1, (-1, 16))
+        rate = (1 - number / len(picks)) / len(picks)
+        by_step = (g * (code - inside * x)).sum(2, keepdim=True)
+        V = (V - rate * (g * step * apart * inside).sign()).clamp(-0.5, 0.5)
+        share = (share - rate * by_step.sign()).clamp(0.5, 1)
+    return best
+
+
+def test_the_steps_of_a_floating_point_format_are_those_of_gradients_by_hand() -> None:
+    generator = torch.Generator().manual_seed(1)
+    block = nn.Sequential(nn.Linear(32, 10, bias=False))
+    W = torch.randn(10, 32, generator=generator)
+    # Of few features and some noise: where all are alike, nothing is better than rounding to nearest.
+    X = torch.randn(8, 5, 6, generator=generator) @ torch.randn(6, 32, generator=generator)
+    X += 0.1 * torch.randn(8, 5, 32, generator=generator)
+    settings = autoround.Settings.model_validate({"format": "nvfp4", "iterations": 30, "batch": 6})
+    assert settings.number is not None
+    total = layer_total([W], settings.number)
+    assert total is not None
+    layer = autoround.FloatRounding(W, 16, settings.number, torch.float32, total)
+    with torch.no_grad():
+        chosen = autoround.draws(8, 6, torch.Generator().manual_seed(4))
+        picks = [next(chosen) for _ in range(30)]
+        again = torch.Generator().manual_seed(4)
+        assert autoround.tune(block, {"0": layer}, X, X @ W.T, BlockArguments(), settings, again)
+        expected = literal_floats(W.double(), X.double(), total.item(), picks)
+    ours = layer.quantized().dense()
+    assert torch.equal(ours, layer.values().detach())
+    (nearest,) = round_to_nearest([W], settings.number, torch.float32)
+    assert not torch.equal(ours, nearest.dense())
+    assert ((ours - expected).abs() > 1e-4).sum() <= 4
+
+
+@pytest.mark.parametrize("form", ["fp8", "nvfp4", "mxfp4", "mxfp8"])
+def test_one_step_of_a_format_is_rtn(form: str) -> None:
+    W = torch.randn(12, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    W[0, :32] = 0
+    number = FLOATS[form]
+    total = layer_total([W], number)
+    layer = autoround.FloatRounding(W.float(), number.width or 64, number, torch.bfloat16, total)
+    (nearest,) = round_to_nearest([W], number, torch.bfloat16)
+    assert torch.equal(layer.quantized().dense(), nearest.dense())
+    # As far as offsets may go, zeros are still zero.
+    layer.offset.data.fill_(0.5)
+    assert layer.quantized().dense()[0, :32].eq(0).all()
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

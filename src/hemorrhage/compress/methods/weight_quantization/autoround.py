@@ -7,6 +7,10 @@ squared error of the block's output follow, the gradient passing through every r
 step that falls from ``1 / iterations`` to 0. The best parameters that a step saw are kept. As in the authors' library
 a block is tuned on what the quantized blocks before it give, towards the output the dense block has in the dense model.
 
+In a floating-point format V counts the distance of the numbers around ``w / Δ``, which grows with them, and one share
+in [0.5, 1] of a group's largest weight sets Δ; the gradient passes through the rounding of Δ as a share of it. The
+layers that read one input keep one scale of NVFP4, that of their largest weight.
+
 That library, auto-round, is what the test compares with. It is not the engine here because it leaves every layer
 unquantized whose rows or columns are no multiple of 32, and because it changes the global state of torch.
 """
@@ -25,6 +29,15 @@ from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.grid import WIDTHS, GridSettings, Quantized, code_dtype, group_width
+from hemorrhage.compress.solvers.number_formats import (
+    FloatFormat,
+    FormatSettings,
+    QuantizedFloats,
+    fit_steps,
+    layer_total,
+    nearest_,
+    stored_scales,
+)
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.vocabulary import VocabularySettings, quantize_vocabulary
 from hemorrhage.models.blocks import blocks
@@ -38,14 +51,14 @@ if TYPE_CHECKING:
     from hemorrhage.models.blockwise import BlockArguments
 
 
-class Settings(VocabularySettings, GridSettings):
+class Settings(VocabularySettings, FormatSettings):
     """Settings of AutoRound.
 
     ``samples``: the calibration windows that are tuned on, all where nothing is said; ``batch`` of them make a step.
     """
 
     words: ClassVar[Mapping[str, Wording]] = {
-        **GridSettings.words,
+        **FormatSettings.words,
         "iterations": "{} steps",
         "samples": "{} windows",
         "batch": "batches of {}",
@@ -55,6 +68,18 @@ class Settings(VocabularySettings, GridSettings):
     iterations: Annotated[int, Field(ge=1, strict=True)] = 200
     samples: Annotated[int, Field(ge=1, strict=True)] | None = None
     batch: Annotated[int, Field(ge=1, strict=True)] = 8
+
+    @model_validator(mode="after")
+    def _learned(self) -> Settings:
+        if self.inputs is not None or self.block_scales != "max":
+            raise ValueError(
+                "AutoRound learns with exact inputs and finds scales itself: inputs null, block_scales max"
+            )
+        if self.number is not None and self.number.height != 1:
+            raise ValueError(
+                f"format {self.format}: AutoRound learns a scale for each row or group; this one has wider"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough(self) -> Settings:
@@ -81,6 +106,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     from hemorrhage.models.blockwise import embed, in_float32
 
     tokens, current = context.calibration.tokens(), context.progress
+    totals = _totals(model, settings, tokens)
     samples = settings.samples or max(len(tokens), settings.batch)
     if len(tokens) < samples:
         raise ValueError(f"wants {samples} calibration windows; the calibration set has {len(tokens)}")
@@ -100,7 +126,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
                 target = run(block, {}, dense, arguments[index], settings.batch)
                 if current is None or not current.done(index):
                     layers = {
-                        name: Rounding(linear.weight.data, widths[name], settings, dtypes[name])
+                        name: _rounding(linear, widths[name], settings, dtypes[name], totals.get(names[linear]))
                         for name, linear in linears.items()
                     }
                     if not tune(block, layers, tuned, target, arguments[index], settings, generator):
@@ -123,8 +149,81 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
         quantize_vocabulary(model, settings.embeddings, settings.group_size, rtn.quantize)
 
 
+def _totals(model: PreTrainedModel, settings: Settings, tokens: Tensor) -> dict[str, Tensor]:
+    """Return the scale of each linear layer that divides those of its groups; empty where the format has none."""
+    number = settings.number
+    if number is None or number.scales != "e4m3":
+        return {}
+    from hemorrhage.calibrate.statistics import shared_inputs
+
+    linears = linears_of(model)
+    with torch.no_grad():
+        shared = shared_inputs(model, tokens[:1, :8])
+        totals = {
+            first: layer_total([linears[name].weight for name in names], number) for first, names in shared.items()
+        }
+    return {name: total for first, total in totals.items() if total is not None for name in shared[first]}
+
+
+def _rounding(
+    linear: nn.Linear, width: int, settings: Settings, dtype: torch.dtype, total: Tensor | None
+) -> Rounding | FloatRounding:
+    """Return the roundings of a layer's float32 weights, with parameters to learn."""
+    if settings.number is None:
+        return Rounding(linear.weight.data, width, settings, dtype)
+    return FloatRounding(linear.weight.data, width, settings.number, dtype, total)
+
+
+class FloatRounding:
+    """A layer's weights, and the parameters that say how they are rounded to numbers of a floating-point format."""
+
+    def __init__(
+        self, weight: Tensor, width: int, number: FloatFormat, dtype: torch.dtype, total: Tensor | None
+    ) -> None:
+        """``weight`` float32 [rows, columns], ``width`` columns to a group; scales are stored in ``dtype``."""
+        self._groups = weight.unflatten(1, (-1, width))
+        self._largest = self._groups.abs().amax(2)
+        self._number, self._dtype, self._total = number, dtype, total
+        # The first binade whose numbers lie further apart than those before, and the bits of a mantissa.
+        self._finest, self._mantissa, self._top = (0, 1, 6.0) if number.number == "e2m1" else (-6, 3, 448.0)
+        self.offset = torch.zeros_like(self._groups, requires_grad=True)
+        """V: float32 [rows, groups, width]."""
+        self.shares = torch.ones_like(self._largest, requires_grad=True)
+        """Of the largest weight: float32 [rows, groups]."""
+
+    def values(self) -> Tensor:
+        """Return the rounded weights float32 [rows, columns], differentiable in ``offset`` and ``shares``."""
+        numbers, Δ, _ = self._rounded()
+        return (numbers * Δ.unsqueeze(2)).flatten(1)
+
+    def quantized(self) -> QuantizedFloats:
+        """Return the rounded weights as they are stored."""
+        numbers, _, scale = self._rounded()
+        codes = numbers.detach().flatten(1).to(torch.float8_e4m3fn)
+        return QuantizedFloats(codes, stored_scales(scale, self._number, self._dtype), self._total, self._number)
+
+    def bound(self) -> None:
+        """Keep the parameters in their ranges: half a distance leaves zeros what they are."""
+        self.offset.clamp_(-0.5, 0.5)
+        self.shares.clamp_(0.5, 1)
+
+    def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the numbers [rows, groups, width], Δ and the scales as they are stored [rows, groups]."""
+        steps = fit_steps(self._largest * self.shares.detach(), self._number, self._dtype, self._total)
+        Δ = steps.Δ * (self.shares / self.shares.detach())
+        x = self._groups / Δ.unsqueeze(2)
+        # The binade of zero is the lowest; frexp takes another.
+        binade = torch.where(x.detach() == 0, self._finest, torch.frexp(x.detach()).exponent - 1)
+        apart = torch.ldexp(torch.ones_like(x), binade.clamp(min=self._finest) - self._mantissa)
+        moved = x + apart * self.offset
+        nearest = nearest_(moved.detach().clone(), self._number)
+        # Numbers at the ends count as clipped, so that the gradient sees them move with the range.
+        inside = nearest.abs() < self._top
+        return torch.where(inside, nearest + (moved - moved.detach()), nearest), Δ, steps.scale
+
+
 class Rounding:
-    """A layer's weights, and the parameters that say how they are rounded."""
+    """A layer's weights, and the parameters that say how they are rounded to integers."""
 
     def __init__(self, weight: Tensor, width: int, settings: GridSettings, dtype: torch.dtype) -> None:
         """``weight`` float32 [rows, columns], ``width`` columns to a group; scales are stored in ``dtype``."""
@@ -152,6 +251,11 @@ class Rounding:
             scale.detach().squeeze(2).to(self._dtype),
             None if self._settings.symmetric else zero.detach().squeeze(2).to(integer),
         )
+
+    def bound(self) -> None:
+        """Keep the parameters in their ranges: half a step at most leaves zeros what they are."""
+        self.offset.clamp_(-0.5, 0.5)
+        self.shares.clamp_(0, 1)
 
     def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the codes [rows, groups, width], scales and zero points [rows, groups, 1], all float32."""
@@ -182,7 +286,7 @@ def straight(x: Tensor) -> Tensor:
 
 def tune(
     block: nn.Module,
-    layers: dict[str, Rounding],
+    layers: Mapping[str, Rounding | FloatRounding],
     states: Tensor,
     target: Tensor,
     arguments: BlockArguments,
@@ -211,9 +315,7 @@ def tune(
             if gradient is not None:
                 parameter.sub_(gradient.sign_(), alpha=rate)
         for layer in layers.values():
-            # Half a step at most, which also leaves zeros what they are.
-            layer.offset.clamp_(-0.5, 0.5)
-            layer.shares.clamp_(0, 1)
+            layer.bound()
     for parameter, value in zip(parameters, best, strict=bool(best)):
         parameter.copy_(value)
     return bool(best)
@@ -242,8 +344,12 @@ METHOD = Method(
         title="AutoRound",
         summary="learned rounding and ranges, block by block",
         papers=(Paper("Cheng et al.", "2309.05516"),),
-        examples=({"bits": 3, "group_size": 64}, {"bits": 3, "group_size": 64, "samples": 16}),
-        storage=("packed",),
+        examples=(
+            {"bits": 3, "group_size": 64},
+            {"bits": 3, "group_size": 64, "samples": 16},
+            {"format": "nvfp4"},
+        ),
+        storage=("packed", "floats"),
         values=WIDTHS,
     ),
     Settings,
