@@ -142,8 +142,10 @@ _VLLM = (
         rounds_from=8.9,
     ),
     Row(VLLM, CUDA, Grid("float", (8,), ("tensor",)), (FP8_FIXED,), FLOATS, capability=7.5, rounds_from=8.9),
+    Row(VLLM, CUDA, E4M3, (FP8_DYNAMIC,), FLOATS, capability=7.5, rounds_from=8.9, experts=False),
     Row(
-        VLLM, CUDA, E4M3, (FP8_DYNAMIC, FP8_FIXED), FLOATS, capability=7.5, rounds_from=8.9, experts=False
+        VLLM, CUDA, Grid("float", (8,), ("tensor", "channel")), (FP8_FIXED,), FLOATS, capability=7.5, rounds_from=8.9,
+        experts=False,
     ),
     Row(VLLM, CUDA, E2M1_OF_16, (), NVFP4, capability=7.5),
     Row(VLLM, CUDA, E2M1_OF_16, (E2M1_OF_16,), NVFP4, capability=7.5, rounds_from=10.0),
