@@ -85,10 +85,11 @@ def written() -> dict[str, dict[str, Any]]:
     With others vLLM rounds inputs in another way than the configuration says, or not at all; the table does not say
     that it loads these.
     """
-    group = {"format": "pack-quantized"}
+    int4 = scheme(GridSettings(bits=4, group_size=128, symmetric=True), symmetric=True)
+    int8 = scheme(GridSettings(bits=8, group_size="channel"), symmetric=True)
     made: dict[str, QuantizationScheme] = {
-        "int4": {**group, "weights": scheme(GridSettings(bits=4, group_size=128, symmetric=True), symmetric=True)},
-        "int8": {**group, "weights": scheme(GridSettings(bits=8, group_size="channel"), symmetric=True)},
+        "int4": {"weights": int4, "format": "pack-quantized"},
+        "int8": {"weights": int8, "format": "pack-quantized"},
         **{name: scheme_of_floats(number) for name, number in FLOATS.items()},
     }
     configured: dict[str, dict[str, Any]] = {}
@@ -96,7 +97,9 @@ def written() -> dict[str, dict[str, Any]]:
         for inputs in ("", *MADE_FOR[name]):
             rounding = INPUTS[inputs] if inputs else None
             is_octets = name == "int8" and rounding is not None
-            each: QuantizationScheme = {**weights, **({"format": "int-quantized"} if is_octets else {})}
+            each: QuantizationScheme = {**weights}
+            if is_octets:
+                each["format"] = "int-quantized"
             if rounding is not None:
                 each["input_activations"] = rounding.arguments
             config = with_scale_types(cast("QuantizationConfig", config_of({"group_0": each})))
