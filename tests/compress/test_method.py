@@ -20,9 +20,15 @@ from tests.conftest import ROOT
 
 NUMBERS = (1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 256, 0.0005, 0.02, 0.05, 0.1, 0.3, 0.4, 0.6, 0.9, 2.0, 4.0, 12.0)
 OTHERS = (True, False, "channel", 0.35, "2:4", "4:8", (2, 4), (3, 4, 8), ("fp8", "dense"))
-CONSTANT = {("rotation", "keep_zeros"), ("external", "files"), ("gguf_types", "mix")}
-"""Settings that can have one value only, a rotation leaves no weight zero; or none that goes with every model; or one
-that goes with the type of an example."""
+CONSTANT = {
+    ("rotation", "keep_zeros"),
+    ("external", "files"),
+    ("gguf_types", "mix"),
+    ("autoround", "inputs"),
+    ("autoround", "block_scales"),
+}
+"""Settings that can have one value only: a rotation leaves no weight zero, AutoRound learns its scales and rounds no
+inputs. Or none goes with every model, or one with the type of an example."""
 
 ABSENT = ("sequential", "embeddings")
 """Settings that a method may lack and a comparison names: it has what is their default elsewhere."""

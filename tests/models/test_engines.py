@@ -218,3 +218,19 @@ def test_a_capability_is_the_largest_that_a_group_asks_for() -> None:
 )
 def test_a_rounding_in_words(arguments: QuantizationArgs, words: str) -> None:
     assert in_words(arguments) == words
+
+
+def test_blocks_of_a_layer_that_vllm_joins_have_to_be_whole() -> None:
+    scheme = {
+        "weights": {
+            "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128], "dynamic": False,
+        },
+        "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+        "format": "float-quantized",
+        "targets": ["Linear"],
+    }  # fmt: skip
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"group_0": scheme}}
+    whole = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    assert "vLLM" in answer({**whole, "quantization_config": quantization}).engines
+    # One head of keys has 64 rows.
+    assert "vLLM" not in answer({**whole, "num_key_value_heads": 1, "quantization_config": quantization}).engines

@@ -106,7 +106,7 @@ def test_what_a_method_computes_moves_its_variants(tree: Path, moved: Callable[[
 def test_an_edit_of_a_shared_method_moves_the_programs_that_use_it(tree: Path, here: Sources) -> None:
     names = [module_of(method) for method in METHODS]
     method = tree / "compress/methods/weight_quantization/gptq.py"
-    replace(method, "half = 2 ** (settings.bits - 1)", "half = 2 ** (settings.bits - 1) + 0")
+    replace(method, 'layers = Layers.of(["layer"], weights, H,', 'layers = Layers.of(["layer"] + [], weights, H,')
     after = Sources(tree)
     changed = {name.rpartition(".")[2] for name in names if here.program(name) != after.program(name)}
     assert changed == {"gptq", "mixed", "rotation"}

@@ -198,6 +198,10 @@ class Settings(BaseModel):
         """Tokens that a text has to exceed to be computed otherwise: the newest ones stay as they are."""
         return 0
 
+    def check_text(self, tokens: int) -> str | None:  # noqa: ARG002 methods override it
+        """Return the reason why texts of so many tokens would not show what these settings say, or None."""
+        return None
+
     def check(self, config: ConfigJson) -> str | None:  # noqa: ARG002 methods override it
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         return None

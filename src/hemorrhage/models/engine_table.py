@@ -104,7 +104,8 @@ MXFP4 = ("mxfp4-pack-quantized",)
 MXFP8 = ("mxfp8-quantized",)
 
 INT8 = Grid("int", (8,), ("tensor", "channel"))
-E4M3 = Grid("float", (8,), ("tensor", "channel", "block"), block=(128, 128))
+E4M3 = Grid("float", (8,), ("tensor", "channel"))
+E4M3_BLOCKS = Grid("float", (8,), ("block",), block=(128, 128))
 E2M1_OF_16 = Grid("float", (4,), ("tensor_group",), (16,))
 E2M1_OF_32 = Grid("float", (4,), ("group",), (32,))
 E4M3_OF_32 = Grid("float", (8,), ("group",), (32,))
@@ -137,8 +138,10 @@ _VLLM = (
     ),
     Row(VLLM, CUDA, Grid("int", (4,), ("group",), (128,)), (FP8_TOKENS,), capability=9.0, is_exact=True),
     Row(VLLM, CUDA, E4M3, (), FLOATS, capability=7.5, experts=False),
+    Row(VLLM, CUDA, E4M3_BLOCKS, (), FLOATS, capability=7.5, experts=False, multiple=128),
+    Row(VLLM, CUDA, E4M3_BLOCKS, (FP8_DYNAMIC,), FLOATS, capability=7.5, rounds_from=8.9, multiple=128),
     Row(
-        VLLM, CUDA, Grid("float", (8,), ("channel", "block"), block=(128, 128)), (FP8_DYNAMIC,), FLOATS, capability=7.5,
+        VLLM, CUDA, Grid("float", (8,), ("channel",)), (FP8_DYNAMIC,), FLOATS, capability=7.5,
         rounds_from=8.9,
     ),
     Row(VLLM, CUDA, Grid("float", (8,), ("tensor",)), (FP8_FIXED,), FLOATS, capability=7.5, rounds_from=8.9),

@@ -275,6 +275,10 @@ def sizes(config: Mapping[str, Any]) -> Iterator[int]:
     for key in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
         if isinstance(entry.get(key), int):
             yield entry[key]
+    heads = entry.get("num_attention_heads")
+    if isinstance(heads, int) and isinstance(entry.get("hidden_size"), int):
+        head = entry.get("head_dim") or entry["hidden_size"] // heads
+        yield from (heads * head, (entry.get("num_key_value_heads") or heads) * head)
 
 
 def _reaches_experts(scheme: QuantizationScheme) -> bool:

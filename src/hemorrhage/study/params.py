@@ -716,6 +716,12 @@ def _check(params: Params) -> None:
         _known(name, tuple(expanded), "decode.variants")
     _check_mitigate(params, expanded)
     _check_exact_tokens(params, expanded)
+    for variant in expanded.values():
+        problem = variant.settings.check_text(params.evaluate.window)
+        if problem:
+            raise ConfigError(
+                f"compress.{variant.sweep}: {variant.name}: evaluate.window is {params.evaluate.window}: {problem}"
+            )
     for name in params.evaluate.diagnostics.ablate:
         _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
     config = architecture(params)

@@ -264,7 +264,7 @@ def test_fixed_ranges_are_what_the_library_computes() -> None:
         ({"format": "nvfp4", "bits": 8}, "bits 8 does not go with nvfp4, which has bits 4"),
         ({"format": "mxfp4", "group_size": 16}, "group_size 16 does not go with mxfp4"),
         ({"bits": 8, "symmetric": False, "inputs": "int8_token"}, "symmetric False does not go with rounded inputs"),
-        ({"format": "fp16"}, "Input should be"),
+        ({"format": "fp16"}, "format must be int, fp8, .*got 'fp16'"),
         ({"format": "mxfp4", "block_scales": "four_over_six"}, "block_scales four_over_six is for format nvfp4"),
         ({"bits": 4, "block_scales": "mse"}, "block_scales mse is for format nvfp4 and mxfp4"),
     ],

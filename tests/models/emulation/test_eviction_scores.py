@@ -29,6 +29,11 @@ def test_streaming_llm_keeps_the_sinks_and_the_newest() -> None:
     assert evicted.tolist() == [[False] * 2 + [True] * 5 + [False] * 3] * 2
 
 
+def test_of_a_short_prompt_the_first_sinks_stay() -> None:
+    evicted = eviction_scores.lowest(eviction_scores.streaming_llm(random(2, 12, 4), sinks=4), 0.75)
+    assert evicted.tolist() == [[False] * 3 + [True] * 9] * 2
+
+
 def test_snapkv_is_its_papers_listing() -> None:
     # Two key-value heads, two queries each, 9 tokens of which the last 3 observe, neighbours in threes.
     queries, keys = random(4, 9, 6), random(2, 9, 6, seed=1)

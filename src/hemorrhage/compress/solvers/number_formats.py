@@ -213,6 +213,8 @@ class FormatSettings(GridSettings):
     def _complete(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if values.get("format", "int") not in ("int", *FLOATS):
+            raise ValueError(f"format must be int, {', '.join(FLOATS)} (got {values['format']!r})")
         of_format: dict[str, object] = {}
         number = FLOATS.get(str(values.get("format")))
         if number is not None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -144,7 +143,7 @@ def check(model: PreTrainedModel, eviction: Eviction) -> tuple[list[Any], nn.Mod
     """
     family = type(model).__name__
     plain = model.config.get_text_config(decoder=True)._attn_implementation
-    modules = [sys.modules[type(layer).__module__] for layer in attention_layers(model)]
+    modules = [inspect.getmodule(type(layer)) for layer in attention_layers(model)]
     if plain not in ATTENTION or not all(hasattr(module, "ALL_ATTENTION_FUNCTIONS") for module in modules):
         raise RefusedError(f"{family} computes attention in its own way, which evicted tokens can't be left out of")
     if getattr(model.config.get_text_config(decoder=True), "kv_lora_rank", None):
@@ -156,7 +155,7 @@ def check(model: PreTrainedModel, eviction: Eviction) -> tuple[list[Any], nn.Mod
         return layers, None
     rotary = getattr(decoder(model), "rotary_emb", None)
     head = getattr(layers[0], "head_dim", None)
-    if rotary is None or head is None or not hasattr(sys.modules[type(layers[0]).__module__], "apply_rotary_pos_emb"):
+    if rotary is None or head is None or not hasattr(inspect.getmodule(type(layers[0])), "apply_rotary_pos_emb"):
         raise RefusedError(f"expected_attention turns queries to later positions, and {family} has no rotary embedding")
     cosines, _ = _cosines(rotary, layers[0], torch.zeros(1), torch.zeros(1, 1, dtype=torch.long))
     if cosines.shape[-1] != head:
@@ -211,8 +210,8 @@ def _attend_sdpa(
 def _attend_eager(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
 ) -> tuple[Tensor, Tensor | None]:
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    return _attend(eager, module, query, key, value, attention_mask, **keywords)
+    family: Any = inspect.getmodule(type(module))
+    return _attend(family.eager_attention_forward, module, query, key, value, attention_mask, **keywords)
 
 
 def _attend(
@@ -305,7 +304,8 @@ def _turned_back(module: nn.Module, queries: Tensor, cosines: Tensor, sines: Ten
 
 
 def _apply_rotary(module: nn.Module) -> Any:
-    return sys.modules[type(module).__module__].apply_rotary_pos_emb
+    family: Any = inspect.getmodule(type(module))
+    return family.apply_rotary_pos_emb
 
 
 def _cosines(rotary: nn.Module, module: nn.Module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

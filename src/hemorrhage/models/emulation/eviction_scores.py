@@ -23,9 +23,13 @@ from torch.nn import functional
 
 
 def streaming_llm(keys: Tensor, sinks: int) -> Tensor:
-    """Return scores that grow with the position, and are infinite for the first ``sinks`` tokens."""
-    scores = torch.arange(keys.shape[1], device=keys.device, dtype=torch.float32)
-    scores[:sinks] = math.inf
+    """Return scores that grow with the position, those of the first ``sinks`` tokens above all others.
+
+    Of a prompt of which fewer tokens stay, the first sinks do.
+    """
+    tokens = keys.shape[1]
+    scores = torch.arange(tokens, device=keys.device, dtype=torch.float32)
+    scores[:sinks] = 2 * tokens - scores[:sinks]
     return scores.expand(len(keys), -1)
 
 

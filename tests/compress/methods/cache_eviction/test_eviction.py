@@ -119,3 +119,18 @@ def test_settings() -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             eviction.Settings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"score": "snapkv", "ratio": 0.5}, "16 of the 32 tokens of a text's first half stay, and window is 32"),
+        ({"score": "streaming_llm", "ratio": 0.5, "sinks": 16}, "and sinks is 16: the score decides nothing"),
+        ({"score": "key_norm", "ratio": 0.01}, "ratio 0.01 of the 32 tokens of a text's first half evicts none"),
+        ({"score": "snapkv", "ratio": 0.5, "window": 8}, None),
+        ({"score": "streaming_llm", "ratio": 0.0}, None),
+    ],
+)
+def test_what_texts_are_too_short_for_is_said(settings: dict[str, Any], said: str | None) -> None:
+    problem = eviction.Settings.model_validate(settings).check_text(64)
+    assert (problem is None) if said is None else (problem is not None and said in problem)

@@ -17,13 +17,14 @@ scored; its first half in the latter case, so that only the second half of a win
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from hemorrhage.compress.info import MethodInfo, Paper
-from hemorrhage.compress.method import Alteration, ConfigJson, Context, Json, Method, Wording, percent
+from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
 
 if TYPE_CHECKING:
@@ -110,6 +111,23 @@ class Settings(Base):
             self.score, self.ratio, self.sinks or 0, self.window or 0, self.kernel or 0, future=self.future or 0
         )
 
+    def check_text(self, tokens: int) -> str | None:
+        """Return the reason why the score would decide nothing in a prompt of half a text, or None."""
+        prompt = tokens // 2
+        stay = prompt - math.floor(prompt * self.ratio + 1e-9)
+        of = f"of the {prompt} tokens of a text's first half"
+        if not self.ratio:
+            return None
+        if stay == prompt:
+            return f"ratio {self.ratio:g} {of} evicts none"
+        for name in ("sinks", "window"):
+            always = getattr(self, name)
+            if always is not None and always >= stay:
+                return (
+                    f"{stay} {of} stay, and {name} is {always}: the score decides nothing; allowed is less than {stay}"
+                )
+        return None
+
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
         if not config.get("num_attention_heads"):
@@ -129,10 +147,13 @@ def alter(model: PreTrainedModel, settings: Settings, _context: Context) -> Alte
     from hemorrhage.models.emulation import eviction
 
     eviction.evict(model, settings.eviction)
-    return Alteration(entries=cache_bytes(model, settings))
+    entries = cache_bytes(model, settings)
+    stays = entries["cache_bytes_per_token"] / entries["cache_bytes_per_token_base"]
+    # Of layers with a sliding window nothing is evicted.
+    return Alteration(entries={**entries, "severity": FULL_BITS * stays})
 
 
-def cache_bytes(model: PreTrainedModel, settings: Settings) -> Mapping[str, Json]:
+def cache_bytes(model: PreTrainedModel, settings: Settings) -> Mapping[str, float]:
     """Return the bytes that a token of a prompt leaves in the cache on average, and in the base model's.
 
     Layers with a sliding window evict nothing. Tokens after the prompt take the base's bytes.

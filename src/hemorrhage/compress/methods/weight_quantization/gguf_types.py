@@ -30,6 +30,7 @@ from hemorrhage.compress.method import Alteration, ConfigJson, Context, Json, Me
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers.kquants import WIDTHS, quantize
 from hemorrhage.compress.solvers.widths import input_widths
+from hemorrhage.models.engines import EXPERTS
 from hemorrhage.models.formats.gguf_mixes import MIXES, mix_types
 from hemorrhage.models.formats.gguf_names import problem
 from hemorrhage.models.linears import linears_of
@@ -195,6 +196,8 @@ class Settings(Base):
         reason = problem(config)
         if reason:
             return reason
+        if self.type == "mxfp4_moe" and not any(config.get(key) for key in EXPERTS):
+            return "mxfp4_moe is a mix of MXFP4 experts, and this model has no experts"
         widths = input_widths(config)
         usual = MIXES[self.type] if self.mix else self.type
         if all(type_of(usual, width) is None for width in widths.values()):
