@@ -87,7 +87,8 @@ for folder in map(Path, sys.argv[2:]):
     library = {}
     for group in config["quantization_config"]["config_groups"].values():
         compressor = BaseCompressor.get_value_from_registry(group["format"])
-        for layer in set(group["targets"]) & set(layers):
+        packed = {layer for layer, tensors in layers.items() if "weight_scale" in tensors}
+        for layer in packed if "Linear" in group["targets"] else packed & set(group["targets"]):
             scheme = QuantizationScheme(**group)
             library[layer + ".weight"] = compressor.decompress(layers[layer], scheme)["weight"].contiguous()
     save_file(library, folder / "library.pt")
