@@ -66,8 +66,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     plan = Plan.read()
     base = Path(plan.checkpoint("base")).parent
-    (text,) = Path("data/texts", arguments.corpus).glob("*/tokens.safetensors")
-    evaluated = load_file(text)["evaluation"].long()[: arguments.window * arguments.windows]
+    text = Path(plan.manifest("texts", arguments.corpus)).parent
+    evaluated = load_file(text / "tokens.safetensors")["evaluation"].long()[: arguments.window * arguments.windows]
     tokens = evaluated.view(arguments.windows, arguments.window)
     print("| variant | export | this bench | transformers |\n|---|---|---|---|")
     for name in tqdm(("base", *plan.variants), mininterval=5, leave=False):
