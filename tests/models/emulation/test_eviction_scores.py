@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hemorrhage.models.emulation import eviction_scores
+from hemorrhage.models.emulation.evicted import evicted_tokens
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -99,7 +100,7 @@ def test_expected_attention_is_the_mean_over_queries() -> None:
 
 @pytest.mark.parametrize(("tokens", "ratio", "number"), [(10, 0.3, 3), (10, 0.35, 3), (3, 0.3, 0), (100, 0.29, 29)])
 def test_the_share_is_rounded_down_to_whole_tokens(tokens: int, ratio: float, number: int) -> None:
-    assert eviction_scores.evicted_tokens(tokens, ratio) == number
+    assert evicted_tokens(tokens, ratio) == number
     evicted = eviction_scores.lowest(torch.zeros(2, tokens), ratio)
     # Of equal scores the older token goes.
     assert evicted.tolist() == [[True] * number + [False] * (tokens - number)] * 2

@@ -165,9 +165,6 @@ CHOSEN = Comparison(
 )
 """Scales that are chosen, against those of the largest weight."""
 
-INTEGER = {"format": ("int",), "inputs": (None,)}
-"""Values of a plain method's settings where the method that improves on it has integers alone."""
-
 
 class FormatSettings(GridSettings):
     """Settings of a grid of integers or of a floating-point format, and of the inputs of the layers.
@@ -280,9 +277,8 @@ class QuantizedFloats:
 
         rows, columns = self.numbers.shape
         steps = small_floats.step_sizes(self.scale, self.total)
-        height, width = self.format.height or rows, self.format.width or columns
-        row_of, column_of = (torch.arange(count, device=steps.device) for count in (rows, columns))
-        return self.numbers.float() * steps[row_of // height][:, column_of // width]
+        area = self.format.height or rows, self.format.width or columns
+        return small_floats.multiplied(self.numbers.float(), steps, area)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store, by suffix."""
@@ -309,10 +305,16 @@ def layer_total(weights: list[Tensor], number: FloatFormat, block_scales: BlockS
     """Return G float32 [1] of the layers ``weights`` that read one input; None for formats without."""
     if number.scales != "e4m3":
         return None
-    from hemorrhage.models.formats.small_floats import E2M1_MAX, E4M3_MAX
+    from hemorrhage.models.formats.small_floats import E4M3_MAX
 
     largest = torch.stack([weight.abs().amax().float() for weight in weights]).amax()
-    top = E4M3_MAX if block_scales == "max" else ROOM
+    return _total(largest, E4M3_MAX if block_scales == "max" else ROOM)
+
+
+def _total(largest: Tensor, top: float) -> Tensor:
+    """Return float32 [1] that brings the scales of numbers of E2M1 up to ``largest`` to ``top``."""
+    from hemorrhage.models.formats.small_floats import E2M1_MAX
+
     total = top * E2M1_MAX / largest.clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(total.isfinite(), total, 1.0).reshape(1)
 
@@ -519,12 +521,10 @@ def fixed_input(inputs: str, largest: Tensor, dtype: torch.dtype) -> dict[str, T
         return {}
     top = largest.amax().float()
     if suffix == "input_global_scale":
-        total = small_floats.E4M3_MAX * small_floats.E2M1_MAX / top.clamp(min=torch.finfo(torch.float32).tiny)
-        return {suffix: torch.where(total.isfinite(), total, 1.0).reshape(1)}
+        return {suffix: _total(top, small_floats.E4M3_MAX)}
     if INPUTS[inputs].arguments["type"] == "int":
         return {suffix: scale_of(top, INPUTS[inputs].arguments["num_bits"]).to(dtype).reshape(1)}
-    scale = (top / small_floats.E4M3_MAX).to(dtype)
-    return {suffix: torch.where(scale == 0, torch.finfo(dtype).eps, scale).reshape(1)}
+    return {suffix: fit_steps(top, FLOATS["fp8_tensor"], dtype, None).scale.to(dtype).reshape(1)}
 
 
 AnyQuantized = Quantized | QuantizedFloats

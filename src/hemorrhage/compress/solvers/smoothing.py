@@ -8,8 +8,10 @@ what it did, with inputs that are easier to round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.compress.solvers.shuffle import shuffle
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -27,6 +29,22 @@ def scales(largest: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
     heaviest = torch.stack([weight.float().abs().amax(0) for weight in weights]).amax(0)
     scale = largest.pow(alpha) / heaviest.pow(1 - alpha)
     return torch.where((largest > 0) & (heaviest > 0), scale, 1.0)
+
+
+def smooth(
+    model: PreTrainedModel,
+    readers: NormReaders,
+    ranges: Sequence[Tensor],
+    alpha: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Smooth what a norm gives; return the factors of its linear layers' columns, which are left to the caller.
+
+    ``ranges``: the largest magnitudes [n] of each input. A ``generator`` shuffles the scales among the features.
+    """
+    weights: list[Tensor] = [model.get_parameter(f"{name}.weight") for name in readers.linears]
+    largest = torch.stack([each.to(model.device) for each in ranges]).amax(0)
+    return move(model, readers, shuffle(scales(largest, weights, alpha), generator), weights[0].dtype)
 
 
 def move(model: PreTrainedModel, readers: NormReaders, scale: Tensor, dtype: torch.dtype) -> Tensor:

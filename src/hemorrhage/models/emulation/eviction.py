@@ -30,6 +30,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from hemorrhage.models.blocks import decoder
 from hemorrhage.models.emulation import eviction_scores
 from hemorrhage.models.emulation.activations import is_exact
+from hemorrhage.models.emulation.evicted import evicted_tokens, scored_prompt
 from hemorrhage.models.emulation.kv_cache import EVICTION, attention_layers, refuse_second, write_own
 from hemorrhage.models.formats.config import BenchStorage
 from hemorrhage.models.refused import RefusedError
@@ -85,7 +86,7 @@ class LayerState:
         if chosen.score == "key_norm":
             return eviction_scores.key_norm(keys)
         if chosen.score == "snapkv":
-            kept = keys.shape[1] - eviction_scores.evicted_tokens(keys.shape[1], chosen.ratio)
+            kept = keys.shape[1] - evicted_tokens(keys.shape[1], chosen.ratio)
             return eviction_scores.snapkv(queries, keys, scaling, min(chosen.window, kept), chosen.kernel)
         assert self.turn is not None
         cosines, sines = (each[min(row, len(each) - 1), where] for each in self.turn)
@@ -266,7 +267,7 @@ def _choose(
     for row in range(batch):
         number = tokens[row]
         if is_scored:
-            number = number // 2 if prompts is None else min(int(prompts[row]), number)
+            number = scored_prompt(number) if prompts is None else min(int(prompts[row]), number)
         where = slice(starts[row], starts[row] + number)
         ends.append(where.stop)
         if number:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hemorrhage.models.emulation.evicted import evicted_tokens
+
 
 def streaming_llm(keys: Tensor, sinks: int) -> Tensor:
     """Return scores that grow with the position, those of the first ``sinks`` tokens above all others.
@@ -84,9 +86,3 @@ def lowest(scores: Tensor, ratio: float) -> Tensor:
     number = evicted_tokens(scores.shape[1], ratio)
     order = scores.argsort(dim=-1, stable=True)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[:, :number], value=True)
-
-
-def evicted_tokens(tokens: int, ratio: float) -> int:
-    """Return how many of ``tokens`` are evicted."""
-    # A share such as 0.3 of 10 tokens is a hair below a whole number.
-    return math.floor(tokens * ratio + 1e-9)

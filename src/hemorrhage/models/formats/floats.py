@@ -11,7 +11,6 @@ compressed-tensors does; the groups of their configuration have ``scale_dtype``,
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from hemorrhage.models.formats import small_floats
@@ -35,16 +34,14 @@ class FloatLinear(DequantizedLinear):
         """Return the weight that a reader of the checkpoint sees: float32 [rows, columns]."""
         stored = self.stored()
         steps = small_floats.step_sizes(stored["weight_scale"], stored.get("weight_global_scale"))
-        height, width = small_floats.area(steps, (self.out_features, self.in_features), self.scheme["weights"])
-        column_of = torch.arange(self.in_features, device=steps.device) // width
+        area = small_floats.area(steps, (self.out_features, self.in_features), self.scheme["weights"])
 
         def piece(rows: slice) -> Tensor:
             if "weight_packed" in stored:
                 numbers = small_floats.unpack_e2m1(stored["weight_packed"][rows])
             else:
                 numbers = stored["weight"][rows].float()
-            row_of = torch.arange(self.out_features, device=steps.device)[rows] // height
-            return numbers * steps[row_of][:, column_of]
+            return small_floats.multiplied(numbers, steps, area, rows.start)
 
         return self.by_rows(piece)
 

@@ -119,3 +119,12 @@ def area(steps: Tensor, shape: tuple[int, int], weights: QuantizationArgs) -> tu
         return structure[0], structure[1]
     rows, columns = shape
     return rows // steps.shape[0], columns // steps.shape[1]
+
+
+def multiplied(numbers: Tensor, steps: Tensor, area: tuple[int, int], first: int = 0) -> Tensor:
+    """Return ``numbers`` float32 [rows, columns], the rows of a weight from ``first`` on, times their ``steps``.
+
+    ``area``: rows and columns of the weight that share one of them.
+    """
+    rows, columns = (torch.arange(count, device=steps.device) for count in numbers.shape)
+    return numbers * steps[(rows + first) // area[0]][:, columns // area[1]]

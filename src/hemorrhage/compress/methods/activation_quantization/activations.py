@@ -25,7 +25,7 @@ from hemorrhage.compress.solvers import smoothing
 from hemorrhage.compress.solvers.grid import GridSettings, group_width, grouping
 from hemorrhage.compress.solvers.packing import RoundedInputs, store
 from hemorrhage.compress.solvers.readers import find_norm_readers
-from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.shuffle import shuffler
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -125,11 +125,8 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
             if largest is not None and settings.smooth is not None and first in norm_of:
                 readers = norm_of[first]
                 if readers.norm not in factors:
-                    ranges = [context.calibration.max_abs(each).to(model.device) for each in readers.inputs]
-                    weights = [linears[name].weight for name in readers.linears]
-                    scale = smoothing.scales(torch.stack(ranges).amax(0), weights, settings.smooth)
-                    scale = shuffle(scale, generator)
-                    factors[readers.norm] = smoothing.move(model, readers, scale, weights[0].dtype)
+                    ranges = [context.calibration.max_abs(each) for each in readers.inputs]
+                    factors[readers.norm] = smoothing.smooth(model, readers, ranges, settings.smooth, generator)
                 factor = factors[readers.norm]
                 largest = largest / factor
             rounded = RoundedInputs(

@@ -17,7 +17,6 @@ scored; its first half in the latter case, so that only the second half of a win
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -26,6 +25,7 @@ from pydantic import Field, model_validator
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Alteration, ConfigJson, Context, Method, Wording, percent
 from hemorrhage.compress.method import Settings as Base
+from hemorrhage.models.emulation.evicted import evicted_tokens, scored_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,8 +113,8 @@ class Settings(Base):
 
     def check_text(self, tokens: int) -> str | None:
         """Return the reason why the score would decide nothing in a prompt of half a text, or None."""
-        prompt = tokens // 2
-        stay = prompt - math.floor(prompt * self.ratio + 1e-9)
+        prompt = scored_prompt(tokens)
+        stay = prompt - evicted_tokens(prompt, self.ratio)
         of = f"of the {prompt} tokens of a text's first half"
         if not self.ratio:
             return None

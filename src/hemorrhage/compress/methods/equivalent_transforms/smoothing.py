@@ -20,7 +20,7 @@ from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
 from hemorrhage.compress.solvers import smoothing
 from hemorrhage.compress.solvers.readers import find_norm_readers
-from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
+from hemorrhage.compress.solvers.shuffle import shuffler
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.stream import rows_at_once
 from hemorrhage.runtime.lazy import torch
@@ -66,11 +66,10 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     norms = find_norm_readers(model, statistics.shared())
     with torch.no_grad():
         for readers in tqdm(norms, desc="smoothing", unit="norm", mininterval=5, leave=False):
-            weights = [linears[name].weight for name in readers.linears]
-            largest = torch.stack([statistics.max_abs(first).to(model.device) for first in readers.inputs]).amax(0)
-            scale = shuffle(smoothing.scales(largest, weights, settings.alpha), generator)
-            factor = smoothing.move(model, readers, scale, weights[0].dtype)
-            for weight in weights:
+            ranges = [statistics.max_abs(first) for first in readers.inputs]
+            factor = smoothing.smooth(model, readers, ranges, settings.alpha, generator)
+            for name in readers.linears:
+                weight = linears[name].weight
                 for rows in weight.split(rows_at_once(weight.shape[1])):
                     rows.copy_(rows.float() * factor)
 

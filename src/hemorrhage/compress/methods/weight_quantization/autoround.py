@@ -181,11 +181,15 @@ class FloatRounding:
         self, weight: Tensor, width: int, number: FloatFormat, dtype: torch.dtype, total: Tensor | None
     ) -> None:
         """``weight`` float32 [rows, columns], ``width`` columns to a group; scales are stored in ``dtype``."""
+        from hemorrhage.models.formats import small_floats
+
         self._groups = weight.unflatten(1, (-1, width))
         self._largest = self._groups.abs().amax(2)
         self._number, self._dtype, self._total = number, dtype, total
         # The first binade whose numbers lie further apart than those before, and the bits of a mantissa.
-        self._finest, self._mantissa, self._top = (0, 1, 6.0) if number.number == "e2m1" else (-6, 3, 448.0)
+        self._finest, self._mantissa, self._top = (
+            (0, 1, small_floats.E2M1_MAX) if number.number == "e2m1" else (-6, 3, small_floats.E4M3_MAX)
+        )
         self.offset = torch.zeros_like(self._groups, requires_grad=True)
         """V: float32 [rows, groups, width]."""
         self.shares = torch.ones_like(self._largest, requires_grad=True)

@@ -151,7 +151,7 @@ METHOD = Method(
             {"format": "nvfp4", "act_order": True, "inputs": "nvfp4"},
             {"format": "fp8_block", "inputs": "fp8_group"},
         ),
-        storage=("packed", "floats"),
+        storage=("packed", "int8", "floats"),
         improves_on=(
             Comparison(COMPENSATION, "rtn", FORMAT),
             replace(CHOSEN, plain="gptq", same=(*CHOSEN.same, "damp", "act_order", "sequential")),
