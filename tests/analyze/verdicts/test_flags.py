@@ -137,6 +137,15 @@ def test_a_variant_that_changed_no_weight(study: tuple[Inputs, pd.DataFrame]) ->
     assert ("gptq-4", "no-op") in rules(found, table)
 
 
+@pytest.mark.parametrize("setting", ["ratio", "removed"])
+def test_the_start_of_a_curve_is_meant_to_be_the_base(study: tuple[Inputs, pd.DataFrame], setting: str) -> None:
+    found, table = study
+    found = copy.deepcopy(found)
+    found.variants["gptq-4"].manifest["changed"] = 0
+    found.variants["gptq-4"].manifest["settings"] = {setting: 0.0}
+    assert ("gptq-4", "no-op") not in rules(found, changed(table, "gptq-4", "kl_mean[", estimate=0.0))
+
+
 def test_an_alteration_of_another_variant_that_does_nothing(study: tuple[Inputs, pd.DataFrame]) -> None:
     found, table = study
     under = found.variants["gptq-4"]

@@ -28,6 +28,9 @@ OF_WEIGHTS = ("bits", "sparsity", "removed")
 
 SIGNIFICANT = 0.05
 
+IDENTITIES = ("ratio", "removed")
+"""Settings that ask for nothing where they are 0: such a point is the start of its curve, and meant to be the base."""
+
 NO_OP = "no-op"
 ZEROED = "zeroed layer"
 ANOTHER_BASE = "made from another base"
@@ -106,6 +109,8 @@ def noise_floor(numbers: Numbers, corpus: str) -> float:
 
 def _unchanged(variant: Variant, numbers: Numbers, corpora: Sequence[str]) -> Iterator[Flag]:
     """Flag no-op compressions, and variants whose damage is not above the noise floor."""
+    if any(variant.settings.get(name) == 0 for name in IDENTITIES):
+        return
     kls = {corpus: numbers.get(variant.name, "kl_mean", corpus) for corpus in corpora}
     known = {corpus: kl for corpus, kl in kls.items() if kl}
     below = [corpus for corpus, kl in known.items() if kl.value <= noise_floor(numbers, corpus)]
