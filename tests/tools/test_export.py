@@ -310,6 +310,7 @@ def test_what_loads_the_output_is_said_and_stands_in_its_card(
     assert export(made / name, out, kind, tiny).sentence == sentence
     card = out / "README.md" if out.is_dir() else out.with_name("out.md")
     assert sentence in card.read_text()
+    assert f"library_name: {'gguf' if kind == 'gguf' else 'transformers'}\n" in card.read_text()
 
 
 def test_what_nothing_would_load_is_written_only_when_it_is_asked_for(

@@ -64,3 +64,5 @@ def test_what_is_missing_or_there_already_is_named(
     assert "exists already; nothing is overwritten" in capsys.readouterr().err
     assert cli.main(["imatrix", str(tmp_path / "b.dat"), *folders, str(tmp_path / "none")]) == NOT_MEASURED
     assert "run the calibrate step first" in capsys.readouterr().err
+    assert cli.main(["imatrix", str(tmp_path / "b.txt"), *folders, str(calibration)]) == USAGE
+    assert "b.txt: an importance matrix is a file .gguf or .dat" in capsys.readouterr().err

@@ -156,6 +156,11 @@ def engine(config: Mapping[str, Any]) -> tuple[str, str]:
     return given.engines, given.reason
 
 
+def library(config: Mapping[str, Any]) -> str:
+    """Return the library that the Hub names for a checkpoint with this config.json."""
+    return "gguf" if BenchStorage.of(config).model_format == "gguf_file" else "transformers"
+
+
 def _obstacle(storage: BenchStorage) -> str:
     """Return why no engine loads what the bench stores in its own way; empty where it does not."""
     if storage.model_format is not None:

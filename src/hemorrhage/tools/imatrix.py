@@ -60,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def imatrix(base: Path, calibration: Path, out: Path) -> None:
     """Write what the folder ``calibration`` says of the model ``base`` as an importance matrix ``out``.
 
-    Raises CommandError where ``out`` exists, ValueError where the model can't be a GGUF file or the suffix names no
-    format.
+    Raises CommandError where ``out`` exists or its suffix names no format, ValueError where the model can't be a GGUF
+    file.
     """
-    from hemorrhage.models.formats.imatrix import write
+    from hemorrhage.models.formats.imatrix import SUFFIXES, write
 
+    if out.suffix not in SUFFIXES:
+        raise CommandError(f"{out}: an importance matrix is a file {' or '.join(SUFFIXES)}")
     if out.exists():
         raise CommandError(f"{out} exists already; nothing is overwritten")
     for folder in (base, calibration):

@@ -11,6 +11,7 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.emulation import cache_grids, kv_cache
@@ -125,6 +126,11 @@ def test_the_configuration_installs_what_it_describes(tiny: Path) -> None:
 def test_a_model_without_keys_has_no_attention_layers() -> None:
     with pytest.raises(ValueError, match="no block of MambaForCausalLM hands keys and values to a cache"):
         kv_cache.attention_layers(tiny_mamba.new_model())
+    config = GPTNeoXConfig(
+        hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=8
+    )
+    with pytest.raises(ValueError, match="GPTNeoXAttention takes its cache as layer_past, which can't be rounded"):
+        kv_cache.attention_layers(GPTNeoXForCausalLM(config))
 
 
 def test_in_fp8_it_is_what_compressed_tensors_computes_with_fixed_scales() -> None:

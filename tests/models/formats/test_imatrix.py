@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from hemorrhage.models.formats.imatrix import Seen, of_parts, read, write
+from hemorrhage.models.formats.imatrix import Seen, of_parts, problem, read, write
 
 SEEN = {
     "blk.0.attn_q.weight": Seen(torch.tensor([[1.0, 2.0, 0.5, 0.0]]), torch.tensor([48.0])),
@@ -29,6 +30,7 @@ READ = {
 def test_what_is_written_is_read_back(suffix: str, tmp_path: Path) -> None:
     write(tmp_path / f"model{suffix}", SEEN, 16, ["prose", "code"])
     assert {name: values.tolist() for name, values in read(tmp_path / f"model{suffix}").items()} == READ
+    assert problem(tmp_path / f"model{suffix}") is None
 
 
 def test_a_gguf_file_has_sums_and_counts_of_tokens(tmp_path: Path) -> None:
@@ -84,5 +86,7 @@ def test_what_is_no_importance_matrix_is_refused(tmp_path: Path) -> None:
         (tmp_path / "odd").write_bytes(content)
         with pytest.raises(ValueError, match=why):
             read(tmp_path / "odd")
+        # Numbers take the whole file to look at.
+        assert "squares" in why or re.search(why, problem(tmp_path / "odd") or "")
     with pytest.raises(ValueError, match=r"an importance matrix is a file \.gguf or \.dat"):
         write(tmp_path / "model.txt", SEEN, 16, ["prose"])

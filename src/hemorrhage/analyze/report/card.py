@@ -16,7 +16,7 @@ from hemorrhage.analyze.manifests import CheckpointManifest, ModelSource
 from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.compress.info import FAMILIES
-from hemorrhage.models.engines import answer
+from hemorrhage.models.engines import answer, library
 from hemorrhage.runtime.artifact import MANIFEST
 
 SHOWN = {
@@ -76,7 +76,8 @@ def card(
     measurements = read_measurements(reports) if is_measured else Measurements()
     base = _base(folder, inputs.get("base", []))
     loads = answer(exported).sentence if exported is not None else engines(_json(folder / "config.json"), manifest)
-    return write_card(name, manifest, _identity(folder), base, measurements, loads, written)
+    config = exported if exported is not None else _json(folder / "config.json")
+    return write_card(name, manifest, _identity(folder), base, measurements, loads, written, library(config))
 
 
 def engines(config: Mapping[str, object], manifest: CheckpointManifest) -> str:
@@ -107,12 +108,13 @@ def write_card(
     measurements: Measurements,
     loads: str,
     written: int | None = None,
+    hub_library: str = "transformers",
 ) -> str:
     """Write the card of a variant that is called ``name``: YAML metadata, then text.
 
     ``manifest`` and ``identity`` (``<variant>/<address>``) are its checkpoint's, ``base`` is the ``model`` of
     params.yaml, ``loads`` says which engines load it, ``written`` is the bytes of the export's
-    weights, which may lie otherwise than in the study.
+    weights, which may lie otherwise than in the study, ``hub_library`` the library that the Hub names for it.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -120,7 +122,7 @@ def write_card(
     results = list(_results(measurements.rows, variant))
     family = FAMILIES.get(manifest.get("family", ""))
     data = ModelCardData(
-        library_name="transformers",
+        library_name=hub_library,
         pipeline_tag="text-generation",
         tags=[tag for tag in ("compressed", manifest.get("family"), manifest.get("method")) if tag],
         base_model=base.get("id"),

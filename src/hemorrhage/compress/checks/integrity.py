@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hemorrhage.models.folder import dense_weights, stored_tensors
+from hemorrhage.models.formats.config import CACHE_SCALES
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.weights import Weights, digest
 from hemorrhage.runtime.lazy import torch
@@ -23,9 +24,9 @@ class Survey:
     """What one pass over an altered model's weights finds.
 
     ``changed``: share of weights that differ from those of the same name in the model before; weights that only one of
-    both has count as different. ``parameters``: weights of the model; of a packed layer as many as it has dense, of
-    factors their own. ``layer_weights``: those of the linear layers. ``zeros``: among each linear layer's dense
-    weights, by the layer's name; ``sparsity``: their share.
+    both has count as different; a rounded cache's scales are none. ``parameters``: weights of the model; of a packed
+    layer as many as it has dense, of factors their own. ``layer_weights``: those of the linear layers. ``zeros``: among
+    each linear layer's dense weights, by the layer's name; ``sparsity``: their share.
     """
 
     changed: float
@@ -58,6 +59,9 @@ def survey(
         layer, count = name.removesuffix(".weight"), value.numel()
         if not value.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
+        if name.rpartition(".")[2] in CACHE_SCALES:
+            before.pop(name, None)
+            continue
         if layer in layers and constant(value):
             silent -= 1
             if silent < 0:

@@ -61,6 +61,9 @@ PER_TOKEN_AND_HEAD: Mapping[str, Callable[[Tensor], Tensor]] = {
 EVICTION = "evicted_by"
 """Key of ``kv_cache`` in the bench's entry of config.json where tokens are evicted (models.emulation.eviction)."""
 
+OLD_CACHE = "layer_past"
+"""How attention that transformers has not renamed yet calls its cache (GPT-NeoX)."""
+
 ATTENTION = "hemorrhage_channel_keys"
 """Name of KIVI's attention in transformers' register."""
 
@@ -394,6 +397,10 @@ def attention_layers(model: PreTrainedModel) -> list[Any]:
             )
         layers += takers
     if not layers:
+        for module in blocks(model)[0].modules():
+            if _takes_keys(module, OLD_CACHE):
+                name = type(module).__name__
+                raise RefusedError(f"{name} takes its cache as {OLD_CACHE}, which can't be rounded or evicted")
         raise RefusedError(f"no block of {type(model).__name__} hands keys and values to a cache that can be rounded")
     return layers
 
@@ -433,9 +440,9 @@ def attend(
     return read.transpose(1, 2).contiguous(), weights
 
 
-def _takes_keys(module: nn.Module) -> bool:
+def _takes_keys(module: nn.Module, cache: str = "past_key_values") -> bool:
     """Return whether a module attends with a cache; state-space and convolution layers keep their states in it."""
-    takes = "past_key_values" in inspect.signature(module.forward).parameters
+    takes = cache in inspect.signature(module.forward).parameters
     return takes and "attention" in type(module).__name__.lower()
 
 

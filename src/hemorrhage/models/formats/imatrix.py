@@ -10,14 +10,16 @@ how many chunks were seen, and for each input the mean of squares times that num
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from hemorrhage.models.formats.gguf_header import MAGIC, GgufError, StoredTensor, read_header
+from hemorrhage.runtime.lazy import torch
 
-from hemorrhage.models.formats.gguf_header import MAGIC, GgufError, read_header
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIXES = (".gguf", ".dat")
 """Of the two formats, the newer first."""
@@ -36,14 +38,29 @@ class Seen:
     tokens: Tensor
 
 
+class _Record(NamedTuple):
+    """A tensor in the older format: how many chunks were seen, and float32 squares as they lie in the file."""
+
+    name: str
+    calls: int
+    values: bytes
+
+
+def problem(path: Path) -> str | None:
+    """Return why a file is no importance matrix, in one line, or None; its numbers are not looked at."""
+    try:
+        names = [*_sums(path)] if _is_gguf(path) else [record.name for record in _records_of(path)]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None if names else f"{path} has no tensor of an importance matrix"
+
+
 def read(path: Path) -> dict[str, Tensor]:
     """Return the mean of squares of each input by the file's names of tensors: float32, one matrix behind another.
 
     Raises ValueError, one line that names the file, where it is neither format, not whole, or not of numbers.
     """
-    with path.open("rb") as stream:
-        is_gguf = stream.read(len(MAGIC)) == MAGIC
-    squares_of = _read_gguf(path) if is_gguf else _read_records(path)
+    squares_of = _read_gguf(path) if _is_gguf(path) else _read_records(path)
     for name, squares in squares_of.items():
         if not bool(squares.isfinite().all()) or bool((squares < 0).any()):
             raise ValueError(f"{path}: {name} has squares that are no numbers from 0 on")
@@ -98,15 +115,28 @@ def write(path: Path, seen: Mapping[str, Seen], length: int, datasets: Sequence[
     writer.close()
 
 
-def _read_gguf(path: Path) -> dict[str, Tensor]:
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
+
+
+def _sums(path: Path) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """Return where sums and counts of each tensor lie in a file of 2025."""
     tensors = read_header(path).tensors
-    squares_of: dict[str, Tensor] = {}
+    sums_of = {}
     for name in (key.removesuffix(SQUARES) for key in tensors if key.endswith(SQUARES)):
-        both = [tensors.get(f"{name}{suffix}") for suffix in (SQUARES, COUNTS)]
+        squares, counts = tensors[f"{name}{SQUARES}"], tensors.get(f"{name}{COUNTS}")
+        if counts is None or {squares.ggml_type, counts.ggml_type} != {"f32"}:
+            raise GgufError(f"{path}: {name} has no float32 sums and counts of an importance matrix")
+        sums_of[name] = squares, counts
+    return sums_of
+
+
+def _read_gguf(path: Path) -> dict[str, Tensor]:
+    squares_of: dict[str, Tensor] = {}
+    for name, both in _sums(path).items():
         values = []
         for tensor in both:
-            if tensor is None or tensor.ggml_type != "f32":
-                raise GgufError(f"{path}: {name} has no float32 sums and counts of an importance matrix")
             content = torch.from_file(str(path), False, tensor.offset + tensor.size, dtype=torch.uint8)
             values.append(content[tensor.offset :].clone().view(torch.float32).view(tensor.shape))
         squares, counts = values
@@ -117,7 +147,7 @@ def _read_gguf(path: Path) -> dict[str, Tensor]:
     return squares_of
 
 
-def _read_records(path: Path) -> dict[str, Tensor]:
+def _records_of(path: Path) -> Iterator[_Record]:
     content = path.read_bytes()
     place = 0
 
@@ -136,14 +166,15 @@ def _read_records(path: Path) -> dict[str, Tensor]:
         place += length
         return content[place - length : place]
 
-    squares_of: dict[str, Tensor] = {}
     for _ in range(whole()):
-        name = octets(whole()).decode("utf-8", "replace")
-        calls = whole()
-        values = octets(4 * whole())
-        squares = torch.frombuffer(bytearray(values), dtype=torch.float32)
-        squares_of[name] = squares / max(calls, 1)
-    return squares_of
+        yield _Record(octets(whole()).decode("utf-8", "replace"), whole(), octets(4 * whole()))
+
+
+def _read_records(path: Path) -> dict[str, Tensor]:
+    return {
+        record.name: torch.frombuffer(bytearray(record.values), dtype=torch.float32) / max(record.calls, 1)
+        for record in _records_of(path)
+    }
 
 
 def _records(seen: Mapping[str, Seen], length: int, chunks: int, datasets: Sequence[str]) -> bytes:

@@ -285,6 +285,8 @@ def test_transformers_reads_fixed_scales_from_disk(
     stored, heads = Weights(out, tiny), load(tiny).config.num_key_value_heads
     shape = (heads, 1, 1) if scale == "head" else (1,)
     assert tuple(stored.tensor("model.layers.4.self_attn.k_scale").shape) == shape
+    assert read_manifest(out)["changed"] == 0
+    assert read_manifest(out)["parameters"] == sum(each.numel() for each in load(tiny).parameters())
     scheme = json.loads((out / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
     assert scheme["strategy"] == ("attn_head" if scale == "head" else "tensor")
     ours = logits(load(out, base=tiny), text)

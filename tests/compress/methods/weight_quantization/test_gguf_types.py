@@ -12,6 +12,7 @@ from hemorrhage.compress.methods.weight_quantization import gguf_types
 from hemorrhage.compress.solvers import kquants
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.formats.imatrix import Seen, write
 from tests.layers import layer_of
 
 
@@ -46,8 +47,13 @@ def test_a_name_that_is_a_mix_alone_is_one_and_others_ask_for_it() -> None:
 
 
 def test_an_importance_matrix_is_a_file_of_llama_cpp(tmp_path: Path) -> None:
-    (tmp_path / "a.dat").touch()
+    squares = {"blk.0.attn_q.weight": Seen(torch.ones(1, 64), torch.ones(1))}
+    write(tmp_path / "a.dat", squares, 1, ["prose"])
     assert gguf_types.Settings.refusal(tmp_path / "a.dat") is None
+    (tmp_path / "c.dat").write_bytes(b"weights, and no importances")
+    assert "c.dat ends before its last record does, or is no importance" in str(
+        gguf_types.Settings.refusal(tmp_path / "c.dat")
+    )
     assert "b.gguf is missing" in str(gguf_types.Settings.refusal(tmp_path / "b.gguf"))
     assert "is no importance matrix of llama.cpp" in str(gguf_types.Settings.refusal(tmp_path / "a.txt"))
     settings = gguf_types.Settings(type="q4_k", imatrix="models/chat.dat")

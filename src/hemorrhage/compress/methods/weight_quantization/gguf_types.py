@@ -33,6 +33,7 @@ from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.engines import EXPERTS
 from hemorrhage.models.formats.gguf_mixes import MIXES, mix_types
 from hemorrhage.models.formats.gguf_names import problem
+from hemorrhage.models.formats.imatrix import problem as importance_problem
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -154,7 +155,7 @@ class Settings(Base):
         """Return why an importance matrix can't be read, in one line, or None."""
         if path.suffix not in (".gguf", ".dat"):
             return f"{path} is no importance matrix of llama.cpp; these are called .gguf or .dat"
-        return None if path.is_file() else f"{path} is missing"
+        return importance_problem(path) if path.is_file() else f"{path} is missing"
 
     @model_validator(mode="before")
     @classmethod
