@@ -44,7 +44,7 @@ DIAGNOSED = 4
 PARAMETERS = 134_515_008
 IN_LINEARS = 106_168_320
 ARCHITECTURE = {"hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152, "tie_word_embeddings": True}
-BUDGET = {"kl": 0.1, "flips": 0.4, "task_loss": 0.3, "perplexity": 1.1}
+BUDGET = {"kl": 0.1, "flips": 0.4, "accuracy_loss_points": 30, "perplexity": 1.1}
 ENVIRONMENT = {
     "id": "0a1b2c3d",
     "python": "3.11.2",

@@ -67,7 +67,7 @@ def test_what_was_not_measured_is_never_inside(status: str) -> None:
              dataset="all tasks", reason="because")},
         ]
     )  # fmt: skip
-    checks = budget.judge(table, ["a"], {"kl": 0.1, "flips": 0.1, "task_loss": 0.1}, 0.95, 1)["a"]
+    checks = budget.judge(table, ["a"], {"kl": 0.1, "flips": 0.1, "accuracy_loss_points": 10}, 0.95, 1)["a"]
     assert [check.answer for check in checks] == ["inside", "not measured", "not measured"]
     assert [check.reason for check in checks] == ["", "because", "it was not measured"]
 

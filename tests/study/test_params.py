@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -304,7 +306,8 @@ def test_every_renamed_key_is_refused_with_its_new_name(tmp_path: Path) -> None:
             parse(tmp_path, changed("/".join(keys), 1))
         assert str(caught.value) == f"{tmp_path}/params.yaml: {message}"
         if new != "shuffled":
-            assert new in (DEFAULT[keys[0]] if len(keys) > 1 else DEFAULT), "the new name is a key"
+            section: dict[str, Any] = functools.reduce(operator.getitem, keys[:-1], DEFAULT)
+            assert new in section, "the new name is a key"
 
 
 def test_variants_at_one_place_of_a_curve_may_differ_by_their_seed_alone(default: config.Params) -> None:

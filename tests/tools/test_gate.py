@@ -133,15 +133,16 @@ def test_a_failed_variant_is_not_measured_and_says_its_reason(rows: pd.DataFrame
 
 
 def test_what_nobody_measured_is_not_inside(rows: pd.DataFrame) -> None:
-    assert gate.answer(rows, {"task_loss": 0.1}, "a").status == NOT_MEASURED
-    assert gate.answer(rows, {"task_loss": 0.1}, "").status == NOT_MEASURED
-    assert gate.answer(rows, {"kl": 0.1, "task_loss": 0.1}, "b").status == NO, "a broken limit decides"
+    assert gate.answer(rows, {"accuracy_loss_points": 10}, "a").status == NOT_MEASURED
+    assert gate.answer(rows, {"accuracy_loss_points": 10}, "").status == NOT_MEASURED
+    assert gate.answer(rows, {"kl": 0.1, "accuracy_loss_points": 10}, "b").status == NO, "a broken limit decides"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kls=0.1", "BUDGET: kls is unknown; allowed: kl, flips, task_loss, perplexity"),
+        ("task_loss=0.1", "BUDGET: task_loss is now accuracy_loss_points"),
+        ("kls=0.1", "BUDGET: kls is unknown; allowed: kl, flips, accuracy_loss_points, perplexity"),
         ("kl=much", "BUDGET: kl: must be a number"),
         ("flips=2", "BUDGET: flips: must be less than 1"),
         ("perplexity=0.9", "BUDGET: perplexity: must be more than 1"),
@@ -161,13 +162,13 @@ def test_a_budget_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "budget.yaml"
     file.write_text("kl: 0.1\nflips: 0.05\n")
     assert gate.parse(str(file)) == {"kl": 0.1, "flips": 0.05}
-    file.write_text("analyze: {budget: {kl: 0.2, task_loss: null}}\n")
+    file.write_text("analyze: {budget: {kl: 0.2, accuracy_loss_points: null}}\n")
     assert gate.parse(str(file)) == {"kl": 0.2}
     file.write_text("analyze: {budget: {}}\n")
     with pytest.raises(CommandError, match="BUDGET is empty"):
         gate.parse(str(file))
     file.write_text("[1, 2]")
-    with pytest.raises(CommandError, match=r"neither kl, flips, task_loss, perplexity nor analyze\.budget"):
+    with pytest.raises(CommandError, match=r"neither kl, flips, accuracy_loss_points, perplexity nor analyze\.budget"):
         gate.parse(str(file))
     file.write_text("analyze: [1]")
     with pytest.raises(CommandError, match="neither kl"):

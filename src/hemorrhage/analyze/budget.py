@@ -47,7 +47,7 @@ class DamageKind:
 DAMAGE_KINDS = {
     "kl": DamageKind("kl_mean", "KL, nats per token", "windows"),
     "flips": DamageKind("mean_flips", "share of answers that flip", "items"),
-    "task_loss": DamageKind("task_loss", "accuracy lost", "items"),
+    "accuracy_loss_points": DamageKind("accuracy_loss_points", "accuracy lost, points", "items"),
     "perplexity": DamageKind("ln_perplexity_ratio", "perplexity, times the base's", "windows"),
 }
 """Key of ``analyze.budget`` -> what it limits."""

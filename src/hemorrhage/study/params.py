@@ -284,13 +284,13 @@ class Decode(Section):
 class Budget(Section):
     """The most damage that a variant may do and still be shipped; what is left out is not asked for.
 
-    ``kl`` in nats per token, ``flips`` as a share of answers, ``task_loss`` as a share of accuracy, ``perplexity`` as a
-    ratio to the base's.
+    ``kl`` in nats per token, ``flips`` as a share of answers, ``accuracy_loss_points`` in points of a hundred,
+    ``perplexity`` as a ratio to the base's.
     """
 
     kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     flips: Annotated[float, Field(gt=0, lt=1)] | None = None
-    task_loss: Annotated[float, Field(gt=0, lt=1)] | None = None
+    accuracy_loss_points: Annotated[float, Field(gt=0, lt=100)] | None = None
     perplexity: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
 
 
@@ -389,6 +389,7 @@ RENAMED = {
     "decode.open": "open_ended",
     "decode.relative": "sibling_model",
     "mitigate.open": "open_ended",
+    "analyze.budget.task_loss": "accuracy_loss_points",
 }
 """Keys of earlier versions, ``*`` for every sweep -> the name that their last part has now."""
 

@@ -29,7 +29,7 @@ from hemorrhage.analyze.inputs import BASE
 from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.params import Budget, ConfigError, read_yaml
+from hemorrhage.study.params import RENAMED, Budget, ConfigError, read_yaml
 from hemorrhage.study.params import read as read_params
 from hemorrhage.study.params import variants as expand
 from hemorrhage.study.wording import first_error
@@ -105,6 +105,9 @@ def parse(text: str) -> dict[str, float]:
     content = _of_text(text) if "=" in text else _of_file(Path(text))
     allowed = f"allowed: {', '.join(DAMAGE_KINDS)}"
     for key in content:
+        renamed = RENAMED.get(f"analyze.budget.{key}")
+        if renamed is not None:
+            raise CommandError(f"BUDGET: {key} is now {renamed}")
         if key not in DAMAGE_KINDS:
             raise CommandError(f"BUDGET: {key} is unknown; {allowed}")
     try:

@@ -32,7 +32,7 @@ def test_mean_shares_equal_a_plain_computation() -> None:
     flips = ((a.correct != a.base_correct).mean() + (b.correct != b.base_correct).mean()) / 2
     lost = (a.base_correct.mean() - a.correct.mean() + b.base_correct.mean() - b.correct.mean()) / 2
     assert found["mean_flips"].estimate == pytest.approx(flips)
-    assert found["task_loss"].estimate == pytest.approx(lost)
+    assert found["accuracy_loss_points"].estimate == pytest.approx(100 * lost)
     size = 4 / (1 / 40 + 1 / 60)
     assert found["mean_flips"].low == pytest.approx(bootstrap.wilson(flips * size, size, 0.95)[0])
 
@@ -41,8 +41,8 @@ def test_nothing_lost_is_not_known_to_be_nothing() -> None:
     same = np.arange(96) % 6 > 0
     items = pd.DataFrame({"task": "a", "group": np.arange(96), "base_correct": same, "correct": same})
     found = tasks.mean_shares(items, SPEC)
-    assert found["task_loss"].estimate == found["mean_flips"].estimate == 0
-    assert 0.02 < found["task_loss"].high < 0.05
+    assert found["accuracy_loss_points"].estimate == found["mean_flips"].estimate == 0
+    assert 2 < found["accuracy_loss_points"].high < 5
     assert found["mean_flips"].high == pytest.approx(stats.norm.ppf(0.975) ** 2 / (96 + stats.norm.ppf(0.975) ** 2))
 
 

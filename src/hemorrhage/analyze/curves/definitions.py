@@ -20,8 +20,9 @@ from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats.bootstrap import Floats
 
-METRICS = ("ln_perplexity_ratio", "kl_mean", "task_loss")
-"""Damages that curves are made of, all 0 at the base; ``task_loss``: the share of the base's mean accuracy lost."""
+METRICS = ("ln_perplexity_ratio", "kl_mean", "accuracy_loss_share")
+"""Damages that curves are made of, all 0 at the base; ``accuracy_loss_share``: the share of the base's
+mean accuracy that is lost."""
 
 DOUBLED = math.log(2)
 TENTH = math.log(1.1)
@@ -119,7 +120,7 @@ class _Finder:
         """Complete the entry of a curve with points."""
         corpus, start = entry.corpus, entry.base
         located, fits = self._of_text(sweep, corpus, start, ratios)
-        located["task_5"], fits["task_loss"] = self._of_tasks(sweep, start)
+        located["task_5"], fits["accuracy_loss_share"] = self._of_tasks(sweep, start)
         names, distances = [variant.name for variant in ratios.variants], self._distances(sweep, start, ratios)
         return replace(
             entry,
@@ -169,7 +170,7 @@ class _Finder:
     def _of_tasks(self, sweep: Sweep, start: float) -> tuple[Threshold, Fit | None]:
         """Find the task threshold and the best shape: tasks have no corpus, so each curve is fitted once."""
         if sweep.name not in self._by_task:
-            losses = self._damages(sweep, "task_loss", ALL_TASKS)
+            losses = self._damages(sweep, "accuracy_loss_share", ALL_TASKS)
             if losses is None:
                 return Threshold(TOO_FEW, "no task on which the base does better than guessing"), None
             curve = self._curve(sweep, start, losses)
@@ -209,7 +210,7 @@ class _Finder:
 
         The base has none by definition: what its own A/A run says is the noise floor, not a point of a curve.
         """
-        if metric == "task_loss":
+        if metric == "accuracy_loss_share":
             loss = self.results.task_losses.get(variant)
             if loss is None:
                 return None

@@ -24,9 +24,9 @@ METRICS = ("accuracy", "accuracy_change", "flips", "changed_answers")
 """Per task: share right, its change against the base, share of items that went from right to wrong or back,
 share of items with another answer."""
 
-MEANS = ("mean_accuracy", "mean_accuracy_change", "mean_flips", "task_loss")
-"""Over a suite's tasks; ``task_loss`` is the change with the other sign and a score interval, which says how much a
-loss of nothing can hide, where resampling finds no spread at all."""
+MEANS = ("mean_accuracy", "mean_accuracy_change", "mean_flips", "accuracy_loss_points")
+"""Over a suite's tasks; ``accuracy_loss_points`` is the change with the other sign, in points of a hundred, and a score
+interval, which says how much a loss of nothing can hide, where resampling finds no spread at all."""
 
 ALL_TASKS = "all tasks"
 ALL_HARNESS_TASKS = "all lm-eval tasks"
@@ -299,7 +299,8 @@ def mean_shares(items: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
     table = np.mean(tables, axis=0)
     limits = bootstrap.newcombe((table * size_of_change).tolist(), spec.confidence)
     low, high = bootstrap.wilson(flips * size, size, spec.confidence)
+    lost, least, most = (100 * float(share) for share in (table[0, 1] - table[1, 0], *limits))
     return {
         "mean_flips": Statistic(flips, low, high, len(items)),
-        "task_loss": Statistic(float(table[0, 1] - table[1, 0]), *limits, len(items)),
+        "accuracy_loss_points": Statistic(lost, least, most, len(items)),
     }

@@ -15,6 +15,9 @@ from hemorrhage.analyze.report.sections.thresholds import doubling_sentence
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts.shipping import Lossless, Verdict, lossless, nearest, pick, theoretical, undecided
 
+SHORT_NAMES = {"kl": "KL", "flips": "flips", "accuracy_loss_points": "accuracy lost", "perplexity": "perplexity"}
+"""Key of the budget -> what a sentence calls it."""
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -168,7 +171,7 @@ def _worst(failing: Sequence[Check]) -> str:
 
 def check_text(check: Check) -> str:
     """Write a check: ``KL on code 0.021 (0.018 to 0.024), upper bound 0.026, limit 0.1``."""
-    name = {"kl": "KL", "flips": "flips", "task_loss": "accuracy lost", "perplexity": "perplexity"}[check.kind]
+    name = SHORT_NAMES[check.kind]
     if check.estimate is None:
         return f"{name}: {check.answer} ({check.reason})"
     numbers = amount(check.kind, check.estimate)
@@ -186,6 +189,8 @@ def amount(kind: str, value: float) -> str:
         return factor(math.log(value))
     if kind == "kl":
         return f"{value:.2g}"
+    if kind == "accuracy_loss_points":
+        return f"{value:.1f} points"
     return f"{100 * value:.1f}\u00a0%"
 
 
@@ -232,7 +237,7 @@ def budget_text(budget: Mapping[str, float]) -> str:
     limits = {
         "kl": lambda limit: f"{limit:g} nats of KL per token",
         "flips": lambda limit: f"{100 * limit:g}\u00a0% of answers flipped",
-        "task_loss": lambda limit: f"{100 * limit:g} points of accuracy lost",
+        "accuracy_loss_points": lambda limit: f"{limit:g} points of accuracy lost",
         "perplexity": lambda limit: f"{limit:g} times the base's perplexity",
     }
     return ", ".join(limits[kind](budget[kind]) for kind in limits if kind in budget)
