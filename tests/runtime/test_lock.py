@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from hemorrhage.runtime.lock import holding
+
 HOLD = "import sys, time; from pathlib import Path; from hemorrhage.runtime.lock import hold; hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"  # noqa: E501
 
 
@@ -23,3 +27,10 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
         assert third.stdout is not None
         assert third.stdout.readline() == "held\n"
         third.kill()
+
+
+def test_a_lock_of_a_block_is_given_back_at_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "locks" / "a.lock"
+    for _ in range(2):
+        with holding(file), pytest.raises(BlockingIOError), holding(file):
+            pass

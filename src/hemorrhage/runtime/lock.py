@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -16,3 +18,12 @@ def hold(path: Path) -> None:
     stream = path.open("w", encoding="utf-8")
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _held.append(stream)
+
+
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Lock ``path`` during the block. Raises BlockingIOError when another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
