@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hemorrhage.analyze.curves import thresholds
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, Threshold
 from hemorrhage.analyze.curves.shapes import Shape
 from hemorrhage.analyze.curves.thresholds import PHASES, TWO_SEGMENTS, Curve, FittedCurve
+from hemorrhage.analyze.stats.bootstrap import Floats
 
 BLOCKS = 48
 
@@ -122,17 +124,53 @@ def test_odd_curves_break_nothing(y: list[float]) -> None:
 # Levels.
 
 
-def test_doubling_is_interpolated_and_covered() -> None:
-    x = np.array([0.1, 0.2, 0.3, 0.4])
-    truth = np.array([0.1, 0.4, 1.0, 2.0])
-    expected = 0.2 + (math.log(2) - 0.4) / 0.6 * 0.1
+def test_the_interval_of_a_level_covers_it_whatever_runs_between_the_points() -> None:
+    x = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
     level = math.log(2)
-    assert thresholds.level_point(exact(list(x), list(truth)), level, 0.95).estimate == pytest.approx(expected)
     rng = np.random.default_rng(3)
-    answers = [thresholds.level_point(measured(rng, x, truth, 0.03, 0.0), level, 0.95) for _ in range(200)]
-    covered = np.mean([covers(answer, expected) for answer in answers])
-    assert 0.9 <= covered <= 0.99
-    assert all(answer.between == pytest.approx((0.2, 0.3)) for answer in answers)
+    for shape, place in CONVEX.values():
+        answers = [thresholds.level_point(measured(rng, x, shape(x), 0.03, 0.0), level, 0.95) for _ in range(60)]
+        assert np.mean([covers(answer, place) for answer in answers]) >= 0.95
+        assert all(answer.between == pytest.approx((0.2, 0.3)) for answer in answers)
+
+
+CONVEX: dict[str, tuple[Callable[[Floats], Floats], float]] = {
+    "power": (lambda x: level_at(x / 0.27) ** 3, 0.27),
+    "exponential": (lambda x: math.log(2) * np.expm1(8 * x) / math.expm1(8 * 0.27), 0.27),
+    "logistic": (lambda x: 10.8 / (1 + (10.8 / math.log(2) - 1) * np.exp(-18 * (x - 0.27))), 0.27),
+    "knee": (lambda x: 0.5 * x + 12 * np.maximum(x - 0.23, 0), 0.23 + (math.log(2) - 0.115) / 12.5),
+}
+"""Damage whose perplexity doubles at a known place: it grows faster and faster, or so up to what chance leaves."""
+
+
+def level_at(x: Floats) -> Floats:
+    """Damage in doublings, cube root: 1 where the perplexity doubles if ``x`` is 1."""
+    return float(np.cbrt(math.log(2))) * x
+
+
+def test_a_threshold_is_never_finer_than_the_setting() -> None:
+    # Blocks of a model of 30: after three of them the perplexity is 1.36 times the base's; nothing is known of one.
+    blocks = np.arange(31) / 30
+    found = thresholds.level_point(exact([0.1, 0.2, 0.3], [0.31, 0.67, 0.96]), math.log(1.1), 0.95, blocks)
+    assert [found.low, found.high] == pytest.approx([0.0, 0.1])
+    every = thresholds.level_point(exact([1 / 30, 2 / 30, 0.1], [0.03, 0.2, 0.31]), math.log(1.1), 0.95, blocks)
+    assert [every.low, every.high] == pytest.approx([1 / 30, 2 / 30])
+
+
+def test_points_of_one_method_at_whole_bits() -> None:
+    """Measured: RTN of the default model on prose at 8, 4, 3 and 2 bits; at 5 bits the perplexity is 1.05 times the
+    base's, so that the first 10 % lie between 4 and 5 bits, 6.78 and 7.58 measured ones."""
+    bits = np.array([9.982, 6.776, 5.974, 5.172])
+    widths = 16 - (np.arange(2, 9) - 2) * 0.8016 - 5.1724
+    y = np.array([-0.0034, 0.2586, 0.9635, 9.5089])
+    noise = np.random.default_rng(0).normal(0, [0.002, 0.03, 0.05, 0.2], (500, 4))
+    curve = thresholds.make_curve(16 - bits, y, y + noise, 16)
+    found = thresholds.level_point(curve, math.log(1.1), 0.95, np.concatenate([[0.0], widths]))
+    assert found.high is not None
+    assert found.low is not None
+    low, high = 16 - found.high, 16 - found.low
+    assert low <= 6.78
+    assert 7.58 <= high <= 9.2
 
 
 def test_a_level_that_is_never_or_hardly_reached() -> None:

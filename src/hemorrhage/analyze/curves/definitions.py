@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hemorrhage.analyze.axes import AXES, FEWER_IS_WORSE, Sweep, failure, position, sweeps, undamaged_position
-from hemorrhage.analyze.curves import defects, next_points, thresholds
-from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
+from hemorrhage.analyze.curves import defects, next_points, steps, thresholds
+from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry, Fit, LabelBits, Threshold
 from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS, Curve, FittedCurve, few
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.results import Results
@@ -31,11 +31,10 @@ RISE = 1.5
 TASK_LOSS = 0.05
 
 DEFINITIONS = {
-    "ten_percent": "where the perplexity, straight between points on a logarithmic scale, first reaches 1.1 times the "
-    "base's",
-    "two_fold": "where the perplexity, straight between points on a logarithmic scale, first reaches twice the base's",
-    "plus_1_5": "where the perplexity, straight between points on a logarithmic scale, first lies 1.5 above the base's",
-    "task_5": "where the mean accuracy over tasks, straight between points, has first lost 5 % of the base's",
+    "ten_percent": "where the perplexity first reaches 1.1 times the base's, by a monotone cubic of its logarithm",
+    "two_fold": "where the perplexity first reaches twice the base's, by the same",
+    "plus_1_5": "where the perplexity first lies 1.5 above the base's, by the same",
+    "task_5": "where the mean accuracy over tasks has first lost 5 % of the base's, by a monotone cubic",
     "knee": "where two joined lines through the base bend that describe the log-perplexity ratio better than no "
     "damage, a line, a parabola and an exponential: by Schwarz's criterion, and by more than a curve without a knee "
     "gains by chance (p_smooth)",
@@ -43,8 +42,10 @@ DEFINITIONS = {
     "phase_point": "where a power law of the distance turns into an exponential, by the same rule, on the "
     "log-perplexity ratio: the form of the study's follow-up, with and without its square; the interval is over both",
     "anchored_point": "the same form made to start at the base, where the published one has no perplexity at all",
-    "low, high": "interval over resampled text windows, the same for every variant; that of a knee also over how far "
-    "points lie from any such shape; none: open, beyond the points that were measured",
+    "low, high": "interval over resampled text windows, the same for every variant; that of a level also over all that "
+    "a curve can do between its points, from one value of its setting to another (whole bits, whole blocks); "
+    "that of a knee also over how far points lie from any such shape; none: open, beyond the points that were measured",
+    "label_bits": "the same threshold in the bits of the setting, where the axis has the measured bits per parameter",
     "between": "the measured points around a threshold",
     "fits": "every shape's criterion (smaller is better) and the best shape's curve",
     "next": "values of the sweep's setting that would tell more; reports/next.yaml holds them for params.yaml",
@@ -121,6 +122,7 @@ class _Finder:
         corpus, start = entry.corpus, entry.base
         located, fits = self._of_text(sweep, corpus, start, ratios)
         located["task_5"], fits["accuracy_loss_share"] = self._of_tasks(sweep, start)
+        located = _with_labels(sweep, start, located)
         names, distances = [variant.name for variant in ratios.variants], self._distances(sweep, start, ratios)
         return replace(
             entry,
@@ -134,13 +136,13 @@ class _Finder:
         self, sweep: Sweep, corpus: str, start: float, ratios: Damages
     ) -> tuple[dict[str, Threshold], dict[str, Fit | None]]:
         """Find the thresholds and the best shapes on one corpus, by definition and metric."""
-        curve = self._curve(sweep, start, ratios)
+        curve, values = self._curve(sweep, start, ratios), _values(sweep, start)
         base = self.numbers.get(BASE, "perplexity", corpus)
         levels = {"ten_percent": TENTH, "two_fold": DOUBLED}
         if base is not None:
             levels["plus_1_5"] = math.log1p(RISE / base.value)
         located = {
-            name: _explain(thresholds.level_point(curve, level, self.spec.confidence), _times)
+            name: _explain(thresholds.level_point(curve, level, self.spec.confidence, values), _times)
             for name, level in levels.items()
         }
         located.setdefault("plus_1_5", Threshold(TOO_FEW, "the base's perplexity was not measured"))
@@ -174,7 +176,8 @@ class _Finder:
             if losses is None:
                 return Threshold(TOO_FEW, "no task on which the base does better than guessing"), None
             curve = self._curve(sweep, start, losses)
-            threshold = _explain(thresholds.level_point(curve, TASK_LOSS, self.spec.confidence), _lost)
+            crossed = thresholds.level_point(curve, TASK_LOSS, self.spec.confidence, _values(sweep, start))
+            threshold = _explain(crossed, _lost)
             fitted, sign = self._fitted(sweep, "", "tasks", curve), _sign(sweep)
             fit = fitted.best().on_axis(start, sign) if fitted else None
             self._by_task[sweep.name] = (threshold.on_axis(start, sign), fit)
@@ -229,6 +232,32 @@ class _Finder:
 
 def _sign(sweep: Sweep) -> float:
     return -1.0 if sweep.axis in FEWER_IS_WORSE else 1.0
+
+
+def _values(sweep: Sweep, start: float) -> Floats | None:
+    """Return the distances from the start of all values that the setting of a curve can have; None: any."""
+    possible = steps.positions(sweep, start)
+    if possible is None:
+        return None
+    distances = _sign(sweep) * (possible - start)
+    return distances[distances >= 0]
+
+
+def _with_labels(sweep: Sweep, start: float, located: Mapping[str, Threshold]) -> dict[str, Threshold]:
+    """Complete thresholds on the axis of measured bits with the bits of the setting; those of the start are its own."""
+    widths = steps.line(sweep.variants) if sweep.axis == "bits" else None
+    if widths is None:
+        return dict(located)
+
+    def label(position: float | None) -> float | None:
+        return position if position is None or math.isclose(position, start) else widths.bits(position)
+
+    return {
+        name: replace(each, label_bits=LabelBits(widths.bits(each.estimate), label(each.low), label(each.high)))
+        if each.is_located
+        else each
+        for name, each in located.items()
+    }
 
 
 def _explain(threshold: Threshold, largest: Callable[[float], str]) -> Threshold:

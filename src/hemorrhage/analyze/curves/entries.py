@@ -18,13 +18,27 @@ TOO_FEW = "too few points"
 
 
 @dataclass(frozen=True)
+class LabelBits:
+    """A threshold in the bits of the setting, where its axis has the measured ones; None: an open end."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+    def as_json(self) -> dict[str, Json]:
+        """Plain content."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
 class Threshold:
     """Where a curve reaches a level or bends, by one definition, or the reason why no such point is known.
 
     ``estimate`` is NaN unless the threshold is located; ``low`` and ``high`` are None where the interval is open.
     ``between``: the measured points around it. ``most``: the largest damage of a curve that reaches no level;
     ``resamples_reaching``: share of the resamples that reach it. Of a knee, ``shape`` is the one that bends, ``gain``
-    how much better it is than every shape without a knee, ``p_smooth`` how often such a gain is chance.
+    how much better it is than every shape without a knee, ``p_smooth`` how often such a gain is chance. ``label_bits``:
+    the same in the bits of the setting, on the axis of measured bits.
     """
 
     answer: str
@@ -38,6 +52,7 @@ class Threshold:
     shape: str = ""
     gain: float | None = None
     p_smooth: float | None = None
+    label_bits: LabelBits | None = None
 
     @property
     def is_located(self) -> bool:
@@ -68,6 +83,7 @@ class Threshold:
             "shape": self.shape or None,
             "gain": self.gain,
             "p_smooth": self.p_smooth,
+            "label_bits": None if self.label_bits is None else self.label_bits.as_json(),
         }
         return content | {key: value for key, value in optional.items() if value is not None}
 

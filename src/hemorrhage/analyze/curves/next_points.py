@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep, position
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, CurveEntry, NextPoints, Threshold
+from hemorrhage.analyze.curves.steps import count_blocks
 from hemorrhage.analyze.curves.thresholds import KNEE_POINTS
 from hemorrhage.analyze.inputs import BASE, Variant
 from hemorrhage.compress.info import MethodInfo
@@ -83,21 +84,12 @@ def _is_listed(variant: Variant, setting: str) -> bool:
 
 def _differs(value: float, points: Points) -> bool:
     """Tell whether a share removes or adds another number of blocks than those that were run."""
-    blocks = {number for number in map(_blocks, points.values()) if number}
+    blocks = {number for number in map(count_blocks, points.values()) if number}
     if len(blocks) != 1:
         return True
     number = next(iter(blocks))
     counts = {int(other * number + 0.5) for other in points}
     return int(value * number + 0.5) not in counts | {0}
-
-
-def _blocks(variant: Variant) -> int | None:
-    """Count the blocks of the model that was altered, from what is left or was added."""
-    layers: int | None = variant.manifest.get("layers")
-    if not layers:
-        return None
-    grown = 1 + variant.severity if variant.axis == "added" else 1 - variant.severity
-    return round(layers / grown)
 
 
 def _chosen(

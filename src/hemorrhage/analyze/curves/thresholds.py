@@ -2,9 +2,9 @@
 
 Two kinds of definitions, side by side:
 
-- a level: where the damage, drawn straight from point to point, first reaches a level. Its interval comes from the same
-  resampled blocks as those of the points; ``between`` names the measured points around it, for what the curve does
-  between them was not measured;
+- a level: where the damage first reaches a level, by a monotone cubic through the points. Its interval holds the noise
+  of the points and all that the curve can do between them (``crossings``); ``between`` names the measured points around
+  it;
 - a knee: where a shape bends that describes the points better than every shape without a knee (``shapes``). Its
   interval holds the noise of the points and how far points lie from any such shape.
 
@@ -20,8 +20,17 @@ from functools import cached_property
 
 import numpy as np
 
+from hemorrhage.analyze.curves import crossings
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, Fit, Threshold
-from hemorrhage.analyze.curves.shapes import SHAPES, Fits, Points, Shape, corrected_criterion, criterion
+from hemorrhage.analyze.curves.shapes import (
+    EXPECTED_MISFIT,
+    SHAPES,
+    Fits,
+    Points,
+    Shape,
+    corrected_criterion,
+    criterion,
+)
 from hemorrhage.analyze.stats.bootstrap import Floats, interval
 
 KNEE_POINTS = 4
@@ -77,33 +86,26 @@ def make_curve(distances: Floats, damages: Floats, replicates: Floats, blocks: i
     )
 
 
-def crossing(x: Floats, y: Floats, level: float) -> Floats:
-    """Find where piecewise linear curves first reach ``level``: float64 ``[curves]``, infinite where never.
-
-    ``x``: ``[points]`` ascending; ``y``: ``[curves, points]``, below ``level`` at the first point.
-    """
-    above = y >= level
-    first = np.maximum(above.argmax(axis=1), 1)
-    rows = np.arange(len(y))
-    y0, y1 = y[rows, first - 1], y[rows, first]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossed = x[first - 1] + (level - y0) / (y1 - y0) * (x[first] - x[first - 1])
-    return np.where(above.any(axis=1), crossed, np.inf)
-
-
-def level_point(curve: Curve, level: float, confidence: float) -> Threshold:
+def level_point(curve: Curve, level: float, confidence: float, steps: Floats | None = None) -> Threshold:
     """Find where a curve first reaches a level, as a distance from the base.
 
-    ``high`` is None where the upper limit lies beyond the last measured point.
+    The interval holds every curve of the kind ``crossings`` assumes through the points, as uncertain as these are. Its
+    ends are ``steps``, where a setting has some: distances of all its values, the base's with them. ``high`` is None
+    where the upper limit lies beyond the last measured point.
     """
     if len(curve.x) < 3:
         return too_few(len(curve.x) - 1, 2, "curve")
-    estimate = float(crossing(curve.x, curve.y[None, :], level)[0])
-    resampled = crossing(curve.x, curve.replicates, level)
-    reached = float(np.isfinite(resampled).mean())
+    estimate = crossings.estimate(curve.x, curve.y, level)
+    scatter = np.random.default_rng(len(curve.x)).normal(0, EXPECTED_MISFIT, curve.replicates.shape)
+    resampled = crossings.bounds(curve.x, curve.replicates + scatter * curve.y, level)
+    reached = float((curve.replicates >= level).any(axis=1).mean())
     if not math.isfinite(estimate):
         return Threshold(NO_CLIFF, most=float(curve.y[1:].max()), resamples_reaching=reached)
-    low, high = _interval(np.where(np.isfinite(resampled), resampled, 2 * curve.x[-1]), confidence, curve.blocks)
+    beyond = 2 * curve.x[-1]
+    low, _ = _interval(np.minimum(resampled.near, beyond), confidence, curve.blocks)
+    _, high = _interval(np.minimum(resampled.far, beyond), confidence, curve.blocks)
+    if low is not None and high is not None and steps is not None:
+        low, high = crossings.widen(low, high, steps)
     return Threshold(
         LOCATED,
         estimate=estimate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hemorrhage.analyze.curves.definitions import NAMES
-from hemorrhage.analyze.curves.entries import NO_CLIFF, Threshold
+from hemorrhage.analyze.curves.entries import NO_CLIFF, LabelBits, Threshold
 from hemorrhage.analyze.report.sections.thresholds import doubling_sentence, explanation, location, section
 from hemorrhage.analyze.study import Study
 from tests.analyze.report.examples import entry, located, sweep, variant
@@ -27,6 +27,12 @@ def test_the_points_around_a_threshold_are_named() -> None:
     curve = entry(thresholds={"knee": located(3.0, 2.5, 3.5, between=(2.0, 4.0)), "two_fold": located(3.0)})
     assert explanation(curve, "knee") == "between the measured 2.00 and 4.00 bits"
     assert explanation(curve, "two_fold") == ""
+
+
+def test_the_bits_of_the_setting_stand_next_to_the_measured_ones() -> None:
+    curve = entry(thresholds={"two_fold": located(7.5, 6.8, None, label_bits=LabelBits(4.9, 4.0, None))})
+    assert location(curve, "two_fold") == "7.50 bits (beyond 6.80)"
+    assert explanation(curve, "two_fold") == "at a label of 4.9 (beyond 4) bits"
 
 
 def test_doubling_points_are_listed_from_the_furthest_on() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hemorrhage.analyze.axes import FEWER_IS_WORSE, Sweep
 from hemorrhage.analyze.curves.definitions import NAMES
-from hemorrhage.analyze.curves.entries import NO_CLIFF, CurveEntry, curves_of
+from hemorrhage.analyze.curves.entries import NO_CLIFF, CurveEntry, LabelBits, curves_of
 from hemorrhage.analyze.curves.thresholds import DESCRIBED
 from hemorrhage.analyze.study import Study
 
@@ -84,10 +84,20 @@ def explanation(entry: CurveEntry, definition: str) -> str:
     threshold = entry.thresholds[definition]
     if not threshold.is_located:
         return threshold.reason
-    if threshold.between is None:
-        return ""
-    low, high = (_number(entry, value) for value in threshold.between)
-    return f"between the measured {low} and {high} {_unit(entry)}"
+    parts = []
+    if threshold.label_bits is not None:
+        parts.append(f"at a label of {_limits(threshold.label_bits)} bits")
+    if threshold.between is not None:
+        low, high = (_number(entry, value) for value in threshold.between)
+        parts.append(f"between the measured {low} and {high} {_unit(entry)}")
+    return "; ".join(parts)
+
+
+def _limits(label: LabelBits) -> str:
+    """Write the bits of the setting with their interval; its ends are whole where widths are."""
+    low, high = ("" if end is None else f"{end:.3g}" for end in (label.low, label.high))
+    limits = f"{low} to {high}" if low and high else f"beyond {low or high}" if low or high else "anywhere"
+    return f"{label.estimate:.1f} ({limits})"
 
 
 def _unit(entry: CurveEntry) -> str:
