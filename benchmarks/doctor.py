@@ -145,7 +145,8 @@ class Bench:
         """Expand the variants of ``sweeps`` on this model."""
         params = config.read(Path("params.yaml"))
         architecture = json.loads((self.base / "config.json").read_text())
-        width, between = architecture["hidden_size"], architecture["intermediate_size"]
+        width = architecture.get("hidden_size") or architecture["n_embd"]
+        between = architecture.get("intermediate_size") or width
         group = next(size for size in (64, 32, 16, 8, 4) if width % size == 0 and between % size == 0)
         filled = {
             name: {key: group if value == GROUP else value for key, value in one.items()}

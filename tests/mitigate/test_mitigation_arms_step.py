@@ -117,16 +117,21 @@ FAST = {"steps": 16, "learning_rate": 3e-3, "batch": 8}
 
 
 def check(measured: mitigations.Measured) -> None:
-    """The arm recovers, its control does not, and the difference is no accident."""
+    """The arm recovers and its control does not; where that is neutral, the difference is no accident."""
     own = mitigations.recovery(measured.plain, measured.treated, 0.95)
     assert measured.control is not None
     control = mitigations.recovery(measured.plain, measured.control, 0.95)
     gap = mitigations.beyond_control(measured, 0.95)
     assert own is not None
     assert control is not None
-    assert gap is not None
     assert own.low > 0, own
+    if gap is None:
+        # Shuffled information does more damage than none.
+        assert control.high < 0, control
+        assert mitigations.verdict(measured, 0.95) == "recovers, not compared with its control"
+        return
     assert control.low <= 0, control
+    assert gap is not None
     assert gap.low > 0, gap
     assert mitigations.verdict(measured, 0.95) == "recovers"
 
@@ -179,7 +184,7 @@ def test_the_arm_recovers_and_its_control_does_not(made: Made, compare: Any, arm
     check(compare(made(plain, prepare, **before), made(method, prepare, **settings), control))
 
 
-def test_bits_by_sensitivity_are_beyond_their_control_at_the_bytes_of_uniform_ones(
+def test_bits_by_sensitivity_are_not_compared_with_a_control_that_does_harm(
     trained: Path, made: Made, compare: Any
 ) -> None:
     """Groups that engines fuse are a fifth of so small a model each: at exactly these bytes uniform bits are hard to
@@ -199,8 +204,8 @@ def test_bits_by_sensitivity_are_beyond_their_control_at_the_bytes_of_uniform_on
     assert own.high > 0, own
     assert control is not None
     assert control.high < 0, control
-    assert gap is not None
-    assert gap.low > 0, gap
+    assert gap is None
+    assert "is not neutral" in mitigations.not_neutral(measured, 0.95)
 
 
 def test_lora_recovers_a_narrow_model_and_on_shuffled_tokens_does_not(made: Made, compare: Any) -> None:

@@ -24,13 +24,34 @@ def layers(lowered: float = 0.0) -> dict[str, dict[str, float]]:
     return found
 
 
+def outlier(found: dict[str, dict[str, float]], *others: dict[str, dict[str, float]]) -> tuple[float, str]:
+    return diagnose.outlier_layer(diagnose.sqnr_by_type(found), [diagnose.sqnr_by_type(other) for other in others])
+
+
 def test_an_outlier_is_named_and_a_method_that_differs_by_layer_type_is_none() -> None:
-    assert diagnose.outlier_layer(layers())[0] < 0.7
-    score, seen = diagnose.outlier_layer(layers(lowered=9.0))
+    assert outlier(layers())[0] < 0.7
+    score, seen = outlier(layers(lowered=9.0))
     assert score > 1
     assert "model.layers.2.down_proj" in seen
-    assert diagnose.outlier_layer({}, {0: 20.0, 1: 19.5, 2: 3.0, 3: 20.5})[0] > 1
-    assert diagnose.outlier_layer({})[0] == 0
+    blocks = diagnose.sqnr_by_type({}, {0: 20.0, 1: 19.5, 2: 3.0, 3: 20.5})
+    assert diagnose.outlier_layer(blocks)[0] > 1
+    assert outlier({})[0] == 0
+
+
+def test_a_layer_that_is_low_in_other_variants_too_is_hard_to_alter_and_no_outlier() -> None:
+    hard, sound = layers(lowered=9.0), layers()
+    assert outlier(hard, hard, hard)[0] < 0.5
+    assert outlier(hard, sound, sound)[0] > 1
+    assert outlier(hard, hard)[0] > 1  # one other variant shows nothing
+    worse = layers(lowered=20.0)
+    score, seen = outlier(worse, hard, hard)
+    assert score > 1
+    assert "in other variants it lies" in seen
+
+
+def test_a_layer_whose_error_is_a_hundredth_of_its_output_is_no_outlier() -> None:
+    fine = {name: {"output_sqnr": values["weight_sqnr"] + 20} for name, values in layers(lowered=9.0).items()}
+    assert outlier(fine)[0] == 0
 
 
 def test_starved_experts_are_named() -> None:

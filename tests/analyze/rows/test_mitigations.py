@@ -70,9 +70,35 @@ def test_verdicts() -> None:
     assert mitigations.verdict(measured(plain, helped), 0.95) == "recovers"
     assert mitigations.verdict(measured(plain, helped, nothing), 0.95) == "recovers"
     assert mitigations.verdict(measured(plain, helped, as_good), 0.95) == "no better than its control"
-    assert mitigations.verdict(measured(plain, nothing), 0.95) == "nothing"
+    assert mitigations.verdict(measured(plain, nothing), 0.95) == "no significant recovery"
     assert mitigations.verdict(measured(plain, harmed), 0.95) == "harms"
     assert mitigations.verdict(measured(plain - plain.mean(), helped), 0.95) == "no damage to recover"
+
+
+def test_a_control_with_an_effect_of_its_own_is_not_compared_with() -> None:
+    rng = np.random.default_rng(2)
+    plain, helped = sample(rng, 0.4)
+    neutral = measured(plain, helped, plain + 8 * rng.normal(size=32))
+    assert mitigations.not_neutral(neutral, 0.95) == ""
+    assert mitigations.beyond_control(neutral, 0.95) is not None
+    for harm, words in ((0.8, "is not neutral: it recovers -80 %"), (0.2, "is not known to be neutral")):
+        harmful = measured(plain, helped, (1 + harm) * plain + 8 * rng.normal(size=32))
+        assert words in mitigations.not_neutral(harmful, 0.95)
+        assert mitigations.beyond_control(harmful, 0.95) is None
+        assert mitigations.verdict(harmful, 0.95) == "recovers, not compared with its control"
+    # A control that recovers as much takes the credit all the same.
+    assert mitigations.verdict(measured(plain, helped, helped), 0.95) == "no better than its control"
+    assert mitigations.not_neutral(measured(plain, helped), 0.95) == ""
+
+
+def test_equivalence_is_claimed_of_a_control_at_the_margin_in_one_of_twenty_cases() -> None:
+    rng = np.random.default_rng(3)
+    neutral = 0
+    for _ in range(300):
+        plain, _ = sample(rng, 0.0)
+        one = measured(plain, plain, (1 + mitigations.NEUTRAL) * plain + 8 * rng.normal(size=32))
+        neutral += not mitigations.not_neutral(one, 0.95)
+    assert neutral / 300 <= 0.085, neutral
 
 
 def told(trials: Sequence[mitigations.Trial]) -> list[mitigations.TrialSummary]:
@@ -153,3 +179,8 @@ def test_rows_of_recovery() -> None:
     assert rows.loc[("awq_shuffled-3", name), "estimate"] == pytest.approx(0, abs=1e-9)
     gap = f"recovery_beyond_control{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
+    evaluations["awq_shuffled-3"] = evaluation(0.9, 0)
+    trials = mitigations.trials(found, evaluations, [], SPEC)
+    rows = pd.DataFrame(mitigations.trial_rows(trials, SPEC)).set_index(["variant", "metric"])
+    assert rows.loc[("awq_shuffled-3", name), "estimate"] == pytest.approx(-0.8)
+    assert "is not neutral" in rows.loc[("awq-3", gap), "reason"]

@@ -26,8 +26,15 @@ UNDERTRAINED = "undertrained model"
 DEGENERATE = "degenerate decoding"
 CAUSES = (OUTLIER, EXPERTS, MISMATCH, LEAKAGE, UNDERTRAINED, DEGENERATE)
 
-OUTLIER_DB, OUTLIER_SPREADS = 6.0, 6.0
-"""An outlier lies so many dB, and so many robust standard deviations, below the other layers of its type."""
+OUTLIER_DB, OUTLIER_SPREADS = 8.0, 6.0
+"""An outlier lies so many dB, and so many robust standard deviations, below the other layers of its type, further than
+it does in other variants."""
+
+HARMLESS_DB = 20.0
+"""A layer whose error is a hundredth of what it computes does no harm, wherever the others are."""
+
+LEAST_OTHERS = 2
+"""Other variants that show how far a layer lies below its type by nature, whatever the method."""
 
 LEAST_SPREAD_DB = 0.5
 LEAST_LAYERS = 3
@@ -71,15 +78,17 @@ def as_json(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Json]]:
     return [{**asdict(each), "score": float(f"{each.score:.4g}")} for each in diagnoses]
 
 
-def outlier_layer(
-    layers: Mapping[str, Mapping[str, float]], blocks: Mapping[int, float] | None = None
-) -> tuple[float, str]:
-    """Score the layer that is furthest below others of its type, and say how far that is.
+Sqnr = dict[str, dict[str, float]]
+"""Type of a layer -> its name -> SQNR in dB."""
+
+
+def sqnr_by_type(layers: Mapping[str, Mapping[str, float]], blocks: Mapping[int, float] | None = None) -> Sqnr:
+    """Group the SQNR of layers by their type, of weights and of outputs.
 
     ``layers``: a checkpoint's layers.json; ``blocks``: SQNR in dB of what each block writes on clean input, where that
     was measured: what corrupted a checkpoint after it was made shows only there.
     """
-    types: dict[str, dict[str, float]] = {}
+    types: Sqnr = {}
     for name, values in layers.items():
         for key in ("weight_sqnr", "output_sqnr"):
             if key in values:
@@ -87,21 +96,49 @@ def outlier_layer(
                 types.setdefault(f"{key} {layer_type}", {})[name] = values[key]
     if blocks:
         types["block"] = {f"block {index}": value for index, value in blocks.items()}
-    scores = [_score_outlier(values) for values in types.values() if len(values) >= LEAST_LAYERS]
+    return {name: values for name, values in types.items() if len(values) >= LEAST_LAYERS}
+
+
+def outlier_layer(sqnr: Sqnr, others: Sequence[Sqnr] = ()) -> tuple[float, str]:
+    """Score the layer that is furthest below others of its type, and say how far that is.
+
+    ``others``: the same of other variants. A layer that is hard to alter lies low in all of them, and is no outlier of
+    this one.
+    """
+    scores = []
+    for layer_type, values in sqnr.items():
+        depths = [_depths(other[layer_type]) for other in others if layer_type in other]
+        scores.append(_score_outlier(values, depths))
     return max([(0.0, ""), *scores], key=lambda scored: scored[0])
 
 
-def _score_outlier(sqnr: Mapping[str, float]) -> tuple[float, str]:
-    """Score the lowest SQNR in dB among layers of one type."""
-    table = np.array(list(sqnr.values()))
-    middle = float(np.median(table))
-    spread = max(1.4826 * float(np.median(np.abs(table - middle))), LEAST_SPREAD_DB)
-    worst = int(table.argmin())
-    below = middle - float(table[worst])
+def _depths(sqnr: Mapping[str, float]) -> dict[str, float]:
+    """Compute how many dB each layer lies below the middle one."""
+    middle = float(np.median(list(sqnr.values())))
+    return {name: middle - value for name, value in sqnr.items()}
+
+
+def _score_outlier(sqnr: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> tuple[float, str]:
+    """Score the layer that is harmed most among those of one type, beyond its depth in ``others``."""
+    names, depths = list(sqnr), _depths(sqnr)
+    usual = dict.fromkeys(names, 0.0)
+    for name in names:
+        known = [other[name] for other in others if name in other]
+        if len(known) >= LEAST_OTHERS:
+            usual[name] = max(float(np.median(known)), 0.0)
+    below = np.array([depths[name] - usual[name] for name in names])
+    spread = max(1.4826 * float(np.median(np.abs(below - np.median(below)))), LEAST_SPREAD_DB)
+    harmful = np.where([sqnr[name] < HARMLESS_DB for name in names], below, -math.inf)
+    worst = int(harmful.argmax())
+    if not harmful[worst] > 0:
+        return 0.0, ""
     # What one layer lacks and the next one, too, is the method's way, no outlier.
-    second = middle - float(np.sort(table)[1])
-    score = min(below / OUTLIER_DB, below / spread / OUTLIER_SPREADS, below / max(2 * second, LEAST_SPREAD_DB))
-    return score, f"{list(sqnr)[worst]} has {table[worst]:.1f} dB, the middle one of its type {middle:.1f} dB"
+    second = max(float(np.delete(below, worst).max()), 0.0)
+    depth = float(below[worst])
+    score = min(depth / OUTLIER_DB, depth / spread / OUTLIER_SPREADS, depth / max(2 * second, LEAST_SPREAD_DB))
+    name = names[worst]
+    seen = f"{name} has {sqnr[name]:.1f} dB, the middle one of its type {sqnr[name] + depths[name]:.1f} dB"
+    return score, f"{seen}; in other variants it lies {usual[name]:.1f} dB below" if usual[name] > 0 else seen
 
 
 def starved(layers: Mapping[str, Mapping[str, float]], without: Sequence[str]) -> tuple[float, str]:

@@ -220,15 +220,13 @@ def _of_variants(
     left_out: Mapping[str, Sequence[predictor.LeftOut]],
     spec: Spec,
 ) -> Iterator[Diagnosis]:
-    sqnr = layer_estimates(rows, "local_sqnr")
+    sqnr = sqnr_of_variants(inputs, rows)
     residuals = _residuals(left_out, spec)
     for variant in inputs.variants.values():
         if variant.name == BASE or variant.failure is not None:
             continue
         surprise = residuals.get(variant.name, "")
-        # What was added may be silent on purpose; what was taken out leaves gaps.
-        layers = {} if variant.axis in ("added", "removed") else variant.layers
-        score, seen = diagnose.outlier_layer(layers, _blocks(variant, sqnr))
+        score, seen = diagnose.outlier_layer(sqnr.get(variant.name, {}), peers(variant, inputs, sqnr))
         if score >= 1:
             yield Diagnosis(
                 variant.name,
@@ -269,9 +267,35 @@ def _residuals(left_out: Mapping[str, Sequence[predictor.LeftOut]], spec: Spec) 
     return sentences
 
 
+def sqnr_of_variants(inputs: Inputs, rows: pd.DataFrame) -> dict[str, diagnose.Sqnr]:
+    """Collect the SQNR of layers, by variant, where layers of a type are altered alike."""
+    blocks = layer_estimates(rows, "local_sqnr")
+    return {
+        variant.name: diagnose.sqnr_by_type(variant.layers, _blocks(variant, blocks))
+        for variant in inputs.variants.values()
+        if variant.name != BASE and variant.failure is None and _alters_alike(variant)
+    }
+
+
+def _alters_alike(variant: Variant) -> bool:
+    """Tell whether layers of a type are altered alike.
+
+    What was added may be silent on purpose, what was taken out leaves gaps, a budget gives each layer bits of its own,
+    and a control harms layers at random.
+    """
+    of_its_own = variant.manifest.get("severity_field") == "budget" or variant.settings.get("mix")
+    return variant.axis not in ("added", "removed") and not variant.is_control and not of_its_own
+
+
+def peers(variant: Variant, inputs: Inputs, sqnr: Mapping[str, diagnose.Sqnr]) -> list[diagnose.Sqnr]:
+    """List the SQNR of other variants of a variant's family."""
+    names = [name for name in sqnr if name != variant.name and inputs.variants[name].family == variant.family]
+    return [sqnr[name] for name in names]
+
+
 def _blocks(variant: Variant, sqnr: pd.DataFrame) -> dict[int, float]:
-    """SQNR of each block on clean input; none where blocks were moved or taken out, which leaves gaps."""
-    if variant.name not in sqnr.index or variant.axis in ("removed", "added"):
+    """SQNR of each block on clean input; none where it was not measured."""
+    if variant.name not in sqnr.index:
         return {}
     values = sqnr.loc[variant.name].dropna()
     return {int(str(block)): float(value) for block, value in values.items()}

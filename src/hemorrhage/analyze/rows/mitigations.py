@@ -3,7 +3,8 @@
 Recovery is R = (d_plain - d_mitigated) / d_plain, where the damage d is the log-perplexity ratio, the mean KL or the
 share of flips: 1 where the mitigation undoes all damage, 0 where it does nothing, below 0 where it harms. Plain method,
 mitigation and control are resampled together, with the draws that every other interval rests on. The control does the
-same work with shuffled information; what it recovers, the information did not.
+same work with shuffled information; what it recovers, the information did not. A control that is not equivalent to the
+plain method (NEUTRAL) adds a damage or a benefit of its own: the mitigation is then not compared with it.
 
 A mitigation is one of the variants: its method says what it improves on, and with which settings in common.
 Corrections of decoding (hemorrhage.mitigate) bring their plain side and their control along.
@@ -29,6 +30,10 @@ from hemorrhage.compress.info import ARMS, Comparison
 
 EQUAL_BYTES = 0.02
 """Relative difference of stored bits per weight below which two variants count as equally large."""
+
+NEUTRAL = 0.2
+"""A control is neutral where its recovery lies within this share of the plain method's damage, by two one-sided tests
+(Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 1987 15:657)."""
 
 
 class Recovery(NamedTuple):
@@ -86,7 +91,8 @@ class Trial:
 @dataclass(frozen=True)
 class Outcome:
     """What came of a trial on one metric and data set, resamples summed up: ``plain`` and ``treated`` damage, what was
-    recovered and what its control recovered (None: there was nothing to recover), and the verdict."""
+    recovered and what its control recovered (None: there was nothing to recover), the verdict, and ``not_neutral``: why
+    the mitigation is not compared with its control, empty where it is."""
 
     metric: str
     dataset: str
@@ -96,6 +102,7 @@ class Outcome:
     has_control: bool
     control: Recovery | None
     verdict: str
+    not_neutral: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ def _outcome(measured: Measured, confidence: float) -> Outcome:
         has_control=control is not None,
         control=None if control is None else recovery(plain, control, confidence),
         verdict=verdict(measured, confidence),
+        not_neutral=not_neutral(measured, confidence),
     )
 
 
@@ -139,8 +147,31 @@ def recovery(plain: Damage, treated: Damage, confidence: float) -> Recovery | No
     return _ratio(plain.estimate - treated.estimate, plain.replicates - treated.replicates, plain, confidence)
 
 
+def not_neutral(measured: Measured, confidence: float) -> str:
+    """Say why the control is not known to be equivalent to the plain method; empty where it is, or nothing is to say.
+
+    Equivalence takes two one-sided tests at 1 - confidence: the interval of 2 confidence - 1 lies within NEUTRAL.
+    """
+    plain, control = measured.plain, measured.control
+    if control is None or recovery(plain, control, confidence) is None:
+        return ""
+    value, low, high = _ratio(
+        plain.estimate - control.estimate, plain.replicates - control.replicates, plain, 2 * confidence - 1
+    )
+    if low > -NEUTRAL and high < NEUTRAL:
+        return ""
+    outside = high <= -NEUTRAL or low >= NEUTRAL
+    what = "is not neutral" if outside else "is not known to be neutral"
+    seen = f"it recovers {100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+    return f"the control {what}: {seen}, where a neutral one stays within {100 * NEUTRAL:.0f} % of 0"
+
+
 def beyond_control(measured: Measured, confidence: float) -> Recovery | None:
-    """R of the mitigation minus R of its control, paired; None without a control or with nothing to recover."""
+    """R of the mitigation minus R of its control, paired; None without a neutral control or with nothing to recover."""
+    return None if not_neutral(measured, confidence) else _gap(measured, confidence)
+
+
+def _gap(measured: Measured, confidence: float) -> Recovery | None:
     plain, treated, control = measured.plain, measured.treated, measured.control
     if control is None or recovery(plain, treated, confidence) is None:
         return None
@@ -155,16 +186,19 @@ def _ratio(gain: float, gains: Floats, plain: Damage, confidence: float) -> Reco
 
 
 def verdict(measured: Measured, confidence: float) -> str:
-    """``recovers``, ``no better than its control``, ``nothing``, ``harms``, or that there is nothing to recover."""
+    """``recovers`` (and whether its control can be compared with), ``no better than its control``, ``no significant
+    recovery``, ``harms``, or that there is nothing to recover."""
     recovered = recovery(measured.plain, measured.treated, confidence)
     if recovered is None:
         return "no damage to recover"
     if recovered.high < 0:
         return "harms"
     if not recovered.low > 0:
-        return "nothing"
-    gap = beyond_control(measured, confidence)
-    return "no better than its control" if gap is not None and not gap.low > 0 else "recovers"
+        return "no significant recovery"
+    gap = _gap(measured, confidence)
+    if gap is not None and not gap.low > 0:
+        return "no better than its control"
+    return "recovers, not compared with its control" if not_neutral(measured, confidence) else "recovers"
 
 
 # Trials among the variants.
@@ -336,15 +370,17 @@ def trial_rows(trials: Sequence[Trial], spec: Spec) -> Iterator[Row]:
                     by_control = recovery(plain, measured.control, confidence)
                     yield _row(trial.control, "recovery", measured, label, by_control)
                 seen.add(key)
-                gap = beyond_control(measured, confidence)
-                yield _row(trial.treated, "recovery_beyond_control", measured, trial.label, gap)
+                gap, why = beyond_control(measured, confidence), not_neutral(measured, confidence)
+                yield _row(trial.treated, "recovery_beyond_control", measured, trial.label, gap, why)
 
 
-def _row(variant: Variant, metric: str, measured: Measured, label: str, recovered: Recovery | None) -> Row:
+def _row(
+    variant: Variant, metric: str, measured: Measured, label: str, recovered: Recovery | None, why: str = ""
+) -> Row:
     name, blocks = f"{metric}{{of={measured.metric},{label}}}", measured.plain.blocks
     if "window=" in measured.source.protocol:
         name = add_protocol(name, measured.source.protocol)
-    statistic = Statistic.undefined("the plain method does no significant damage", blocks)
+    statistic = Statistic.undefined(why or "the plain method does no significant damage", blocks)
     if recovered is not None:
         statistic = Statistic(recovered.value, recovered.low, recovered.high, blocks)
     return row(variant, name, statistic, measured.source)

@@ -69,6 +69,7 @@ class Row:
     damage: str = ""
     recovery: str = ""
     control: str = ""
+    not_neutral: str = ""
     verdict: str = ""
     others: str = ""
 
@@ -146,6 +147,7 @@ def _row(trial: TrialSummary, outcomes: Sequence[Outcome], entries: Sequence[Cur
         damage=f"{_amount(main.metric, main.plain)} → {_amount(main.metric, main.treated)}",
         recovery=_written(main.recovery),
         control=_written(main.control) if main.has_control else "no control in this run",
+        not_neutral=main.not_neutral,
         verdict=main.verdict,
         others="; ".join(f"{_measure(each.metric)}: {_written(each.recovery)}" for each in outcomes[1:]),
     )
