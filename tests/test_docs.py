@@ -173,6 +173,7 @@ SCHEMAS = (
     "evaluate.diagnostics.collect",
     "evaluate.harness_schema",
     "evaluate.schema",
+    "evaluate.served_schema",
     "mitigate.schema",
 )
 """Modules that declare the columns of what is written."""

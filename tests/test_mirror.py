@@ -27,6 +27,7 @@ WITHOUT = {
     "evaluate/harness_schema": "columns of a table",
     "evaluate/code_tasks_schema": "columns of a table",
     "evaluate/schema": "columns of a table",
+    "evaluate/served_schema": "columns of a table",
     "mitigate/schema": "columns of a table",
     "models/sources/origin": "dataclasses without a method",
 }

@@ -29,11 +29,12 @@ def designs() -> list[Design]:
         DEFAULT,
         changed("decode/sibling_model", sibling),
         changed("compress/gblm", {"method": "gblm", "sparsity": [0.5]}),
+        changed("evaluate/engines", ["transformers"]),
     )
     return [Design(config.Params.model_validate(content)) for content in contents]
 
 
-@pytest.mark.parametrize("design", designs(), ids=["default", "sibling_model", "gradients"])
+@pytest.mark.parametrize("design", designs(), ids=["default", "sibling_model", "gradients", "engines"])
 def test_inputs_are_outputs_of_the_kinds_they_name_and_of_rows_above(design: Design) -> None:
     earlier: set[str] = set()
     for name, kind in KINDS.items():

@@ -93,6 +93,10 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("evaluate/diagnostics/window", 256, "evaluate.diagnostics.window: at most evaluate.window = 64"),
         ("evaluate/diagnostics/windows", 17, "evaluate.diagnostics.windows: at most evaluate.windows = 16"),
         ("evaluate/diagnostics/ablate", ["rtn-7"], "evaluate.diagnostics.ablate: 'rtn-7' is unknown"),
+        ("evaluate/engines", ["llamacpp"], "evaluate.engines: 'llamacpp' is unknown; allowed: transformers, llama_cpp"),
+        ("evaluate/engines", "llama_cpp", "evaluate.engines: must be a list of engines, or names and variants (got"),
+        ("evaluate/engines", {"names": ["transformers"] * 2}, "evaluate.engines: duplicate name"),
+        ("evaluate/engines", {"names": [], "variants": ["rtn-7"]}, "evaluate.engines.variants: 'rtn-7' is unknown"),
         ("evaluate/window", 9000, "evaluate.window: 9000 tokens do not fit the model's context of 8192"),
         ("compress/rtn/bits", [4, 9], "compress.rtn.bits: must be at most 8 (got 9)"),
         ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),
@@ -326,6 +330,13 @@ def test_two_settings_at_one_place_are_refused(default: config.Params, monkeypat
     message = "compress.gptq: gptq-4-0.3 repeats gptq-4-0.01: other settings at the same point of the same damage curve"
     with pytest.raises(config.ConfigError, match=message):
         config.variants(default.model_copy(update={"compress": sweeps}))
+
+
+def test_engines_are_compared_with_products_in_float32() -> None:
+    content = changed("evaluate/engines", ["transformers"])
+    content["evaluate"]["dtype"] = "bfloat16"
+    with pytest.raises(config.ConfigError, match=r"and evaluate\.dtype is bfloat16"):
+        config._check(config.Params.model_validate(content))
 
 
 def test_absent_and_broken_files_are_named(tmp_path: Path) -> None:

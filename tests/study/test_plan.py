@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
-from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, collect_garbage, invalidate
+from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, collect_garbage, invalidate, list_failures
 from hemorrhage.tools.plan import as_text
+from tests.conftest import ROOT
 from tests.study.test_params import DEFAULT, changed
 
 
@@ -132,6 +135,49 @@ def test_benchmarks_are_prepared_once_and_run_on_every_model(tmp_path: Path) -> 
     after = addresses(content)
     ran = {name for name in before if before[name] != after[name]}
     assert ran == {"benchmarks/arc_easy", *REPORT, *(name for name in before if name.startswith("harness/"))}
+
+
+def test_an_engine_moves_its_own_outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not of("served"), "none is asked for by default"
+    asked: dict[str, Any] = {"names": ["transformers"], "variants": ["rtn-4"]}
+    content = changed("evaluate/engines", asked)
+    served = {"served/transformers.base", "served/transformers.rtn-4"}
+    assert moved(content) == served | REPORT
+    before = addresses(content)
+    newer = replace(ENGINES["transformers"], version="6")
+    monkeypatch.setitem(ENGINES, "transformers", newer)
+    assert {name for name, key in addresses(content).items() if key != before[name]} == served | REPORT
+    other = replace(newer, name="other")
+    monkeypatch.setitem(ENGINES, "other", other)
+    after = addresses(content)
+    assert len(addresses(changed("evaluate/engines", ["transformers"]))) == len(BEFORE) + len(of("evaluations"))
+    assert addresses(content) == after, "an engine that is not asked for"
+
+
+def test_an_engine_is_installed_before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Engine, "requirements", property(lambda _: ROOT / "requirements.txt"))
+    params = config.Params.model_validate(
+        changed("evaluate/engines", {"names": ["transformers"], "variants": ["rtn-4"]})
+    )
+    elsewhere = replace(ENGINES["transformers"], is_built_in=False)
+    with monkeypatch.context() as patch:
+        patch.setitem(ENGINES, "transformers", elsewhere)
+        patch.setattr(Plan, "_check_engines", lambda _: None)
+        manifests = Plan(params).manifests("served")
+    monkeypatch.setitem(ENGINES, "transformers", elsewhere)
+    with pytest.raises(config.ConfigError) as error:
+        Plan(params)
+    assert str(error.value).startswith("params.yaml: evaluate.engines: transformers is not installed in ")
+    assert str(error.value).endswith(": hemorrhage engine install transformers")
+    for manifest in manifests:
+        Path(manifest).parent.mkdir(parents=True)
+        Path(manifest).write_text(json.dumps({"failure": "no luck"}))
+    # What exists needs no engine: a fresh clone after `dvc pull`.
+    plan = Plan(params)
+    assert list_failures(plan) == {"base": "no luck", "rtn-4": "no luck"}
+    assert [path.parent.name for path in invalidate(plan, ["rtn-4"])] == ["transformers.rtn-4"]
 
 
 def test_an_analysis_parameter_moves_the_report_only() -> None:

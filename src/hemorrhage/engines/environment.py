@@ -54,7 +54,7 @@ def marker(engine: Engine) -> Path:
 
 def is_installed(engine: Engine) -> bool:
     """Tell whether the engine can be started."""
-    return marker(engine).is_file()
+    return engine.is_built_in or marker(engine).is_file()
 
 
 def python_of(engine: Engine) -> Path:
@@ -63,7 +63,7 @@ def python_of(engine: Engine) -> Path:
         other = any(folder_of(engine).glob("ready-*"))
         state = f"is not {engine.version}" if other else "is not installed"
         raise NotInstalledError(f"{engine.title} {state} in {home()}: hemorrhage engine install {engine.name}")
-    return folder_of(engine) / "bin" / "python"
+    return Path(sys.executable) if engine.is_built_in else folder_of(engine) / "bin" / "python"
 
 
 def require(names: Sequence[str]) -> None:

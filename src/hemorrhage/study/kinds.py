@@ -17,9 +17,10 @@ from pathlib import Path
 from hemorrhage.compress.catalogue import module_of
 from hemorrhage.data.source import as_json
 from hemorrhage.data.texts.repositories import identity
+from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.models.sources import published
 from hemorrhage.models.sources.path import digest_of_adopted
-from hemorrhage.runtime.address import Json, JsonValue
+from hemorrhage.runtime.address import Json, JsonValue, address
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
@@ -92,7 +93,9 @@ class Kind:
     costs_like: str = "evaluations"
     """The kind whose costs are used while no run of this one was fitted."""
     of_models: bool = False
-    """Its outputs are of the base and of variants, by name: they fail and are invalidated with their variant."""
+    """Its outputs are of the base and of variants: they fail and are invalidated with their variant."""
+    model: Callable[[str], str] = str
+    """Of those, the model that the output of a name is of."""
     is_analyzed: bool = False
     """The analysis reads it."""
 
@@ -126,6 +129,21 @@ def _gradients(design: Design) -> list[str]:
 
 def _decoded(design: Design) -> list[str]:
     return [BASE, *design.params.decode.variants, *_siblings(design)]
+
+
+def _served(design: Design) -> list[str]:
+    """Name each model in each engine: ``llama_cpp.gptq-4``."""
+    engines = design.params.evaluate.engines
+    chosen = list(design.variants) if engines.variants == "all" else engines.variants
+    return [f"{engine}.{model}" for engine in engines.names for model in (BASE, *chosen)]
+
+
+def _engine_of(name: str) -> Engine:
+    return ENGINES[name.partition(".")[0]]
+
+
+def _served_model(name: str) -> str:
+    return name.partition(".")[2]
 
 
 # Inputs from other kinds.
@@ -286,6 +304,22 @@ def _evaluation(design: Design, name: str) -> Json:
 def _evaluation_arguments(design: Design, name: str) -> Json:
     memory = design.params.evaluate.memory_gb
     return {"variant": name, "spec": _evaluation(design, name), "memory_gb": memory}
+
+
+def _serving(_design: Design, name: str) -> Json:
+    engine = _engine_of(name)
+    packages = "" if engine.is_built_in else address(engine.requirements.read_text(encoding="utf-8"))
+    return {**engine.as_json(), "packages": packages}
+
+
+def _serving_arguments(design: Design, name: str) -> Json:
+    memory = design.params.evaluate.memory_gb
+    return {"variant": _served_model(name), "engine": _engine_of(name).as_json(), "memory_gb": memory}
+
+
+def _serving_code(_design: Design, name: str) -> list[str]:
+    # Both are run by an engine's own Python, which imports nothing of this package.
+    return [f"hemorrhage.engines.workers.{_engine_of(name).name}", "hemorrhage.engines.workers.host"]
 
 
 def _harness(design: Design, _name: str) -> Json:
@@ -504,6 +538,29 @@ KINDS: dict[str, Kind] = {
             ),
             by_blocks=True,
             of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "served",
+            rule="serve",
+            stage="evaluate",
+            step="hemorrhage.evaluate.served",
+            names=_served,
+            inputs={
+                "checkpoint": Input(("base", "checkpoints"), lambda _design, name: [model_of(_served_model(name))]),
+                "base": BASE_MODEL,
+                "reference": REFERENCE,
+            },
+            settings=_serving,
+            arguments=_serving_arguments,
+            code=_serving_code,
+            on_gpu=_always,
+            # Our own reading of the file, and the engine's.
+            arithmetic=lambda load, _name: 2 * load.shape.forward(load.windows()),
+            stored=lambda load, name: load.exported(_served_model(name)),
+            by_blocks=True,
+            of_models=True,
+            model=_served_model,
             is_analyzed=True,
         ),
         Kind(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -26,6 +26,7 @@ from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import code_tasks, harness, instructions
 from hemorrhage.data.source import DataSource, File, TextSource
 from hemorrhage.data.texts.repositories import reachable
+from hemorrhage.engines.registry import ENGINES
 from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.address import Json
@@ -212,6 +213,25 @@ class Diagnostics(Section):
     ablate: list[str]
 
 
+class Engines(Section):
+    """Engines in which models are measured once more: the base, and all ``variants`` or those that are named.
+
+    A list of names asks for all variants.
+    """
+
+    names: list[str] = []
+    variants: list[str] | Literal["all"] = "all"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_alone(cls, content: object) -> object:
+        if isinstance(content, list):
+            return {"names": content}
+        if isinstance(content, dict | Engines):
+            return content
+        raise ValueError("must be a list of engines, or names and variants")
+
+
 class Evaluate(Section):
     """The measurements of every variant; window in tokens. ``dtype``: of products, for language and probes.
 
@@ -228,6 +248,7 @@ class Evaluate(Section):
     harness: Harness
     code_tasks: CodeTasks
     diagnostics: Diagnostics
+    engines: Engines = Engines()
 
     @property
     def corpora(self) -> list[str]:
@@ -725,6 +746,7 @@ def _check(params: Params) -> None:
             )
     for name in params.evaluate.diagnostics.ablate:
         _known(name, ("base", *expanded), "evaluate.diagnostics.ablate")
+    _check_engines(params, expanded)
     config = architecture(params)
     if config is not None:
         check_model(params, config)
@@ -829,6 +851,7 @@ def _check_duplicates(params: Params) -> None:
         "evaluate.tasks": params.evaluate.tasks,
         "evaluate.harness.tasks": params.evaluate.harness.tasks,
         "evaluate.code_tasks.tasks": params.evaluate.code_tasks.tasks,
+        "evaluate.engines": params.evaluate.engines.names,
     }.items():
         if len(set(names)) < len(names):
             raise ConfigError(f"{where}: duplicate name")
@@ -867,6 +890,19 @@ def _check_closed_ended(where: str, task: ClosedEnded, params: Params) -> None:
         raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
     if task.task in CODE_TASKS and (missing := sandbox.missing()):
         raise ConfigError(f"{where}.task: {missing}")
+
+
+def _check_engines(params: Params, expanded: dict[str, Variant]) -> None:
+    engines = params.evaluate.engines
+    for name in engines.names:
+        _known(name, tuple(ENGINES), "evaluate.engines")
+    for name in () if engines.variants == "all" else engines.variants:
+        _known(name, tuple(expanded), "evaluate.engines.variants")
+    if engines.names and params.evaluate.dtype != "float32":
+        raise ConfigError(
+            f"evaluate.engines: an engine is compared with products in float32, and evaluate.dtype is "
+            f"{params.evaluate.dtype}"
+        )
 
 
 def _check_mitigate(params: Params, expanded: dict[str, Variant]) -> None:

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from shlex import quote
 
+from hemorrhage.engines.environment import NotInstalledError, require
 from hemorrhage.models.sources.files import architecture
 from hemorrhage.runtime.address import SOURCE, address, program
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest
@@ -52,6 +53,7 @@ class Plan:
         self._addresses: dict[Key, str] = {}
         self._check_base()
         self._check_texts()
+        self._check_engines()
 
     @classmethod
     def read(cls, path: Path = Path("params.yaml")) -> Plan:
@@ -190,6 +192,16 @@ class Plan:
                         f"params.yaml: corpus {corpus} has {tokens[split]} {split} tokens, but {needed} are asked for"
                     )
 
+    def _check_engines(self) -> None:
+        """Refuse an engine that is not installed where something is left to be measured in it, before any work."""
+        left = [
+            name.partition(".")[0] for name in self.names("served") if not Path(self.manifest("served", name)).is_file()
+        ]
+        try:
+            require(list(dict.fromkeys(left)))
+        except NotInstalledError as error:
+            raise config.ConfigError(f"params.yaml: evaluate.engines: {error}") from None
+
 
 def evaluable(manifest: Path) -> dict[str, int]:
     """Count the tokens of a prepared text by split; empty where it is not prepared yet."""
@@ -242,13 +254,14 @@ def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
         if variant != kinds.BASE and variant not in plan.variants:
             raise config.ConfigError(f"{variant} is not a variant; variants are {', '.join(['base', *plan.variants])}")
         for kind in kinds.model_kinds():
-            if variant not in plan.names(kind.name):
-                continue
-            output = Path(plan.manifest(kind.name, variant)).parent
-            if output.is_dir():
-                shutil.rmtree(output)
-                removed.append(output)
-            store.remove(output)
+            for name in plan.names(kind.name):
+                if kind.model(name) != variant:
+                    continue
+                output = Path(plan.manifest(kind.name, name)).parent
+                if output.is_dir():
+                    shutil.rmtree(output)
+                    removed.append(output)
+                store.remove(output)
     if removed:
         PROVENANCE.unlink(missing_ok=True)
     return removed
@@ -259,10 +272,10 @@ def list_failures(plan: Plan) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for kind in kinds.model_kinds():
         for name in plan.names(kind.name):
-            manifest = Path(plan.manifest(kind.name, name))
-            if manifest.is_file() and name not in reasons:
+            manifest, model = Path(plan.manifest(kind.name, name)), kind.model(name)
+            if manifest.is_file() and model not in reasons:
                 reason = json.loads(manifest.read_text(encoding="utf-8")).get("failure")
-                reasons |= {name: reason} if reason else {}
+                reasons |= {model: reason} if reason else {}
     return reasons
 
 

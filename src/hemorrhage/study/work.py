@@ -109,6 +109,10 @@ class Load:
             total += 2 * shape.forward(self.calibration)
         return total
 
+    def exported(self, model: str) -> float:
+        """Return the size of a model as an engine is given it, in 10⁹ numbers of 16 bits."""
+        return self.stored(model) if model in self.design.variants else 1e-9 * self.shape.parameters
+
     def stored(self, variant: str) -> float:
         """Return the size of a variant's weights as stored, in 10⁹ numbers of 16 bits."""
         bits, shape = self.design.variants[variant].settings.code_bits, self.shape
