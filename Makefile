@@ -33,7 +33,7 @@ help:
 	@echo "make params PROFILE=quick|full   write a profile into params.yaml (git diff shows what changed)"
 	@echo "make gguf            the extra gguf: llama.cpp, to compare with"
 	@echo "hemorrhage --help    the same and more as a command, after: . .venv/bin/activate"
-	@echo "make lock            compile pyproject.toml into requirements.txt"
+	@echo "make lock            compile pyproject.toml into requirements.txt, and those of the engines"
 
 setup: $(READY)
 
@@ -100,6 +100,9 @@ lock: $(READY)
 	    --no-emit-index-url --no-header --quiet --output-file requirements.txt
 	echo "uv==0.13.9" | uv pip compile - --universal --generate-hashes --no-emit-index-url --no-header \
 	    --no-annotate --quiet --output-file requirements-uv.txt
+	cd src/hemorrhage/engines/requirements && for list in *.in; do \
+	    uv pip compile $$list --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	        --no-annotate --quiet --output-file $${list%.in}.txt || exit 1; done
 
 clean:
 	rm -rf logs .snakemake data/*/

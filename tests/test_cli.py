@@ -25,6 +25,7 @@ NEEDS_ARGUMENTS = {
     "invalidate": ["a"],
     "gc": ["base"],
     "adopt": ["HEAD"],
+    "engine": ["list"],
     "judge": ["a", "b"],
 }
 """Arguments without which a command is incomplete."""

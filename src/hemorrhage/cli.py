@@ -46,6 +46,7 @@ COMMANDS = {
     "predict": Command("hemorrhage.tools.predict", "predict the damage of variants that are not evaluated yet"),
     "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),
     "imatrix": Command("hemorrhage.tools.imatrix", "write the calibration as an importance matrix of llama.cpp"),
+    "engine": Command("hemorrhage.tools.engine", "install, list or remove engines that serve models"),
     "params": Command("hemorrhage.tools.params", "write a profile into params.yaml"),
     "failed": Command("hemorrhage.tools.failed", "name the variants that failed, with the reason"),
     "invalidate": Command("hemorrhage.tools.invalidate", "remove a variant's outputs, so that they are made again"),
