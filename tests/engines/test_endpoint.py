@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from hemorrhage.engines.endpoint import EndpointSession, EndpointSpec
 from hemorrhage.engines.endpoint_dialects import DIALECTS, Vocabulary
 from hemorrhage.engines.endpoint_http import EndpointError
+from hemorrhage.engines.protocol import Logits, Top
 from tests.conftest import ROOT
 from tests.engines.lying_server import Lying, Table, pieces, serving
 
@@ -53,8 +54,8 @@ def test_an_honest_server_gives_the_models_log_probabilities_in_every_dialect(
     window = WINDOWS[0][:20] if dialect == "llama_cpp" else WINDOWS[0]
     with serving(lying(*faults, dialects=[dialect])) as url, session(url, attempts=8) as asked:
         asked.load(window)
-        assert asked.version == f"endpoint-{dialect}"
-        answer = asked.score(window)
+        assert asked.tag == f"endpoint-{dialect}"
+        answer = asked.ask(window)
     exact = Table()(window)[:-1]
     own = exact[np.arange(len(window) - 1), window[1:]]
     listed = ~np.isnan(answer.target)
@@ -127,7 +128,7 @@ def test_the_top_5_is_a_note_and_no_fault() -> None:
     with serving(lying("top-5")) as url, session(url) as asked:
         asked.load(WINDOWS[0])
         assert asked.notes == ["gives the top 5 where the top 20 were asked: KL is an interval from 5"]
-        answer = asked.score(WINDOWS[1])
+        answer = asked.ask(WINDOWS[1])
     exact = Table()(WINDOWS[1])[:-1]
     hidden = exact.copy()
     np.put_along_axis(hidden, np.maximum(answer.ids, 0), -np.inf, 1)
@@ -135,10 +136,28 @@ def test_the_top_5_is_a_note_and_no_fault() -> None:
     assert (hidden.max(1) <= answer.cap + 1e-6).all()
 
 
+@pytest.mark.parametrize("top", [5, 64])
+def test_a_window_is_a_tile_of_the_protocol(top: int) -> None:
+    with serving(lying()) as url, session(url, top=top) as asked:
+        loaded = asked.load(WINDOWS[0])
+        tiles = list(asked.score(np.array(WINDOWS[1], np.int32)))
+    assert (loaded.vocabulary, loaded.gives, loaded.facts["dialect"]) == (SIZE, "top", "prompt_logprobs")
+    exact = Table()(WINDOWS[1])[:-1]
+    (tile,) = tiles
+    assert tile.start == 0
+    if top == SIZE:
+        assert isinstance(tile, Logits)
+        assert tile.values == pytest.approx(exact, abs=1e-5)
+    else:
+        assert isinstance(tile, Top)
+        assert tile.log_probabilities == pytest.approx(np.take_along_axis(exact, tile.ids, 1), abs=1e-5)
+        assert tile.targets == pytest.approx(exact[np.arange(47), WINDOWS[1][1:]], abs=1e-5)
+
+
 def test_a_server_that_takes_only_text_is_asked_by_text() -> None:
     with serving(served := lying("text-only", dialects=["echo"])) as url, session(url) as asked:
         asked.load(WINDOWS[0])
-        answer = asked.score(WINDOWS[1])
+        answer = asked.ask(WINDOWS[1])
     assert isinstance(served.seen[-1]["prompt"], str)
     assert answer.target == pytest.approx(Table()(WINDOWS[1])[np.arange(47), WINDOWS[1][1:]], abs=1e-6)
 
@@ -170,7 +189,7 @@ def test_windows_are_asked_at_once_and_answered_in_order(caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO)
     with serving(lying(seconds=0.02)) as url, session(url, concurrency=3) as asked:
         asked.load(WINDOWS[0])
-        answers = list(asked.score_windows(WINDOWS))
+        answers = list(asked.ask_windows(WINDOWS))
     for answer, window in zip(answers, WINDOWS, strict=True):
         assert answer.target == pytest.approx(Table()(window)[np.arange(47), window[1:]], abs=1e-6)
     announced = next(record.getMessage() for record in caplog.records if "windows to ask" in record.getMessage())
@@ -196,7 +215,7 @@ def test_no_more_than_the_concurrency_is_under_way() -> None:
     served.answer = counted  # type: ignore[method-assign]
     with serving(served) as url, session(url, concurrency=2) as asked:
         asked.load(WINDOWS[0])
-        list(asked.score_windows(WINDOWS))
+        list(asked.ask_windows(WINDOWS))
     assert max(running) == 2
 
 
@@ -205,7 +224,7 @@ def test_beyond_the_token_budget_nothing_is_asked() -> None:
         asked.load(WINDOWS[0])
         before = len(served.seen)
         with pytest.raises(EndpointError, match=r"294 tokens, .* too many tokens; raise max_tokens"):
-            list(asked.score_windows(WINDOWS))
+            list(asked.ask_windows(WINDOWS))
         assert len(served.seen) == before
 
 
@@ -214,7 +233,7 @@ def test_beyond_the_time_budget_it_stops_and_says_how_to_go_on(tmp_path: Path) -
         with session(url, tmp_path, concurrency=1, max_seconds=0.6) as asked:
             asked.load(WINDOWS[0], samples=False)
             with pytest.raises(EndpointError, match="time budget is used up; run again to resume"):
-                list(asked.score_windows(WINDOWS * 20))
+                list(asked.ask_windows(WINDOWS * 20))
         assert list(tmp_path.iterdir())
 
 
@@ -222,11 +241,11 @@ def test_kept_windows_are_not_asked_again(tmp_path: Path) -> None:
     with serving(served := lying()) as url:
         with session(url, tmp_path) as asked:
             asked.load(WINDOWS[0])
-            first = list(asked.score_windows(WINDOWS[:4]))
+            first = list(asked.ask_windows(WINDOWS[:4]))
         before = [body for body in served.seen if body["prompt"] in WINDOWS[1:4]]
         with session(url, tmp_path) as asked:
             asked.load(WINDOWS[0])
-            again = list(asked.score_windows(WINDOWS))
+            again = list(asked.ask_windows(WINDOWS))
         after = [body for body in served.seen if body["prompt"] in WINDOWS[1:4]]
     assert len(before) == len(after) == 3
     assert all((a.logprobs == b.logprobs).all() and (a.ids == b.ids).all() for a, b in zip(first, again, strict=False))
@@ -236,12 +255,12 @@ def test_a_server_that_serves_something_else_since_the_run_before_is_named(tmp_p
     with serving(served := lying()) as url:
         with session(url, tmp_path) as asked:
             asked.load(WINDOWS[0])
-            list(asked.score_windows(WINDOWS[:3]))
+            list(asked.ask_windows(WINDOWS[:3]))
         served.model = Table(seed=1)
         with session(url, tmp_path) as asked:
             asked.load(WINDOWS[0])
             with pytest.raises(EndpointError, match="answers otherwise than in the run before"):
-                list(asked.score_windows(WINDOWS))
+                list(asked.ask_windows(WINDOWS))
 
 
 def free_port() -> int:
@@ -266,7 +285,7 @@ from pathlib import Path
 from tests.engines.test_endpoint import WINDOWS, session
 with session(sys.argv[1], Path(sys.argv[2]), concurrency=1) as asked:
     asked.load(WINDOWS[0], samples=False)
-    print(len([*asked.score_windows(WINDOWS)]))
+    print(len([*asked.ask_windows(WINDOWS)]))
 """
 
 
@@ -277,7 +296,7 @@ def test_a_killed_server_and_a_killed_client_resume_at_the_next_window(tmp_path:
     try:
         with session(url, kept, concurrency=1) as asked:
             asked.load(WINDOWS[0], samples=False)
-            answers = asked.score_windows(WINDOWS)
+            answers = asked.ask_windows(WINDOWS)
             next(answers)
             server.send_signal(signal.SIGKILL)
             server.wait()
@@ -335,7 +354,7 @@ def test_answers_on_the_disk_hold_no_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("TINY_KEY", KEY)
     with serving(lying("wants-key", key=KEY)) as url, session(url, tmp_path, key_env="TINY_KEY") as asked:
         asked.load(WINDOWS[0])
-        list(asked.score_windows(WINDOWS))
+        list(asked.ask_windows(WINDOWS))
     files = [*tmp_path.iterdir()]
     assert len(files) == len(WINDOWS)
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
@@ -361,6 +380,6 @@ def test_settings_that_cannot_be_are_one_line(settings: dict[str, object], messa
 def test_a_session_that_is_not_loaded_and_a_short_probe_are_one_line() -> None:
     with session("http://127.0.0.1") as asked:
         with pytest.raises(EndpointError, match="not loaded"):
-            asked.score(WINDOWS[0])
+            asked.ask(WINDOWS[0])
         with pytest.raises(EndpointError, match="at least 16 tokens"):
             asked.load([1, 2, 3])

@@ -19,11 +19,14 @@ from types import TracebackType
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.engines import endpoint_faults as faults
+from hemorrhage.engines.client import Loaded
 from hemorrhage.engines.endpoint_dialects import DIALECTS, Answer, Dialect, Prompt, Sample, UnreadableError, Vocabulary
 from hemorrhage.engines.endpoint_http import Client, EndpointError, LostError, RejectedError, check_url
+from hemorrhage.engines.protocol import Logits, Tile, Top
 from hemorrhage.runtime.artifact import whole
 
 PROBE_WINDOW = 48
@@ -57,11 +60,14 @@ class EndpointSpec(BaseModel):
 
     def model_post_init(self, _context: object) -> None:
         """Refuse a URL that can't be called."""
-        check_url(self.openai, self.key_env is not None)
+        try:
+            check_url(self.openai, self.key_env is not None)
+        except EndpointError as error:
+            raise ValueError(str(error)) from None
 
 
 class EndpointSession:
-    """A trusted connection to a server, for several threads.
+    """A trusted connection to a server, for several threads; ``load`` and ``score`` as a session with an engine has.
 
     ``kept``: a folder where answers are kept; ``notes``: what a user should know, one line each.
     """
@@ -93,17 +99,17 @@ class EndpointSession:
         return DIALECTS[self._name]
 
     @property
-    def version(self) -> str:
-        """The server's dialect, as a protocol tag names it."""
+    def tag(self) -> str:
+        """Name in the tag of a protocol: ``endpoint-echo``."""
         return f"endpoint-{self._name}"
 
-    def load(self, window: Sequence[int], samples: bool = True) -> None:
+    def load(self, window: Sequence[int], samples: bool = True) -> Loaded:
         """Find out how the server is asked, and whether it may be trusted; ``samples``: with tokens that it samples.
 
         ``window``: tokens to try it on. Raises EndpointError, a line of which names each fault.
         """
         self._client.deadline = time.monotonic() + self.spec.max_seconds
-        probe = list(window[:PROBE_WINDOW])
+        probe, began = list(window[:PROBE_WINDOW]), time.monotonic()
         if len(probe) < faults.ENOUGH:
             raise EndpointError(f"a server is tried on at least {faults.ENOUGH} tokens, not {len(probe)}")
         self._check_listed()
@@ -119,6 +125,8 @@ class EndpointSession:
         self.notes += faults.limits([first], self.top)
         for note in self.notes:
             log.warning("%s: %s", self.spec.openai, note)
+        facts = {"dialect": str(self._name), "model": self.spec.model, "notes": "; ".join(self.notes)}
+        return Loaded(len(self.vocabulary), "top", facts, time.monotonic() - began)
 
     def _questions(self, probe: Sequence[int], first: Answer, samples: bool) -> list[str]:
         """Ask again in other ways, and list what is wrong."""
@@ -201,7 +209,22 @@ class EndpointSession:
         count = len(window)
         return (count - 1) * (count + 2) // 2 if self.dialect.per_position else count + 1
 
-    def score(self, tokens: Sequence[int]) -> Answer:
+    def score(self, tokens: NDArray[np.int32]) -> Iterator[Tile]:
+        """Yield the one tile of a text ``tokens`` [n], which has the positions 0 to n - 2.
+
+        It is of logits where the server gives the whole vocabulary. In a top, an id is -1 where there are fewer than k,
+        with minus infinity, and a target is nan where the server does not give it. Raises EndpointError.
+        """
+        answer = self.ask(tokens.tolist())
+        values = np.where(answer.ids < 0, -np.inf, answer.logprobs).astype(np.float32)
+        if answer.ids.shape[1] == len(self.vocabulary) and (answer.ids >= 0).all():
+            logits = np.empty_like(values)
+            np.put_along_axis(logits, answer.ids, values, axis=1)
+            yield Logits(0, logits)
+        else:
+            yield Top(0, answer.ids.astype(np.int32), values, answer.target.astype(np.float32))
+
+    def ask(self, tokens: Sequence[int]) -> Answer:
         """Return the log-probabilities of a window, from the disk where they are kept. Raises EndpointError."""
         file = self._file(tokens)
         if file is not None and file.is_file():
@@ -215,7 +238,7 @@ class EndpointSession:
                 np.savez(stream, target=answer.target, ids=answer.ids, logprobs=answer.logprobs, cap=answer.cap)
         return answer
 
-    def score_windows(self, windows: Sequence[Sequence[int]]) -> Iterator[Answer]:
+    def ask_windows(self, windows: Sequence[Sequence[int]]) -> Iterator[Answer]:
         """Yield the answer of each window in order, ``concurrency`` asked at a time.
 
         Raises EndpointError where one can't be had; those before it are kept.
@@ -226,7 +249,7 @@ class EndpointSession:
         with ThreadPoolExecutor(self.spec.concurrency) as pool:
             try:
                 for window in windows:
-                    waiting.append(pool.submit(self.score, window))
+                    waiting.append(pool.submit(self.ask, window))
                     if len(waiting) >= 2 * self.spec.concurrency:
                         yield waiting.popleft().result()
                 while waiting:
@@ -239,7 +262,7 @@ class EndpointSession:
         """Raise where windows are left to ask, and the server answers a kept one in another way than before."""
         kept = [window for window in windows if self._is_kept(window)]
         if kept and len(kept) < len(windows):
-            named = faults.between(self.score(kept[0]), self._ask(kept[0]), "answers otherwise than in the run before")
+            named = faults.between(self.ask(kept[0]), self._ask(kept[0]), "answers otherwise than in the run before")
             if named:
                 raise EndpointError(f"{self.spec.openai}: {named[0]}; remove {self.kept} to begin anew")
 

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
+from hemorrhage.engines.environment import EngineError
+
 if TYPE_CHECKING:
     import httpx
 
@@ -35,7 +37,7 @@ LARGEST_ANSWER = 1 << 29
 log = logging.getLogger(__name__)
 
 
-class EndpointError(ValueError):
+class EndpointError(EngineError):
     """A server can't be used or does not do what it was asked; the message is one line."""
 
 
