@@ -32,6 +32,7 @@ def test_it_lists_what_is_installed_and_says_how_to_install_the_rest(capsys: pyt
     assert cli.main(["engine", "list", "--json"]) == YES
     known = {entry["engine"]: entry for entry in json.loads(capsys.readouterr().out)["engines"]}
     assert list(known) == list(ENGINES)
+    assert known["transformers"]["installed"]
     assert known["llama_cpp"] == {
         "engine": "llama_cpp", "version": llama_cpp.version, "reads": "gguf", "installed": True,
     }  # fmt: skip
@@ -62,6 +63,10 @@ def test_what_cannot_be_installed_is_one_line(
     [
         (["install", "ollama"], "'ollama' is not an engine; one of llama_cpp"),
         (["remove"], "name what to remove: llama_cpp"),
+        (
+            ["install", "transformers"],
+            "transformers is part of this bench, there is nothing to install; one of llama_cpp",
+        ),
     ],
 )
 def test_a_wrong_name_says_what_is_allowed(
