@@ -26,6 +26,7 @@ rule rows:
     """Everything with numbers: rows with their intervals, thresholds, verdicts."""
     input:
         unpack(analyzed_outputs),
+        added=added_outputs(analyzed_kinds()),
     output:
         NUMBERS,
     log:
@@ -36,7 +37,7 @@ rule rows:
         runtime=lambda wildcards, attempt: asked.minutes(*ROWS, attempt),
     params:
         usage=f"logs/benchmarks/analyze/{plan.rows}.tsv",
-        command=plan.rows_command(),
+        command=lambda wildcards: plan.rows_command(),
     shell:
         "step --direct {params.usage} {params.command} > {log} 2>&1 && touch {output}"
 

@@ -31,6 +31,28 @@ for kind, makes, on_gpu in RULES:
             "step {params.start} {params.usage} {params.command} > {log} 2>&1"
 
 
+# What comes after it is known when it is made: Snakemake plans anew.
+checkpoint bracket:
+    input:
+        unpack(inputs_of(KINDS[BRACKET[0]])),
+    output:
+        f"data/{BRACKET[0]}/{{name}}/{{key}}/manifest.json",
+    log:
+        f"logs/{BRACKET[0]}/{{name}}-{{key}}.log",
+    wildcard_constraints:
+        name=BRACKET[1],
+    priority: KINDS[BRACKET[0]].priority
+    threads: threads_of(KINDS[BRACKET[0]])
+    resources:
+        mem_mb=memory_of(KINDS[BRACKET[0]]),
+        runtime=minutes_of(KINDS[BRACKET[0]]),
+    params:
+        usage=f"logs/benchmarks/{BRACKET[0]}/{{name}}-{{key}}.tsv",
+        command=command_of(KINDS[BRACKET[0]]),
+    shell:
+        "step --direct {params.usage} {params.command} > {log} 2>&1"
+
+
 for stage, target in STAGES.items():
 
     rule:
@@ -38,4 +60,5 @@ for stage, target in STAGES.items():
             target
         input:
             [plan.manifests(kind.name) for kind in stage_kinds(stage)],
+            added_outputs(stage_kinds(stage)),
         localrule: True

@@ -16,7 +16,7 @@ from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
 from hemorrhage.runtime.lock import hold
 from hemorrhage.runtime.marks import remove_marks
-from hemorrhage.study.kinds import KINDS, STAGES, analyzed_kinds, stage_kinds
+from hemorrhage.study.kinds import BRACKET, KINDS, STAGES, analyzed_kinds, stage_kinds
 from hemorrhage.study.overlaps import overlap_warnings
 from hemorrhage.study.plan import Plan, list_failures
 from hemorrhage.tools import adopt
@@ -46,6 +46,7 @@ wildcard_constraints:
 RULES = [
     (kind, name, on_gpu)
     for kind in KINDS.values()
+    if not kind.extends_plan
     for name, on_gpu in (
         [(kind.rule, False), (kind.rule_on_gpu, True)]
         if kind.rule_on_gpu
@@ -72,8 +73,40 @@ def inputs_of(kind):
     }
 
 
+def extended_plan():
+    """The plan with what the bracket adds. Until that is made, Snakemake makes it first and asks again."""
+    global plan
+    if plan.is_open:
+        kind, name = BRACKET
+        checkpoints.bracket.get(name=name, key=plan.address(kind, name))
+    if plan.design is plan.named:
+        plan = Plan(plan.params)
+    return plan
+
+
+def added_outputs(of):
+    """Input function: what a screening adds to some kinds. Others are asked for without waiting for it."""
+
+    def added(wildcards):
+        if not any(plan.possible_names(kind.name) != named[kind.name] for kind in of):
+            return []
+        names = extended_plan().names
+        return [
+            ancient(plan.manifest(kind.name, name))
+            for kind in of
+            for name in names(kind.name)
+            if name not in named[kind.name]
+        ]
+
+    named = {
+        kind.name: {name: plan.address(kind.name, name) for name in kind.names(plan.named)}
+        for kind in of
+    }
+    return added
+
+
 def analyzed_outputs(wildcards):
-    """Input function: what the analysis reads."""
+    """Input function: what the analysis reads of params.yaml."""
     return {kind.name: ancient(plan.manifests(kind.name)) for kind in analyzed_kinds()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from hemorrhage.bracket.content import Addition, Bracket
 from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
@@ -304,7 +305,7 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
         report(plan, page)
         states.append((plan.rows_are_current(), plan.report_is_current()))
     assert states == [(True, False), (True, False), (True, True)]
-    assert "page          current" in as_text(plan)
+    assert "page              current" in as_text(plan)
     (REPORTS / "index.html").unlink()
     assert (plan.rows_are_current(), plan.report_is_current()) == (True, False)
     report(plan, plan.page)
@@ -317,3 +318,57 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
     checkpoint.mkdir(parents=True)
     assert invalidate(plan, ["rtn-4"]) == [checkpoint]
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
+
+
+SCREENED: dict[str, Any] = changed("screen", {"windows": 4, "allowance": 2})
+
+
+def bracket_of(plan: Plan, *added: Addition) -> Path:
+    """Write a bracket where a plan looks for it; its folder."""
+    folder = Path(plan.manifest(*kinds.BRACKET)).parent
+    folder.mkdir(parents=True)
+    Bracket(4, 2, (), (), added, (), {}).write(folder)
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_a_bracket_adds_points_at_the_addresses_that_params_yaml_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = Plan(config.Params.model_validate(SCREENED))
+    assert before.is_open
+    assert "at most 2 are added" in as_text(before)
+    assert "rtn-6" not in before.variants
+    bracket_of(before, Addition("rtn-6", "rtn", {"bits": 6}))
+    after = Plan(config.Params.model_validate(SCREENED))
+    assert not after.is_open
+    assert list(after.variants)[:5] == ["rtn-8", "rtn-4", "rtn-3", "rtn-2", "rtn-6"]
+    assert (after.rows, after.page) == (before.rows, before.page)
+    named = Plan(config.Params.model_validate(changed("compress/rtn/bits", [8, 6, 4, 3, 2])))
+    for kind in ("checkpoints", "evaluations"):
+        assert after.address(kind, "rtn-6") == named.address(kind, "rtn-6") == before.address(kind, "rtn-6")
+        assert after.names(kind).items() >= before.names(kind).items()
+    assert "rtn-6" not in after.names("screens")
+
+
+def test_nothing_that_a_screening_may_ask_for_is_garbage_until_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(config.Params.model_validate(SCREENED))
+    made = {name: Path(plan.manifest("checkpoints", name)).parent for name in ("rtn-6", "rtn-5")}
+    for folder in made.values():
+        folder.mkdir(parents=True)
+    assert collect_garbage(plan, ["checkpoints"]) == []
+    assert "checkpoints/rtn-6" in plan.addresses()
+    bracket_of(plan, Addition("rtn-6", "rtn", {"bits": 6}))
+    assert collect_garbage(Plan(config.Params.model_validate(SCREENED)), ["checkpoints"]) == [made["rtn-5"]]
+
+
+def test_a_screening_follows_what_it_reads_and_moves_nothing_else() -> None:
+    before, after = addresses(SCREENED), addresses(changed("screen", {"windows": 3, "allowance": 2}))
+    moved = {name.split("/")[0] for name in before if before[name] != after[name]}
+    assert moved == {"screen_references", "screens", "brackets"} | REPORT
+    without = addresses(changed("screen", {"windows": 0}))
+    assert {name for name in without if without[name] != before[name]} == REPORT

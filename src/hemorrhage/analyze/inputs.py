@@ -14,6 +14,8 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from hemorrhage.analyze.manifests import CheckpointManifest, Cost, MeasurementManifest
+from hemorrhage.bracket.content import Bracket
+from hemorrhage.bracket.content import read as read_bracket
 from hemorrhage.compress.info import MethodInfo
 from hemorrhage.runtime.artifact import read_manifest
 
@@ -146,7 +148,7 @@ class Inputs:
     of output -> ``<name>/<address>`` of each. ``configs``: the checkpoints' config.json; ``architecture``: the base
     model's, where it has one. ``calibration``: the calibration windows, int32 ``[windows, length]``, none where nothing
     was calibrated. ``texts``: corpus -> the evaluated windows, int32 ``[windows, window]``. ``others``: kind -> its
-    outputs with every table, of kinds that this module does not know.
+    outputs with every table, of kinds that this module does not know. ``bracket``: what a screening added.
     """
 
     base: CheckpointManifest
@@ -163,6 +165,7 @@ class Inputs:
     calibration: Tokens = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32), repr=False)
     texts: dict[str, Tokens] = field(default_factory=dict, repr=False)
     others: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False)
+    bracket: Bracket | None = None
 
 
 TABLES = {
@@ -177,7 +180,10 @@ TABLES = {
 SIBLINGS = "sibling_models"
 """Kind of output of the sibling model."""
 
-WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references")
+BRACKETS = "brackets"
+"""Kind of output of what a screening added."""
+
+WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references", BRACKETS)
 """Kinds of which something else is read than tables."""
 
 Folders = Mapping[str, Sequence[Path]]
@@ -200,7 +206,8 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
         if name not in variants:
             raise ValueError(f"{name} was measured, but no directory of checkpoints is of this variant")
     _check_protocols(measured["evaluations"])
-    listed = ("base", "checkpoints", *TABLES, *others, *([SIBLINGS] if folders.get(SIBLINGS) else []))
+    optional = [kind for kind in (SIBLINGS, BRACKETS) if folders.get(kind)]
+    listed = ("base", "checkpoints", *TABLES, *others, *optional)
     return Inputs(
         base=base_manifest,
         variants=variants,
@@ -216,6 +223,7 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
         calibration=_calibration(folders.get("calibrations", [])),
         texts=_texts(folders.get("references", [])),
         others=others,
+        bracket=next(map(read_bracket, folders.get(BRACKETS, [])), None),
     )
 
 

@@ -108,6 +108,7 @@ def strip_tables(inputs: Inputs) -> Inputs:
         directories=inputs.directories,
         corrections=strip_outputs(inputs.corrections),
         others={kind: strip_outputs(outputs) for kind, outputs in inputs.others.items()},
+        bracket=inputs.bracket,
         sibling=None if sibling is None else replace(sibling, decoded=Output(sibling.decoded.manifest, {})),
     )
 

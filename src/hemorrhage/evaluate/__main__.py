@@ -10,7 +10,7 @@ The base model is a variant, too: it reads its windows in batches of another siz
 it differs by from itself is the noise of sums in another order.
 
 A model that would take more than ``--memory-gb`` is read block by block, with the same numbers; what it costs to run is
-not measured then.
+not measured then, nor of a screening or a confirmation, whose reference names its stage.
 """
 
 from __future__ import annotations
@@ -125,10 +125,11 @@ def evaluate(
             base_side = load_file(reference / "diagnostics.safetensors")
             diagnostics = collect.measure(model, base_side, altered.get("blocks"), ablate, gaps)
             collect.DIAGNOSTICS.validate(diagnostics).to_parquet(part / "diagnostics.parquet", index=False)
-        # The speed of a disk is none of a model's.
-        costs: cost.Cost = {} if is_streamed(model) else _cost(model, gaps)
-        costs["theoretical"] = cost.theoretical(checkpoint)
-        (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if "stage" not in of_base:
+            # The speed of a disk is none of a model's.
+            costs: cost.Cost = {} if is_streamed(model) else _cost(model, gaps)
+            costs["theoretical"] = cost.theoretical(checkpoint)
+            (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(
             part,
             variant=variant,

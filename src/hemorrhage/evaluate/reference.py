@@ -4,10 +4,12 @@
         --memory-gb GB
 
 Windows are consecutive and do not overlap; where fewer are asked for than the text has, they are spread
-evenly over it. Those of a user's file stay inside a segment, a conversation say, and may score some tokens only
-(hemorrhage.evaluate.segments). A model whose tokenizer adds BOS sees it at the start of each window, in the place of
-the window's first token. All of this is the protocol, and the protocol is part of every metric's identity.
-A model that would take more than ``--memory-gb`` is read block by block, with the same numbers.
+evenly over it. Those of a ``stage`` are a choice of their own: none is among the windows that references of ``avoided``
+numbers of windows have, and only what a verdict needs is measured on them. Those of a user's file stay inside a
+segment, a conversation say, and may score some tokens only (hemorrhage.evaluate.segments). A model whose tokenizer adds
+BOS sees it at the start of each window, in the place of the window's first token. All of this is the protocol, and the
+protocol is part of every metric's identity. A model that would take more than ``--memory-gb`` is read block by block,
+with the same numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 import pandas as pd
 import torch
@@ -30,7 +32,7 @@ from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.language import SCORED, write_base_side
 from hemorrhage.evaluate.precision import compute_in
 from hemorrhage.evaluate.schema import ANSWERS, WINDOWS
-from hemorrhage.evaluate.segments import Segmented, cut_segments
+from hemorrhage.evaluate.segments import Segmented, cut_segments, spread_evenly
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import Manifest, read_manifest, sha256, write_manifest, writing
@@ -68,6 +70,7 @@ class ReferenceManifest(Manifest, total=False):
     first_predicted: int
     diagnostics: DiagnosticsFields | None
     dtype: str
+    stage: str
     membership: dict[str, membership.Membership]
 
 
@@ -121,27 +124,32 @@ class Spec(TypedDict):
     windows: int | Literal["all"]
     dtype: str
     diagnostics: DiagnosticsSpec
+    stage: NotRequired[str]
+    avoided: NotRequired[list[int]]
 
 
 FILES = ("windows", "counts", "hidden", "figures", "top")
 """Safetensors files of every reference."""
 
 
-def cut_windows(tokens: torch.Tensor, window: int, count: int | str, leading: Sequence[int]) -> torch.Tensor:
+def cut_windows(
+    tokens: torch.Tensor, window: int, count: int | str, leading: Sequence[int], avoided: Sequence[int] = ()
+) -> torch.Tensor:
     """Cut ``count`` (or ``"all"``) windows of a token stream: int32 ``[count, window]`` of int32 ``[n]``.
 
-    Each begins with the tokens ``leading`` that the tokenizer puts in front of a text.
+    Each begins with the tokens ``leading`` that the tokenizer puts in front of a text. ``avoided``: see
+    hemorrhage.evaluate.segments.spread_evenly.
 
     Raises ValueError when the stream is too short.
     """
     taken = window - len(leading)
     available = len(tokens) // taken
     wanted = available if count == "all" else int(count)
-    if available < wanted or available < 2:
+    if available < (2 if avoided else max(wanted, 2)):
         raise ValueError(f"{len(tokens)} tokens make {available} windows of {window}, not {max(wanted, 2)}")
     grid = tokens[: available * taken].view(available, taken)
-    chosen = grid[[index * available // wanted for index in range(wanted)]]
-    return torch.cat([torch.tensor(leading, dtype=chosen.dtype).expand(wanted, -1), chosen], dim=1)
+    chosen = grid[spread_evenly(available, wanted, avoided)]
+    return torch.cat([torch.tensor(leading, dtype=chosen.dtype).expand(len(chosen), -1), chosen], dim=1)
 
 
 def _control(tokens: torch.Tensor | None, window: int, leading: Sequence[int]) -> torch.Tensor | None:
@@ -175,28 +183,30 @@ def protocol(
     )
 
 
-def cut_text(folder: Path, window: int, count: int | Literal["all"], leading: Sequence[int], dtype: str) -> Text:
+def cut_text(folder: Path, spec: Spec, leading: Sequence[int]) -> Text:
     """Cut the evaluation split of a prepared text into windows.
 
     Raises InputError where it is too short.
     """
     manifest, splits = read_manifest(folder, TextManifest), load_file(folder / "tokens.safetensors")
     tokens, corpus, join = splits["evaluation"], manifest["corpus"], manifest["join"]
+    window, count, dtype, avoided = int(spec["window"]), spec["windows"], spec["dtype"], spec.get("avoided", ())
+    stage = f" stage={spec['stage']}" if "stage" in spec else ""
     segments = folder / "segments.parquet"
     try:
         if segments.is_file():
-            cut = cut_segments(tokens, splits["scored"], pd.read_parquet(segments), window, count, leading)
+            cut = cut_segments(tokens, splits["scored"], pd.read_parquet(segments), window, count, leading, avoided)
             of_windows = protocol(
                 window, len(cut.windows), cut.available, leading, join, dtype, predicted=int(cut.scored.sum())
             )
-            stated = f"{of_windows} cut=segments score={manifest['score']}"
+            stated = f"{of_windows} cut=segments score={manifest['score']}{stage}"
             return Text(corpus, manifest["sha256"], tokens, cut.windows, stated, None, cut)
-        windows = cut_windows(tokens, window, count, leading)
+        windows = cut_windows(tokens, window, count, leading, avoided)
     except ValueError as error:
         raise step.InputError(f"corpus {corpus}: {error}") from error
     available = len(tokens) // (window - len(leading))
-    stated = protocol(window, len(windows), available, leading, join, dtype)
-    unmeasured = _control(splits.get("calibration"), window, leading)
+    stated = protocol(window, len(windows), available, leading, join, dtype) + stage
+    unmeasured = None if stage else _control(splits.get("calibration"), window, leading)
     return Text(corpus, manifest["sha256"], tokens, windows, stated, unmeasured, None)
 
 
@@ -294,9 +304,9 @@ def reference(
     model = load(base, streamed=(size(base) or 0) > 1e9 * memory_gb)
     tokenizer = load_tokenizer(base)
     leading = read_manifest(base)["leading"]
-    window, vocabulary = int(spec["window"]), model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
 
-    cut = [cut_text(text, window, spec["windows"], leading, spec["dtype"]) for text in texts]
+    cut = [cut_text(text, spec, leading) for text in texts]
     windows = {text.corpus: text.windows for text in cut}
     counts = {text.corpus: torch.bincount(text.tokens, minlength=vocabulary) for text in cut}
     scored = {text.corpus: text.segmented.scored for text in cut if text.segmented}
@@ -304,6 +314,7 @@ def reference(
 
     of_tasks: dict[str, TaskFields] = {}
     answered = []
+    stage = f" stage={spec['stage']}" if "stage" in spec else ""
     for folder in tasks:
         task = read_manifest(folder, TaskManifest)
         with compute_in(model, spec["dtype"]):
@@ -311,7 +322,7 @@ def reference(
         of_tasks[task["task"]] = {
             "sha256": task["sha256"],
             "chance": task["chance"],
-            "protocol": f"choice=summed-log-likelihood items={task['items']} shots=0 dtype={spec['dtype']}",
+            "protocol": f"choice=summed-log-likelihood items={task['items']} shots=0 dtype={spec['dtype']}{stage}",
         }
 
     first = next(iter(windows))
@@ -348,6 +359,7 @@ def reference(
             first_predicted=first_place,
             diagnostics=diagnosed,
             dtype=spec["dtype"],
+            **({"stage": spec["stage"]} if "stage" in spec else {}),
             membership={
                 text.corpus: membership.membership_scores(model, text.windows, text.unmeasured)
                 for text in cut

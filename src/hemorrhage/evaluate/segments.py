@@ -29,13 +29,30 @@ class Segmented:
     available: int
 
 
+def spread_evenly(available: int, count: int, avoided: Sequence[int] = ()) -> list[int]:
+    """Return ``count`` of ``available`` windows, evenly spread.
+
+    With ``avoided`` numbers of windows: of those that are in no such spread, or all of these where they are fewer.
+    """
+    used = {index * available // number for number in avoided for index in range(number)}
+    left = [index for index in range(available) if index not in used]
+    count = min(count, len(left)) if avoided else count
+    return [left[index * len(left) // count] for index in range(count)]
+
+
 def cut_segments(
-    tokens: Tensor, scored: Tensor, segments: pd.DataFrame, window: int, count: int | str, leading: Sequence[int]
+    tokens: Tensor,
+    scored: Tensor,
+    segments: pd.DataFrame,
+    window: int,
+    count: int | str,
+    leading: Sequence[int],
+    avoided: Sequence[int] = (),
 ) -> Segmented:
     """Cut ``count`` (or ``"all"``) windows of tokens int32 ``[n]``, of which those of ``scored`` bool ``[n]`` count.
 
     ``segments``: the columns ``tokens`` and ``category`` of each in their order. Every window begins with the tokens
-    ``leading``. Raises ValueError where there are fewer windows.
+    ``leading``. ``avoided``: see ``spread_evenly``. Raises ValueError where there are fewer windows.
     """
     taken = window - len(leading)
     ends = torch.tensor(segments["tokens"].to_numpy()).cumsum(0)
@@ -51,10 +68,10 @@ def cut_segments(
     with_any = counted.any(1).nonzero()[:, 0]
     available = len(with_any)
     wanted = available if count == "all" else int(count)
-    if available < max(wanted, 2):
+    if available < (2 if avoided else max(wanted, 2)):
         raise ValueError(f"{len(tokens)} tokens make {available} windows of {window}, not {max(wanted, 2)}")
-    chosen = with_any[[index * available // wanted for index in range(wanted)]]
-    front = torch.tensor(leading, dtype=tokens.dtype).expand(wanted, -1)
+    chosen = with_any[spread_evenly(available, wanted, avoided)]
+    front = torch.tensor(leading, dtype=tokens.dtype).expand(len(chosen), -1)
     names = segments["category"].tolist()
     return Segmented(
         windows=torch.cat([front, tokens[places[chosen]]], dim=1),

@@ -24,12 +24,16 @@ from hemorrhage.runtime.address import Json, JsonValue, address
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
+from hemorrhage.study.screening import SCREENED
 from hemorrhage.study.work import Load
 
 Key = tuple[str, str]
 """The kind and the name of an output."""
 
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
+
+BRACKET: Key = ("brackets", "study")
+"""The output that adds points to the sweeps."""
 
 BASE, SIBLING = "base", "sibling_model"
 """Names of the models that are not variants: the base, and the other model of its family."""
@@ -98,6 +102,8 @@ class Kind:
     """Of those, the model that the output of a name is of."""
     is_analyzed: bool = False
     """The analysis reads it."""
+    extends_plan: bool = False
+    """Its output adds others to the plan: Snakemake's rule is a checkpoint, and stands in a file of its own."""
 
     def module(self, name: str) -> str:
         """Return the module that makes an output of this kind."""
@@ -268,8 +274,25 @@ def _reference(design: Design, _name: str) -> Json:
     return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": evaluate.windows, "diagnostics": diagnostics}
 
 
-def _reference_arguments(design: Design, name: str) -> Json:
-    return {"spec": _reference(design, name), "memory_gb": design.params.evaluate.memory_gb}
+def _screen_reference(design: Design, _name: str) -> Json:
+    return _of_stage(design, "screening", design.params.screen.windows)
+
+
+def _of_stage(design: Design, stage: str, windows: int) -> Json:
+    """Return the settings of a reference for language and probes alone."""
+    evaluate = design.params.evaluate
+    none = {"windows": 0, "window": evaluate.diagnostics.window}
+    return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": windows, "diagnostics": none, "stage": stage}
+
+
+def _bracket(design: Design, _name: str) -> Json:
+    screen, budget = design.params.screen, design.params.analyze.budget.model_dump(exclude_none=True)
+    return {
+        "budget": {key: limit for key, limit in budget.items() if key in SCREENED},
+        "windows": screen.windows,
+        "allowance": screen.allowance,
+        "curves": [curve.as_json() for curve in design.curves],
+    }
 
 
 def _alteration(design: Design, variant: str) -> Json:
@@ -365,9 +388,24 @@ def _correction(design: Design, _name: str) -> Json:
     return design.params.mitigate.model_dump(mode="json", exclude={"variants"})
 
 
+def _with_memory(settings: Callable[[Design, str], Json]) -> Callable[[Design, str], Json]:
+    """Make the arguments of a step that reads a large model block by block: the settings, and its memory."""
+    return lambda design, name: {
+        "spec": settings(design, name),
+        "memory_gb": design.params.evaluate.memory_gb,
+    }
+
+
+def _screened_arguments(design: Design, name: str) -> Json:
+    return {"variant": name, **_with_memory(lambda _design, _name: NOTHING_ABLATED)(design, name)}
+
+
 def _of_variant(settings: Callable[[Design, str], Json]) -> Callable[[Design, str], Json]:
     """Make the arguments of a step that measures a model: its name, and the settings."""
     return lambda design, name: {"variant": name, "spec": settings(design, name)}
+
+
+NOTHING_ABLATED: Json = {"ablate": False}
 
 
 def _always(_design: Design, _name: str) -> bool:
@@ -506,6 +544,60 @@ KINDS: dict[str, Kind] = {
             is_analyzed=True,
         ),
         Kind(
+            "screen_references",
+            rule="screen_reference",
+            stage="compress",
+            step="hemorrhage.evaluate.reference",
+            names=lambda design: [BASE] if design.screened else [],
+            inputs={"base": BASE_MODEL, "texts": TEXTS},
+            settings=_screen_reference,
+            arguments=_with_memory(_screen_reference),
+            on_gpu=_always,
+            arithmetic=lambda load, _name: load.shape.forward(load.screening()),
+            priority=90,
+            is_awaited=True,
+            by_blocks=True,
+            costs_like="references",
+        ),
+        Kind(
+            "screens",
+            rule="screen",
+            stage="compress",
+            step="hemorrhage.evaluate",
+            names=lambda design: design.screened,
+            inputs={
+                "checkpoint": Input(("checkpoints",), lambda _design, name: [model_of(name)]),
+                "base": BASE_MODEL,
+                "reference": Input(("screen_references",), lambda _design, _name: [("screen_references", BASE)]),
+            },
+            settings=lambda _design, _name: NOTHING_ABLATED,
+            arguments=_screened_arguments,
+            on_gpu=_always,
+            arithmetic=lambda load, _name: load.shape.forward(load.screening()),
+            priority=70,
+            by_blocks=True,
+            of_models=True,
+        ),
+        Kind(
+            BRACKET[0],
+            rule="bracket",
+            stage="compress",
+            step="hemorrhage.bracket",
+            names=lambda design: [BRACKET[1]] if design.screened else [],
+            inputs={
+                "base": BASE_MODEL,
+                "screens": Input(("screens",), lambda design, _name: [("screens", each) for each in design.screened]),
+                "checkpoints": Input(
+                    ("checkpoints",), lambda design, _name: [("checkpoints", each) for each in design.screened]
+                ),
+            },
+            settings=_bracket,
+            priority=70,
+            costs_like="texts",
+            is_analyzed=True,
+            extends_plan=True,
+        ),
+        Kind(
             "references",
             rule="reference",
             stage="evaluate",
@@ -513,7 +605,7 @@ KINDS: dict[str, Kind] = {
             names=lambda _design: [BASE],
             inputs={"base": BASE_MODEL, "texts": TEXTS, "tasks": PROBES},
             settings=_reference,
-            arguments=_reference_arguments,
+            arguments=_with_memory(_reference),
             on_gpu=_always,
             arithmetic=lambda load, _name: load.shape.forward(load.evaluation(blocks=1)),
             priority=90,

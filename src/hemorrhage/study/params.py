@@ -11,7 +11,7 @@ import importlib
 import itertools
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -261,6 +261,26 @@ class Evaluate(Section):
         return [corpus for corpus in self.texts if isinstance(corpus, TextFile)]
 
 
+class Confirm(Section):
+    """The measurement that decides what ships, on text and items that nothing else has read: ``windows`` of each corpus
+    and ``items`` of each probe task, or as many as there are (0: none)."""
+
+    windows: Annotated[int, Field(ge=0)]
+    items: Annotated[int, Field(ge=0)]
+
+
+class Screen(Section):
+    """A first look at every variant that could ship, on ``windows`` of each corpus (0: none, and nothing is added).
+
+    At most ``allowance`` variants are added to the sweeps, where the budget falls between two of their points; what
+    could ship then is confirmed.
+    """
+
+    windows: Annotated[int, Field(ge=0)] = 0
+    allowance: Annotated[int, Field(ge=0)] = 0
+    confirm: Confirm = Confirm(windows=0, items=0)
+
+
 class ClosedEnded(Section):
     """A task with right answers that the sweep generates on; ``shots`` worked examples where it is gsm8k."""
 
@@ -355,10 +375,19 @@ class Params(Section):
     data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
     calibrate: Calibrate
     compress: dict[str, FreeSettings]
+    screen: Screen = Screen()
     evaluate: Evaluate
     decode: Decode
     mitigate: Mitigate
     analyze: Analyze
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a sweep that params.yaml does not list: a value for each of the sweep's settings that are lists."""
+
+    sweep: str
+    values: Mapping[str, str | float | int]
 
 
 class Variant(Section):
@@ -548,8 +577,11 @@ def architecture(params: Params) -> ModelConfig | None:
     return None
 
 
-def variants(params: Params) -> dict[str, Variant]:
-    """Expand every sweep's grid, in the order of params.yaml: one variant for each combination of listed values."""
+def variants(params: Params, added: Sequence[Point] = ()) -> dict[str, Variant]:
+    """Expand every sweep's grid, in the order of params.yaml: one variant for each combination of listed values.
+
+    Points that were ``added`` to a sweep come after those that it lists.
+    """
     expanded: dict[str, Variant] = {}
     for sweep, content in params.compress.items():
         where = f"compress.{sweep}"
@@ -561,15 +593,20 @@ def variants(params: Params) -> dict[str, Variant]:
         for key, values in lists.items():
             if not values:
                 raise ConfigError(f"{where}.{key}: an empty list makes no variant")
-        for point in itertools.product(*lists.values()):
-            named = zip(lists, point, strict=True)
-            name = "-".join([sweep, *(_in_name(method.settings, key, value) for key, value in named)])
+        others = [tuple(point.values[key] for key in lists) for point in added if point.sweep == sweep]
+        for point in (*itertools.product(*lists.values()), *others):
+            name = _name_of(sweep, method, dict(zip(lists, point, strict=True)))
             if name in expanded:
                 raise ConfigError(f"{where}: two variants are called {name}; put one of them into a sweep of its own")
             settings = {**grid, **dict(zip(lists, point, strict=True))}
             expanded[name] = _variant(name, sweep, method, settings, expanded)
     _check_repeated(expanded)
     return expanded
+
+
+def _name_of(sweep: str, method: Method, values: Mapping[str, object]) -> str:
+    """Return the name of a point of a sweep, by its values of the settings that are lists."""
+    return "-".join([sweep, *(_in_name(method.settings, key, value) for key, value in values.items())])
 
 
 def _in_name(settings: type[Settings], key: str, value: object) -> str:
@@ -728,6 +765,7 @@ def _check(params: Params) -> None:
     _check_decoded(params)
     _check_benchmarks(params)
     _check_windows(params)
+    _check_screen(params)
     _check_duplicates(params)
     for name, strategy in strategies(params).items():
         problem = refusal(Path(strategy.amateur)) if strategy.amateur else None
@@ -842,6 +880,18 @@ def _check_windows(params: Params) -> None:
         raise ConfigError(f"evaluate.diagnostics.windows: at most evaluate.windows = {evaluate.windows}")
     if params.calibrate.samples < len(params.calibrate.corpora):
         raise ConfigError("calibrate.samples: at least one window of each corpus of calibrate.corpus")
+
+
+def _check_screen(params: Params) -> None:
+    screen, budget, evaluate = params.screen, params.analyze.budget, params.evaluate
+    if not screen.windows:
+        return
+    if screen.windows < 2:
+        raise ConfigError("screen.windows: 0 or at least 2: one window says nothing about others")
+    if budget.kl is None and budget.perplexity is None:
+        raise ConfigError("screen.windows: a screening needs a limit of kl or perplexity in analyze.budget")
+    if evaluate.windows != "all" and screen.windows > evaluate.windows:
+        raise ConfigError(f"screen.windows: at most evaluate.windows = {evaluate.windows}")
 
 
 def _check_duplicates(params: Params) -> None:

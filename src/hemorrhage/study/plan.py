@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from shlex import quote
 
+from hemorrhage.bracket import content as bracket
 from hemorrhage.engines.environment import NotInstalledError, require
 from hemorrhage.models.sources.files import architecture
 from hemorrhage.runtime.address import SOURCE, address, program
@@ -44,13 +45,17 @@ TEMPLATES = SOURCE / "analyze" / "report" / "templates"
 
 
 class Plan:
-    """Addresses of all outputs of one params.yaml. Raises config.ConfigError where it can't be run."""
+    """Addresses of all outputs of one params.yaml. Raises config.ConfigError where it can't be run.
+
+    Where a screening adds points to the sweeps, ``design`` has them as soon as the bracket exists. Their addresses are
+    those that they have where params.yaml names them, and are known before.
+    """
 
     def __init__(self, params: config.Params) -> None:
         self.params = params
-        self.design = Design(params)
-        self.variants = self.design.variants
+        self.named = Design(params)
         self._addresses: dict[Key, str] = {}
+        self.design = self._extended()
         self._check_base()
         self._check_texts()
         self._check_engines()
@@ -60,11 +65,38 @@ class Plan:
         """Make the plan of a params.yaml."""
         return cls(config.read(path))
 
+    @property
+    def variants(self) -> dict[str, config.Variant]:
+        """The variants of params.yaml, and those that were added."""
+        return self.design.variants
+
+    @property
+    def possible(self) -> Design:
+        """The design with every point that could be added."""
+        return self.named.possible
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether points will be added, and the bracket that says which does not exist."""
+        return bool(self.named.screened) and not Path(self.manifest(*kinds.BRACKET)).is_file()
+
+    def _extended(self) -> Design:
+        """Return the design with what the bracket adds, where it exists."""
+        if not self.named.screened or self.is_open:
+            return self.named
+        made = bracket.read(Path(self.manifest(*kinds.BRACKET)).parent)
+        added = [config.Point(each.sweep, each.values) for each in made.added]
+        return Design(self.params, added, made.confirmed)
+
     # Addresses.
 
     def names(self, kind: str) -> dict[str, str]:
         """Return the addresses of all outputs of a kind by name."""
         return {name: self.address(kind, name) for name in KINDS[kind].names(self.design)}
+
+    def possible_names(self, kind: str) -> dict[str, str]:
+        """Return the same with all outputs that the kind could get."""
+        return {name: self.address(kind, name) for name in KINDS[kind].names(self.possible)}
 
     def address(self, kind: str, name: str) -> str:
         """Return the address of an output: of its settings, its inputs and its code."""
@@ -72,20 +104,26 @@ class Plan:
         if key not in self._addresses:
             row = KINDS[kind]
             inputs = {
-                option: [self.address(*needed) for needed in given.outputs(self.design, name)]
+                option: [self.address(*needed) for needed in given.outputs(self.possible, name)]
                 for option, given in row.inputs.items()
                 if given.is_read
             }
-            code = [program(_entry(module)) for module in (row.module(name), *row.code(self.design, name))]
+            code = [program(_entry(module)) for module in (row.module(name), *row.code(self.possible, name))]
             self._addresses[key] = address(
-                kind, self.params.cache_version, row.settings(self.design, name), inputs, code
+                kind, self.params.cache_version, row.settings(self.possible, name), inputs, code
             )
         return self._addresses[key]
 
     @cached_property
     def rows(self) -> str:
-        """Everything with numbers in reports/."""
-        inputs = {kind.name: self.names(kind.name) for kind in kinds.analyzed_kinds()}
+        """Everything with numbers in reports/.
+
+        What a bracket adds follows from its own address, so that this one is known before the bracket is made.
+        """
+        inputs = {
+            kind.name: {name: self.address(kind.name, name) for name in kind.names(self.named)}
+            for kind in kinds.analyzed_kinds()
+        }
         settings = {**kinds.analysis(self.design), "aligned": kinds.is_aligned(self.design)}
         code = [program("hemorrhage.analyze.__main__"), _content([EXPERIENCE])]
         return address("rows", self.params.cache_version, settings, inputs, code)
@@ -99,8 +137,12 @@ class Plan:
     # Paths.
 
     def addresses(self) -> dict[str, str]:
-        """Return the addresses of all outputs by ``<kind>/<name>``, in the order in which they are made."""
-        return {f"{kind}/{name}": key for kind in KINDS for name, key in self.names(kind).items()}
+        """Return the addresses of all outputs by ``<kind>/<name>``, in the order in which they are made.
+
+        While it is open what could be added has some, too.
+        """
+        names = self.possible_names if self.is_open else self.names
+        return {f"{kind}/{name}": key for kind in KINDS for name, key in names(kind).items()}
 
     def manifest(self, kind: str, name: str) -> str:
         """Return the file whose presence says that an output is complete."""
@@ -117,7 +159,7 @@ class Plan:
     def inputs(self, kind: str, name: str) -> dict[str, list[str]]:
         """Return the manifests of an output's inputs by option; also of those that must only come first."""
         given = KINDS[kind].inputs.items()
-        return {option: [self.manifest(*key) for key in each.outputs(self.design, name)] for option, each in given}
+        return {option: [self.manifest(*key) for key in each.outputs(self.possible, name)] for option, each in given}
 
     def command(self, kind: str, name: str) -> str:
         """Return the module that makes an output with its arguments, as shell words."""
@@ -126,7 +168,7 @@ class Plan:
         for option, manifests in self.inputs(kind, name).items():
             if manifests and row.inputs[option].is_read:
                 words += [_flag(option), *(str(Path(manifest).parent) for manifest in manifests)]
-        for option, value in row.options(self.design, name).items():
+        for option, value in row.options(self.possible, name).items():
             words += [_flag(option), json.dumps(value) if isinstance(value, dict) else str(value)]
         return " ".join(map(quote, words))
 
@@ -227,11 +269,13 @@ def _content(files: list[Path]) -> str:
 def collect_garbage(plan: Plan, chosen: list[str]) -> list[Path]:
     """Remove outputs of the ``chosen`` kinds that the plan does not name, and parts that killed jobs left behind.
 
-    DVC records directories whole: without this its lock would hold history instead of what was asked for.
+    DVC records directories whole: without this its lock would hold history instead of what was asked for. Nothing is
+    removed that a screening may ask for.
     """
     removed = []
     for kind in chosen:
-        keep = {DATA / kind / name / key for name, key in plan.names(kind).items()}
+        names = plan.possible_names(kind) if plan.is_open else plan.names(kind)
+        keep = {DATA / kind / name / key for name, key in names.items()}
         for output in sorted((DATA / kind).glob("*/*")):
             if output not in keep:
                 shutil.rmtree(output)

@@ -69,6 +69,11 @@ class Load:
             return float(len(evaluate.corpora) * evaluate.windows * evaluate.window)
         return float(sum(map(self.evaluation_tokens, evaluate.corpora)))
 
+    def screening(self) -> float:
+        """Count the tokens of the windows of a screening."""
+        evaluate = self.design.params.evaluate
+        return float(len(evaluate.corpora) * self.design.params.screen.windows * evaluate.window)
+
     def evaluation(self, blocks: int) -> float:
         """Count the tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
         evaluate, data = self.design.params.evaluate, self.design.params.data

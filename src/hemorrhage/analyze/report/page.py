@@ -12,6 +12,7 @@ from markupsafe import Markup
 from hemorrhage.analyze.inputs import model_name
 from hemorrhage.analyze.report.charts.plotly import Figure
 from hemorrhage.analyze.report.sections import (
+    brackets,
     categories,
     claims,
     damage,
@@ -87,6 +88,7 @@ def render(study: Study) -> str:
         .render(
             **drawn,
             ship=ship.section(study),
+            brackets=brackets.section(study.inputs.bracket),
             summary=summary.section(study),
             categories=categories.section(study),
             thresholds=thresholds.section(study),

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemorrhage.analyze.budget import INSIDE, UNRESOLVED, Check, judge, measured_variants
-from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.inputs import BASE, Inputs, ModelConfig, Variant
+from hemorrhage.analyze.manifests import CheckpointManifest
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import round_digits
 from hemorrhage.analyze.spec import Spec
@@ -69,11 +70,15 @@ class Verdict:
 
 def size_of(inputs: Inputs, variant: Variant) -> Size:
     """Measure the size of a variant that was made."""
-    manifest = variant.manifest
+    return measure_size(variant.manifest, inputs.configs.get(variant.name, {}), inputs.base["disk_bytes"])
+
+
+def measure_size(manifest: CheckpointManifest, config: ModelConfig, base_bytes: int) -> Size:
+    """Measure the size of a checkpoint by its manifest and its config.json."""
     published = manifest.get("engine")
-    given = answer(inputs.configs.get(variant.name, {}))
+    given = answer(config)
     loads, reason = (published, "") if published else (given.engines, given.reason)
-    share = manifest["disk_bytes"] / inputs.base["disk_bytes"]
+    share = manifest["disk_bytes"] / base_bytes
     masked = manifest.get("mask_bits") is not None and manifest["size_ratio"] < share
     return Size(
         bytes=int(manifest["disk_bytes"]),

@@ -79,7 +79,7 @@ class Workload:
     def on_gpu(self, kind: str, name: str) -> bool:
         """Tell whether a job has use for a GPU."""
         asks = KINDS[kind].on_gpu if kind in KINDS else None
-        return asks is not None and asks(self.plan.design, name)
+        return asks is not None and asks(self.plan.possible, name)
 
     @cached_property
     def jobs(self) -> dict[Key, Job]:
@@ -95,18 +95,22 @@ class Workload:
         jobs[PAGE] = self._report(PAGE, plan.page, "page", Work(0, 0, 0), (ROWS,))
         return jobs
 
+    def job(self, kind: str, name: str) -> Job:
+        """Return a job of the plan, or of what could be added to it."""
+        return self.jobs.get((kind, name)) or self._job(kind, name, Path(self.plan.manifest(kind, name)))
+
     def _job(self, kind: str, name: str, output: Path) -> Job:
         plan, row = self.plan, KINDS[kind]
         usage = USAGE / kind / f"{name}-{plan.address(kind, name)}.tsv"
         work = Work(0, 0, 0)
         if self.shape is not None:
-            load = Load(plan.design, self.shape, self._evaluation_tokens)
+            load = Load(plan.possible, self.shape, self._evaluation_tokens)
             work = Work(1e-9 * self.shape.parameters, row.stored(load, name), row.arithmetic(load, name))
-        variant = plan.variants.get(name)
+        variant = plan.possible.variants.get(name)
         method = variant.method if variant else ""
         if variant and variant.settings.propagates:
             method += " sequential"
-        return Job(kind, name, method, output, usage, work, tuple(row.needs(plan.design, name)))
+        return Job(kind, name, method, output, usage, work, tuple(row.needs(plan.possible, name)))
 
     def _evaluation_tokens(self, corpus: str) -> int:
         tokens = evaluable(Path(self.plan.manifest("texts", corpus)))

@@ -26,7 +26,7 @@ class Requests:
 
     def seconds(self, kind: str, name: str) -> float:
         """Return the predicted CPU seconds."""
-        return self.costs.predict(self.workload.jobs[kind, name]).cpu_s
+        return self.costs.predict(self.workload.job(kind, name)).cpu_s
 
     def threads(self, kind: str, name: str) -> int:
         """Return the threads: one until a job takes ten minutes, then a power of two, at most 16."""
@@ -39,7 +39,7 @@ class Requests:
         """Return the memory in MB, twice as much for each attempt."""
         if self.workload.shape is None:
             return UNKNOWN["mem_mb"] << (attempt - 1)
-        memory = self.costs.predict(self.workload.jobs[kind, name]).rss_mb
+        memory = self.costs.predict(self.workload.job(kind, name)).rss_mb
         if kind in KINDS and KINDS[kind].by_blocks:
             # A model that takes more is read block by block.
             memory = min(memory, 1e3 * self.workload.plan.params.evaluate.memory_gb)
@@ -60,5 +60,5 @@ class Requests:
 
     def names_pattern(self, kind: str, on_gpu: bool) -> str:
         """Make the regular expression of a kind's jobs that ask for a GPU, or for none."""
-        names = [name for name in self.workload.plan.names(kind) if bool(self.gpu(kind, name)) == on_gpu]
+        names = [name for name in self.workload.plan.possible_names(kind) if bool(self.gpu(kind, name)) == on_gpu]
         return "|".join(map(re.escape, names)) or "(?!)"
