@@ -14,8 +14,18 @@ def test_the_whole_protocol_is_in_the_name() -> None:
     assert protocol.strip_protocol(protocol.add_protocol("kl_mean{position=1}", stated)) == "kl_mean{position=1}"
     assert protocol.tag(f"{stated} cut=segments score=assistant") == "w128-s64-b1-jnsc3a4-n2032-bf16-assistant"
     assert protocol.tag(f"{stated} cut=segments score=all") == protocol.tag(stated)
+    engine = "w128-s64-b1-jnsc3a4-n2032-bf16-assistant-vllm-0.33"
+    assert protocol.tag(f"{stated} cut=segments score=assistant engine=vllm-0.33") == engine
     with pytest.raises(ValueError, match="does not say join="):
         protocol.tag("window=128 stride=128 bos=0 predicted=9 dtype=float32")
+
+
+def test_an_engines_metric_is_not_the_benchs_without_its_protocol() -> None:
+    stated = 'window=9 stride=9 bos=0 join="" predicted=9 dtype=float32 engine=vllm-0.33'
+    named = protocol.add_protocol(protocol.of_engine("kl_mean", "vllm", "added"), stated)
+    assert named == "kl_mean{engine=vllm,part=added}[w9-s9-b0-j0-n9-f32-vllm-0.33]"
+    assert protocol.strip_protocol(named) == "kl_mean{engine=vllm,part=added}"
+    assert protocol.category_of(named) is None
 
 
 def test_a_category_is_in_the_name() -> None:

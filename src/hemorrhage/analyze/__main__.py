@@ -100,7 +100,8 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
 def provenance(inputs: Inputs, results: rows.Results, spec: Spec, address: str) -> study.Provenance:
     """Say what the report was made from."""
     manifests: list[Manifest] = [inputs.base, *(variant.manifest for variant in inputs.variants.values())]
-    for outputs in (inputs.evaluations, inputs.harness, inputs.code_tasks, inputs.decodes, inputs.corrections):
+    measured = (inputs.evaluations, inputs.harness, inputs.code_tasks, inputs.decodes, inputs.corrections)
+    for outputs in (*measured, *inputs.served.values()):
         manifests += [output.manifest for output in outputs.values()]
     environments = {
         made_in["id"]: dict(made_in)

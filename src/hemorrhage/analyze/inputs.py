@@ -145,10 +145,11 @@ class Inputs:
     """Everything that the analysis reads.
 
     ``variants`` begins with the base and keeps the order given; the sibling model is no variant. ``directories``: kind
-    of output -> ``<name>/<address>`` of each. ``configs``: the checkpoints' config.json; ``architecture``: the base
-    model's, where it has one. ``calibration``: the calibration windows, int32 ``[windows, length]``, none where nothing
-    was calibrated. ``texts``: corpus -> the evaluated windows, int32 ``[windows, window]``. ``others``: kind -> its
-    outputs with every table, of kinds that this module does not know. ``bracket``: what a screening added.
+    of output -> ``<name>/<address>`` of each. ``served``: engine -> what was measured of each variant in it.
+    ``configs``: the checkpoints' config.json; ``architecture``: the base model's, where it has one. ``calibration``:
+    the calibration windows, int32 ``[windows, length]``, none where nothing was calibrated. ``texts``: corpus -> the
+    evaluated windows, int32 ``[windows, window]``. ``others``: kind -> its outputs with every table, of kinds that this
+    module does not know. ``bracket``: what a screening added.
     """
 
     base: CheckpointManifest
@@ -160,6 +161,7 @@ class Inputs:
     directories: dict[str, list[str]]
     configs: dict[str, ModelConfig] = field(default_factory=dict, repr=False)
     corrections: dict[str, Output] = field(default_factory=dict)
+    served: dict[str, dict[str, Output]] = field(default_factory=dict)
     sibling: Sibling | None = None
     architecture: ModelConfig = field(default_factory=dict)
     calibration: Tokens = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32), repr=False)
@@ -183,8 +185,11 @@ SIBLINGS = "sibling_models"
 BRACKETS = "brackets"
 """Kind of output of what a screening added."""
 
-WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references", BRACKETS)
-"""Kinds of which something else is read than tables."""
+SERVED = "served"
+"""Kind of output of a variant in an engine, of which there may be several."""
+
+WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references", BRACKETS, SERVED)
+"""Kinds that are not tables of a variant each."""
 
 Folders = Mapping[str, Sequence[Path]]
 """Kind of output -> the folders that were given."""
@@ -202,11 +207,13 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
     measured = {kind: _outputs(folders.get(kind, []), files) for kind, files in TABLES.items()}
     decoded_sibling = measured["decodes"].pop(SIBLING, None)
     others = {kind: _outputs(paths, None) for kind, paths in folders.items() if kind not in (*TABLES, *WITHOUT_TABLES)}
-    for name in (name for outputs in (measured | others).values() for name in outputs):
+    served = _served(folders.get(SERVED, []))
+    for name in (name for outputs in (measured | others | served).values() for name in outputs):
         if name not in variants:
             raise ValueError(f"{name} was measured, but no directory of checkpoints is of this variant")
-    _check_protocols(measured["evaluations"])
-    optional = [kind for kind in (SIBLINGS, BRACKETS) if folders.get(kind)]
+    for evaluated in (measured["evaluations"], *served.values()):
+        _check_protocols(evaluated)
+    optional = [kind for kind in (SIBLINGS, BRACKETS, SERVED) if folders.get(kind)]
     listed = ("base", "checkpoints", *TABLES, *others, *optional)
     return Inputs(
         base=base_manifest,
@@ -218,6 +225,7 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
         corrections=measured["corrections"],
         directories={kind: [_identity(path) for path in folders.get(kind, [])] for kind in listed},
         configs=_configs(checkpoints),
+        served=served,
         sibling=_sibling(folders.get(SIBLINGS, []), decoded_sibling, is_aligned),
         architecture=_json(base / "config.json"),
         calibration=_calibration(folders.get("calibrations", [])),
@@ -292,6 +300,15 @@ def _outputs(directories: Sequence[Path], files: Sequence[str] | None) -> dict[s
             load_file(features) if features.is_file() else {},
         )
     return outputs
+
+
+def _served(folders: Sequence[Path]) -> dict[str, dict[str, Output]]:
+    """Read what was measured in engines: engine -> variant -> its output."""
+    by_engine: dict[str, list[Path]] = {}
+    for folder in folders:
+        manifest = cast(MeasurementManifest, read_manifest(folder))
+        by_engine.setdefault(manifest["engine"]["name"], []).append(folder)
+    return {engine: _outputs(paths, ("tokens.parquet",)) for engine, paths in by_engine.items()}
 
 
 def _configs(checkpoints: Sequence[Path]) -> dict[str, ModelConfig]:

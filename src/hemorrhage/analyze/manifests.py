@@ -138,6 +138,14 @@ class CorrectionSpec(TypedDict):
     open_ended: OpenTexts
 
 
+class EngineFields(TypedDict):
+    """The engine that a model was measured in; ``title``: for people."""
+
+    name: str
+    title: str
+    version: str
+
+
 class MeasurementManifest(Manifest, total=False):
     """What was measured on a model. ``gaps``: part -> why it was left out. ``protocol``:
     of the one corpus, or by data set."""
@@ -153,6 +161,8 @@ class MeasurementManifest(Manifest, total=False):
     corpus: str
     sha256: str
     spec: CorrectionSpec
+    engine: EngineFields
+    facts: dict[str, str]
 
 
 class Cost(TypedDict, total=False):

@@ -15,7 +15,8 @@ def tag(protocol: str) -> str:
 
     In order: window, stride and whether it begins with BOS, what joins documents (n a newline, s a space, other
     characters in hexadecimal UTF-8, 0 nothing), predicted tokens, dtype, and of a user's file, where the assistant's
-    tokens alone are scored, ``-assistant``. Raises ValueError where one is missing.
+    tokens alone are scored, ``-assistant``; last, of what an engine computed, its name and release. Raises ValueError
+    where one is missing.
     """
     settings = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', protocol))
     for key in NEEDED:
@@ -25,7 +26,8 @@ def tag(protocol: str) -> str:
     dtype = DTYPES.get(settings["dtype"], settings["dtype"])
     window = f"w{settings['window']}-s{settings['stride']}-b{settings['bos']}"
     score = "-assistant" if settings.get("score") == "assistant" else ""
-    return f"{window}-j{join}-n{settings['predicted']}-{dtype}{score}"
+    engine = f"-{settings['engine']}" if "engine" in settings else ""
+    return f"{window}-j{join}-n{settings['predicted']}-{dtype}{score}{engine}"
 
 
 def add_protocol(metric: str, protocol: str) -> str:
@@ -42,6 +44,14 @@ def category_of(metric: str) -> tuple[str, str] | None:
     """Return what ``of_category`` was given, the protocol left out; None for a metric of all texts."""
     match = re.fullmatch(r"(\w+){category=(.*)}", strip_protocol(metric))
     return (match[1], match[2]) if match else None
+
+
+def of_engine(metric: str, engine: str, part: str = "") -> str:
+    """Return the name of a metric in an engine, or of a part of it: ``kl_mean{engine=vllm,part=added}``.
+
+    Without its protocol it is still not the metric's, so that nothing that looks for ``kl_mean`` finds an engine's.
+    """
+    return f"{metric}{{engine={engine}{f',part={part}' if part else ''}}}"
 
 
 def strip_protocol(metric: str) -> str:

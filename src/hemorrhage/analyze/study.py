@@ -107,6 +107,7 @@ def strip_tables(inputs: Inputs) -> Inputs:
         code_tasks=strip_outputs(inputs.code_tasks),
         directories=inputs.directories,
         corrections=strip_outputs(inputs.corrections),
+        served={engine: strip_outputs(outputs) for engine, outputs in inputs.served.items()},
         others={kind: strip_outputs(outputs) for kind, outputs in inputs.others.items()},
         bracket=inputs.bracket,
         sibling=None if sibling is None else replace(sibling, decoded=Output(sibling.decoded.manifest, {})),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hemorrhage.analyze.inputs import Inputs, Output
 from hemorrhage.analyze.report.page import environment
 from hemorrhage.analyze.rows.missing import MissingPart, missing_parts
@@ -36,6 +38,12 @@ def test_one_part_that_all_models_lack_for_one_reason_is_one_row() -> None:
 
 def test_whole_outputs_have_no_rows() -> None:
     assert missing_parts(inputs({"base": Output({}, {}), "failed": Output({"failure": "x"}, {})}, {})) == []
+
+
+def test_what_an_engine_did_not_load_is_a_row() -> None:
+    lacking = Output({"gaps": {"all": "no type"}, "engine": {"name": "e", "title": "E", "version": "1"}}, {})
+    made = dataclasses.replace(inputs({}, {}), served={"e": {"a": lacking}})
+    assert missing_parts(made) == [MissingPart("in E", "all", "no type", ("a",))]
 
 
 def test_the_page_names_them_under_failures() -> None:

@@ -34,4 +34,8 @@ def missing_parts(inputs: Inputs) -> list[MissingPart]:
         for variant, output in outputs.items():
             for part, reason in (output.manifest.get("gaps") or {}).items():
                 named.setdefault((step, part, reason), []).append(variant)
+    for outputs in inputs.served.values():
+        for variant, output in outputs.items():
+            for part, reason in (output.manifest.get("gaps") or {}).items():
+                named.setdefault((f"in {output.manifest['engine']['title']}", part, reason), []).append(variant)
     return [MissingPart(*key, tuple(variants)) for key, variants in named.items()]

@@ -14,6 +14,7 @@ from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.decoding import decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
+from hemorrhage.analyze.rows.engines import engine_rows
 from hemorrhage.analyze.rows.language import Resamples, language_rows
 from hemorrhage.analyze.rows.schema import OK, ROWS, Row, Source, Statistic, environment_id, row, table_of
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
@@ -57,6 +58,7 @@ def build(inputs: Inputs, spec: Spec) -> Results:
         rows.extend(language_rows(inputs.variants[name], output, spec, resamples))
         rows.extend(diagnostics_rows(inputs.variants[name], output, spec))
         rows.extend(cost_rows(inputs.variants[name], output))
+    rows.extend(engine_rows(inputs, spec))
     for suite in answered:
         for variant in inputs.variants.values():
             rows.extend(task_rows(variant, suite, spec))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import pandas as pd
 
 from hemorrhage.analyze.axes import failure, position, sweeps
 from hemorrhage.analyze.inputs import Inputs
-from hemorrhage.analyze.protocol import strip_protocol, tag
+from hemorrhage.analyze.protocol import of_engine, strip_protocol, tag
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE, MAUVE, OPEN_METRICS, ROUGE
+from hemorrhage.analyze.rows.engines import ADDED
 from hemorrhage.analyze.rows.schema import OK
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite
 from hemorrhage.analyze.stored import Json
@@ -98,7 +99,8 @@ def headline(
     ``inside``: the number of variants inside the budget. ``ship``: the recommended sizes.
     """
     tasks = "+".join(next((suite.averaged_tasks for suite in suites if suite.name == ALL_TASKS), []))
-    of_variants = {variant: _headline_of(variant, numbers, corpora, tasks) for variant in inputs.variants}
+    engines = list(inputs.served)
+    of_variants = {variant: _headline_of(variant, numbers, corpora, tasks, engines) for variant in inputs.variants}
     failed = sum(failure(inputs, variant) is not None for variant in inputs.variants.values())
     return {
         "variants": {variant: values for variant, values in of_variants.items() if values},
@@ -108,10 +110,11 @@ def headline(
 
 
 def _headline_of(
-    variant: str, numbers: Numbers, corpora: Sequence[str], tasks: str
+    variant: str, numbers: Numbers, corpora: Sequence[str], tasks: str, engines: Iterable[str]
 ) -> dict[str, float | dict[str, float]]:
     values: dict[str, float | dict[str, float]] = {}
-    for metric in ("perplexity", "ln_perplexity_ratio", "kl_mean", "same_top1"):
+    in_engines = [of_engine("kl_mean", engine, part) for engine in engines for part in ("", ADDED)]
+    for metric in ("perplexity", "ln_perplexity_ratio", "kl_mean", "same_top1", *in_engines):
         by_corpus = {corpus: numbers.get(variant, metric, corpus) for corpus in corpora}
         for name in dict.fromkeys(estimate.metric for estimate in by_corpus.values() if estimate):
             values[name] = {

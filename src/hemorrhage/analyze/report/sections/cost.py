@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hemorrhage.analyze.inputs import Inputs
+from hemorrhage.analyze.protocol import of_engine
+from hemorrhage.analyze.report.sections.engines import title
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
+
+HERE = "this bench"
 
 THEORETICAL = " theoretical: "
 """Between a protocol and the reason why what ran is not what an engine would run."""
@@ -13,9 +17,10 @@ THEORETICAL = " theoretical: "
 
 @dataclass(frozen=True)
 class Row:
-    """The cost of a variant, its numbers as text."""
+    """The cost of a variant in an engine, or as this bench computes it; its numbers as text."""
 
     variant: str
+    engine: str
     prefill: str
     decode: str
     peak: str
@@ -26,27 +31,46 @@ class Row:
 
 
 def cost_rows(inputs: Inputs, numbers: Numbers) -> list[Row]:
-    """Return a row per variant whose speed was measured."""
+    """Return a row per variant whose speed was measured here, and one for each engine that ran it.
+
+    What an engine ran is not called theoretical: its own speed is in the next row.
+    """
     rows = []
     for name in inputs.variants:
-        prefill, decode = (numbers.get(name, f"{phase}_tokens_per_second") for phase in ("prefill", "decode"))
-        speed = prefill or decode
-        if speed is None:
-            continue
-        protocol, _, theoretical = speed.protocol.partition(THEORETICAL)
-        rows.append(
-            Row(
-                variant=name,
-                prefill=_speed(prefill),
-                decode=_speed(decode),
-                peak=_megabytes(numbers.get(name, "peak_bytes"), 0),
-                cache=_megabytes(numbers.get(name, "kv_bytes"), 2),
-                formula=_megabytes(numbers.get(name, "kv_bytes_formula"), 2),
-                protocol=protocol,
-                theoretical=theoretical,
-            )
-        )
+        here = _row(name, numbers)
+        in_engines = [
+            row
+            for engine, outputs in inputs.served.items()
+            if name in outputs and (row := _row(name, numbers, engine, title(outputs[name])))
+        ]
+        if here and in_engines:
+            here = replace(here, theoretical="")
+        rows += [*([here] if here else []), *in_engines]
     return rows
+
+
+def _row(name: str, numbers: Numbers, engine: str = "", release: str = HERE) -> Row | None:
+    """Return the row of a variant; None where its speed was not measured."""
+
+    def get(metric: str) -> Estimate | None:
+        return numbers.get(name, of_engine(metric, engine) if engine else metric)
+
+    prefill, decode = (get(f"{phase}_tokens_per_second") for phase in ("prefill", "decode"))
+    speed = prefill or decode
+    if speed is None:
+        return None
+    protocol, _, theoretical = speed.protocol.partition(THEORETICAL)
+    return Row(
+        variant=name,
+        engine=release,
+        prefill=_speed(prefill),
+        decode=_speed(decode),
+        peak=_megabytes(get("peak_bytes"), 0),
+        cache=_megabytes(get("kv_bytes"), 2),
+        formula=_megabytes(get("kv_bytes_formula"), 2),
+        protocol=protocol,
+        theoretical=theoretical,
+    )
 
 
 def _speed(estimate: Estimate | None) -> str:

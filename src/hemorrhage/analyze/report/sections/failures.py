@@ -29,5 +29,9 @@ def failures(inputs: Inputs) -> list[Failure]:
         reason = failure(inputs, variant)
         if reason is not None:
             failed.append(Failure(variant.name, "compress" if variant.failure else "evaluate", reason))
+    for outputs in inputs.served.values():
+        for name, output in outputs.items():
+            if output.failure is not None and all(name != each.variant for each in failed):
+                failed.append(Failure(name, f"in {output.manifest['engine']['title']}", output.failure))
     decodes = ((name, output.failure) for name, output in inputs.decodes.items())
     return failed + [Failure(name, "decode", reason) for name, reason in decodes if reason is not None]

@@ -1,0 +1,124 @@
+"""Damage in the engines that serve: what the weights cost, and what an engine's kernels add."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hemorrhage.analyze.inputs import Output
+from hemorrhage.analyze.protocol import of_engine
+from hemorrhage.analyze.report.charts.scales import factor
+from hemorrhage.analyze.rows.engines import ADDED, KERNELS, WEIGHTS
+from hemorrhage.analyze.rows.tables import Estimate, Numbers
+from hemorrhage.analyze.study import Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its interval; ``sort``: what its column is sorted by."""
+
+    text: str
+    note: str
+    sort: float
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """A variant in an engine; ``adds``: what the engine adds is not 0 within its interval."""
+
+    variant: str
+    engine: str
+    weights: Cell
+    added: Cell
+    total: Cell
+    kernels: Cell
+    same_top1: Cell
+    perplexity: Cell
+    adds: bool
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The section: corpus -> rows, none where no engine was asked; engine -> how it computed; what it did not run."""
+
+    tables: dict[str, list[EngineRow]]
+    facts: dict[str, str]
+    not_run: list[str]
+
+
+def section(study: Study) -> Engines:
+    """Return the section of a study."""
+    served = study.inputs.served
+    tables = {corpus: list(_rows(study, corpus)) for corpus in study.corpora} if served else {}
+    facts = {title(next(iter(outputs.values()))): _facts(outputs) for outputs in served.values()}
+    return Engines(tables, facts, [_not_run(outputs) for outputs in served.values() if _without(outputs)])
+
+
+def title(output: Output) -> str:
+    """Return an engine's title with its release."""
+    engine = output.manifest["engine"]
+    return f"{engine['title']} {engine['version']}"
+
+
+def _rows(study: Study, corpus: str) -> Iterator[EngineRow]:
+    for name in study.inputs.variants:
+        for engine, outputs in study.inputs.served.items():
+            row = _row(study.numbers, name, engine, title(outputs[name]), corpus) if name in outputs else None
+            if row is not None:
+                yield row
+
+
+def _row(numbers: Numbers, variant: str, engine: str, release: str, corpus: str) -> EngineRow | None:
+    """Return the row of a variant in an engine; None where it was not measured."""
+
+    def get(metric: str, part: str = "") -> Estimate | None:
+        return numbers.get(variant, of_engine(metric, engine, part), corpus)
+
+    kl = [get("kl_mean", part) for part in (WEIGHTS, ADDED, "", KERNELS)]
+    ratio, more, same = get("ln_perplexity_ratio"), get("ln_perplexity_ratio", ADDED), get("same_top1")
+    measured = [each for each in kl if each is not None]
+    if len(measured) < len(kl) or ratio is None or more is None or same is None:
+        return None
+    weights, added, total, kernels = measured
+    return EngineRow(
+        variant=variant,
+        engine=release,
+        weights=_cell(weights),
+        added=_cell(added),
+        total=_cell(total),
+        kernels=_cell(kernels),
+        same_top1=Cell(f"{100 * same.value:.1f}", _interval(same, times=100, digits=3), same.value),
+        perplexity=Cell(factor(ratio.value), f"engine {factor(more.value)}", ratio.value),
+        adds=not math.isnan(added.low) and not added.low <= 0 <= added.high,
+    )
+
+
+def _cell(estimate: Estimate) -> Cell:
+    return Cell(f"{estimate.value:.2g}", _interval(estimate), estimate.value)
+
+
+def _interval(estimate: Estimate, times: float = 1, digits: int = 2) -> str:
+    if math.isnan(estimate.low):
+        return ""
+    return f"{times * estimate.low:.{digits}g} to {times * estimate.high:.{digits}g}"
+
+
+def _facts(outputs: Mapping[str, Output]) -> str:
+    """Say how an engine computed: what it said of itself, where that is the same of all models."""
+    facts = [output.manifest["facts"] for output in outputs.values() if "facts" in output.manifest]
+    if not facts:
+        return ""
+    same = {name: value for name, value in facts[0].items() if all(each.get(name) == value for each in facts)}
+    return ", ".join(f"{name} {value}" for name, value in same.items() if name != "system")
+
+
+def _without(outputs: Mapping[str, Output]) -> list[str]:
+    """Name the models that an engine did not run."""
+    return [name for name, output in outputs.items() if output.failure or "all" in output.manifest.get("gaps", {})]
+
+
+def _not_run(outputs: Mapping[str, Output]) -> str:
+    names = _without(outputs)
+    named = ", ".join(names) if len(names) <= 6 else f"{len(names)} models"
+    return f"{title(next(iter(outputs.values())))} did not run {named}"

@@ -1,0 +1,96 @@
+"""Rows of what variants do in engines: what the weights cost, and what the engine's kernels add.
+
+Of each metric there is the engine's own number, beside the base in float32, and its parts, all on the same windows:
+``weights``, our float32 reading of the same file; ``added``, the engine's less that; ``kernels``, the engine beside our
+reading. ln(perplexity ratio) is the sum of weights and added; a KL has no such sum, and added may be below 0 where
+rounding errors of the kernels happen to undo some of the weights'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from hemorrhage.analyze.inputs import Inputs, Output, Variant
+from hemorrhage.analyze.protocol import add_protocol, of_engine
+from hemorrhage.analyze.rows.diagnostics import cost_rows
+from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap, significance
+from hemorrhage.analyze.stats.bootstrap import Floats
+
+WEIGHTS, ADDED, KERNELS = "weights", "added", "kernels"
+"""Parts of an engine's damage."""
+
+METRICS = {
+    "ln_perplexity_ratio": ("", WEIGHTS, ADDED),
+    "kl_mean": ("", WEIGHTS, ADDED, KERNELS),
+    "same_top1": ("", WEIGHTS, KERNELS),
+}
+"""Metric -> its parts that are measured; ``""``: all of it."""
+
+
+def engine_rows(inputs: Inputs, spec: Spec) -> Iterator[Row]:
+    """Yield the rows of all engines. What an engine did not load has none: its gap says why."""
+    for engine, outputs in inputs.served.items():
+        for name in inputs.variants:
+            if name in outputs:
+                yield from _rows(inputs.variants[name], engine, outputs[name], spec)
+
+
+def _rows(variant: Variant, engine: str, output: Output, spec: Spec) -> Iterator[Row]:
+    tokens = output.tables.get("tokens.parquet")
+    for corpus, stated in output.manifest["corpora"].items():
+        source = Source(corpus, stated["protocol"], stated["sha256"], environment_id(output.manifest))
+        if output.failure is not None:
+            statistics = dict.fromkeys(_keys(), Statistic.failed(output.failure))
+        elif tokens is not None:
+            statistics = _statistics(tokens[tokens["corpus"] == corpus], corpus, spec)
+        else:
+            continue
+        for (metric, part), statistic in statistics.items():
+            yield row(variant, add_protocol(of_engine(metric, engine, part), stated["protocol"]), statistic, source)
+    for measured in cost_rows(variant, output):
+        fields = output.manifest["engine"]
+        protocol = f"{measured.protocol} engine={fields['name']}-{fields['version']}"
+        yield measured._replace(metric=of_engine(measured.metric, engine), protocol=protocol)
+
+
+def _keys() -> list[tuple[str, str]]:
+    return [(metric, part) for metric, parts in METRICS.items() for part in parts]
+
+
+def _statistics(tokens: pd.DataFrame, corpus: str, spec: Spec) -> dict[tuple[str, str], Statistic]:
+    """Return each metric's parts on one corpus; what is added has a test against nothing."""
+    _, block = np.unique(tokens["window"].to_numpy(), return_inverse=True)
+    sizes = np.bincount(block).astype(np.int64)
+    counts = bootstrap.draws(corpus, len(sizes), spec.resamples, spec.seed)
+    statistics: dict[tuple[str, str], Statistic] = {}
+    for (metric, part), values in _values(tokens).items():
+        sums = np.bincount(block, weights=values, minlength=len(sizes)).astype(np.float64)
+        low, high = bootstrap.interval(bootstrap.means(counts, sums, sizes), spec.confidence, len(sizes))
+        statistic = Statistic(float(values.mean()), low, high, len(sizes))
+        if part == ADDED:
+            statistic = replace(statistic, p=significance.sign_flip(sums, spec.seed))
+        statistics[metric, part] = statistic
+    return statistics
+
+
+def _values(tokens: pd.DataFrame) -> dict[tuple[str, str], Floats]:
+    """Return the value of each token that a metric's part is the mean of."""
+    column = {name: tokens[name].to_numpy(np.float64) for name in tokens.columns if name not in ("corpus",)}
+    return {
+        ("ln_perplexity_ratio", ""): column["nll"] - column["base_nll"],
+        ("ln_perplexity_ratio", WEIGHTS): column["nll_weights"] - column["base_nll"],
+        ("ln_perplexity_ratio", ADDED): column["nll"] - column["nll_weights"],
+        ("kl_mean", ""): column["kl"],
+        ("kl_mean", WEIGHTS): column["kl_weights"],
+        ("kl_mean", ADDED): column["kl"] - column["kl_weights"],
+        ("kl_mean", KERNELS): column["kl_kernels"],
+        ("same_top1", ""): column["same_top1"],
+        ("same_top1", WEIGHTS): column["same_top1_weights"],
+        ("same_top1", KERNELS): column["same_top1_kernels"],
+    }
