@@ -87,20 +87,44 @@ BUDGET = {"kl": 0.1, "flips": 0.1}
 def test_a_variant_inside_passes(rows: pd.DataFrame) -> None:
     verdict = gate.answer(rows, BUDGET, "a")
     assert verdict.status == YES
-    assert verdict.lines[0].startswith("a: inside; nearest its limit is kl_mean[w128] on prose: 0.02 (0.01 to 0.03")
+    assert verdict.lines[0].startswith("a: inside; nearest its limit is mean_flips on all tasks: 0.01 (0 to 0.02;")
 
 
 def test_a_line_for_each_limit_that_does_not_hold(rows: pd.DataFrame) -> None:
     verdict = gate.answer(rows, {"kl": 0.1, "flips": 0.015}, "b,c")
     assert verdict.status == NO
+    checks = verdict.checks
+    needed = [checks["b"][1].needed, checks["c"][0].needed, checks["c"][1].needed]
     assert verdict.lines == [
-        "b: kl_mean[w128] on prose: 0.2 (0.19 to 0.21; upper bound 0.21), limit 0.1: outside",
-        "b: mean_flips on all tasks: 0.02 (0.01 to 0.03; upper bound 0.03), limit 0.015: not resolved, "
-        "about 400 items needed, 100 measured",
-        "c: kl_mean[w128] on prose: 0.095 (0.085 to 0.105; upper bound 0.105), limit 0.1: not resolved, "
-        "about 400 windows needed, 100 measured",
-        "c: mean_flips on all tasks: 0.03 (0.02 to 0.04; upper bound 0.04), limit 0.015: outside",
+        "b: kl_mean[w128] on prose: 0.2 (0.19 to 0.21; upper bound 0.2166), limit 0.1: outside",
+        "b: mean_flips on all tasks: 0.02 (0.01 to 0.03; upper bound 0.0766), limit 0.015: not resolved, "
+        f"about {needed[0]:,} fresh items would tell, 100 measured",
+        "c: kl_mean[w128] on prose: 0.095 (0.085 to 0.105; upper bound 0.1116), limit 0.1: not resolved, "
+        f"about {needed[1]:,} fresh windows would tell, 100 measured",
+        "c: mean_flips on all tasks: 0.03 (0.02 to 0.04; upper bound 0.09184), limit 0.015: not resolved, "
+        f"about {needed[2]:,} fresh items would tell, 100 measured",
     ]
+
+
+def test_a_name_is_judged_with_all_that_could_have_been_picked(rows: pd.DataFrame) -> None:
+    named = gate.answer(rows, {"kl": 0.1}, "c").checks["c"]
+    assert named == gate.answer(rows, {"kl": 0.1}, "").checks["c"], "as without a name"
+    alone = gate.answer(rows, {"kl": 0.1}, "c", is_alone=True).checks["c"]
+    assert alone[0].level == pytest.approx(0.05)
+    assert (named[0].bound or 0) > (alone[0].bound or 0)
+    apart = rows.copy()
+    apart.attrs = {**rows.attrs, "candidates": {"usable": ["a", "b", "d"], "theoretical": []}}
+    assert gate.answer(apart, {"kl": 0.1}, "c").checks["c"] == alone, "a control takes part in no choice"
+    assert gate.answer(apart, {"kl": 0.3}, "").smallest == "b"
+    apart.attrs["candidates"] = {"usable": ["a", "d"], "theoretical": []}
+    assert gate.answer(apart, {"kl": 0.3}, "").smallest == "a", "a control is never picked"
+
+
+def test_alone_needs_names(rows: pd.DataFrame, tmp_path: Path) -> None:
+    rows.to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(CommandError, match="--alone needs the names"):
+        gate.main(["kl=0.1", "--alone", "--rows", str(tmp_path / "rows.parquet")])
+    assert gate.main(["kl=0.1", "--alone", "--variant", "a", "--rows", str(tmp_path / "rows.parquet")]) == YES
 
 
 def test_without_a_name_something_has_to_be_worth_shipping(rows: pd.DataFrame) -> None:
@@ -142,7 +166,10 @@ def test_what_nobody_measured_is_not_inside(rows: pd.DataFrame) -> None:
     ("text", "message"),
     [
         ("task_loss=0.1", "BUDGET: task_loss is now accuracy_loss_points"),
-        ("kls=0.1", "BUDGET: kls is unknown; allowed: kl, flips, accuracy_loss_points, perplexity"),
+        (
+            "kls=0.1",
+            "BUDGET: kls is unknown; allowed: kl, kl_p99, kl_worst_window, flips, accuracy_loss_points, perplexity",
+        ),
         ("kl=much", "BUDGET: kl: must be a number"),
         ("flips=2", "BUDGET: flips: must be less than 1"),
         ("perplexity=0.9", "BUDGET: perplexity: must be more than 1"),
@@ -168,7 +195,10 @@ def test_a_budget_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="BUDGET is empty"):
         gate.parse(str(file))
     file.write_text("[1, 2]")
-    with pytest.raises(CommandError, match=r"neither kl, flips, accuracy_loss_points, perplexity nor analyze\.budget"):
+    with pytest.raises(
+        CommandError,
+        match=r"neither kl, kl_p99, kl_worst_window, flips, accuracy_loss_points, perplexity nor analyze\.budget",
+    ):
         gate.parse(str(file))
     file.write_text("analyze: [1]")
     with pytest.raises(CommandError, match="neither kl"):

@@ -69,6 +69,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     (out / study.PROVENANCE).unlink(missing_ok=True)
     # Attributes are stored in the file, for whoever reads it alone.
     results.rows.attrs["confidence"] = spec.confidence
+    results.rows.attrs["candidates"] = shipping.candidates(verdicts)
     results.rows.attrs["engines"] = {
         verdict.variant.name: {"loads": verdict.size.engine, "hindrance": verdict.size.hindrance}
         for verdict in verdicts

@@ -1,10 +1,15 @@
-"""Check whether a variant stays inside a budget of damage.
+"""Check whether variants stay inside a budget of damage.
 
 A budget says how much of each kind of damage is tolerable. A variant is inside when an upper bound of every kind, on
 every corpus and every suite of tasks, lies below its limit. That is an intersection-union test (Berger 1982,
 Technometrics 24:295): each bound may be wrong with the whole error rate, however many limits there are. Over the
-variants it is different: among many, the luckiest looks best, so the bounds hold for all judged variants together
-(Bonferroni). Of one variant, the bound is the upper end of its interval.
+variants it is different: among many, the luckiest looks best. So the bounds hold together for all variants that could
+be picked instead of each other, a group; a variant in no group, such as a control, takes no share of the error.
+
+Within a group of m, a tenth of the error finds the variants that are outside beyond doubt: a lower bound at that tenth
+over m lies above a limit (Romano, Shaikh and Wolf 2014, Econometrica 82:1979). The rest of the error is shared by the
+others, step by step: those that are inside at their share leave theirs to the ones that remain (Holm 1979). This needs
+no assumption about how variants vary together. ``python -m benchmarks.gate`` measures how often the answers are wrong.
 
 Where a corpus has categories, each is checked like a corpus, so that the worst decides; one with fewer than FEW_WINDOWS
 windows is not checked.
@@ -12,10 +17,9 @@ windows is not checked.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -23,6 +27,7 @@ from scipy import stats
 
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.protocol import category_of, strip_protocol
+from hemorrhage.analyze.stats import bounds
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
 
 INSIDE = "inside"
@@ -31,8 +36,13 @@ UNRESOLVED = "not resolved"
 UNMEASURED = "not measured"
 
 FEW_WINDOWS = 8
-"""Fewer windows of a category say nothing: of simulated ones on the limit, 23 to 26 % are called inside by 3 windows,
-9 to 12 % by 8, 7 to 9 % by 16."""
+"""Fewer windows of a category are not checked: their bounds are so wide that they decide little but outliers."""
+
+SCREENED = 0.1
+"""Share of the error that finds the variants that are outside beyond doubt."""
+
+CONFIRMED = 1.5
+"""A confirmation is sized for a variant whose damage is the limit divided by this."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +56,23 @@ class DamageKind:
 
 DAMAGE_KINDS = {
     "kl": DamageKind("kl_mean", "KL, nats per token", "windows"),
+    "kl_p99": DamageKind("kl_p99", "99th percentile of KL, nats", "windows"),
+    "kl_worst_window": DamageKind("kl_worst_window", "KL of the worst window, nats per token", "windows"),
     "flips": DamageKind("mean_flips", "share of answers that flip", "items"),
     "accuracy_loss_points": DamageKind("accuracy_loss_points", "accuracy lost, points", "items"),
     "perplexity": DamageKind("ln_perplexity_ratio", "perplexity, times the base's", "windows"),
 }
 """Key of ``analyze.budget`` -> what it limits."""
 
+OBSERVED = ("kl_worst_window",)
+"""Kinds of which the number itself is compared: a maximum has no bound, whatever is measured."""
+
 
 @dataclass(frozen=True)
 class Check:
-    """One limit against one number. ``bound`` is the upper one that is compared; ``needed``: about so many windows or
-    items would tell, if the estimate stayed; all numbers in the budget's own unit (perplexity as a ratio)."""
+    """One limit against one number. ``bound`` is the upper one that is compared, wrong with probability ``level``;
+    ``needed``: about so many fresh windows or items decide in four of five cases; all numbers in the budget's own unit
+    (perplexity as a ratio)."""
 
     kind: str
     metric: str
@@ -71,6 +87,7 @@ class Check:
     n: int = 0
     needed: int | None = None
     failed: bool = False
+    level: float | None = None
 
     @property
     def used(self) -> float:
@@ -93,9 +110,8 @@ class Check:
         """``kl_mean[...] on prose: 0.12 (0.1 to 0.14; upper bound 0.15) against at most 0.1: outside``."""
         numbers = "no number"
         if self.estimate is not None:
-            numbers = (
-                f"{self.estimate:.4g} ({_shown(self.low)} to {_shown(self.high)}; upper bound {_shown(self.bound)})"
-            )
+            interval = f"({_shown(self.low)} to {_shown(self.high)}; upper bound {_shown(self.bound)})"
+            numbers = f"{self.estimate:.4g}" if self.kind in OBSERVED else f"{self.estimate:.4g} {interval}"
         # The ratio is shown, not its logarithm.
         metric = self.metric.removeprefix("ln_") if self.kind == "perplexity" else self.metric
         return f"{metric} on {self.dataset}: {numbers}, limit {self.limit:g}: {self.answer}{self._why()}"
@@ -115,23 +131,224 @@ def measured_variants(rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(measured[measured["metric"].map(strip_protocol).isin(metrics)]["variant"]))
 
 
+@dataclass(frozen=True)
+class _Limited:
+    """A number and its limit, in the units of the row (perplexity as a logarithm)."""
+
+    kind: str
+    row: Mapping[str, Any]
+    limit: float
+    confidence: float
+
+    @property
+    def most(self) -> float:
+        return math.log(self.limit) if self.kind == "perplexity" else self.limit
+
+    @property
+    def n(self) -> int:
+        return int(self.row["n"])
+
+    @property
+    def estimate(self) -> float:
+        return float(self.row["estimate"])
+
+    @property
+    def problem(self) -> str:
+        """Why there is nothing to compare; empty where there is."""
+        if self.row["status"] != "ok":
+            return str(self.row["reason"])
+        if self.kind not in OBSERVED and not math.isfinite(float(self.row["low"]) + float(self.row["high"])):
+            return "it has no interval"
+        return ""
+
+    @property
+    def trials(self) -> float:
+        """Independent items; of rows of earlier versions, all items."""
+        trials = float(self.row.get("trials", math.nan))
+        return trials if math.isfinite(trials) else float(self.n)
+
+    @property
+    def error(self) -> float:
+        """Standard error; where the row has none, as for a percentile, from the longer half of its interval."""
+        error = float(self.row.get("error", math.nan))
+        if math.isfinite(error):
+            return error
+        half = max(self.estimate - float(self.row["low"]), float(self.row["high"]) - self.estimate)
+        return half / float(stats.t.isf((1 - self.confidence) / 2, max(self.n - 1, 1)))
+
+    def shares(self) -> tuple[float, float]:
+        """Return the shares of items that were lost and won, from their difference and its standard error."""
+        loss, error = self.estimate / 100, self.error / 100
+        changed = min(max(error**2 * self.trials + loss**2, abs(loss)), 1.0)
+        return (changed + loss) / 2, (changed - loss) / 2
+
+    def bounds(self, level: float) -> tuple[float, float]:
+        """Return a lower and an upper bound, each wrong with probability ``level``."""
+        if self.kind in OBSERVED:
+            return self.estimate, self.estimate
+        if self.kind == "flips":
+            return bounds.share_bounds(self.estimate, self.trials, level)
+        if self.kind == "accuracy_loss_points":
+            low, high = bounds.difference_bounds(*self.shares(), self.trials, level)
+            return 100 * low, 100 * high
+        if self.n < 2:
+            return -math.inf, math.inf
+        return bounds.mean_bounds(self.estimate, self.error, self.n, level)
+
+    def is_outside(self, level: float) -> bool:
+        return not self.problem and self.bounds(level)[0] >= self.most
+
+    def is_inside(self, level: float) -> bool:
+        return not self.problem and self.bounds(level)[1] < self.most
+
+    def needed(self, level: float) -> int | None:
+        """Return how many fresh windows or items decide; None: no number does."""
+        if self.kind in OBSERVED:
+            return None
+        if DAMAGE_KINDS[self.kind].unit == "windows":
+            return bounds.windows_needed(self.estimate, self.error, self.n, self.most, level) if self.n > 1 else None
+        # Items of a group are worth less than independent ones.
+        worth = self.n / self.trials
+        if self.kind == "flips":
+            items = bounds.items_needed(self.estimate, self.trials, self.most, level)
+        else:
+            # Of no change at all, as of one item, something is still unknown.
+            error = max(self.error, 100 / self.trials)
+            items = bounds.windows_needed(self.estimate, error, max(round(self.trials), 2), self.most, level)
+        return None if items is None else math.ceil(items * worth)
+
+    def confirming(self, level: float) -> int | None:
+        """Return how many fresh windows or items call a variant inside whose damage is the limit over CONFIRMED."""
+        wanted = self.most / CONFIRMED
+        if self.kind in OBSERVED:
+            return None
+        if DAMAGE_KINDS[self.kind].unit == "windows":
+            # The spread over windows grows with damage.
+            scale = wanted / self.estimate if self.estimate > 0 else 1.0
+            return bounds.windows_to_confirm(wanted, self.error * math.sqrt(self.n) * scale, self.most, level)
+        worth = self.n / self.trials
+        if self.kind == "flips":
+            items = bounds.items_to_confirm(wanted, self.most, level)
+        else:
+            spread = max(self.error * math.sqrt(self.trials), math.sqrt(100 * wanted))
+            items = bounds.windows_to_confirm(wanted, spread, self.most, level)
+        return None if items is None else math.ceil(items * worth)
+
+    def check(self, level: float, level_outside: float) -> Check:
+        """Compare; an upper bound at ``level``, a lower one at ``level_outside``."""
+        common = (self.kind, str(self.row["metric"]), str(self.row["dataset"]), self.limit)
+        if self.problem:
+            is_ok = self.row["status"] == "ok"
+            return Check(
+                *common,
+                UNMEASURED,
+                self.problem,
+                estimate=self._in_unit(self.estimate) if is_ok else None,
+                n=self.n if is_ok else 0,
+                failed=self.row["status"] == "failed",
+            )
+        is_observed = self.kind in OBSERVED
+        answer, reason, needed = INSIDE, "", None
+        if self.is_outside(level_outside):
+            answer = OUTSIDE
+        elif not self.is_inside(level):
+            unit, needed = DAMAGE_KINDS[self.kind].unit, self.needed(level)
+            answer = UNRESOLVED
+            reason = (
+                f"about {needed:,} fresh {unit} would tell, {self.n} measured" if needed else "no number would tell"
+            )
+        return Check(
+            *common,
+            answer,
+            reason,
+            estimate=self._in_unit(self.estimate),
+            low=None if is_observed else self._in_unit(float(self.row["low"])),
+            high=None if is_observed else self._in_unit(float(self.row["high"])),
+            bound=self._in_unit(self.bounds(level)[1]),
+            n=self.n,
+            needed=needed,
+            level=None if is_observed else level,
+        )
+
+    def _in_unit(self, value: float) -> float:
+        """Return a number in the budget's unit."""
+        return math.exp(min(value, 700.0)) if self.kind == "perplexity" else float(value)
+
+
+def needed(kind: str, row: Mapping[str, Any], limit: float, level: float, confidence: float = 0.95) -> int | None:
+    """Return how many fresh windows or items decide about a limit in four of five cases; None: no number does.
+
+    ``kind``: key of DAMAGE_KINDS, ``row``: of hemorrhage.parquet, what was measured so far; ``level``: at which the
+    fresh bound will be computed, such as ``Check.level``; ``confidence`` of the row's interval.
+    """
+    return _Limited(kind, row, limit, confidence).needed(level)
+
+
+def confirming(kind: str, row: Mapping[str, Any], limit: float, level: float, confidence: float = 0.95) -> int | None:
+    """Return how many fresh windows or items call a variant inside, in four of five cases, whose damage is the limit
+    over CONFIRMED.
+
+    ``row``: of a variant that was measured, for how much windows differ; the rest as for ``needed``.
+    """
+    return _Limited(kind, row, limit, confidence).confirming(level)
+
+
 def judge(
-    rows: pd.DataFrame, variants: Sequence[str], budget: Mapping[str, float], confidence: float, together: int
+    rows: pd.DataFrame,
+    variants: Sequence[str],
+    budget: Mapping[str, float],
+    confidence: float,
+    groups: Sequence[Sequence[str]],
 ) -> dict[str, list[Check]]:
     """Check each variant against a budget, in the order of DAMAGE_KINDS and of the rows.
 
-    ``budget``: key of DAMAGE_KINDS -> limit. ``together``: the number of variants for which the bounds hold together.
+    ``budget``: key of DAMAGE_KINDS -> limit. ``groups``: variants that could be picked instead of each other, for which
+    the bounds hold together; of one in no group they hold for it alone.
     """
+    limited = _limited(rows, variants, budget, confidence)
+    levels = dict.fromkeys(variants, (1 - confidence, 1 - confidence))
+    for group in groups:
+        members = {variant: limited[variant] for variant in group if variant in limited}
+        levels |= _levels(members, 1 - confidence)
+    return {
+        variant: _complete([each.check(*levels[variant]) for each in of_variant], budget)
+        for variant, of_variant in limited.items()
+    }
+
+
+def _limited(
+    rows: pd.DataFrame, variants: Sequence[str], budget: Mapping[str, float], confidence: float
+) -> dict[str, list[_Limited]]:
+    """Collect the numbers that a budget limits, by variant."""
     kinds = {DAMAGE_KINDS[key].metric: key for key in DAMAGE_KINDS if key in budget}
     metrics = rows["metric"].map(_whole)
-    limited = rows[rows["variant"].isin(list(variants)) & metrics.isin(kinds) & (rows["family"] != "decode")]
-    checks: dict[str, list[Check]] = {variant: [] for variant in variants}
-    for row in limited.to_dict("records"):
+    chosen = rows[rows["variant"].isin(list(variants)) & metrics.isin(kinds) & (rows["family"] != "decode")]
+    limited: dict[str, list[_Limited]] = {variant: [] for variant in variants}
+    for row in chosen.to_dict("records"):
         key, category = kinds[_whole(row["metric"])], category_of(row["metric"])
         if category is None or row["n"] >= FEW_WINDOWS:
-            named = row if category is None else {**row, "dataset": f"{row['dataset']} ({category[1]})"}
-            checks[row["variant"]].append(check(key, named, budget[key], confidence, together))
-    return {variant: _complete(of_variant, budget) for variant, of_variant in checks.items()}
+            dataset = row["dataset"] if category is None else f"{row['dataset']} ({category[1]})"
+            named = {str(column): value for column, value in row.items()} | {"dataset": dataset}
+            limited[row["variant"]].append(_Limited(key, named, budget[key], confidence))
+    return limited
+
+
+def _levels(members: Mapping[str, Sequence[_Limited]], error: float) -> dict[str, tuple[float, float]]:
+    """Return the levels of the upper and of the lower bounds of each variant of a group."""
+    if len(members) < 2:
+        return dict.fromkeys(members, (error, error))
+    certain = SCREENED * error / len(members)
+    left = [name for name, numbers in members.items() if not any(each.is_outside(certain) for each in numbers)]
+    shared = (1 - SCREENED) * error
+    levels = dict.fromkeys(members, shared / max(len(left), 1))
+    while left:
+        level = shared / len(left)
+        levels |= dict.fromkeys(left, level)
+        remaining = [name for name in left if not all(each.problem or each.is_inside(level) for each in members[name])]
+        if len(remaining) == len(left):
+            break
+        left = remaining
+    return {name: (level, error / len(members)) for name, level in levels.items()}
 
 
 FROM_BEST = (YES, CANNOT_TELL, NOT_MEASURED, NO)
@@ -181,70 +398,3 @@ def _complete(checks: Sequence[Check], budget: Mapping[str, float]) -> list[Chec
 
 def _says_nothing(checked: Check) -> bool:
     return checked.answer == UNMEASURED and DAMAGE_KINDS[checked.kind].unit == "items"
-
-
-def check(kind: str, row: Mapping[Any, Any], limit: float, confidence: float, together: int) -> Check:
-    """Compare a limit with a row of hemorrhage.parquet."""
-    common = (kind, str(row["metric"]), str(row["dataset"]), limit)
-    if row["status"] != "ok":
-        return Check(*common, UNMEASURED, str(row["reason"]), failed=row["status"] == "failed")
-    is_ratio = kind == "perplexity"
-    most = math.log(limit) if is_ratio else limit
-    estimate, low, high, n = (row[name] for name in ("estimate", "low", "high", "n"))
-    if not math.isfinite(low) or not math.isfinite(high):
-        return Check(*common, UNMEASURED, "it has no interval", estimate=_in_unit(estimate, is_ratio), n=int(n))
-    unit = DAMAGE_KINDS[kind].unit
-    least, bound = _bounds(kind, estimate, low, high, widening(confidence, together, int(n), unit))
-    inside = Check(
-        *common,
-        INSIDE,
-        "",
-        estimate=_in_unit(estimate, is_ratio),
-        low=_in_unit(low, is_ratio),
-        high=_in_unit(high, is_ratio),
-        bound=_in_unit(bound, is_ratio),
-        n=int(n),
-    )
-    if bound < most:
-        return inside
-    if least >= most:
-        return replace(inside, answer=OUTSIDE)
-    needed = _needed(int(n), estimate, least, bound, most)
-    reason = f"about {needed:,} {unit} needed, {int(n)} measured" if needed else "it lies on the limit"
-    return replace(inside, answer=UNRESOLVED, reason=reason, needed=needed)
-
-
-def _in_unit(value: float, is_ratio: bool) -> float:
-    """Return a number in the budget's unit."""
-    return math.exp(min(value, 700.0)) if is_ratio else float(value)
-
-
-def _needed(n: int, estimate: float, least: float, bound: float, limit: float) -> int | None:
-    """Blocks at which the limit would fall out of the interval, whose width goes with one over their square root."""
-    if estimate == limit:
-        return None
-    width, distance = (bound - estimate, limit - estimate) if estimate < limit else (estimate - least, estimate - limit)
-    return max(math.ceil(n * (width / distance) ** 2), n + 1)
-
-
-def _bounds(kind: str, estimate: float, low: float, high: float, wider: float) -> tuple[float, float]:
-    """Move an interval's ends out by a factor; of KL, which is positive and skewed, on a logarithmic scale."""
-    if kind == "kl" and 0 < low <= estimate <= high:
-        return estimate * (low / estimate) ** wider, estimate * (high / estimate) ** wider
-    return estimate - wider * (estimate - low), estimate + wider * (high - estimate)
-
-
-@functools.cache
-def widening(confidence: float, together: int, n: int, unit: str) -> float:
-    """Factor on the half-width of a two-sided interval that makes its end a bound for ``together`` variants at once.
-
-    One-sided (1 - confidence) / together instead of (1 - confidence) / 2, by Student's quantiles; never below 1. Damage
-    is skewed over windows of text, so that far out a mean of n of them strays like one of half as many: with n - 1
-    degrees of freedom 11 to 17 % of simulated studies with 16 to 24 windows called a variant on the limit inside where
-    5 % may; with half of them 4 to 8 % do (tests/analyze/test_budget.py).
-    """
-    if together <= 2:
-        return 1.0
-    error = 1 - confidence
-    freedom = max((n - 1) / 2 if unit == "windows" else n - 1, 1)
-    return max(float(stats.t.isf(error / together, freedom) / stats.t.isf(error / 2, max(n - 1, 1))), 1.0)

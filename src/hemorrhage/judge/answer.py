@@ -75,7 +75,7 @@ def rows_of(study: Study, files: Sequence[str]) -> list[Row]:
     """
     variants = {name: variant for name, variant in study.inputs.variants.items() if name != BASE}
     spec = study.spec
-    checks = judge(study.rows, list(variants), spec.budget, spec.confidence, len(variants))
+    checks = judge(study.rows, list(variants), spec.budget, spec.confidence, [list(variants)])
     numbers, corpora = Numbers(study.rows), list(study.blocks)
     flags = {name: [flag.evidence for flag in study.flags if flag.variant == name] for name in variants}
     labels = Counter(variant.label for variant in variants.values())

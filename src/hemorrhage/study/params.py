@@ -325,11 +325,14 @@ class Decode(Section):
 class Budget(Section):
     """The most damage that a variant may do and still be shipped; what is left out is not asked for.
 
-    ``kl`` in nats per token, ``flips`` as a share of answers, ``accuracy_loss_points`` in points of a hundred,
+    ``kl`` in nats per token, ``kl_p99`` of the 99th percentile of tokens and ``kl_worst_window`` of the window with the
+    most, in nats, ``flips`` as a share of answers, ``accuracy_loss_points`` in points of a hundred,
     ``perplexity`` as a ratio to the base's.
     """
 
     kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    kl_p99: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    kl_worst_window: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     flips: Annotated[float, Field(gt=0, lt=1)] | None = None
     accuracy_loss_points: Annotated[float, Field(gt=0, lt=100)] | None = None
     perplexity: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None

@@ -2,8 +2,8 @@
 
 Reads the rows of the study only. Named variants must all be inside, and an engine must load them. Without a name one
 variant that is smaller on disk than the base must be inside, its gain one that an engine can use, and the smallest is
-named. ``--theoretical`` asks about damage alone. The bounds hold for as many variants together as are looked at: one
-for one name, all of them without a name.
+named. ``--theoretical`` asks about damage alone. The bounds hold together for all variants that the study could have
+picked, as on its page, since whoever names one has seen the others. ``--alone`` is for variants that were named before.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ PARAMS = Path("params.yaml")
 ENGINES = "engines"
 """Attribute of the rows: variant -> what loads it."""
 
+
+CANDIDATES = "candidates"
+"""Attribute of the rows: those that could be picked, and those that could be named as smaller in theory."""
 
 NEEDED = ("variant", "family", "metric", "dataset", "estimate", "low", "high", "n", "status", "reason")
 """Columns of the rows that the gate reads."""
@@ -158,10 +161,13 @@ def read(path: Path) -> pd.DataFrame:
     return rows
 
 
-def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str, theoretical: bool = False) -> Verdict:
+def answer(
+    rows: pd.DataFrame, budget: dict[str, float], variants: str, theoretical: bool = False, is_alone: bool = False
+) -> Verdict:
     """Ask about the variants that are named, ``all`` of them, or (where the text is empty) whether one may be shipped.
 
-    ``theoretical``: also of those that no engine loads. Raises CommandError for a variant that is unknown or has no
+    ``theoretical``: also of those that no engine loads. ``is_alone``: the names were known before the results, so that
+    each bound holds for its variant alone. Raises CommandError for a variant that is unknown or has no
     rows, and where rows of an older study don't say what loads the variants.
     """
     everyone = measured_variants(rows)
@@ -173,13 +179,21 @@ def answer(rows: pd.DataFrame, budget: dict[str, float], variants: str, theoreti
     uses: Mapping[str, Use] = rows.attrs.get(ENGINES, {})
     if not uses and not theoretical:
         raise CommandError("these rows don't say what loads the variants: run the study again, or --theoretical")
-    checks = judge(rows, names, budget, rows.attrs.get("confidence", 0.95), len(names))
+    groups = [] if is_alone else _groups(rows, everyone)
+    judged = judge(rows, list(dict.fromkeys([*everyone, *names])), budget, rows.attrs.get("confidence", 0.95), groups)
+    checks = {name: judged[name] for name in names}
     if not variants:
         return _shippable(rows, checks, uses, theoretical)
     unusable = frozenset() if theoretical else frozenset(name for name in names if not _loads(name, uses))
     codes = [NO if name in unusable else exit_code(checks[name]) for name in names]
     lines = [line for name in names for line in _lines(name, checks[name], uses, name in unusable)]
     return Verdict(max(codes, key=FROM_BEST.index), lines, checks, unusable=unusable, uses=uses)
+
+
+def _groups(rows: pd.DataFrame, everyone: Sequence[str]) -> list[list[str]]:
+    """Return the variants that could be picked instead of each other; of rows that don't say it, all of them."""
+    candidates: Mapping[str, list[str]] | None = rows.attrs.get(CANDIDATES)
+    return [list(everyone)] if candidates is None else list(candidates.values())
 
 
 def _loads(name: str, uses: Mapping[str, Use]) -> bool:
@@ -219,10 +233,14 @@ def _shippable(
     """Answer whether a variant that is smaller than the base is inside, and an engine can use what it gains."""
     sizes = rows[(rows["metric"] == "disk_bytes") & (rows["status"] == "ok")].set_index("variant")["estimate"]
     base = sizes.get(BASE, float("inf"))
+    candidates: Mapping[str, list[str]] = rows.attrs.get(CANDIDATES, {"usable": list(checks)})
+    pickable = {name for names in candidates.values() for name in names}
     smaller = [
         name
         for name in checks
-        if sizes.get(name, float("inf")) < base and (theoretical or name not in uses or not uses[name]["hindrance"])
+        if name in pickable
+        and sizes.get(name, float("inf")) < base
+        and (theoretical or name not in uses or not uses[name]["hindrance"])
     ]
     inside = [name for name in smaller if exit_code(checks[name]) == YES]
     if inside:
@@ -250,10 +268,15 @@ def _lines(name: str, checks: Sequence[Check], uses: Mapping[str, Use], is_unusa
     lines = [f"{name}: inside; nearest its limit is {nearest}"]
     use = uses.get(name)
     if use is not None:
-        lines.append(
-            f"{name}: loads in {use['loads']}" if use["loads"] else f"{name}: nothing loads it: {use['hindrance']}"
-        )
+        lines.append(f"{name}: {_engine(use)}")
     return lines
+
+
+def _engine(use: Use) -> str:
+    """Say what loads a variant, and whether its gain is one that an engine uses, as the page does."""
+    if not use["loads"]:
+        return f"nothing loads it: {use['hindrance']}"
+    return f"loads in {use['loads']}" + (f"; its gain is theoretical: {use['hindrance']}" if use["hindrance"] else "")
 
 
 def parser() -> Parser:
@@ -288,6 +311,11 @@ def parser() -> Parser:
     made.add_argument(
         "--theoretical", action="store_true", help="also pass what no engine loads, or whose gain none can use"
     )
+    made.add_argument(
+        "--alone",
+        action="store_true",
+        help="the variants were named before the study was seen: a bound for each, none for the choice",
+    )
     made.add_argument("--rows", type=Path, default=ROWS, metavar="FILE", help=f"default: {ROWS}")
     made.add_argument("--json", action="store_true", help="the answer with every check, as JSON")
     return made
@@ -300,6 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.rows.exists() and _planned():
         # A name that params.yaml lacks is wrong before a run as it is after one.
         _check_names(_named(arguments.variant), _planned())
-    verdict = answer(read(arguments.rows), budget, arguments.variant, arguments.theoretical)
+    if arguments.alone and arguments.variant in ("", "all"):
+        raise CommandError("--alone needs the names of the variants: --variant NAME,...")
+    verdict = answer(read(arguments.rows), budget, arguments.variant, arguments.theoretical, arguments.alone)
     print(json_text(verdict.as_json(budget)) if arguments.json else "\n".join(verdict.lines))
     return verdict.status

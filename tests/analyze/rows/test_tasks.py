@@ -27,7 +27,7 @@ def test_mean_shares_equal_a_plain_computation() -> None:
     rng = np.random.default_rng(0)
     items = pd.DataFrame({"task": np.repeat(["a", "b"], [40, 60]), "group": np.arange(100)})
     items["base_correct"], items["correct"] = rng.random(100) < 0.8, rng.random(100) < 0.7
-    found = tasks.mean_shares(items, SPEC)
+    found = tasks.mean_shares(items, {}, SPEC)
     a, b = (items[items.task == task] for task in "ab")
     flips = ((a.correct != a.base_correct).mean() + (b.correct != b.base_correct).mean()) / 2
     lost = (a.base_correct.mean() - a.correct.mean() + b.base_correct.mean() - b.correct.mean()) / 2
@@ -40,7 +40,7 @@ def test_mean_shares_equal_a_plain_computation() -> None:
 def test_nothing_lost_is_not_known_to_be_nothing() -> None:
     same = np.arange(96) % 6 > 0
     items = pd.DataFrame({"task": "a", "group": np.arange(96), "base_correct": same, "correct": same})
-    found = tasks.mean_shares(items, SPEC)
+    found = tasks.mean_shares(items, {}, SPEC)
     assert found["accuracy_loss_points"].estimate == found["mean_flips"].estimate == 0
     assert 2 < found["accuracy_loss_points"].high < 5
     assert found["mean_flips"].high == pytest.approx(stats.norm.ppf(0.975) ** 2 / (96 + stats.norm.ppf(0.975) ** 2))

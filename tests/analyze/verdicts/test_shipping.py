@@ -14,6 +14,7 @@ from scipy import stats
 
 from hemorrhage.analyze import budget, inputs
 from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bounds
 from hemorrhage.analyze.verdicts import shipping
 from hemorrhage.models.engines import engine
 from tests import synthetic
@@ -35,32 +36,45 @@ def recommendation(reports: Path) -> dict[str, Any]:
     return page
 
 
-def wider(together: int, n: int, freedom: float) -> float:
-    return float(stats.t.ppf(1 - 0.05 / together, freedom) / stats.t.ppf(0.975, n - 1))
+def bound(row: Any, metric: str, level: float) -> float:
+    """Compute an upper bound from a row's numbers, in the row's unit."""
+    if metric == "mean_flips":
+        successes = row.estimate * row.trials
+        return float(stats.beta.isf(level, successes + 1, row.trials - successes))
+    if metric == "accuracy_loss_points":
+        loss = row.estimate / 100
+        changed = max((row.error / 100) ** 2 * row.trials + loss**2, abs(loss))
+        shares = (changed + loss) / 2, (changed - loss) / 2
+        return 100 * bounds.difference_bounds(*shares, row.trials, level)[1]
+    return float(row.estimate + bounds.skewed_quantile(level, row.n) * row.error)
 
 
 def test_the_pick_is_the_smallest_that_holds_everywhere(reports: Path, recommendation: dict[str, Any]) -> None:
     rows = pd.read_parquet(reports / "hemorrhage.parquet")
     assert rows.attrs["confidence"] == 0.95
     names = budget.measured_variants(rows)
-    limits = {"kl_mean[": 0.1, "ln_perplexity_ratio[": math.log(1.1), "mean_flips": 0.4, "accuracy_loss_points": 30}
+    limits = {"kl_mean": 0.1, "ln_perplexity_ratio": math.log(1.1), "mean_flips": 0.4, "accuracy_loss_points": 30}
     inside = dict.fromkeys(names, True)
     for name in names:
-        mine = rows[(rows.variant == name) & (rows.family != "decode")]
+        level = recommendation["variants"][name]["checks"][0]["level"]
+        assert 0.045 / 35 <= level <= 0.05
+        mine = rows[(rows.variant == name) & (rows.family != "decode") & (rows.status == "ok")]
         for metric, limit in limits.items():
-            for found in mine[mine.metric.str.startswith(metric)].itertuples():
-                factor = wider(35, found.n, (found.n - 1) / (2 if "[" in metric else 1))
-                bound = found.estimate + factor * (found.high - found.estimate)
-                if metric == "kl_mean[" and found.estimate > 0:
-                    bound = found.estimate * (found.high / found.estimate) ** factor
-                inside[name] &= bound < limit
+            for found in mine[mine.metric.str.partition("[")[0] == metric].itertuples():
+                inside[name] &= bound(found, metric, level) < limit
     bytes_of = rows[rows.metric == "disk_bytes"].set_index("variant").estimate
     usable = [name for name in names if inside[name] and not name.startswith(("wanda", "magnitude", "sparsegpt"))]
     smaller = [name for name in usable if bytes_of[name] < bytes_of["base"]]
     assert {name for name, one in recommendation["variants"].items() if one["inside"]} == {
         n for n in names if inside[n]
     }
-    assert recommendation["judged_together"] == len(names) == 35
+    candidates = rows.attrs["candidates"]
+    assert recommendation["judged_together"] == {kind: len(members) for kind, members in candidates.items()}
+    assert len(names) == 35
+    assert set(smaller) <= set(candidates["usable"])
+    controls = {name for name in names if name.startswith(("awq_shuffled", "random_depth"))}
+    assert controls
+    assert not controls & {*candidates["usable"], *candidates["theoretical"]}, "a control is never picked"
     chosen = recommendation["overall"]["variant"]
     assert bytes_of[chosen] == min(bytes_of[name] for name in smaller)
     assert recommendation["variants"][chosen]["binds"] in synthetic.BUDGET
@@ -95,7 +109,7 @@ def test_what_fails_is_named(recommendation: dict[str, Any]) -> None:
 
 def test_without_a_budget_nothing_is_recommended(reports: Path) -> None:
     rows = pd.read_parquet(reports / "hemorrhage.parquet")
-    assert budget.judge(rows, ["gptq-8"], {}, 0.95, 1) == {"gptq-8": []}
+    assert budget.judge(rows, ["gptq-8"], {}, 0.95, []) == {"gptq-8": []}
     assert shipping.pick([]) is None
 
 

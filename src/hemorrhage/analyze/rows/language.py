@@ -28,6 +28,7 @@ METRICS = (
     "kl_median",
     "kl_p99",
     "kl_max",
+    "kl_worst_window",
     "probability_change_mean",
     "probability_change_rms",
     "probability_change_p1",
@@ -41,11 +42,12 @@ METRICS = (
     "calibration_error_change",
     "top1_brier",
 )
-"""Per corpus; a row's name ends with the whole protocol. KL and entropy in nats; ``probability_change``: of the
-target, variant minus base; ``entropy_gap``: variant minus base; ``calibration_error``: expected, over BINS bins of the
-top-1 token's probability (Guo et al. 2017, arXiv 1706.04599); ``top1_brier``: mean squared difference of that
-probability and of whether the token was right. Also by bucket: kl_mean and ln_perplexity_ratio by position in the
-window (powers of two) and by how often the target occurs in the corpus's evaluation split."""
+"""Per corpus; a row's name ends with the whole protocol. KL and entropy in nats; ``kl_worst_window``: the
+largest mean KL of a window; ``probability_change``: of the target, variant minus base; ``entropy_gap``: variant minus
+base; ``calibration_error``: expected, over BINS bins of the top-1 token's probability (Guo et al. 2017, arXiv
+1706.04599); ``top1_brier``: mean squared difference of that probability and of whether the token was right. Also by
+bucket: kl_mean and ln_perplexity_ratio by position in the window (powers of two) and by how often the target occurs in
+the corpus's evaluation split."""
 
 BINS = 15
 
@@ -200,7 +202,8 @@ class Damage:
         return Statistic(float(estimate), low, high, self.windows)
 
     def _mean(self, values: Floats) -> Statistic:
-        return self._statistic(float(values.mean()), self._resample(values))
+        statistic = self._statistic(float(values.mean()), self._resample(values))
+        return replace(statistic, error=bootstrap.standard_error(self._sums(values), self.sizes))
 
     def _likelihood(self) -> dict[str, Statistic]:
         mean, means = float(self.nll.mean()), self._resample(self.nll)
@@ -234,6 +237,7 @@ class Damage:
             "kl_mean": self._mean(self.kl),
             **self._percentiles("kl", self.kl, {"median": 0.5, "p99": 0.99}),
             "kl_max": Statistic(float(self.kl.max()), n=self.windows),
+            "kl_worst_window": Statistic(float((self._sums(self.kl) / self.sizes).max()), n=self.windows),
             "probability_change_mean": self._mean(change),
             "probability_change_rms": self._statistic(float(np.sqrt(squares.mean())), np.sqrt(self._resample(squares))),
             **self._percentiles("probability_change", change, {"p1": 0.01, "p5": 0.05, "p95": 0.95, "p99": 0.99}),

@@ -49,6 +49,8 @@ ROWS = pa.DataFrameSchema(
         "estimate": pa.Column(float, nullable=True),
         "low": pa.Column(float, nullable=True),
         "high": pa.Column(float, nullable=True),
+        "error": pa.Column(float, pa.Check.ge(0), nullable=True),
+        "trials": pa.Column(float, pa.Check.gt(0), nullable=True),
         "p": pa.Column(float, PROBABILITY, nullable=True),
         "q": pa.Column(float, PROBABILITY, nullable=True),
         "mde": pa.Column(float, pa.Check.ge(0), nullable=True),
@@ -69,10 +71,11 @@ ROWS = pa.DataFrameSchema(
     ordered=True,
 )
 """A row per variant, metric and data set. ``estimate``, ``low``, ``high`` in the metric's own unit, ``low``
-and ``high`` empty where a number is exact (bytes) or an interval means nothing (a maximum); ``p``: of the paired test
-against the base; ``q``: the same after Benjamini and Hochberg over all variants of this metric and data set; ``mde``:
-the smallest true effect that such a test finds four times out of five; ``n``: blocks or items it rests on; ``data``:
-sha256 of the text or task; ``environment``: id of machine and libraries (provenance.json says which)."""
+and ``high`` empty where a number is exact (bytes) or an interval means nothing (a maximum); ``error``: the standard
+error of a mean over windows or items; ``trials``: of a mean over a suite, the independent items it is worth; ``p``: of
+the paired test against the base; ``q``: the same after Benjamini and Hochberg over all variants of this metric and data
+set; ``mde``: the smallest true effect that such a test finds four times out of five; ``n``: blocks or items it rests
+on; ``data``: sha256 of the text or task; ``environment``: id of machine and libraries (provenance.json says which)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Statistic:
-    """An estimate with its interval, the ``n`` blocks or items it rests on, and its test; or why there is none."""
+    """An estimate with its interval, the ``n`` blocks or items it rests on, and its test; or why there is none.
+
+    ``error`` and ``trials``: what one-sided bounds are made of (hemorrhage.analyze.stats.bounds).
+    """
 
     estimate: float = math.nan
     low: float = math.nan
@@ -97,6 +103,8 @@ class Statistic:
     mde: float = math.nan
     status: str = OK
     reason: str = ""
+    error: float = math.nan
+    trials: float = math.nan
 
     @classmethod
     def failed(cls, reason: str) -> Statistic:
@@ -130,6 +138,8 @@ class Row(NamedTuple):
     estimate: float
     low: float
     high: float
+    error: float
+    trials: float
     p: float
     q: float
     mde: float
@@ -158,6 +168,8 @@ def row(variant: Variant, metric: str, statistic: Statistic, source: Source) -> 
         estimate=statistic.estimate,
         low=statistic.low,
         high=statistic.high,
+        error=statistic.error,
+        trials=statistic.trials,
         p=statistic.p,
         q=math.nan,
         mde=statistic.mde,

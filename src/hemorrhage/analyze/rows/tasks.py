@@ -7,8 +7,9 @@ of items that share choices; where items do not, each is a group.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -40,12 +41,14 @@ class Suite:
     """Tasks that are averaged together.
 
     ``outputs``: by variant, with a table ``items.parquet`` whose columns are task, item, group, choice, correct,
-    base_choice, base_correct. ``at_chance``: task -> why it says nothing.
+    base_choice, base_correct. ``at_chance``: task -> why it says nothing. ``independent``: task -> the independent
+    items that its items are worth where answers flip, of all variants together.
     """
 
     name: str
     outputs: dict[str, Output]
     at_chance: dict[str, str]
+    independent: dict[str, float] = field(default_factory=dict)
 
     @property
     def averaged_tasks(self) -> list[str]:
@@ -61,7 +64,11 @@ def suites(inputs: Inputs, evaluations: dict[str, Output], spec: Spec) -> list[S
         ALL_HARNESS_TASKS: _pair({name: _check_items(output) for name, output in inputs.harness.items()}),
         ALL_PROGRAMS: _pair({name: _as_items(output) for name, output in inputs.code_tasks.items()}),
     }
-    return [Suite(name, of_suite, _tasks_at_chance(of_suite, spec)) for name, of_suite in outputs.items() if of_suite]
+    return [
+        Suite(name, of_suite, _tasks_at_chance(of_suite, spec), _independent_items(of_suite, spec))
+        for name, of_suite in outputs.items()
+        if of_suite
+    ]
 
 
 def _as_items(output: Output) -> Output:
@@ -121,6 +128,27 @@ def _tasks_at_chance(outputs: dict[str, Output], spec: Spec) -> dict[str, str]:
     return reasons
 
 
+def _independent_items(outputs: dict[str, Output], spec: Spec) -> dict[str, float]:
+    """Count the independent items that each task is worth where answers flip.
+
+    How much answers of a group go together is estimated from the flips of all variants and from what the base gets
+    right, at once: a variant whose answers all agree shows nothing of it, and must not be known worse than one with a
+    flip.
+    """
+    measured: dict[str, list[Floats]] = {}
+    groups: dict[str, Integers] = {}
+    for output in outputs.values():
+        for name, items in output.tables.get(ITEMS, pd.DataFrame({"task": []})).groupby("task", sort=False):
+            now, before = items["correct"].to_numpy(bool), items["base_correct"].to_numpy(bool)
+            found = groups.setdefault(str(name), items["group"].to_numpy())
+            if np.array_equal(found, items["group"].to_numpy()):
+                measured.setdefault(str(name), [before.astype(float)]).append((now != before).astype(float))
+    return {
+        name: bootstrap.effective_size(np.stack(of_task), groups[name], spec.confidence)
+        for name, of_task in measured.items()
+    }
+
+
 def floor(task: Task) -> float:
     """Return the accuracy of guessing, or of the best constant answer where that is known and better."""
     return max(float(task["chance"]), float(task.get("floor") or 0.0))
@@ -177,7 +205,8 @@ def _mean_rows(variant: Variant, suite: Suite, output: Output, spec: Spec) -> It
         return
     items = output.tables[ITEMS]
     items = items[items["task"].isin(tasks)]
-    for metric, measured in {**_mean_accuracy(items, spec), **mean_shares(items, spec)}.items():
+    measured_means = {**_mean_accuracy(items, spec), **mean_shares(items, suite.independent, spec)}
+    for metric, measured in measured_means.items():
         yield row(variant, metric, measured.untested() if variant.name == BASE else measured, source)
     if variant.name == BASE:
         chance = float(np.mean([task["chance"] for task in tasks.values()]))
@@ -279,28 +308,31 @@ def _mean_accuracy(items: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
     }
 
 
-def mean_shares(items: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
+def mean_shares(items: pd.DataFrame, independent: dict[str, float], spec: Spec) -> dict[str, Statistic]:
     """Flips and accuracy lost, averaged over tasks: Wilson's and Newcombe's intervals.
 
     A mean of T shares over n_t independent items each varies like one share over T^2 / sum(1/n_t) items, or less: what
-    tasks differ in is no chance. ``n`` is the number of items.
+    tasks differ in is no chance. ``independent``: task -> n_t, all its items where it is not there; ``n`` is the number
+    of items.
     """
     shares, tables, sizes = [], [], []
-    for _, answers in items.groupby("task", sort=True):
+    for name, answers in items.groupby("task", sort=True):
         now, before = answers["correct"].to_numpy(bool), answers["base_correct"].to_numpy(bool)
-        flipped, change = (now != before).astype(float), before.astype(float) - now
-        lost, won = (change > 0).mean(), (change < 0).mean()
-        shares.append(flipped.mean())
-        tables.append([[(before & now).mean(), lost], [won, (~before & ~now).mean()]])
-        groups = answers["group"].to_numpy()
-        sizes.append([bootstrap.effective_size(values, groups, spec.confidence) for values in (flipped, change)])
-    size, size_of_change = len(sizes) ** 2 / (1 / np.array(sizes)).sum(axis=0)
-    flips = float(np.mean(shares))
-    table = np.mean(tables, axis=0)
-    limits = bootstrap.newcombe((table * size_of_change).tolist(), spec.confidence)
-    low, high = bootstrap.wilson(flips * size, size, spec.confidence)
-    lost, least, most = (100 * float(share) for share in (table[0, 1] - table[1, 0], *limits))
+        shares.append((now != before).mean())
+        tables.append(
+            [[(before & now).mean(), (before & ~now).mean()], [(~before & now).mean(), (~before & ~now).mean()]]
+        )
+        sizes.append(independent.get(str(name), float(len(answers))))
+    trials = len(sizes) ** 2 / float((1 / np.array(sizes)).sum())
+    flips, table = float(np.mean(shares)), np.mean(tables, axis=0)
+    low, high = bootstrap.wilson(flips * trials, trials, spec.confidence)
+    limits = bootstrap.newcombe((table * trials).tolist(), spec.confidence)
+    loss = float(table[0, 1] - table[1, 0])
+    error = math.sqrt(max(flips - loss**2, 0.0) / trials)
+    lost, least, most = (100 * share for share in (loss, *limits))
     return {
-        "mean_flips": Statistic(flips, low, high, len(items)),
-        "accuracy_loss_points": Statistic(lost, least, most, len(items)),
+        "mean_flips": Statistic(
+            flips, low, high, len(items), error=math.sqrt(flips * (1 - flips) / trials), trials=trials
+        ),
+        "accuracy_loss_points": Statistic(lost, least, most, len(items), error=100 * error, trials=trials),
     }

@@ -75,6 +75,18 @@ def means(counts: Integers, sums: Floats, sizes: Integers) -> Floats:
     return (counts @ sums) / (counts @ sizes)
 
 
+def standard_error(sums: Floats, sizes: Floats | Integers) -> float:
+    """Return the standard error of a mean per token, from sums and numbers of tokens per block; NaN for one block.
+
+    The mean is a ratio of two sums over blocks; its error is that of its linearization.
+    """
+    blocks = len(sums)
+    if blocks < 2:
+        return math.nan
+    left = ((sums - sums.sum() / sizes.sum() * sizes) ** 2).sum()
+    return math.sqrt(blocks / (blocks - 1) * float(left)) / float(sizes.sum())
+
+
 def quantiles(values: Floats, blocks: Integers, counts: Integers, levels: Sequence[float]) -> Floats:
     """Quantiles over tokens in each resample: float64 ``[levels, resamples]``.
 
@@ -118,22 +130,25 @@ def t_interval_of(mean: float, spread: float, n: int, confidence: float) -> tupl
 def effective_size(values: Floats, groups: Integers, confidence: float) -> float:
     """Count the independent items that are worth as much as these, which come in groups.
 
-    ``values``, ``groups``: ``[items]``. With n items of mean m and variance v (the square's mean less m^2) in G groups
-    that hold n_g items of sum s_g, the variance of m is V = G/(G-1) sum_g (s_g - n_g m)^2 / n^2 (the ratio estimator's,
-    by linearization), the design effect d = V / (v/n), and the effective size n/d times
-    (t_{n-1} / t_{G-1})^2, t Student's quantile, at most n: Korn and Graubard, Survey Methodology 1998 24:193.
-    Where all values are equal nothing can be seen of the design, and each group counts once.
+    ``values``: ``[items]``, or ``[measurements, items]`` of the same items, whose variances are added up; ``groups``:
+    ``[items]``. With n items of mean m and variance v (the square's mean less m^2) in G groups that hold n_g items of
+    sum s_g, the variance of m is V = G/(G-1) sum_g (s_g - n_g m)^2 / n^2 (the ratio estimator's, by linearization), the
+    design effect d = V / (v/n), and the effective size n/d times (t_{n-1} / t_{G-1})^2, t Student's quantile, at most
+    n: Korn and Graubard, Survey Methodology 1998 24:193. Where all values are equal nothing can be seen of the design,
+    and each group counts once.
     """
     _, group = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group)
-    n, count = len(values), len(sizes)
+    n, count = len(group), len(sizes)
     if count == n or n < 2:
         return float(n)
-    mean, spread = float(values.mean()), float(values.var())
+    measured = np.atleast_2d(values)
+    spread = float(measured.var(axis=1).sum())
     if count < 2 or spread == 0:
         return float(count)
-    sums = np.bincount(group, weights=values)
-    variance = count / (count - 1) * float(((sums - sizes * mean) ** 2).sum()) / n**2
+    sums = np.stack([np.bincount(group, weights=each) for each in measured])
+    left = sums - sizes * measured.mean(axis=1, keepdims=True)
+    variance = count / (count - 1) * float((left**2).sum()) / n**2
     shrunk = (_students(confidence, n - 1) / _students(confidence, count - 1)) ** 2
     return float(n) if variance == 0 else min(spread / variance * shrunk, float(n))
 

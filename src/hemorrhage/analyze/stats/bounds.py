@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from hemorrhage.analyze.stats.bootstrap import Floats
 
@@ -62,7 +62,7 @@ def skewness(n: int) -> float:
 @functools.lru_cache(maxsize=4096)
 def skewed_quantile(level: float, n: int) -> float:
     """Return the standard errors from the mean of ``n`` skewed blocks to its upper bound."""
-    normal = float(stats.norm.isf(min(level, LEVELS[0])))
+    normal = -float(special.ndtri(min(level, LEVELS[0])))
     known = [*((1 / math.sqrt(count), _at_level(line, level)) for count, line in QUANTILES.items()), (0.0, normal)]
     x, y = zip(*reversed(known), strict=True)
     return float(np.exp(np.interp(1 / math.sqrt(n), x, np.log(y))))
@@ -77,16 +77,21 @@ def _at_level(quantiles: tuple[float, ...], level: float) -> float:
     return float(np.exp(np.interp(-wanted, -x, y)))
 
 
+@functools.lru_cache(maxsize=4096)
+def _students(level: float, n: int) -> float:
+    return -float(special.stdtrit(n - 1, level))
+
+
 def mean_bounds(mean: float, error: float, n: int, level: float) -> tuple[float, float]:
     """Return a lower and an upper bound of the mean of ``n`` blocks with the standard error ``error``."""
-    return mean - float(stats.t.isf(level, n - 1)) * error, mean + skewed_quantile(level, n) * error
+    return mean - _students(level, n) * error, mean + skewed_quantile(level, n) * error
 
 
 def share_bounds(share: float, trials: float, level: float) -> tuple[float, float]:
     """Return Clopper and Pearson's bounds of a share; ``trials`` are independent items, not always a whole number."""
     successes = share * trials
-    low = float(stats.beta.ppf(level, successes, trials - successes + 1)) if successes > 0 else 0.0
-    high = float(stats.beta.isf(level, successes + 1, trials - successes)) if successes < trials else 1.0
+    low = float(special.betaincinv(successes, trials - successes + 1, level)) if successes > 0 else 0.0
+    high = float(special.betaincinv(successes + 1, trials - successes, 1 - level)) if successes < trials else 1.0
     return low, high
 
 
@@ -123,10 +128,10 @@ def windows_needed(mean: float, error: float, n: int, limit: float, level: float
 
     def decided(count: int) -> float:
         fresh = spread / math.sqrt(count)
-        high, low = skewed_quantile(level, count), float(stats.t.isf(level, count - 1))
+        high, low = skewed_quantile(level, count), _students(level, count)
         inside = (limit - mean - high * fresh) / math.hypot(error, fresh * _bound_spread(high, count))
         outside = (mean - limit - low * fresh) / math.hypot(error, fresh * _bound_spread(-low, count))
-        return float(stats.norm.cdf(inside) + stats.norm.cdf(outside))
+        return float(special.ndtr(inside) + special.ndtr(outside))
 
     return _least(decided, power)
 
@@ -138,7 +143,7 @@ def windows_to_confirm(mean: float, spread: float, limit: float, level: float, p
     """
     if mean >= limit:
         return None
-    normal = float(stats.norm.isf(1 - power))
+    normal = float(special.ndtri(power))
 
     def decided(count: int) -> float:
         high = skewed_quantile(level, count)
@@ -165,7 +170,7 @@ def items_needed(share: float, trials: float, limit: float, level: float, power:
     number of items is the least that decides in ``power`` of these cases.
     """
     share_at = (np.arange(64) + 0.5) / 64
-    truths = stats.beta.ppf(share_at, share * trials + 0.5, trials - share * trials + 0.5)
+    truths = special.betaincinv(share * trials + 0.5, trials - share * trials + 0.5, share_at)
     return _least(lambda count: _decided_share(truths, count, limit, level), power)
 
 
@@ -175,14 +180,23 @@ def items_to_confirm(share: float, limit: float, level: float, power: float = PO
 
 
 def _decided_share(truths: Floats, count: int, limit: float, level: float) -> float:
-    fewest = stats.binom.isf(level, count, limit) + 1
-    return _inside_share(truths, count, limit, level) + float(stats.binom.sf(fewest - 1, count, truths).mean())
+    fewest = _quantile_of_flips(1 - level, count, limit) + 1
+    outside = float(special.bdtrc(fewest - 1, count, truths).mean()) if fewest <= count else 0.0
+    return _inside_share(truths, count, limit, level) + outside
 
 
 def _inside_share(truths: Floats, count: int, limit: float, level: float) -> float:
     """Return the probability that the upper bound of ``count`` items lies below the limit."""
-    most = stats.binom.ppf(level, count, limit) - 1  # with so many flips, fewer are improbable at the limit
-    return float(stats.binom.cdf(most, count, truths).mean())
+    most = _quantile_of_flips(level, count, limit) - 1  # with so many flips, fewer are improbable at the limit
+    return float(special.bdtr(most, count, truths).mean()) if most >= 0 else 0.0
+
+
+def _quantile_of_flips(probability: float, count: int, share: float) -> int:
+    """Return the least number of flips that is reached with a probability, of ``count`` items."""
+    near = max(int(special.bdtrik(probability, count, share)) - 1, 0)
+    while special.bdtr(near, count, share) < probability:
+        near += 1
+    return near
 
 
 def _least(decided: Callable[[int], float], power: float) -> int | None:

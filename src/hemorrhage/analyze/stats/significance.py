@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, stats
 
+from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats, Integers
 
 POWER = 0.8
@@ -80,9 +81,7 @@ def detectable_mean(differences: Floats, sizes: Floats, confidence: float) -> fl
     blocks = len(differences)
     if blocks < 2:
         return math.nan
-    mean = differences.sum() / sizes.sum()
-    left = ((differences - mean * sizes) ** 2).sum()
-    error = math.sqrt(blocks / (blocks - 1) * left) / float(sizes.sum())
+    error = bootstrap.standard_error(differences, sizes)
     quantiles = stats.t.ppf([(1 + confidence) / 2, POWER], blocks - 1)
     return float(quantiles.sum() * error) or math.nan
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,16 @@ class Verdict:
     variant: Variant
     size: Size
     checks: list[Check]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it would be picked if it were inside."""
+        return not self.variant.is_control and not self.size.hindrance and self.size.share < 1
+
+    @property
+    def is_theoretical(self) -> bool:
+        """Whether it would be named next to the picked one if it were inside."""
+        return not self.variant.is_control and bool(self.size.hindrance) and self.size.smallest < 1
 
     @property
     def inside(self) -> bool:
@@ -148,12 +158,13 @@ class FrontPoint:
 class Recommendation:
     """The advice over all variants and for each family, and the front of each corpus, smallest first.
 
-    ``judged_together`` is the number of variants for which the bounds hold at once.
+    ``judged_together``: the numbers of variants that could be picked, and that could be named as smaller in theory. The
+    bounds hold for all of a kind at once.
     """
 
     budget: dict[str, float]
     confidence: float
-    judged_together: int
+    judged_together: dict[str, int]
     lossless_base: Lossless | None
     overall: Advice
     families: dict[str, Advice]
@@ -167,17 +178,25 @@ class Recommendation:
 
 
 def verdicts(inputs: Inputs, rows: pd.DataFrame, spec: Spec) -> list[Verdict]:
-    """Judge every variant that damage was measured of, all together, by the budget of the settings."""
-    names = [name for name in measured_variants(rows) if inputs.variants[name].failure is None]
-    checks = judge(rows, names, spec.budget, spec.confidence, len(names))
-    return [Verdict(inputs.variants[name], size_of(inputs, inputs.variants[name]), checks[name]) for name in names]
+    """Judge every variant that damage was measured of by the budget of the settings."""
+    variants = [inputs.variants[name] for name in measured_variants(rows) if inputs.variants[name].failure is None]
+    judgements = [Verdict(variant, size_of(inputs, variant), []) for variant in variants]
+    names = [variant.name for variant in variants]
+    checks = judge(rows, names, spec.budget, spec.confidence, list(candidates(judgements).values()))
+    return [replace(verdict, checks=checks[verdict.variant.name]) for verdict in judgements]
 
 
-def pick(candidates: Sequence[Verdict]) -> Verdict | None:
+def candidates(judgements: Sequence[Verdict]) -> dict[str, list[str]]:
+    """List the variants that could be picked, and those that could be named as smaller in theory."""
+    return {
+        "usable": [verdict.variant.name for verdict in judgements if verdict.is_usable],
+        "theoretical": [verdict.variant.name for verdict in judgements if verdict.is_theoretical],
+    }
+
+
+def pick(judgements: Sequence[Verdict]) -> Verdict | None:
     """Pick the smallest variant on disk that is inside and that an engine can use; of equal ones the less damaged."""
-    fit = [
-        verdict for verdict in candidates if verdict.inside and not verdict.size.hindrance and verdict.size.share < 1
-    ]
+    fit = [verdict for verdict in judgements if verdict.inside and verdict.is_usable]
     return min(fit, key=_order) if fit else None
 
 
@@ -185,23 +204,23 @@ def _order(verdict: Verdict) -> tuple[float, float]:
     return verdict.size.bytes, verdict.binding.used if verdict.binding else math.inf
 
 
-def theoretical(candidates: Sequence[Verdict], picked: Verdict | None) -> Verdict | None:
+def theoretical(judgements: Sequence[Verdict], picked: Verdict | None) -> Verdict | None:
     """Name a variant inside the budget that would be smaller than the picked one, if an engine could use its gain."""
     than = picked.size.share if picked else 1.0
     fit = [
-        verdict for verdict in candidates if verdict.inside and verdict.size.hindrance and verdict.size.smallest < than
+        verdict for verdict in judgements if verdict.inside and verdict.is_theoretical and verdict.size.smallest < than
     ]
     return min(fit, key=lambda verdict: verdict.size.smallest) if fit else None
 
 
-def undecided(candidates: Sequence[Verdict], picked: Verdict | None) -> Verdict | None:
+def undecided(judgements: Sequence[Verdict], picked: Verdict | None) -> Verdict | None:
     """Name a usable variant smaller than the picked one that may be inside: no limit is broken, some are unresolved."""
     than = picked.size.share if picked else 1.0
     fit = [
         verdict
-        for verdict in candidates
+        for verdict in judgements
         if verdict.failing
-        and not verdict.size.hindrance
+        and verdict.is_usable
         and verdict.size.share < than
         and all(check.answer in (INSIDE, UNRESOLVED) for check in verdict.checks)
         and all(check.estimate is not None and check.estimate < check.limit for check in verdict.failing)
@@ -209,9 +228,9 @@ def undecided(candidates: Sequence[Verdict], picked: Verdict | None) -> Verdict 
     return min(fit, key=lambda verdict: verdict.size.share) if fit else None
 
 
-def nearest(candidates: Sequence[Verdict]) -> Verdict | None:
+def nearest(judgements: Sequence[Verdict]) -> Verdict | None:
     """Name the variant that comes nearest to the budget."""
-    known = [verdict for verdict in candidates if verdict.binding]
+    known = [verdict for verdict in judgements if verdict.binding]
     return min(known, key=lambda verdict: verdict.binding.used if verdict.binding else math.inf) if known else None
 
 
@@ -221,7 +240,7 @@ def recommend(judgements: Sequence[Verdict], results: Results, inputs: Inputs, s
     return Recommendation(
         budget=dict(spec.budget),
         confidence=spec.confidence,
-        judged_together=len(judgements),
+        judged_together={kind: len(names) for kind, names in candidates(judgements).items()},
         lossless_base=lossless(inputs),
         overall=_advise(judgements),
         families={
@@ -232,17 +251,17 @@ def recommend(judgements: Sequence[Verdict], results: Results, inputs: Inputs, s
     )
 
 
-def _advise(candidates: Sequence[Verdict]) -> Advice:
-    picked = pick(candidates)
+def _advise(judgements: Sequence[Verdict]) -> Advice:
+    picked = pick(judgements)
     return Advice(
         variant=_name(picked),
         size=round_digits(picked.size.share) if picked else None,
         binds=picked.binding.kind if picked and picked.binding else None,
-        theoretical=_name(theoretical(candidates, picked)),
-        undecided=_name(undecided(candidates, picked)),
-        nearest=_name(nearest(candidates)) if picked is None else None,
-        inside=sum(verdict.inside for verdict in candidates),
-        judged=len(candidates),
+        theoretical=_name(theoretical(judgements, picked)),
+        undecided=_name(undecided(judgements, picked)),
+        nearest=_name(nearest(judgements)) if picked is None else None,
+        inside=sum(verdict.inside for verdict in judgements),
+        judged=len(judgements),
     )
 
 

@@ -15,7 +15,14 @@ from hemorrhage.analyze.report.sections.thresholds import doubling_sentence
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts.shipping import Lossless, Verdict, lossless, nearest, pick, theoretical, undecided
 
-SHORT_NAMES = {"kl": "KL", "flips": "flips", "accuracy_loss_points": "accuracy lost", "perplexity": "perplexity"}
+SHORT_NAMES = {
+    "kl": "KL",
+    "kl_p99": "99th percentile of KL",
+    "kl_worst_window": "KL of the worst window",
+    "flips": "flips",
+    "accuracy_loss_points": "accuracy lost",
+    "perplexity": "perplexity",
+}
 """Key of the budget -> what a sentence calls it."""
 
 
@@ -187,7 +194,7 @@ def amount(kind: str, value: float) -> str:
     """Write a number of a check with its unit."""
     if kind == "perplexity":
         return factor(math.log(value))
-    if kind == "kl":
+    if kind in ("kl", "kl_p99", "kl_worst_window"):
         return f"{value:.2g}"
     if kind == "accuracy_loss_points":
         return f"{value:.1f} points"
@@ -222,11 +229,14 @@ def _verdict_row(verdict: Verdict, budget: Mapping[str, float]) -> VerdictRow:
 def _check_cell(check: Check) -> CheckCell:
     if check.estimate is None or check.bound is None:
         return CheckCell(text="–", note=check.reason, sort="", answer=check.answer)
-    interval = f"{amount(check.kind, check.low or 0.0)} to {amount(check.kind, check.high or 0.0)}"
+    numbers = "of those measured"
+    if check.low is not None and check.high is not None:
+        interval = f"{amount(check.kind, check.low)} to {amount(check.kind, check.high)}"
+        numbers = f"{interval}, bound {amount(check.kind, check.bound)}"
     needed = f"; {check.reason}" if check.answer == UNRESOLVED else ""
     return CheckCell(
         text=amount(check.kind, check.estimate),
-        note=f"{interval}, bound {amount(check.kind, check.bound)}, {check.dataset}{needed}",
+        note=f"{numbers}, {check.dataset}{needed}",
         sort=check.estimate,
         answer=check.answer,
     )
@@ -236,6 +246,8 @@ def budget_text(budget: Mapping[str, float]) -> str:
     """Write the budget in words."""
     limits = {
         "kl": lambda limit: f"{limit:g} nats of KL per token",
+        "kl_p99": lambda limit: f"{limit:g} nats of KL at the 99th percentile",
+        "kl_worst_window": lambda limit: f"{limit:g} nats of KL per token in the worst window",
         "flips": lambda limit: f"{100 * limit:g}\u00a0% of answers flipped",
         "accuracy_loss_points": lambda limit: f"{limit:g} points of accuracy lost",
         "perplexity": lambda limit: f"{limit:g} times the base's perplexity",
