@@ -42,6 +42,7 @@ COMMANDS = {
     "gate": Command("hemorrhage.tools.gate", "ask whether a variant is inside the damage budget"),
     "judge": Command("hemorrhage.tools.judge", "judge published files against their base, outside of any study"),
     "cache": Command("hemorrhage.tools.cache", "show, bound or empty what judgements keep"),
+    "identify": Command("hemorrhage.tools.identify", "ask whether a server has the model that it claims to have"),
     "compare": Command("hemorrhage.tools.compare", "put two revisions of a study next to each other"),
     "predict": Command("hemorrhage.tools.predict", "predict the damage of variants that are not evaluated yet"),
     "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),

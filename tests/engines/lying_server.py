@@ -16,10 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Floats = NDArray[np.float64]
 
@@ -53,6 +56,20 @@ class Table:
         logits = self.tables[0][now] + self.tables[1][np.concatenate([[0], now[:-1]])]
         logits = logits - logits.max(-1, keepdims=True)
         return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+
+
+class Network:
+    """A model of transformers, in the dtype it has."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, tokens: Sequence[int]) -> Floats:
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(torch.tensor([list(tokens)])).logits[0].double()
+        return np.asarray(torch.log_softmax(logits, -1).numpy())
 
 
 def pieces(vocabulary: int) -> list[str]:

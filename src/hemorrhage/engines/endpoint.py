@@ -12,11 +12,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ PROBE_WINDOW = 48
 
 GREEDY, WARM, WARM_TEMPERATURE = 12, 24, 1.5
 """Tokens that are sampled at temperature 0, and at another."""
+
+Asked = TypeVar("Asked")
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class EndpointSession:
         if len(probe) < faults.ENOUGH:
             raise EndpointError(f"a server is tried on at least {faults.ENOUGH} tokens, not {len(probe)}")
         self._check_listed()
-        first = self._choose_dialect(probe)
+        first = self._choose_dialect(lambda: self._ask(probe), "gives no log-probabilities of a prompt")
         started = time.monotonic()
         named = self._faults(first, probe) + faults.in_values([first], len(self.vocabulary))
         named = faults.between(first, self._ask(probe), "does not repeat itself when asked the same twice") or named
@@ -171,8 +173,14 @@ class EndpointSession:
         is_below = self.spec.openai.rstrip("/").endswith("/v1")
         return path if is_below or path not in ("/completions", "/models") else f"/v1{path}"
 
-    def _choose_dialect(self, probe: Sequence[int]) -> Answer:
-        """Return the probe's answer in the first dialect that the server knows."""
+    def load_sampler(self, prompt: Sequence[int]) -> None:
+        """Find out how tokens are sampled, of a server that may give no log-probabilities. Raises EndpointError."""
+        self._client.deadline = time.monotonic() + self.spec.max_seconds
+        self._check_listed()
+        self._choose_dialect(lambda: self.sample(prompt, 2, 1.0, seed=0), "samples no tokens that can be read")
+
+    def _choose_dialect(self, ask: Callable[[], Asked], otherwise: str) -> Asked:
+        """Return what the server says in the first dialect that it knows."""
         names = list(DIALECTS) if self.spec.dialect == "auto" else [self.spec.dialect]
         reasons = []
         for name in names:
@@ -180,14 +188,14 @@ class EndpointSession:
             for as_text in (False, True) if self.dialect.takes_text else (False,):
                 self._as_text = as_text
                 try:
-                    return self._ask(probe)
+                    return ask()
                 except RejectedError as error:
                     reasons.append(f"{name}: {str(error).removeprefix(f'{self.spec.openai}: ')}")
                 except UnreadableError as error:
                     reasons.append(f"{name}: {self._client.mask(str(error))}")
                     break
         self._name = None
-        raise EndpointError(f"{self.spec.openai}: gives no log-probabilities of a prompt ({'; '.join(reasons)})")
+        raise EndpointError(f"{self.spec.openai}: {otherwise} ({'; '.join(reasons)})")
 
     def announce(self, windows: Sequence[Sequence[int]]) -> str:
         """Return what the windows will cost. Raises EndpointError where it is beyond the budget."""
@@ -272,6 +280,9 @@ class EndpointSession:
         body = self.dialect.sample(self.spec.model, self._prompt(prompt), count, temperature, seed)
         content = self._client.post(self._path(self.dialect.path), body)
         sample = self.dialect.read_sample(content, self.vocabulary)
+        if sample.model not in (None, self.spec.model):
+            said = self._client.mask(f"answers for the model {sample.model!r}, not for {self.spec.model!r}")
+            raise EndpointError(f"{self.spec.openai}: {said}")
         if not sample.tokens or max(sample.tokens) >= len(self.vocabulary):
             raise EndpointError(f"{self.spec.openai}: samples no tokens, or those of another vocabulary")
         return sample
