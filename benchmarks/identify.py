@@ -2,9 +2,9 @@
 
 python -m benchmarks.identify MODEL [--windows 200] [--window 64] [--trials 100]
 
-MODEL is a checkpoint's folder. It samples windows from itself. Honest servers compute it in float64, bfloat16 and float16
-and give the top 20 in float32; others are round-to-nearest at 8 to 3 bits by row, another temperature, a template of two
-tokens. Each trial asks a few of the windows, drawn with replacement; the claim is always "base".
+MODEL is a checkpoint's folder. It samples windows from itself. Honest servers compute it in float64, bfloat16 and
+float16 and give the top 20 in float32; others are round-to-nearest at 8 to 3 bits by row, another temperature, a
+template of two tokens. Each trial asks a few of the windows, drawn with replacement; the claim is always "base".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOP = 20
 
 
 def rounded(model: torch.nn.Module, bits: int) -> torch.nn.Module:
-    """The model with its projections rounded to nearest, symmetric, by row."""
+    """Return the model with its projections rounded to nearest, symmetric, by row."""
     made = copy.deepcopy(model)
     with torch.no_grad():
         for name, weight in made.named_parameters():
@@ -40,7 +40,7 @@ def rounded(model: torch.nn.Module, bits: int) -> torch.nn.Module:
 
 @torch.no_grad()
 def rows(model: torch.nn.Module, windows: torch.Tensor, prefix: tuple[int, ...] = ()) -> Floats:
-    """Log-probabilities of windows ``[w, n]`` at all positions but the last: ``[w, n - 1, vocabulary]``."""
+    """Return log-probabilities of windows ``[w, n]`` at all positions but the last: ``[w, n - 1, vocabulary]``."""
     before = torch.tensor(prefix, dtype=torch.long).expand(len(windows), -1)
     parts = torch.cat([before, windows], 1).split(16)
     logits = torch.cat([model(part).logits[:, len(prefix) : -1].double() for part in parts])
@@ -49,8 +49,8 @@ def rows(model: torch.nn.Module, windows: torch.Tensor, prefix: tuple[int, ...] 
 
 @torch.no_grad()
 def generated(model: torch.nn.Module, count: int, length: int, temperature: float = 1.0) -> torch.Tensor:
-    """Windows that the model samples, from its first tokens on."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    """Return windows that the model samples, from its first tokens on."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     tokens = torch.randint(3, int(vocabulary), (count, 4))
     while tokens.shape[1] < length:
         logits = model(tokens).logits[:, -1].double()
@@ -62,7 +62,7 @@ def generated(model: torch.nn.Module, count: int, length: int, temperature: floa
 
 
 def answers(served: Floats, windows: torch.Tensor, top: int) -> list[Answer]:
-    """What a server with these log-probabilities says, in float32."""
+    """Return what a server with these log-probabilities says, in float32."""
     given = []
     for each, tokens in zip(served.astype(np.float32).astype(float), windows.numpy(), strict=True):
         ids = np.argsort(-each, axis=1)[:, :top]
