@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 from hemorrhage.analyze.budget import INSIDE, OUTSIDE, Check
 from hemorrhage.judge import answer
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
 
+CHECKED = answer.Interval(0.06, 0.05, 0.07, "prose")
 CHECK = Check("kl", "kl_mean[w64]", "prose", 0.1, INSIDE, "", 0.05, 0.04, 0.06, 0.06, 64)
 ROW = answer.Row(
     file="m-Q8_0",
@@ -45,6 +47,18 @@ def test_the_table_has_a_line_for_each_file_and_a_note_for_each_that_is_not_insi
     assert first[:4] == ["m-Q8_0", "GGUF", "Q8_0", "144.8"]
     assert first[-4:] == ["%", "x1.011", "–", "yes"]
     assert lines[5:] == ["inside: every bound below kl 0.1", "m-Q2_K: kl: outside", "x: truncated", "x: look"]
+
+
+def test_an_engine_is_a_note_and_in_the_json() -> None:
+    measured = answer.InEngine("llama.cpp b1", CHECKED, answer.Interval(0.01, 0, 0.02, "prose"), ROW.same_top1)
+    row = replace(ROW, engines=[measured, answer.InEngine("vLLM 1", gap="not exported: no such kernel")])
+    assert answer.as_table([row], {"kl": 0.1}).splitlines()[-2:] == [
+        "m-Q8_0 in llama.cpp b1: KL 0.06 (0.05 to 0.07), of that the engine 0.01 (0 to 0.02), same top-1 97.0 %",
+        "m-Q8_0 in vLLM 1: not exported: no such kernel",
+    ]
+    first, second = cast(Any, row.as_json()["engines"])
+    assert first["added"] == {"value": 0.01, "low": 0, "high": 0.02, "dataset": "prose"}
+    assert (second["kl"], second["gap"]) == (None, "not exported: no such kernel")
 
 
 def test_json_has_every_number_and_check() -> None:

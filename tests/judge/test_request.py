@@ -15,11 +15,14 @@ COMMIT = "0123456789" * 4
 
 
 def test_the_study_of_a_judgement_is_valid(tiny: Path, tmp_path: Path) -> None:
-    asked = request.Request(str(tiny), [str(tiny), f"org/x-AWQ@{COMMIT}"], {"kl": 0.05}, windows=8)
+    asked = request.Request(
+        str(tiny), [str(tiny), f"org/x-AWQ@{COMMIT}"], {"kl": 0.05}, windows=8, engines=["transformers"]
+    )
     YAML().dump(asked.content(), tmp_path / "params.yaml")
     params = config.read(tmp_path / "params.yaml")
     assert list(config.variants(params)) == [f"file-{tiny.name.lower()}", "file-x-awq"]
     assert params.evaluate.windows == 8
+    assert (params.evaluate.engines.names, params.evaluate.engines.variants) == (["transformers"], "all")
     assert params.analyze.budget.model_dump(exclude_none=True) == {"kl": 0.05}
 
 

@@ -15,6 +15,7 @@ from hemorrhage.judge import run
         ("params.yaml: compress.file_2.files: x is missing", "FILE: x is missing"),
         ("params.yaml: evaluate.window: 1 is more", "--window: 1 is more"),
         ("add text, or lower evaluate.windows or evaluate.window", "add text, or lower --windows or --window"),
+        ("params.yaml: evaluate.engines: llama.cpp is not installed", "--engine: llama.cpp is not installed"),
         ("params.yaml: evaluate.dtype: unknown", "evaluate.dtype: unknown"),
     ],
 )

@@ -44,9 +44,15 @@ def judged(tiny: Path, files: list[str], home: Path, *more: str) -> int:
 
 def test_a_judgement(tiny: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "home"
-    assert judged(tiny, files[:1], home, "--json") == NO
+    assert judged(tiny, files[:1], home, "--json", "--engine", "transformers") == NO
     content: Any = json.loads(capsys.readouterr().out)
     (half,) = content["files"]
+    (engine,) = half["engines"]
+    assert engine["engine"].startswith("transformers ")
+    assert engine["kl"]["value"] == pytest.approx(half["kl"]["value"], rel=1e-3), "the same library in float32"
+    assert abs(engine["added"]["value"]) < 1e-6
+    limited = {each["dataset"] for each in half["checks"]}
+    assert limited == {"prose", "code", *(f"{corpus} in {engine['engine']}" for corpus in ("prose", "code"))}
     assert (half["file"], half["answer"], half["format"]) == ("half", "no", "float32")
     assert half["kl"]["low"] < half["kl"]["value"] < half["kl"]["high"]
     # A second call evaluates the new file alone; what can't be read is not measured, and the others are.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from xml.etree import ElementTree
 
 from hemorrhage.analyze.axes import failure as failed
 from hemorrhage.analyze.budget import FROM_BEST, INSIDE, Check, exit_code, judge
-from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
+from hemorrhage.analyze.protocol import of_engine
+from hemorrhage.analyze.rows.engines import ADDED, in_engine
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.study import Study
 from hemorrhage.compress.methods.published.external import format_of
@@ -18,6 +20,9 @@ from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.command import ANSWERS, CANNOT_TELL, NOT_MEASURED, YES
 
 MISSING = "–"
+
+IN_ENGINES = ("kl", "perplexity")
+"""Limits that an engine's damage is held to, too."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,31 @@ class Interval:
     low: float
     high: float
     dataset: str
+
+
+@dataclass(frozen=True)
+class InEngine:
+    """A file in an engine, on the corpus where its KL is worst; ``added``: what the engine adds to that of the weights.
+
+    ``gap``: why it was not measured.
+    """
+
+    engine: str
+    kl: Interval | None = None
+    added: Interval | None = None
+    same_top1: Interval | None = None
+    gap: str = ""
+
+    def as_json(self) -> Json:
+        """Plain content."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """``in llama.cpp b1: KL 0.12 (0.1 to 0.14), of that the engine 0.01 (0 to 0.02), same top-1 97.0 %``."""
+        if self.kl is None or self.added is None or self.same_top1 is None:
+            return f"in {self.engine}: {self.gap}"
+        added, same = _shown(self.added), 100 * self.same_top1.value
+        return f"in {self.engine}: KL {_shown(self.kl)}, of that the engine {added}, same top-1 {same:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -51,6 +81,7 @@ class Row:
     reason: str
     checks: Sequence[Check]
     warnings: Sequence[str] = ()
+    engines: Sequence[InEngine] = ()
 
     def as_json(self) -> Json:
         """Plain content."""
@@ -65,6 +96,7 @@ class Row:
             "reason": self.reason,
             "checks": [check.as_json() for check in self.checks],
             "warnings": list(self.warnings),
+            "engines": [each.as_json() for each in self.engines],
         }
 
 
@@ -74,8 +106,8 @@ def rows_of(study: Study, files: Sequence[str]) -> list[Row]:
     ``files``: what the user calls them, which is shown of those that have one name.
     """
     variants = {name: variant for name, variant in study.inputs.variants.items() if name != BASE}
-    spec = study.spec
-    checks = judge(study.rows, list(variants), spec.budget, spec.confidence, [list(variants)])
+    served = study.inputs.served
+    checks = _checks(study, list(variants))
     numbers, corpora = Numbers(study.rows), list(study.blocks)
     flags = {name: [flag.evidence for flag in study.flags if flag.variant == name] for name in variants}
     labels = Counter(variant.label for variant in variants.values())
@@ -88,9 +120,50 @@ def rows_of(study: Study, files: Sequence[str]) -> list[Row]:
             corpora,
             checks[name],
             flags[name],
+            [_in_engine(numbers, corpora, name, engine, outputs[name]) for engine, outputs in served.items()],
         )
         for given, (name, variant) in zip(files, variants.items(), strict=True)
     ]
+
+
+def _checks(study: Study, variants: Sequence[str]) -> dict[str, list[Check]]:
+    """Check every variant against the budget, by this bench's own reading and in each engine."""
+    spec, served = study.spec, study.inputs.served
+    checks = judge(study.rows, variants, spec.budget, spec.confidence, [variants])
+    of_engines = {key: limit for key, limit in spec.budget.items() if key in IN_ENGINES}
+    for engine, outputs in served.items():
+        rows = in_engine(study.rows, engine)
+        for name, more in judge(rows, variants, of_engines, spec.confidence, [variants]).items():
+            title, gap = _title(outputs[name]), _gap(outputs[name])
+            checks[name] += [
+                replace(each, dataset=f"{each.dataset} in {title}", reason=gap or each.reason) for each in more
+            ]
+    return checks
+
+
+def _in_engine(numbers: Numbers, corpora: Sequence[str], variant: str, engine: str, output: Output) -> InEngine:
+    """Return what a file does in an engine."""
+    kls = [(name, numbers.get(variant, of_engine("kl_mean", engine), name)) for name in corpora]
+    known = [(name, estimate) for name, estimate in kls if estimate]
+    if not known:
+        return InEngine(_title(output), gap=_gap(output))
+    worst = max(known, key=lambda each: each[1].value)[0]
+
+    def interval(metric: str, part: str = "") -> Interval | None:
+        found = numbers.get(variant, of_engine(metric, engine, part), worst)
+        return Interval(found.value, found.low, found.high, worst) if found else None
+
+    return InEngine(_title(output), interval("kl_mean"), interval("kl_mean", ADDED), interval("same_top1"))
+
+
+def _title(output: Output) -> str:
+    engine = output.manifest["engine"]
+    return f"{engine['title']} {engine['version']}"
+
+
+def _gap(output: Output) -> str:
+    """Return why an engine did not run a file; empty where it did."""
+    return output.failure or output.manifest.get("gaps", {}).get("all", "")
 
 
 def unread(file: str, reason: str) -> Row:
@@ -106,6 +179,7 @@ def _row(
     corpora: Sequence[str],
     checks: Sequence[Check],
     warnings: Sequence[str],
+    engines: Sequence[InEngine],
 ) -> Row:
     failure = failed(inputs, variant)
     manifest = variant.manifest
@@ -131,6 +205,7 @@ def _row(
         reason=(failure or _decides(checks)).removeprefix("InputError: ").removeprefix("ValueError: "),
         checks=checks,
         warnings=warnings,
+        engines=engines,
     )
 
 
@@ -166,12 +241,13 @@ def as_table(rows: Sequence[Row], budget: Mapping[str, float]) -> str:
     ]
     limits = ", ".join(f"{name} {limit:g}" for name, limit in budget.items())
     notes = [f"{row.file}: {row.reason}" for row in rows if row.status != YES]
+    notes += [f"{row.file} {each}" for row in rows for each in row.engines]
     notes += [f"{row.file}: {warning}" for row in rows for warning in row.warnings]
     return "\n".join([*table, "", f"inside: every bound below {limits}", *notes])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    kl = row.kl and f"{row.kl.value:.3g} ({row.kl.low:.3g} to {row.kl.high:.3g})"
+    kl = row.kl and _shown(row.kl)
     return (
         row.file,
         format_of(row.storage),
@@ -184,6 +260,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{100 * row.flips.value:.1f} %" if row.flips else MISSING,
         ANSWERS[row.status],
     )
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.value:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def as_json(rows: Sequence[Row], base: str, budget: Mapping[str, float], address: str | None) -> Json:

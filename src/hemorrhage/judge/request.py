@@ -37,6 +37,7 @@ class Request:
 
     The corpora are ``texts``, files of the user of which ``score`` says what counts, else the bench's own. Without
     ``windows`` it is all of a file, and ``WINDOWS`` of the bench's corpora.
+    ``engines``: where the files are measured once more.
     """
 
     base: str
@@ -46,6 +47,7 @@ class Request:
     score: str = "all"
     windows: int | None = None
     window: int = 64
+    engines: Sequence[str] = ()
     seed: int = 0
     confidence: float = 0.95
 
@@ -63,6 +65,7 @@ class Request:
                 "window": self.window,
                 "windows": self.windows or ("all" if self.texts else WINDOWS),
                 "tasks": list(TASKS),
+                "engines": list(self.engines),
                 "harness": {"tasks": [], "items": 1, "batch": 1},
                 "code_tasks": {
                     "tasks": [], "items": 1, "new_tokens": 1, "batch": 1, "seconds": 1, "memory_mb": 64,

@@ -32,7 +32,7 @@ from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.params import ConfigError
 from hemorrhage.study.plan import Plan
 
-WANTED = ("base", "texts", "tasks", "references", "checkpoints", "evaluations")
+WANTED = ("base", "texts", "tasks", "references", "checkpoints", "evaluations", "served")
 """Kinds of output that a judgement rests on."""
 
 LOGS, PARAMS = Path("logs"), Path("params.yaml")
@@ -42,6 +42,7 @@ IN_WORDS = {
     r"^model\.(path|id)": "BASE",
     r"^compress\.\w+\.files": "FILE",
     r"^evaluate\.corpora\S*": "--texts",
+    r"^evaluate\.engines": "--engine",
     r"\bevaluate\.(windows?)\b": r"--\1",
 }
 """Pattern of a key of params.yaml -> the argument that it comes from."""

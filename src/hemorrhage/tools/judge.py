@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemorrhage.compress.methods.published.external import file_name
+from hemorrhage.engines import environment
+from hemorrhage.engines.environment import FOLDER_VARIABLE
+from hemorrhage.engines.registry import ENGINES
 from hemorrhage.judge import cache
 from hemorrhage.judge.request import BUDGET, Content, Request, unreadable
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES, CommandError, Parser, json_text
@@ -37,6 +40,7 @@ def parser() -> Parser:
             "hemorrhage judge models/base models/base-gptq models/base-Q4_K_M.gguf",
             "hemorrhage judge models/base models/base-awq --budget kl=0.05,flips=0.02 --json",
             "hemorrhage judge models/base models/base-awq --texts support.jsonl --score assistant",
+            "hemorrhage judge models/base models/base-Q4_K_M.gguf --engine llama_cpp",
         ],
         {
             YES: "every file is inside the budget",
@@ -53,6 +57,13 @@ def parser() -> Parser:
         "--texts", nargs="+", default=[], metavar="FILE", help="evaluate these .txt, .jsonl or .parquet files of yours"
     )
     made.add_argument("--score", choices=("all", "assistant"), default="all", help="what counts of conversations")
+    made.add_argument(
+        "--engine",
+        action="append",
+        default=[],
+        choices=list(ENGINES),
+        help="measure and judge the files in this engine, too; may be given several times",
+    )
     made.add_argument("--windows", type=_count, metavar="N", help="of each corpus; default: 64, or all of --texts")
     made.add_argument("--window", type=_count, default=64, metavar="TOKENS", help="tokens of a window; default: 64")
     made.add_argument("--cores", type=_count, default=os.cpu_count() or 1, metavar="N", help="default: all")
@@ -93,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         score=arguments.score,
         windows=arguments.windows,
         window=arguments.window,
+        engines=list(dict.fromkeys(arguments.engine)),
     )
     content = request.content()
     study = _study(content, arguments) if files else None
@@ -128,6 +140,8 @@ def _study(content: Content, arguments: argparse.Namespace) -> Study:
 
     html, folder = (path and path.resolve() for path in (arguments.html, arguments.cards))
     home = arguments.cache.resolve()
+    # The study runs in the cache's folder; engines are those of this one.
+    os.environ[FOLDER_VARIABLE] = str(environment.home())
     with cache.locked(home), chdir(home), tempfile.TemporaryDirectory(dir=home, prefix=cache.SCRATCH) as scratch:
         judged = run(content, Path(scratch), arguments.cores, _say)
         if html:

@@ -12,8 +12,9 @@ import pytest
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.__main__ import analyze
-from hemorrhage.analyze.protocol import add_protocol, of_engine
-from hemorrhage.analyze.rows.engines import ADDED, KERNELS, WEIGHTS, engine_rows
+from hemorrhage.analyze.protocol import add_protocol, of_engine, strip_protocol
+from hemorrhage.analyze.rows.engines import ADDED, KERNELS, WEIGHTS, engine_rows, in_engine
+from hemorrhage.analyze.rows.schema import table_of
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.runtime.artifact import read_manifest
@@ -89,6 +90,18 @@ def test_what_the_weights_cost_and_what_the_engine_adds(outputs: dict[str, Any],
     assert (speed.estimate, speed.low, speed.high) == (2, 1, 3)
     assert speed.protocol.endswith("engine=llama_cpp-b1")
     assert rows[of_engine("peak_bytes", "llama_cpp"), ""].estimate == 7
+
+
+def test_an_engines_rows_are_the_metrics_own_for_who_asks_about_it(outputs: dict[str, Any], tmp_path: Path) -> None:
+    folder = served(outputs, tmp_path, "rtn-3", 0.25)
+    read = inputs.read({kind: outputs[kind] for kind in ("base", "checkpoints")} | {"served": [folder]})
+    rows = table_of(list(engine_rows(read, SPEC)))
+    found = in_engine(rows, "llama_cpp")
+    assert set(found.metric.map(strip_protocol)) == {"kl_mean", "ln_perplexity_ratio", "same_top1"}
+    assert found.metric.str.endswith("-llama_cpp-b1]").all()
+    whole = rows[rows.metric.map(strip_protocol) == of_engine("kl_mean", "llama_cpp")]
+    assert found[found.metric.str.startswith("kl_mean[")].estimate.tolist() == whole.estimate.tolist()
+    assert in_engine(rows, "vllm").empty
 
 
 def test_a_gap_has_no_rows_and_a_failure_has_rows_that_say_why(outputs: dict[str, Any], tmp_path: Path) -> None:

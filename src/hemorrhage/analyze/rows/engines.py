@@ -8,15 +8,16 @@ rounding errors of the kernels happen to undo some of the weights'.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.protocol import add_protocol, of_engine
+from hemorrhage.analyze.protocol import add_protocol, of_engine, strip_protocol
 from hemorrhage.analyze.rows.diagnostics import cost_rows
+from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
@@ -39,6 +40,18 @@ def engine_rows(inputs: Inputs, spec: Spec) -> Iterator[Row]:
         for name in inputs.variants:
             if name in outputs:
                 yield from _rows(inputs.variants[name], engine, outputs[name], spec)
+
+
+def in_engine(rows: pd.DataFrame, engine: str) -> pd.DataFrame:
+    """Return the rows of an engine's whole damage under the metrics' own names: for whoever asks about that engine."""
+    names = {of_engine(metric, engine): metric for metric in METRICS}
+    chosen = rows[rows["metric"].map(strip_protocol).isin(names)]
+    return chosen.assign(metric=[_renamed(metric, names) for metric in chosen["metric"]])
+
+
+def _renamed(metric: str, names: Mapping[str, str]) -> str:
+    name = strip_protocol(metric)
+    return names[name] + metric.removeprefix(name)
 
 
 def _rows(variant: Variant, engine: str, output: Output, spec: Spec) -> Iterator[Row]:
@@ -64,7 +77,7 @@ def _keys() -> list[tuple[str, str]]:
 
 
 def _statistics(tokens: pd.DataFrame, corpus: str, spec: Spec) -> dict[tuple[str, str], Statistic]:
-    """Return each metric's parts on one corpus; what is added has a test against nothing."""
+    """Return each metric's parts on one corpus; what is added has a test against what float32 leaves in doubt."""
     _, block = np.unique(tokens["window"].to_numpy(), return_inverse=True)
     sizes = np.bincount(block).astype(np.int64)
     counts = bootstrap.draws(corpus, len(sizes), spec.resamples, spec.seed)
@@ -74,7 +87,8 @@ def _statistics(tokens: pd.DataFrame, corpus: str, spec: Spec) -> dict[tuple[str
         low, high = bootstrap.interval(bootstrap.means(counts, sums, sizes), spec.confidence, len(sizes))
         statistic = Statistic(float(values.mean()), low, high, len(sizes))
         if part == ADDED:
-            statistic = replace(statistic, p=significance.sign_flip(sums, spec.seed))
+            beyond = np.sign(sums) * np.maximum(np.abs(sums) - ROUNDING * sizes, 0)
+            statistic = replace(statistic, p=significance.sign_flip(beyond, spec.seed))
         statistics[metric, part] = statistic
     return statistics
 

@@ -10,6 +10,7 @@ from hemorrhage.analyze.inputs import Output
 from hemorrhage.analyze.protocol import of_engine
 from hemorrhage.analyze.report.charts.scales import factor
 from hemorrhage.analyze.rows.engines import ADDED, KERNELS, WEIGHTS
+from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.study import Study
 
@@ -25,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class EngineRow:
-    """A variant in an engine; ``adds``: what the engine adds is not 0 within its interval."""
+    """A variant in an engine; ``adds``: what the engine adds is more, or less, than float32 leaves in doubt."""
 
     variant: str
     engine: str
@@ -90,18 +91,23 @@ def _row(numbers: Numbers, variant: str, engine: str, release: str, corpus: str)
         kernels=_cell(kernels),
         same_top1=Cell(f"{100 * same.value:.1f}", _interval(same, times=100, digits=3), same.value),
         perplexity=Cell(factor(ratio.value), f"engine {factor(more.value)}", ratio.value),
-        adds=not math.isnan(added.low) and not added.low <= 0 <= added.high,
+        adds=added.low > ROUNDING or added.high < -ROUNDING,
     )
 
 
 def _cell(estimate: Estimate) -> Cell:
-    return Cell(f"{estimate.value:.2g}", _interval(estimate), estimate.value)
+    return Cell(_number(estimate.value), _interval(estimate), estimate.value)
 
 
 def _interval(estimate: Estimate, times: float = 1, digits: int = 2) -> str:
     if math.isnan(estimate.low):
         return ""
-    return f"{times * estimate.low:.{digits}g} to {times * estimate.high:.{digits}g}"
+    return f"{_number(times * estimate.low, digits)} to {_number(times * estimate.high, digits)}"
+
+
+def _number(value: float, digits: int = 2) -> str:
+    """Write a number; 0 for what float32 leaves in doubt."""
+    return f"{value:.{digits}g}" if abs(value) >= ROUNDING else "0"
 
 
 def _facts(outputs: Mapping[str, Output]) -> str:
