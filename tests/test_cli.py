@@ -19,6 +19,7 @@ from hemorrhage.study.params import ConfigError
 from tests.conftest import ROOT
 
 NEEDS_ARGUMENTS = {
+    "identify": ["http://127.0.0.1:9", "--model", "m"],
     "compare": ["a", "b"],
     "export": ["a", "b"],
     "params": ["a"],

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, in the engine's environment: ``python llama_server.py MODEL.gguf PORT NAME``; until killed."""
+"""llama.cpp's own server in the engine's environment, until killed: ``python llama_server.py MODEL.gguf PORT NAME``."""
 
 from __future__ import annotations
 

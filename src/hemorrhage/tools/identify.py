@@ -95,8 +95,8 @@ def parser() -> Parser:
         "Ask whether a server's model is the one that it claims to be: which known variant explains what it serves.",
         [
             "hemorrhage identify http://127.0.0.1:8000 --model gptq-4 --claimed gptq-4",
-            "hemorrhage identify https://example.org/v1 --model my-model --key-env MY_KEY --base models/base"
-            " --variant rtn-4=out/rtn-4 --text sample.txt",
+            "hemorrhage identify http://127.0.0.1:8000 --model m --base models/m --variant q4=out/q4 --text sample.txt",
+            "hemorrhage identify https://example.org/v1 --model m --key-env MY_KEY --samples 1 --tokens 2000",
         ],
         {
             YES: "the claimed variant explains it, and no other does",
