@@ -35,3 +35,17 @@ def test_a_category_is_in_the_name() -> None:
     assert protocol.category_of(named) == ("kl_mean", "a (b) = c")
     assert protocol.category_of(protocol.add_protocol("kl_mean{position=1}", stated)) is None
     assert protocol.category_of("kl_mean") is None
+
+
+def test_a_stage_is_in_the_name_and_in_the_tag() -> None:
+    stated = 'window=9 stride=9 bos=0 join="" predicted=9 dtype=float32 stage=confirmation'
+    for plain in ("kl_mean", protocol.of_category("kl_mean", "a (b)")):
+        whole = protocol.add_protocol(plain, stated)
+        named = protocol.of_stage(whole, protocol.CONFIRMATION)
+        assert named.startswith("kl_mean{stage=confirmation}")
+        assert named.endswith("[w9-s9-b0-j0-n9-f32-confirmation]")
+        assert protocol.strip_protocol(named) != "kl_mean", "it is no metric of the evaluation"
+        assert protocol.category_of(named) is None
+        assert protocol.without_stage(named, protocol.CONFIRMATION) == whole
+        assert protocol.without_stage(whole, protocol.CONFIRMATION) is None
+    assert protocol.without_stage(protocol.of_stage("mean_flips", "confirmation"), "confirmation") == "mean_flips"

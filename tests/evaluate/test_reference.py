@@ -39,6 +39,12 @@ def test_windows_are_spread_evenly_and_do_not_overlap() -> None:
         cut_windows(tokens, 10, 11, [])
 
 
+def test_fresh_windows_are_none_of_those_of_other_references() -> None:
+    tokens = torch.arange(103, dtype=torch.int32)
+    assert cut_windows(tokens, 10, 3, [], [5, 2])[:, 0].tolist() == [10, 30, 70]
+    assert cut_windows(tokens, 10, 99, [], [5, 2])[:, 0].tolist() == [10, 30, 70, 90], "as many as are left"
+
+
 def test_windows_begin_with_all_that_the_tokenizer_puts_there_and_none_of_it_is_predicted(tokenizer: Any) -> None:
     windows = cut_windows(torch.arange(3, 103, dtype=torch.int32), 12, 5, [1, 2])
     assert windows[:, :2].tolist() == [[1, 2]] * 5

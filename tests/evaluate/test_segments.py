@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hemorrhage.data.texts.file import Segment
-from hemorrhage.evaluate.segments import cut_segments
+from hemorrhage.evaluate.segments import cut_segments, spread_evenly
 
 TOKENS = torch.arange(100, 120, dtype=torch.int32)
 SEGMENTS = pd.DataFrame({"tokens": [7, 3, 10], "category": ["a", "a", "b"]})
@@ -75,3 +75,12 @@ def test_the_text_step_counts_the_same_windows(leading: list[int], window: int) 
     first = 0 if leading else 1
     counted = sum(Segment(np.zeros(len(p), dtype=np.int32), p, "").windows(window - len(leading), first) for p in parts)
     assert cut.available == counted
+
+
+def test_a_spread_avoids_the_windows_of_others() -> None:
+    assert spread_evenly(12, 4) == [0, 3, 6, 9]
+    fresh = spread_evenly(12, 4, [4, 2])
+    assert fresh == [1, 4, 7, 10]
+    assert spread_evenly(12, 99, [4, 2]) == [1, 2, 4, 5, 7, 8, 10, 11], "as many as are left"
+    cut = cut_segments(TOKENS, torch.ones(20, dtype=torch.bool), SEGMENTS, 5, 99, [1], [3])
+    assert cut.windows[:, 1].tolist() == [104, 110, 118]

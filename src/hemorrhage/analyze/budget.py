@@ -26,7 +26,7 @@ import pandas as pd
 from scipy import stats
 
 from hemorrhage.analyze.inputs import BASE
-from hemorrhage.analyze.protocol import category_of, strip_protocol
+from hemorrhage.analyze.protocol import CONFIRMATION, category_of, strip_protocol, without_stage
 from hemorrhage.analyze.stats import bounds
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
 
@@ -305,7 +305,7 @@ def judge(
     ``budget``: key of DAMAGE_KINDS -> limit. ``groups``: variants that could be picked instead of each other, for which
     the bounds hold together; of one in no group they hold for it alone.
     """
-    limited = _limited(rows, variants, budget, confidence)
+    limited = _limited(deciding(rows), variants, budget, confidence)
     levels = dict.fromkeys(variants, (1 - confidence, 1 - confidence))
     for group in groups:
         members = {variant: limited[variant] for variant in group if variant in limited}
@@ -349,6 +349,21 @@ def _levels(members: Mapping[str, Sequence[_Limited]], error: float) -> dict[str
             break
         left = remaining
     return {name: (level, error / len(members)) for name, level in levels.items()}
+
+
+def deciding(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that verdicts rest on: where a variant was confirmed, those of the confirmation.
+
+    They have the metrics' own names then, and those of the evaluation, by which the variant was chosen, are left out.
+    """
+    plain = rows["metric"].map(lambda metric: without_stage(metric, CONFIRMATION))
+    if plain.isna().all():
+        return rows
+    fresh = rows[plain.notna()].assign(metric=plain.dropna())
+    confirmed = set(zip(fresh["variant"], fresh["dataset"], fresh["metric"].map(strip_protocol), strict=True))
+    others = rows[plain.isna()]
+    names = zip(others["variant"], others["dataset"], others["metric"].map(strip_protocol), strict=True)
+    return pd.concat([others[[name not in confirmed for name in names]], fresh])
 
 
 FROM_BEST = (YES, CANNOT_TELL, NOT_MEASURED, NO)

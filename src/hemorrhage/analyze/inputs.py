@@ -149,7 +149,8 @@ class Inputs:
     ``configs``: the checkpoints' config.json; ``architecture``: the base model's, where it has one. ``calibration``:
     the calibration windows, int32 ``[windows, length]``, none where nothing was calibrated. ``texts``: corpus -> the
     evaluated windows, int32 ``[windows, window]``. ``others``: kind -> its outputs with every table, of kinds that this
-    module does not know. ``bracket``: what a screening added.
+    module does not know. ``bracket``: what a screening added, ``confirmations``: what was measured again of what could
+    ship.
     """
 
     base: CheckpointManifest
@@ -168,6 +169,7 @@ class Inputs:
     texts: dict[str, Tokens] = field(default_factory=dict, repr=False)
     others: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False)
     bracket: Bracket | None = None
+    confirmations: dict[str, Output] = field(default_factory=dict)
 
 
 TABLES = {
@@ -176,6 +178,7 @@ TABLES = {
     "harness": ("items.parquet",),
     "code_tasks": ("programs.parquet",),
     "corrections": ("tokens.parquet",),
+    "confirmations": ("tokens.parquet", "windows.parquet", "items.parquet"),
 }
 """Kind of what is measured on a model -> the tables that are read of it."""
 
@@ -231,6 +234,7 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
         calibration=_calibration(folders.get("calibrations", [])),
         texts=_texts(folders.get("references", [])),
         others=others,
+        confirmations=measured["confirmations"],
         bracket=next(map(read_bracket, folders.get(BRACKETS, [])), None),
     )
 

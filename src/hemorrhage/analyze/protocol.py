@@ -7,6 +7,9 @@ import re
 
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 LETTERS = {"\n": "n", " ": "s"}
+CONFIRMATION = "confirmation"
+"""Stage whose numbers decide: measured on text and items that nothing before has read."""
+
 NEEDED = ("window", "stride", "bos", "join", "predicted", "dtype")
 
 
@@ -14,9 +17,9 @@ def tag(protocol: str) -> str:
     """Shorten a protocol as the evaluate step states it: ``w128-s128-b0-jnn-n2032-f32``.
 
     In order: window, stride and whether it begins with BOS, what joins documents (n a newline, s a space, other
-    characters in hexadecimal UTF-8, 0 nothing), predicted tokens, dtype, and of a user's file, where the assistant's
-    tokens alone are scored, ``-assistant``; last, of what an engine computed, its name and release. Raises ValueError
-    where one is missing.
+    characters in hexadecimal UTF-8, 0 nothing), predicted tokens, dtype, of a user's file, where the assistant's tokens
+    alone are scored, ``-assistant``, and the stage where it is another than the evaluation; last, of what an engine
+    computed, its name and release. Raises ValueError where one is missing.
     """
     settings = dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', protocol))
     for key in NEEDED:
@@ -26,13 +29,28 @@ def tag(protocol: str) -> str:
     dtype = DTYPES.get(settings["dtype"], settings["dtype"])
     window = f"w{settings['window']}-s{settings['stride']}-b{settings['bos']}"
     score = "-assistant" if settings.get("score") == "assistant" else ""
+    stage = f"-{settings['stage']}" if "stage" in settings else ""
     engine = f"-{settings['engine']}" if "engine" in settings else ""
-    return f"{window}-j{join}-n{settings['predicted']}-{dtype}{score}{engine}"
+    return f"{window}-j{join}-n{settings['predicted']}-{dtype}{score}{stage}{engine}"
 
 
 def add_protocol(metric: str, protocol: str) -> str:
     """Return a metric's whole name, such as ``perplexity[w128-s128-b0-jnn-n2032-f32]``."""
     return f"{metric}[{tag(protocol)}]"
+
+
+def of_stage(metric: str, stage: str) -> str:
+    """Return the name of a metric that was measured for another stage: ``kl_mean{stage=confirmation}``.
+
+    It is no metric of the evaluation, whatever stands behind the name.
+    """
+    return re.sub(r"^\w+", rf"\g<0>{{stage={stage}}}", metric)
+
+
+def without_stage(metric: str, stage: str) -> str | None:
+    """Return what ``of_stage`` was given for this stage; None for another metric."""
+    match = re.match(rf"(\w+){{stage={stage}}}(.*)", metric)
+    return f"{match[1]}{match[2]}" if match else None
 
 
 def of_category(metric: str, category: str) -> str:

@@ -110,6 +110,7 @@ def strip_tables(inputs: Inputs) -> Inputs:
         served={engine: strip_outputs(outputs) for engine, outputs in inputs.served.items()},
         others={kind: strip_outputs(outputs) for kind, outputs in inputs.others.items()},
         bracket=inputs.bracket,
+        confirmations=strip_outputs(inputs.confirmations),
         sibling=None if sibling is None else replace(sibling, decoded=Output(sibling.decoded.manifest, {})),
     )
 

@@ -1,8 +1,8 @@
 """Choose the points that are added between those of a sweep, and the variants that have to be confirmed.
 
 On each curve the budget falls between the last point that is inside and the first that is outside. What lies between
-them is worth making where it would be smaller than the smallest variant inside. The points nearest to where the damage
-is predicted to reach its limit come first, one of each curve in turn.
+them is worth making where it would be smaller than the smallest variant inside. The points that are predicted to use up
+about two thirds of the limit come first, one of each curve in turn.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ UNALTERED_BITS = 16.0
 
 LEAST = 1e-9
 """Share of a limit that is taken for one of 0, or less."""
+
+WANTED = -math.log(1.5)
+"""ln of the predicted share of a limit that a point should have: nearer to the limit much text is needed to decide."""
 
 HOPELESS = math.log(4)
 """ln of the predicted share of a limit above which a point is not worth making."""
@@ -119,7 +122,7 @@ def _between(
     smaller = [each for each in candidates if smallest is None or each.size < smallest.size]
     if not smaller:
         return f"what lies between would be no smaller than {smallest.variant if smallest else 'the base'}", []
-    hopeful = sorted((each for each in smaller if each.used < HOPELESS), key=lambda each: abs(each.used))
+    hopeful = sorted((each for each in smaller if each.used < HOPELESS), key=lambda each: abs(each.used - WANTED))
     return ("" if hopeful else "what lies between would be outside, too"), hopeful
 
 

@@ -197,6 +197,9 @@ TEXTS = Input(("texts",), lambda design, _name: [("texts", each) for each in des
 PROBES = Input(("tasks",), lambda design, _name: [("tasks", each) for each in design.params.evaluate.tasks])
 
 
+FRESH_TASKS = Input(("fresh_tasks",), lambda design, _name: [("fresh_tasks", each) for each in _fresh_tasks(design)])
+
+
 def needs_calibration(design: Design, variant: str) -> bool:
     """Tell whether a variant's method reads the calibration statistics."""
     return bool(design.variants[variant].settings.statistics)
@@ -243,7 +246,9 @@ def tokens_needed(design: Design, corpus: str) -> dict[str, int]:
             # They end where a conversation does, so that tokens don't tell their number.
             needed |= {"windows": windows, "window": params.evaluate.window}
         else:
-            needed["evaluation"] = windows * params.evaluate.window
+            # Of a confirmation as many as are left, and at least two.
+            fresh = params.screen.windows + 2 if params.screen.confirm.windows else 0
+            needed["evaluation"] = (windows + fresh) * params.evaluate.window
     for entry in params.decode.open_ended:
         if corpus == entry.task:
             needed["evaluation"] = max(needed["evaluation"], entry.items * (entry.prefix or 0))
@@ -283,6 +288,28 @@ def _of_stage(design: Design, stage: str, windows: int) -> Json:
     evaluate = design.params.evaluate
     none = {"windows": 0, "window": evaluate.diagnostics.window}
     return {"dtype": evaluate.dtype, "window": evaluate.window, "windows": windows, "diagnostics": none, "stage": stage}
+
+
+def _confirmed(design: Design) -> list[str]:
+    return list(design.confirmed) if design.params.screen.confirm.windows else []
+
+
+def _fresh_tasks(design: Design) -> list[str]:
+    asked = _confirmed(design) and design.params.screen.confirm.items
+    return list(design.params.evaluate.tasks) if asked else []
+
+
+def _confirmation_reference(design: Design, _name: str) -> Json:
+    screen, evaluate = design.params.screen, design.params.evaluate
+    return {
+        **_of_stage(design, "confirmation", screen.confirm.windows),
+        "avoided": [int(evaluate.windows), screen.windows],
+    }
+
+
+def _fresh_task(design: Design, task: str) -> Json:
+    data = design.params.data
+    return {"task": task, "items": design.params.screen.confirm.items, "skip": data.items, "seed": data.seed}
 
 
 def _bracket(design: Design, _name: str) -> Json:
@@ -628,6 +655,57 @@ KINDS: dict[str, Kind] = {
                 load.shape.forward(load.evaluation(10 if name in load.design.params.evaluate.diagnostics.ablate else 1))
                 + 2e-12 * load.windows() * load.shape.embedding
             ),
+            by_blocks=True,
+            of_models=True,
+            is_analyzed=True,
+        ),
+        Kind(
+            "fresh_tasks",
+            rule="fresh_task",
+            stage="evaluate",
+            step="hemorrhage.data.tasks.fresh",
+            names=_fresh_tasks,
+            settings=_fresh_task,
+            arguments=_fresh_task,
+            costs_like="tasks",
+        ),
+        Kind(
+            "confirmation_references",
+            rule="confirmation_reference",
+            stage="evaluate",
+            step="hemorrhage.evaluate.reference",
+            names=lambda design: [BASE] if _confirmed(design) else [],
+            inputs={"base": BASE_MODEL, "texts": TEXTS, "tasks": FRESH_TASKS},
+            settings=_confirmation_reference,
+            arguments=_with_memory(_confirmation_reference),
+            on_gpu=_always,
+            arithmetic=lambda load, _name: load.shape.forward(load.confirmation()),
+            priority=90,
+            is_awaited=True,
+            by_blocks=True,
+            costs_like="references",
+        ),
+        Kind(
+            "confirmations",
+            rule="confirm",
+            stage="evaluate",
+            step="hemorrhage.evaluate",
+            names=_confirmed,
+            inputs={
+                "checkpoint": MODEL,
+                "base": BASE_MODEL,
+                "reference": Input(
+                    ("confirmation_references",), lambda _design, _name: [("confirmation_references", BASE)]
+                ),
+                "tasks": FRESH_TASKS,
+                "bracket": Input((BRACKET[0],), lambda _design, _name: [BRACKET], is_read=False),
+            },
+            settings=lambda _design, _name: NOTHING_ABLATED,
+            arguments=_screened_arguments,
+            on_gpu=_always,
+            arithmetic=lambda load, _name: load.shape.forward(load.confirmation()),
+            # The longest of their stage: begun early, they do not end alone.
+            priority=60,
             by_blocks=True,
             of_models=True,
             is_analyzed=True,

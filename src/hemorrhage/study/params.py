@@ -888,7 +888,13 @@ def _check_windows(params: Params) -> None:
 def _check_screen(params: Params) -> None:
     screen, budget, evaluate = params.screen, params.analyze.budget, params.evaluate
     if not screen.windows:
+        if screen.confirm.windows:
+            raise ConfigError("screen.confirm: what is confirmed is known by a screening: screen.windows is 0")
         return
+    if screen.confirm.windows and evaluate.windows == "all":
+        raise ConfigError('screen.confirm: evaluate.windows is "all": no text is left that nothing has read')
+    if screen.confirm.items and not screen.confirm.windows:
+        raise ConfigError("screen.confirm.items: a confirmation reads text, too: screen.confirm.windows is 0")
     if screen.windows < 2:
         raise ConfigError("screen.windows: 0 or at least 2: one window says nothing about others")
     if budget.kl is None and budget.perplexity is None:

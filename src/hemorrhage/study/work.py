@@ -74,6 +74,12 @@ class Load:
         evaluate = self.design.params.evaluate
         return float(len(evaluate.corpora) * self.design.params.screen.windows * evaluate.window)
 
+    def confirmation(self) -> float:
+        """Count the tokens of a confirmation."""
+        evaluate, confirm = self.design.params.evaluate, self.design.params.screen.confirm
+        windows = len(evaluate.corpora) * confirm.windows * evaluate.window
+        return float(windows + len(evaluate.tasks) * confirm.items * PROBE_TOKENS)
+
     def evaluation(self, blocks: int) -> float:
         """Count the tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
         evaluate, data = self.design.params.evaluate, self.design.params.data

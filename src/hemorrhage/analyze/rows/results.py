@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.rows import corrections, mitigations
+from hemorrhage.analyze.rows.confirmations import confirmation_rows
 from hemorrhage.analyze.rows.decoding import decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
 from hemorrhage.analyze.rows.engines import engine_rows
@@ -62,6 +63,7 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     for suite in answered:
         for variant in inputs.variants.values():
             rows.extend(task_rows(variant, suite, spec))
+    rows.extend(confirmation_rows(inputs, spec))
     rows.extend(_decoding_rows(inputs, spec))
     trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
     rows.extend(mitigations.trial_rows(trials, spec))

@@ -60,15 +60,17 @@ class Suite:
 def suites(inputs: Inputs, evaluations: dict[str, Output], spec: Spec) -> list[Suite]:
     """Collect the suites that were run."""
     outputs = {
-        ALL_TASKS: {name: _check_items(output) for name, output in evaluations.items()},
+        ALL_TASKS: evaluations,
         ALL_HARNESS_TASKS: _pair({name: _check_items(output) for name, output in inputs.harness.items()}),
         ALL_PROGRAMS: _pair({name: _as_items(output) for name, output in inputs.code_tasks.items()}),
     }
-    return [
-        Suite(name, of_suite, _tasks_at_chance(of_suite, spec), _independent_items(of_suite, spec))
-        for name, of_suite in outputs.items()
-        if of_suite
-    ]
+    return [suite_of(name, of_suite, spec) for name, of_suite in outputs.items() if of_suite]
+
+
+def suite_of(name: str, outputs: dict[str, Output], spec: Spec) -> Suite:
+    """Make the suite of outputs that have the base's answers next to their own."""
+    checked = {variant: _check_items(output) for variant, output in outputs.items()}
+    return Suite(name, checked, _tasks_at_chance(checked, spec), _independent_items(checked, spec))
 
 
 def _as_items(output: Output) -> Output:

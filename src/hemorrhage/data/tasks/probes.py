@@ -161,10 +161,14 @@ def main() -> None:
 
 def prepare(task: str, items: int, seed: int, out: Path) -> None:
     """Write ``items.parquet`` and the manifest of a task into ``out``; raises as ``make`` does."""
+    write(task, make(task, items, seed), seed, out)
+
+
+def write(task: str, rows: list[Item], seed: int, out: Path) -> None:
+    """Write the items of a task and its manifest into ``out``."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = make(task, items, seed)
     with writing(out) as folder:
         parquet.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
         text = json.dumps(rows, sort_keys=True)
@@ -186,6 +190,14 @@ def make(task: str, items: int, seed: int) -> list[Item]:
     """
     if task not in TASKS:
         raise InputError(f"task {task!r} is unknown; allowed: {', '.join(TASKS)}")
+    rows = make_at_most(task, items, seed)
+    if len(rows) < items:
+        raise InputError(f"task {task} has {len(rows)} items, but {items} are asked for")
+    return rows
+
+
+def make_at_most(task: str, items: int, seed: int) -> list[Item]:
+    """Make the same, or as many items as the templates of a task have."""
     # Seeded by text, so that two tasks of one seed share no draw.
     generator = random.Random(f"{task} {seed}")
     rows: list[Item] = []
@@ -202,7 +214,7 @@ def make(task: str, items: int, seed: int) -> list[Item]:
         groups += 1
         if len(rows) >= items:
             return rows[:items]
-    raise InputError(f"task {task} has {len(rows)} items, but {items} are asked for")
+    return rows
 
 
 def arrange(group: list[Fact], generator: random.Random) -> list[Question]:
