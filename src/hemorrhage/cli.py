@@ -43,6 +43,7 @@ COMMANDS = {
     "judge": Command("hemorrhage.tools.judge", "judge published files against their base, outside of any study"),
     "cache": Command("hemorrhage.tools.cache", "show, bound or empty what judgements keep"),
     "identify": Command("hemorrhage.tools.identify", "ask whether a server has the model that it claims to have"),
+    "claims": Command("hemorrhage.tools.claims", "judge the claims over the models of several studies"),
     "compare": Command("hemorrhage.tools.compare", "put two revisions of a study next to each other"),
     "predict": Command("hemorrhage.tools.predict", "predict the damage of variants that are not evaluated yet"),
     "export": Command("hemorrhage.tools.export", "write a variant as a checkpoint for other programs"),

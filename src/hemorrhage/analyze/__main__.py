@@ -30,7 +30,8 @@ from hemorrhage.analyze.rows import mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
-from hemorrhage.analyze.verdicts import claims, decoding, flags, ranking, shipping
+from hemorrhage.analyze.verdicts import claims, decoding, flags, mapping, ranking, shipping
+from hemorrhage.analyze.verdicts.evidence import Evidence
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import environment, whole
 
@@ -46,7 +47,8 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     examined = doctor.examine(inputs, results.rows, corpora, spec, model_name(inputs.base))
     recommended = shipping.recommend(verdicts, results, inputs, spec)
     decoded = decoding.find(inputs, thresholds, verdicts, spec)
-    assessments = claims.judge(claims.Evidence(inputs, results, numbers, thresholds, spec, corpora))
+    evidence = Evidence(inputs, results, numbers, thresholds, spec, corpora)
+    assessments, effects = claims.judge(evidence), mapping.effects(evidence)
     analyzed = Study(
         inputs=study.strip_tables(inputs),
         rows=results.rows,
@@ -60,6 +62,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         decoded=decoded,
         examined=examined,
         claims=assessments,
+        mapping=effects,
         spec=spec,
         provenance=provenance(inputs, results, spec, address),
         ranking=ranking.rank(inputs, results, numbers, spec),
@@ -79,7 +82,8 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
     proposed = next_points.as_yaml(thresholds, sweeps(inputs))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
-    save(out / "claims.json", _json(claims.as_json(assessments)))
+    described = claims.model_of(evidence, model_name(inputs.base))
+    save(out / "claims.json", _json(claims.as_json(assessments, effects, described)))
     inside, ship = recommended.overall.inside, recommended.headline()
     save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, inside, ship)))
     save(out / "doctor.json", _json(doctor.as_json(examined)))

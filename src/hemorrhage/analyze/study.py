@@ -25,6 +25,7 @@ from hemorrhage.analyze.stored import Json, decode, encode
 from hemorrhage.analyze.verdicts.claims import Assessment
 from hemorrhage.analyze.verdicts.decoding import Findings
 from hemorrhage.analyze.verdicts.flags import Flag
+from hemorrhage.analyze.verdicts.mapping import Effect
 from hemorrhage.analyze.verdicts.ranking import Rank
 from hemorrhage.analyze.verdicts.shipping import Recommendation, Verdict
 
@@ -65,7 +66,8 @@ class Study:
 
     ``inputs`` without their tables; ``rows`` as in the schema. ``blocks``: corpus -> number of windows. ``suites``: the
     tasks, by the step that scored them. ``trials``: the mitigations that were tried. ``recommended``: the content of
-    recommendation.json. ``ranking``: the variants in the order of their KL, by corpus.
+    recommendation.json. ``ranking``: the variants in the order of their KL, by corpus. ``mapping``: what each kind of
+    modification does to attention, errors and predictions.
     """
 
     inputs: Inputs
@@ -83,6 +85,7 @@ class Study:
     spec: Spec
     provenance: Provenance
     ranking: dict[str, list[Rank]] = field(default_factory=dict)
+    mapping: list[Effect] = field(default_factory=list)
 
     @cached_property
     def numbers(self) -> Numbers:

@@ -2,122 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import pandas as pd
 import pytest
 
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
-from hemorrhage.analyze.inputs import BASE, Inputs, Output, Sibling, Variant
-from hemorrhage.analyze.manifests import CheckpointManifest
+from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE
-from hemorrhage.analyze.rows.results import Results
-from hemorrhage.analyze.rows.tables import Numbers
+from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import claims
-from hemorrhage.analyze.verdicts.claims import CONTRADICTED, NOT_DECIDED, NOT_MEASURED, SUPPORTED, Assessment, Evidence
-from tests.analyze.curves import made
-from tests.analyze.curves.made import located
-
-CORPORA = ("prose", "code")
-WINDOWS = 40
-ERROR = 0.02
+from hemorrhage.analyze.verdicts.evidence import CONTRADICTED, NOT_DECIDED, NOT_MEASURED, SUPPORTED, Evidence
+from tests.analyze.curves.made import entry as made_entry
+from tests.analyze.verdicts.made import Study, row, variant
 
 
-def row(variant: str, metric: str, dataset: str, value: float, low: float, high: float, **more: str) -> dict[str, Any]:
-    nothing = {"p": 1.0, "q": 1.0, "mde": 0.0, "n": WINDOWS, "protocol": "", "status": "ok", "family": "", "method": ""}
-    return {
-        **nothing,
-        "variant": variant,
-        "metric": metric,
-        "dataset": dataset,
-        "estimate": value,
-        "low": low,
-        "high": high,
-        **more,
-    }
-
-
-class Study:
-    """Evidence, variant by variant."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-        self.variants = {BASE: variant(BASE, BASE, BASE)}
-        self.rows = [row(BASE, "mean_accuracy", "all tasks", 0.8, 0.7, 0.9)]
-        self.replicates: dict[tuple[str, str], np.ndarray] = {}
-        self.outputs: dict[str, Output] = {}
-        self.decodes: dict[str, Output] = {}
-        self.sibling: Sibling | None = None
-        self.losses: dict[str, tuple[float, np.ndarray, int]] = {}
-
-    def add(
-        self, one: Variant, damage: float | dict[str, float], attention: float | None = None, lost: float | None = None
-    ) -> None:
-        self.variants[one.name] = one
-        for corpus in CORPORA:
-            value = damage[corpus] if isinstance(damage, dict) else damage
-            self.replicates[one.name, corpus] = value + self.rng.normal(0, ERROR, 300)
-            ends = (value - 2 * ERROR, value + 2 * ERROR)
-            self.rows.append(row(one.name, "ln_perplexity_ratio[w128]", corpus, value, *ends))
-        table = {}
-        if attention is not None:
-            windows = {"metric": "attention_js", "layer": 0, "head": 0, "window": range(4)}
-            table["diagnostics.parquet"] = pd.DataFrame(
-                {**windows, "value": attention * np.array([0.9, 1.0, 1.0, 1.1])}
-            )
-        self.outputs[one.name] = Output({}, table)
-        if lost is not None:
-            self.losses[one.name] = (lost, lost + self.rng.normal(0, 0.01, 300), 80)
-
-    def evidence(self, thresholds: list[CurveEntry] | None = None, model: str = "m") -> Evidence:
-        table = pd.DataFrame(self.rows)
-        found = Inputs(
-            {"model": {"name": model}}, self.variants, self.outputs, self.decodes, {}, {}, {}, sibling=self.sibling
-        )
-        results = Results(
-            table,
-            self.replicates,
-            dict.fromkeys(CORPORA, WINDOWS),
-            [],
-            divergences={},
-            task_losses=self.losses,
-            trials=[],
-        )
-        spec = Spec(300, 0.95, 0, calibration=("prose",))
-        return Evidence(found, results, Numbers(table), thresholds or [], spec, list(CORPORA))
-
-    def verdict(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> str:
-        return self.judge(key, thresholds, model).finding.verdict
-
-    def judge(self, key: str, thresholds: list[CurveEntry] | None = None, model: str = "m") -> Assessment:
-        return next(claim for claim in claims.judge(self.evidence(thresholds, model)) if claim.key == key)
-
-
-CALIBRATED = ("wanda", "gptq")
-
-
-def variant(name: str, family: str, method: str, severity: float = 0.0, size: float = 1.0, **settings: Any) -> Variant:
-    manifest: CheckpointManifest = {
-        "settings": settings,
-        "size_ratio": size,
-        "statistics": "of the base model" if method in CALIBRATED else "",
-        "calibrated": method in CALIBRATED,
-        "is_control": settings.get("order") == "random",
-    }
-    return Variant(name, method, family, method, "", name, "", severity, 0, BASE, manifest)
-
-
-def entry(two_fold: Threshold, reach: float = 0.7, knee: Threshold | None = None) -> CurveEntry:
+def entry(knee: Threshold, corpus: str = "prose", sweep: str = "shortgpt") -> CurveEntry:
     none = Threshold(NO_CLIFF)
-    thresholds = {"phase_point": none, "anchored_point": none, "knee": knee or none, "two_fold": two_fold}
-    fits = {"kl_mean": Fit("linear", {}, [0.0, reach], [0.0, 0.0])}
-    return made.entry(thresholds, family="depth_pruning", method="depth", axis="removed", sweep="shortgpt", fits=fits)
-
-
-def doubling(estimate: float) -> Threshold:
-    return located(estimate, estimate - 0.01, estimate + 0.01)
+    thresholds = {"phase_point": none, "anchored_point": none, "knee": knee, "two_fold": none}
+    fits = {"kl_mean": Fit("linear", {}, [0.0, 0.7], [0.0, 0.0])}
+    return made_entry(
+        thresholds, family="depth_pruning", method="depth", axis="removed", sweep=sweep, corpus=corpus, fits=fits
+    )
 
 
 def test_nothing_measured_decides_nothing() -> None:
@@ -138,7 +42,7 @@ def test_nothing_measured_decides_nothing() -> None:
         ([1.5, 2.0], [4.0, 5.0], CONTRADICTED),  # gone at 3 bits already
         ([0.1, 0.1], [0.2, 0.3], CONTRADICTED),  # still there at 2
         ([0.2, 1.5], [4.0, 5.0], NOT_DECIDED),  # one method, not the other
-        ([0.69, 0.2], [4.0, 5.0], NOT_DECIDED),  # at the line
+        ([0.69, 0.2], [4.0, 5.0], NOT_DECIDED),  # at the line: one method is too few
     ],
 )
 def test_three_bits(at_three: list[float], at_two: list[float], expected: str) -> None:
@@ -149,22 +53,20 @@ def test_three_bits(at_three: list[float], at_two: list[float], expected: str) -
     assert study.verdict("three_bits") == expected
 
 
-@pytest.mark.parametrize(
-    ("answers", "expected"),
-    [
-        ([doubling(0.48), doubling(0.52)], SUPPORTED),
-        ([doubling(0.2), doubling(0.25)], CONTRADICTED),
-        ([doubling(0.2), doubling(0.5)], NOT_DECIDED),
-        ([Threshold(NO_CLIFF)], CONTRADICTED),  # measured up to 70 % without doubling
-        ([Threshold(TOO_FEW)], NOT_MEASURED),
-    ],
-)
-def test_a_collapse_at_a_share(answers: list[Threshold], expected: str) -> None:
-    assert Study().verdict("structured_half", [entry(one) for one in answers]) == expected
+def test_structured_pruning_needs_two_methods_and_a_collapse_beyond_the_share_says_nothing() -> None:
+    study = Study()
+    study.add(variant("depth-0.5", "depth_pruning", "depth", 0.5, removed=0.5), 2.0)
+    assert study.verdict("structured_half") == NOT_DECIDED
+    assert "2 are needed" in study.judge("structured_half").finding.measured
+    study.add(variant("slice-0.3", "structured_pruning", "slicegpt", 0.3, removed=0.3), 1.0)
+    assert study.verdict("structured_half") == SUPPORTED
 
-
-def test_a_curve_that_stops_before_the_share_says_nothing() -> None:
-    assert Study().verdict("structured_half", [entry(Threshold(NO_CLIFF), reach=0.3)]) == NOT_MEASURED
+    study = Study()
+    for method in ("wanda", "sparsegpt"):
+        for share, damage in ((0.6, 0.4), (0.72, 3.0)):
+            study.add(variant(f"{method}-{share}", "unstructured_pruning", method, share, sparsity=share), damage)
+            study.variants[f"{method}-{share}"].manifest["calibrated"] = True
+    assert study.verdict("unstructured") == SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -183,7 +85,7 @@ def test_quantization_against_pruning_of_no_fewer_bytes(pruned: list[float], exp
     study.add(variant("wanda-0.9", "unstructured_pruning", "wanda", 0.9, 0.1, sparsity=0.9), 5.0)
     found = study.judge("quantization_first")
     assert found.finding.verdict == expected
-    assert found.finding.comparisons == 6
+    assert found.finding.comparisons == 3  # a variant counts once, on however many corpora
     low, estimate, high = found.finding.low, found.finding.estimate, found.finding.high
     assert low is not None
     assert estimate is not None
@@ -196,15 +98,15 @@ def test_structured_against_unstructured_of_the_same_share(whole: float, expecte
     study = Study()
     for share in (0.3, 0.5):
         study.add(variant(f"wanda-{share}", "unstructured_pruning", "wanda", share, sparsity=share), 0.4)
-        study.add(
-            variant(f"shortgpt-{share}", "depth_pruning", "depth", share, removed=share, order="influence"), whole
-        )
+        study.add(variant(f"shortgpt-{share}", "depth_pruning", "depth", share, removed=share), whole)
         # A control, and another share.
         study.add(variant(f"random-{share}", "depth_pruning", "depth", share, removed=share, order="random"), 9.0)
     study.add(variant("shortgpt-0.1", "depth_pruning", "depth", 0.1, removed=0.1, order="influence"), 9.0)
     found = study.judge("structured_worse")
-    assert found.finding.verdict == expected
-    assert found.finding.comparisons == 4
+    assert found.finding.verdict == NOT_DECIDED  # one structured method is a verdict on that method
+    assert found.finding.comparisons == 2
+    study.add(variant("slicegpt-0.3", "structured_pruning", "slicegpt", 0.3, removed=0.3), whole)
+    assert study.verdict("structured_worse") == expected
 
 
 def test_patterns_against_free_masks() -> None:
@@ -224,16 +126,26 @@ def test_calibration_off_its_domain(off: float, expected: str) -> None:
     assert study.verdict("calibration_mismatch") == expected
 
 
-@pytest.mark.parametrize(("moved", "expected"), [(0.3, SUPPORTED), (0.03, CONTRADICTED), (0.1, NOT_DECIDED)])
-def test_attention_of_expanded_models(moved: float, expected: str) -> None:
+@pytest.mark.parametrize(("swapped", "expected"), [(0.6, SUPPORTED), (0.15, CONTRADICTED), (0.305, NOT_DECIDED)])
+def test_swapped_calibration_sets(swapped: float, expected: str) -> None:
     study = Study()
-    study.add(variant("rtn-3", "weight_quantization", "rtn", 3, bits=3), 0.5, attention=0.1)
-    study.add(variant("rtn-2", "weight_quantization", "rtn", 2, bits=2), 5.0, attention=0.6)
-    study.add(variant("solar-0.25", "depth_expansion", "solar"), 0.6, attention=moved)
-    study.add(variant("llama_pro-0.2", "depth_expansion", "llama_pro"), 0.0, attention=0.0)  # the control moves nothing
-    found = study.judge("expansion_attention")
-    assert found.finding.verdict == expected
-    assert found.finding.comparisons == 1
+    assert study.verdict("calibration_transfer") == NOT_MEASURED
+    for own, other in (("prose", "code"), ("code", "prose")):
+        one = variant(f"gptq-{own}", "weight_quantization", "gptq", 3, bits=3, calibrated_on=own)
+        study.add(one, {own: 0.3, other: swapped})
+    found = study.judge("calibration_transfer").finding
+    assert (found.verdict, found.comparisons) == (expected, 1)
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(0.17, SUPPORTED), (0.4, CONTRADICTED), (0.25, NOT_DECIDED)])
+def test_what_pruning_loses_at_equal_bytes(lost: float, expected: str) -> None:
+    study = Study()
+    study.add(variant("wanda-0.5", "unstructured_pruning", "wanda", 0.5, 0.4, sparsity=0.5), 0.5, lost=lost)
+    assert study.verdict("pruning_loses") == NOT_MEASURED
+    study.add(variant("rtn-4", "weight_quantization", "rtn", 4, 0.38, bits=4), 0.1, lost=0.02)
+    assert study.verdict("pruning_loses") == expected
+    study.add(variant("rtn-3", "weight_quantization", "rtn", 3, 0.2, bits=3), 0.1, lost=0.02)
+    assert study.verdict("pruning_loses") == NOT_MEASURED  # no pruned variant is so small
 
 
 def spread(study: Study, name: str, metric: str, value: float, low: float, high: float) -> None:
@@ -241,14 +153,21 @@ def spread(study: Study, name: str, metric: str, value: float, low: float, high:
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "expected"), [(0.05, 0.3, SUPPORTED), (0.3, 0.05, CONTRADICTED), (0.2, 0.21, NOT_DECIDED)]
+    ("intervals", "expected"),
+    [
+        ([(-0.3, -0.1)], SUPPORTED),
+        ([(0.1, 0.3)], CONTRADICTED),
+        ([(-0.3, 0.1)], NOT_DECIDED),
+        ([(-0.3, -0.1), (0.1, 0.3)], NOT_DECIDED),
+    ],
 )
-def test_aligned_and_unaligned(own: float, other: float, expected: str) -> None:
-    study = Study()
-    study.sibling = Sibling(variant("sibling_model", "", ""), False, Output({}, {}))
-    spread(study, BASE, "spread_cv", own, own - 0.02, own + 0.02)
-    spread(study, "sibling_model", "spread_cv", other, other - 0.02, other + 0.02)
-    assert study.verdict("aligned_steady") == expected
+def test_aligned_and_unaligned(intervals: list[tuple[float, float]], expected: str) -> None:
+    compared = {
+        f"task {place}": Stability(0.3, 0.3 + low, (low + high) / 2, low, high, (0.1, 0.1), 0.5, 24, 6)
+        for place, (low, high) in enumerate(intervals)
+    }
+    assert claims.steadier(compared).verdict == expected
+    assert claims.steadier({}).verdict == NOT_MEASURED
 
 
 @pytest.mark.parametrize(
@@ -275,12 +194,15 @@ def test_a_fifth_of_the_bytes() -> None:
     assert study.verdict("five_fold") == CONTRADICTED
 
 
-def test_transitions_are_counted() -> None:
-    bent = entry(doubling(0.3), knee=Threshold(LOCATED))
-    smooth, open_ = entry(doubling(0.3)), entry(doubling(0.3), knee=Threshold(TOO_FEW))
-    assert Study().verdict("transition", [bent] * 4 + [smooth]) == SUPPORTED
-    assert Study().verdict("transition", [smooth] * 5) == CONTRADICTED
-    assert Study().verdict("transition", [bent, smooth, open_]) == NOT_DECIDED
+def test_transitions_are_counted_once_for_all_corpora() -> None:
+    bent, smooth, open_ = Threshold(LOCATED), Threshold(NO_CLIFF), Threshold(TOO_FEW)
+    curves = {name: [entry(knee, sweep=name)] for name, knee in zip("abcde", [bent] * 4 + [smooth], strict=True)}
+    assert Study().verdict("transition", [each for found in curves.values() for each in found]) == SUPPORTED
+    assert Study().verdict("transition", [entry(smooth, sweep=name) for name in "abcde"]) == CONTRADICTED
+    assert Study().verdict("transition", [entry(one, sweep=str(one)) for one in (bent, smooth, open_)]) == NOT_DECIDED
+    both = [entry(bent, sweep="a"), entry(smooth, "code", sweep="a")]
+    found = Study().judge("transition", both).finding
+    assert (found.verdict, found.comparisons) == (NOT_DECIDED, 1)
 
 
 def test_grades_say_why() -> None:
@@ -288,10 +210,20 @@ def test_grades_say_why() -> None:
     for share in (0.3, 0.5):
         study.add(variant(f"wanda-{share}", "unstructured_pruning", "wanda", share, sparsity=share), 0.4)
         study.add(variant(f"shortgpt-{share}", "depth_pruning", "depth", share, removed=share), 1.0)
+        study.add(variant(f"slice-{share}", "structured_pruning", "slicegpt", share, removed=share), 1.0)
     found = study.judge("structured_worse")
     assert (found.study_grade, found.grade) == ("medium", "medium")
     assert "one model" in found.grade_reason
+    assert "says nothing of others" in found.generality
+    assert found.on_its_source.startswith("supported")
     assert Study().judge("three_bits").study_grade == "high"
-    few = study.judge("structured_half", [entry(doubling(0.5))])
+    few = study.judge("structured_half")
     assert few.grade == "low"
-    assert "1 comparison" in few.grade_reason
+    assert "2 comparisons" in few.grade_reason
+
+
+def test_the_base_model_is_described_for_a_table_over_studies() -> None:
+    described = claims.model_of(Study().evidence(), "m")
+    assert described == {"name": "m", "family": None, "parameters": None, "calibration": ["prose"]}
+    content = claims.as_json(claims.judge(Study().evidence()), [], described)
+    assert set(content) == {"model", "claims", "mapping"}

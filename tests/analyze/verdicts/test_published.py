@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hemorrhage.analyze.verdicts import published, signatures
+from hemorrhage.analyze.verdicts import limits, published, signatures
+from hemorrhage.analyze.verdicts.claims import CLAIMS
+from hemorrhage.analyze.verdicts.evidence import CONTRADICTED, SUPPORTED
 
 
 def test_printed_tables_say_what_they_say() -> None:
@@ -23,3 +25,20 @@ def test_printed_tables_say_what_they_say() -> None:
     said = published.statements()
     assert set(said) == {*signatures.RULES, "stability"}
     assert "fires for 4 of 9 post-trained models" in said["spread"]
+
+
+def test_every_rule_passes_on_its_own_sources_numbers_or_the_source_contradicts_itself() -> None:
+    verdicts = {key: finding.verdict for key, finding in published.findings().items()}
+    contradicted = {key for key, verdict in verdicts.items() if verdict != SUPPORTED}
+    # The rule about a spread above 15 % fires for four of nine post-trained models in its source's own table.
+    assert contradicted == {"wild_unaligned"}
+    assert verdicts["wild_unaligned"] == CONTRADICTED
+    assert {claim.key for claim in CLAIMS} >= set(verdicts)
+
+
+def test_the_rules_on_limits_can_fail_on_printed_numbers() -> None:
+    curves = published.curves(published.STRUCTURED)
+    assert limits.fine_up_to(curves, 0.5, "structured pruning").verdict == CONTRADICTED
+    assert limits.collapsed_by(curves, 0.1, "structured pruning").verdict == CONTRADICTED
+    assert limits.fine_up_to(published.curves(published.UNSTRUCTURED), 0.8, "pruning").verdict == CONTRADICTED
+    assert limits.bits(published.bit_curves(), safe=2.0).verdict != SUPPORTED

@@ -1,7 +1,12 @@
 """The study's claims, each with what this run measured of it and whether that supports it: claims.json.
 
-A claim is judged by paired differences of log-perplexity ratios (the same resampled windows on both sides), by where
-thresholds lie, or by metrics of the base model. A rule never sees how a claim is to come out.
+A claim is judged by how far a method may go (hemorrhage.analyze.verdicts.limits), by paired differences of damage (the
+same resampled windows on both sides), or by metrics of the base model. Its rule is registered in docs/claims.md, never
+sees how the claim is to come out, and is applied to the numbers that its own source printed
+(hemorrhage.analyze.verdicts.published): a rule that these cannot pass is no test of the source.
+
+A verdict has two stages. The first, here, is about the model of this study. Whether it holds for other models takes
+other studies: ``hemorrhage claims STUDY...``.
 """
 
 from __future__ import annotations
@@ -9,39 +14,42 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from hemorrhage.analyze.axes import failure
-from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, CurveEntry
-from hemorrhage.analyze.inputs import BASE, SIBLING, Inputs, Variant
+from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF
+from hemorrhage.analyze.inputs import BASE, Variant
 from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
-from hemorrhage.analyze.rows.results import Results
-from hemorrhage.analyze.rows.tables import Estimate, Numbers
+from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
-from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.analyze.stored import Json
-
-SUPPORTED = "supported"
-CONTRADICTED = "contradicted"
-NOT_DECIDED = "not decided"
-NOT_MEASURED = "not measured"
-
-AGREE = 0.8
-"""Share of the comparisons that must go the way of their mean: a mean alone may be one comparison's doing."""
-
-NEAR = 0.05
-"""A threshold may lie so far from a claimed share."""
+from hemorrhage.analyze.verdicts import limits, mapping, published
+from hemorrhage.analyze.verdicts.decoding import compare_stability
+from hemorrhage.analyze.verdicts.evidence import (
+    AGREE,
+    CONTRADICTED,
+    LEAST_METHODS,
+    NOT_DECIDED,
+    NOT_MEASURED,
+    SUPPORTED,
+    Evidence,
+    Finding,
+    Pair,
+    compare,
+    decide,
+    finite,
+    methods_of,
+)
+from hemorrhage.analyze.verdicts.limits import NEAR, Point
 
 FEW_WINDOWS = 30
 FEW_COMPARISONS = 3
 
 QUANTIZED = "weight_quantization"
-EXPANDED = "depth_expansion"
 UNSTRUCTURED = "unstructured_pruning"
 STRUCTURED = ("structured_pruning", "depth_pruning", "low_rank")
 WITHOUT_RANKS = ("structured_pruning", "depth_pruning")
@@ -51,70 +59,13 @@ PAPER = "arXiv 2503.23924"
 REPOSITORY = "the authors' repository Model-Hemorrhage"
 FOLLOW_UP = "its follow-up, npj Artif. Intell. 2:21 (2026)"
 
+FIFTH = 0.2
+"""Share of the base's bytes that "five-fold" means."""
 
-@dataclass(frozen=True)
-class Finding:
-    """The verdict on a claim and what was measured: ``estimate`` with its interval in ``unit``, of so many
-    ``comparisons``."""
+KEPT = 0.9
 
-    verdict: str
-    measured: str
-    estimate: float | None = None
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
-    comparisons: int = 0
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two variants to compare on a corpus: damage of ``first`` minus that of ``second``."""
-
-    first: str
-    second: str
-    corpus: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that was measured."""
-
-    inputs: Inputs
-    results: Results
-    numbers: Numbers
-    thresholds: Sequence[CurveEntry]
-    spec: Spec
-    corpora: list[str] = field(default_factory=list)
-
-    def variants(self, *families: str) -> list[Variant]:
-        """List measured alterations of the base model of these families, without controls."""
-        return [
-            variant
-            for variant in self.inputs.variants.values()
-            if variant.family in families
-            and variant.on == BASE
-            and failure(self.inputs, variant) is None
-            and not variant.is_control
-            and all((variant.name, corpus) in self.results.replicates for corpus in self.corpora)
-        ]
-
-    def damage(self, variant: str, corpus: str) -> float | None:
-        """Log-perplexity ratio."""
-        ratio = self.numbers.get(variant, "ln_perplexity_ratio", corpus)
-        return ratio.value if ratio else None
-
-    def size(self, variant: Variant) -> float:
-        """Return the stored bytes over the base's."""
-        return float(variant.manifest.get("size_ratio", math.nan))
-
-    def pair(self, pairs: Iterable[tuple[Variant, Variant]]) -> list[Pair]:
-        """Repeat the pairs on every corpus on which both have a finite damage."""
-        return [
-            Pair(first.name, second.name, corpus)
-            for first, second in pairs
-            for corpus in self.corpora
-            if self.damage(first.name, corpus) is not None and self.damage(second.name, corpus) is not None
-        ]
+LOSS = (0.15, 0.2)
+"""Share of the accuracy that pruning is said to lose at equal bytes; as everywhere, give or take NEAR."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +83,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Assessment:
-    """A claim, the study's own grade of it, the finding, and how far that can be trusted."""
+    """A claim, the study's own grade of it, the finding, and how far that can be trusted.
+
+    ``on_its_source``: what the same rule says of the numbers that the source printed. ``generality``: the second stage.
+    """
 
     key: str
     claim: str
@@ -141,6 +95,8 @@ class Assessment:
     finding: Finding
     grade: str
     grade_reason: str
+    on_its_source: str = ""
+    generality: str = ""
 
     def as_json(self) -> dict[str, Json]:
         """Plain content: the finding's fields next to the claim's."""
@@ -152,184 +108,63 @@ class Assessment:
             **dataclasses.asdict(self.finding),
             "grade": self.grade,
             "grade_reason": self.grade_reason,
+            "on_its_source": self.on_its_source,
+            "generality": self.generality,
         }
 
 
-def _verdict(low: float, high: float, agreeing: int, number: int) -> str:
-    """Decide by an interval above or below 0, and by the share of ``number`` comparisons that agree."""
-    if low > 0 and agreeing >= AGREE * number:
-        return SUPPORTED
-    if high < 0 and agreeing <= (1 - AGREE) * number:
-        return CONTRADICTED
-    return NOT_DECIDED
+# How far a method may go.
 
 
-def compare(evidence: Evidence, pairs: Sequence[Pair], what: str) -> Finding:
-    """Judge a claim that the first of each pair is damaged more than the second.
-
-    The interval is of the mean over pairs, from the resamples they share; pairs of one corpus are no independent
-    evidence, and the interval knows it. At least ``AGREE`` of the pairs must go its way.
-    """
-    if not pairs:
-        return Finding(NOT_MEASURED, f"no {what}")
-    differences = [_difference(evidence, pair) for pair in pairs]
-    values = np.array([value for value, _ in differences])
-    resampled = np.mean([replicates for _, replicates in differences], axis=0)
-    blocks = min(evidence.results.blocks[pair.corpus] for pair in pairs)
-    mean, (low, high) = float(values.mean()), bootstrap.interval(resampled, evidence.spec.confidence, blocks)
-    agreeing = int((values > 0).sum())
-    measured = f"{agreeing} of {len(pairs)} comparisons of {what} go this way"
-    verdict = _verdict(low, high, agreeing, len(pairs))
-    return Finding(verdict, measured, mean, _finite(low), _finite(high), "mean difference of ln PPL", len(pairs))
+def _curves(evidence: Evidence, families: Sequence[str], calibrated: bool = False) -> dict[str, list[Point]]:
+    """Collect the points of each method; ``calibrated``: of methods that read calibration text alone."""
+    curves: dict[str, list[Point]] = {}
+    for variant in evidence.variants(*families):
+        damage = evidence.damage(variant.name)
+        reads = bool(variant.manifest.get("calibrated"))
+        if damage is not None and variant.axis != "routing" and (reads or not calibrated):
+            x = -_bits(variant) if variant.family == QUANTIZED else variant.severity
+            if math.isfinite(x):
+                curves.setdefault(variant.method, []).append(Point(x, damage.value, damage.low, damage.high))
+    return curves
 
 
-def _difference(evidence: Evidence, pair: Pair) -> tuple[float, Floats]:
-    first, second = (evidence.damage(name, pair.corpus) for name in (pair.first, pair.second))
-    assert first is not None
-    assert second is not None
-    replicates = evidence.results.replicates
-    return first - second, replicates[pair.first, pair.corpus] - replicates[pair.second, pair.corpus]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-# Thresholds at a share.
-
-
-def collapses_at(entries: Sequence[CurveEntry], share: float, what: str) -> Finding:
-    """Judge a claim that damage collapses (twice the perplexity) at a share, give or take ``NEAR``.
-
-    Every curve must agree; where the curves differ, there is no such share.
-    """
-    sides = [side for entry in entries if (side := _side(entry, share)) is not None]
-    if not sides:
-        return Finding(NOT_MEASURED, f"no curve of {what} has two points and reaches that far")
-    counted = {side: sides.count(side) for side in WHERE}
-    verdict = SUPPORTED if counted["near"] == len(sides) else NOT_DECIDED
-    if counted["near"] == 0:
-        verdict = CONTRADICTED
-    parts = ", ".join(f"{WHERE[side]} on {number}" for side, number in counted.items() if number)
-    measured = f"of {len(sides)} curves of {what}, perplexity doubles {parts}"
-    doublings = [entry.thresholds["two_fold"] for entry in entries]
-    known = [doubling for doubling in doublings if doubling.is_located]
-    if not known:
-        return Finding(verdict, measured, comparisons=len(sides))
-    middle = float(np.median([doubling.estimate for doubling in known]))
-    least = min((doubling.low for doubling in known if doubling.low is not None), default=None)
-    most = max((doubling.high for doubling in known if doubling.high is not None), default=None)
-    return Finding(verdict, measured, middle, least, most, "share, median and range over curves", len(sides))
-
-
-def _side(entry: CurveEntry, share: float) -> str | None:
-    """Say on which side of a share the perplexity of a curve doubles, a key of WHERE; None where nothing tells."""
-    low, high = share - NEAR, share + NEAR
-    doubling = entry.thresholds["two_fold"]
-    if doubling.is_located:
-        if doubling.high is not None and doubling.high < low:
-            return "before"
-        return "after" if doubling.low is not None and doubling.low > high else "near"
-    return "after" if doubling.answer == NO_CLIFF and _reaches(entry, high) else None
-
-
-WHERE = {"before": "before it", "near": "there", "after": "after it or never"}
-
-
-def _reaches(entry: CurveEntry, share: float) -> bool:
-    """Tell whether a curve without a doubling was measured far enough to say that there is none at a share."""
-    return max((x for fit in entry.fits.values() for x in fit.x), default=0.0) >= share
-
-
-def _curves(evidence: Evidence, families: Sequence[str], axis: str, calibrated: bool = False) -> list[CurveEntry]:
-    """Select the curves on the base model, without those of sweeps that are controls."""
-    variants = evidence.inputs.variants.values()
-    controls = {variant.sweep for variant in variants if variant.is_control}
-    read = {variant.sweep for variant in variants if variant.manifest.get("calibrated")}
-    return [
-        entry
-        for entry in evidence.thresholds
-        if entry.family in families
-        and entry.axis == axis
-        and entry.on == BASE
-        and entry.sweep not in controls
-        and (not calibrated or entry.sweep in read)
-    ]
+def _bits(variant: Variant) -> float:
+    """Return the bits that a layer's weights take, scales included; the label's where they were not counted."""
+    return float(variant.manifest.get("layer_bits", variant.settings.get("bits", math.nan)))
 
 
 def _structured_half(evidence: Evidence) -> Finding:
-    return collapses_at(_curves(evidence, WITHOUT_RANKS, "removed"), 0.5, "structured pruning")
+    return limits.collapsed_by(_curves(evidence, WITHOUT_RANKS), 0.5, "structured pruning")
 
 
 def _structured_third(evidence: Evidence) -> Finding:
-    return collapses_at(_curves(evidence, WITHOUT_RANKS, "removed"), 0.375, "structured pruning")
+    return limits.collapses_between(_curves(evidence, WITHOUT_RANKS), 0.3, 0.45, "structured pruning")
 
 
 def _unstructured(evidence: Evidence) -> Finding:
-    return collapses_at(
-        _curves(evidence, (UNSTRUCTURED,), "sparsity", calibrated=True),
-        0.6,
-        "calibrated unstructured pruning",
-    )
-
-
-# Bits.
+    curves = _curves(evidence, (UNSTRUCTURED,), calibrated=True)
+    return limits.fine_up_to(curves, 0.6, "calibrated unstructured pruning")
 
 
 def _three_bits(evidence: Evidence) -> Finding:
-    """At 3 bits perplexity stays below twice the base's, at 2 bits it does not: by the intervals, method by method."""
-    variants = evidence.variants(QUANTIZED)
-    chosen = {bits: [v for v in variants if v.settings.get("bits") == bits] for bits in (3, 2)}
-    if not all(chosen.values()):
-        return Finding(NOT_MEASURED, "no quantized variants at both 3 and 2 bits")
-    level = math.log(2)
-    ratios = {bits: _ratios(evidence, members) for bits, members in chosen.items()}
-    number = len(ratios[3]) + len(ratios[2])
-    if number == 0:
-        return Finding(NOT_MEASURED, "no perplexity of quantized variants")
-    safe = [ratio for ratio in ratios[3] if ratio.high < level]
-    gone = [ratio for ratio in ratios[2] if ratio.low > level]
-    lost = [ratio for ratio in ratios[3] if ratio.low > level]
-    measured = (
-        f"below twice the perplexity with 3 bits: {len(safe)} of {len(ratios[3])} variants and corpora, "
-        f"above it {len(lost)}; above it with 2 bits: {len(gone)} of {len(ratios[2])}"
-    )
-    verdict = NOT_DECIDED
-    if len(safe) == len(ratios[3]) and len(gone) == len(ratios[2]):
-        verdict = SUPPORTED
-    elif len(lost) == len(ratios[3]) or not any(ratio.high > level for ratio in ratios[2]):
-        verdict = CONTRADICTED
-    pairs = [(variant.name, corpus) for variant in chosen[3] for corpus in evidence.corpora]
-    resampled = np.mean([evidence.results.replicates[pair] for pair in pairs], axis=0)
-    blocks = min(evidence.results.blocks.values())
-    low, high = bootstrap.interval(resampled, evidence.spec.confidence, blocks)
-    mean = float(np.mean([ratio.value for ratio in ratios[3]]))
-    return Finding(verdict, measured, mean, _finite(low), _finite(high), "mean ln PPL ratio with 3 bits", number)
-
-
-def _ratios(evidence: Evidence, variants: Sequence[Variant]) -> list[Estimate]:
-    """Look up the log-perplexity ratios of some variants on every corpus."""
-    estimates = [
-        evidence.numbers.get(variant.name, "ln_perplexity_ratio", corpus)
-        for variant in variants
-        for corpus in evidence.corpora
-    ]
-    return [estimate for estimate in estimates if estimate]
+    return limits.bits(_curves(evidence, (QUANTIZED,)))
 
 
 def _five_fold(evidence: Evidence) -> Finding:
     """Test that a quantized variant of a fifth of the base's bytes keeps more than 90 % of the accuracy."""
-    small = [variant for variant in evidence.variants(QUANTIZED) if evidence.size(variant) <= 0.2]
+    small = [variant for variant in evidence.variants(QUANTIZED) if evidence.size(variant) <= FIFTH]
     known = [evidence.results.task_losses[v.name] for v in small if v.name in evidence.results.task_losses]
     if not known:
         least = min((evidence.size(variant) for variant in evidence.variants(QUANTIZED)), default=math.nan)
         also = "" if math.isnan(least) else f"; the smallest has {100 * least:.0f} %"
-        return Finding(NOT_MEASURED, f"no quantized variant of at most 20 % of the base's bytes{also}")
+        how = "quantize the embeddings, too, as in {method: rtn, bits: [3], embeddings: 3}"
+        return Finding(NOT_MEASURED, f"no quantized variant of at most 20 % of the base's bytes{also}: {how}")
     loss, replicates, blocks = min(known, key=lambda known: known[0])
     low, high = bootstrap.interval(1 - replicates, evidence.spec.confidence, blocks)
-    verdict = SUPPORTED if low > 0.9 else CONTRADICTED if high < 0.9 else NOT_DECIDED
+    verdict = SUPPORTED if low > KEPT else CONTRADICTED if high < KEPT else NOT_DECIDED
     measured = f"the best of {len(known)} such variants keeps {100 * (1 - loss):.0f} % of the accuracy"
-    return Finding(verdict, measured, 1 - loss, _finite(low), _finite(high), "share of accuracy kept", len(known))
+    return Finding(verdict, measured, 1 - loss, finite(low), finite(high), "share of accuracy kept", len(known))
 
 
 # Comparisons.
@@ -337,14 +172,46 @@ def _five_fold(evidence: Evidence) -> Finding:
 
 def _quantized_or_pruned(evidence: Evidence) -> Finding:
     """Compare every pruned variant with the quantized one that is nearest below it in bytes."""
+    return compare(evidence, _of_equal_bytes(evidence), "a pruned with a quantized variant of no more bytes")
+
+
+def _of_equal_bytes(evidence: Evidence) -> list[Pair]:
     quantized = [variant for variant in evidence.variants(QUANTIZED) if math.isfinite(evidence.size(variant))]
     pairs = []
     for pruned in evidence.variants(UNSTRUCTURED, *STRUCTURED):
         smaller = [variant for variant in quantized if evidence.size(variant) <= evidence.size(pruned)]
         if smaller:
-            nearest = max(evidence.size(variant) for variant in smaller)
-            pairs += [(pruned, variant) for variant in smaller if evidence.size(variant) == nearest][:1]
-    return compare(evidence, evidence.pair(pairs), "a pruned with a quantized variant of no more bytes")
+            pairs.append(Pair(pruned, max(smaller, key=evidence.size)))
+    return pairs
+
+
+def _pruning_loses(evidence: Evidence) -> Finding:
+    """Measure the accuracy that pruning loses at the bytes of the smallest quantized variant that keeps 90 %.
+
+    Of each pruned variant of at most those bytes, give or take NEAR of the base's. Supported where the interval of the
+    mean loss lies in 15 to 20 %, give or take NEAR; contradicted where it lies outside.
+    """
+    losses = evidence.results.task_losses
+    keeping = [v for v in evidence.variants(QUANTIZED) if v.name in losses and losses[v.name][0] < 1 - KEPT]
+    if not keeping:
+        return Finding(NOT_MEASURED, "no quantized variant keeps 90 % of the accuracy")
+    reference = min(keeping, key=evidence.size)
+    members = evidence.variants(UNSTRUCTURED, *STRUCTURED)
+    near = [v for v in members if abs(evidence.size(v) - evidence.size(reference)) <= NEAR and v.name in losses]
+    if not near:
+        least = min((evidence.size(v) for v in members), default=math.nan)
+        also = "" if math.isnan(least) else f"; the smallest has {100 * least:.0f} %"
+        share = f"{100 * evidence.size(reference):.0f} %"
+        return Finding(
+            NOT_MEASURED, f"no pruned variant of the bytes of {reference.name} ({share} of the base's){also}"
+        )
+    mean = float(np.mean([losses[v.name][0] for v in near]))
+    replicates = np.mean([losses[v.name][1] for v in near], axis=0)
+    low, high = bootstrap.interval(replicates, evidence.spec.confidence, min(losses[v.name][2] for v in near))
+    inside, outside = low >= LOSS[0] - NEAR and high <= LOSS[1] + NEAR, high < LOSS[0] - NEAR or low > LOSS[1] + NEAR
+    verdict = SUPPORTED if inside else CONTRADICTED if outside else NOT_DECIDED
+    measured = f"{len(near)} pruned variants of the bytes of {reference.name} lose {100 * mean:.0f} % of the accuracy"
+    return Finding(verdict, measured, mean, finite(low), finite(high), "share of accuracy lost", len(near))
 
 
 def _structured_or_not(evidence: Evidence) -> Finding:
@@ -352,12 +219,17 @@ def _structured_or_not(evidence: Evidence) -> Finding:
     single = [v for v in evidence.variants(UNSTRUCTURED) if ":" not in str(v.settings.get("sparsity"))]
     single = [variant for variant in single if variant.manifest.get("calibrated")]
     pairs = [
-        (structured, unstructured)
+        Pair(structured, unstructured)
         for structured in evidence.variants(*STRUCTURED)
         for unstructured in single
         if abs(structured.severity - unstructured.severity) <= NEAR
     ]
-    return compare(evidence, evidence.pair(pairs), "structured with unstructured pruning of the same share")
+    finding = compare(evidence, pairs, "structured with unstructured pruning of the same share")
+    methods = methods_of(pair.first for pair in pairs)
+    if finding.verdict in (SUPPORTED, CONTRADICTED) and len(methods) < LEAST_METHODS:
+        measured = f"{finding.measured}; {methods[0]} alone is structured, {LEAST_METHODS} methods are needed"
+        return dataclasses.replace(finding, verdict=NOT_DECIDED, measured=measured)
+    return finding
 
 
 def _patterned(evidence: Evidence) -> Finding:
@@ -365,8 +237,56 @@ def _patterned(evidence: Evidence) -> Finding:
     members = evidence.variants(UNSTRUCTURED)
     pattern = [v for v in members if re.fullmatch(r"(2:4|4:8)", str(v.settings.get("sparsity")))]
     free = [v for v in members if v.settings.get("sparsity") == 0.5]
-    pairs = [(bound, loose) for bound in pattern for loose in free if bound.method == loose.method]
-    return compare(evidence, evidence.pair(pairs), "N:M with unstructured pruning at 50 %")
+    pairs = [Pair(bound, loose) for bound in pattern for loose in free if bound.method == loose.method]
+    return compare(evidence, pairs, "N:M with unstructured pruning at 50 %")
+
+
+def _transfer(evidence: Evidence) -> Finding:
+    """Compare variants that differ by their calibration set alone, on the texts of both sets (swapped sets).
+
+    For two sets A and B of a method at a severity: half of ln d(A on B) + ln d(B on A) - ln d(A on A) - ln d(B on B), d
+    the damage. What makes a text fragile, or a set better for all, cancels.
+    """
+    swapped = [each for pair in _swapped(evidence) if (each := _swap(evidence, *pair)) is not None]
+    if not swapped:
+        return Finding(
+            NOT_MEASURED, "no method was calibrated on two of the evaluated corpora; `hemorrhage claims` joins studies"
+        )
+    values = np.array([value for value, _ in swapped])
+    resampled = np.mean([replicates for _, replicates in swapped], axis=0)
+    low, high = bootstrap.interval(resampled, evidence.spec.confidence, evidence.blocks())
+    dearer = int((values > 0).sum())
+    measured = f"{dearer} of {len(swapped)} methods and severities are damaged more by the other corpus' calibration"
+    unit = "ln of damage with the other set over damage with the own"
+    verdict = decide(low, high, dearer, len(swapped))
+    return Finding(verdict, measured, float(values.mean()), finite(low), finite(high), unit, len(swapped))
+
+
+def _corpus_of(variant: Variant) -> str:
+    """Return the one corpus that a variant was calibrated on; empty where it was none or several."""
+    calibration = variant.manifest.get("calibration")
+    corpora = calibration["corpora"] if calibration else []
+    return corpora[0] if len(corpora) == 1 else ""
+
+
+def _swapped(evidence: Evidence) -> Iterator[tuple[Variant, Variant]]:
+    members = [v for v in evidence.variants(QUANTIZED, UNSTRUCTURED, *STRUCTURED) if _corpus_of(v) in evidence.corpora]
+    for place, first in enumerate(members):
+        for second in members[place + 1 :]:
+            same = (first.method, first.settings, first.on) == (second.method, second.settings, second.on)
+            if same and _corpus_of(first) != _corpus_of(second):
+                yield first, second
+
+
+def _swap(evidence: Evidence, first: Variant, second: Variant) -> tuple[float, Floats] | None:
+    gaps = []
+    for own, other in ((first, second), (second, first)):
+        on = [_corpus_of(own)]
+        matched, foreign = (evidence.damage(variant.name, on) for variant in (own, other))
+        if matched is None or foreign is None or min(matched.replicates.min(), foreign.replicates.min()) <= 0:
+            return None
+        gaps.append((math.log(foreign.value / matched.value), np.log(foreign.replicates / matched.replicates)))
+    return (gaps[0][0] + gaps[1][0]) / 2, (gaps[0][1] + gaps[1][1]) / 2
 
 
 def _mismatch(evidence: Evidence) -> Finding:
@@ -388,16 +308,15 @@ def _mismatch(evidence: Evidence) -> Finding:
         return Finding(NOT_MEASURED, "no calibrated and data-free variants of the same severity that are damaged")
     values = np.array([value for value, _ in differences])
     resampled = np.mean([replicates for _, replicates in differences], axis=0)
-    blocks = min(evidence.results.blocks[corpus] for corpus in evidence.corpora)
-    low, high = bootstrap.interval(resampled, evidence.spec.confidence, blocks)
+    low, high = bootstrap.interval(resampled, evidence.spec.confidence, evidence.blocks())
     worse = int((values > 0).sum())
     measured = (
         f"calibrated on {', '.join(evidence.spec.calibration)}: relative to a data-free method, {worse} of "
         f"{len(values)} calibrated variants are worse on {', '.join(outside)}"
     )
-    verdict = _verdict(low, high, worse, len(values))
+    verdict = decide(low, high, worse, len(values))
     unit = "ln of damage off over on the calibration's domain"
-    return Finding(verdict, measured, float(values.mean()), _finite(low), _finite(high), unit, len(values))
+    return Finding(verdict, measured, float(values.mean()), finite(low), finite(high), unit, len(values))
 
 
 def _calibrated_pairs(evidence: Evidence) -> Iterator[tuple[Variant, Variant]]:
@@ -414,99 +333,43 @@ def _off_over_on(
     evidence: Evidence, variant: Variant, inside: Sequence[str], outside: Sequence[str]
 ) -> tuple[float, Floats] | None:
     """Compute ln of damage off the domain over damage on it; None where either is not surely above 0."""
-    logs = []
-    for corpora in (outside, inside):
-        values = [evidence.damage(variant.name, corpus) for corpus in corpora]
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
-            return None
-        resampled = np.mean([evidence.results.replicates[variant.name, corpus] for corpus in corpora], axis=0)
-        mean = float(np.mean(known))
-        if mean <= 0 or float(resampled.min()) <= 0:
-            return None
-        logs.append((math.log(mean), np.log(resampled)))
-    return logs[0][0] - logs[1][0], logs[0][1] - logs[1][1]
-
-
-# Diagnostics, decoding, shapes.
-
-
-def _attention(evidence: Evidence) -> Finding:
-    """Compare how far attention moves, for the same damage, in expanded and in compressed models.
-
-    Each expanded variant against the compressed one with the nearest damage on the corpus that the diagnostics read:
-    ln of the Jensen-Shannon divergences of their attention maps, mean over blocks and heads, in each window.
-    """
-    divergences = {name: _divergences(evidence, name) for name in evidence.inputs.variants}
-    maps = {name: by_window for name, by_window in divergences.items() if by_window is not None}
-    corpus = evidence.corpora[0] if evidence.corpora else ""
-    moved = [v for v in evidence.variants(EXPANDED) if v.name in maps and float(maps[v.name].mean()) > SILENT]
-    plain = [v for v in evidence.variants(QUANTIZED, UNSTRUCTURED, *STRUCTURED) if v.name in maps]
-    plain = [variant for variant in plain if float(maps[variant.name].mean()) > SILENT]
-    if not moved or not plain:
-        return Finding(NOT_MEASURED, "no attention maps of an expanded and a compressed model")
-    ratios = []
-    for variant in moved:
-        damage = evidence.damage(variant.name, corpus)
-        if damage is None:
-            continue
-        distances = [abs((evidence.damage(other.name, corpus) or math.inf) - damage) for other in plain]
-        nearest = plain[distances.index(min(distances))]
-        ratios.append(np.log(maps[variant.name] / maps[nearest.name]))
-    if not ratios:
-        return Finding(NOT_MEASURED, "no damage of an expanded model")
-    by_window = np.mean(ratios, axis=0)
-    low, high = bootstrap.t_interval(by_window, evidence.spec.confidence)
-    further = sum(float(ratio.mean()) > 0 for ratio in ratios)
-    verdict = _verdict(low, high, further, len(ratios))
-    measured = (
-        f"{further} of {len(ratios)} expanded models move attention further than the compressed model of nearest damage"
-    )
-    unit = "ln of the divergence of attention over the compressed model's"
-    return Finding(verdict, measured, float(by_window.mean()), _finite(low), _finite(high), unit, len(ratios))
-
-
-SILENT = 1e-6
-"""Nats of divergence below which attention did not move: copies that add nothing."""
-
-
-def _divergences(evidence: Evidence, variant: str) -> Floats | None:
-    """Average the divergence of attention from the base's over blocks and heads, in each window."""
-    output = evidence.inputs.evaluations.get(variant)
-    table = output.tables.get("diagnostics.parquet") if output and output.failure is None else None
-    if table is None:
+    off, on = (evidence.damage(variant.name, corpora) for corpora in (outside, inside))
+    if off is None or on is None or min(off.value, on.value, off.replicates.min(), on.replicates.min()) <= 0:
         return None
-    chosen = table[(table["metric"] == "attention_js") & (table["window"] >= 0)]
-    return chosen.groupby("window")["value"].mean().to_numpy(np.float64) if len(chosen) else None
+    return math.log(off.value / on.value), np.log(off.replicates / on.replicates)
+
+
+# Decoding, shapes.
 
 
 def _steady(evidence: Evidence) -> Finding:
-    """Compare how much accuracy varies over decoding strategies in the aligned and the unaligned model."""
-    sibling = evidence.inputs.sibling
-    if sibling is None or sibling.decoded.failure is not None:
+    """Compare how much accuracy varies over decoding strategies in the aligned and the unaligned model, by items."""
+    compared = compare_stability(evidence.inputs, evidence.spec)
+    if compared is None:
         return Finding(
             NOT_MEASURED, "one model only; decode.sibling_model of params.yaml names its base or aligned model"
         )
-    names = (SIBLING, BASE) if sibling.is_aligned else (BASE, SIBLING)
-    pairs = []
-    for dataset in evidence.numbers.datasets("spread_cv", strategy=True):
-        aligned, plain = (evidence.numbers.get(name, "spread_cv", dataset, ALL_STRATEGIES) for name in names)
-        if aligned is not None and plain is not None:
-            pairs.append((aligned, plain))
-    if not pairs:
+    return steadier(compared)
+
+
+def steadier(compared: Mapping[str, Stability]) -> Finding:
+    """Judge "the aligned model is steadier" by the paired comparison of each task."""
+    if not compared:
         return Finding(NOT_MEASURED, "no task on which both models get enough right")
-    values = np.array([aligned.value - plain.value for aligned, plain in pairs])
-    steadier = sum(aligned.high < plain.low for aligned, plain in pairs)
-    wilder = sum(aligned.low > plain.high for aligned, plain in pairs)
+    verdicts = [each.verdict for each in compared.values()]
+    steady, less = verdicts.count("steadier"), verdicts.count("less steady")
     verdict = NOT_DECIDED
-    if steadier > 0 and wilder == 0:
+    if steady > 0 and less == 0:
         verdict = SUPPORTED
-    elif wilder > 0 and steadier == 0:
+    elif less > 0 and steady == 0:
         verdict = CONTRADICTED
     measured = (
-        f"the aligned model is surely steadier on {steadier} of {len(pairs)} tasks, surely less steady on {wilder}"
+        f"the aligned model is surely steadier on {steady} of {len(verdicts)} tasks, surely less steady on {less}"
     )
-    return Finding(verdict, measured, float(values.mean()), None, None, "difference of variation", len(pairs))
+    only = next(iter(compared.values())) if len(compared) == 1 else None
+    mean = float(np.mean([each.difference for each in compared.values()]))
+    low, high = (None, None) if only is None else (only.low, only.high)
+    return Finding(verdict, measured, mean, low, high, "difference of variation, aligned less unaligned", len(verdicts))
 
 
 def _wild(evidence: Evidence) -> Finding:
@@ -534,32 +397,34 @@ def _wild(evidence: Evidence) -> Finding:
 
 
 def _transition(evidence: Evidence) -> Finding:
-    """Count the curves that a shape with a knee describes better than every smooth one."""
-    answers = [
-        {entry.thresholds[name].answer for name in ("knee", "phase_point", "anchored_point")}
-        for entry in evidence.thresholds
-        if entry.on == BASE and entry.points >= 5
-    ]
-    if not answers:
+    """Count the curves that a shape with a knee describes better than every smooth one, once for all corpora."""
+    by_curve: dict[tuple[str, str], list[set[str]]] = {}
+    for entry in evidence.thresholds:
+        if entry.on == BASE and entry.points >= 5:
+            answers = {entry.thresholds[name].answer for name in ("knee", "phase_point", "anchored_point")}
+            by_curve.setdefault((entry.sweep, entry.identity), []).append(answers)
+    if not by_curve:
         return Finding(NOT_MEASURED, "no curve has five points: too few to tell a knee from a smooth curve")
-    bent = sum(LOCATED in each for each in answers)
-    smooth = sum(each == {NO_CLIFF} for each in answers)
-    low, high = bootstrap.wilson(bent, len(answers), evidence.spec.confidence)
+    number = len(by_curve)
+    bent = sum(all(LOCATED in answers for answers in curve) for curve in by_curve.values())
+    smooth = sum(all(answers == {NO_CLIFF} for answers in curve) for curve in by_curve.values())
+    low, high = bootstrap.wilson(bent, number, evidence.spec.confidence)
     verdict = NOT_DECIDED
-    if bent >= AGREE * len(answers):
+    if bent >= AGREE * number:
         verdict = SUPPORTED
-    elif smooth >= AGREE * len(answers):
+    elif smooth >= AGREE * number:
         verdict = CONTRADICTED
     measured = (
-        f"of {len(answers)} curves, {bent} have a knee, {smooth} are smooth, {len(answers) - bent - smooth} could be"
+        f"of {number} curves, {bent} have a knee on every corpus, on {smooth} no corpus shows one, "
+        f"of {number - bent - smooth} more points would tell"
     )
-    return Finding(verdict, measured, bent / len(answers), low, high, "share of curves with a knee", len(answers))
+    return Finding(verdict, measured, bent / number, low, high, "share of curves with a knee", number)
 
 
 CLAIMS = (
     Claim("three_bits", "Quantization is safe down to 3 bits and collapses below.", PAPER, "high", _three_bits, True),
     Claim(
-        "structured_half", "Structured pruning collapses at about 50 %.", f"{PAPER}; {REPOSITORY}", "", _structured_half
+        "structured_half", "Structured pruning has collapsed by 50 %.", f"{PAPER}; {REPOSITORY}", "", _structured_half
     ),
     Claim("structured_third", "Structured pruning collapses at 30 to 45 %.", FOLLOW_UP, "", _structured_third),
     Claim("unstructured", "Unstructured pruning is fine up to about 60 %.", f"{PAPER}; {FOLLOW_UP}", "", _unstructured),
@@ -572,6 +437,9 @@ CLAIMS = (
         quantized=True,
     ),
     Claim("five_fold", "Quantized to a fifth, a model keeps more than 90 %.", PAPER, "", _five_fold, True),
+    Claim(
+        "pruning_loses", "At equal bytes, pruning loses 15 to 20 % of the accuracy.", PAPER, "", _pruning_loses, True
+    ),
     Claim(
         "structured_worse",
         "At the same share, structured pruning does more damage than unstructured.",
@@ -588,19 +456,37 @@ CLAIMS = (
         _mismatch,
         quantized=True,
     ),
+    Claim(
+        "calibration_transfer",
+        "A calibration set serves its own domain: swapped sets cost quality.",
+        PAPER,
+        "",
+        _transfer,
+        quantized=True,
+    ),
     Claim("aligned_steady", "Aligned models are steadier over decoding strategies.", PAPER, "low", _steady),
     Claim("wild_unaligned", "A spread above 15 % over strategies marks an unaligned model.", PAPER, "", _wild),
     Claim(
         "expansion_attention",
-        "Expansion disturbs attention, where compression loses information.",
+        "Expansion disturbs attention more than compression does.",
         PAPER,
         "",
-        _attention,
+        mapping.attention,
+        quantized=True,
+    ),
+    Claim(
+        "compression_cascade",
+        "Compression cascades errors more than expansion does.",
+        PAPER,
+        "",
+        mapping.cascade,
         quantized=True,
     ),
     Claim("transition", "Damage has a transition: slow at first, then exponential.", FOLLOW_UP, "", _transition),
 )
 """``grade`` is the study's own, where it gives one."""
+
+ONE_MODEL = "one model: says nothing of others (`hemorrhage claims STUDY...` joins studies)"
 
 
 def judge(evidence: Evidence, claims: Sequence[Claim] = CLAIMS) -> list[Assessment]:
@@ -619,12 +505,28 @@ def _assess(evidence: Evidence, claim: Claim) -> Assessment:
         finding=finding,
         grade=grade,
         grade_reason=reason,
+        on_its_source=published.ON_ITS_SOURCE.get(claim.key, published.NOTHING_PRINTED),
+        generality=ONE_MODEL,
     )
 
 
-def as_json(assessments: Sequence[Assessment]) -> dict[str, Json]:
-    """Return the content of claims.json."""
-    return {"claims": [assessment.as_json() for assessment in assessments]}
+def as_json(
+    assessments: Sequence[Assessment], effects: Sequence[mapping.Effect], model: Mapping[str, Json]
+) -> dict[str, Json]:
+    """Return the content of claims.json; ``model``: what a table over studies tells models by."""
+    return {
+        "model": dict(model),
+        "claims": [assessment.as_json() for assessment in assessments],
+        "mapping": [effect.as_json() for effect in effects],
+    }
+
+
+def model_of(evidence: Evidence, name: str) -> dict[str, Json]:
+    """Describe the base model: name, family, parameters, and the text that calibration read."""
+    family = evidence.inputs.architecture.get("model_type")
+    calibration: list[Json] = list(evidence.spec.calibration)
+    parameters = evidence.inputs.base.get("parameters")
+    return {"name": name, "family": family, "parameters": parameters, "calibration": calibration}
 
 
 def confidence(evidence: Evidence, finding: Finding, quantized: bool = False) -> tuple[str, str]:
@@ -634,7 +536,7 @@ def confidence(evidence: Evidence, finding: Finding, quantized: bool = False) ->
     """
     if finding.verdict == NOT_MEASURED:
         return "none", finding.measured
-    windows = min(evidence.results.blocks.values(), default=0)
+    windows = evidence.blocks()
     weak = []
     if finding.comparisons < FEW_COMPARISONS:
         weak.append(f"{finding.comparisons} comparison{'' if finding.comparisons == 1 else 's'}")

@@ -1,17 +1,25 @@
-"""Statements of printed tables of decoding strategies, computed from the tables themselves.
+"""Statements of printed tables, computed from the tables themselves, and what the claims' rules say of them.
 
 - POST_TRAINED: the decoding table of arXiv 2503.23924 as the authors' repository has it
   (whucs21Mzy/Model-Hemorrhage at af85673): MBPP, GSM8K, Wikinews of nine post-trained models.
 - PAIRS: MBPP pass@1 of arXiv 2402.06925 (tables 1 and 26, as transcribed in karrtikiyer/pless-for-coding): three base
   models, each with its aligned one. Hyper-parameters are tuned per strategy there.
+- UNSTRUCTURED, STRUCTURED, PATTERNS, CALIBRATED, BITS: WikiText-2 perplexity of Llama-2-7B by the authors' repository
+  (tables 1, 2 and 4). Windows differ between rows, so each row has its own dense perplexity: 5.12 with 4,096 tokens,
+  5.47 with 2,048, and 12.62 with 128, which is LLaMA-7B's, where the table has none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from hemorrhage.analyze.verdicts import limits
+from hemorrhage.analyze.verdicts.evidence import CONTRADICTED, NOT_DECIDED, SUPPORTED, Finding, decide
+from hemorrhage.analyze.verdicts.limits import Curves, Point
 
 POST_TRAINED_STRATEGIES = (
     "greedy", "beam", "diverse beam", "contrastive search", "FSD", "FSD-d", "temperature", "top-p", "top-k", "eta",
@@ -104,3 +112,111 @@ def statements() -> dict[str, str]:
         "stability": f"Spread of base against aligned on MBPP (arXiv 2402.06925): {pairs}. arXiv 2503.23924's table "
         "has no base model.",
     }
+
+
+# Perplexities, and the claims' rules on them.
+
+DENSE_4096, DENSE_2048, DENSE_128 = 5.12, 5.47, 12.62
+
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+UNSTRUCTURED: dict[str, tuple[float, Sequence[float]]] = {
+    "Wanda": (DENSE_4096, (5.14, 5.23, 5.36, 5.64, 6.31, 9.23, 57.25, 4262)),
+    "SparseGPT": (DENSE_4096, (5.14, 5.23, 5.34, 5.56, 6.09, 7.83, 15.95, 50.16)),
+    "ADMM": (DENSE_4096, (5.13, 5.21, 5.31, 5.50, 5.93, 7.11, 12.07, 29.22)),
+    "RIA": (DENSE_2048, (5.48, 5.52, 5.63, 5.95, 6.80, 10.93, 86.4, 3833)),
+}
+"""Calibrated method -> dense perplexity, and perplexities at SHARES. Magnitude reads no calibration text."""
+
+STRUCTURED: dict[str, tuple[float, Sequence[float]]] = {
+    "LLM-Pruner": (DENSE_128, (13.83, 20.01, 27.45, 70.1, 316.7, 673, 1602)),
+    "FLAP": (DENSE_128, (13.48, 16.33, 20.25, 28.60, 42.80, 119, 1007, 2799)),
+    "SLEB": (DENSE_2048, (6.47, 8.11, 13.82, 29.93, 106.2, 402, 1871, 2868)),
+    "SliceGPT": (DENSE_2048, (5.65, 6.49, 8.15, 12.13, 19.54, 32.0, 60.0, 163)),
+}
+"""Method without training afterwards -> the same."""
+
+PATTERNS = {"magnitude": (14.90, 54.39, 16.53), "Wanda": (6.31, 10.54, 7.67), "SparseGPT": (6.09, 8.11, 6.83)}
+"""Method -> perplexity at 50 %, with 2:4 and with 4:8, all of 4,096 tokens."""
+
+CALIBRATED: dict[str, Sequence[tuple[float, float, float]]] = {
+    "Wanda": ((0.5, 6.31, 6.58), (0.6, 9.23, 13.46), (0.7, 57.2, 255.6)),
+    "SparseGPT": ((0.7, 15.9, 29.0),),
+    "ADMM": ((0.7, 12.1, 25.7),),
+}
+"""Method -> (share, perplexity of WikiText-2 calibrated on it, and calibrated on Penn Treebank)."""
+
+BITS: dict[str, Sequence[tuple[float, float]]] = {
+    "GPTQ": ((2.0, 1784), (3.0, 7.58), (4.0, 5.75), (8.0, 5.47)),
+    "AWQ": ((3.0, 6.24), (4.0, 5.60)),
+    "GGUF": ((3.36, 5.86), (3.92, 5.55), (4.84, 5.45), (8.50, 5.40)),
+}
+"""Method -> (bits, perplexity), GGUF's as its files' sizes have them: Q2_K, Q3_K_M, Q4_K_M, Q8_0."""
+
+
+def curves(rows: dict[str, tuple[float, Sequence[float]]]) -> Curves:
+    """Return the points of printed rows."""
+    return {
+        method: [Point.printed(share, perplexity, dense) for share, perplexity in zip(SHARES, row, strict=False)]
+        for method, (dense, row) in rows.items()
+    }
+
+
+def bit_curves() -> Curves:
+    """Return the points of BITS."""
+    return {
+        method: [Point.printed(-bits, perplexity, DENSE_2048) for bits, perplexity in row]
+        for method, row in BITS.items()
+    }
+
+
+def _compare(differences: Sequence[float], what: str) -> Finding:
+    """Judge printed differences as measured ones are, which have no interval: the worst and the best bound them."""
+    agreeing = sum(difference > 0 for difference in differences)
+    verdict = decide(min(differences), max(differences), agreeing, len(differences))
+    return Finding(verdict, f"{agreeing} of {len(differences)} {what}", comparisons=len(differences))
+
+
+def findings() -> dict[str, Finding]:
+    """Apply the rule of each claim to the numbers that its source printed; claims without any are left out."""
+    half = SHARES.index(0.5)
+    pruned = [row[half] / dense for dense, row in UNSTRUCTURED.values()]
+    structured = [row[half] / dense for dense, row in STRUCTURED.values()]
+    mismatched = [math.log(foreign / own) for rows in CALIBRATED.values() for _, own, foreign in rows]
+    fires = above_the_limit()
+    return {
+        "three_bits": limits.bits(bit_curves()),
+        "structured_half": limits.collapsed_by(curves(STRUCTURED), 0.5, "structured pruning"),
+        "structured_third": limits.collapses_between(curves(STRUCTURED), 0.3, 0.45, "structured pruning"),
+        "unstructured": limits.fine_up_to(curves(UNSTRUCTURED), 0.6, "calibrated unstructured pruning"),
+        "structured_worse": _compare(
+            [math.log(one / other) for one in structured for other in pruned], "pairs of methods at 50 %"
+        ),
+        "patterns_worse": _compare(
+            [math.log(pattern / free) for free, *patterns in PATTERNS.values() for pattern in patterns], "N:M at 50 %"
+        ),
+        # Four bits take fewer bytes than 30 % of the weights in 16 bits with a mask of one.
+        "quantization_first": _compare(
+            [math.log(row[6] / dense) - math.log(5.75 / DENSE_2048) for dense, row in UNSTRUCTURED.values()],
+            "methods at 70 % against GPTQ with 4 bits",
+        ),
+        "calibration_transfer": _compare(mismatched, "methods and shares on WikiText-2, the only text printed"),
+        "aligned_steady": _compare(
+            [float(np.std(base) / np.mean(base) - np.std(own) / np.mean(own)) for base, own in PAIRS.values()],
+            "families (arXiv 2402.06925)",
+        ),
+        "wild_unaligned": Finding(
+            SUPPORTED if not fires else CONTRADICTED if len(fires) > LEAST_FALSE else NOT_DECIDED,
+            f"it fires for {len(fires)} of {len(POST_TRAINED)} post-trained models",
+            comparisons=len(POST_TRAINED),
+        ),
+    }
+
+
+LEAST_FALSE = 1
+"""Aligned models of nine that may be called unaligned before the rule is contradicted."""
+
+NOTHING_PRINTED = "its source prints no numbers for this rule"
+
+ON_ITS_SOURCE = {key: f"{finding.verdict}: {finding.measured}" for key, finding in findings().items()}
+"""Claim -> what its rule says of its source's own numbers, in words."""

@@ -1,10 +1,11 @@
-"""Claims of the study, with what this run says of them."""
+"""Claims of the study, with what this run says of them, and the map of modifications and patterns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts.mapping import UNITS, Effect
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,30 @@ class Row:
     grade: str
     grade_reason: str
     study_grade: str
+    on_its_source: str
+    generality: str
 
 
-def section(study: Study) -> list[Row]:
-    """Return the rows of a study."""
-    return [
+@dataclass(frozen=True)
+class MapRow:
+    """A modification and its effects, in the order of the patterns: (number, of how many models or why)."""
+
+    modification: str
+    effects: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The claims, and the map: ``patterns`` with their units, and a row for each modification."""
+
+    rows: list[Row]
+    patterns: list[tuple[str, str]]
+    map: list[MapRow]
+
+
+def section(study: Study) -> Section:
+    """Return the section of a study."""
+    rows = [
         Row(
             claim=claim.claim,
             source=claim.source,
@@ -33,9 +53,22 @@ def section(study: Study) -> list[Row]:
             grade=claim.grade,
             grade_reason=claim.grade_reason,
             study_grade=claim.study_grade,
+            on_its_source=claim.on_its_source,
+            generality=claim.generality,
         )
         for claim in study.claims
     ]
+    modifications = dict.fromkeys(effect.modification for effect in study.mapping)
+    by_place = {(effect.modification, effect.pattern): effect for effect in study.mapping}
+    table = [MapRow(name, [_cell(by_place[name, pattern]) for pattern in UNITS]) for name in modifications]
+    return Section(rows, list(UNITS.items()), table)
+
+
+def _cell(effect: Effect) -> tuple[str, str]:
+    if effect.reason:
+        return "–" if effect.estimate is None else f"{effect.estimate:.3g}", effect.reason
+    models = f"{effect.models} {'strategies' if effect.modification == 'decoding' else 'models'}"
+    return number("", effect.estimate, effect.low, effect.high), models
 
 
 def number(unit: str, estimate: float | None, low: float | None, high: float | None) -> str:
@@ -43,4 +76,4 @@ def number(unit: str, estimate: float | None, low: float | None, high: float | N
     if estimate is None:
         return ""
     interval = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    return f"{unit}: {estimate:.3g}{interval}"
+    return f"{unit}: {estimate:.3g}{interval}" if unit else f"{estimate:.3g}{interval}"
