@@ -103,3 +103,17 @@ def test_two_installations_at_once_are_refused(engine: Local) -> None:
         with pytest.raises(InstallError, match="another process installs or removes Tiny"):
             environment.install(engine)
         other.kill()
+
+
+def test_a_temporary_experiment_has_the_engines_of_its_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("HEMORRHAGE_ENGINES", raising=False)
+    experiment = tmp_path / ".dvc/tmp/exps/standalone"
+    experiment.mkdir(parents=True)
+    for folder in (tmp_path, experiment):
+        monkeypatch.chdir(folder)
+        assert environment.home() == tmp_path / ".engines"
+
+
+def test_what_is_built_in_needs_no_installation() -> None:
+    environment.require(["transformers"])
+    assert environment.python_of(ENGINES["transformers"]) == Path(sys.executable)

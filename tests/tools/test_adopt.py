@@ -145,6 +145,14 @@ def test_samples_are_made_of_each_sort(here: Path, monkeypatch: pytest.MonkeyPat
         output(Path("data/evaluations", name, OLD), variant=name)
     adopt._take_over("evaluate", [Moved("evaluations", name, OLD, NEW) for name in evaluated], 2)
     assert made == [f"evaluations/{name}" for name in ("base", "rtn-4", "rtn-sym", "awq-4")]
+    made.clear()
+    served = [f"{engine}.{name}" for engine in ("transformers", "llama_cpp") for name in ("rtn-4", "rtn-3", "awq-4")]
+    for name in served:
+        output(Path("data/served", name, OLD), variant=name.partition(".")[2])
+    adopt._take_over("evaluate", [Moved("served", name, OLD, NEW) for name in served], 1)
+    assert made == [
+        f"served/{engine}.{name}" for engine in ("transformers", "llama_cpp") for name in ("rtn-3", "awq-4")
+    ]
 
 
 # The whole, with a snakemake that is played.

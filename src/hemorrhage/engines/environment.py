@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.runtime import lock
+from hemorrhage.runtime.service import store
 
 FOLDER_VARIABLE = "HEMORRHAGE_ENGINES"
 
@@ -37,8 +38,11 @@ class InstallError(EngineError):
 
 
 def home() -> Path:
-    """Return the folder of all environments, whole: a worker may run elsewhere."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or ".engines").absolute()
+    """Return the folder of all environments, whole: a worker may run elsewhere.
+
+    A temporary experiment of DVC has those of its project.
+    """
+    return Path(os.environ.get(FOLDER_VARIABLE) or (store.project() or Path()) / ".engines").absolute()
 
 
 def folder_of(engine: Engine) -> Path:

@@ -214,8 +214,10 @@ def sort_of(moved: Moved) -> tuple[object, ...]:
         # the code.
         settings = ((key, "float" if isinstance(value, float) else value) for key, value in made["settings"].items())
         return made["sweep"], made["method"], json.dumps(sorted(settings))
-    if KINDS[moved.kind].of_models and moved.name not in (BASE, SIBLING):
-        return _stored(moved.name)
+    model = KINDS[moved.kind].model(moved.name)
+    if KINDS[moved.kind].of_models and model not in (BASE, SIBLING):
+        # Of a variant in an engine the engine counts, too.
+        return (moved.name.removesuffix(model), *_stored(model))
     return (moved.name,)
 
 
