@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from hemorrhage.engines import environment
-from hemorrhage.engines.client import Session
+from hemorrhage.engines.client import Session, WorkerDiedError
 from hemorrhage.engines.environment import EngineError
 from hemorrhage.engines.protocol import Logits
 from hemorrhage.engines.registry import ENGINES
@@ -79,3 +81,16 @@ def test_speed_is_measured(session: Session, dense: Path) -> None:
     assert len(speed.prefill) == len(speed.decode) == 3
     assert min(*speed.prefill, *speed.decode) > 0
     assert speed.peak_bytes > 10**7
+
+
+def test_a_kill_in_the_middle_costs_one_text(session: Session, dense: Path) -> None:
+    model = session.load(dense, threads=1, context=1100)
+    text = tokens(model.vocabulary, 1100)
+    expected = logits(session, text)
+    reading = session.score(text)
+    next(reading)
+    assert session.process_id is not None
+    os.kill(session.process_id, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match=r"^llama.cpp b\d+: the worker was ended by SIGKILL"):
+        list(reading)
+    assert np.array_equal(logits(session, text), expected)
