@@ -66,7 +66,7 @@ class Quality:
 class Predictions:
     """Predictions on a corpus of the variants that are ``waiting`` among ``planned``.
 
-    ``unsupported`` are those whose families no model predicts.
+    ``unsupported`` are those whose families no model predicts, ``refused`` those beyond what was learned.
     """
 
     corpus: str
@@ -75,6 +75,7 @@ class Predictions:
     waiting: list[str]
     variants: dict[str, Predicted]
     unsupported: list[str]
+    refused: list[str]
     quality: list[Quality]
 
 
@@ -95,17 +96,29 @@ def predict(plan: Plan, corpus: str, confidence: float) -> Predictions:
         groups, learners = predictor.groups_for(known, name), predictor.learners_for(known, name)
         fitted = {target: predictor.fit(known, target, groups, learners) for target in TARGETS}
         budget = plan.params.analyze.budget.model_dump(exclude_none=True)
-        variants = dict(_predicted(asked, fitted, confidence, budget))
+        variants = dict(_predicted(asked, known, fitted, confidence, budget))
         measured = list(quality(known, fitted, name))
-    unsupported = [variant for variant in waiting if variant not in variants]
-    return Predictions(corpus, confidence, len(plan.variants), waiting, variants, unsupported, measured)
+    supported = set(asked["variant"])
+    unsupported = [variant for variant in waiting if variant not in supported]
+    refused = [variant for variant in waiting if variant in supported and variant not in variants]
+    return Predictions(corpus, confidence, len(plan.variants), waiting, variants, unsupported, refused, measured)
 
 
 def _predicted(
-    asked: pd.DataFrame, fitted: Mapping[str, predictor.Fitted], confidence: float, budget: Mapping[str, float]
+    asked: pd.DataFrame,
+    known: pd.DataFrame,
+    fitted: Mapping[str, predictor.Fitted],
+    confidence: float,
+    budget: Mapping[str, float],
 ) -> Iterator[tuple[str, Predicted]]:
-    of = {target: fit.predict(asked, confidence) for target, fit in fitted.items()}
+    """Predict by the learner, beyond what it knows by the published law; leave out what neither can say."""
+    learned = {target: fit.predict(asked, confidence) for target, fit in fitted.items()}
+    law = {target: predictor.by_law(known, target, asked, confidence) for target in fitted}
+    far = predictor.beyond(known, asked)
     for row, variant in enumerate(asked["variant"]):
+        of = law if far[row] else learned
+        if not all(math.isfinite(each.value[row]) for each in of.values()):
+            continue
         ratio, kl = (
             (each.value[row], each.low[row], each.high[row]) for each in (of["ln_perplexity_ratio"], of["kl_mean"])
         )
@@ -117,7 +130,7 @@ def _predicted(
 
 
 def against(damage: Mapping[str, Interval], budget: Mapping[str, float]) -> str:
-    """Say whether predicted damage is ``past`` the budget, ``inside`` or likely one of them."""
+    """Say whether predicted damage is ``past`` the budget or ``inside``, or that the interval decides neither."""
     limits = {key: limit for key, limit in budget.items() if key in damage}
     if not limits:
         return "no limit"
@@ -126,8 +139,8 @@ def against(damage: Mapping[str, Interval], budget: Mapping[str, float]) -> str:
         return f"past ({', '.join(past)})"
     if all(damage[key].high <= limit for key, limit in limits.items()):
         return "inside"
-    likely = [key for key, limit in limits.items() if damage[key].value > limit]
-    return f"likely past ({', '.join(likely)})" if likely else "likely inside"
+    open_limits = [key for key, limit in limits.items() if damage[key].low <= limit < damage[key].high]
+    return f"no useful forecast ({', '.join(open_limits)})"
 
 
 def quality(known: pd.DataFrame, fitted: Mapping[str, predictor.Fitted], name: str) -> Iterator[Quality]:
@@ -150,6 +163,11 @@ def as_text(predictions: Predictions) -> Iterator[str]:
         yield (
             f"{fit.target}: {fit.learner}, fitted on {fit.rows} rows of {fit.models} models; with {fit.left_out} left "
             f"out it was off by a factor of {fit.factor:.1f} (between {FLOOR:g} and {CAP:g} nats)"
+        )
+    if predictions.refused:
+        yield (
+            f"no prediction for {', '.join(predictions.refused)}: beyond what was learned in size, bits or share, "
+            "and the published law says nothing of them"
         )
     if predictions.unsupported:
         yield f"no prediction for {', '.join(predictions.unsupported)} (unsupported family)"

@@ -92,6 +92,26 @@ def test_a_new_model_gets_the_median_of_the_learners() -> None:
     assert "middle" not in predictor.learners_for(known, "m1")
 
 
+def test_beyond_what_was_learned_the_published_law_speaks_or_nothing_does() -> None:
+    known = made_up().assign(bits=4.0)
+    large = known.iloc[:4].assign(model="large", in_layers=1e9, trained_tokens=1e12)
+    assert not predictor.beyond(known, known).any()
+    assert predictor.beyond(known, large).all()
+    assert predictor.beyond(known, known.iloc[:1].assign(bits=2.0)).all()
+    assert predictor.beyond(known, known.iloc[:1].assign(family="moe")).all()
+    law = predictor.by_law(known, "kl_mean", large, 0.9)
+    assert law.value == pytest.approx(0.017 * 1e12**0.5251 / (1e9**0.2261 * 4**5.4967))
+    assert (law.low < law.value).all()
+    assert (law.value < law.high).all()
+    assert np.isnan(predictor.by_law(known, "kl_mean", large.assign(axis="sparsity"), 0.9).value).all()
+
+    everything = pd.concat([known, large], ignore_index=True)
+    left = predictor.leave_out(everything, "kl_mean", "model", 0.9, of="large").rows
+    assert set(left["learner"]) == {predictor.LAW}
+    pruned = pd.concat([known, large.assign(axis="sparsity")], ignore_index=True)
+    assert predictor.leave_out(pruned, "kl_mean", "model", 0.9, of="large").rows.empty
+
+
 def test_the_runs_that_come_with_the_bench_are_whole() -> None:
     known = predictor.experience()
     about = [*predictor.IDENTITY, predictor.UNCHANGED, *predictor.OF_LAWS]

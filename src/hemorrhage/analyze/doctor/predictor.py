@@ -6,6 +6,10 @@ law. For a new model it is their median; for a model of the training rows that o
 when groups of them are left out. The interval is the CV+ of those groups (Barber et al. 2021, arXiv 1905.02928): the
 quantiles of each left-out model's prediction, less and plus the error it made on its own group. Groups are whole models
 where the predicted model is new, and methods of a model otherwise: errors are those of a new model, or of a new method.
+
+A learner knows nothing of models far larger than those it saw, of families it never saw, of bits and shares outside of
+theirs (``beyond``). There the published law speaks, which was fitted on large models and there has the smaller error;
+where that says nothing, there is no prediction.
 """
 
 from __future__ import annotations
@@ -40,6 +44,14 @@ RETENTION = "retention"
 
 FOLDS = 5
 """Groups that the methods of known models are spread over."""
+
+REACH = 10.0
+"""A model so many times larger than the largest known one, or smaller than the smallest, is beyond what was learned."""
+
+SLACK = {"bits": 0.5, "share": 0.05}
+"""Beyond the known bits and shares by so much is still near."""
+
+LAW = "published law"
 
 PENALTY = 3.0
 """Of the ridge, on standardised columns."""
@@ -194,6 +206,31 @@ class Fitted:
         return Prediction(*(np.where(none, FLOOR, damage_of(end)) for end in ends))
 
 
+def beyond(known: pd.DataFrame, wanted: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Tell for each wanted row whether it lies outside of what the known rows can teach."""
+    sizes = known["in_layers"]
+    far = (wanted["in_layers"] > REACH * sizes.max()) | (wanted["in_layers"] < sizes.min() / REACH)
+    far |= ~wanted["family"].isin(set(known["family"]))
+    for axis, rows in known.groupby("axis"):
+        for column, slack in SLACK.items():
+            least, most = rows[column].min() - slack, rows[column].max() + slack
+            far |= (wanted["axis"] == axis) & ((wanted[column] < least) | (wanted[column] > most))
+    mask: npt.NDArray[np.bool_] = far.to_numpy(bool)
+    return mask
+
+
+def by_law(known: pd.DataFrame, target: str, wanted: pd.DataFrame, confidence: float) -> Prediction:
+    """Predict by the published law, NaN where it says nothing; the interval is that of its errors on the known rows."""
+    damage = known[target].to_numpy(float)
+    errors = np.abs(np.log(laws.published(known, damage, known)) - ln_of(damage))
+    errors = errors[np.isfinite(errors)]
+    value = laws.published(known, damage, wanted)
+    if len(errors) == 0:
+        value = np.full(len(wanted), np.nan)
+    wide = math.exp(float(np.quantile(errors, confidence))) if len(errors) else 1.0
+    return Prediction(value, np.clip(value / wide, FLOOR, CAP), np.clip(value * wide, FLOOR, CAP))
+
+
 def ln_of(damage: Floats) -> Floats:
     """Return the ln of damage in nats, between FLOOR and CAP."""
     ln: Floats = np.log(np.clip(damage, FLOOR, CAP))
@@ -268,18 +305,34 @@ def _predict_left_out(
     new = by == "model"
     groups = groups_for(known, str(wanted["model"].iloc[0])) if new or of is not None else _by_method(known)
     fitted = fit(known, target, groups, OF_NEW if new else OF_KNOWN)
-    prediction = fitted.predict(wanted, confidence)
+    prediction, names = fitted.predict(wanted, confidence), np.full(len(wanted), fitted.name, dtype=object)
+    if new:
+        prediction, names = _with_law(prediction, names, known, target, wanted, confidence)
     predicted = wanted[list(IDENTITY)].assign(
         observed=np.clip(wanted[target].to_numpy(float), FLOOR, CAP),
         predicted=prediction.value,
         low=prediction.low,
         high=prediction.high,
-        learner=fitted.name,
+        learner=names,
     )
     damage = known[target].to_numpy(float)
     for name, law in laws.LAWS.items():
         predicted[f"law {name}"] = law(known, damage, wanted)
-    return predicted
+    return predicted[predicted["predicted"].notna()]
+
+
+def _with_law(
+    prediction: Prediction,
+    names: npt.NDArray[np.object_],
+    known: pd.DataFrame,
+    target: str,
+    wanted: pd.DataFrame,
+    confidence: float,
+) -> tuple[Prediction, npt.NDArray[np.object_]]:
+    """Put the law in the place of what the learner cannot know."""
+    far, law = beyond(known, wanted), by_law(known, target, wanted, confidence)
+    ends = ((law.value, prediction.value), (law.low, prediction.low), (law.high, prediction.high))
+    return Prediction(*(np.where(far, of_law, learned) for of_law, learned in ends)), np.where(far, LAW, names)
 
 
 def _by_method(rows: pd.DataFrame) -> Labels:
