@@ -305,7 +305,7 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
         report(plan, page)
         states.append((plan.rows_are_current(), plan.report_is_current()))
     assert states == [(True, False), (True, False), (True, True)]
-    assert "page              current" in as_text(plan)
+    assert f"{'page':24s} current" in as_text(plan)
     (REPORTS / "index.html").unlink()
     assert (plan.rows_are_current(), plan.report_is_current()) == (True, False)
     report(plan, plan.page)

@@ -31,9 +31,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 def test_people_read_counts(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan"]) == YES
     lines = capsys.readouterr().out.splitlines()
-    assert f"checkpoints          1/{len(plan.variants)} done" in lines
-    assert f"evaluations          0/{len(plan.variants) + 1} done" in lines
-    assert lines[-2:] == ["rows              to be made", "page              to be made"]
+    assert f"{'checkpoints':24s}    1/{len(plan.variants)} done" in lines
+    assert f"{'evaluations':24s}    0/{len(plan.variants) + 1} done" in lines
+    assert lines[-2:] == [f"{name:24s} to be made" for name in ("rows", "page")]
 
 
 def test_machines_read_every_output(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

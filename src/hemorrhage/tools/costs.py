@@ -141,6 +141,9 @@ def show(plan: Plan, cores: int, gpu: bool) -> str:
     seen = observe(workload.jobs.values())
     predicted = forecast(workload, seen, cores, gpu)
     lines = _forecast_lines(predicted) if predicted else ["nothing is missing"]
+    if plan.is_open:
+        allowance = plan.params.screen.allowance
+        lines.append(f"not counted: at most {allowance} variants that the screening adds, and what is confirmed")
     if seen:
         lines += ["", *_comparison_lines(compare(seen, Costs.read()))]
     return "\n".join(lines)

@@ -58,15 +58,15 @@ def outputs(plan: Plan) -> dict[str, dict[str, Path]]:
 def as_text(plan: Plan) -> str:
     """Write a line for each kind of output, and one for the report."""
     lines = [
-        f"{kind:17s} {sum(manifest.is_file() for manifest in named.values()):4d}/{len(named)} done"
+        f"{kind:24s} {sum(manifest.is_file() for manifest in named.values()):4d}/{len(named)} done"
         for kind, named in outputs(plan).items()
     ]
     if plan.is_open:
         allowance = plan.params.screen.allowance
-        lines.append(f"{'variants':17s} at most {allowance} are added after the screening, where the budget falls")
+        lines.append(f"{'variants':24s} at most {allowance} are added after the screening, where the budget falls")
     states = {"rows": plan.rows_are_current(), "page": plan.report_is_current()}
     return "\n".join(
-        [*lines, *(f"{name:17s} {'current' if current else 'to be made'}" for name, current in states.items())]
+        [*lines, *(f"{name:24s} {'current' if current else 'to be made'}" for name, current in states.items())]
     )
 
 

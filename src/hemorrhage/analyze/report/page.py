@@ -89,7 +89,7 @@ def render(study: Study) -> str:
         .render(
             **drawn,
             ship=ship.section(study),
-            brackets=brackets.section(study.inputs.bracket),
+            brackets=brackets.section(study),
             summary=summary.section(study),
             categories=categories.section(study),
             thresholds=thresholds.section(study),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hemorrhage.analyze.budget import CONFIRMED, DAMAGE_KINDS, confirming, deciding
+from hemorrhage.analyze.study import Study
 from hemorrhage.bracket.content import Bracket, CurveBracket, Screened
 
 
@@ -24,15 +27,47 @@ class Brackets:
 
     text: str
     rows: list[BracketRow]
+    confirmation: str
 
 
-def section(bracket: Bracket | None) -> Brackets | None:
+def section(study: Study) -> Brackets | None:
     """Return the part of a study; None where nothing was screened."""
+    bracket = study.inputs.bracket
     if bracket is None:
         return None
     screened = {each.variant: each for each in bracket.screened}
     rows = [_row(curve, screened) for curve in bracket.curves]
-    return Brackets(_text(bracket), rows)
+    return Brackets(_text(bracket), rows, confirmation_text(study))
+
+
+def confirmation_text(study: Study) -> str:
+    """Say what was measured on fresh text, and whether that is enough; empty where nothing was confirmed."""
+    names = list(study.inputs.confirmations)
+    if not names:
+        return ""
+    sizes: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
+    rows = deciding(study.rows).set_index(["variant", "metric", "dataset"])
+    for verdict in (verdict for verdict in study.verdicts if verdict.variant.name in names):
+        for check in verdict.checks:
+            key = (verdict.variant.name, check.metric, check.dataset)
+            if check.level is not None and key in rows.index:
+                row = {str(name): value for name, value in rows.loc[key].items()}
+                needed = confirming(check.kind, row, check.limit, check.level, study.spec.confidence)
+                sizes.setdefault((check.kind, check.dataset), []).append((check.n, needed))
+    return " ".join([f"Judged on text and items that nothing before has read: {', '.join(names)}.", *_powers(sizes)])
+
+
+def _powers(sizes: Mapping[tuple[str, str], Sequence[tuple[int, int | None]]]) -> Iterator[str]:
+    """Say for each limit how many windows or items decide, with a power of 80 %."""
+    for (kind, dataset), of_variants in sizes.items():
+        needed = [number for _, number in of_variants if number is not None]
+        if needed:
+            unit, measured, most = DAMAGE_KINDS[kind].unit, min(n for n, _ in of_variants), max(needed)
+            verdict = "enough" if measured >= most else "too few"
+            yield (
+                f"{kind} on {dataset}: {measured:,} {unit}, {verdict}; {most:,} call a variant at 1/{CONFIRMED:g} of "
+                "the limit inside in four of five cases."
+            )
 
 
 def _text(bracket: Bracket) -> str:
