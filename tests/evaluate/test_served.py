@@ -7,11 +7,13 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.evaluate import served
@@ -44,8 +46,6 @@ def test_the_engines_damage_is_that_of_its_logits(study: Path, tmp_path: Path, m
     assert tokens.groupby("corpus").size().to_dict() == {"code": 6 * 31, "prose": 6 * 31}
 
     # The definition, written out.
-    from safetensors.torch import load_file
-
     window = load_file(study / "reference" / "windows.safetensors")["prose"][4].long()
     with torch.inference_mode():
         p, q = (
@@ -151,11 +151,38 @@ def interrupted(function, after: int):  # type: ignore[no-untyped-def]
     return wrapped
 
 
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_states_become_logits_by_our_own_norm_and_head(
+    final_norm: bool, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that gives our own final states, before or after the last norm, adds nothing."""
+    model: Any = load(study / "checkpoint")
+    given: list[torch.Tensor] = []
+    model.model.norm.register_forward_hook(lambda _, arguments, out: given.append(out if final_norm else arguments[0]))
+    windows = load_file(study / "reference" / "windows.safetensors")
+    with torch.inference_mode():
+        for corpus in read_manifest(study / "reference")["corpora"]:
+            model(windows[corpus].long())
+    np.save(tmp_path / "states.npy", torch.cat(given)[:, :-1].numpy())
+    score = (
+        "number = (self.folder.parent / 'asked').stat().st_size - 1\n        "
+        f"yield 'hidden', {{'start': 0, 'final_norm': {final_norm}}}, "
+        "{'values': np.load(self.folder.parent / 'states.npy')[number]}"
+    )
+    engine = fake(tmp_path, monkeypatch, gives="hidden", score=score)
+    out = run(study, tmp_path / "out", "v", monkeypatch, engine)
+    tokens = pd.read_parquet(out / "tokens.parquet")
+    assert tokens.kl.mean() > 1e-3
+    assert tokens.kl_kernels.abs().max() < 1e-6
+    assert np.allclose(tokens.nll, tokens.nll_weights, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
         ({"load": "raise ValueError('no such architecture')"}, "not loaded: fake 1: no such architecture"),
         ({"load": "os.kill(os.getpid(), signal.SIGKILL)"}, "not loaded: fake 1: the worker was ended by SIGKILL"),
+        ({"gives": "top"}, "not compared: it gives the most probable tokens alone, and no KL of them is exact"),
         ({"vocabulary": "500"}, "not compared: it has a vocabulary of 500 tokens, and the base model of 512"),
     ],
 )

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 from hemorrhage.engines.client import Loaded, Session, WorkerDiedError
 from hemorrhage.engines.environment import EngineError, NotInstalledError, python_of
-from hemorrhage.engines.protocol import Hidden, Logits, Tile
+from hemorrhage.engines.protocol import Logits, Tile, Top
 from hemorrhage.engines.registry import Engine
 from hemorrhage.evaluate.__main__ import open_model, same_tokenizer
 from hemorrhage.evaluate.language import (
@@ -48,7 +48,7 @@ from hemorrhage.evaluate.reference import CorpusFields, ReferenceManifest
 from hemorrhage.evaluate.served_damage import compare_tile
 from hemorrhage.evaluate.served_schema import SERVED
 from hemorrhage.models.blocks import blocks
-from hemorrhage.models.blockwise import final_norm, is_streamed
+from hemorrhage.models.blockwise import final_norm, is_streamed, traits
 from hemorrhage.models.export import write
 from hemorrhage.models.formats.config import BenchStorage
 from hemorrhage.models.head import Head, head_of
@@ -80,6 +80,9 @@ LAYOUTS = {("gguf", True): "gguf", ("gguf", False): "gguf-dense", ("hf", True): 
 FILES = {"gguf": "model.gguf", "hf": "model"}
 
 WINDOWS, HIDDEN = "windows.safetensors", "hidden.safetensors"
+
+TOP = "top"
+"""What an engine gives that gives the most probable tokens alone."""
 
 LOADS = 3
 """Workers that may die while they load."""
@@ -129,14 +132,10 @@ class Reading:
         return read_slice(folder / HIDDEN, corpus, slice(window, window + 1))[0, :-1].to(self.device)
 
     def logits(self, tile: Tile) -> Tensor:
-        """Return an engine's logits float32 ``[t, vocabulary]``.
-
-        Raises EngineError where it gives the most probable tokens alone: their KL is no number but a range.
-        """
+        """Return an engine's logits float32 ``[t, vocabulary]``; of states, by our own last norm and head."""
+        assert not isinstance(tile, Top), "refused when it was loaded"
         if isinstance(tile, Logits):
             return torch.tensor(tile.values, device=self.device)
-        if not isinstance(tile, Hidden):
-            raise EngineError("it gives the most probable tokens alone, from which no divergence is exact")
         states = torch.tensor(tile.values, device=self.device)
         if not tile.final_norm:
             tokens = torch.zeros(1, len(states), dtype=torch.long, device=self.device)
@@ -227,7 +226,8 @@ def _read(variant: str, checkpoint: Path, base: Path, reference: Path, unfinishe
         with whole(states) as part:
             _write_states(model, head.width, load_file(reference / WINDOWS), part)
     if not is_streamed(model):
-        # The engine needs the memory.
+        # The engine needs the memory. What the last norm is found by is observed with the weights.
+        traits(model)
         blocks(model).to("meta")
     return Reading(model, head, base_head.to(head.weight.device), reference, unfinished)
 
@@ -255,6 +255,9 @@ def _measure(
     context = max(PREFILL + DECODE, *(each.shape[1] for each in windows.values()))
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     loaded = _load(session, exported, threads, context)
+    if loaded.gives == TOP:
+        # From them a KL is a range.
+        raise NotServedError("not compared: it gives the most probable tokens alone, and no KL of them is exact")
     if loaded.vocabulary != len(reading.base_head):
         raise NotServedError(
             f"not compared: it has a vocabulary of {loaded.vocabulary} tokens, and the base model of "
