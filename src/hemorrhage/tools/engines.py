@@ -12,12 +12,16 @@ from math import inf
 from pathlib import Path
 
 from hemorrhage.models.engine_table import (
+    ABSENT,
     ANY_STRATEGY,
     CACHE,
+    HEADS,
     METHODS,
     PLAIN,
     SEMI_STRUCTURED,
     TABLE,
+    VLLM,
+    VLLM_CPU,
     Grid,
     Reader,
     Row,
@@ -37,6 +41,10 @@ def tables() -> str:
         lines += ["| weights | inputs | stored as | compute capability | experts |", "|---|---|---|---|---|"]
         lines += [_row(row) for row in TABLE if row.engine == engine]
         lines += ["", f"Caches (`kv_cache_scheme`): {'; '.join(map(_grid, CACHE[engine]))}.", ""]
+        if engine in HEADS:
+            lines += [f"Heads: of {', '.join(map(str, HEADS[engine]))}.", ""]
+        if engine in (VLLM, VLLM_CPU):
+            lines += [f"Families of this bench that it lacks (`model_type`): {', '.join(ABSENT)}.", ""]
     lines += ["## Other formats", "", "| `quant_method` | loads in |", "|---|---|"]
     lines += [f"| `{method}` | {', '.join(map(_reader, readers))} |" for method, readers in METHODS.items()]
     lines += ["", f"2:4 sparsity is {SEMI_STRUCTURED}."]

@@ -170,7 +170,7 @@ def test_a_gguf_file_is_a_variant_with_what_it_holds(tmp_path: Path, monkeypatch
     assert (manifest["label"], manifest["storage"], manifest["engine"]) == (
         "file",
         "GGUF, Q4_K_S",
-        "llama.cpp b9190 (CPU or GPU)",
+        "llama.cpp b11549 (CPU or GPU)",
     )
     assert manifest["lineage"]["verdict"] == "same"
     assert manifest["notes"] == ["The file is called Q4_K_S; 100% of the weights of its blocks are Q5_0."]
