@@ -1,6 +1,6 @@
 """False alarms and power of ``hemorrhage identify``: a table in Markdown.
 
-python -m benchmarks.identify MODEL [--windows 200] [--window 64] [--trials 100]
+python -m benchmarks.identify MODEL [--windows 200] [--window 64] [--trials 100] [--only samples]
 
 MODEL is a checkpoint's folder. It samples windows from itself. Honest servers compute it in float64, bfloat16 and
 float16 and give the top 20 in float32; others are round-to-nearest at 8 to 3 bits by row, another temperature, a
@@ -18,13 +18,24 @@ import numpy as np
 import torch
 
 from hemorrhage.engines.endpoint_dialects import Answer
-from hemorrhage.engines.identity import distances, identify, identify_samples, margins, predicted, sampled
+from hemorrhage.engines.identity import (
+    Identification,
+    distances,
+    identify,
+    identify_samples,
+    margins,
+    predicted,
+    sampled,
+)
 from hemorrhage.engines.topk import Floats
 from hemorrhage.models.checkpoint import load
 
 BITS = (8, 6, 5, 4, 3)
 TEMPLATE = (1, 2)
 TOP = 20
+
+COUNTS = (2, 5, 10)
+"""Windows of a trial."""
 
 
 def rounded(model: torch.nn.Module, bits: int) -> torch.nn.Module:
@@ -72,6 +83,79 @@ def answers(served: Floats, windows: torch.Tensor, top: int) -> list[Answer]:
     return given
 
 
+Tables = dict[str, Floats]
+HEAD = "| served | tokens | same | unclear | other (the right one) | unknown |\n|---|---|---|---|---|---|"
+
+
+def line(name: str, tokens: int, results: list[Identification]) -> str:
+    """Return a row of a table: how often each verdict was given."""
+    times = Counter(result.verdict for result in results)
+    right = sum(result.verdict == "other" and result.nearest == name for result in results)
+    other = f"{times['other']} ({right})"
+    return f"| {name} | {tokens} | {times['same']} | {times['unclear']} | {other} | {times['unknown']} |"
+
+
+def log_probabilities(
+    base: Tables, noisy: Floats, served: Tables, windows: torch.Tensor, top: int, trials: int
+) -> None:
+    """Print the table of servers that give log-probabilities; ``base``: of each variant."""
+    rng, texts = np.random.default_rng(0), windows.numpy()
+    print(f"\n## Log-probabilities, {f'top {top}' if top else 'of the text alone'}\n\n{HEAD}")
+    own = base["base"]
+    honest = [
+        distances(said, predicted(rows, tokens, said))
+        for rows, tokens, said in zip(own, texts, answers(noisy, windows, top), strict=True)
+    ]
+    for name, given in served.items():
+        said = answers(given, windows, top)
+        variants = [*((each, rows, 1.0) for each, rows in base.items()), ("base at temperature 0.7", own, 0.7)]
+        apart = {
+            each: [
+                distances(answer, predicted(of_window, tokens, answer, temperature))
+                for of_window, tokens, answer in zip(rows, texts, said, strict=True)
+            ]
+            for each, rows, temperature in variants
+        }
+        for count in COUNTS:
+            results = []
+            for _ in range(trials):
+                drawn = rng.integers(len(windows), size=count)
+                part = {each: np.concatenate([values[i] for i in drawn]) for each, values in apart.items()}
+                results.append(identify(part, "base", np.concatenate([honest[i] for i in drawn])))
+            print(line(name, count * (windows.shape[1] - 1), results), flush=True)
+
+
+def samples(
+    models: dict[str, torch.nn.Module],
+    honest: dict[str, torch.nn.Module],
+    shape: tuple[int, int],
+    temperature: float,
+    trials: int,
+) -> None:
+    """Print the table of servers that give tokens alone."""
+    rng = np.random.default_rng(0)
+    print(f"\n## Tokens sampled at temperature {temperature:g}\n\n{HEAD}")
+    for name, model in {**{f"base in {key}": value for key, value in honest.items()}, **models}.items():
+        windows = generated(model, *shape, temperature)
+        mine = {each: rows(other, windows)[:, 3:] for each, other in models.items()}
+        of_bfloat16 = rows(honest["bfloat16"], windows)[:, 3:].argmax(-1)
+        tokens = windows[:, 4:].numpy()
+        for count in COUNTS:
+            results = []
+            for _ in range(trials):
+                drawn = rng.integers(len(tokens), size=count)
+                flat = tokens[drawn].reshape(-1)
+                parts = {each: values[drawn].reshape(len(flat), -1) for each, values in mine.items()}
+                if temperature:
+                    each = {key: sampled(part, flat, temperature) for key, part in parts.items()}
+                    each |= {f"base at temperature {t:g}": sampled(parts["base"], flat, t) for t in (0.7, 1.3)}
+                    results.append(identify_samples(each, "base"))
+                else:
+                    noise = margins(parts["base"], of_bfloat16[drawn].reshape(-1))
+                    results.append(identify({key: margins(part, flat) for key, part in parts.items()}, "base", noise))
+            print(line(name, count * tokens.shape[1], results), flush=True)
+
+
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser()
@@ -79,6 +163,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=200)
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--only", choices=["log-probabilities", "samples"])
     arguments = parser.parse_args()
     torch.manual_seed(0)
     base = load(arguments.model)
@@ -88,77 +173,18 @@ def main() -> None:
         "bfloat16": copy.deepcopy(base).bfloat16(),
         "float16": copy.deepcopy(base).half(),
     }
-    windows = generated(base, arguments.windows, arguments.window)
-    own = {name: rows(model, windows) for name, model in models.items()}
-    templated = rows(base, windows, TEMPLATE)
-    noisy = rows(honest["bfloat16"], windows)
-    served = {**{f"base in {name}": rows(model, windows) for name, model in honest.items()}, **own}
-    served |= {"base at temperature 0.7": own["base"] / 0.7, "base with a template": templated}
-    served["base at temperature 0.7"] -= np.log(np.exp(served["base at temperature 0.7"]).sum(-1, keepdims=True))
-    rng = np.random.default_rng(0)
-    for top in (TOP, 0):
-        print(f"\n## Log-probabilities, {f'top {top}' if top else 'of the text alone'}\n")
-        print("| served | tokens | same | unclear | other (right one) | unknown |\n|---|---|---|---|---|---|")
-        for name, given in served.items():
-            said = answers(given, windows, top)
-            variants = {
-                **{
-                    each: [predicted(r, t, a) for r, t, a in zip(own[each], windows.numpy(), said, strict=True)]
-                    for each in own
-                },
-                "base at temperature 0.7": [
-                    predicted(r, t, a, 0.7) for r, t, a in zip(own["base"], windows.numpy(), said, strict=True)
-                ],
-                "base with a template": [
-                    predicted(r, t, a) for r, t, a in zip(templated, windows.numpy(), said, strict=True)
-                ],
-            }
-            apart = {
-                each: [distances(a, p) for a, p in zip(said, values, strict=True)] for each, values in variants.items()
-            }
-            of_noise = [
-                distances(a, predicted(r, t, a))
-                for r, t, a in zip(own["base"], windows.numpy(), answers(noisy, windows, top), strict=True)
-            ]
-            for count in (2, 5, 10):
-                verdicts: Counter[str] = Counter()
-                for _ in range(arguments.trials):
-                    drawn = rng.integers(len(windows), size=count)
-                    part = {each: np.concatenate([values[i] for i in drawn]) for each, values in apart.items()}
-                    result = identify(part, "base", np.concatenate([of_noise[i] for i in drawn]))
-                    verdicts[result.verdict] += 1
-                    verdicts["right"] += result.verdict == "other" and result.nearest == name
-                print(
-                    f"| {name} | {count * (arguments.window - 1)} | {verdicts['same']} | {verdicts['unclear']} |"
-                    f" {verdicts['other']} ({verdicts['right']}) | {verdicts['unknown']} |"
-                )
-    for temperature in (1.0, 0.0):
-        print(f"\n## Tokens sampled at temperature {temperature:g}\n")
-        print("| served | tokens | same | unclear | other (right one) | unknown |\n|---|---|---|---|---|---|")
-        for name, model in {**{f"base in {key}": value for key, value in honest.items()}, **models}.items():
-            drawn_windows = generated(model, arguments.windows, arguments.window, temperature)
-            mine = {each: rows(other, drawn_windows)[:, 3:] for each, other in models.items()}
-            of_bfloat16 = rows(honest["bfloat16"], drawn_windows)[:, 3:].argmax(-1)
-            tokens = drawn_windows[:, 4:].numpy()
-            for count in (2, 5, 10):
-                verdicts = Counter()
-                for _ in range(arguments.trials):
-                    drawn = rng.integers(len(tokens), size=count)
-                    flat = tokens[drawn].reshape(-1)
-                    parts = {each: values[drawn].reshape(len(flat), -1) for each, values in mine.items()}
-                    if temperature:
-                        likelihoods = {each: sampled(part, flat, temperature) for each, part in parts.items()}
-                        warmer = {f"base at temperature {t:g}": sampled(parts["base"], flat, t) for t in (0.7, 1.3)}
-                        result = identify_samples({**likelihoods, **warmer}, "base")
-                    else:
-                        noise = margins(parts["base"], of_bfloat16[drawn].reshape(-1))
-                        result = identify({each: margins(part, flat) for each, part in parts.items()}, "base", noise)
-                    verdicts[result.verdict] += 1
-                    verdicts["right"] += result.verdict == "other" and result.nearest == name
-                print(
-                    f"| {name} | {len(flat)} | {verdicts['same']} | {verdicts['unclear']} |"
-                    f" {verdicts['other']} ({verdicts['right']}) | {verdicts['unknown']} |"
-                )
+    if arguments.only != "samples":
+        windows = generated(base, arguments.windows, arguments.window)
+        known = {name: rows(model, windows) for name, model in models.items()}
+        known["base with a template"] = rows(base, windows, TEMPLATE)
+        cooled = known["base"] / 0.7
+        served = {**{f"base in {name}": rows(model, windows) for name, model in honest.items()}, **known}
+        served["base at temperature 0.7"] = cooled - np.log(np.exp(cooled).sum(-1, keepdims=True))
+        for top in (TOP, 0):
+            log_probabilities(known, served["base in bfloat16"], served, windows, top, arguments.trials)
+    if arguments.only != "log-probabilities":
+        for temperature in (1.0, 0.0):
+            samples(models, honest, (arguments.windows, arguments.window), temperature, arguments.trials)
 
 
 if __name__ == "__main__":
