@@ -26,7 +26,7 @@ from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.doctor import doctor
 from hemorrhage.analyze.inputs import Inputs, model_name, read
 from hemorrhage.analyze.manifests import Manifest
-from hemorrhage.analyze.rows import mitigations, plots, tables
+from hemorrhage.analyze.rows import blocks, mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
@@ -78,6 +78,8 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         for verdict in verdicts
     }
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
+    sums = blocks.block_sums(inputs, results.suites)
+    save(out / "blocks.parquet", lambda path: sums.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(shipping.as_json(recommended, verdicts)))
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
     proposed = next_points.as_yaml(thresholds, sweeps(inputs))

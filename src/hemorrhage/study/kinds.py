@@ -853,6 +853,7 @@ def model_kinds() -> list[Kind]:
 
 ROWS_FILES = (
     "hemorrhage.parquet",
+    "blocks.parquet",
     "metrics.json",
     "thresholds.json",
     "next.yaml",

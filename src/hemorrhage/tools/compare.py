@@ -10,7 +10,7 @@ import io
 import json
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.report import page as report
 from hemorrhage.analyze.report.charts.comparison import side_by_side
+from hemorrhage.analyze.rows.blocks import Blocks, by_key
 from hemorrhage.analyze.rows.differences import SHOWN, Difference, Lost, differences, list_changes
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.runtime.address import Json
@@ -29,6 +30,7 @@ from hemorrhage.study.params import read_yaml
 
 WORKSPACE = "workspace"
 ROWS = "reports/hemorrhage.parquet"
+BLOCKS = "reports/blocks.parquet"
 PARAMS = Path("params.yaml")
 PAGE = Path("reports/compare.html")
 CODE = ("src/hemorrhage", "rules", "Snakefile", "requirements.txt")
@@ -56,7 +58,10 @@ class Provenance(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Study:
-    """A revision: its name, its commit with the subject, rows, params and what git has of reports/."""
+    """A revision: its name, its commit with the subject, rows, params and what git has of reports/.
+
+    ``blocks``: sums by window and group; none of a study that was analyzed before they were kept.
+    """
 
     name: str
     commit: str
@@ -65,6 +70,7 @@ class Study:
     params: Json
     provenance: Provenance
     recommendation: Recommendation
+    blocks: Blocks = field(default_factory=dict, repr=False)
 
 
 def read(name: str) -> Study:
@@ -73,14 +79,21 @@ def read(name: str) -> Study:
         rows = Path(ROWS)
         if not rows.is_file():
             raise CommandError(f"{ROWS} does not exist; run the study, or `dvc pull {ROWS}`", NOT_MEASURED)
-        return _study(name, "", "files as they lie here", rows.read_bytes())
+        blocks = Path(BLOCKS)
+        kept = blocks.read_bytes() if blocks.is_file() else None
+        return _study(name, "", "files as they lie here", rows.read_bytes(), kept)
     commit = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if commit is None:
         raise CommandError(f"{name} is not a revision that git knows")
-    return _study(name, commit[:10], _git("log", "-1", "--format=%s", commit) or "", _from_dvc(name, commit))
+    rows_there, subject = _from_dvc(name, commit, ROWS), _git("log", "-1", "--format=%s", commit) or ""
+    try:
+        kept = _from_dvc(name, commit, BLOCKS)
+    except CommandError:
+        kept = None
+    return _study(name, commit[:10], subject, rows_there, kept)
 
 
-def _study(name: str, commit: str, subject: str, rows: bytes) -> Study:
+def _study(name: str, commit: str, subject: str, rows: bytes, blocks: bytes | None = None) -> Study:
     return Study(
         name=name,
         commit=commit,
@@ -89,6 +102,7 @@ def _study(name: str, commit: str, subject: str, rows: bytes) -> Study:
         params=_params(commit),
         provenance=json.loads(_file("reports/provenance.json", commit)),
         recommendation=json.loads(_file("reports/recommendation.json", commit)),
+        blocks={} if blocks is None else by_key(pd.read_parquet(io.BytesIO(blocks))),
     )
 
 
@@ -101,17 +115,17 @@ def _params(commit: str) -> Json:
     return content if isinstance(content, dict) else {}
 
 
-def _from_dvc(name: str, commit: str) -> bytes:
-    """Read the rows of a commit out of DVC's cache or remote."""
+def _from_dvc(name: str, commit: str, path: str) -> bytes:
+    """Read a report of a commit out of DVC's cache or remote."""
     import dvc.api
     from dvc.exceptions import DvcException
 
     try:
-        with dvc.api.open(ROWS, repo=".", rev=commit, mode="rb") as file:
+        with dvc.api.open(path, repo=".", rev=commit, mode="rb") as file:
             return bytes(file.read())
     except (DvcException, OSError) as error:
         reason = (
-            f"{name}: DVC has no {ROWS} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it"
+            f"{name}: DVC has no {path} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it"
         )
         raise CommandError(f"{reason} ({error})", NOT_MEASURED) from None
 
@@ -140,7 +154,7 @@ def code(a: Study, b: Study) -> list[tuple[str, str, str]]:
 
 def render(a: Study, b: Study) -> str:
     """Render the page as HTML."""
-    compared, lost = differences(a.rows, b.rows)
+    compared, lost = differences(a.rows, b.rows, (a.blocks, b.blocks))
     different = [row for row in compared if row.difference != 0]
     numbers = [Numbers(study.rows) for study in (a, b)]
     corpora = [name for name in numbers[0].datasets("kl_mean") if name in numbers[1].datasets("kl_mean")]
@@ -231,13 +245,13 @@ def _row(row: Difference) -> Row:
         sort=row.difference,
         interval="exact" if exact else f"{row.low:+.3g} to {row.high:+.3g}",
         certain=row.certain,
-        data="counted" if exact else "the same" if row.paired else "independent",
+        data="counted" if exact else "the same, paired" if row.paired else "not paired",
     )
 
 
 def as_json(a: Study, b: Study) -> Json:
     """Return the comparison as plain content: differences with intervals, rows that one side lacks, what changed."""
-    compared, lost = differences(a.rows, b.rows)
+    compared, lost = differences(a.rows, b.rows, (a.blocks, b.blocks))
     return {
         "a": {"name": a.name, "commit": a.commit},
         "b": {"name": b.name, "commit": b.commit},

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from hemorrhage.analyze.protocol import strip_protocol
+from hemorrhage.analyze.rows.blocks import Blocks, paired_interval
 from hemorrhage.analyze.rows.schema import OK
 
 SHOWN = {
@@ -28,8 +29,8 @@ KEYS = ["variant", "family", "method", "metric", "dataset"]
 
 
 class Difference(NamedTuple):
-    """B minus A of one number. ``low`` and ``high`` are NaN where both are exact; ``paired``: on the same data under
-    the same protocol; ``certain``: the interval does not hold 0."""
+    """B minus A of one number. ``low`` and ``high`` are NaN where both are exact; ``paired``: block by block, of the
+    same windows or items; ``certain``: the interval does not hold 0."""
 
     variant: str
     strategy: str
@@ -63,8 +64,9 @@ def interval(a: tuple[float, float, float], b: tuple[float, float, float]) -> tu
     """Interval of b - a from two (estimate, low, high): the method of variance estimates recovery.
 
     Each limit takes the halves of both intervals that point its way (Donner and Zou, Statistical Methods in Medical
-    Research 2012 21:347, for independent estimates). On the same windows or items two estimates vary together, and the
-    interval is then wider than it had to be, never narrower. A number without an interval is exact.
+    Research 2012 21:347, for independent estimates). Where two estimates vary together the interval is too wide, where
+    they vary against each other too narrow: the same windows and items are compared block by block instead. A number
+    without an interval is exact.
     """
     (first, low1, high1), (second, low2, high2) = a, b
     down1, up1, down2, up2 = (
@@ -76,28 +78,36 @@ def interval(a: tuple[float, float, float], b: tuple[float, float, float]) -> tu
     return difference - math.hypot(down2, up1), difference + math.hypot(up2, down1)
 
 
-def differences(a: pd.DataFrame, b: pd.DataFrame) -> tuple[list[Difference], list[Lost]]:
+def differences(
+    a: pd.DataFrame, b: pd.DataFrame, blocks: tuple[Blocks, Blocks] = ({}, {})
+) -> tuple[list[Difference], list[Lost]]:
     """B minus A of all shown numbers that both have, the surest first; and what only one of them has.
 
-    Metrics carry their protocol in their name, so that numbers of two protocols never meet.
+    Metrics carry their protocol in their name, so that numbers of two protocols never meet. ``blocks``: sums by window
+    and group of both, where they are known.
     """
+    confidence = float(a.attrs.get("confidence", 0.95))
     both = select_shown(a).merge(select_shown(b), on=KEYS, how="outer", suffixes=("_a", "_b"), indicator="side")
     compared, lost = [], []
     for row in both.itertuples(index=False):
         has_a = row.side in ("both", "left_only") and row.status_a == OK
         has_b = row.side in ("both", "right_only") and row.status_b == OK
         if has_a and has_b:
-            compared.append(_difference(row))
+            compared.append(_difference(row, blocks, confidence))
         elif has_a or has_b:
             reason = (row.reason_b if has_a else row.reason_a) if row.side == "both" else "no such row"
             lost.append(Lost(row.variant, row.metric, row.dataset, "A" if has_a else "B", str(reason)))
     return sorted(compared, key=_sureness, reverse=True), lost
 
 
-def _difference(row: Any) -> Difference:
+def _difference(row: Any, blocks: tuple[Blocks, Blocks], confidence: float) -> Difference:
     """B minus A of a row of both studies, joined."""
     low, high = interval((row.estimate_a, row.low_a, row.high_a), (row.estimate_b, row.low_b, row.high_b))
     difference = row.estimate_b - row.estimate_a
+    same = row.data_a == row.data_b and row.protocol_a == row.protocol_b and row.n_a == row.n_b
+    key = (row.variant, strip_protocol(row.metric), row.dataset)
+    paired = paired_interval(*blocks, key, confidence) if same and row.family != "decode" else None
+    low, high = (low, high) if paired is None else paired
     return Difference(
         variant=row.variant,
         strategy=row.method if row.family == "decode" else "",
@@ -108,7 +118,7 @@ def _difference(row: Any) -> Difference:
         difference=difference,
         low=low,
         high=high,
-        paired=row.data_a == row.data_b and row.protocol_a == row.protocol_b and row.n_a == row.n_b,
+        paired=paired is not None,
         certain=bool(difference != 0 and (math.isnan(low) or not low <= 0 <= high)),
     )
 
