@@ -150,8 +150,8 @@ def _in_engine(numbers: Numbers, corpora: Sequence[str], variant: str, engine: s
     worst = max(known, key=lambda each: each[1].value)[0]
 
     def interval(metric: str, part: str = "") -> Interval | None:
-        found = numbers.get(variant, of_engine(metric, engine, part), worst)
-        return Interval(found.value, found.low, found.high, worst) if found else None
+        estimate = numbers.get(variant, of_engine(metric, engine, part), worst)
+        return Interval(estimate.value, estimate.low, estimate.high, worst) if estimate else None
 
     return InEngine(_title(output), interval("kl_mean"), interval("kl_mean", ADDED), interval("same_top1"))
 

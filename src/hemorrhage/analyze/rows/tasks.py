@@ -142,8 +142,8 @@ def _independent_items(outputs: dict[str, Output], spec: Spec) -> dict[str, floa
     for output in outputs.values():
         for name, items in output.tables.get(ITEMS, pd.DataFrame({"task": []})).groupby("task", sort=False):
             now, before = items["correct"].to_numpy(bool), items["base_correct"].to_numpy(bool)
-            found = groups.setdefault(str(name), items["group"].to_numpy())
-            if np.array_equal(found, items["group"].to_numpy()):
+            grouped = groups.setdefault(str(name), items["group"].to_numpy())
+            if np.array_equal(grouped, items["group"].to_numpy()):
                 measured.setdefault(str(name), [before.astype(float)]).append((now != before).astype(float))
     return {
         name: bootstrap.effective_size(np.stack(of_task), groups[name], spec.confidence)
