@@ -54,6 +54,12 @@ def test_the_cost_of_a_model(tiny: Path) -> None:
     assert parameters < found["peak_bytes"] < 1024**4
 
 
+def test_what_an_engine_would_compute_otherwise_is_not_timed(tiny: Path) -> None:
+    timed, untimed = cost.measure(load(tiny)), cost.measure(load(tiny), is_timed=False)
+    assert timed.keys() - untimed.keys() == {"prefill", "decode"}
+    assert untimed["kv_bytes"] == timed["kv_bytes"]
+
+
 def test_the_cache_is_counted_tensor_by_tensor() -> None:
     cache = DynamicCache()
     for layer in range(3):

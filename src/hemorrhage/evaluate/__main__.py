@@ -127,8 +127,9 @@ def evaluate(
             collect.DIAGNOSTICS.validate(diagnostics).to_parquet(part / "diagnostics.parquet", index=False)
         if "stage" not in of_base:
             # The speed of a disk is none of a model's.
-            costs: cost.Cost = {} if is_streamed(model) else _cost(model, gaps)
-            costs["theoretical"] = cost.theoretical(checkpoint)
+            reason = cost.theoretical(checkpoint)
+            costs: cost.Cost = {} if is_streamed(model) else _cost(model, gaps, is_timed=not reason)
+            costs["theoretical"] = reason
             (part / "cost.json").write_text(json.dumps(costs, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(
             part,
@@ -143,10 +144,10 @@ def evaluate(
         )
 
 
-def _cost(model: PreTrainedModel, gaps: dict[str, str]) -> cost.Cost:
+def _cost(model: PreTrainedModel, gaps: dict[str, str], is_timed: bool) -> cost.Cost:
     """Measure what running the model costs; where it can't be run like others, note a gap."""
     try:
-        return cost.measure(model)
+        return cost.measure(model, is_timed)
     except Exception as error:
         gaps["cost"] = " ".join(f"{type(error).__name__}: {error}".split())
         return {}

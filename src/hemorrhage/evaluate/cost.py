@@ -2,7 +2,7 @@
 
 The numbers are those of this engine, transformers in the dtype the model was loaded in. Where a checkpoint's weights
 are packed or masked, what computes is a dense copy of them, and the gain that the method is about stays theoretical
-(``theoretical``).
+(``theoretical``). Its speed would say nothing: it is not measured, the bytes are.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class Cost(TypedDict, total=False):
     theoretical: str
 
 
-def measure(model: PreTrainedModel) -> Cost:
+def measure(model: PreTrainedModel, is_timed: bool = True) -> Cost:
     """Run ``model`` on a batch of one prompt; see docs/formats.md, ``cost.json``.
 
+    Unless ``is_timed``, once and without speeds.
     ``prefill``: prompt tokens per second until the first new token is known, ``decode``: new tokens per second, a
     number for each repetition; ``kv_bytes``: of the tensors that the cache holds in the end (a state-space model's
     states are among them), ``kv_bytes_formula``: those the paper's formula has for it; ``peak_bytes``: the most
@@ -61,17 +62,17 @@ def measure(model: PreTrainedModel) -> Cost:
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     prompt = torch.randint(vocabulary, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0)).to(model.device)
     _reset_peak(model.device)
-    _run(model, prompt, 1)
-    prefill, decode = [], []
-    for _ in range(REPETITIONS):
+    if is_timed:
+        _run(model, prompt, 1)
+    speeds: Cost = {"prefill": [], "decode": []}
+    for _ in range(REPETITIONS if is_timed else 1):
         reading, decoding, cache = _run(model, prompt, NEW_TOKENS)
-        prefill.append(prompt.numel() / reading)
-        decode.append(BATCH * NEW_TOKENS / decoding)
+        speeds["prefill"].append(prompt.numel() / reading)
+        speeds["decode"].append(BATCH * NEW_TOKENS / decoding)
     peak, of = _peak(model.device)
     dtype = next(model.parameters()).dtype
     return {
-        "prefill": prefill,
-        "decode": decode,
+        **(speeds if is_timed else {}),
         "batch": BATCH,
         "length": LENGTH,
         "new_tokens": NEW_TOKENS,

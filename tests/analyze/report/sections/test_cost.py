@@ -48,5 +48,7 @@ def test_what_an_engine_ran_is_not_called_theoretical() -> None:
     ]
 
 
-def test_what_was_not_timed_has_no_row() -> None:
-    assert cost_rows(inputs(), numbers(row("base", "peak_bytes", 1.0))) == []
+def test_what_was_not_timed_has_its_bytes_and_what_was_not_measured_no_row() -> None:
+    (untimed,) = cost_rows(inputs(), numbers(row("base", "peak_bytes", 2e6)))
+    assert (untimed.prefill, untimed.decode, untimed.peak) == ("–", "–", "2")
+    assert cost_rows(inputs(), numbers(row("base", "accuracy", 1.0))) == []

@@ -31,7 +31,7 @@ class Row:
 
 
 def cost_rows(inputs: Inputs, numbers: Numbers) -> list[Row]:
-    """Return a row per variant whose speed was measured here, and one for each engine that ran it.
+    """Return a row per variant whose cost was measured here, and one for each engine that ran it.
 
     What an engine ran is not called theoretical: its own speed is in the next row.
     """
@@ -50,23 +50,24 @@ def cost_rows(inputs: Inputs, numbers: Numbers) -> list[Row]:
 
 
 def _row(name: str, numbers: Numbers, engine: str = "", release: str = HERE) -> Row | None:
-    """Return the row of a variant; None where its speed was not measured."""
+    """Return the row of a variant; None where nothing of it was measured."""
 
     def get(metric: str) -> Estimate | None:
         return numbers.get(name, of_engine(metric, engine) if engine else metric)
 
     prefill, decode = (get(f"{phase}_tokens_per_second") for phase in ("prefill", "decode"))
-    speed = prefill or decode
-    if speed is None:
+    peak, cache = get("peak_bytes"), get("kv_bytes")
+    measured = prefill or decode or peak or cache
+    if measured is None:
         return None
-    protocol, _, theoretical = speed.protocol.partition(THEORETICAL)
+    protocol, _, theoretical = measured.protocol.partition(THEORETICAL)
     return Row(
         variant=name,
         engine=release,
         prefill=_speed(prefill),
         decode=_speed(decode),
-        peak=_megabytes(get("peak_bytes"), 0),
-        cache=_megabytes(get("kv_bytes"), 2),
+        peak=_megabytes(peak, 0),
+        cache=_megabytes(cache, 2),
         formula=_megabytes(get("kv_bytes_formula"), 2),
         protocol=protocol,
         theoretical=theoretical,
