@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks import gate
 from scipy import stats
 
 from hemorrhage.analyze import budget
 from hemorrhage.analyze.stats import bounds
+from tests.conftest import ROOT
 
 
 def row(estimate: float, low: float, high: float, n: int = 16, **fields: Any) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def test_a_suite_at_chance_is_silent_where_another_speaks_and_a_failed_one_is_no
 def test_of_variants_on_the_limit_hardly_ever_any_is_called_inside() -> None:
     """Twenty variants whose true damage is the limit: with 95 % confidence none of them is recommended."""
     rng = np.random.default_rng(1)
-    variants, runs, wrong = 20, 150, {"flips": 0, "kl": 0}
+    variants, runs, wrong = 20, 100, {"flips": 0, "kl": 0}
     names = [f"v{number}" for number in range(variants)]
     for _ in range(runs):
         # Windows that all variants share, with skewed damage on each.
@@ -178,5 +180,19 @@ def test_of_variants_on_the_limit_hardly_ever_any_is_called_inside() -> None:
             drawn["metric"] = budget.DAMAGE_KINDS[kind].metric
             checks = budget.judge(drawn, names, {kind: 0.1}, 0.95, [names])
             wrong[kind] += any(each[0].answer == "inside" for each in checks.values())
-    assert wrong["flips"] / runs <= 0.08
-    assert wrong["kl"] / runs <= 0.08
+    assert wrong["flips"] / runs <= 0.1
+    assert wrong["kl"] / runs <= 0.1
+
+
+def test_on_real_windows_what_the_docs_say_holds() -> None:
+    """The script's numbers in the docs are at most 5.5 %, and a short run of it agrees with them."""
+    _, _, rest = (ROOT / "docs/thresholds.md").read_text(encoding="utf-8").partition(gate.BEGIN)
+    printed, _, _ = rest.partition(gate.END)
+    first, _, _ = printed.strip().partition("\n\n")
+    cells = [[cell.strip(" %") for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
+    shares = {row[0]: [float(cell) for cell in row[1:]] for row in cells}
+    assert list(shares) == [*(f"KL, {n} windows" for n in gate.WINDOWS), *(f"flips, {n} items" for n in gate.ITEMS)]
+    assert max(max(row) for row in shares.values()) <= 5.5
+    for variants, said in zip(gate.VARIANTS[:3], shares["KL, 16 windows"], strict=False):
+        found = 100 * gate.windows_called_inside(1, 16, variants, 200)
+        assert abs(found - said) <= 3 * 100 * math.sqrt(0.05 * 0.95 * (1 / 200 + 1 / 1000))
