@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from hemorrhage.engines.endpoint_dialects import DIALECTS, Answer, UnreadableError, Vocabulary
+from hemorrhage.engines.endpoint_faults import in_answer
 
 WORDS = ["<s>", " the", " cat", " sat", "the", " the"]
 VOCABULARY = Vocabulary(WORDS, ["<s>", "▁the", "▁cat", "▁sat", "the", "Ġthe"], lambda tokens: "".join(map(str, tokens)))
@@ -201,6 +202,31 @@ def test_a_vocabulary_knows_texts_stored_pieces_and_ids() -> None:
     assert VOCABULARY.is_text_of("token_id:2", 2)
     assert not VOCABULARY.is_text_of("token_id:3", 2)
     assert not VOCABULARY.is_text_of(" sat", 2)
+
+
+def test_a_server_that_strips_spaces_names_no_token_by_a_text_of_two() -> None:
+    pieces = ["<s>", " an", "an", " cat", " x"]
+    vocabulary = Vocabulary(pieces, [piece.replace(" ", "▁") for piece in pieces], str)
+    assert vocabulary.names([" an", " x"], [1, 4])("an") == 2
+    assert vocabulary.names(["▁an", "▁x"], [1, 4])("an") == 2
+    assert vocabulary.names(["an", "x"], [1, 4])("an") is None
+    assert vocabulary.names(["an", "x"], [1, 4])("cat") == 3
+
+
+def test_texts_that_overwrite_each_other_bound_nothing_and_are_no_fault() -> None:
+    """As vLLM writes a vocabulary of bytes: two tokens have the text of the window's own, one of them is lost."""
+    pieces = ["<s>", "", "", " cat", " sat"]
+    vocabulary = Vocabulary(pieces, pieces, str)
+    logprobs = {
+        "tokens": ["<s>", "", "cat", "cat"],
+        "token_logprobs": [None, -0.2, -3.0, -1.0],
+        "top_logprobs": [None, {"": -4.5, "cat": -2.5}, {"": -0.1, "cat": -3.0, "sat": -4.0}, {}],
+    }
+    answer = DIALECTS["echo"].read_answer({"choices": [{"logprobs": logprobs}]}, [0, 1, 3], 3, vocabulary)
+    assert answer.target.tolist() == [-0.2, -3.0]
+    assert answer.ids[0].tolist() == [3, -1, -1]
+    assert answer.cap.tolist() == [0.0, -0.1]
+    assert in_answer(answer, [0, 1, 3], vocabulary, "tiny") == []
 
 
 def test_a_vocabulary_of_a_real_tokenizer(tiny: Path) -> None:

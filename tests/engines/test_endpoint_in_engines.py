@@ -135,17 +135,18 @@ def test_a_real_server_gives_the_models_log_probabilities(
                 session.load(windows[0])
                 answers = list(session.ask_windows(windows))
             for answer, rows, window in zip(answers, exact(model, windows), windows, strict=True):
-                check(answer, rows, window, is_complete=engine == "vllm")
+                # Texts of this vocabulary name few tokens: most are the text of several.
+                check(answer, rows, window, engine == "vllm", fewest=1 if dialect == "echo" else 15)
 
 
-def check(answer: Answer, rows: Floats, window: list[int], is_complete: bool) -> None:
+def check(answer: Answer, rows: Floats, window: list[int], is_complete: bool, fewest: int) -> None:
     """Compare what a server said with the model's own log-probabilities."""
     own, is_given = rows[np.arange(len(rows)), window[1:]], ~np.isnan(answer.target)
     assert is_given.all() or not is_complete
     assert answer.target[is_given] == pytest.approx(own[is_given], abs=0.02)
     at_ids = np.take_along_axis(rows, np.maximum(answer.ids, 0), 1)
     assert answer.logprobs[answer.ids >= 0] == pytest.approx(at_ids[answer.ids >= 0], abs=0.02)
-    assert (answer.ids >= 0).sum(1).min() >= 15
+    assert (answer.ids >= 0).sum(1).min() >= fewest
     assert np.mean([interval.low for interval in answer.kl(rows, window)]) < 1e-4
 
 

@@ -12,9 +12,9 @@ Each is a function that makes a request's body and one that reads the answer; bo
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,19 @@ class UnreadableError(EndpointError):
     """The answer lacks what the dialect says; the message is one line."""
 
 
+def _unique(named: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return the texts that name one token."""
+    tokens: dict[str, set[int]] = {}
+    for text, token in named:
+        tokens.setdefault(text, set()).add(token)
+    return {text: each.pop() for text, each in tokens.items() if len(each) == 1}
+
+
+def _by_name(names: Mapping[str, int], text: str) -> int | None:
+    by_id = BY_ID.fullmatch(text)
+    return int(by_id[1]) if by_id else names.get(text)
+
+
 class Vocabulary:
     """The text of each token: within a text (``pieces``), and as the tokenizer stores it (``stored``).
 
@@ -44,12 +57,11 @@ class Vocabulary:
 
     def __init__(self, pieces: Sequence[str], stored: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
         self.pieces, self.stored, self.decode = tuple(pieces), tuple(stored), decode
-        self._tokens: dict[str, int] = {}
-        for texts in (self.stored, self.pieces):
-            times = Counter(texts)
-            self._tokens.update({text: token for token, text in enumerate(texts) if times[text] == 1})
-            for text in (text for text, count in times.items() if count > 1):
-                self._tokens.pop(text, None)
+        self._exact = [
+            _unique((text, token) for token, text in enumerate(texts)) for texts in (self.pieces, self.stored)
+        ]
+        forms = enumerate(zip(self.pieces, self.stored, strict=True))
+        self._loose = _unique((text, token) for token, (a, b) in forms for text in {a, b, a.strip()})
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
@@ -65,16 +77,31 @@ class Vocabulary:
         return len(self.pieces)
 
     def token(self, text: str) -> int | None:
-        """Return the token that a text names; None where it names none, or several have the same text."""
-        by_id = BY_ID.fullmatch(text)
-        return int(by_id[1]) if by_id else self._tokens.get(text)
+        """Return the token that a text names in any way of writing; None where it names none, or several."""
+        return _by_name(self._loose, text)
+
+    def names(self, texts: Sequence[str], tokens: Sequence[int]) -> Callable[[str], int | None]:
+        """Return ``token`` for a server that calls these tokens so.
+
+        Where it writes all of them as pieces, or as they are stored, so it does others. Some strip spaces: then a text
+        may name two tokens.
+        """
+        written = [(text, token) for text, token in zip(texts, tokens, strict=True) if not self._is_partial(token)]
+        for form, exact in zip((self.pieces, self.stored), self._exact, strict=True):
+            shows_spaces = any(text != self.pieces[token].strip() for text, token in written)
+            if shows_spaces and all(text == form[token] for text, token in written):
+                return partial(_by_name, exact)
+        return self.token
+
+    def _is_partial(self, token: int) -> bool:
+        return "\N{REPLACEMENT CHARACTER}" in self.pieces[token]
 
     def is_text_of(self, text: str, token: int) -> bool:
         """Tell whether a server may call a token so. A part of a character may be written in any way."""
         if by_id := BY_ID.fullmatch(text):
             return int(by_id[1]) == token
         piece = self.pieces[token]
-        is_partial = "\N{REPLACEMENT CHARACTER}" in piece or text.startswith("bytes:")
+        is_partial = self._is_partial(token) or text.startswith("bytes:")
         return is_partial or text in (piece, self.stored[token]) or text.strip() == piece.strip()
 
 
@@ -286,16 +313,22 @@ def _echo_answer(content: object, tokens: Sequence[int], top: int, vocabulary: V
         )
     if not len(texts) == len(own) == len(tops):
         raise UnreadableError("the lists in logprobs have different lengths")
+    name = vocabulary.names(texts[: len(tokens)], tokens)
     rows: list[Row] = []
     for position in range(1, len(tokens)):
-        likely = tops[position]
-        named = likely if isinstance(likely, Mapping) else {}
-        entries = [
-            (tokens[position] if text == texts[position] else vocabulary.token(str(text)), _number(value))
-            for text, value in named.items()
-        ]
-        rows.append((tokens[position], _number(own[position]), entries))
-    return _with(_answer(rows, top), content, texts[: len(tokens)])
+        value, likely = _number(own[position]), tops[position]
+        entries: list[tuple[int | None, float]] = []
+        for text, given_value in (likely if isinstance(likely, Mapping) else {}).items():
+            of_token = _number(given_value)
+            is_own = text == texts[position] and of_token == value
+            token = tokens[position] if is_own else name(str(text))
+            # A text of several tokens has the value of one of them.
+            entries.append((None if token == tokens[position] and not is_own else token, of_token))
+        rows.append((tokens[position], value, entries))
+    answer = _with(_answer(rows, top), content, texts[: len(tokens)])
+    # Tokens with the same text overwrite each other, and what is lost bounds nothing.
+    is_whole = np.array([len(entries) >= top for _, _, entries in rows])
+    return replace(answer, cap=np.where(is_whole, answer.cap, 0.0))
 
 
 def _echo_sample(model: str, prompt: Prompt, count: int, temperature: float, seed: int) -> Json:
