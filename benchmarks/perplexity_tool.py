@@ -8,6 +8,9 @@ float32); then it prints mean perplexity and KL of each variant (--kl-divergence
 each chunk. This bench reads the tokens from the tool's file. Its engine column comes from the worker's logits and its
 own reading from the weights multiplied out, both in the arithmetic of the step ``served``, over the same positions. The
 tool's base is rounded to 16 bits and cut off below exp(-16); the base here is exact.
+
+The engine column is measured twice: with the library next to the tool, which has to agree, and with that of the wheel.
+Two builds of llama.cpp, of other releases or for other processors, do not give the same numbers.
 """
 
 from __future__ import annotations
@@ -83,22 +86,59 @@ def of_tool(printed: str) -> Means:
     return Means(float(np.log(values["perplexity"])), values["kl"], values["same_top1"])
 
 
-def of_bench(session: Session, checkpoint: Path, base: Path, tokens: Tensor) -> tuple[Means, Means]:
-    """Return this bench's means in the engine, and of its own reading in float32, over the tool's positions."""
-    reading, of_base = load(checkpoint, base=base), load(base)
-    first = tokens.shape[1] // 2
-    rows: list[dict[str, Tensor]] = []
-    with torch.inference_mode():
-        for chunk in tokens:
-            tiles = [tile.values for tile in session.score(chunk.numpy()) if isinstance(tile, Logits)]
-            engine = torch.tensor(np.concatenate(tiles))
-            exact, ours = (model(chunk[None, :-1]).logits[0, first:] for model in (of_base, reading))
-            rows.append(compare(exact, ours, engine[first:], chunk[first + 1 :]))
-    means = {name: float(torch.cat([row[name] for row in rows]).double().mean()) for name in rows[0]}
-    return (
-        Means(means["nll"], means["kl"], 100 * means["same_top1"]),
-        Means(means["nll_weights"], means["kl_weights"], 100 * means["same_top1_weights"]),
+WORKER = """
+import ctypes, importlib.util
+spec = importlib.util.spec_from_file_location("llama_cpp_worker", {worker!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.xllamacpp.xllamacpp.__file__ = {library!r}
+class Older(ctypes.Structure):
+    _fields_ = tuple(field for field in module.ContextParams._fields_ if field[0] not in {lacks!r})
+module.SIGNATURES["llama_context_default_params"] = (Older,)
+module.SIGNATURES["llama_init_from_model"] = (ctypes.c_void_p, ctypes.c_void_p, Older)
+Worker = module.Worker
+"""
+"""The worker of the engine with another library; it says the wheel's release all the same."""
+
+
+def with_library(tool: Path, lacks: list[str], scratch: Path) -> Path:
+    """Write a worker that uses the library next to the tool, whose llama_context_params lacks some fields."""
+    file = scratch / "worker.py"
+    library = str(tool.absolute().parent / "libllama.so")
+    file.write_text(
+        WORKER.format(worker=str(ENGINES["llama_cpp"].worker), library=library, lacks=lacks), encoding="utf-8"
     )
+    return file
+
+
+def second_halves(folder: Path, base: Path, tokens: Tensor) -> list[Tensor]:
+    """Return logits float32 of the tool's positions of each chunk, from the weights in float32."""
+    model, first = load(folder, base=base), tokens.shape[1] // 2
+    with torch.inference_mode():
+        return [model(chunk[None, :-1]).logits[0, first:] for chunk in tokens]
+
+
+def in_engine(session: Session, tokens: Tensor) -> list[Tensor]:
+    """Return the same of an engine."""
+    first = tokens.shape[1] // 2
+    return [
+        torch.tensor(
+            np.concatenate([tile.values for tile in session.score(chunk.numpy()) if isinstance(tile, Logits)])
+        )[first:]
+        for chunk in tokens
+    ]
+
+
+def means(base: list[Tensor], other: list[Tensor], tokens: Tensor) -> Means:
+    """Return the means of ``other`` next to ``base``."""
+    rows = [
+        compare(exact, exact, logits, chunk[-len(logits) :])
+        for exact, logits, chunk in zip(base, other, tokens, strict=True)
+    ]
+    nll, kl, same = (
+        float(torch.cat([row[name] for row in rows]).double().mean()) for name in ("nll", "kl", "same_top1")
+    )
+    return Means(nll, kl, 100 * same)
 
 
 def main() -> None:
@@ -115,28 +155,53 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--lacks",
+        nargs="*",
+        default=[],
+        metavar="FIELD",
+        help="fields of llama_context_params that an older tool lacks",
+    )
+    parser.add_argument("--keep", type=Path, help="folder of the models that are made, which another run reads")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, Session(ENGINES["llama_cpp"]) as session:
+    with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        text, logits_file = scratch / "prose.txt", scratch / "base.kld"
-        text.write_text(embedded.JOIN.join(embedded.documents("prose")["evaluation"]), encoding="utf-8")
-        exact = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
-        window = ("-c", str(chosen.window), "-b", str(chosen.window), "--chunks", str(chosen.chunks))
-        base = dense(chosen.base, chosen.base, scratch / "base")
-        stored = ("--kl-divergence-base", str(logits_file))
-        run_tool(chosen.tool, base, chosen.threads, "-f", str(text), *window, *exact, *stored)
-        tokens = tokens_of(logits_file)
-        print(f"{len(tokens)} chunks of {tokens.shape[1]} tokens of prose, {session.engine}", flush=True)
-        for kind in chosen.types:
-            variant = quantized(chosen.base, kind, scratch / kind, mix=kind in gguf_types.MIX_BITS)
-            file = variant / gguf_file.FILE
+        own_library = with_library(chosen.tool, chosen.lacks, scratch)
+        with Session(ENGINES["llama_cpp"], worker=own_library) as tools, Session(ENGINES["llama_cpp"]) as wheels:
+            measure(
+                chosen, scratch, {"engine column, tool's library": tools, f"engine column, {wheels.engine}": wheels}
+            )
+
+
+def measure(chosen: argparse.Namespace, scratch: Path, sessions: dict[str, Session]) -> None:
+    """Print the rows of each type."""
+    kept = chosen.keep or scratch
+    text, logits_file = scratch / "prose.txt", scratch / "base.kld"
+    text.write_text(embedded.JOIN.join(embedded.documents("prose")["evaluation"]), encoding="utf-8")
+    window = ("-c", str(chosen.window), "-b", str(chosen.window), "--chunks", str(chosen.chunks))
+    stored = ("--kl-divergence-base", str(logits_file))
+    base = kept / "base" / gguf_file.FILE
+    if not base.exists():
+        dense(chosen.base, chosen.base, base.parent)
+    exact = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
+    run_tool(chosen.tool, base, chosen.threads, "-f", str(text), *window, *exact, *stored)
+    tokens = tokens_of(logits_file)
+    of_base = second_halves(chosen.base, chosen.base, tokens)
+    print(f"{len(tokens)} chunks of {tokens.shape[1]} tokens of prose", flush=True)
+    for kind in chosen.types:
+        variant = kept / kind
+        if not variant.exists():
+            quantized(chosen.base, kind, variant, mix=kind in gguf_types.MIX_BITS)
+        file = variant / gguf_file.FILE
+        tool = of_tool(run_tool(chosen.tool, file, chosen.threads, *window, *stored, "--kl-divergence"))
+        print(f"{kind:7s} {'llama-perplexity':30s} {tool}", flush=True)
+        for name, session in sessions.items():
             session.load(file, threads=chosen.threads, context=chosen.window)
-            tool = of_tool(run_tool(chosen.tool, file, chosen.threads, *window, *stored, "--kl-divergence"))
-            engine, ours = of_bench(session, variant, chosen.base, tokens)
-            for side, means in (("llama-perplexity", tool), ("engine column", engine), ("ours, float32", ours)):
-                print(f"{kind:7s} {side:18s} {means}", flush=True)
-            away = (abs(engine.nll / tool.nll - 1), abs(engine.kl / tool.kl - 1))
-            print(f"{kind:7s} engine column from the tool: NLL {away[0]:.1e}, KL {away[1]:.1e}", flush=True)
+            engine = means(of_base, in_engine(session, tokens), tokens)
+            away = f"from the tool: NLL {abs(engine.nll / tool.nll - 1):.1e}, KL {abs(engine.kl / tool.kl - 1):.1e}"
+            print(f"{kind:7s} {name:30s} {engine}  {away}", flush=True)
+        ours = means(of_base, second_halves(variant, chosen.base, tokens), tokens)
+        print(f"{kind:7s} {'ours, float32':30s} {ours}", flush=True)
 
 
 if __name__ == "__main__":
