@@ -9,6 +9,8 @@ each chunk. This bench reads the tokens from the tool's file. Its engine column 
 own reading from the weights multiplied out, both in the arithmetic of the step ``served``, over the same positions. The
 tool's base is rounded to 16 bits and cut off below exp(-16); the base here is exact.
 
+So KL is computed with the tool's own base as well, in its arithmetic, which has to agree where its library is used.
+
 The engine column is measured twice: with the library next to the tool, which has to agree, and with that of the wheel.
 Two builds of llama.cpp, of other releases or for other processors, do not give the same numbers.
 """
@@ -73,6 +75,27 @@ def tokens_of(logits_file: Path) -> Tensor:
             raise SystemExit(f"{logits_file} is no file of log-probabilities")
         window, _, chunks = np.frombuffer(stream.read(12), "<i4").tolist()
         return torch.tensor(np.frombuffer(stream.read(4 * window * chunks), "<i4").reshape(chunks, window)).long()
+
+
+def base_of(logits_file: Path, vocabulary: int) -> Tensor:
+    """Return log-probabilities float32 [chunks, window / 2 - 1, vocabulary] as the tool stores the base's."""
+    tokens = tokens_of(logits_file)
+    chunks, window = tokens.shape
+    width = 2 * ((vocabulary + 1) // 2) + 4
+    raw = np.fromfile(logits_file, "<u2", offset=20 + 4 * tokens.numel()).reshape(
+        chunks, window - 1 - window // 2, width
+    )
+    scale, least = (torch.tensor(raw[..., 2 * each : 2 * each + 2].copy().view("<f4")) for each in (0, 1))
+    return scale * torch.tensor(raw[..., 4 : 4 + vocabulary].astype(np.float32)) + least
+
+
+def tool_kl(base: Tensor, other: list[Tensor]) -> float:
+    """Return the mean KL as the tool computes it: over what the base gives more than exp(-16)."""
+    rows = []
+    for p, logits in zip(base, other, strict=True):
+        q = logits.double().log_softmax(-1)
+        rows.append((torch.where(p > -16, p.double().exp(), 0.0) * (p - q)).sum(-1))
+    return float(torch.cat(rows).mean())
 
 
 def of_tool(printed: str) -> Means:
@@ -197,8 +220,13 @@ def measure(chosen: argparse.Namespace, scratch: Path, sessions: dict[str, Sessi
         print(f"{kind:7s} {'llama-perplexity':30s} {tool}", flush=True)
         for name, session in sessions.items():
             session.load(file, threads=chosen.threads, context=chosen.window)
-            engine = means(of_base, in_engine(session, tokens), tokens)
-            away = f"from the tool: NLL {abs(engine.nll / tool.nll - 1):.1e}, KL {abs(engine.kl / tool.kl - 1):.1e}"
+            logits = in_engine(session, tokens)
+            engine = means(of_base, logits, tokens)
+            kl = tool_kl(base_of(logits_file, logits[0].shape[1]), logits)
+            away = (
+                f"from the tool: NLL {abs(engine.nll / tool.nll - 1):.1e}, KL {abs(engine.kl / tool.kl - 1):.1e}; "
+                f"with the tool's base KL {kl:.6f}, {abs(kl / tool.kl - 1):.1e}"
+            )
             print(f"{kind:7s} {name:30s} {engine}  {away}", flush=True)
         ours = means(of_base, second_halves(variant, chosen.base, tokens), tokens)
         print(f"{kind:7s} {'ours, float32':30s} {ours}", flush=True)
