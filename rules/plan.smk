@@ -99,7 +99,9 @@ def added_outputs(of):
         ]
 
     named = {
-        kind.name: {name: plan.address(kind.name, name) for name in kind.names(plan.named)}
+        kind.name: {
+            name: plan.address(kind.name, name) for name in kind.names(plan.named)
+        }
         for kind in of
     }
     return added

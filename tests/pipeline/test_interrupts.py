@@ -23,7 +23,9 @@ from tests.project import Project
 
 pytestmark = pytest.mark.end_to_end
 
-ABSENT = {"sibling_models", "benchmarks", "gradients", "harness", "code_tasks"}
+SCREENING = {"screen_references", "screens", "brackets", "fresh_tasks", "confirmation_references", "confirmations"}
+
+ABSENT = {"sibling_models", "benchmarks", "gradients", "harness", "code_tasks", "served", *SCREENING}
 """Kinds of which the quick profile asks for none."""
 
 TARGETS = ("calibrated", "compressed", "evaluated", "decoded", "mitigated", "analyzed", "all")
