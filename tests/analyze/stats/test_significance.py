@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from hemorrhage.analyze.rows.language import ROUNDING, Damage
+from hemorrhage.analyze.rows.language import Damage
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 
@@ -91,17 +91,14 @@ def test_q_values_by_hand() -> None:
     assert significance.q_values(p).tolist() == pytest.approx([0.02, 0.04, 0.04, 0.02])
 
 
-def test_the_noise_floor_is_subtracted_and_rounding_is_no_damage() -> None:
+def test_the_noise_floor_is_subtracted() -> None:
     rng = np.random.default_rng(0)
-    again, same = paired(rng, 0.0, 16), paired(rng, 0.0, 16)
+    again = paired(rng, 0.0, 16)
     noise = Damage(again, pd.DataFrame(), "text", SPEC).noise()
     tests = Damage(again, pd.DataFrame(), "text", SPEC).tests(noise)
-    assert tests["kl_mean"].p == 1
     assert tests["ln_perplexity_ratio"].p == 1
-    rounding = same.assign(nll=same.base_nll, kl=ROUNDING / 2)
-    assert Damage(rounding, pd.DataFrame(), "text", SPEC).tests(None)["kl_mean"].p == 1
-    real = same.assign(kl=1e-3)
-    assert Damage(real, pd.DataFrame(), "text", SPEC).tests(None)["kl_mean"].p == 1e-4
+    # KL is above 0 for whatever differs: a test of it asks nothing.
+    assert set(tests) == {"ln_perplexity_ratio"}
 
 
 def test_the_detectable_ratio_is_found_four_times_out_of_five() -> None:

@@ -55,7 +55,6 @@ COLUMNS = (
     Column("Calibration error change, points", "text", "calibration_error_change", CORPUS, 1, 100),
     Column("Brier of top-1", "text", "top1_brier", CORPUS, 3),
     Column("KL mean", "main kl tests", "kl_mean", CORPUS, 4),
-    Column("p of KL", "tests", "kl_mean", CORPUS, shows="p"),
     Column("KL median", "kl", "kl_median", CORPUS, 4),
     Column("KL p99", "kl", "kl_p99", CORPUS, 3),
     Column("KL max", "kl", "kl_max", CORPUS, 2),
