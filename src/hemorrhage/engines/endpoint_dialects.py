@@ -320,10 +320,9 @@ def _echo_answer(content: object, tokens: Sequence[int], top: int, vocabulary: V
         entries: list[tuple[int | None, float]] = []
         for text, given_value in (likely if isinstance(likely, Mapping) else {}).items():
             of_token = _number(given_value)
+            # A text of several tokens has the value of one of them: perhaps that of the window's own.
             is_own = text == texts[position] and of_token == value
-            token = tokens[position] if is_own else name(str(text))
-            # A text of several tokens has the value of one of them.
-            entries.append((None if token == tokens[position] and not is_own else token, of_token))
+            entries.append((tokens[position] if is_own else name(str(text)), of_token))
         rows.append((tokens[position], value, entries))
     answer = _with(_answer(rows, top), content, texts[: len(tokens)])
     # Tokens with the same text overwrite each other, and what is lost bounds nothing.
