@@ -95,13 +95,18 @@ test-slurm: $(READY)
 end-to-end: $(READY)
 	pytest tests -m end_to_end -n 2 --dist loadfile
 
+# vLLM's wheels for CPUs are made for this platform, and its torch is in an index of PyTorch's own (UV_INDEX). Packages for
+# images and sound are wheels for CUDA, which break the import of transformers beside torch for CPUs.
+VLLM_LISTS = --python-platform x86_64-manylinux_2_28 $(addprefix --no-emit-package ,torchvision torchaudio torchcodec)
+
 lock: $(READY)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --quiet --output-file requirements.txt
 	echo "uv==0.13.9" | uv pip compile - --universal --generate-hashes --no-emit-index-url --no-header \
 	    --no-annotate --quiet --output-file requirements-uv.txt
 	cd src/hemorrhage/engines/requirements && for list in *.in; do \
-	    uv pip compile $$list --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    case $$list in vllm-*) options="$(VLLM_LISTS)";; *) options=--universal;; esac; \
+	    uv pip compile $$list $$options --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	        --no-annotate --quiet --output-file $${list%.in}.txt || exit 1; done
 
 clean:
