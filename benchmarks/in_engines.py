@@ -121,13 +121,13 @@ def table(rows: Sequence[Row]) -> str:
     """Return the rows as Markdown: a line for each variant, then what was not computed and why."""
     engines = list(dict.fromkeys(row.engine for row in rows))
     by_name = {(row.variant, row.engine): row for row in rows}
-    heads = [OURS if name == OURS else str(ENGINES[name]) for name in engines]
-    lines = ["| variant | export | " + " | ".join(f"{head}: NLL | KL" for head in heads) + " |"]
-    lines.append("|" + "---|" * (2 + 2 * len(heads)))
+    heads = [f"{OURS}: NLL | KL" if name == OURS else f"{ENGINES[name]}: NLL | KL | kernels" for name in engines]
+    lines = [f"| variant | export | {' | '.join(heads)} |"]
+    lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for variant in dict.fromkeys(row.variant for row in rows):
         made = [by_name.get((variant, engine)) for engine in engines]
         layouts = dict.fromkeys(row.layout for row in made if row is not None and row.engine != OURS and row.layout)
-        cells = [f"{row.nll:.4f} | {row.kl:.4f}" if row is not None and row.layout else "– | –" for row in made]
+        cells = [_cell(by_name.get((variant, engine)), engine) for engine in engines]
         lines.append(f"| {variant} | {', '.join(layouts) or '–'} | {' | '.join(cells)} |")
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -137,6 +137,14 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _cell(row: Row | None, engine: str) -> str:
+    """Return the numbers of a row: dashes where there is a reason, nothing where it was not computed."""
+    numbers = 2 if engine == OURS else 3
+    if row is None or not row.layout:
+        return " | ".join(["" if row is None else "–"] * numbers)
+    return " | ".join(f"{value:.4f}" for value in (row.nll, row.kl, row.kernels)[:numbers])
+
+
 def main() -> None:
     """Print the table, and put it into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.in_engines", description=__doc__)
@@ -144,7 +152,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--corpus", default="prose")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
-    parser.add_argument("--variants", nargs="+", metavar="NAME")
+    parser.add_argument("--variants", nargs="*", metavar="NAME", help="these alone; none: the rows that are there")
     parser.add_argument("--rows", type=Path, metavar="FILE")
     parser.add_argument("--page", type=Path, metavar="FILE", help="where the table goes, between its marks")
     arguments = parser.parse_args()
@@ -156,7 +164,7 @@ def main() -> None:
     tokens = evaluated.view(arguments.windows, arguments.window)
     rows = [] if arguments.rows is None or not arguments.rows.is_file() else read(arguments.rows)
     done = {(row.variant, row.engine) for row in rows}
-    wanted = arguments.variants or ["base", *plan.variants]
+    wanted = ["base", *plan.variants] if arguments.variants is None else arguments.variants
     sessions: dict[str, Session] = {}
     of_base: Tensor | None = None
     try:
