@@ -132,7 +132,8 @@ def table(rows: Sequence[Row]) -> str:
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.reason:
-            reasons.setdefault(f"{ENGINES[row.engine].title}: {row.reason}", []).append(row.variant)
+            engine = ENGINES[row.engine]
+            reasons.setdefault(f"{engine}: {row.reason.removeprefix(f'{engine}: ')}", []).append(row.variant)
     lines += ["", *(f"- {', '.join(names)}, {reason}" for reason, names in reasons.items())]
     return "\n".join(lines).rstrip()
 
