@@ -41,7 +41,9 @@ def screened(project: Project) -> Project:
 
 
 def bracket(project: Project) -> dict[str, Any]:
-    (file,) = (project.root / "data/brackets/study").glob("*/bracket.json")
+    # Snakemake leaves one of other settings in its place.
+    files = (project.root / "data/brackets/study").glob("*/bracket.json")
+    file = max(files, key=lambda path: path.stat().st_mtime_ns)
     content: dict[str, Any] = json.loads(file.read_text())
     return content
 
