@@ -176,15 +176,19 @@ class Worker:
     def score(
         self, tokens: NDArray[np.int32]
     ) -> Iterator[tuple[str, dict[str, object], dict[str, NDArray[np.float32]]]]:
-        """Yield the logits of each batch; keys and values of earlier batches are in the cache."""
-        self._check(tokens, len(tokens) - 1)
+        """Yield the logits of each batch; keys and values of earlier batches are in the cache.
+
+        The last token is computed, too, as llama.cpp's tools do: a kernel may take other paths for a batch that is one
+        shorter.
+        """
+        self._check(tokens, len(tokens))
         self._forget()
         for start in range(0, len(tokens) - 1, self.batch):
-            part = tokens[start : min(start + self.batch, len(tokens) - 1)]
+            part = tokens[start : start + self.batch]
             self._decode(part, start, every=True)
             pointer = self.lib.llama_get_logits(self.context)
             values = np.ctypeslib.as_array(pointer, (len(part), self.vocabulary))
-            yield "logits", {"start": start}, {"values": values}
+            yield "logits", {"start": start}, {"values": values[: len(tokens) - 1 - start]}
 
     def generate(self, prefill: int, decode: int) -> tuple[float, float]:
         """Time both with tokens at random, as llama-bench does; the output of the last token alone is computed."""
