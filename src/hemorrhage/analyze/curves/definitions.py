@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hemorrhage.analyze.axes import AXES, FEWER_IS_WORSE, Sweep, failure, position, sweeps, undamaged_position
-from hemorrhage.analyze.curves import defects, next_points, steps, thresholds
+from hemorrhage.analyze.curves import defects, draws, next_points, steps, thresholds
 from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry, Fit, LabelBits, Threshold
 from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS, Curve, FittedCurve, few
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
@@ -36,13 +36,14 @@ DEFINITIONS = {
     "plus_1_5": "where the perplexity first lies 1.5 above the base's, by the same",
     "task_5": "where the mean accuracy over tasks has first lost 5 % of the base's, by a monotone cubic",
     "knee": "where two joined lines through the base bend that describe the log-perplexity ratio better than no "
-    "damage, a line, a parabola and an exponential: by Schwarz's criterion, and by more than a curve without a knee "
-    "gains by chance (p_smooth)",
+    "damage, a line, powers, exponentials and curves that saturate (logistic, Hill, Richards): by Schwarz's criterion, "
+    "and by more than a curve without a knee gains by chance (p_smooth)",
     "kl_knee": "the same on the mean KL",
     "phase_point": "where a power law of the distance turns into an exponential, by the same rule, on the "
     "log-perplexity ratio: the form of the study's follow-up, with and without its square; the interval is over both",
     "anchored_point": "the same form made to start at the base, where the published one has no perplexity at all",
-    "low, high": "interval over resampled text windows, the same for every variant; that of a level also over all that "
+    "low, high": "interval over resampled text windows, the same for every variant, and over calibration draws where a "
+    "method calibrates; that of a level also over all that "
     "a curve can do between its points, from one value of its setting to another (whole bits, whole blocks); "
     "that of a knee also over how far points lie from any such shape; none: open, beyond the points that were measured",
     "label_bits": "the same threshold in the bits of the setting, where the axis has the measured bits per parameter",
@@ -185,7 +186,9 @@ class _Finder:
 
     def _curve(self, sweep: Sweep, start: float, damages: Damages) -> Curve:
         distances = self._distances(sweep, start, damages)
-        return thresholds.make_curve(distances, damages.values, damages.replicates, damages.blocks)
+        seed = zlib.crc32(f"{self.spec.seed} {sweep.key} draws".encode())
+        replicates = draws.scatter(damages.replicates, damages.values, draws.spread(sweep), seed)
+        return thresholds.make_curve(distances, damages.values, replicates, damages.blocks)
 
     def _distances(self, sweep: Sweep, start: float, damages: Damages) -> Floats:
         return np.array([_sign(sweep) * (position(variant) - start) for variant in damages.variants])

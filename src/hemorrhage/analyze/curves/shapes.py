@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
+from scipy.special import expit
 
 from hemorrhage.analyze.stats.bootstrap import Floats
 
@@ -25,6 +27,18 @@ RATES = np.concatenate([-np.geomspace(8, 0.3, 10), np.geomspace(0.3, 40, 100)])
 
 POWERS = np.array([0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0])
 """Powers of the power law through the base."""
+
+SMOOTH_POWERS = np.geomspace(0.3, 12, 60)
+"""Powers of the distance, of a shape without a knee."""
+
+PLACES = np.concatenate([np.linspace(0.15, 1.2, 36), np.geomspace(1.3, 3, 6)])
+"""Where a saturating shape has its middle, as a share of the curve's length."""
+
+STEEPNESS = np.geomspace(2, 60, 20)
+"""Steepness of a logistic curve, over the whole length of the curve."""
+
+SKEWS = np.array([0.15, 0.4, 2.5, 6.0])
+"""How much sooner or later than it sped up a curve of Richards slows down; 1 is the logistic curve."""
 
 KNEES = 160
 """Positions at which a knee is tried, inside the range in which the points can tell it; a fourth with powers, too."""
@@ -52,6 +66,9 @@ class Candidates:
     rise: Floats | None = None
 
 
+CandidatesOf: TypeAlias = Callable[[Floats, Floats], Candidates]
+
+
 @dataclass(frozen=True)
 class Shape:
     """``parameters`` with knees, rates and powers counted; ``breaks``: it has a knee. ``candidates(x, at)`` are those
@@ -60,7 +77,7 @@ class Shape:
     name: str
     parameters: int
     breaks: bool
-    candidates: Callable[[Floats, Floats], Candidates]
+    candidates: CandidatesOf
 
     @property
     def least(self) -> int:
@@ -68,7 +85,7 @@ class Shape:
         return self.parameters + 1
 
 
-def _polynomial(degree: int) -> Callable[[Floats, Floats], Candidates]:
+def _polynomial(degree: int) -> CandidatesOf:
     def candidates(_x: Floats, at: Floats) -> Candidates:
         powers = np.arange(1, degree + 1)
         return Candidates((at[:, None] ** powers)[None], np.array([np.nan]))
@@ -81,6 +98,57 @@ def _exponential(x: Floats, at: Floats) -> Candidates:
     return Candidates(designs, np.full(len(RATES), np.nan))
 
 
+def _power(x: Floats, at: Floats) -> Candidates:
+    designs = ((at / x[-1]) ** SMOOTH_POWERS[:, None])[:, :, None]
+    return Candidates(designs, np.full(len(SMOOTH_POWERS), np.nan))
+
+
+def _saturating(curve: Callable[[Floats, Floats, Floats], Floats], places: Floats, steepness: Floats) -> CandidatesOf:
+    """Make an S-shaped curve from the base: ``curve(at, place, steepness)``, its height a coefficient. Places and
+    distances are shares of the curve's length."""
+
+    def candidates(x: Floats, at: Floats) -> Candidates:
+        place, steep = (axis.reshape(-1, 1) for axis in np.meshgrid(places, steepness, indexing="ij"))
+        return Candidates(curve(at / x[-1], place, steep)[:, :, None], np.full(len(place), np.nan))
+
+    return candidates
+
+
+def _logistic(at: Floats, place: Floats, steepness: Floats) -> Floats:
+    curve: Floats = expit(steepness * (at - place)) - expit(-steepness * place)
+    return curve
+
+
+def _hill(at: Floats, place: Floats, steepness: Floats) -> Floats:
+    curve: Floats = at**steepness / (place**steepness + at**steepness)
+    return curve
+
+
+def _stretched(at: Floats, place: Floats, steepness: Floats) -> Floats:
+    curve: Floats = -np.expm1(-((at / place) ** steepness))
+    return curve
+
+
+def _richards(x: Floats, at: Floats) -> Candidates:
+    """Make a logistic curve that slows down sooner or later than it sped up (Richards, Journal of Experimental Botany
+    1959 10:290)."""
+    place, steep, skew = (axis.reshape(-1, 1) for axis in np.meshgrid(PLACES, STEEPNESS[::2], SKEWS, indexing="ij"))
+    curve = (1 + skew * np.exp(-steep * (at / x[-1] - place))) ** (-1 / skew)
+    start = (1 + skew * np.exp(steep * place)) ** (-1 / skew)
+    return Candidates((curve - start)[:, :, None], np.full(len(place), np.nan))
+
+
+def _with_line(smooth: CandidatesOf) -> CandidatesOf:
+    """Make the sum of a smooth shape and a line through the base: it bends as gently or sharply as the shape does."""
+
+    def candidates(x: Floats, at: Floats) -> Candidates:
+        rise = smooth(x, at)
+        lines = np.broadcast_to((at / x[-1])[None, :, None], (*rise.designs.shape[:2], 1))
+        return Candidates(np.concatenate([lines, rise.designs], axis=2), rise.knees)
+
+    return candidates
+
+
 def _two_segments(x: Floats, at: Floats) -> Candidates:
     """Make lines that bend anywhere. Before the first point and beyond the last but one every position fits as well as
     every other: each of these gaps has one candidate, in its middle."""
@@ -90,7 +158,7 @@ def _two_segments(x: Floats, at: Floats) -> Candidates:
     return Candidates(designs, knees[:, 0], _beyond(at, knees), rise)
 
 
-def _power_exponential(square: bool) -> Callable[[Floats, Floats], Candidates]:
+def _power_exponential(square: bool) -> CandidatesOf:
     """``ln PPL = ln a + b ln s`` to the knee s0, then ``+ k (s - s0) + m (s - s0)²``; m is 0 without ``square``. The
     form of the study's follow-up, which does not go through the base: at s = 0 it has no damage but a PPL of 0."""
 
@@ -107,7 +175,7 @@ def _power_exponential(square: bool) -> Callable[[Floats, Floats], Candidates]:
     return candidates
 
 
-def _anchored(square: bool) -> Callable[[Floats, Floats], Candidates]:
+def _anchored(square: bool) -> CandidatesOf:
     """Make the same with ``ln PPL = ln PPL0 + c s^b`` to the knee, so that it starts at the base."""
 
     def candidates(x: Floats, at: Floats) -> Candidates:
@@ -141,6 +209,13 @@ SHAPES = (
     Shape("linear", 1, False, _polynomial(1)),
     Shape("quadratic", 2, False, _polynomial(2)),
     Shape("exponential", 2, False, _exponential),
+    Shape("power", 2, False, _power),
+    Shape("logistic", 3, False, _saturating(_logistic, PLACES, STEEPNESS)),
+    Shape("hill", 3, False, _saturating(_hill, PLACES, np.geomspace(0.7, 20, 16))),
+    Shape("saturating_power", 3, False, _saturating(_stretched, PLACES, np.geomspace(0.5, 12, 16))),
+    Shape("line_power", 3, False, _with_line(_power)),
+    Shape("line_logistic", 4, False, _with_line(_saturating(_logistic, PLACES[::2], STEEPNESS[::2]))),
+    Shape("richards", 4, False, _richards),
     Shape("two_segments", 3, True, _two_segments),
     Shape("power_exponential", 5, True, _power_exponential(True)),
     Shape("power_exponential_straight", 4, True, _power_exponential(False)),
@@ -169,8 +244,9 @@ class Points:
         self.size = float(np.sqrt((y**2).mean())) or 1.0
         # Without this a curve known exactly could not be weighed.
         self.covariance = covariance + (1e-5 * self.size) ** 2 * np.eye(len(x))
-        noise = float(np.sqrt(np.diag(self.covariance).mean()))
-        self.misfits = np.concatenate([[0.0], np.geomspace(min(0.3 * noise, 0.1 * self.size), self.size, MISFITS - 1)])
+        # No shape is believed closer than any was found to be: a bend is more than what fits within the thickness of
+        # a line.
+        self.misfits = np.geomspace(EXPECTED_MISFIT * self.size, self.size, MISFITS)
         self._candidates: dict[str, Candidates] = {}
         self._projectors: dict[tuple[str, float], tuple[Floats, Floats | None]] = {}
 

@@ -43,6 +43,10 @@ UNDECIDED = 2.0
 """A difference of Schwarz's criterion that is "not worth more than a bare mention" (Kass and Raftery, Journal of the
 American Statistical Association 1995 90:773)."""
 
+STRONG = 6.0
+"""A difference that is "strong" by the same scale: what a knee has to gain, for no smooth shape here is quite a curve's
+own."""
+
 TWO_SEGMENTS = tuple(shape for shape in SHAPES if shape.name == "two_segments")
 PHASES = tuple(shape for shape in SHAPES if shape.name.startswith("power_exponential"))
 """The study's power law that turns into an exponential, with and without a square."""
@@ -174,9 +178,9 @@ class FittedCurve:
     def knee(self, among: Sequence[Shape]) -> Threshold:
         """Find where the curve bends by these shapes, as a distance from the base.
 
-        The best of them must beat every shape without a knee by Schwarz's criterion, and by more than a curve without
-        one gains by chance (``p_smooth``). The estimate is the best shape's; the interval is over all of them, each
-        weighted with exp(-criterion / 2), the criterion corrected for few points.
+        The best of them must beat every shape without a knee by more than ``STRONG`` of Schwarz's criterion, and by
+        more than a curve without one gains by chance (``p_smooth``). The estimate is the best shape's; the interval is
+        over all of them, each weighted with exp(-criterion / 2), the criterion corrected for few points.
         """
         if len(self.points.x) < min(shape.least for shape in among):
             return few(self.curve, among)
@@ -185,10 +189,10 @@ class FittedCurve:
             return Threshold(NO_CLIFF, "damage does not grow faster anywhere than before")
         best = min(fitted, key=lambda fit: fit.bic)
         gain, plain = self.smooth.bic - best.bic, self.smooth.shape.name
-        chance = self.chance([fit.shape for fit in fitted]) if gain > 0 else None
+        chance = self.chance([fit.shape for fit in fitted]) if gain > STRONG else None
         if chance is None or chance > 1 - self.confidence:
             why = f"{DESCRIBED[plain]} describes the points as well"
-            if plain in ("quadratic", "exponential") and gain > -UNDECIDED:
+            if plain not in ("none", "linear") and gain > -UNDECIDED:
                 return Threshold(TOO_FEW, f"{why}; more points would tell", gain=gain, p_smooth=chance)
             return Threshold(NO_CLIFF, why, gain=gain, p_smooth=chance)
         knee = float(best.fits.knee[0])
@@ -241,7 +245,10 @@ class FittedCurve:
         """
         broken = [fit for fit in self.fitted.values() if fit.shape.breaks]
         best = min([self.smooth, *broken], key=lambda fit: fit.bic)
-        by_chance = best.shape.breaks and self.chance([fit.shape for fit in broken]) > 1 - self.confidence
+        gain = self.smooth.bic - best.bic
+        by_chance = best.shape.breaks and (
+            gain <= STRONG or self.chance([fit.shape for fit in broken]) > 1 - self.confidence
+        )
         chosen = self.smooth if by_chance else best
         through_base = not chosen.shape.name.startswith("power")
         at = np.linspace(0 if through_base else self.points.x[0], self.points.x[-1], 61)
@@ -255,6 +262,13 @@ DESCRIBED = {
     "linear": "one straight line",
     "quadratic": "a smooth parabola",
     "exponential": "a smooth exponential",
+    "power": "a power of the distance",
+    "logistic": "a logistic curve",
+    "line_power": "a line and a power of the distance",
+    "line_logistic": "a line and a logistic curve",
+    "richards": "a skewed logistic curve",
+    "hill": "a Hill curve",
+    "saturating_power": "a power of the distance that saturates",
     "two_segments": "two straight lines",
     "power_exponential": "a power law, then an exponential with a square",
     "power_exponential_straight": "a power law, then an exponential",

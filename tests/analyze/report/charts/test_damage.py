@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -92,9 +93,8 @@ def test_knees_of_a_whole_study_are_drawn(study: Study) -> None:
 
     depth = [each for each in sweeps(study.inputs) if each.family == "depth_pruning"]
     chart = Chart(study.inputs, study.numbers, "factor", "prose")
+    bent = [replace(each, thresholds={**each.thresholds, "knee": located(0.25)}) for each in study.thresholds]
     diamonds = [
-        trace
-        for trace in damage(chart, depth, study.thresholds)["data"]
-        if trace.get("marker", {}).get("symbol") == "diamond-open"
+        trace for trace in damage(chart, depth, bent)["data"] if trace.get("marker", {}).get("symbol") == "diamond-open"
     ]
     assert [round(trace["x"][0]) for trace in diamonds] == [25, 25]
