@@ -60,10 +60,10 @@ def asked(
 
 
 @pytest.mark.parametrize("top", [20, 5, 0])
-def test_an_honest_server_raises_no_alarm_a_hundred_times(top: int) -> None:
-    verdicts = [asked(MODELS["base"], 8, top, seed).verdict for seed in range(100)]
+def test_an_honest_server_raises_no_alarm_thirty_times(top: int) -> None:
+    verdicts = [asked(MODELS["base"], 8, top, seed).verdict for seed in range(30)]
     assert set(verdicts) <= {"same", "unclear"}
-    assert verdicts.count("same") >= 99
+    assert verdicts.count("same") >= 29
 
 
 @pytest.mark.parametrize("top", [20, 5, 0])
@@ -124,13 +124,10 @@ def test_positions_without_a_value_do_not_count() -> None:
 
 def drawn(model: Table, count: int, temperature: float, seed: int) -> tuple[list[int], np.ndarray]:
     """Contexts and the tokens that a server samples after them."""
-    rng = np.random.default_rng(seed)
-    tokens = [0]
+    rng, tokens = np.random.default_rng(seed), [0]
     for _ in range(count):
-        row = model(tokens)[-1]
-        tokens.append(int(np.argmax(row / (temperature or 1.0) + (rng.gumbel(size=SIZE) if temperature else 0.0))))
-        if rng.random() < 0.3:
-            tokens[-1] = int(rng.integers(SIZE)) if not temperature else tokens[-1]
+        # The table reads the last two tokens.
+        tokens.append(int(np.argmax(model(tokens[-2:])[-1] / temperature + rng.gumbel(size=SIZE))))
     return tokens[:-1], np.array(tokens[1:])
 
 
