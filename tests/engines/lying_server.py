@@ -63,11 +63,13 @@ class Network:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.lock = threading.Lock()
 
     def __call__(self, tokens: Sequence[int]) -> Floats:
         import torch
 
-        with torch.inference_mode():
+        # One request at a time: a model of transformers is not made for several threads.
+        with self.lock, torch.inference_mode():
             logits = self.model(torch.tensor([list(tokens)])).logits[0].double()
         return np.asarray(torch.log_softmax(logits, -1).numpy())
 

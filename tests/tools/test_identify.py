@@ -17,7 +17,7 @@ from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, USAGE, YES
 from tests.engines.lying_server import Lying, Network, serving
 
-TEXT = "Once upon a time there was a little girl who had a red ball. She liked to play with it in the park. " * 24
+TEXT = "Once upon a time there was a little girl who had a red ball. She liked to play with it in the park. " * 12
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_samples_of_a_server_that_gives_no_log_probabilities(
     with serving(lying(variants["base"], "greedy")) as url:
         assert cli.main(asked(url, few, "--samples", "1")) == NO
     with serving(lying(variants["rtn-3"])) as url:
-        assert cli.main(asked(url, few, "--samples", "0", "--tokens", "600")) == NO
+        assert cli.main(asked(url, few, "--samples", "0")) == NO
 
 
 def test_a_server_that_cannot_be_trusted_is_not_measured(
