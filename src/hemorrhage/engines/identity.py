@@ -141,13 +141,14 @@ def identify(each: Mapping[str, Floats], claimed: str, honest: Floats, alpha: fl
     nearer = [name for name in others if _is_above(values[claimed] - values[name], level)]
     alike = tuple(name for name in others if not _is_above(values[name] - values[claimed], level))
     limit = max(MARGIN * float(np.nanmean(honest)), LEAST_NOISE)
-    best = min(nearer, key=lambda name: scores[name]) if nearer else claimed
+    # Further away than kernels put a model from itself, the claimed one is none, whoever is nearer.
+    best = nearest if nearer or scores[claimed] > limit else claimed
     count = int(known.sum())
     shown = f"mean distance {scores[best]:.2g} nats over {count} positions, kernels explain {limit:.2g}"
     if scores[best] > limit:
         reason = f"no variant explains it: {nearest} is nearest, {shown}"
         return Identification("unknown", claimed, nearest, scores, alike, count, reason)
-    if nearer:
+    if best != claimed:
         reason = f"{best} explains it, {claimed} does not: {scores[claimed]:.2g} nats away; {shown}"
         return Identification("other", claimed, best, scores, alike, count, reason)
     return _agreeing(claimed, scores, alike, count, shown)
