@@ -30,7 +30,7 @@ from hemorrhage.analyze.rows import blocks, mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
-from hemorrhage.analyze.verdicts import claims, decoding, flags, mapping, ranking, shipping
+from hemorrhage.analyze.verdicts import causes, claims, decoding, flags, mapping, ranking, shipping
 from hemorrhage.analyze.verdicts.evidence import Evidence
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import environment, whole
@@ -48,7 +48,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     recommended = shipping.recommend(verdicts, results, inputs, spec)
     decoded = decoding.find(inputs, thresholds, verdicts, spec)
     evidence = Evidence(inputs, results, numbers, thresholds, spec, corpora)
-    assessments, effects = claims.judge(evidence), mapping.effects(evidence)
+    assessments, effects, doubled = claims.judge(evidence), mapping.effects(evidence), causes.causes(evidence)
     analyzed = Study(
         inputs=study.strip_tables(inputs),
         rows=results.rows,
@@ -63,6 +63,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         examined=examined,
         claims=assessments,
         mapping=effects,
+        doubled=doubled,
         spec=spec,
         provenance=provenance(inputs, results, spec, address),
         ranking=ranking.rank(inputs, results, numbers, spec),
@@ -85,7 +86,7 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     proposed = next_points.as_yaml(thresholds, sweeps(inputs))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
     described = claims.model_of(evidence, model_name(inputs.base))
-    save(out / "claims.json", _json(claims.as_json(assessments, effects, described)))
+    save(out / "claims.json", _json(claims.as_json(assessments, effects, doubled, described)))
     inside, ship = recommended.overall.inside, recommended.headline()
     save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, inside, ship)))
     save(out / "doctor.json", _json(doctor.as_json(examined)))

@@ -22,6 +22,7 @@ from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import Suite
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stored import Json, decode, encode
+from hemorrhage.analyze.verdicts.causes import Cause
 from hemorrhage.analyze.verdicts.claims import Assessment
 from hemorrhage.analyze.verdicts.decoding import Findings
 from hemorrhage.analyze.verdicts.flags import Flag
@@ -67,7 +68,8 @@ class Study:
     ``inputs`` without their tables; ``rows`` as in the schema. ``blocks``: corpus -> number of windows. ``suites``: the
     tasks, by the step that scored them. ``trials``: the mitigations that were tried. ``recommended``: the content of
     recommendation.json. ``ranking``: the variants in the order of their KL, by corpus. ``mapping``: what each kind of
-    modification does to attention, errors and predictions.
+    modification does to attention, errors and predictions. ``doubled``: the variants of more than twice the base's
+    perplexity, with the cause.
     """
 
     inputs: Inputs
@@ -86,6 +88,7 @@ class Study:
     provenance: Provenance
     ranking: dict[str, list[Rank]] = field(default_factory=dict)
     mapping: list[Effect] = field(default_factory=list)
+    doubled: list[Cause] = field(default_factory=list)
 
     @cached_property
     def numbers(self) -> Numbers:

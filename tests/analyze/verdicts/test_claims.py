@@ -225,5 +225,5 @@ def test_grades_say_why() -> None:
 def test_the_base_model_is_described_for_a_table_over_studies() -> None:
     described = claims.model_of(Study().evidence(), "m")
     assert described == {"name": "m", "family": None, "parameters": None, "calibration": ["prose"]}
-    content = claims.as_json(claims.judge(Study().evidence()), [], described)
-    assert set(content) == {"model", "claims", "mapping"}
+    content = claims.as_json(claims.judge(Study().evidence()), [], [], described)
+    assert set(content) == {"model", "claims", "mapping", "doubled"}

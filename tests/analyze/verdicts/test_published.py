@@ -30,9 +30,10 @@ def test_printed_tables_say_what_they_say() -> None:
 def test_every_rule_passes_on_its_own_sources_numbers_or_the_source_contradicts_itself() -> None:
     verdicts = {key: finding.verdict for key, finding in published.findings().items()}
     contradicted = {key for key, verdict in verdicts.items() if verdict != SUPPORTED}
-    # The rule about a spread above 15 % fires for four of nine post-trained models in its source's own table.
-    assert contradicted == {"wild_unaligned"}
-    assert verdicts["wild_unaligned"] == CONTRADICTED
+    # The rule about a spread above 15 % fires for four of nine post-trained models in its source's own table. The
+    # authors' later tables have combinations of two kinds that do less damage than one kind of no more bits.
+    assert contradicted == {"wild_unaligned", "one_kind_first"}
+    assert {verdicts[key] for key in contradicted} == {CONTRADICTED}
     assert {claim.key for claim in CLAIMS} >= set(verdicts)
 
 
@@ -42,3 +43,10 @@ def test_the_rules_on_limits_can_fail_on_printed_numbers() -> None:
     assert limits.collapsed_by(curves, 0.1, "structured pruning").verdict == CONTRADICTED
     assert limits.fine_up_to(published.curves(published.UNSTRUCTURED), 0.8, "pruning").verdict == CONTRADICTED
     assert limits.bits(published.bit_curves(), safe=2.0).verdict != SUPPORTED
+
+
+def test_printed_calibration_sets_tell_a_bad_calibration_from_too_aggressive_a_compression() -> None:
+    causes = {cause.variant: cause.cause for cause in published.doubled()}
+    assert causes["Wanda 60 % Penn Treebank"] == "badly calibrated"
+    assert causes["Wanda 70 % WikiText-2"] == causes["Wanda 70 % Penn Treebank"] == "too aggressive"
+    assert causes["ADMM 70 % Penn Treebank"] == "not decided"  # no smaller share of it is printed

@@ -27,7 +27,7 @@ from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.analyze.stored import Json
-from hemorrhage.analyze.verdicts import limits, mapping, published
+from hemorrhage.analyze.verdicts import causes, combinations, limits, mapping, published
 from hemorrhage.analyze.verdicts.decoding import compare_stability
 from hemorrhage.analyze.verdicts.evidence import (
     AGREE,
@@ -339,6 +339,11 @@ def _off_over_on(
     return math.log(off.value / on.value), np.log(off.replicates / on.replicates)
 
 
+def _doubled(evidence: Evidence) -> Finding:
+    """Test that a perplexity above twice the base's comes of the compression's strength or its calibration."""
+    return causes.judge(causes.causes(evidence))
+
+
 # Decoding, shapes.
 
 
@@ -464,6 +469,30 @@ CLAIMS = (
         _transfer,
         quantized=True,
     ),
+    Claim(
+        "doubled",
+        "A perplexity above twice the base's means too aggressive a compression, or a bad calibration.",
+        PAPER,
+        "",
+        _doubled,
+        quantized=True,
+    ),
+    Claim(
+        "one_kind_first",
+        "Compress by one kind first, not by two: at equal bytes, one does less damage.",
+        PAPER,
+        "",
+        combinations.one_kind,
+        quantized=True,
+    ),
+    Claim(
+        "parts_first",
+        "Measure one kind first: a combination does more damage than each of its parts.",
+        PAPER,
+        "",
+        combinations.parts,
+        quantized=True,
+    ),
     Claim("aligned_steady", "Aligned models are steadier over decoding strategies.", PAPER, "low", _steady),
     Claim("wild_unaligned", "A spread above 15 % over strategies marks an unaligned model.", PAPER, "", _wild),
     Claim(
@@ -511,13 +540,17 @@ def _assess(evidence: Evidence, claim: Claim) -> Assessment:
 
 
 def as_json(
-    assessments: Sequence[Assessment], effects: Sequence[mapping.Effect], model: Mapping[str, Json]
+    assessments: Sequence[Assessment],
+    effects: Sequence[mapping.Effect],
+    doubled: Sequence[causes.Cause],
+    model: Mapping[str, Json],
 ) -> dict[str, Json]:
     """Return the content of claims.json; ``model``: what a table over studies tells models by."""
     return {
         "model": dict(model),
         "claims": [assessment.as_json() for assessment in assessments],
         "mapping": [effect.as_json() for effect in effects],
+        "doubled": [cause.as_json() for cause in doubled],
     }
 
 

@@ -78,11 +78,12 @@ def effects(evidence: Evidence) -> list[Effect]:
 def altered(evidence: Evidence, modification: str) -> list[Variant]:
     """List the variants of a modification that compute something else than the base."""
     return [
-        variant for variant in evidence.variants(*MODIFICATIONS[modification]) if not _is_identity(evidence, variant)
+        variant for variant in evidence.variants(*MODIFICATIONS[modification]) if not is_identity(evidence, variant)
     ]
 
 
-def _is_identity(evidence: Evidence, variant: Variant) -> bool:
+def is_identity(evidence: Evidence, variant: Variant) -> bool:
+    """Whether a variant computes what the base computes: its KL is not above the noise floor on any corpus."""
     kls = {corpus: evidence.numbers.get(variant.name, "kl_mean", corpus) for corpus in evidence.corpora}
     known = {corpus: kl.value for corpus, kl in kls.items() if kl}
     return bool(known) and all(kl <= noise_floor(evidence.numbers, corpus) for corpus, kl in known.items())

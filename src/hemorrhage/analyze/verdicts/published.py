@@ -7,6 +7,7 @@
 - UNSTRUCTURED, STRUCTURED, PATTERNS, CALIBRATED, BITS: WikiText-2 perplexity of Llama-2-7B by the authors' repository
   (tables 1, 2 and 4). Windows differ between rows, so each row has its own dense perplexity: 5.12 with 4,096 tokens,
   5.47 with 2,048, and 12.62 with 128, which is LLaMA-7B's, where the table has none.
+- COMBINED: the same of SparseGPT and GPTQ together, by the repository's later state (Model-Phase-Transitions).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hemorrhage.analyze.verdicts import limits
+from hemorrhage.analyze.verdicts import causes, limits
+from hemorrhage.analyze.verdicts.causes import OTHER_SET, Arm, Cause
 from hemorrhage.analyze.verdicts.evidence import CONTRADICTED, NOT_DECIDED, SUPPORTED, Finding, decide
 from hemorrhage.analyze.verdicts.limits import Curves, Point
 
@@ -154,6 +156,15 @@ BITS: dict[str, Sequence[tuple[float, float]]] = {
 """Method -> (bits, perplexity), GGUF's as its files' sizes have them: Q2_K, Q3_K_M, Q4_K_M, Q8_0."""
 
 
+COMBINED: dict[float, tuple[float, float, float]] = {
+    0.5: (6.08, 6.52, 9.10),
+    0.6: (7.89, 8.43, 13.2),
+    0.7: (15.9, 19.4, 33.3),
+    0.8: (49, 59, 109),
+}
+"""Share that SparseGPT removes -> perplexity with 16 bits, and with GPTQ's 4 and 3. Eight bits change nothing alone."""
+
+
 def curves(rows: dict[str, tuple[float, Sequence[float]]]) -> Curves:
     """Return the points of printed rows."""
     return {
@@ -177,6 +188,47 @@ def _compare(differences: Sequence[float], what: str) -> Finding:
     return Finding(verdict, f"{agreeing} of {len(differences)} {what}", comparisons=len(differences))
 
 
+def doubled() -> list[Cause]:
+    """Find why the calibrated methods of CALIBRATED are above twice the base's perplexity."""
+    explained = []
+    for method, rows in CALIBRATED.items():
+        own_curve = curves(UNSTRUCTURED)[method]
+        on_other = [Point.printed(share, other, DENSE_4096) for share, _, other in rows]
+        for share, own, other in rows:
+            points = Point.printed(share, own, DENSE_4096), Point.printed(share, other, DENSE_4096)
+            for name, point, compared, curve in (
+                ("WikiText-2", points[0], points[1], own_curve),
+                ("Penn Treebank", points[1], points[0], on_other),
+            ):
+                if point.is_lost:
+                    same = [Arm("the other set", OTHER_SET, compared)]
+                    milder = [Arm(f"{100 * each.x:g} %", "", each) for each in curve if each.x < share]
+                    cause, why = causes.explain(point, True, same, milder)
+                    ends = (point.value, point.low, point.high)
+                    explained.append(Cause(f"{method} {100 * share:g} % {name}", method, cause, why, *ends))
+    return explained
+
+
+def _alone_in_no_more_bits(bits: float) -> float | None:
+    """Return ln of GPTQ's perplexity ratio with the most bits that are no more than ``bits``."""
+    fewer = [(own, perplexity) for own, perplexity in BITS["GPTQ"] if own <= bits + 1e-9]
+    return math.log(max(fewer)[1] / DENSE_2048) if fewer else None
+
+
+def _combined() -> tuple[list[float], list[float]]:
+    """Compare COMBINED with one kind of no more bits, a mask of one bit counted, and with both parts alone."""
+    at_equal_bits, with_parts = [], []
+    alone = {bits: math.log(perplexity / DENSE_2048) for bits, perplexity in BITS["GPTQ"]}
+    for share, (pruned, *both) in COMBINED.items():
+        for bits, perplexity in zip((4.0, 3.0), both, strict=True):
+            damage = math.log(perplexity / DENSE_4096)
+            with_parts += [damage - math.log(pruned / DENSE_4096), damage - alone[bits]]
+            one_kind = _alone_in_no_more_bits((1 - share) * bits + 1)
+            if one_kind is not None:
+                at_equal_bits.append(damage - one_kind)
+    return at_equal_bits, with_parts
+
+
 def findings() -> dict[str, Finding]:
     """Apply the rule of each claim to the numbers that its source printed; claims without any are left out."""
     half = SHARES.index(0.5)
@@ -184,6 +236,7 @@ def findings() -> dict[str, Finding]:
     structured = [row[half] / dense for dense, row in STRUCTURED.values()]
     mismatched = [math.log(foreign / own) for rows in CALIBRATED.values() for _, own, foreign in rows]
     fires = above_the_limit()
+    at_equal_bits, with_parts = _combined()
     return {
         "three_bits": limits.bits(bit_curves()),
         "structured_half": limits.collapsed_by(curves(STRUCTURED), 0.5, "structured pruning"),
@@ -201,6 +254,9 @@ def findings() -> dict[str, Finding]:
             "methods at 70 % against GPTQ with 4 bits",
         ),
         "calibration_transfer": _compare(mismatched, "methods and shares on WikiText-2, the only text printed"),
+        "doubled": causes.judge(doubled()),
+        "one_kind_first": _compare(at_equal_bits, "combinations of SparseGPT and GPTQ against GPTQ of no more bits"),
+        "parts_first": _compare(with_parts, "combinations of SparseGPT and GPTQ against a part alone"),
         "aligned_steady": _compare(
             [float(np.std(base) / np.mean(base) - np.std(own) / np.mean(own)) for base, own in PAIRS.values()],
             "families (arXiv 2402.06925)",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from hemorrhage.analyze.report.sections.claims import number, section
 from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts.causes import STRENGTH, Cause
 from hemorrhage.analyze.verdicts.claims import CLAIMS
 from hemorrhage.analyze.verdicts.evidence import NOT_MEASURED, SUPPORTED
 
@@ -29,3 +33,9 @@ def test_the_map_has_a_cell_for_each_modification_and_pattern(study: Study) -> N
     assert [row.modification for row in found.map] == ["expansion", "compression", "decoding"]
     assert {len(row.effects) for row in found.map} == {len(found.patterns)} == {3}
     assert all(models for row in found.map for _, models in row.effects)
+
+
+def test_a_collapsed_variant_has_its_cause_in_times_the_perplexity(study: Study) -> None:
+    cause = Cause("rtn-2", "rtn", STRENGTH, "rtn-3 is below twice", math.log(8), math.log(4), math.log(16))
+    (row,) = section(replace(study, doubled=[cause])).doubled
+    assert (row.variant, row.times, row.cause) == ("rtn-2", "8 (4 to 16)", STRENGTH)

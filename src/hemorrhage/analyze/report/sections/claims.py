@@ -1,10 +1,12 @@
-"""Claims of the study, with what this run says of them, and the map of modifications and patterns."""
+"""Claims of the study, with what this run says of them, the map of modifications and patterns, causes of collapse."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts.causes import Cause
 from hemorrhage.analyze.verdicts.mapping import UNITS, Effect
 
 
@@ -33,12 +35,24 @@ class MapRow:
 
 
 @dataclass(frozen=True)
+class DoubledRow:
+    """A variant of more than twice the base's perplexity: how many times, with the interval, and the cause."""
+
+    variant: str
+    times: str
+    cause: str
+    evidence: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """The claims, and the map: ``patterns`` with their units, and a row for each modification."""
+    """The claims; the map: ``patterns`` with their units, and a row for each modification; and why variants have more
+    than twice the base's perplexity."""
 
     rows: list[Row]
     patterns: list[tuple[str, str]]
     map: list[MapRow]
+    doubled: list[DoubledRow]
 
 
 def section(study: Study) -> Section:
@@ -61,7 +75,12 @@ def section(study: Study) -> Section:
     modifications = dict.fromkeys(effect.modification for effect in study.mapping)
     by_place = {(effect.modification, effect.pattern): effect for effect in study.mapping}
     table = [MapRow(name, [_cell(by_place[name, pattern]) for pattern in UNITS]) for name in modifications]
-    return Section(rows, list(UNITS.items()), table)
+    return Section(rows, list(UNITS.items()), table, [_doubled(cause) for cause in study.doubled])
+
+
+def _doubled(cause: Cause) -> DoubledRow:
+    times, low, high = (math.exp(min(value, 700.0)) for value in (cause.estimate, cause.low, cause.high))
+    return DoubledRow(cause.variant, f"{times:.3g} ({low:.3g} to {high:.3g})", cause.cause, cause.evidence)
 
 
 def _cell(effect: Effect) -> tuple[str, str]:
