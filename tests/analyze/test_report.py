@@ -28,6 +28,7 @@ FILES = {
     "doctor.json",
     "recommendation.json",
     "hemorrhage.parquet",
+    "blocks.parquet",
     "metrics.json",
     "thresholds.json",
     "next.yaml",

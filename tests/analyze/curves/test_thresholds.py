@@ -122,6 +122,16 @@ def test_a_bend_at_the_edge_cannot_be_placed() -> None:
     assert "more points would tell" in found.reason
 
 
+def test_a_cliff_behind_many_even_points_lies_between_the_last_two() -> None:
+    x = np.arange(1, 13) / 10
+    y = np.where(x > 1.15, 9.0, x)
+    noise = np.random.default_rng(7).normal(0, 1e-3, (100, len(x)))
+    threshold = knee(thresholds.make_curve(x, y, y + noise, BLOCKS))
+    assert threshold.answer == TOO_FEW
+    assert threshold.between == pytest.approx((1.1, 1.2))
+    assert threshold.reason == "the bend lies between the last two points: a point between or beyond them is needed"
+
+
 def test_few_points_give_no_knee() -> None:
     found = knee(exact([0.1, 0.2, 0.3], [0.1, 0.2, 3.0]))
     assert found.as_json() == {"answer": TOO_FEW, "reason": "3 measured points; a knee needs 4"}

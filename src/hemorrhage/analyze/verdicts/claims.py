@@ -471,7 +471,7 @@ CLAIMS = (
     ),
     Claim(
         "doubled",
-        "A perplexity above twice the base's means too aggressive a compression, or a bad calibration.",
+        "A perplexity above twice that of the base means too aggressive a compression, or a bad calibration.",
         PAPER,
         "",
         _doubled,
