@@ -70,6 +70,18 @@ def test_how_many_confirm_a_variant_well_inside() -> None:
     assert points[0] > points[1] > 48
 
 
+def test_the_least_items_are_those_of_a_measurement_that_says_no_more() -> None:
+    measured = row(0.0, 0.0, 0.1, n=48, error=0.0, trials=48)
+    for kind, limit in (("flips", 0.05), ("accuracy_loss_points", 2.0)):
+        assert budget.least_items(kind, limit, 0.05) == budget.confirming(kind, measured, limit, 0.05)
+    rng = np.random.default_rng(0)
+    items = budget.least_items("flips", 0.05, 0.05)
+    assert items is not None
+    flips = rng.binomial(items, 0.05 / 1.5, 300) / items
+    inside = np.mean([bounds.share_bounds(share, items, 0.05)[1] < 0.05 for share in flips])
+    assert 0.74 <= inside <= 0.88
+
+
 def test_perplexity_is_judged_as_a_log_and_told_as_a_ratio() -> None:
     found = check("perplexity", row(0.05, 0.04, 0.06), 1.1)
     assert found.answer == "inside"

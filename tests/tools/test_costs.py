@@ -75,6 +75,21 @@ def test_a_machine_reads_the_same_numbers(workload: Workload, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["missing"]["gpu_hours"] > 0
 
 
+def test_the_power_of_a_confirmation_is_said_before_it_runs(workload: Workload) -> None:
+    assert "confirmation" not in costs.show(workload.plan, 2, False)
+
+    def lines(items: int) -> list[str]:
+        confirm = {"windows": 8, "items": items}
+        return costs.power_lines(
+            config.Params.model_validate(changed("screen", {"windows": 4, "allowance": 4, "confirm": confirm}))
+        )
+
+    few, many = lines(96), lines(2000)
+    assert [line.split(":")[1].split(" for ")[0] for line in few] == [" 384 items, TOO FEW"] * 2
+    assert [" for flips:" in few[0], " for accuracy_loss_points:" in few[1]] == [True, True]
+    assert [line.split(":")[1].split(" for ")[0] for line in many] == [" 8,000 items, enough"] * 2
+
+
 def test_a_model_that_is_not_here_yet_has_no_price(workload: Workload, capsys: pytest.CaptureFixture[str]) -> None:
     YAML().dump(changed("model", {"source": "hub", "id": "a/b", "revision": "0" * 40}), Path("params.yaml"))
     assert cli.main(["costs"]) == CANNOT_TELL

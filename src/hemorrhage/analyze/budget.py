@@ -293,6 +293,14 @@ def confirming(kind: str, row: Mapping[str, Any], limit: float, level: float, co
     return _Limited(kind, row, limit, confidence).confirming(level)
 
 
+def least_items(kind: str, limit: float, level: float) -> int | None:
+    """Return how many items do that at least, before anything is measured: independent ones, and none that is won."""
+    wanted = limit / CONFIRMED
+    if kind == "flips":
+        return bounds.items_to_confirm(wanted, limit, level)
+    return bounds.windows_to_confirm(wanted, math.sqrt(100 * wanted), limit, level)
+
+
 def judge(
     rows: pd.DataFrame,
     variants: Sequence[str],

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from hemorrhage.analyze.budget import CONFIRMED, DAMAGE_KINDS, least_items
 from hemorrhage.runtime.artifact import environment
 from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
@@ -38,6 +39,7 @@ from hemorrhage.study.costs.model import (
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
 from hemorrhage.study.kinds import KINDS, Key
+from hemorrhage.study.params import Params
 from hemorrhage.study.plan import Plan
 
 SAFETY: Safety = {"time": 4, "memory": 1.3, "least_minutes": 10, "least_mb": 1000}
@@ -144,9 +146,26 @@ def show(plan: Plan, cores: int, gpu: bool) -> str:
     if plan.is_open:
         allowance = plan.params.screen.allowance
         lines.append(f"not counted: at most {allowance} variants that the screening adds, and what is confirmed")
+    lines += power_lines(plan.params)
     if seen:
         lines += ["", *_comparison_lines(compare(seen, Costs.read()))]
     return "\n".join(lines)
+
+
+def power_lines(params: Params) -> list[str]:
+    """Say for each limit on items whether a confirmation has enough, where there is one."""
+    items = params.screen.confirm.items * len(params.evaluate.tasks)
+    budget, level = params.analyze.budget.model_dump(exclude_none=True), 1 - params.analyze.confidence
+    lines = []
+    for kind, limit in budget.items() if items else ():
+        needed = least_items(kind, limit, level) if DAMAGE_KINDS[kind].unit == "items" else None
+        if needed is not None:
+            verdict = "enough" if items >= needed else "TOO FEW"
+            lines.append(
+                f"confirmation: {items:,} items, {verdict} for {kind}: a variant at 1/{CONFIRMED:g} of the limit takes "
+                f"at least {needed:,} to be called inside in four of five cases"
+            )
+    return lines
 
 
 class Report(TypedDict):
