@@ -35,7 +35,7 @@ REFUSED = [
     ("zamba2", settings("magnitude", sparsity=0.5), "share weights"),
     ("gemma", settings("awq", bits=8, group_size="channel"), "awq moves factors into the norm before a layer"),
     ("olmo2", settings("activations", smooth=0.5), "there is nothing to smooth"),
-    ("bloom", settings("kv_cache", bits=8, group_size=4), "no block of .* hands keys and values to a cache"),
+    ("bloom", settings("kv_cache", bits=8, group_size=4), "BloomAttention takes its cache as layer_past"),
     ("jamba", settings("duplication", added=0.25), "the blocks of a jamba depend on their place"),
     ("minicpm3", settings("depth", removed=0.25, order="influence"), "would have another residual_scale"),
     ("olmo2", settings("duplication", added=0.25, scale=0.5), "normalises what its blocks write"),

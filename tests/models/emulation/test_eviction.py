@@ -171,7 +171,7 @@ def test_layers_with_a_sliding_window_are_left_alone(family: str, text: Tensor) 
     [
         ("mistral", SCORES[2], "all attention layers of MistralForCausalLM have a sliding window"),
         ("deepseek_v3", SCORES[2], "DeepseekV3ForCausalLM caches one latent of a token for all of its heads"),
-        ("bloom", SCORES[2], "no block of BloomForCausalLM hands keys and values to a cache"),
+        ("bloom", SCORES[2], "BloomAttention takes its cache as layer_past"),
         ("mpt", SCORES[2], "MptForCausalLM computes attention in its own way"),
         ("gpt2", SCORES[3], "GPT2LMHeadModel has no rotary embedding"),
         ("glm", SCORES[3], "needs a rotary embedding of whole heads; GlmForCausalLM turns a part of each"),
