@@ -116,7 +116,7 @@ def explain(own: Point, is_calibrated: bool, same: Sequence[Arm], milder: Sequen
     if fine:
         return STRENGTH, f"{cleared}; {_shown(fine)} is below twice, at a smaller strength"
     if not milder:
-        return OPEN, f"{cleared}; the sweep has no smaller strength"
+        return OPEN, f"{cleared}; its curve has no smaller strength"
     if own.high < COLLAPSED and all(arm.as_much for arm in milder):
         return NEITHER, f"{cleared}; as much damage at every smaller strength, such as {_shown(milder[0])}"
     return OPEN, f"{cleared}; no smaller strength is surely below twice"

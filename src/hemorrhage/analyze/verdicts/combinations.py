@@ -28,7 +28,7 @@ def one_kind(evidence: Evidence) -> Finding:
         ]
         if alone:
             pairs.append(Pair(combined, max(alone, key=evidence.size)))
-    return compare(evidence, pairs, "a combination of two kinds with one of them alone in no more bytes")
+    return compare(evidence, pairs, "combinations of two kinds with one kind of no more bytes")
 
 
 def parts(evidence: Evidence) -> Finding:
@@ -41,7 +41,7 @@ def parts(evidence: Evidence) -> Finding:
             if each.method == combined.method and _same_strength(combined, each)
         ]
         pairs += [Pair(combined, part) for part in (first, *second[:1]) if not is_identity(evidence, part)]
-    return compare(evidence, pairs, "a combination of two kinds with a part of it alone")
+    return compare(evidence, pairs, "combinations of two kinds with one part alone")
 
 
 def _combinations(evidence: Evidence) -> Iterator[tuple[Variant, Variant]]:
