@@ -95,6 +95,15 @@ def test_a_package_of_another_hash_is_refused(engine: Local) -> None:
     assert not environment.is_installed(engine)
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(
+    engine: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HEMORRHAGE_ENGINES", str(tmp_path / "file"))
+    with pytest.raises(InstallError, match=r"/file: File exists$"):
+        environment.install(engine)
+
+
 def test_two_installations_at_once_are_refused(engine: Local) -> None:
     holder = f"import time; from pathlib import Path; from hemorrhage.runtime import lock; lock.hold(Path({str(environment.home() / 'tiny.lock')!r})); print(1, flush=True); time.sleep(60)"  # noqa: E501
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as other:

@@ -8,6 +8,7 @@ import pytest
 
 from hemorrhage.engines import registry
 from hemorrhage.engines.registry import ENGINES, Engine
+from hemorrhage.runtime.command import CommandError
 
 ALL = {**ENGINES, **{f"vllm-{build}": registry.vllm(build) for build in registry.VLLM_VERSIONS}}
 
@@ -48,5 +49,5 @@ def test_vllm_is_that_of_the_device_unless_it_is_named(monkeypatch: pytest.Monke
     monkeypatch.delenv(registry.BUILD_VARIABLE)
     assert registry.vllm_build() in registry.VLLM_VERSIONS
     monkeypatch.setenv(registry.BUILD_VARIABLE, "rocm")
-    with pytest.raises(ValueError, match=r"HEMORRHAGE_VLLM is cpu or cuda \(got 'rocm'\)"):
+    with pytest.raises(CommandError, match=r"HEMORRHAGE_VLLM is cpu or cuda \(got 'rocm'\)"):
         registry.vllm_build()

@@ -97,6 +97,12 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
         ("evaluate/engines", "llama_cpp", "evaluate.engines: must be a list of engines, or names and variants (got"),
         ("evaluate/engines", {"names": ["transformers"] * 2}, "evaluate.engines: duplicate name"),
         ("evaluate/engines", {"names": [], "variants": ["rtn-7"]}, "evaluate.engines.variants: 'rtn-7' is unknown"),
+        ("evaluate/engines", {"variants": ["rtn-4"]}, "evaluate.engines.names: variants are named, but no engine; any"),
+        (
+            "evaluate/engines",
+            {"names": ["transformers"], "variants": ["rtn-4", "rtn-4"]},
+            "evaluate.engines.variants: duplicate name",
+        ),
         ("evaluate/window", 9000, "evaluate.window: 9000 tokens do not fit the model's context of 8192"),
         ("compress/rtn/bits", [4, 9], "compress.rtn.bits: must be at most 8 (got 9)"),
         ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),

@@ -372,3 +372,12 @@ def test_a_screening_follows_what_it_reads_and_moves_nothing_else() -> None:
     assert moved == {"screen_references", "screens", "brackets"} | REPORT
     without = addresses(changed("screen", {"windows": 0}))
     assert {name for name in without if without[name] != before[name]} == REPORT
+
+
+@pytest.mark.parametrize("fresh", [{"windows": 24, "items": 8}, {"windows": 16, "items": 9}])
+def test_numbers_follow_how_it_is_confirmed_whatever_will_be(fresh: dict[str, int]) -> None:
+    screen = {"windows": 4, "allowance": 2}
+    before = Plan(config.Params.model_validate(changed("screen", {**screen, "confirm": {"windows": 16, "items": 8}})))
+    after = Plan(config.Params.model_validate(changed("screen", {**screen, "confirm": fresh})))
+    assert before.address(*kinds.BRACKET) == after.address(*kinds.BRACKET)
+    assert before.rows != after.rows

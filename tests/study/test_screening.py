@@ -71,12 +71,13 @@ def test_an_added_point_is_the_variant_that_params_yaml_would_name() -> None:
     ("screen", "budget", "message"),
     [
         ({"windows": 1}, None, "screen.windows: 0 or at least 2"),
+        ({"windows": 4, "confirm": {"windows": 1, "items": 0}}, None, "screen.confirm.windows: 0 or at least 2"),
         ({"windows": 99}, None, "screen.windows: at most evaluate.windows = 16"),
         ({"windows": 4}, {"flips": 0.1}, "screen.windows: a screening needs a limit of kl or perplexity"),
     ],
 )
 def test_a_screening_that_says_nothing_is_refused(
-    screen: dict[str, int], budget: dict[str, float] | None, message: str
+    screen: dict[str, object], budget: dict[str, float] | None, message: str
 ) -> None:
     content = changed("screen", screen)
     if budget:

@@ -118,6 +118,8 @@ def _held(engine: Engine) -> Iterator[None]:
             yield
     except BlockingIOError:
         raise InstallError(f"another process installs or removes {engine.title} in {home()}") from None
+    except OSError as error:
+        raise InstallError(f"{error.filename or home()}: {error.strerror}") from error
 
 
 def _uv() -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from hemorrhage.runtime.address import Json
+from hemorrhage.runtime.command import CommandError
 
 HERE = Path(__file__).parent
 
@@ -70,12 +71,12 @@ BUILD_VARIABLE = "HEMORRHAGE_VLLM"
 def vllm_build() -> str:
     """Return which vLLM this machine takes: ``cuda`` where NVIDIA's driver is loaded, else ``cpu``.
 
-    Raises ValueError where the variable names another.
+    Raises CommandError where the variable names another.
     """
     driver = Path("/proc/driver/nvidia/version").exists()
     build = os.environ.get(BUILD_VARIABLE) or ("cuda" if driver else "cpu")
     if build not in VLLM_VERSIONS:
-        raise ValueError(f"{BUILD_VARIABLE} is {' or '.join(VLLM_VERSIONS)} (got {build!r})")
+        raise CommandError(f"{BUILD_VARIABLE} is {' or '.join(VLLM_VERSIONS)} (got {build!r})")
     return build
 
 

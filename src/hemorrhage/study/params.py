@@ -895,6 +895,8 @@ def _check_screen(params: Params) -> None:
         raise ConfigError('screen.confirm: evaluate.windows is "all": no text is left that nothing has read')
     if screen.confirm.items and not screen.confirm.windows:
         raise ConfigError("screen.confirm.items: a confirmation reads text, too: screen.confirm.windows is 0")
+    if screen.confirm.windows == 1:
+        raise ConfigError("screen.confirm.windows: 0 or at least 2: one window says nothing about others")
     if screen.windows < 2:
         raise ConfigError("screen.windows: 0 or at least 2: one window says nothing about others")
     if budget.kl is None and budget.perplexity is None:
@@ -955,8 +957,13 @@ def _check_engines(params: Params, expanded: dict[str, Variant]) -> None:
     engines = params.evaluate.engines
     for name in engines.names:
         _known(name, tuple(ENGINES), "evaluate.engines")
-    for name in () if engines.variants == "all" else engines.variants:
+    named = [] if engines.variants == "all" else engines.variants
+    for name in named:
         _known(name, tuple(expanded), "evaluate.engines.variants")
+    if len(set(named)) < len(named):
+        raise ConfigError("evaluate.engines.variants: duplicate name")
+    if engines.variants != "all" and not engines.names:
+        raise ConfigError(f"evaluate.engines.names: variants are named, but no engine; any of {', '.join(ENGINES)}")
     if engines.names and params.evaluate.dtype != "float32":
         raise ConfigError(
             f"evaluate.engines: an engine is compared with products in float32, and evaluate.dtype is "

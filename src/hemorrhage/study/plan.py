@@ -118,12 +118,10 @@ class Plan:
     def rows(self) -> str:
         """Everything with numbers in reports/.
 
-        What a bracket adds follows from its own address, so that this one is known before the bracket is made.
+        What a bracket adds follows from its own address, so that this one is known before the bracket is made. How that
+        is measured does not: everything that could be added or confirmed counts.
         """
-        inputs = {
-            kind.name: {name: self.address(kind.name, name) for name in kind.names(self.named)}
-            for kind in kinds.analyzed_kinds()
-        }
+        inputs = {kind.name: self.possible_names(kind.name) for kind in kinds.analyzed_kinds()}
         settings = {**kinds.analysis(self.design), "aligned": kinds.is_aligned(self.design)}
         code = [program("hemorrhage.analyze.__main__"), _content([EXPERIENCE])]
         return address("rows", self.params.cache_version, settings, inputs, code)
