@@ -126,6 +126,14 @@ def test_folders_are_read_and_their_faults_are_one_line(tmp_path: Path, capsys: 
         folders.append(str(tmp_path / name))
     assert claims.main(folders) == 0
     assert "rtn groups of 64" in capsys.readouterr().out
+    kept = Path(folders[1]) / "reports/hemorrhage.parquet"
+    content_of_rows = kept.read_bytes()
+    kept.unlink()
+    with pytest.raises(
+        CommandError, match=r"two/reports/hemorrhage.parquet does not exist; run the study there, or dvc"
+    ):
+        claims.main(folders)
+    kept.write_bytes(content_of_rows)
     assert claims.main([*folders, "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [each["bits"] for each in content["doublings"]] == [3.2, 3.2]

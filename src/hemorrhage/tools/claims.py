@@ -112,13 +112,14 @@ class Swapped:
 def read(folder: Path) -> Study:
     """Read the study of a folder. Raises CommandError where its reports are not there, or are of an earlier version."""
     reports = folder / "reports"
-    try:
-        claims, thresholds = (
-            json.loads((reports / name).read_text(encoding="utf-8")) for name in ("claims.json", "thresholds.json")
-        )
-        rows = pd.read_parquet(reports / "hemorrhage.parquet")
-    except FileNotFoundError as error:
-        raise CommandError(f"{error.filename} does not exist; run the study there", STATUS_NOT_MEASURED) from None
+    files = [reports / name for name in ("claims.json", "thresholds.json", "hemorrhage.parquet")]
+    for file in files:
+        if not file.is_file():
+            # A clone has the first two from git; DVC keeps the rows.
+            instead = ", or dvc pull" if file is files[-1] else ""
+            raise CommandError(f"{file} does not exist; run the study there{instead}", STATUS_NOT_MEASURED)
+    claims, thresholds = (json.loads(file.read_text(encoding="utf-8")) for file in files[:2])
+    rows = pd.read_parquet(files[2])
     if "model" not in claims:
         raise CommandError(f"{reports / 'claims.json'} names no base model; analyze the study again")
     model = claims["model"]
