@@ -18,9 +18,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hemorrhage.engines.endpoint import EndpointSession, EndpointSpec
+from hemorrhage.engines.endpoint import EndpointSession
 from hemorrhage.engines.endpoint_dialects import Answer, Vocabulary
 from hemorrhage.engines.endpoint_http import EndpointError
+from hemorrhage.engines.endpoint_spec import EndpointSpec
 from hemorrhage.engines.environment import NotInstalledError, python_of
 from hemorrhage.engines.registry import ENGINES
 from hemorrhage.models.checkpoint import load

@@ -29,7 +29,7 @@ def designs() -> list[Design]:
         DEFAULT,
         changed("decode/sibling_model", sibling),
         changed("compress/gblm", {"method": "gblm", "sparsity": [0.5]}),
-        changed("evaluate/engines", ["transformers"]),
+        changed("evaluate/engines", ["transformers", {"openai": "http://127.0.0.1:1", "model": "m"}]),
     )
     return [Design(config.Params.model_validate(content)) for content in contents]
 

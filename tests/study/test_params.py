@@ -55,6 +55,9 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
     assert {f"{s}-{v}" for s in ("magnitude", "wanda", "sparsegpt") for v in (0.3, 0.5, 0.6, 0.7, "2of4")} <= set(found)
 
 
+SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My-Model"}
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
@@ -103,6 +106,20 @@ def test_default_profile_has_at_least_thirty_variants_of_every_family(default: c
             {"names": ["transformers"], "variants": ["rtn-4", "rtn-4"]},
             "evaluate.engines.variants: duplicate name",
         ),
+        ("evaluate/engines", [{"model": "m"}], "evaluate.engines.0.openai: missing"),
+        ("evaluate/engines", [{**SERVER, "modell": 1}], "evaluate.engines.0.modell: unknown key"),
+        (
+            "evaluate/engines",
+            [{**SERVER, "openai": "https://me:secret@host/v1"}],
+            "evaluate.engines.0: https://host/v1: no user or password in a URL; name an environment variable",
+        ),
+        ("evaluate/engines", [{**SERVER, "key_env": "sk-1"}], "evaluate.engines.0.key_env: must be of the form "),
+        (
+            "evaluate/engines",
+            [{**SERVER, "variant": "rtn-7"}],
+            "evaluate.engines: the variant of the server my_model: 'rtn-7' is unknown",
+        ),
+        ("evaluate/engines", [SERVER, {**SERVER, "variant": "rtn-4"}], "evaluate.engines: duplicate name"),
         ("evaluate/window", 9000, "evaluate.window: 9000 tokens do not fit the model's context of 8192"),
         ("compress/rtn/bits", [4, 9], "compress.rtn.bits: must be at most 8 (got 9)"),
         ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),

@@ -13,6 +13,7 @@ import pytest
 
 from hemorrhage.bracket.content import Addition, Bracket
 from hemorrhage.engines.registry import ENGINES, Engine
+from hemorrhage.evaluate.served_endpoint import Server
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
 from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, collect_garbage, invalidate, list_failures
@@ -179,6 +180,44 @@ def test_an_engine_is_installed_before_work(monkeypatch: pytest.MonkeyPatch, tmp
     plan = Plan(params)
     assert list_failures(plan) == {"base": "no luck", "rtn-4": "no luck"}
     assert [path.parent.name for path in invalidate(plan, ["rtn-4"])] == ["transformers.rtn-4"]
+
+
+SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My.Model", "variant": "rtn-4"}
+
+
+def test_a_server_moves_by_what_is_asked_of_it_and_by_nothing_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_server(**fields: object) -> dict[str, Any]:
+        return changed("evaluate/engines", [{**SERVER, **fields}])
+
+    monkeypatch.setenv("MY_KEY", "one")
+    first = addresses(with_server())
+    assert moved(with_server()) == {"served/my_model.rtn-4"} | REPORT
+    for fields in ({"key_env": "MY_KEY"}, {"max_tokens": 5, "concurrency": 1}):
+        assert addresses(with_server(**fields))["served/my_model.rtn-4"] == first["served/my_model.rtn-4"]
+    for more in ({"openai": "http://127.0.0.1:8001"}, {"model": "my_model"}, {"top": 5}, {"dialect": "echo"}):
+        assert addresses(with_server(**more))["served/my_model.rtn-4"] != first["served/my_model.rtn-4"]
+    plan = Plan(config.Params.model_validate(with_server(name="mine", key_env="MY_KEY")))
+    arguments = kinds.KINDS["served"].options(plan.design, "mine.rtn-4")
+    assert (arguments["variant"], "engine" in arguments) == ("rtn-4", False)
+    server = Server.model_validate(arguments["server"])
+    assert (server.name, server.key_env, server.tag) == ("mine", "MY_KEY", "mine-http")
+
+
+def test_a_server_has_its_key_before_work_and_is_asked_anew_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = config.Params.model_validate(changed("evaluate/engines", [{**SERVER, "key_env": "MY_KEY"}]))
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(config.ConfigError, match=r"evaluate\.engines: the environment variable MY_KEY is empty"):
+        Plan(params)
+    monkeypatch.setenv("MY_KEY", "one")
+    plan = Plan(params)
+    for manifest in (*plan.manifests("served"), plan.manifest("checkpoints", "rtn-4")):
+        Path(manifest).parent.mkdir(parents=True)
+        Path(manifest).write_text("{}")
+    assert [path.parent.name for path in invalidate(plan, ["my_model"])] == ["my_model.rtn-4"]
+    assert Path(plan.manifest("checkpoints", "rtn-4")).is_file()
 
 
 def test_an_analysis_parameter_moves_the_report_only() -> None:

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.engines import endpoint_faults as faults
 from hemorrhage.engines.client import Loaded
 from hemorrhage.engines.endpoint_dialects import DIALECTS, Answer, Dialect, Prompt, Sample, UnreadableError, Vocabulary
-from hemorrhage.engines.endpoint_http import Client, EndpointError, LostError, RejectedError, check_url
+from hemorrhage.engines.endpoint_http import Client, EndpointError, LostError, RejectedError
+from hemorrhage.engines.endpoint_spec import EndpointSpec
 from hemorrhage.engines.protocol import Logits, Tile, Top
 from hemorrhage.runtime.artifact import whole
 
@@ -38,34 +38,6 @@ GREEDY, WARM, WARM_TEMPERATURE = 12, 24, 1.5
 Asked = TypeVar("Asked")
 
 log = logging.getLogger(__name__)
-
-
-class EndpointSpec(BaseModel):
-    """A server, as params.yaml names it.
-
-    ``key_env``: the environment variable with its key. ``top``: log-probabilities at each position.
-    ``max_tokens``: sent and generated, all requests together; ``max_seconds``: of one run.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    openai: str
-    model: Annotated[str, Field(min_length=1)]
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    dialect: Literal["auto", "prompt_logprobs", "echo", "sglang", "llama_cpp"] = "auto"
-    top: Annotated[int, Field(ge=1)] = 20
-    concurrency: Annotated[int, Field(ge=1, le=64)] = 4
-    timeout: Annotated[float, Field(gt=0)] = 120.0
-    attempts: Annotated[int, Field(ge=1, le=20)] = 6
-    max_tokens: Annotated[int, Field(ge=1)] = 200_000
-    max_seconds: Annotated[float, Field(gt=0)] = 3600.0
-
-    def model_post_init(self, _context: object) -> None:
-        """Refuse a URL that can't be called."""
-        try:
-            check_url(self.openai, self.key_env is not None)
-        except EndpointError as error:
-            raise ValueError(str(error)) from None
 
 
 class EndpointSession:

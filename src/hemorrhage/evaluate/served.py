@@ -1,7 +1,7 @@
 """Step ``served``: a model's damage in the engine that serves it, beside this bench's own reading of the same file.
 
-    python -m hemorrhage.evaluate.served OUT --variant V --engine JSON --checkpoint DIR --base DIR --reference DIR
-        --memory-gb GB
+    python -m hemorrhage.evaluate.served OUT --variant V (--engine JSON | --server JSON) --checkpoint DIR --base DIR
+        --reference DIR --memory-gb GB
 
 The checkpoint is exported as the engine reads it (hemorrhage.models.export), loaded there, and given the windows of the
 reference. Of each token there are three predictions over the whole vocabulary: the base's in float32, that of our own
@@ -11,6 +11,10 @@ first; what the engine's kernels add is what the third has beyond that.
 Finished windows are kept for a job after this one. A worker that dies is started again and asked for the same window,
 until the session gives up. A checkpoint that can't be exported, or that the engine does not load, leaves a gap with the
 reason, and no table.
+
+A server over HTTP is asked for the log-probabilities of the same windows in the place of an engine; of its top k, KL is
+an interval (hemorrhage.evaluate.served_endpoint). Its answers are kept, so that a job after a kill, or after the server
+was lost, goes on with the next window. A server that is away, or that does not say what it was asked, is a gap.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -31,6 +35,9 @@ import torch
 from safetensors.torch import load_file
 
 from hemorrhage.engines.client import Loaded, Session, WorkerDiedError
+from hemorrhage.engines.endpoint import EndpointSession
+from hemorrhage.engines.endpoint_dialects import Vocabulary
+from hemorrhage.engines.endpoint_http import EndpointError, LostError, read_key
 from hemorrhage.engines.environment import EngineError, NotInstalledError, python_of
 from hemorrhage.engines.protocol import Logits, Tile, Top
 from hemorrhage.engines.registry import Engine
@@ -46,9 +53,11 @@ from hemorrhage.evaluate.language import (
 )
 from hemorrhage.evaluate.reference import CorpusFields, ReferenceManifest
 from hemorrhage.evaluate.served_damage import compare_tile
-from hemorrhage.evaluate.served_schema import SERVED
+from hemorrhage.evaluate.served_endpoint import Server, compare, range_of
+from hemorrhage.evaluate.served_schema import ASKED, SERVED
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.blockwise import final_norm, is_streamed, traits
+from hemorrhage.models.checkpoint import load_tokenizer
 from hemorrhage.models.export import write
 from hemorrhage.models.formats.config import BenchStorage
 from hemorrhage.models.head import Head, head_of
@@ -79,7 +88,7 @@ LAYOUTS = {("gguf", True): "gguf", ("gguf", False): "gguf-dense", ("hf", True): 
 
 FILES = {"gguf": "model.gguf", "hf": "model"}
 
-WINDOWS, HIDDEN = "windows.safetensors", "hidden.safetensors"
+WINDOWS, HIDDEN, ANSWERS = "windows.safetensors", "hidden.safetensors", "answers"
 
 TOP = "top"
 """What an engine gives that gives the most probable tokens alone."""
@@ -137,11 +146,13 @@ class Reading:
         if isinstance(tile, Logits):
             return torch.tensor(tile.values, device=self.device)
         states = torch.tensor(tile.values, device=self.device)
-        if not tile.final_norm:
-            tokens = torch.zeros(1, len(states), dtype=torch.long, device=self.device)
-            with torch.inference_mode():
-                states = final_norm(self.model, (tokens,), [states[None]])[0][0]
-        return self.head.logits(states.float())
+        return self.head.logits((states if tile.final_norm else self.normed(states)).float())
+
+    def normed(self, states: Tensor) -> Tensor:
+        """Return states [t, hidden] that left the last block as they are behind the last norm."""
+        tokens = torch.zeros(1, len(states), dtype=torch.long, device=self.device)
+        with torch.inference_mode():
+            return final_norm(self.model, (tokens,), [states[None]])[0][0]
 
 
 @dataclass(frozen=True)
@@ -185,7 +196,61 @@ def serve(
         write_manifest(part, **fields, facts=measured.facts, **gaps)
 
 
-def stated(corpora: dict[str, CorpusFields], engine: Engine) -> dict[str, CorpusFields]:
+def ask(
+    out: Path,
+    variant: str,
+    server: Server,
+    checkpoint: Path,
+    base: Path,
+    reference: Path,
+    memory_gb: float = math.inf,
+) -> None:
+    """Write what a server does that is said to have a checkpoint. Raises ValueError where that is broken."""
+    if reason := failure(checkpoint):
+        raise ValueError(f"not made: {reason}")
+    corpora = read_manifest(reference, ReferenceManifest)["corpora"]
+    fields = {"variant": variant, "engine": server.as_json(), "corpora": stated(corpora, server)}
+    same_tokenizer(checkpoint, base)
+    try:
+        with resuming(out, LostError) as unfinished, writing(out) as part:
+            unfinished.mkdir(parents=True, exist_ok=True)
+            # First: it would use up the server's time.
+            reading = _read(variant, checkpoint, base, reference, unfinished, memory_gb)
+            vocabulary = Vocabulary.of(load_tokenizer(base).backend_tokenizer)
+            with EndpointSession(server, vocabulary, unfinished / ANSWERS) as session:
+                windows = load_file(reference / WINDOWS)
+                facts = session.load(next(iter(windows.values()))[0].tolist()).facts
+                tokens = pd.concat(_asked(session, reading, windows), ignore_index=True)
+            ASKED.validate(tokens).to_parquet(part / "tokens.parquet", index=False)
+            write_manifest(part, **fields, facts=facts)
+    except EndpointError as error:
+        line = " ".join(str(error).split())
+        log.warning("%s", line)
+        with writing(out) as part:
+            write_manifest(part, **fields, gaps={"all": line})
+
+
+def _asked(session: EndpointSession, reading: Reading, windows: Mapping[str, Tensor]) -> Iterator[pd.DataFrame]:
+    """Yield the rows of each window, of the tokens that count."""
+    named = [(corpus, number) for corpus, each in windows.items() for number in range(len(each))]
+    counted = {corpus: _counted(reading.reference, corpus, each) for corpus, each in windows.items()}
+    answers = session.ask_windows([windows[corpus][number].tolist() for corpus, number in named])
+    largest = _largest_range(reading)
+    for (corpus, number), answer in zip(named, answers, strict=True):
+        base, ours = (reading.states(folder, corpus, number) for folder in (reading.reference, reading.folder))
+        window = windows[corpus][number].tolist()
+        table = compare(answer, (reading.base_head, base), (reading.head, ours), window, largest)
+        yield _placed(table, corpus, number)[counted[corpus][number, 1:]]
+
+
+def _largest_range(reading: Reading) -> float:
+    """Return how far apart two logits of the checkpoint can be, as far as its last norm tells."""
+    sample = torch.randn(reading.head.width, generator=torch.Generator().manual_seed(0)).to(reading.device)
+    ones, normed = reading.normed(torch.stack([torch.ones_like(sample), sample])).float()
+    return range_of(reading.head, ones, sample, normed)
+
+
+def stated(corpora: dict[str, CorpusFields], engine: Engine | Server) -> dict[str, CorpusFields]:
     """Return the corpora with the engine and its release in their protocols."""
     return {
         corpus: {"sha256": fields["sha256"], "protocol": f"{fields['protocol']} engine={engine.tag}"}
@@ -320,7 +385,12 @@ def _score(session: Session, reading: Reading, corpus: str, window: int, tokens:
     table = pd.DataFrame(columns)
     if not np.isfinite(table[["nll", "kl", "kl_kernels"]].to_numpy()).all():
         raise ValueError(f"corpus {corpus}, window {window}: the engine's likelihoods are not finite")
-    position = np.arange(1, len(tokens), dtype=np.int64)
+    return _placed(table, corpus, window)
+
+
+def _placed(table: pd.DataFrame, corpus: str, window: int) -> pd.DataFrame:
+    """Return the rows of a window with where they are."""
+    position = np.arange(1, len(table) + 1, dtype=np.int64)
     return pd.DataFrame({"corpus": corpus, "window": np.int64(window), "position": position}).join(table)
 
 
@@ -348,30 +418,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.evaluate.served")
     parser.add_argument("out", type=Path)
     parser.add_argument("--variant", required=True)
-    parser.add_argument("--engine", type=json.loads, required=True, help="fields of engines.registry.Engine")
+    serves = parser.add_mutually_exclusive_group(required=True)
+    serves.add_argument("--engine", type=_engine, help="fields of engines.registry.Engine")
+    serves.add_argument("--server", type=Server.model_validate_json, help="fields of evaluate.served_endpoint.Server")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--memory-gb", type=float, default=math.inf, help="above it a model is read block by block")
     arguments = parser.parse_args()
     step.start()
-    engine = Engine(**arguments.engine)
+    engine: Engine | Server = arguments.engine or arguments.server
     try:
-        python_of(engine)
-    except NotInstalledError as error:
+        if isinstance(engine, Server):
+            read_key(engine.key_env)
+        else:
+            python_of(engine)
+    except (NotInstalledError, EndpointError) as error:
         raise step.InputError(str(error)) from error
     corpora = stated(read_manifest(arguments.reference, ReferenceManifest)["corpora"], engine)
     fields = {"variant": arguments.variant, "engine": engine.as_json(), "corpora": corpora}
+    given = arguments.checkpoint, arguments.base, arguments.reference, arguments.memory_gb
     with failure_recorded(arguments.out, **fields):
-        serve(
-            arguments.out,
-            arguments.variant,
-            engine,
-            arguments.checkpoint,
-            arguments.base,
-            arguments.reference,
-            arguments.memory_gb,
-        )
+        if isinstance(engine, Server):
+            ask(arguments.out, arguments.variant, engine, *given)
+        else:
+            serve(arguments.out, arguments.variant, engine, *given)
+
+
+def _engine(text: str) -> Engine:
+    return Engine(**json.loads(text))
 
 
 if __name__ == "__main__":

@@ -79,16 +79,16 @@ def writing(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def resuming(out: Path) -> Iterator[Path]:
+def resuming(out: Path, *lasting: type[Exception]) -> Iterator[Path]:
     """Yield the folder next to ``out`` where a job keeps what it has finished; it need not be there.
 
-    It is gone afterwards, but for what is worth running again: a kill, an interrupt, a full disk.
+    It is gone afterwards, but for what is worth running again: a kill, an interrupt, a full disk, and ``lasting``.
     """
     folder = out.with_name(f"{out.name}.resume")
     try:
         yield folder
     except Exception as error:
-        if not disk_is_full(error):
+        if not disk_is_full(error) and not isinstance(error, lasting):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)

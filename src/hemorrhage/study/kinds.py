@@ -138,10 +138,17 @@ def _decoded(design: Design) -> list[str]:
 
 
 def _served(design: Design) -> list[str]:
-    """Name each model in each engine: ``llama_cpp.gptq-4``."""
+    """Name each model in each engine: ``llama_cpp.gptq-4``; of a server, its one model."""
     engines = design.params.evaluate.engines
     chosen = list(design.variants) if engines.variants == "all" else engines.variants
-    return [f"{engine}.{model}" for engine in engines.names for model in (BASE, *chosen)]
+    named = [f"{engine}.{model}" for engine in engines.installed for model in (BASE, *chosen)]
+    return named + [f"{server.label}.{server.variant}" for server in engines.servers]
+
+
+def server_of(design: Design, name: str) -> config.Server | None:
+    """Return the server of an output's name; None of an engine of this machine."""
+    label = name.partition(".")[0]
+    return next((server for server in design.params.evaluate.engines.servers if server.label == label), None)
 
 
 def _engine_of(name: str) -> Engine:
@@ -356,7 +363,9 @@ def _evaluation_arguments(design: Design, name: str) -> Json:
     return {"variant": name, "spec": _evaluation(design, name), "memory_gb": memory}
 
 
-def _serving(_design: Design, name: str) -> Json:
+def _serving(design: Design, name: str) -> Json:
+    if server := server_of(design, name):
+        return server.as_measured()
     engine = _engine_of(name)
     packages = "" if engine.is_built_in else address(engine.requirements.read_text(encoding="utf-8"))
     return {**engine.as_json(), "packages": packages}
@@ -364,10 +373,18 @@ def _serving(_design: Design, name: str) -> Json:
 
 def _serving_arguments(design: Design, name: str) -> Json:
     memory = design.params.evaluate.memory_gb
-    return {"variant": _served_model(name), "engine": _engine_of(name).as_json(), "memory_gb": memory}
+    server = server_of(design, name)
+    serves: Json = {"server": server.as_asked()} if server else {"engine": _engine_of(name).as_json()}
+    return {"variant": _served_model(name), **serves, "memory_gb": memory}
 
 
-def _serving_code(_design: Design, name: str) -> list[str]:
+def _exported(load: Load, name: str) -> float:
+    return 0.0 if server_of(load.design, name) else load.exported(_served_model(name))
+
+
+def _serving_code(design: Design, name: str) -> list[str]:
+    if server_of(design, name):
+        return []
     # Both are run by an engine's own Python, which imports nothing of this package.
     return [f"hemorrhage.engines.workers.{_engine_of(name).name}", "hemorrhage.engines.workers.host"]
 
@@ -727,7 +744,7 @@ KINDS: dict[str, Kind] = {
             on_gpu=_always,
             # Our own reading of the file, and the engine's.
             arithmetic=lambda load, _name: 2 * load.shape.forward(load.windows()),
-            stored=lambda load, name: load.exported(_served_model(name)),
+            stored=_exported,
             by_blocks=True,
             of_models=True,
             model=_served_model,

@@ -26,6 +26,7 @@ from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import code_tasks, harness, instructions
 from hemorrhage.data.source import DataSource, File, TextSource
 from hemorrhage.data.texts.repositories import reachable
+from hemorrhage.engines.endpoint_spec import EndpointSpec
 from hemorrhage.engines.registry import ENGINES
 from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
@@ -213,13 +214,39 @@ class Diagnostics(Section):
     ablate: list[str]
 
 
+class Server(EndpointSpec):
+    """A server over HTTP that is said to have ``variant``; its numbers are called by ``name``, else by ``model``."""
+
+    variant: str = "base"
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+
+    @property
+    def label(self) -> str:
+        """What its numbers are called by."""
+        return self.name or re.sub(r"[^a-z0-9]+", "_", self.model.lower()).strip("_") or "server"
+
+    def as_asked(self) -> Json:
+        """Return it as the step is given it. Not the variant, which is an input."""
+        return {**self.model_dump(mode="json", exclude={"variant"}), "name": self.label}
+
+    def as_measured(self) -> Json:
+        """Return what its numbers depend on: not the limits, and not where its key is."""
+        return self.model_dump(mode="json", include={"openai", "model", "dialect", "top"})
+
+
+def _engine_form(entry: object) -> str:
+    return "server" if isinstance(entry, dict | Server) else "engine name"
+
+
 class Engines(Section):
     """Engines in which models are measured once more: the base, and all ``variants`` or those that are named.
 
-    A list of names asks for all variants.
+    A list of names asks for all variants. Among them may be servers over HTTP, each of which has one variant.
     """
 
-    names: list[str] = []
+    names: list[
+        Annotated[Annotated[str, Tag("engine name")] | Annotated[Server, Tag("server")], Discriminator(_engine_form)]
+    ] = []
     variants: list[str] | Literal["all"] = "all"
 
     @model_validator(mode="before")
@@ -230,6 +257,16 @@ class Engines(Section):
         if isinstance(content, dict | Engines):
             return content
         raise ValueError("must be a list of engines, or names and variants")
+
+    @property
+    def installed(self) -> list[str]:
+        """Names of the engines of this machine."""
+        return [each for each in self.names if isinstance(each, str)]
+
+    @property
+    def servers(self) -> list[Server]:
+        """The servers over HTTP."""
+        return [each for each in self.names if isinstance(each, Server)]
 
 
 class Evaluate(Section):
@@ -912,7 +949,7 @@ def _check_duplicates(params: Params) -> None:
         "evaluate.tasks": params.evaluate.tasks,
         "evaluate.harness.tasks": params.evaluate.harness.tasks,
         "evaluate.code_tasks.tasks": params.evaluate.code_tasks.tasks,
-        "evaluate.engines": params.evaluate.engines.names,
+        "evaluate.engines": [each if isinstance(each, str) else each.label for each in params.evaluate.engines.names],
     }.items():
         if len(set(names)) < len(names):
             raise ConfigError(f"{where}: duplicate name")
@@ -955,8 +992,10 @@ def _check_closed_ended(where: str, task: ClosedEnded, params: Params) -> None:
 
 def _check_engines(params: Params, expanded: dict[str, Variant]) -> None:
     engines = params.evaluate.engines
-    for name in engines.names:
+    for name in engines.installed:
         _known(name, tuple(ENGINES), "evaluate.engines")
+    for server in engines.servers:
+        _known(server.variant, ("base", *expanded), f"evaluate.engines: the variant of the server {server.label}")
     named = [] if engines.variants == "all" else engines.variants
     for name in named:
         _known(name, tuple(expanded), "evaluate.engines.variants")

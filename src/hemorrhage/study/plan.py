@@ -25,6 +25,7 @@ from pathlib import Path
 from shlex import quote
 
 from hemorrhage.bracket import content as bracket
+from hemorrhage.engines.endpoint_http import EndpointError, read_key
 from hemorrhage.engines.environment import NotInstalledError, require
 from hemorrhage.models.sources.files import architecture
 from hemorrhage.runtime.address import SOURCE, address, program
@@ -233,13 +234,14 @@ class Plan:
                     )
 
     def _check_engines(self) -> None:
-        """Refuse an engine that is not installed where something is left to be measured in it, before any work."""
-        left = [
-            name.partition(".")[0] for name in self.names("served") if not Path(self.manifest("served", name)).is_file()
-        ]
+        """Refuse an engine that is not installed, and a server without its key, where something is left to measure."""
+        left = [name for name in self.names("served") if not Path(self.manifest("served", name)).is_file()]
+        servers = {name: kinds.server_of(self.design, name) for name in left}
         try:
-            require(list(dict.fromkeys(left)))
-        except NotInstalledError as error:
+            require(list(dict.fromkeys(name.partition(".")[0] for name in left if servers[name] is None)))
+            for server in filter(None, servers.values()):
+                read_key(server.key_env)
+        except (NotInstalledError, EndpointError) as error:
             raise config.ConfigError(f"params.yaml: evaluate.engines: {error}") from None
 
 
@@ -287,17 +289,19 @@ def collect_garbage(plan: Plan, chosen: list[str]) -> list[Path]:
 
 
 def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
-    """Remove all outputs of a variant, so that the next run makes them again.
+    """Remove all outputs of a variant, so that the next run makes them again; of a server over HTTP, what it said.
 
     The variant ``base`` is the base model.
     """
     removed = []
+    servers = [server.label for server in plan.params.evaluate.engines.servers]
     for variant in variants:
-        if variant != kinds.BASE and variant not in plan.variants:
+        if variant not in (kinds.BASE, *plan.variants, *servers):
             raise config.ConfigError(f"{variant} is not a variant; variants are {', '.join(['base', *plan.variants])}")
         for kind in kinds.model_kinds():
             for name in plan.names(kind.name):
-                if kind.model(name) != variant:
+                of_server = kind.name == "served" and variant in servers and name.startswith(f"{variant}.")
+                if kind.model(name) != variant and not of_server:
                     continue
                 output = Path(plan.manifest(kind.name, name)).parent
                 if output.is_dir():

@@ -134,5 +134,5 @@ def _sentence(findings: Sequence[Finding], every: Sequence[Finding]) -> str:
     needed = " or ".join(dict.fromkeys(finding.needed for finding in findings))
     if first.type == "value_error":
         # Of settings together what was written is all of them.
-        return f"{needed} (got {first.got})" if first.keys else needed
+        return needed if not first.keys or first.got.startswith("{") else f"{needed} (got {first.got})"
     return f"must be {needed} (got {first.got})"

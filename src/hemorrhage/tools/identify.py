@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
-from hemorrhage.engines.endpoint import EndpointSession, EndpointSpec
+from hemorrhage.engines.endpoint import EndpointSession
 from hemorrhage.engines.endpoint_dialects import DIALECTS, Answer, Vocabulary
 from hemorrhage.engines.endpoint_http import EndpointError
+from hemorrhage.engines.endpoint_spec import EndpointSpec
 from hemorrhage.engines.identity import (
     ALPHA,
     Identification,

@@ -13,8 +13,19 @@ import pytest
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.__main__ import analyze
 from hemorrhage.analyze.protocol import add_protocol, of_engine, strip_protocol
-from hemorrhage.analyze.rows.engines import ADDED, KERNELS, WEIGHTS, engine_rows, in_engine
-from hemorrhage.analyze.rows.schema import table_of
+from hemorrhage.analyze.rows.engines import (
+    ADDED,
+    HIGH,
+    INTERVAL,
+    KERNELS,
+    LOW,
+    UNBOUNDED,
+    WEIGHTS,
+    end,
+    engine_rows,
+    in_engine,
+)
+from hemorrhage.analyze.rows.schema import ROWS, table_of
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.runtime.artifact import read_manifest
@@ -102,6 +113,57 @@ def test_an_engines_rows_are_the_metrics_own_for_who_asks_about_it(outputs: dict
     whole = rows[rows.metric.map(strip_protocol) == of_engine("kl_mean", "llama_cpp")]
     assert found[found.metric.str.startswith("kl_mean[")].estimate.tolist() == whole.estimate.tolist()
     assert in_engine(rows, "vllm").empty
+
+
+def asked(outputs: dict[str, Any], folder: Path, **changes: object) -> dict[tuple[str, str], Any]:
+    """Rows of a server, on prose by metric and part: its KL is from 0.02 below to 0.5 above that of the weights."""
+    out = served(outputs, folder, "rtn-3", 0.25)
+    tokens = pd.read_parquet(out / "tokens.parquet")
+    ends = {"kl_low": tokens.kl_weights - 0.02, "kl_high": tokens.kl_weights + 0.5}
+    ends |= {"kernels_low": tokens.kl * 0, "kernels_high": tokens.kl * 0 + 0.5}
+    tokens.assign(**ends).drop(columns=["kl", "kl_kernels"]).assign(**changes).to_parquet(out / "tokens.parquet")
+    read = inputs.read({kind: outputs[kind] for kind in ("base", "checkpoints")} | {"served": [out]})
+    rows = list(engine_rows(read, SPEC))
+    ROWS.validate(table_of(rows))
+    ends_of = [end(part, which) for part in ("", ADDED, KERNELS) for which in (LOW, HIGH)]
+    names = {
+        of_engine(metric, "llama_cpp", part): (metric, part)
+        for metric in ("kl_mean", "ln_perplexity_ratio", "same_top1")
+        for part in ("", WEIGHTS, ADDED, KERNELS, *ends_of)
+    }
+    return {
+        names[name]: row for row in rows if (name := strip_protocol(row.metric)) in names and row.dataset == "prose"
+    }
+
+
+def test_of_a_server_a_kl_is_two_ends_and_no_point(outputs: dict[str, Any], tmp_path: Path) -> None:
+    rows = asked(outputs, tmp_path)
+    weights = rows["kl_mean", WEIGHTS]
+    for part, low, high in (
+        ("", weights.estimate - 0.02, weights.estimate + 0.5),
+        (ADDED, -0.02, 0.5),
+        (KERNELS, 0, 0.5),
+    ):
+        whole, ends = rows["kl_mean", part], [rows["kl_mean", end(part, which)] for which in (LOW, HIGH)]
+        assert np.isnan(whole.estimate)
+        assert (whole.status, whole.reason) == ("undefined", INTERVAL)
+        assert [each.estimate for each in ends] == pytest.approx([low, high], abs=1e-6)
+        assert (whole.low, whole.high) == (ends[0].low, ends[1].high)
+        assert {each.status for each in ends} == {"ok"}
+    assert rows["ln_perplexity_ratio", ADDED].estimate == pytest.approx(0.125, rel=1e-2)
+    assert rows["ln_perplexity_ratio", ADDED].p < 0.01
+    assert rows["same_top1", KERNELS].estimate == pytest.approx(0.5, rel=1e-2)
+
+
+def test_what_nothing_bounds_and_what_a_server_does_not_give_is_said(outputs: dict[str, Any], tmp_path: Path) -> None:
+    first = np.arange(len(pd.read_parquet(of(outputs, "evaluations", "rtn-3") / "tokens.parquet"))) == 0
+    nll = np.where(first, np.nan, 3).astype(np.float32)
+    rows = asked(outputs, tmp_path, kl_high=np.float32(np.inf), nll=nll)
+    assert (rows["kl_mean", HIGH].status, rows["kl_mean", HIGH].reason) == ("undefined", UNBOUNDED)
+    assert np.isnan(rows["kl_mean", ""].high)
+    assert rows["kl_mean", ""].low == rows["kl_mean", LOW].low
+    assert rows["ln_perplexity_ratio", ""].reason.startswith("the server gives nothing of 1 of ")
+    assert rows["ln_perplexity_ratio", WEIGHTS].status == "ok"
 
 
 def test_a_gap_has_no_rows_and_a_failure_has_rows_that_say_why(outputs: dict[str, Any], tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ Of each metric there is the engine's own number, beside the base in float32, and
 ``weights``, our float32 reading of the same file; ``added``, the engine's less that; ``kernels``, the engine beside our
 reading. ln(perplexity ratio) is the sum of weights and added; a KL has no such sum, and added may be below 0 where
 rounding errors of the kernels happen to undo some of the weights'.
+
+Of a server that gives the likeliest tokens alone, a KL is an interval: each end is a row, and the KL itself has no
+estimate but the reason, with the interval that holds both ends' own.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ from hemorrhage.analyze.stats.bootstrap import Floats
 
 WEIGHTS, ADDED, KERNELS = "weights", "added", "kernels"
 """Parts of an engine's damage."""
+
+LOW, HIGH = "low", "high"
+"""The ends of what is known as an interval: parts of their own, after the name of what they are ends of."""
+
+INTERVAL = "an interval: the server gives the likeliest tokens alone, and not what the others have"
+UNBOUNDED = "nothing bounds what the server gives the tokens that it does not name"
 
 METRICS = {
     "ln_perplexity_ratio": ("", WEIGHTS, ADDED),
@@ -82,7 +91,11 @@ def _statistics(tokens: pd.DataFrame, corpus: str, spec: Spec) -> dict[tuple[str
     sizes = np.bincount(block).astype(np.int64)
     counts = bootstrap.draws(corpus, len(sizes), spec.resamples, spec.seed)
     statistics: dict[tuple[str, str], Statistic] = {}
-    for (metric, part), values in _values(tokens).items():
+    of_server = "kl_low" in tokens
+    for (metric, part), values in (_values_asked if of_server else _values)(tokens).items():
+        if not np.isfinite(values).all():
+            statistics[metric, part] = Statistic.undefined(_why_not(values), len(sizes))
+            continue
         sums = np.bincount(block, weights=values, minlength=len(sizes)).astype(np.float64)
         low, high = bootstrap.interval(bootstrap.means(counts, sums, sizes), spec.confidence, len(sizes))
         statistic = Statistic(float(values.mean()), low, high, len(sizes))
@@ -90,20 +103,62 @@ def _statistics(tokens: pd.DataFrame, corpus: str, spec: Spec) -> dict[tuple[str
             beyond = np.sign(sums) * np.maximum(np.abs(sums) - ROUNDING * sizes, 0)
             statistic = replace(statistic, p=significance.sign_flip(beyond, spec.seed))
         statistics[metric, part] = statistic
-    return statistics
+    return _with_intervals(statistics) if of_server else statistics
+
+
+def end(part: str, which: str) -> str:
+    """Return the part that is the end LOW or HIGH of a part."""
+    return f"{part}_{which}" if part else which
+
+
+def _with_intervals(statistics: dict[tuple[str, str], Statistic]) -> dict[tuple[str, str], Statistic]:
+    """Return the statistics with those of which only the two ends are known: no estimate, and both ends' interval."""
+    whole: dict[tuple[str, str], Statistic] = {}
+    for part in ("", ADDED, KERNELS):
+        low, high = (statistics["kl_mean", end(part, which)] for which in (LOW, HIGH))
+        undefined = Statistic.undefined(INTERVAL, low.n)
+        whole["kl_mean", part] = replace(undefined, low=low.low, high=high.high)
+    return {**statistics, **whole}
+
+
+def _why_not(values: Floats) -> str:
+    missing = int(np.isnan(values).sum())
+    return f"the server gives nothing of {missing:,} of {len(values):,} tokens" if missing else UNBOUNDED
 
 
 def _values(tokens: pd.DataFrame) -> dict[tuple[str, str], Floats]:
     """Return the value of each token that a metric's part is the mean of."""
-    column = {name: tokens[name].to_numpy(np.float64) for name in tokens.columns if name not in ("corpus",)}
+    column = _columns(tokens)
     return {
-        ("ln_perplexity_ratio", ""): column["nll"] - column["base_nll"],
-        ("ln_perplexity_ratio", WEIGHTS): column["nll_weights"] - column["base_nll"],
-        ("ln_perplexity_ratio", ADDED): column["nll"] - column["nll_weights"],
+        **_values_of_tokens(column),
         ("kl_mean", ""): column["kl"],
         ("kl_mean", WEIGHTS): column["kl_weights"],
         ("kl_mean", ADDED): column["kl"] - column["kl_weights"],
         ("kl_mean", KERNELS): column["kl_kernels"],
+    }
+
+
+def _values_asked(tokens: pd.DataFrame) -> dict[tuple[str, str], Floats]:
+    """Return the same of a server: the ends of a KL in the place of it."""
+    column = _columns(tokens)
+    values = {**_values_of_tokens(column), ("kl_mean", WEIGHTS): column["kl_weights"]}
+    for which in (LOW, HIGH):
+        values["kl_mean", end("", which)] = column[f"kl_{which}"]
+        values["kl_mean", end(ADDED, which)] = column[f"kl_{which}"] - column["kl_weights"]
+        values["kl_mean", end(KERNELS, which)] = column[f"kernels_{which}"]
+    return values
+
+
+def _columns(tokens: pd.DataFrame) -> dict[str, Floats]:
+    return {name: tokens[name].to_numpy(np.float64) for name in tokens.columns if name != "corpus"}
+
+
+def _values_of_tokens(column: Mapping[str, Floats]) -> dict[tuple[str, str], Floats]:
+    """Return what rests on single tokens and not on whole distributions."""
+    return {
+        ("ln_perplexity_ratio", ""): column["nll"] - column["base_nll"],
+        ("ln_perplexity_ratio", WEIGHTS): column["nll_weights"] - column["base_nll"],
+        ("ln_perplexity_ratio", ADDED): column["nll"] - column["nll_weights"],
         ("same_top1", ""): column["same_top1"],
         ("same_top1", WEIGHTS): column["same_top1_weights"],
         ("same_top1", KERNELS): column["same_top1_kernels"],

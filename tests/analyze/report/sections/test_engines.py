@@ -18,12 +18,12 @@ from tests.analyze.report.examples import inputs, numbers, row, variant
 ENGINE: Any = {"name": "llama_cpp", "title": "llama.cpp", "version": "b1"}
 
 
-def study(**manifests: Any) -> Study:
+def study(found: Any = None, **manifests: Any) -> Study:
     """A study whose variant q4 was measured in an engine, with these manifests of the base and others."""
 
     class Made:
         corpora = ("prose", "code")
-        numbers = lookup()
+        numbers = found or lookup()
 
     served = {
         name: Output(cast(MeasurementManifest, {"engine": ENGINE, **manifest}), {})
@@ -34,10 +34,11 @@ def study(**manifests: Any) -> Study:
     return cast(Study, made)
 
 
-def lookup() -> Any:
-    def measured(metric: str, part: str, value: float, low: float, high: float) -> Any:
-        return row("q4", of_engine(metric, "llama_cpp", part), value, low, high, dataset="prose")
+def measured(metric: str, part: str, value: float, low: float, high: float) -> Any:
+    return row("q4", of_engine(metric, "llama_cpp", part), value, low, high, dataset="prose")
 
+
+def lookup() -> Any:
     return numbers(
         measured("kl_mean", "weights", 0.1, 0.09, 0.11),
         measured("kl_mean", "added", 0.02, 0.015, 0.025),
@@ -61,6 +62,30 @@ def test_a_variant_in_an_engine_is_a_row() -> None:
     assert (made.perplexity.text, made.perplexity.note) == ("×1.11", "engine ×1.000")
     assert found.facts == {"llama.cpp b1": "cache float16"}
     assert found.not_run == []
+
+
+def test_of_a_server_both_ends_are_shown_and_no_point() -> None:
+    bounded = (
+        measured("kl_mean", "weights", 0.1, 0.09, 0.11),
+        measured("kl_mean", "low", 0.11, 0.1, 0.12),
+        measured("kl_mean", "high", 0.6, 0.5, 0.7),
+        measured("kl_mean", "added_low", 0.01, 0.005, 0.015),
+        measured("kl_mean", "added_high", 0.5, 0.4, 0.6),
+        measured("kl_mean", "kernels_low", 0.0, 0.0, 0.0),
+    )
+    found = section(study(numbers(*bounded), q4={"facts": {"dialect": "echo", "notes": ""}}))
+    (made,) = found.tables["prose"]
+    assert found.has_intervals
+    assert (made.total.text, made.total.note, made.total.sort) == ("0.11 to 0.6", "0.1 to 0.7", 0.11)
+    assert (made.added.text, made.adds) == ("0.01 to 0.5", True)
+    assert (made.kernels.text, made.kernels.note) == ("at least 0", "from 0")
+    assert (made.weights.text, made.same_top1.text, made.perplexity.text) == ("0.1", "–", "–")
+    assert found.facts == {"llama.cpp b1": "dialect echo"}
+    assert not section(study(q4={})).has_intervals
+    page = environment().get_template("engines.html.j2")
+    said = page.render(engines=found, corpus_choice=lambda _: "", confidence="95")
+    assert "lies between two ends" in said
+    assert "<strong>0.01 to 0.5</strong>" in said
 
 
 def test_what_an_engine_did_not_run_is_named() -> None:
