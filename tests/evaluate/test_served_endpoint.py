@@ -36,7 +36,7 @@ def answering(study: Path) -> Lying:
 
 def run(study: Path, out: Path, url: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Path:
     """The step's command line."""
-    fields = {"openai": url, "model": "tiny", "name": "mine", "attempts": 1, "timeout": 5.0, **settings}
+    fields = {"openai": url, "model": "tiny", "name": "mine", "attempts": 1, "timeout": 60.0, **settings}
     server = Server.model_validate(fields).model_dump_json()
     arguments = [out, "--variant", "v", "--checkpoint", study / "checkpoint", "--base", study / "base"]
     arguments += ["--reference", study / "reference", "--server", server]
