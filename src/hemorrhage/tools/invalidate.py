@@ -16,7 +16,7 @@ def parser() -> Parser:
         "Remove a variant's checkpoint, evaluations and decodes. The next run makes them again.",
         ["hemorrhage invalidate gptq-3 && snakemake"],
     )
-    made.add_argument("variants", nargs="+", metavar="VARIANT", help="a variant of params.yaml, base, or a server by its name")
+    made.add_argument("variants", nargs="+", metavar="VARIANT", help="a variant, base, or the name of a server")
     return made
 
 
