@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,26 @@ def test_a_job_after_a_kill_asks_for_the_windows_that_are_left(
     asked = [each for each in prompts(answering.seen) if each in windows and each != probes[0]]
     assert len(asked) == len(set(asked)) <= 12 - kept
     assert len(pd.read_parquet(out / "tokens.parquet")) == 2 * 6 * 31
+
+
+def test_of_a_server_that_was_lost_what_it_answered_stays(
+    study: Path, answering: Lying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: Any) -> pd.DataFrame:
+        answering.faults = frozenset({"always-drop"})
+        return compare(*arguments)
+
+    monkeypatch.setattr(served, "compare", lost)
+    with serving(answering) as url:
+        out = run(study, tmp_path / "out", url, monkeypatch, concurrency=1)
+        assert "the connection broke" in read_manifest(out)["gaps"]["all"]
+        assert 0 < len(list((tmp_path / "out.resume" / "answers").glob("*.npz"))) < 12
+        answering.faults = frozenset()
+        monkeypatch.setattr(served, "compare", compare)
+        shutil.rmtree(out)
+        run(study, out, url, monkeypatch, concurrency=1)
+    assert len(pd.read_parquet(out / "tokens.parquet")) == 2 * 6 * 31
+    assert not (tmp_path / "out.resume").exists()
 
 
 def prompts(seen: list[dict[str, Any]]) -> Iterator[tuple[int, ...]]:
