@@ -210,6 +210,10 @@ def test_git_keeps_the_readme_of_data_and_ignores_what_runs_make() -> None:
         for out in stage["outs"]
     ]
     assert {out for out in outs if out.startswith("data/")} == {f"data/{kind}" for kind in KINDS}
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    kept_by_dvc = [name for out in stages["analyze"]["outs"] for name, how in out.items() if how.get("cache", True)]
+    assert kept_by_dvc
+    assert all(ignored(name) for name in kept_by_dvc), "DVC refuses an output that git tracks"
 
 
 def test_cleaning_leaves_the_readme_of_data(tmp_path: Path) -> None:

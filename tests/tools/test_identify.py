@@ -137,6 +137,9 @@ def test_answers_are_kept_for_the_next_run(variants: dict[str, Path], tmp_path: 
         (["--window", "8"], "--window 8: at least"),
         (["--template", ""], "--template: it has no token"),
         (["--key-env", "NO_SUCH_KEY"], "environment variable NO_SUCH_KEY is empty"),
+        (["--alpha", "7"], "--alpha: a share between 0 and 1 (got 7)"),
+        (["--temperature", "-1"], "--temperature: above 0"),
+        (["--samples", "-0.5"], "--samples: a temperature of 0 or more (got -0.5)"),
         (["--top", "0"], "top: Input should be greater than or equal to 1"),
     ],
 )
@@ -148,6 +151,13 @@ def test_wrong_use_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_address_of_another_protocol_is_wrong_use(
+    variants: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(asked("ftp://127.0.0.1:9", {"base": variants["base"]})) == USAGE
+    assert capsys.readouterr().err == "hemorrhage identify: URL: ftp://127.0.0.1:9 is not an http or https URL\n"
 
 
 def test_without_a_study_the_base_and_a_text_are_named(

@@ -9,6 +9,8 @@ interval that the top k leaves.
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,10 +151,20 @@ def parser() -> Parser:
     return made
 
 
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.alpha < 1:
+        raise CommandError(f"--alpha: a share between 0 and 1 (got {arguments.alpha:g})")
+    if any(not 0 < value < math.inf for value in arguments.temperature):
+        raise CommandError("--temperature: above 0")
+    if arguments.samples is not None and not 0 <= arguments.samples < math.inf:
+        raise CommandError(f"--samples: a temperature of 0 or more (got {arguments.samples:g})")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask the server, compute the variants, and say which it is."""
     step.start()
     arguments = parser().parse_args(argv)
+    _check_numbers(arguments)
     folders = _folders(arguments.base, arguments.variant, arguments.claimed)
     tokenizer = load_tokenizer(folders[BASE])
     try:
@@ -168,7 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_seconds=arguments.max_seconds,
         )
     except ValidationError as error:
-        raise CommandError("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in error.errors())) from None
+        # What concerns several fields, as the address and its key do, names none.
+        problems = [
+            f"{'.'.join(map(str, each['loc'])) or 'URL'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        ]
+        raise CommandError("; ".join(problems)) from None
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
     temperatures = arguments.temperature or [0.7, 1.3]
