@@ -70,6 +70,7 @@ def test_an_honest_server_is_the_claimed_model(
     assert printed.out.startswith("base explains it, and no other variant does")
     assert "KL(base || served) from" in printed.out
     assert "6 of 6 windows to ask" in printed.err
+    assert "HTTP Request" not in printed.err
 
 
 @pytest.mark.parametrize("served", ["rtn-4", "rtn-3"])

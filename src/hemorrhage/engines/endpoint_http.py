@@ -113,6 +113,8 @@ class Client:
     def __post_init__(self) -> None:
         import httpx
 
+        # It logs a line for each request; failures are logged here.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._key = read_key(self.key_env)
         check_url(self.url, self._key is not None)
         self.url = self.url.rstrip("/")
