@@ -10,6 +10,7 @@ import pytest
 
 from hemorrhage.analyze.inputs import Inputs, Output
 from hemorrhage.analyze.rows import blocks, differences
+from hemorrhage.analyze.rows.tasks import Suite
 from tests.analyze.rows.made import row
 
 KEY = ("x", "kl_mean", "prose")
@@ -38,7 +39,7 @@ def test_sums_are_those_of_the_tables() -> None:
         for metric in ("kl_mean", "ln_perplexity_ratio", "same_top1")
         for corpus in ("prose", "code")
     }
-    _, sums, sizes = indexed[KEY]
+    ((_, _, sums, sizes),) = indexed[KEY]
     assert sums == pytest.approx([0.3, 0.4])
     assert sizes.tolist() == [2, 1]
     assert blocks.block_sums(Inputs({}, {}, {}, {}, {}, {}, {}), []).empty
@@ -62,6 +63,33 @@ def test_the_paired_interval_covers_and_is_narrower_where_blocks_vary_together_a
     assert 0.92 <= covered / 300 <= 0.98
     assert ratio[1] < 0.4
     assert ratio[-1] > 1.2
+
+
+def test_means_over_tasks_are_paired_group_by_group_within_tasks() -> None:
+    items = pd.DataFrame(
+        {
+            "task": ["one"] * 4 + ["two"] * 2,
+            "group": [0, 0, 1, 1, 0, 1],
+            "choice": 0,
+            "base_choice": 0,
+            "correct": [True, False, True, True, False, True],
+            "base_correct": [True, True, True, True, True, True],
+        }
+    )
+    suite = Suite("all tasks", {"x": Output({"tasks": {"one": {}, "two": {}}}, {"items.parquet": items})}, {})  # type: ignore[typeddict-item]
+    before = blocks.by_key(blocks.block_sums(Inputs({}, {}, {}, {}, {}, {}, {}), [suite]))
+    accuracy, flips = (before["x", f"mean_{metric}", "all tasks"] for metric in ("accuracy", "flips"))
+    assert [stratum[0] for stratum in accuracy] == ["one", "two"]
+    assert np.mean([sums.sum() / sizes.sum() for _, _, sums, sizes in accuracy]) == (3 / 4 + 1 / 2) / 2
+    assert np.mean([sums.sum() / sizes.sum() for _, _, sums, sizes in flips]) == (1 / 4 + 1 / 2) / 2
+    lower = {
+        key: [(name, at, sums - 0.25 * sizes, sizes) for name, at, sums, sizes in value]
+        for key, value in before.items()
+    }
+    ends = blocks.paired_interval(before, lower, ("x", "mean_accuracy", "all tasks"), 0.95, 200)
+    assert ends == pytest.approx((-0.25, -0.25))
+    fewer = {key: value[:1] for key, value in before.items()}
+    assert blocks.paired_interval(before, fewer, ("x", "mean_accuracy", "all tasks"), 0.95) is None
 
 
 def test_other_windows_are_not_paired() -> None:
