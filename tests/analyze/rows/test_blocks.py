@@ -76,7 +76,7 @@ def test_means_over_tasks_are_paired_group_by_group_within_tasks() -> None:
             "base_correct": [True, True, True, True, True, True],
         }
     )
-    suite = Suite("all tasks", {"x": Output({"tasks": {"one": {}, "two": {}}}, {"items.parquet": items})}, {})  # type: ignore[typeddict-item]
+    suite = Suite("all tasks", {"x": Output({"tasks": {"one": {}, "two": {}}}, {"items.parquet": items})}, {})
     before = blocks.by_key(blocks.block_sums(Inputs({}, {}, {}, {}, {}, {}, {}), [suite]))
     accuracy, flips = (before["x", f"mean_{metric}", "all tasks"] for metric in ("accuracy", "flips"))
     assert [stratum[0] for stratum in accuracy] == ["one", "two"]

@@ -86,7 +86,7 @@ def by_key(table: pd.DataFrame) -> Blocks:
     for names, rows in strata.sort_values("block").groupby(["variant", "metric", "dataset", "stratum"]):
         variant, metric, dataset, stratum = map(str, names)
         columns = (rows[name].to_numpy(np.float64) for name in ("block", "sum", "size"))
-        indexed.setdefault((variant, metric, dataset), []).append((stratum, *columns))  # type: ignore[arg-type]
+        indexed.setdefault((variant, metric, dataset), []).append((stratum, *columns))
     return indexed
 
 
