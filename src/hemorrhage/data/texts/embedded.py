@@ -2,7 +2,8 @@
 
 - ``prose``: technical prose, one paragraph a line: the language reference that comes with Python
   (pydoc's topics) and the docstrings of numpy and networkx. Signatures, grammar, parameter tables,
-  formulas and examples are left out, and so is a paragraph that was there before.
+  formulas and examples are left out, and so are a paragraph that was there before, and what licences say: models know
+  their text by heart, so that damage on it is not that on prose.
 - ``code``: modules of the standard library, as they are.
 - ``humaneval``: prompt and canonical solution of each HumanEval problem (Chen et al. 2021, MIT).
 
@@ -31,6 +32,13 @@ PROSE_PACKAGES = ("numpy", "networkx")
 
 CODE_BYTES = range(4_000, 24_000)
 """Sizes of the modules taken as code: small enough that no single one fills a split."""
+
+LEGAL = re.compile(
+    r"\b(?:copyright|(?:sub)?licen[cs]|redistribut|warrant(?:y|ies)|liab(?:le|ility)|all rights reserved"
+    r"|prior written permission|permission is hereby)",
+    re.IGNORECASE,
+)
+"""Words of which every paragraph of the usual licences has one, and few others."""
 
 Documents = list[tuple[str, str]]
 """(name, text) of each document."""
@@ -120,6 +128,7 @@ def _reads_as_prose(text: str) -> bool:
         and text[-1] in ".!?"
         and letters > 0.93 * len(text)
         and not re.search(r"::|>>>|\.\. |\\|---|===|\w : ", text)
+        and not LEGAL.search(text)
     )
 
 
