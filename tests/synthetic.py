@@ -469,6 +469,10 @@ def _decode(folder: Path, variant: str, damage: float, prompts: np.ndarray, rng:
             "recall": f"items={len(prompts)} new_tokens=8; batch=12",
             "prose": "items=12 prefix=32 new_tokens=40; batch=12",
         },
+        "conditions": {
+            "recall": {"chat_template": None, "shots": 0, "new_tokens": 8},
+            "prose": {"chat_template": None, "shots": 0, "new_tokens": 40},
+        },
         "seed": 0,
     }
     human = pd.DataFrame(
@@ -501,11 +505,15 @@ def _text_row(
         "task": task,
         "dataset": dataset,
         "item": item,
+        "draw": 0,
         "prompt": "a prompt",
         "text": "a text",
         "tokens": tokens,
+        "finish": "limit",
         "answer": "42" if task == "closed_ended" else "",
         "correct": right,
+        "strict_answer": "42" if task == "closed_ended" else "",
+        "strict_correct": right,
         "base_nll": nll,
         "seconds": 0.5,
     }

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from hemorrhage.decode import sweep
-from hemorrhage.decode.answers import final_number
+from hemorrhage.decode.answers import flexible_number, strict_number
 from hemorrhage.decode.generation import generate
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.strategies import fsd, greedy
@@ -40,6 +40,14 @@ def test_every_strategy_continues_every_prompt(
         "alpha": 0.6,
     }
     assert not rows[rows.task == "open_ended"].correct.any()
+    assert rows.draw.eq(0).all()
+    closed = rows[rows.task == "closed_ended"]
+    assert closed.strict_answer.equals(closed.answer)
+    assert closed.strict_correct.equals(closed.correct)
+    limits = rows.task.map({"closed_ended": 3, "open_ended": 6})
+    assert ((rows.finish == "limit") | (rows.tokens.map(len) <= limits)).all()
+    assert rows[rows.finish == "limit"].tokens.map(len).equals(limits[rows.finish == "limit"])
+    assert rows[rows.finish == "eos"].tokens.map(lambda tokens: tokens[-1]).eq(2).all()
 
     # Every text again, alone and without any cache of prompts; its likelihood by a plain forward pass.
     model = load(folders["base"])
@@ -117,7 +125,14 @@ def test_worked_problems_and_summaries_are_swept_like_other_tasks(
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
     worked = rows[rows.dataset == "gsm8k"]
     assert worked.prompt.str.count("Question: ").eq(3).all()
-    assert all(row.answer == final_number(row.text) for row in worked.itertuples())
+    solutions = worked.text.str.partition("Question:")[0]
+    assert worked.answer.tolist() == [flexible_number(text) for text in solutions]
+    assert worked.strict_answer.tolist() == [strict_number(text) for text in solutions]
+    assert manifest["conditions"] == {
+        "gsm8k": {"chat_template": None, "shots": 2, "new_tokens": 6},
+        "xsum": {"chat_template": None, "shots": 0, "new_tokens": 6},
+    }
+    assert manifest["protocol"]["gsm8k"].startswith("items=4 new_tokens=6 chat=none shots=2; batch=2")
     human = pd.read_parquet(tmp_path / "out" / "human.parquet")
     assert human.text.str.strip().eq("Lily plays.").all()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from hemorrhage.decode.answers import final_number, is_right
+from hemorrhage.decode.answers import flexible_number, plain_number
 from hemorrhage.decode.prompts import (
     closed_prompts,
     instruction_prompts,
@@ -52,7 +52,7 @@ def chatting(tiny: Path) -> Any:
 def test_examples_stand_before_a_question_without_their_calculations(tokenizer: Any) -> None:
     rows = pd.DataFrame(GSM8K, columns=["question", "answer"]).assign(item=[7, 8, 9])
     prompts = worked_prompts(rows[2:], rows[:2], tokenizer, chat=False)
-    assert [(p.item, p.right, p.worked) for p in prompts] == [(9, "125,000", True)]
+    assert [(p.item, p.right, p.worked) for p in prompts] == [(9, "125000", True)]
     assert prompts[0].text == (
         f"Question: {GSM8K[0][0]}\nAnswer: Weng earns 12/60 = $0.2 per minute.\n"
         "So she earned 0.2 x 50 = $10.\n#### 10\n\n"
@@ -60,7 +60,7 @@ def test_examples_stand_before_a_question_without_their_calculations(tokenizer: 
         "Question: How much is a house?\nAnswer:"
     )
     assert prompts[0].tokens == tokenizer(prompts[0].text)["input_ids"]
-    assert is_right(final_number(" 125000 dollars"), str(prompts[0].right))
+    assert plain_number(flexible_number(" $125,000 dollars")) == prompts[0].right
 
 
 def test_a_chat_model_is_asked_by_its_template(chatting: Any) -> None:

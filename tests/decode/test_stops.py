@@ -10,7 +10,7 @@ import torch
 
 from hemorrhage.decode.generation import generate, special_tokens
 from hemorrhage.decode.prompts import Prompt, pad_left
-from hemorrhage.decode.stops import StopsAt, until_stop
+from hemorrhage.decode.stops import StopsAt, stop_position
 
 TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play in the")
 
@@ -30,9 +30,11 @@ def test_a_stop_string_ends_each_text_by_itself(model: Any, tokenizer: Any, name
     stopped = generate(
         module, model, ids, mask, 16, module.Settings(), seed=0, stops=lambda start: StopsAt(tokenizer, [stop], start)
     )
-    cut = until_stop(tokenizer, stopped[0].tolist(), [stop])
+    end = stop_position(tokenizer, stopped[0].tolist(), [stop])
+    assert end is not None
+    cut = stopped[0, :end].tolist()
     assert stop in tokenizer.decode(cut, clean_up_tokenization_spaces=False)
     assert stop not in tokenizer.decode(cut[:-1], clean_up_tokenization_spaces=False)
     if name != "beam":  # whose best finished sequence may be another
         assert cut == free[0, : len(cut)].tolist()
-    assert until_stop(tokenizer, [5, 6, 7], ["no such thing"]) == [5, 6, 7]
+    assert stop_position(tokenizer, [5, 6, 7], ["no such thing"]) is None

@@ -146,9 +146,18 @@ class EngineFields(TypedDict):
     version: str
 
 
+class Conditions(TypedDict):
+    """How the prompts of a data set were put: SHA-256 of their chat template, None without one; the worked examples
+    that were shown; the most tokens of a text."""
+
+    chat_template: str | None
+    shots: int
+    new_tokens: int
+
+
 class MeasurementManifest(Manifest, total=False):
     """What was measured on a model. ``gaps``: part -> why it was left out. ``protocol``:
-    of the one corpus, or by data set."""
+    of the one corpus, or by data set; ``conditions`` of a decoding sweep, by data set."""
 
     corpora: dict[str, Corpus]
     tasks: dict[str, Task]
@@ -157,6 +166,7 @@ class MeasurementManifest(Manifest, total=False):
     datasets: dict[str, Task]
     gaps: dict[str, str]
     protocol: str | dict[str, str]
+    conditions: dict[str, Conditions]
     seed: int | None
     corpus: str
     sha256: str

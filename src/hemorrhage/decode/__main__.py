@@ -40,7 +40,7 @@ def main() -> None:
         unavailable = sandbox.missing()
         if unavailable:
             sys.exit(unavailable)
-    fields = manifest_fields(given.variant, given.closed_ended, given.open_ended, spec)
+    fields = manifest_fields(given.variant, given.base, given.closed_ended, given.open_ended, spec)
     reason = failure(given.checkpoint)
     if reason:
         with writing(given.out) as part:

@@ -9,7 +9,9 @@ The generated text is read from its beginning, as an answer that follows the pro
 
 A text without a number or without so many words has no answer, which is wrong.
 
-A worked solution, of GSM8K for instance, is read to its end instead (``final_number``).
+A worked solution of GSM8K is read by lm-eval's two filters instead: the strict one takes the number behind ``####``,
+the flexible one the last number of the text. Numbers are compared as lm-eval compares them, as text without commas,
+dollar signs and a final full stop.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import re
 from decimal import Decimal
 
 NUMBER = re.compile(r"(?<!\d)[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?", re.ASCII)
-MARKED = re.compile(rf"####\s*\$?({NUMBER.pattern})", re.ASCII)
+STRICT = re.compile(r"#### (-?[0-9.,]+)")
+FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+IGNORED = re.compile(r",|\$")
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -32,16 +36,21 @@ def extract(text: str, right: str) -> str:
     return " ".join(words) if words and len(words) == wanted else ""
 
 
-def final_number(text: str) -> str:
-    """Return the number that a worked solution arrives at; empty when there is none.
+def strict_number(solution: str) -> str:
+    """Return what lm-eval's strict filter extracts: the number behind the first ``####``; empty when there is none."""
+    marked = STRICT.search(solution)
+    return marked[1] if marked else ""
 
-    The one behind ``####``, GSM8K's mark, else the last number of the text, whatever unit stands around it. What
-    follows the next ``Question:``, with which a model that was shown examples goes on, is not read.
-    """
-    solution = text.split("Question:", 1)[0]
-    marked = MARKED.search(solution)
-    numbers = [marked[1]] if marked else NUMBER.findall(solution)
-    return numbers[-1] if numbers else ""
+
+def flexible_number(solution: str) -> str:
+    """Return what lm-eval's flexible filter extracts: the last number; empty when there is none."""
+    numbers = FLEXIBLE.findall(solution)
+    return (numbers[-1][0] or numbers[-1][1]) if numbers else ""
+
+
+def plain_number(text: str) -> str:
+    """Return a number as lm-eval compares it: behind the last ``####``, without commas, dollars and a final dot."""
+    return re.sub(r"\.$", "", IGNORED.sub("", text).rpartition("#### ")[2]).lower()
 
 
 def is_right(answer: str, right: str) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from hemorrhage.decode.answers import final_number
+from hemorrhage.decode.answers import plain_number
 from hemorrhage.decode.spec import ClosedEnded, OpenEnded
 from hemorrhage.models.tokenizer import leading
 from hemorrhage.runtime.lazy import torch
@@ -31,7 +31,7 @@ TO_THE_POINT = "Summarize the article in one sentence."
 class Prompt:
     """One prompt.
 
-    ``right`` is the right answer of a closed-ended task, None where there is none; it is the final number of a
+    ``right`` is the right answer of a closed-ended task, None where there is none; it is the ``plain_number`` of a
     solution where it is ``worked``. ``tests`` decide about the program that ``prefix`` and the continuation make, None
     where it is none. ``human`` are the tokens that a person wrote behind the prompt, None where nobody did.
     """
@@ -111,7 +111,7 @@ def worked_prompts(
         question = row.question.strip()
         text = f"{question}\n{TO_THE_NUMBER}" if chat else f"{examples}Question: {question}\nAnswer:"
         tokens = _prompt_tokens(tokenizer, text, chat)
-        prompts.append(Prompt(int(row.item), text, tokens, final_number(row.answer), worked=True))
+        prompts.append(Prompt(int(row.item), text, tokens, plain_number(row.answer), worked=True))
     return prompts
 
 

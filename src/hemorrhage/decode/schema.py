@@ -11,6 +11,9 @@ GENERATIONS = pa.DataFrameSchema(
         "task": pa.Column(str, pa.Check.isin(["closed_ended", "open_ended"])),
         "dataset": pa.Column(str, description="task or corpus"),
         "item": pa.Column("int64", pa.Check.ge(0), description="item of the task, document of the corpus"),
+        "draw": pa.Column(
+            "int64", pa.Check.ge(0), description="number of the independent draw; 0 where nothing is drawn"
+        ),
         "prompt": pa.Column(str),
         "text": pa.Column(str, description="the continuation, special tokens left out"),
         "tokens": pa.Column(
@@ -18,10 +21,21 @@ GENERATIONS = pa.DataFrameSchema(
             pa.Check(lambda tokens: len(tokens) > 0, element_wise=True, error="at least one token"),
             description="generated token ids, with the end-of-sequence token where one ended the text",
         ),
+        "finish": pa.Column(
+            str,
+            pa.Check.isin(["eos", "stop", "limit"]),
+            description="what ended the text: an end-of-sequence token, a stop string, or the most tokens of a text",
+        ),
         "answer": pa.Column(
             str, description="what was extracted from the text, or became of the program; empty when open-ended"
         ),
         "correct": pa.Column(bool, description="false when open-ended"),
+        "strict_answer": pa.Column(
+            str,
+            description="what lm-eval's strict filter extracts where the answer is a worked solution, of which answer "
+            "has what its flexible one does; else the answer",
+        ),
+        "strict_correct": pa.Column(bool, description="the same of correct"),
         "base_nll": pa.Column(
             "float64",
             pa.Check.ge(0),
@@ -37,7 +51,7 @@ GENERATIONS = pa.DataFrameSchema(
     },
     strict=True,
     ordered=True,
-    unique=["strategy", "task", "dataset", "item"],
+    unique=["strategy", "task", "dataset", "item", "draw"],
 )
 
 HUMAN = pa.DataFrameSchema(

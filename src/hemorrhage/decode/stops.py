@@ -35,17 +35,17 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min((begin for stop in stops if (begin := text.find(stop)) >= 0), default=len(text))]
 
 
-def until_stop(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: Sequence[str]) -> list[int]:
-    """Return ``tokens`` up to and with the one that completes a stop string; what follows is padding."""
+def stop_position(tokenizer: PreTrainedTokenizerBase, tokens: list[int], stops: Sequence[str]) -> int | None:
+    """Count the tokens up to and with the one that completes a stop string; None where none does."""
 
     def stopped(count: int) -> bool:
         text = str(tokenizer.decode(tokens[:count], clean_up_tokenization_spaces=False))
         return any(stop in text for stop in stops)
 
     if not stops or not stopped(len(tokens)):
-        return tokens
+        return None
     without, within = 0, len(tokens)
     while within - without > 1:
         middle = (without + within) // 2
         without, within = (without, middle) if stopped(middle) else (middle, within)
-    return tokens[:within]
+    return within

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +25,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from hemorrhage.decode import batching
-from hemorrhage.decode.answers import extract, final_number, is_right
+from hemorrhage.decode.answers import extract, flexible_number, is_right, plain_number, strict_number
 from hemorrhage.decode.generation import (
     Prompts,
     Reading,
@@ -40,7 +40,7 @@ from hemorrhage.decode.generation import (
 from hemorrhage.decode.prompts import Prompt, closed_prompts, open_prompts, pad_left, uses_chat
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
-from hemorrhage.decode.stops import StopsAt, before_stop, until_stop
+from hemorrhage.decode.stops import StopsAt, before_stop, stop_position
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import Manifest, disk_is_full, read_manifest, write_manifest, writing
@@ -136,7 +136,8 @@ def sweep(
         GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
         _save_features(features, part / "features.safetensors")
-        write_manifest(part, **manifest_fields(variant, closed, opened, spec), **({"gaps": gaps} if gaps else {}))
+        fields = manifest_fields(variant, base, closed, opened, spec)
+        write_manifest(part, **fields, **({"gaps": gaps} if gaps else {}))
 
 
 _NO_HUMAN = pd.DataFrame(
@@ -192,6 +193,16 @@ class TaskManifest(Manifest, total=False):
     sha256: str
     chance: float | str
     stop: list[str]
+    shots: int
+
+
+class Conditions(TypedDict):
+    """How the prompts of a data set are put: SHA-256 of the chat template that they go through, None without one; the
+    worked examples before a question; the most tokens of a text."""
+
+    chat_template: str | None
+    shots: int
+    new_tokens: int
 
 
 class Fields(TypedDict):
@@ -200,33 +211,62 @@ class Fields(TypedDict):
     variant: str
     datasets: dict[str, DatasetFields]
     protocol: dict[str, str]
+    conditions: dict[str, Conditions]
     seed: int
 
 
-def manifest_fields(variant: str, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> Fields:
+def manifest_fields(variant: str, base: Path, closed: Sequence[Path], opened: Sequence[Path], spec: Spec) -> Fields:
     """Return what the manifest says of a decode output, a failed one too.
 
     ``protocol`` is how the texts of a data set were made, but for the strategy: texts of one protocol are comparable.
     """
+    template = _template_digest(base, spec.chat)
     shared = f"batch={spec.batch}; dtype=float32"
     datasets: dict[str, DatasetFields] = {}
     protocol: dict[str, str] = {}
+    conditions: dict[str, Conditions] = {}
     for folder, task in zip(closed, spec.closed_ended, strict=True):
         manifest = read_manifest(folder, TaskManifest)
         datasets[task.task] = {"sha256": manifest["sha256"], "chance": manifest["chance"]}
-        shots = f"; shots={task.shots} or chat" if _is_worked(folder, task.task) else ""
+        is_worked, is_code = _is_worked(folder, task.task), "stop" in manifest
+        shots = manifest.get("shots", 0) if is_code else task.shots if is_worked and template is None else 0
+        asked = Conditions(chat_template=template if is_worked else None, shots=shots, new_tokens=task.new_tokens)
+        conditions[task.task] = asked
         ends = f"; stop={json.dumps(manifest['stop'])}" if "stop" in manifest else ""
         limits = f"; seconds={spec.code_tasks.seconds:g}" if spec.code_tasks and "stop" in manifest else ""
-        protocol[task.task] = f"items={task.items} new_tokens={task.new_tokens}; {shared}{shots}{ends}{limits}"
+        protocol[task.task] = f"items={task.items} {_stated(asked)}; {shared}{ends}{limits}"
     for folder, beginnings in zip(opened, spec.open_ended, strict=True):
         manifest = read_manifest(folder, TaskManifest)
         datasets[beginnings.task] = {"sha256": manifest["sha256"]}
         prefix = f" prefix={beginnings.prefix}" if beginnings.prefix else ""
-        chat = "; chat where there is a template" if (folder / "items.parquet").is_file() else ""
-        protocol[beginnings.task] = (
-            f"items={beginnings.items}{prefix} new_tokens={beginnings.new_tokens}; {shared}{chat}"
+        is_instruction = (folder / "items.parquet").is_file()
+        asked = Conditions(
+            chat_template=template if is_instruction else None, shots=0, new_tokens=beginnings.new_tokens
         )
-    return {"variant": variant, "datasets": datasets, "protocol": protocol, "seed": spec.seed}
+        conditions[beginnings.task] = asked
+        protocol[beginnings.task] = f"items={beginnings.items}{prefix} {_stated(asked)}; {shared}"
+    return {
+        "variant": variant,
+        "datasets": datasets,
+        "protocol": protocol,
+        "conditions": conditions,
+        "seed": spec.seed,
+    }
+
+
+def _template_digest(base: Path, wanted: bool | None) -> str | None:
+    """Return the SHA-256 of the chat template that prompts go through; None where they go through none."""
+    if not (base / "tokenizer.json").is_file() or wanted is False:
+        return None
+    template = load_tokenizer(base).chat_template
+    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+
+def _stated(asked: Conditions) -> str:
+    """Return the words of a protocol about how prompts are put."""
+    template = asked["chat_template"]
+    chat = "none" if template is None else template[:8]
+    return f"new_tokens={asked['new_tokens']} chat={chat} shots={asked['shots']}"
 
 
 def _is_worked(folder: Path, task: str) -> bool:
@@ -342,15 +382,36 @@ def _save(rows: pd.DataFrame, file: Path) -> None:
     unfinished.rename(file)
 
 
-class Row(TypedDict):
+class Judgement(TypedDict):
+    """The answer in a text, or what became of the program, and whether it is right: columns of GENERATIONS."""
+
+    answer: str
+    correct: bool
+    strict_answer: str
+    strict_correct: bool
+
+
+class Row(Judgement):
     """A generated text: columns of GENERATIONS."""
 
     item: int
+    draw: int
     prompt: str
     text: str
     tokens: list[int]
-    answer: str
-    correct: bool
+    finish: Finish
+
+
+Finish = Literal["eos", "stop", "limit"]
+"""What ended a text."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A generated text: its tokens, with the one that ended it, and what did."""
+
+    tokens: list[int]
+    finish: Finish
 
 
 class _ReadBatch:
@@ -382,7 +443,7 @@ class _ReadBatch:
         seconds = time.perf_counter() - start
         return [self._table(strategy, texts, seconds) for strategy, texts in zip(group, generated, strict=True)]
 
-    def _generate(self, group: Sequence[Strategy]) -> list[list[list[int]]]:
+    def _generate(self, group: Sequence[Strategy]) -> list[list[Ended]]:
         batch, stops = self.batch, self._stops if self.batch.stops else None
         if len(group) == 1:
             strategy = group[0]
@@ -411,20 +472,26 @@ class _ReadBatch:
                 self.reading,
                 stopping=[stops(self.ids.shape[1])] if stops else [],
             )
-        last = end_tokens(self.model)
-        return [
-            [until_stop(self.tokenizer, until_end(tokens, last), batch.stops) for tokens in texts.tolist()]
-            for texts in generated
-        ]
+        return [[self._cut(tokens, batch.stops) for tokens in texts.tolist()] for texts in generated]
+
+    def _cut(self, tokens: list[int], stops: Sequence[str]) -> Ended:
+        """Leave out what follows a text's end, which is padding."""
+        ends = end_tokens(self.model)
+        whole = until_end(tokens, ends)
+        stopped = stop_position(self.tokenizer, whole, stops)
+        if stopped is not None:
+            return Ended(whole[:stopped], "stop")
+        return Ended(whole, "eos" if whole[-1] in ends else "limit")
 
     def _stops(self, start: int) -> StopsAt:
         return StopsAt(self.tokenizer, self.batch.stops, start)
 
-    def _table(self, strategy: Strategy, texts: list[list[int]], seconds: float) -> pd.DataFrame:
+    def _table(self, strategy: Strategy, texts: list[Ended], seconds: float) -> pd.DataFrame:
         nll: list[float] = [math.nan] * len(texts)
         features: list[Any] = [None] * len(texts)
         if self.opened:
-            nll, features = score_continuations(self.of_base, self.ids, self.mask, texts, self.base_reading)
+            tokens = [text.tokens for text in texts]
+            nll, features = score_continuations(self.of_base, self.ids, self.mask, tokens, self.base_reading)
         return pd.DataFrame(
             [
                 {
@@ -432,12 +499,12 @@ class _ReadBatch:
                     "settings": strategy.description,
                     "task": self.batch.task,
                     "dataset": self.batch.dataset,
-                    **self._row(prompt, tokens),
+                    **self._row(prompt, text),
                     "base_nll": value,
                     "seconds": seconds,
                     "feature": feature,
                 }
-                for prompt, tokens, value, feature in zip(self.batch.prompts, texts, nll, features, strict=True)
+                for prompt, text, value, feature in zip(self.batch.prompts, texts, nll, features, strict=True)
             ]
         )
 
@@ -467,32 +534,50 @@ class _ReadBatch:
             }
         ).astype({"item": "int64", "base_nll": "float64"})
 
-    def _row(self, prompt: Prompt, tokens: list[int]) -> Row:
-        text = decode_continuation(self.tokenizer, prompt.tokens, tokens)
-        answer, correct = self._judge(prompt, text)
+    def _row(self, prompt: Prompt, ended: Ended) -> Row:
+        text = decode_continuation(self.tokenizer, prompt.tokens, ended.tokens)
         return {
             "item": prompt.item,
+            "draw": 0,
             "prompt": prompt.text,
             "text": text,
-            "tokens": tokens,
-            "answer": answer,
-            "correct": correct,
+            "tokens": ended.tokens,
+            "finish": ended.finish,
+            **self._judge(prompt, text),
         }
 
-    def _judge(self, prompt: Prompt, text: str) -> tuple[str, bool]:
+    def _judge(self, prompt: Prompt, text: str) -> Judgement:
         """Return the answer, or what became of the program, and whether it is right; nothing without a question."""
         if prompt.tests is not None:
-            if self.limits is None:
-                raise ValueError(f"code_tasks: limits are wanted for {self.batch.dataset}")
-            # Found by name: only sweeps with code tasks depend on it, and the plan says which.
-            sandbox = importlib.import_module("hemorrhage.sandbox.runner")
-            program = prompt.prefix + before_stop(text, self.batch.stops) + prompt.tests
-            result = sandbox.run(program, self.limits.seconds, self.limits.memory_mb)
-            return result.status, result.status == "passed"
+            status = self._run(prompt, text)
+            return judged(status, status == "passed")
         if prompt.right is None:
-            return "", False
-        answer = final_number(text) if prompt.worked else extract(text, prompt.right)
-        return answer, is_right(answer, prompt.right)
+            return judged("", False)
+        if not prompt.worked:
+            answer = extract(text, prompt.right)
+            return judged(answer, is_right(answer, prompt.right))
+        solution = before_stop(text, self.batch.stops)
+        answer, strict = flexible_number(solution), strict_number(solution)
+        return {
+            "answer": answer,
+            "correct": plain_number(answer) == prompt.right,
+            "strict_answer": strict,
+            "strict_correct": plain_number(strict) == prompt.right,
+        }
+
+    def _run(self, prompt: Prompt, text: str) -> str:
+        if self.limits is None:
+            raise ValueError(f"code_tasks: limits are wanted for {self.batch.dataset}")
+        # Found by name: only sweeps with code tasks depend on it, and the plan says which.
+        sandbox = importlib.import_module("hemorrhage.sandbox.runner")
+        program = f"{prompt.prefix}{before_stop(text, self.batch.stops)}{prompt.tests}"
+        status: str = sandbox.run(program, self.limits.seconds, self.limits.memory_mb).status
+        return status
+
+
+def judged(answer: str, correct: bool) -> Judgement:
+    """Return the judgement of a task that reads answers in one way."""
+    return {"answer": answer, "correct": correct, "strict_answer": answer, "strict_correct": correct}
 
 
 def batch_seed(seed: int, batch: Batch) -> int:
