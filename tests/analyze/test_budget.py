@@ -63,6 +63,7 @@ def test_how_many_confirm_a_variant_well_inside() -> None:
     measured = row(0.02, 0.01, 0.03, error=0.002)
     windows = budget.confirming("kl", measured, 0.1, 0.01)
     assert windows == bounds.windows_to_confirm(0.1 / 1.5, 0.4 * 0.1 / 1.5, 0.1, 0.01)
+    assert budget.confirming("kl", row(0.0003, -0.001, 0.001, error=0.0006), 0.1, 0.01) is None
     items = budget.confirming("flips", row(0.0, 0.0, 0.1, n=48, error=0.0, trials=48), 0.05, 0.05)
     assert items == bounds.items_to_confirm(0.05 / 1.5, 0.05, 0.05)
     points = [budget.confirming("accuracy_loss_points", row(0, 0, 1, n=48, error=0.0, trials=48), limit, 0.05) or 0

@@ -223,9 +223,11 @@ class _Limited:
         if self.kind in OBSERVED:
             return None
         if DAMAGE_KINDS[self.kind].unit == "windows":
-            # The spread over windows grows with damage.
-            scale = wanted / self.estimate if self.estimate > 0 else 1.0
-            return bounds.windows_to_confirm(wanted, self.error * math.sqrt(self.n) * scale, self.most, level)
+            # The spread over windows grows with damage: next to none says nothing about it.
+            if self.estimate < wanted / 4:
+                return None
+            spread = self.error * math.sqrt(self.n) * wanted / self.estimate
+            return bounds.windows_to_confirm(wanted, spread, self.most, level)
         worth = self.n / self.trials
         if self.kind == "flips":
             items = bounds.items_to_confirm(wanted, self.most, level)
@@ -286,7 +288,7 @@ def needed(kind: str, row: Mapping[str, Any], limit: float, level: float, confid
 
 def confirming(kind: str, row: Mapping[str, Any], limit: float, level: float, confidence: float = 0.95) -> int | None:
     """Return how many fresh windows or items call a variant inside, in four of five cases, whose damage is the limit
-    over CONFIRMED.
+    over CONFIRMED; None: too many, or the variant is hardly damaged.
 
     ``row``: of a variant that was measured, for how much windows differ; the rest as for ``needed``.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -50,7 +49,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_a_study_without_a_screening_has_no_such_part(study: Study) -> None:
     plain = replace(study, inputs=replace(study.inputs, bracket=None, confirmations={}))
     assert brackets.section(plain) is None
-    assert brackets.confirmation_text(plain) == ""
+    assert brackets.powers(plain) == []
 
 
 def test_a_row_names_both_sides_and_what_lies_between(study: Study) -> None:
@@ -68,8 +67,9 @@ def test_the_size_of_a_confirmation_is_held_to_its_power(study: Study) -> None:
     part = brackets.section(study)
     assert part is not None
     assert part.confirmation.startswith("Judged on text and items that nothing before has read: rtn-4.")
-    (said,) = re.findall(r"kl on prose: 16 windows, ([a-z ]+); ([\d,]+) call a variant at 1/1.5", part.confirmation)
-    assert said[0] == ("enough" if int(said[1].replace(",", "")) <= 16 else "too few")
+    of_prose = next(row for row in part.powers if row.dataset == "prose")
+    assert (of_prose.limit, of_prose.measured) == ("KL, nats per token", "16 windows")
+    assert of_prose.verdict == ("enough" if int(of_prose.needed.replace(",", "")) <= 16 else "too few")
 
 
 def test_it_is_read_back_as_it_was_stored(study: Study, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hemorrhage.analyze.budget import CONFIRMED, DAMAGE_KINDS, confirming, deciding
@@ -22,12 +22,24 @@ class BracketRow:
 
 
 @dataclass(frozen=True)
+class PowerRow:
+    """A limit, and how many windows or items of fresh text it takes: ``needed`` of a variant at 1/1.5 of it."""
+
+    limit: str
+    dataset: str
+    measured: str
+    needed: str
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Brackets:
     """The part of the section that says where the study looked."""
 
     text: str
     rows: list[BracketRow]
     confirmation: str
+    powers: list[PowerRow]
 
 
 def section(study: Study) -> Brackets | None:
@@ -37,37 +49,43 @@ def section(study: Study) -> Brackets | None:
         return None
     screened = {each.variant: each for each in bracket.screened}
     rows = [_row(curve, screened) for curve in bracket.curves]
-    return Brackets(_text(bracket), rows, confirmation_text(study))
+    return Brackets(_text(bracket), rows, _confirmation(study), powers(study))
 
 
-def confirmation_text(study: Study) -> str:
-    """Say what was measured on fresh text, and whether that is enough; empty where nothing was confirmed."""
+def _confirmation(study: Study) -> str:
     names = list(study.inputs.confirmations)
     if not names:
         return ""
+    return (
+        f"Judged on text and items that nothing before has read: {', '.join(names)}. Enough: a variant whose damage is "
+        f"1/{CONFIRMED:g} of the limit is called inside in four of five cases."
+    )
+
+
+def powers(study: Study) -> list[PowerRow]:
+    """List for each limit how much fresh text decides it; empty where nothing was confirmed."""
     sizes: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
     rows = deciding(study.rows).set_index(["variant", "metric", "dataset"])
-    for verdict in (verdict for verdict in study.verdicts if verdict.variant.name in names):
+    for verdict in (verdict for verdict in study.verdicts if verdict.variant.name in study.inputs.confirmations):
         for check in verdict.checks:
             key = (verdict.variant.name, check.metric, check.dataset)
             if check.level is not None and key in rows.index:
                 row = {str(name): value for name, value in rows.loc[key].items()}
                 needed = confirming(check.kind, row, check.limit, check.level, study.spec.confidence)
                 sizes.setdefault((check.kind, check.dataset), []).append((check.n, needed))
-    return " ".join([f"Judged on text and items that nothing before has read: {', '.join(names)}.", *_powers(sizes)])
+    return [_power(*key, of_variants) for key, of_variants in sizes.items()]
 
 
-def _powers(sizes: Mapping[tuple[str, str], Sequence[tuple[int, int | None]]]) -> Iterator[str]:
-    """Say for each limit how many windows or items decide, with a power of 80 %."""
-    for (kind, dataset), of_variants in sizes.items():
-        needed = [number for _, number in of_variants if number is not None]
-        if needed:
-            unit, measured, most = DAMAGE_KINDS[kind].unit, min(n for n, _ in of_variants), max(needed)
-            verdict = "enough" if measured >= most else "too few"
-            yield (
-                f"{kind} on {dataset}: {measured:,} {unit}, {verdict}; {most:,} call a variant at 1/{CONFIRMED:g} of "
-                "the limit inside in four of five cases."
-            )
+def _power(kind: str, dataset: str, sizes: Sequence[tuple[int, int | None]]) -> PowerRow:
+    of_kind, measured = DAMAGE_KINDS[kind], min(n for n, _ in sizes)
+    needed = max((number for _, number in sizes if number is not None), default=None)
+    return PowerRow(
+        limit=of_kind.name,
+        dataset=dataset,
+        measured=f"{measured:,} {of_kind.unit}",
+        needed=f"{needed:,}" if needed is not None else "not known",
+        verdict="not known" if needed is None else "enough" if measured >= needed else "too few",
+    )
 
 
 def _text(bracket: Bracket) -> str:
