@@ -179,6 +179,9 @@ def test_a_threshold_is_never_finer_than_the_setting() -> None:
     assert [found.low, found.high] == pytest.approx([0.0, 0.1])
     every = thresholds.level_point(exact([1 / 30, 2 / 30, 0.1], [0.03, 0.2, 0.31]), math.log(1.1), 0.95, blocks)
     assert [every.low, every.high] == pytest.approx([1 / 30, 2 / 30])
+    assert 1 / 30 < every.estimate < 2 / 30
+    whole = thresholds.level_point(exact([1 / 30, 2 / 30, 0.1], [0.03, 0.2, 0.31]), math.log(1.1), 0.95, blocks, True)
+    assert whole.estimate == pytest.approx(2 / 30)
 
 
 def test_points_of_one_method_at_whole_bits() -> None:

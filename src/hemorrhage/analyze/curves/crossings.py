@@ -86,6 +86,11 @@ def estimate(x: Floats, y: Floats, level: float) -> float:
     return min(max(crossed, near), far)
 
 
+def reaching(at: float, steps: Floats) -> float:
+    """Return the first position that a setting can have at or after one, ``steps`` ``[positions]``."""
+    return float(steps[steps >= at - SAME].min(initial=np.inf))
+
+
 def widen(near: float, far: float, steps: Floats) -> tuple[float, float]:
     """Move the ends of a range outwards to the next positions that a setting can have, ``steps`` ``[positions]``."""
     before, after = steps[steps <= near + SAME], steps[steps >= far - SAME]

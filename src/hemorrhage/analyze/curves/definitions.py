@@ -137,13 +137,13 @@ class _Finder:
         self, sweep: Sweep, corpus: str, start: float, ratios: Damages
     ) -> tuple[dict[str, Threshold], dict[str, Fit | None]]:
         """Find the thresholds and the best shapes on one corpus, by definition and metric."""
-        curve, values = self._curve(sweep, start, ratios), _values(sweep, start)
+        curve, values, whole = self._curve(sweep, start, ratios), _values(sweep, start), _is_whole(sweep)
         base = self.numbers.get(BASE, "perplexity", corpus)
         levels = {"ten_percent": TENTH, "two_fold": DOUBLED}
         if base is not None:
             levels["plus_1_5"] = math.log1p(RISE / base.value)
         located = {
-            name: _explain(thresholds.level_point(curve, level, self.spec.confidence, values), _times)
+            name: _explain(thresholds.level_point(curve, level, self.spec.confidence, values, whole), _times)
             for name, level in levels.items()
         }
         located.setdefault("plus_1_5", Threshold(TOO_FEW, "the base's perplexity was not measured"))
@@ -177,7 +177,8 @@ class _Finder:
             if losses is None:
                 return Threshold(TOO_FEW, "no task on which the base does better than guessing"), None
             curve = self._curve(sweep, start, losses)
-            crossed = thresholds.level_point(curve, TASK_LOSS, self.spec.confidence, _values(sweep, start))
+            values, whole = _values(sweep, start), _is_whole(sweep)
+            crossed = thresholds.level_point(curve, TASK_LOSS, self.spec.confidence, values, whole)
             threshold = _explain(crossed, _lost)
             fitted, sign = self._fitted(sweep, "", "tasks", curve), _sign(sweep)
             fit = fitted.best().on_axis(start, sign) if fitted else None
@@ -244,6 +245,11 @@ def _values(sweep: Sweep, start: float) -> Floats | None:
         return None
     distances = _sign(sweep) * (possible - start)
     return distances[distances >= 0]
+
+
+def _is_whole(sweep: Sweep) -> bool:
+    """Tell whether there is nothing between two values of a curve's setting; group sizes lie between two widths."""
+    return sweep.axis != "bits"
 
 
 def _with_labels(sweep: Sweep, start: float, located: Mapping[str, Threshold]) -> dict[str, Threshold]:

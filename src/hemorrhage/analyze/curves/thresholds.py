@@ -90,12 +90,15 @@ def make_curve(distances: Floats, damages: Floats, replicates: Floats, blocks: i
     )
 
 
-def level_point(curve: Curve, level: float, confidence: float, steps: Floats | None = None) -> Threshold:
+def level_point(
+    curve: Curve, level: float, confidence: float, steps: Floats | None = None, whole: bool = False
+) -> Threshold:
     """Find where a curve first reaches a level, as a distance from the base.
 
     The interval holds every curve of the kind ``crossings`` assumes through the points, as uncertain as these are. Its
-    ends are ``steps``, where a setting has some: distances of all its values, the base's with them. ``high`` is None
-    where the upper limit lies beyond the last measured point.
+    ends are ``steps``, where a setting has some: distances of all its values, the base's with them. ``whole``: so is
+    the estimate, the first step at which the level is reached. ``high`` is None where the upper limit lies beyond the
+    last measured point.
     """
     if len(curve.x) < 3:
         return too_few(len(curve.x) - 1, 2, "curve")
@@ -112,7 +115,7 @@ def level_point(curve: Curve, level: float, confidence: float, steps: Floats | N
         low, high = crossings.widen(low, high, steps)
     return Threshold(
         LOCATED,
-        estimate=estimate,
+        estimate=crossings.reaching(estimate, steps) if whole and steps is not None else estimate,
         low=low,
         high=None if high is None or high > curve.x[-1] else high,
         between=_between(curve.x, estimate),
