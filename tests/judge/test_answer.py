@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any, cast
 from xml.etree import ElementTree
 
-from hemorrhage.analyze.budget import INSIDE, OUTSIDE, Check
+import pytest
+
+from hemorrhage.analyze.budget import INSIDE, OUTSIDE, UNMEASURED, UNRESOLVED, Check
 from hemorrhage.judge import answer
 from hemorrhage.runtime.command import CANNOT_TELL, NO, NOT_MEASURED, YES
 
@@ -59,6 +61,42 @@ def test_an_engine_is_a_note_and_in_the_json() -> None:
     first, second = cast(Any, row.as_json()["engines"])
     assert first["added"] == {"value": 0.01, "low": 0, "high": 0.02, "dataset": "prose"}
     assert (second["kl"], second["gap"]) == (None, "not exported: no such kernel")
+
+
+def test_a_server_tells_the_ends_of_a_kl() -> None:
+    low, high = answer.Interval(0.01, 0.009, 0.011, "prose"), answer.Interval(0.03, 0.02, 0.04, "prose")
+    said = answer.InEngine("m at host", same_top1=ROW.same_top1, kl_low=low, kl_high=high)
+    assert (
+        str(said) == "in m at host: KL at least 0.01 (0.009 to 0.011), at most 0.03 (0.02 to 0.04), same top-1 97.0 %"
+    )
+    unbounded = replace(said, kl_high=None, same_top1=None)
+    assert str(unbounded) == "in m at host: KL at least 0.01 (0.009 to 0.011), nothing bounds it"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decides"),
+    [
+        ((0.01, INSIDE), (0.03, INSIDE), "high"),
+        ((0.01, INSIDE), (0.09, UNRESOLVED), "high"),
+        ((0.2, OUTSIDE), (0.3, OUTSIDE), "low"),
+        ((0.11, UNRESOLVED), (0.3, OUTSIDE), "low"),
+        ((0.01, INSIDE), (0.3, OUTSIDE), "whole"),
+    ],
+)
+def test_the_end_that_decides_is_checked(low: tuple[float, str], high: tuple[float, str], decides: str) -> None:
+    """Limit 0.1: inside by the upper end, outside by the lower, and open where the limit is between them."""
+    whole = replace(CHECK, estimate=None, answer=UNMEASURED, reason="an interval")
+    first, second = (replace(CHECK, estimate=value, answer=said, reason=said) for value, said in (low, high))
+    checked = answer._by_ends(whole, first, second)
+    if decides != "whole":
+        assert checked == {"low": first, "high": second}[decides]
+    else:
+        assert (checked.answer, checked.reason) == (
+            UNRESOLVED,
+            "the server's likeliest tokens leave it open from 0.01 to 0.3: ask for a larger top",
+        )
+    assert answer._by_ends(whole, None, None) is whole
+    assert answer._by_ends(whole, replace(CHECK, estimate=0.01), None).answer == UNRESOLVED
 
 
 def test_json_has_every_number_and_check() -> None:

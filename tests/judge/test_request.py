@@ -33,6 +33,29 @@ def test_files_of_one_name_are_sweeps_of_their_own(tmp_path: Path) -> None:
     assert list(made) == ["file_1", "file_2"]
 
 
+SERVER = {"openai": "http://127.0.0.1:8000", "model": "served"}
+
+
+def test_a_server_has_a_file(tiny: Path, tmp_path: Path) -> None:
+    """By the name that it was given or its own; the only one where none is named."""
+    for folder in ("a", "b"):
+        (tmp_path / folder / "Model").mkdir(parents=True)
+    files = [str(tmp_path / "a/Model"), str(tmp_path / "b/Model"), f"org/x-AWQ@{COMMIT}"]
+    assert request.variants(files) == ["file_1-model", "file_2-model", "file_3-x-awq"]
+    for named, variant in ((files[1], "file_2-model"), ("x-AWQ", "file_3-x-awq"), ("base", "base")):
+        assert request.served({**SERVER, "variant": named}, files) == {**SERVER, "variant": variant}
+    assert request.served(SERVER, files[:1])["variant"] == "file-model"
+    with pytest.raises(CommandError, match=r"--engine: the server does not say which FILE it has: variant: base or"):
+        request.served(SERVER, files)
+    with pytest.raises(CommandError, match="--engine: the server has 'other', which is no FILE that is read"):
+        request.served({**SERVER, "variant": "other"}, files)
+    asked = request.Request(str(tiny), [str(tiny)], windows=8, engines=["transformers", SERVER])
+    YAML().dump(asked.content(), tmp_path / "params.yaml")
+    params = config.read(tmp_path / "params.yaml")
+    (server,) = params.evaluate.engines.servers
+    assert (server.label, server.variant) == ("served", *config.variants(params))
+
+
 @pytest.mark.parametrize(
     ("base", "line"),
     [

@@ -16,6 +16,8 @@ from hemorrhage.judge import run
         ("params.yaml: evaluate.window: 1 is more", "--window: 1 is more"),
         ("add text, or lower evaluate.windows or evaluate.window", "add text, or lower --windows or --window"),
         ("params.yaml: evaluate.engines: llama.cpp is not installed", "--engine: llama.cpp is not installed"),
+        ("params.yaml: evaluate.engines.0.top: must be at least 1", "--engine: top: must be at least 1"),
+        ("params.yaml: evaluate.engines.1: x: a key is sent", "--engine: x: a key is sent"),
         ("params.yaml: evaluate.dtype: unknown", "evaluate.dtype: unknown"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from hemorrhage import cli
+from hemorrhage.engines.endpoint_dialects import Vocabulary
 from hemorrhage.judge.request import Request
+from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.runtime.command import NO, NOT_MEASURED, USAGE
 from hemorrhage.tools import judge
 from tests.compress.methods.published.test_external import pruned
+from tests.engines.lying_server import Lying, Network, serving
 from tests.models.sources import folders
 
 pytestmark = pytest.mark.end_to_end
@@ -76,6 +80,26 @@ def test_a_judgement(tiny: Path, files: list[str], tmp_path: Path, capsys: pytes
     assert not list(home.glob("results-*"))
 
 
+def test_a_server_is_judged_by_the_ends_of_its_kl(
+    tiny: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering = Lying(Network(load(Path(files[0]))), Vocabulary.of(load_tokenizer(tiny).backend_tokenizer).pieces)
+    with serving(answering) as url:
+        server = f"{{openai: '{url}', model: tiny, attempts: 1}}"
+        assert judged(tiny, files[:1], tmp_path / "home", "--json", "--engine", server) == NO
+    (half,) = json.loads(capsys.readouterr().out)["files"]
+    (engine,) = half["engines"]
+    assert engine["engine"] == f"tiny at {url.removeprefix('http://')}"
+    assert engine["kl"] is None
+    assert engine["kl_low"]["value"] < half["kl"]["value"] < engine["kl_high"]["value"]
+    in_server = [each for each in half["checks"] if each["dataset"].endswith(engine["engine"])]
+    assert [(each["kind"], each["answer"]) for each in in_server] == [("kl", "outside")] * 2
+    # Away, it is a gap of the file, and the rest is judged.
+    again = f"{{openai: '{url}', model: tiny, attempts: 1, name: gone}}"
+    judged(tiny, files[:1], tmp_path / "home", "--engine", again)
+    assert re.search(r"half in tiny at \S+: .*", capsys.readouterr().out)
+
+
 def test_a_judgement_is_a_study(
     tiny: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +132,12 @@ def test_wrong_arguments_are_one_line_before_any_work(
         ["--junit", str(tmp_path / "none" / "out.xml")],
         ["--html", str(tmp_path)],
         ["--cards", str(tiny / "config.json")],
+        ["--engine", "{openai: 'http://host/v1', model: m, key_env: K}"],
+        ["--engine", "{openai: 'ftp://host', model: m}"],
+        ["--engine", "{openai: 'http://127.0.0.1:1'}"],
+        ["--engine", "{openai: 'http://127.0.0.1:1', model: m, variant: none}"],
+        ["--engine", "{openai: 'http://127.0.0.1:1', model: m, top: 0}"],
+        ["--engine", "{openai: 'http://127.0.0.1:1', model: m, colour: red}"],
     ):
         assert judged(tiny, [str(tiny)], tmp_path / "home", *wrong) == USAGE
         line = capsys.readouterr().err
@@ -122,6 +152,11 @@ def test_wrong_arguments_are_one_line_before_any_work(
         (["--cores", "two"], "argument --cores: two is not a whole number above 0"),
         (["--cache-gb", "nan"], "argument --cache-gb: nan is not a number of at least 0"),
         (["--cache-gb=-1"], "argument --cache-gb: -1 is not a number of at least 0"),
+        (
+            ["--engine", "vlllm"],
+            "argument --engine: vlllm is no engine; one of transformers, llama_cpp, vllm, or",
+        ),
+        (["--engine", "{openai: ["], "argument --engine: {openai: [ is no engine"),
     ],
 )
 def test_a_number_that_is_none_is_one_line(option: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

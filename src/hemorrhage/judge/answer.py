@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from xml.etree import ElementTree
 
 from hemorrhage.analyze.axes import failure as failed
-from hemorrhage.analyze.budget import FROM_BEST, INSIDE, Check, exit_code, judge
+from hemorrhage.analyze.budget import FROM_BEST, INSIDE, UNRESOLVED, Check, exit_code, judge
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.protocol import of_engine
-from hemorrhage.analyze.rows.engines import ADDED, in_engine
+from hemorrhage.analyze.report.sections.engines import title
+from hemorrhage.analyze.rows.engines import ADDED, HIGH, LOW, in_engine
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.study import Study
 from hemorrhage.compress.methods.published.external import format_of
@@ -39,7 +40,8 @@ class Interval:
 class InEngine:
     """A file in an engine, on the corpus where its KL is worst; ``added``: what the engine adds to that of the weights.
 
-    ``gap``: why it was not measured.
+    ``kl_low``, ``kl_high``: the ends of the KL, where a server tells nothing but these. ``gap``: why it was not
+    measured.
     """
 
     engine: str
@@ -47,6 +49,8 @@ class InEngine:
     added: Interval | None = None
     same_top1: Interval | None = None
     gap: str = ""
+    kl_low: Interval | None = None
+    kl_high: Interval | None = None
 
     def as_json(self) -> Json:
         """Plain content."""
@@ -54,10 +58,13 @@ class InEngine:
 
     def __str__(self) -> str:
         """``in llama.cpp b1: KL 0.12 (0.1 to 0.14), of that the engine 0.01 (0 to 0.02), same top-1 97.0 %``."""
-        if self.kl is None or self.added is None or self.same_top1 is None:
+        same = f", same top-1 {100 * self.same_top1.value:.1f} %" if self.same_top1 else ""
+        if self.kl and self.added:
+            return f"in {self.engine}: KL {_shown(self.kl)}, of that the engine {_shown(self.added)}{same}"
+        if self.kl_low is None:
             return f"in {self.engine}: {self.gap}"
-        added, same = _shown(self.added), 100 * self.same_top1.value
-        return f"in {self.engine}: KL {_shown(self.kl)}, of that the engine {added}, same top-1 {same:.1f} %"
+        high = f"at most {_shown(self.kl_high)}" if self.kl_high else "nothing bounds it"
+        return f"in {self.engine}: KL at least {_shown(self.kl_low)}, {high}{same}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,11 @@ def rows_of(study: Study, files: Sequence[str]) -> list[Row]:
             corpora,
             checks[name],
             flags[name],
-            [_in_engine(numbers, corpora, name, engine, outputs[name]) for engine, outputs in served.items()],
+            [
+                _in_engine(numbers, corpora, name, engine, outputs[name])
+                for engine, outputs in served.items()
+                if name in outputs
+            ],
         )
         for given, (name, variant) in zip(files, variants.items(), strict=True)
     ]
@@ -132,33 +143,70 @@ def _checks(study: Study, variants: Sequence[str]) -> dict[str, list[Check]]:
     checks = judge(study.rows, variants, spec.budget, spec.confidence, [variants])
     of_engines = {key: limit for key, limit in spec.budget.items() if key in IN_ENGINES}
     for engine, outputs in served.items():
-        rows = in_engine(study.rows, engine)
-        for name, more in judge(rows, variants, of_engines, spec.confidence, [variants]).items():
-            title, gap = _title(outputs[name]), _gap(outputs[name])
+        # A server has one file.
+        measured = [name for name in variants if name in outputs]
+        for name, more in _checks_in(study, engine, measured, of_engines).items():
+            release, gap = title(outputs[name]), _gap(outputs[name])
             checks[name] += [
-                replace(each, dataset=f"{each.dataset} in {title}", reason=gap or each.reason) for each in more
+                replace(each, dataset=f"{each.dataset} in {release}", reason=gap or each.reason) for each in more
             ]
     return checks
 
 
+def _checks_in(
+    study: Study, engine: str, variants: Sequence[str], budget: Mapping[str, float]
+) -> dict[str, list[Check]]:
+    """Check variants in an engine; what is known by its two ends alone, by the one that decides."""
+    whole, low, high = (
+        judge(in_engine(study.rows, engine, part), variants, budget, study.spec.confidence, [variants])
+        for part in ("", LOW, HIGH)
+    )
+
+    def of(ends: Mapping[str, Sequence[Check]], name: str, like: Check) -> Check | None:
+        same = (each for each in ends[name] if (each.kind, each.dataset) == (like.kind, like.dataset))
+        return next((each for each in same if each.estimate is not None), None)
+
+    return {
+        name: [_by_ends(each, of(low, name, each), of(high, name, each)) for each in checks]
+        for name, checks in whole.items()
+    }
+
+
+def _by_ends(whole: Check, low: Check | None, high: Check | None) -> Check:
+    """Return the check of what lies between two ends, or ``whole`` where there are none; without ``high`` no bound."""
+    if low is None or low.estimate is None:
+        return whole
+    if high is not None and high.estimate is not None and high.estimate < high.limit:
+        return high
+    if low.estimate >= low.limit:
+        return low
+    upper = "without an upper end" if high is None else f"to {high.estimate:.3g}"
+    reason = f"the server's likeliest tokens leave it open from {low.estimate:.3g} {upper}: ask for a larger top"
+    return replace(whole, answer=UNRESOLVED, reason=reason, n=low.n)
+
+
 def _in_engine(numbers: Numbers, corpora: Sequence[str], variant: str, engine: str, output: Output) -> InEngine:
     """Return what a file does in an engine."""
-    kls = [(name, numbers.get(variant, of_engine("kl_mean", engine), name)) for name in corpora]
+    kls = [
+        (name, numbers.get(variant, of_engine("kl_mean", engine, part), name)) for name in corpora for part in ("", LOW)
+    ]
     known = [(name, estimate) for name, estimate in kls if estimate]
     if not known:
-        return InEngine(_title(output), gap=_gap(output))
+        return InEngine(title(output), gap=_gap(output))
     worst = max(known, key=lambda each: each[1].value)[0]
 
     def interval(metric: str, part: str = "") -> Interval | None:
         estimate = numbers.get(variant, of_engine(metric, engine, part), worst)
         return Interval(estimate.value, estimate.low, estimate.high, worst) if estimate else None
 
-    return InEngine(_title(output), interval("kl_mean"), interval("kl_mean", ADDED), interval("same_top1"))
-
-
-def _title(output: Output) -> str:
-    engine = output.manifest["engine"]
-    return f"{engine['title']} {engine['version']}"
+    return InEngine(
+        title(output),
+        interval("kl_mean"),
+        interval("kl_mean", ADDED),
+        interval("same_top1"),
+        kl_low=interval("kl_mean", LOW),
+        kl_high=interval("kl_mean", HIGH),
+    )
 
 
 def _gap(output: Output) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hemorrhage.compress.methods.published.external import file_name
+from hemorrhage.compress.methods.published.external import Settings, file_name
 from hemorrhage.models.sources.published import refusal
 from hemorrhage.runtime.address import JsonValue
 from hemorrhage.runtime.command import CommandError
@@ -37,7 +37,7 @@ class Request:
 
     The corpora are ``texts``, files of the user of which ``score`` says what counts, else the bench's own. Without
     ``windows`` it is all of a file, and ``WINDOWS`` of the bench's corpora.
-    ``engines``: where the files are measured once more.
+    ``engines``: where the files are measured once more; a server has the FILE of its ``variant``.
     """
 
     base: str
@@ -47,7 +47,7 @@ class Request:
     score: str = "all"
     windows: int | None = None
     window: int = 64
-    engines: Sequence[str] = ()
+    engines: Sequence[str | Content] = ()
     seed: int = 0
     confidence: float = 0.95
 
@@ -65,7 +65,7 @@ class Request:
                 "window": self.window,
                 "windows": self.windows or ("all" if self.texts else WINDOWS),
                 "tasks": list(TASKS),
-                "engines": list(self.engines),
+                "engines": [each if isinstance(each, str) else served(each, self.files) for each in self.engines],
                 "harness": {"tasks": [], "items": 1, "batch": 1},
                 "code_tasks": {
                     "tasks": [], "items": 1, "new_tokens": 1, "batch": 1, "seconds": 1, "memory_mb": 64,
@@ -98,6 +98,17 @@ class Request:
                 "budget": dict(self.budget),
             },
         }  # fmt: skip
+
+
+def served(server: Content, files: Sequence[str]) -> Content:
+    """Return a server as evaluate.engines takes it. Raises CommandError where it has none of the files."""
+    named = dict(zip(files, variants(files), strict=True))
+    known = {"base": "base", **{_short(name): variant for name, variant in named.items()}, **named}
+    given = server.get("variant", files[0] if len(files) == 1 else None)
+    if given not in known:
+        what = "does not say which FILE it has" if given is None else f"has {given!r}, which is no FILE that is read"
+        raise CommandError(f"--engine: the server {what}: variant: base or one of {', '.join(files)}")
+    return {**server, "variant": known[str(given)]}
 
 
 def corpora(texts: Sequence[str], score: str) -> list[Content]:
@@ -159,8 +170,26 @@ def _refuse(which: str, name: str, path: Path) -> None:
 def sweeps(files: Sequence[str]) -> Content:
     """Return the sweeps: one of all files, or, where two files have one name, one for each."""
     chosen = [published(name) for name in files]
-    names = [file_name(each if isinstance(each, str) else {k: str(v) for k, v in each.items()}) for each in chosen]
-    lower = [name.lower() for name in names]
+    lower = [_short(name).lower() for name in files]
     if len(set(lower)) == len(lower):
         return {SWEEP: {"method": "external", "files": chosen}}
     return {f"{SWEEP}_{index}": {"method": "external", "files": [each]} for index, each in enumerate(chosen, 1)}
+
+
+def variants(files: Sequence[str]) -> list[str]:
+    """Return what the study calls the files."""
+    in_name = Settings.in_names["files"]
+    return [f"{sweep}-{in_name(file)}" for sweep, entry in sweeps(files).items() for file in _files(entry)]
+
+
+def _short(name: str) -> str:
+    """Return what a file is called in the answer."""
+    file = published(name)
+    return file_name(file if isinstance(file, str) else {key: str(value) for key, value in file.items()})
+
+
+def _files(entry: JsonValue) -> list[JsonValue]:
+    assert isinstance(entry, Mapping)
+    listed = entry["files"]
+    assert isinstance(listed, list)
+    return listed

@@ -42,7 +42,8 @@ IN_WORDS = {
     r"^model\.(path|id)": "BASE",
     r"^compress\.\w+\.files": "FILE",
     r"^evaluate\.corpora\S*": "--texts",
-    r"^evaluate\.engines": "--engine",
+    r"^evaluate\.engines\.\d+\.": "--engine: ",
+    r"^evaluate\.engines(\.\d+)?": "--engine",
     r"\bevaluate\.(windows?)\b": r"--\1",
 }
 """Pattern of a key of params.yaml -> the argument that it comes from."""

@@ -16,6 +16,9 @@ from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from hemorrhage.compress.methods.published.external import file_name
 from hemorrhage.engines import environment
 from hemorrhage.engines.environment import FOLDER_VARIABLE
@@ -41,6 +44,7 @@ def parser() -> Parser:
             "hemorrhage judge models/base models/base-awq --budget kl=0.05,flips=0.02 --json",
             "hemorrhage judge models/base models/base-awq --texts support.jsonl --score assistant",
             "hemorrhage judge models/base models/base-Q4_K_M.gguf --engine llama_cpp",
+            "hemorrhage judge models/base models/base-awq --engine '{openai: http://127.0.0.1:8000, model: awq}'",
         ],
         {
             YES: "every file is inside the budget",
@@ -61,8 +65,10 @@ def parser() -> Parser:
         "--engine",
         action="append",
         default=[],
-        choices=list(ENGINES),
-        help="measure and judge the files in this engine, too; may be given several times",
+        type=_engine,
+        metavar="ENGINE",
+        help=f"measure and judge the files in this engine, too: {', '.join(ENGINES)}, or a server that has a file,"
+        " {openai: URL, model: NAME, variant: FILE}; may be given several times",
     )
     made.add_argument("--windows", type=_count, metavar="N", help="of each corpus; default: 64, or all of --texts")
     made.add_argument("--window", type=_count, default=64, metavar="TOKENS", help="tokens of a window; default: 64")
@@ -86,6 +92,21 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _engine(text: str) -> str | Content:
+    """Return an engine's name, or a server as evaluate.engines of params.yaml has it."""
+    if text in ENGINES:
+        return text
+    try:
+        server = YAML(typ="safe").load(text)
+    except YAMLError:
+        server = None
+    if not isinstance(server, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no engine; one of {', '.join(ENGINES)}, or a server: {{openai: URL, model: NAME}}"
+        )
+    return server
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the answer and return it."""
     from hemorrhage.judge import answer
@@ -104,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         score=arguments.score,
         windows=arguments.windows,
         window=arguments.window,
-        engines=list(dict.fromkeys(arguments.engine)),
+        engines=[each for index, each in enumerate(arguments.engine) if each not in arguments.engine[:index]],
     )
     content = request.content()
     study = _study(content, arguments) if files else None

@@ -51,9 +51,12 @@ def engine_rows(inputs: Inputs, spec: Spec) -> Iterator[Row]:
                 yield from _rows(inputs.variants[name], engine, outputs[name], spec)
 
 
-def in_engine(rows: pd.DataFrame, engine: str) -> pd.DataFrame:
-    """Return the rows of an engine's whole damage under the metrics' own names: for whoever asks about that engine."""
-    names = {of_engine(metric, engine): metric for metric in METRICS}
+def in_engine(rows: pd.DataFrame, engine: str, part: str = "") -> pd.DataFrame:
+    """Return the rows of an engine's whole damage under the metrics' own names: for whoever asks about that engine.
+
+    ``part``: those of a part of it, such as an end.
+    """
+    names = {of_engine(metric, engine, part): metric for metric in METRICS}
     chosen = rows[rows["metric"].map(strip_protocol).isin(names)]
     return chosen.assign(metric=[_renamed(metric, names) for metric in chosen["metric"]])
 
