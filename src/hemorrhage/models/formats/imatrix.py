@@ -9,6 +9,8 @@ how many chunks were seen, and for each input the mean of squares times that num
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,11 @@ SUFFIXES = (".gguf", ".dat")
 """Of the two formats, the newer first."""
 
 SQUARES, COUNTS = ".in_sum2", ".counts"
+
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+
+_READS_HIDDEN = re.compile(r"blk\.\d+\.attn_(q|qkv)\.weight")
+"""Tensors that read the hidden states in every family that has them."""
 
 LARGEST = 2**31 - 1
 """Numbers and lengths of the older format."""
@@ -53,6 +60,30 @@ def problem(path: Path) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None if names else f"{path} has no tensor of an importance matrix"
+
+
+def of_another_model(path: Path, layers: int, hidden: int) -> str | None:
+    """Say why a file's importances are those of another model than one of ``layers`` blocks and ``hidden`` inputs.
+
+    None where nothing tells: its names and sizes alone are read.
+    """
+    sizes = _sizes(path)
+    blocks = {int(match[1]) for match in map(_BLOCK.match, sizes) if match}
+    if not blocks:
+        return f"{path} is the importance matrix of another model: it has no tensor of a block"
+    if max(blocks) + 1 != layers:
+        return f"{path} is the importance matrix of another model: it has {max(blocks) + 1} blocks, this one {layers}"
+    other = next((size for name, size in sizes.items() if _READS_HIDDEN.fullmatch(name) and size != hidden), None)
+    if other is not None:
+        return f"{path} is the importance matrix of another model: its hidden size is {other}, here it is {hidden}"
+    return None
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Return how many inputs of each tensor a file has."""
+    if _is_gguf(path):
+        return {name: math.prod(squares.shape) for name, (squares, _) in _sums(path).items()}
+    return {record.name: len(record.values) // 4 for record in _records_of(path)}
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -63,6 +63,24 @@ def test_an_importance_matrix_is_a_file_of_llama_cpp(tmp_path: Path) -> None:
         gguf_types.Settings(type="q4_k", imatrix="a.dat", importance=True)
 
 
+def test_an_importance_matrix_of_another_model_is_named_before_work(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
+
+    def check(names: list[str], width: int, suffix: str = ".dat") -> str | None:
+        file = tmp_path / f"m{suffix}"
+        file.unlink(missing_ok=True)
+        write(file, {name: Seen(torch.ones(1, width), torch.ones(1)) for name in names}, 1, ["prose"])
+        return gguf_types.Settings(type="q4_0", imatrix=str(file)).check(config)
+
+    whole = [f"blk.{block}.{name}.weight" for block in (0, 1) for name in ("attn_q", "attn_output")]
+    for suffix in (".dat", ".gguf"):
+        assert check([*whole, "output.weight"], 64, suffix) is None
+        assert str(check(whole, 96, suffix)).endswith("of another model: its hidden size is 96, here it is 64")
+    assert str(check(whole[:2], 64)).endswith("of another model: it has 1 blocks, this one 2")
+    assert str(check(["output.weight"], 64)).endswith("of another model: it has no tensor of a block")
+
+
 def test_a_mix_has_embeddings_and_head_and_says_what_fell_back(tiny: Path) -> None:
     model = load(tiny)
     alteration = gguf_types.alter(model, gguf_types.Settings(type="q4_k_m"), Context())

@@ -33,6 +33,7 @@ from hemorrhage.compress.solvers.widths import input_widths
 from hemorrhage.models.engines import EXPERTS
 from hemorrhage.models.formats.gguf_mixes import MIXES, mix_types
 from hemorrhage.models.formats.gguf_names import problem
+from hemorrhage.models.formats.imatrix import of_another_model
 from hemorrhage.models.formats.imatrix import problem as importance_problem
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -205,6 +206,8 @@ class Settings(Base):
             return (
                 f"no layer's rows are whole blocks of {self.type} ({', '.join(f'{k} {v}' for k, v in widths.items())})"
             )
+        if self.imatrix is not None:
+            return of_another_model(Path(self.imatrix), config["num_hidden_layers"], config["hidden_size"])
         return None
 
 
