@@ -1,12 +1,14 @@
 """NLL and KL of a study's variants in the engines that serve them, beside this bench's: a table in docs/benchmarks.md.
 
     python -m benchmarks.in_engines [--windows 8] [--window 256] [--corpus prose] [--engines NAME ...]
-        [--variants NAME ...] [--rows FILE] [--page FILE]
+        [--variants NAME ...] [--rows FILE] [--speed] [--page FILE]
 
 Run in the folder of a study. Each variant is exported as an engine reads it, loaded there, given the same windows, and
 deleted. This bench reads the checkpoint in float32; an engine computes as it does by itself, in bfloat16 where the
 model has it. KL is that of the prediction to the base's in float32, over the whole vocabulary. What does not load has
-its reason below the table. ``--rows`` is a file of results, a line each: what is in it is not computed again.
+its reason below the table, and so have variants of which the table of engines (hemorrhage.models.engine_table) says
+something else than what happened. ``--rows`` is a file of results, a line each: what is in it is not computed again.
+``--speed`` measures tokens per second and memory of each model that loads, too.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,12 +37,24 @@ from hemorrhage.engines.protocol import Logits
 from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.evaluate.served_damage import compare
 from hemorrhage.models.checkpoint import load
-from hemorrhage.models.export import write
+from hemorrhage.models.engine_table import LLAMA_CPP, TRANSFORMERS, VLLM, VLLM_CPU
+from hemorrhage.models.engines import answer
+from hemorrhage.models.export import exported_config, plain_problem, write
 from hemorrhage.models.formats.config import BenchStorage
 from hemorrhage.runtime.artifact import failure
 from hemorrhage.study.plan import Plan
 
 OURS = "this bench"
+
+IN_TABLE = {
+    "transformers": TRANSFORMERS,
+    "llama_cpp": LLAMA_CPP,
+    "vllm": {"cpu": VLLM_CPU, "cuda": VLLM}[ENGINES["vllm"].build],
+}
+"""Engine -> what the table of engines calls it."""
+
+PREFILL, DECODE = 128, 32
+"""Tokens of which speed is measured, at once and one by one."""
 
 BEGIN, END = "<!-- in_engines: begin -->", "<!-- in_engines: end -->"
 
@@ -48,7 +63,9 @@ BEGIN, END = "<!-- in_engines: begin -->", "<!-- in_engines: end -->"
 class Row:
     """A variant in an engine: means over tokens, or the reason why there are none.
 
-    ``kernels`` is the divergence of the engine's prediction from this bench's float32 reading of the same checkpoint.
+    ``kernels`` is the divergence of the engine's prediction from this bench's float32 reading of the same checkpoint;
+    ``expected``: the table of engines says that it loads; ``prefill``, ``decode``: medians of tokens per second, and
+    ``peak_bytes`` of the worker, 0 where they were not measured.
     """
 
     variant: str
@@ -59,6 +76,10 @@ class Row:
     kernels: float = 0.0
     seconds: float = 0.0
     reason: str = ""
+    expected: bool = True
+    prefill: float = 0.0
+    decode: float = 0.0
+    peak_bytes: int = 0
 
 
 @torch.inference_mode()
@@ -80,15 +101,36 @@ def exports(engine: Engine, folder: Path) -> Iterator[str]:
         yield "dense"
 
 
-def in_engine(session: Session, name: str, folder: Path, base: Path, tokens: Tensor, known: Sequence[Tensor]) -> Row:
+def expected(engine: Engine, folder: Path, layout: str) -> bool:
+    """Return whether the table of engines says that what is exported of a checkpoint loads."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if layout == "dense" and plain_problem(config):
+        return False
+    stored = config if layout == "packed" else exported_config(config, layout)
+    return any(each.engine == IN_TABLE[engine.name] and not each.needs for each in answer(stored).loads)
+
+
+def in_engine(
+    session: Session,
+    name: str,
+    folder: Path,
+    base: Path,
+    tokens: Tensor,
+    known: Sequence[Tensor],
+    with_speed: bool = False,
+) -> Row:
     """Return a variant in an engine; ``known``: the base's logits and this bench's."""
     began, engine = time.monotonic(), session.engine
     (layout,) = exports(engine, folder)
+    speed: dict[str, Any] = {}
+    is_expected = engine.reads == "hf" and expected(engine, folder, layout)
     scratch = Path(tempfile.mkdtemp())
     try:
         out = scratch / ("model.gguf" if engine.reads == "gguf" else "model")
         write(folder, out, layout, base)
-        session.load(out, threads=torch.get_num_threads(), context=tokens.shape[1])
+        # A table of engines says nothing of whether a GGUF type has the grid of a checkpoint: the export does.
+        is_expected = expected(engine, folder, layout)
+        session.load(out, threads=torch.get_num_threads(), context=max(tokens.shape[1], PREFILL + DECODE) + 1)
         means: dict[str, list[Tensor]] = {"nll": [], "kl": [], "kl_kernels": []}
         for window, text in enumerate(tokens):
             for tile in session.score(text.numpy().astype(np.int32)):
@@ -100,12 +142,19 @@ def in_engine(session: Session, name: str, folder: Path, base: Path, tokens: Ten
                 columns = compare(of_base, weights, torch.tensor(tile.values), targets)
                 for column, values in means.items():
                     values.append(columns[column])
+        if with_speed:
+            measured = session.speed(prefill=PREFILL, decode=DECODE, warm_up=1, repetitions=5)
+            speed = {
+                "prefill": median(measured.prefill),
+                "decode": median(measured.decode),
+                "peak_bytes": measured.peak_bytes,
+            }
     except (EngineError, ValueError) as error:
-        return Row(name, engine.name, reason=str(error).split("; --as")[0])
+        return Row(name, engine.name, reason=str(error).split("; --as")[0], expected=is_expected)
     finally:
         shutil.rmtree(scratch)
     nll, kl, kernels = (float(torch.cat(values).double().mean()) for values in means.values())
-    return Row(name, engine.name, layout, nll, kl, kernels, time.monotonic() - began)
+    return Row(name, engine.name, layout, nll, kl, kernels, time.monotonic() - began, expected=is_expected, **speed)
 
 
 def ours(name: str, tokens: Tensor, known: Sequence[Tensor]) -> Row:
@@ -138,6 +187,27 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def otherwise(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each variant that loads where the table of engines says that it does not, or the reverse."""
+    return [
+        f"{row.variant}, {ENGINES[row.engine]}: it {'does not load' if row.expected else 'loads'}, and the table says "
+        f"that it {'does' if row.expected else 'does not'}{f' ({row.reason})' if row.reason else ''}"
+        for row in rows
+        if row.engine != OURS and row.expected != (not row.reason)
+    ]
+
+
+def speeds(rows: Sequence[Row]) -> str:
+    """Return the speeds of those rows that have them as Markdown."""
+    lines = ["| variant | engine | prefill, tokens/s | decoding, tokens/s | peak memory, MB |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row.variant} | {ENGINES[row.engine]} | {row.prefill:,.0f} | {row.decode:,.1f} | {megabytes:,.0f} |"
+        for row in rows
+        if row.prefill and (megabytes := row.peak_bytes / 1e6)
+    ]
+    return "\n".join(lines)
+
+
 def _cell(row: Row | None, engine: str) -> str:
     """Return the numbers of a row: dashes where there is a reason, nothing where it was not computed."""
     numbers = 2 if engine == OURS else 3
@@ -155,6 +225,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--variants", nargs="*", metavar="NAME", help="these alone; none: the rows that are there")
     parser.add_argument("--rows", type=Path, metavar="FILE")
+    parser.add_argument("--speed", action="store_true", help="measure it, too")
     parser.add_argument("--page", type=Path, metavar="FILE", help="where the table goes, between its marks")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -181,7 +252,7 @@ def main() -> None:
                     rows.append(ours(name, tokens, known))
                 else:
                     sessions[each] = sessions.get(each) or Session(ENGINES[each])
-                    rows.append(in_engine(sessions[each], name, folder, base, tokens, known))
+                    rows.append(in_engine(sessions[each], name, folder, base, tokens, known, arguments.speed))
                 if arguments.rows is not None:
                     with arguments.rows.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(asdict(rows[-1])) + "\n")
@@ -189,6 +260,10 @@ def main() -> None:
         for session in sessions.values():
             session.close()
     print(table(rows))
+    if arguments.speed:
+        print(speeds(rows))
+    for line in otherwise(rows):
+        print(line)
     if arguments.page is not None:
         page = arguments.page.read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)

@@ -10,14 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.llama_cpp import quantized
 
+from hemorrhage.compress.methods.weight_quantization.gguf_types import BITS, MIX_BITS
 from hemorrhage.engines import environment
 from hemorrhage.engines.client import Session, WorkerDiedError
 from hemorrhage.engines.environment import EngineError
 from hemorrhage.engines.protocol import Logits
 from hemorrhage.engines.registry import ENGINES
+from hemorrhage.models.architecture import text_entries
 from hemorrhage.models.checkpoint import load
+from hemorrhage.models.formats.gguf_file import FILE, FILE_TYPES, float_entry, write
+from hemorrhage.models.formats.storage import distinct
 from hemorrhage.tools.export import export
+from tests.models.formats.test_gguf_families_step import MODELS, base_of
+from tests.models.formats.test_gguf_file import wide
+
+__all__ = ["wide"]
 
 pytestmark = pytest.mark.engines
 
@@ -54,6 +63,37 @@ def test_float32_logits_are_those_of_this_bench(session: Session, dense: Path, t
     with torch.inference_mode():
         expected = load(tiny)(torch.tensor(text[None, :-1]).long()).logits[0].numpy()
     assert np.abs(logits(session, text) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("kind", "mix"), [*((kind, False) for kind in BITS), *((mix, True) for mix in MIX_BITS)])
+def test_every_type_and_mix_is_loaded_and_has_our_likelihood(
+    kind: str, mix: bool, session: Session, wide: Path, tmp_path: Path
+) -> None:
+    """What this bench writes, the release of the table reads as it is meant; its kernels round inputs."""
+    variant = quantized(wide, kind, tmp_path / "variant", mix)
+    text = tokens(session.load(variant / FILE, threads=1, context=256).vocabulary, 256)
+    targets = torch.tensor(text[1:]).long()[:, None]
+    with torch.inference_mode():
+        expected = load(variant, base=wide)(torch.tensor(text[None, :-1]).long()).logits[0]
+    here, there = (
+        -each.double().log_softmax(-1).gather(1, targets).mean()
+        for each in (expected, torch.tensor(logits(session, text)))
+    )
+    assert there.item() == pytest.approx(here.item(), rel=5e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_is_computed(name: str, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_of(name, tmp_path / "base", monkeypatch)
+    model = load(base)
+    state = distinct(model)
+    single = {key: float_entry(tuple(value.shape), value.detach, torch.float32) for key, value in state.items()}
+    write(tmp_path / FILE, text_entries(base), base, single, FILE_TYPES["f32"])
+    text = tokens(session.load(tmp_path / FILE, threads=1, context=64, dtype="float32").vocabulary, 48)
+    with torch.inference_mode():
+        expected = model(torch.tensor(text[None, :-1]).long(), use_cache=False).logits[0].double().log_softmax(-1)
+    given = torch.tensor(logits(session, text)).double().log_softmax(-1)
+    assert (expected.exp() * (expected - given)).sum(-1).max() < 1e-6
 
 
 def test_tiles_do_not_change_what_is_computed(session: Session, dense: Path) -> None:
