@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from hemorrhage.evaluate import language
 from hemorrhage.evaluate.choices import log_likelihoods
 from hemorrhage.evaluate.language import (
+    SUMS,
+    BaseSide,
     Predictions,
     corpus_damage,
     hidden_states,
@@ -25,7 +31,7 @@ from hemorrhage.evaluate.language import (
 from hemorrhage.evaluate.reference import cut_windows
 from hemorrhage.evaluate.schema import TOKENS
 from hemorrhage.models.checkpoint import load, load_tokenizer
-from hemorrhage.models.head import Head, head_of
+from hemorrhage.models.head import HEAD_OVERRIDE, Head, head_of
 from tests.evaluate.texts import WINDOW, stream_of
 
 
@@ -39,8 +45,10 @@ def of_base(model: Any, windows: torch.Tensor, tmp_path_factory: pytest.TempPath
     return folder
 
 
-def damage_of(altered: Any, of_base: Path, model: Any, at_once: int = 2) -> pd.DataFrame:
-    return pd.concat(corpus_damage(altered, of_base, "prose", head_of(model), at_once), ignore_index=True)
+def damage_of(altered: Any, of_base: Path, model: Any, at_once: int = 2, is_one_head: bool = False) -> pd.DataFrame:
+    """The damage; the base's logits are computed again, or where ``is_one_head`` the reference's sums are used."""
+    head = None if is_one_head else head_of(model)
+    return pd.concat(corpus_damage(altered, of_base, "prose", head, at_once), ignore_index=True)
 
 
 def test_special_tokens_in_front_of_a_text_are_not_predicted(model: Any, damaged: Any, of_base: Path) -> None:
@@ -55,8 +63,11 @@ def ten_likeliest(p: list[float]) -> list[int]:
     return sorted(range(len(p)), key=lambda token: -p[token])[:10]
 
 
-def test_damage_against_a_literal_double_loop(model: Any, damaged: Any, windows: torch.Tensor, of_base: Path) -> None:
-    table = TOKENS.validate(damage_of(damaged, of_base, model))
+@pytest.mark.parametrize("is_one_head", [False, True])
+def test_damage_against_a_literal_double_loop(
+    model: Any, damaged: Any, windows: torch.Tensor, of_base: Path, is_one_head: bool
+) -> None:
+    table = TOKENS.validate(damage_of(damaged, of_base, model, is_one_head=is_one_head))
     assert len(table) == 3 * (WINDOW - 1)
     for window, position in ((1, 5), (2, 23)):
         row = table[(table.window == window) & (table.position == position)].iloc[0]
@@ -107,8 +118,8 @@ def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(
 
 
 def test_a_model_does_not_diverge_from_itself(model: Any, of_base: Path) -> None:
-    for at_once, limit in ((3, 1e-9), (1, 1e-6)):
-        table = damage_of(model, of_base, model, at_once)
+    for at_once, limit, is_one_head in ((3, 1e-9, False), (1, 1e-6, False), (3, 1e-9, True), (1, 1e-6, True)):
+        table = damage_of(model, of_base, model, at_once, is_one_head)
         assert table.kl.abs().max() <= limit, "batches of another size are the noise floor"
         assert table.same_top1.all()
         assert (table.top10_overlap == 1).all()
@@ -135,7 +146,7 @@ def test_tiles_and_parts_add_up(kept: int, tile: int, noise: float, monkeypatch:
     ours, base = Predictions(altered, 20, head), Predictions(head, 20)
     figures, likeliest, nothing = base.of(states, targets)
     assert not nothing.any()
-    found, top, kl = ours.of(states, targets, (states, figures, likeliest))
+    found, top, kl = ours.of(states, targets, BaseSide(states, figures, likeliest))
     p, q = ((states.double() @ weight.double().T).log_softmax(-1) for weight in (head, altered))
     assert torch.equal(top, q.topk(10).indices)
     expected = {
@@ -151,6 +162,59 @@ def test_tiles_and_parts_add_up(kept: int, tile: int, noise: float, monkeypatch:
     assert found[:, 2:].min() >= 0
 
 
+def literal_kl(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Σ p (ln p − ln q) of rows of logits, as it is defined."""
+    p, q = (np.exp(z - z.max(1, keepdims=True)) for z in (p, q))
+    p, q = (each / each.sum(1, keepdims=True) for each in (p, q))
+    terms: npt.NDArray[np.float64] = np.where(p > 0, p * (np.log(p) - np.log(q)), 0).sum(1)
+    return terms
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "width", "dtype", "scales"),
+    [
+        (1000, 64, torch.float32, {}),
+        (301, 17, torch.bfloat16, {}),
+        (7, 5, torch.bfloat16, {}),
+        (257, 33, torch.float32, {"output_scale": 1 / 8}),
+        (257, 33, torch.bfloat16, {"input_scale": 1 / 3, "output_scale": 0.0625}),
+    ],
+    ids=["plain", "odd, bfloat16", "fewer tokens than the top", "granite", "minicpm and cohere"],
+)
+@pytest.mark.parametrize("moved", [1.0, 1e-3])
+def test_kl_of_one_head_by_its_definition(
+    vocabulary: int, width: int, dtype: torch.dtype, scales: dict[str, float], moved: float
+) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    weight = torch.randn(vocabulary, width, generator=generator).to(dtype)
+    # From flat distributions to ones that are certain.
+    states = torch.randn(40, width, generator=generator) * torch.logspace(-2, 0.7, 40)[:, None]
+    altered = states + moved * states.norm(dim=1, keepdim=True) / width**0.5 * torch.randn(
+        40, width, generator=generator
+    )
+    targets = torch.randint(vocabulary, (40,), generator=generator)
+    head = Head(weight.float(), **scales)
+    base = Predictions(head, 40).of_base(states, targets)
+    figures, top, kl = Predictions(head, 13).of(altered, targets, base)
+    factor = head.input_scale * head.output_scale
+    z_p, z_q = (factor * x.double().numpy() @ weight.double().numpy().T for x in (states, altered))
+    # Float32 logits are off by some 2^-24 of their terms.
+    rounding = 1e-6 + 2e-7 * (np.abs(z_p).max(1) + np.abs(z_q).max(1))
+    assert (np.abs(kl.numpy() - literal_kl(z_p, z_q)) <= rounding).all()
+    of_both = Predictions(head, 13, head).of(altered, targets, base)
+    assert torch.equal(figures, of_both[0])
+    assert torch.equal(top, of_both[1])
+    assert (kl - of_both[2]).abs().max() <= rounding.max()
+    assert not Predictions(head, 40).of(states, targets, base)[2].any(), "nothing diverges from itself"
+
+
+@pytest.mark.parametrize("kind", [Head(torch.ones(20, 4), softcap=3.0), Head(torch.ones(20, 4), torch.ones(20))])
+def test_no_sums_are_kept_of_a_head_that_caps_or_adds(kind: Head) -> None:
+    base = Predictions(kind, 3).of_base(torch.ones(3, 4), torch.arange(3))
+    assert (base.likeliest, base.rest) == (None, None)
+    assert base.top.shape == (3, 10)
+
+
 def test_a_large_common_shift_of_the_logits_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     head, states = torch.randn(200, 8, generator=generator), torch.randn(6, 8, generator=generator)
@@ -158,7 +222,7 @@ def test_a_large_common_shift_of_the_logits_changes_nothing() -> None:
     longer = torch.cat([states, torch.ones(6, 1)], dim=1)
     targets = torch.arange(6)
     base = Predictions(head, 6).of(states, targets)
-    found, _, kl = Predictions(shifted, 6, head).of(longer, targets, (states, base[0], base[1]))
+    found, _, kl = Predictions(shifted, 6, head).of(longer, targets, BaseSide(states, base[0], base[1]))
     assert kl.abs().max() < 1e-4, "rounding of logits in the hundreds"
     assert torch.allclose(found[:, 2:], base[0][:, 2:], atol=1e-4)
 
@@ -177,6 +241,27 @@ def test_the_base_side_is_written_batch_by_batch(
     assert torch.equal(hidden["code"], hidden["prose"][:2])
     assert load_file(tmp_path / "figures.safetensors")["code"].dtype == torch.float64
     assert load_file(tmp_path / "top.safetensors")["prose"].shape == (3, WINDOW - 1, 10)
+
+
+def test_sums_of_the_base_are_those_of_its_distribution(
+    model: Any, windows: torch.Tensor, of_base: Path, tmp_path: Path
+) -> None:
+    likeliest, rest = (load_file(of_base / f"{name}.safetensors")["prose"] for name in SUMS)
+    top = load_file(of_base / "top.safetensors")["prose"].long()
+    with torch.no_grad():
+        logits = model(windows.long()).logits[:, :-1]
+    torch.testing.assert_close(likeliest, logits.gather(2, top))
+    p = logits.double().softmax(-1).scatter(2, top, 0.0)
+    torch.testing.assert_close(rest, p @ model.lm_head.weight.double(), atol=1e-7, rtol=1e-6)
+    assert rest.dtype == torch.float64
+    capped: Any = copy.copy(model)
+    capped.__dict__ = {**vars(model), HEAD_OVERRIDE: replace(head_of(model), softcap=30.0)}
+    write_base_side(capped, {"prose": windows}, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "hidden.safetensors",
+        "figures.safetensors",
+        "top.safetensors",
+    }
 
 
 def test_tokens_are_written_piece_by_piece(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,35 @@ def test_evaluation_of_a_variant_and_of_the_base(study: Path, tmp_path: Path, mo
     assert itself.base_nll.equals(tokens.base_nll)
     items = pd.read_parquet(out / "items.parquet")
     assert (items.choice == items.base_choice).all()
+
+
+def test_a_head_of_its_own_is_compared_with_the_bases(
+    study: Path, damaged: Any, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's logits are computed again where the heads differ, and only there."""
+    seen: list[bool] = []
+
+    def watched(*arguments: Any, **named: Any) -> Iterator[pd.DataFrame]:
+        seen.append(arguments[3] is None)
+        return language.corpus_damage(*arguments, **named)
+
+    monkeypatch.setattr(step, "corpus_damage", watched)
+    run(study, tmp_path / "one_head", "v", study / "checkpoint", monkeypatch)
+    untied = copy.deepcopy(damaged)
+    untied.config.tie_word_embeddings = False
+    weight = damaged.lm_head.weight.detach().clone()
+    untied.lm_head.weight = torch.nn.Parameter(weight + 0.1 * weight.roll(1, 0))
+    untied.save_pretrained(tmp_path / "checkpoint")
+    write_check(untied, tmp_path / "checkpoint", seed=0)
+    write_manifest(tmp_path / "checkpoint", variant="v")
+    out = run(study, tmp_path / "own_head", "v", tmp_path / "checkpoint", monkeypatch)
+    assert seen == [True, True, False, False]
+    table = pd.read_parquet(out / "tokens.parquet")
+    windows = load_file(study / "reference" / "windows.safetensors")["code"].long()
+    with torch.no_grad():
+        p, q = (each(windows).logits[:, :-1].double().log_softmax(-1) for each in (model, untied))
+    expected = (p.exp() * (p - q)).sum(-1).flatten().numpy()
+    np.testing.assert_allclose(table[table.corpus == "code"].kl, expected, rtol=1e-5, atol=1e-5)
 
 
 def copied(study: Path, folder: Path) -> Path:

@@ -83,3 +83,20 @@ def test_the_slope_of_a_head_is_its_derivative(scales: dict[str, float]) -> None
     made = cap * (kind.output_scale * products / cap).tanh()
     made.sum().backward()
     torch.testing.assert_close(kind.slope(made.detach()).expand(31), products.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_heads_are_equal_where_all_of_their_numbers_are() -> None:
+    weight = torch.randn(20000, 3).bfloat16()
+    head = Head(weight, output_scale=0.5)
+    assert head.equals(Head(weight.float(), output_scale=0.5)), "a number is the same in a wider dtype"
+    changed = weight.clone()
+    changed[-1, -1] += 1
+    others = [
+        Head(weight),
+        Head(weight, output_scale=0.5, softcap=30.0),
+        Head(weight, torch.zeros(20000), output_scale=0.5),
+        Head(weight[:, :2], output_scale=0.5),
+        Head(changed, output_scale=0.5),
+    ]
+    assert not any(head.equals(other) or other.equals(head) for other in others)
+    assert [each.is_linear for each in (head, *others)] == [True, True, False, False, True, True]

@@ -33,8 +33,8 @@ from hemorrhage.evaluate.diagnostics import collect
 from hemorrhage.evaluate.language import (
     TOKENS_PER_BATCH,
     corpus_damage,
+    mapped_head,
     resume_tables,
-    stored_head,
     windows_per_batch,
     write_tokens,
 )
@@ -43,6 +43,7 @@ from hemorrhage.evaluate.reference import ReferenceManifest
 from hemorrhage.evaluate.schema import ITEMS
 from hemorrhage.models.blockwise import is_streamed
 from hemorrhage.models.checkpoint import load, load_tokenizer, size
+from hemorrhage.models.head import head_of
 from hemorrhage.models.reload import verify
 from hemorrhage.models.weights import CHECK
 from hemorrhage.runtime import step
@@ -88,8 +89,8 @@ def evaluate(
         raise ValueError(f"not made: {reason}")
     of_base, altered = read_manifest(reference, ReferenceManifest), read_manifest(checkpoint, AlteredManifest)
     same_tokenizer(checkpoint, base)
-    base_head = stored_head(base)
-    model, tokenizer = open_model(checkpoint, base, len(base_head), memory_gb), load_tokenizer(base)
+    of_file = mapped_head(base)
+    model, tokenizer = open_model(checkpoint, base, len(of_file), memory_gb), load_tokenizer(base)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():
             raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be compared with what compress made")
@@ -104,7 +105,8 @@ def evaluate(
         tokens_at_once = at_once * window
         noise = {"noise": f"batches of {at_once} instead of {usual} windows"}
 
-    base_head = base_head.to(model.device)
+    head = head_of(model)
+    base_head = None if head.is_linear and head.equals(of_file) else of_file.float().to(model.device)
 
     def damage(corpus: str, skip: int) -> Iterator[pd.DataFrame]:
         return corpus_damage(model, reference, corpus, base_head, at_once, skip, of_base["first_predicted"])

@@ -4,6 +4,14 @@ KL(base ‖ variant) = Σ_v p(v) (ln p(v) − ln q(v)) over the whole vocabulary
 The base model's side is kept as its final hidden states; its logits are computed from them again, instead of storing
 vocabulary-sized rows. What depends on it alone is computed once, in the reference.
 
+Where both models have one head z = W h, as after every alteration that leaves it alone, the base's logits are not
+computed again. With T the base's top-10 tokens and u = Σ_{v∉T} p(v) W_v, which the reference has,
+
+    Σ_v p(v) (z_p(v) − z_q(v)) = Σ_{v∈T} p(v) (z_p(v) − z_q(v)) + (h_p − h_q) · u,
+
+to which ln Z_q − ln Z_p is added. What u is off by counts for the difference of the states alone, and the tokens that
+have most of the mass are compared by the logits that both normalisers were made of, so that their rounding cancels.
+
 Nothing is approximated, so the only error is rounding. A logit is a float32 product of ``hidden`` terms, off by at most
 ε = hidden · 2⁻²⁴ · Σ|h w| (Higham 2002, section 3.1; in practice about 1e-6 of the largest logit). To first order an
 NLL is then off by at most 2ε, and a KL by at most 2ε (1 + Σ p |ln p/q|). Sums over the vocabulary are float32 over a
@@ -17,10 +25,11 @@ vocabulary times window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +71,9 @@ GROUP = 64
 
 SCORED = "scored.safetensors"
 """File of a reference: which tokens are scored, bool [n, window], of the corpora where not all are."""
+
+SUMS = ("likeliest", "rest")
+"""Files of a reference whose model has a linear head, without ".safetensors": see ``write_base_side``."""
 
 FIGURES = ("peak", "log_mass", "entropy", "nll")
 """What the reference keeps of the base's distribution, float64: the largest logit, ln Σ exp(logit − peak), nats."""
@@ -108,6 +120,26 @@ def batches(windows: int, at_once: int) -> list[slice]:
     return [slice(start, min(start + at_once, windows)) for start in range(0, windows, at_once)]
 
 
+class BaseSide(NamedTuple):
+    """What a reference has of the base's prediction of n tokens.
+
+    ``hidden`` float32 [n, hidden]; ``figures`` float64 [n, 4], see FIGURES; ``top`` int64 [n, 10], the top-10 tokens.
+    Of a linear head ``likeliest`` float32 [n, 10], their logits, and ``rest`` float64 [n, hidden], Σ p(v) W_v over all
+    others.
+    """
+
+    hidden: Tensor
+    figures: Tensor
+    top: Tensor
+    likeliest: Tensor | None = None
+    rest: Tensor | None = None
+
+    def part(self, part: slice) -> BaseSide:
+        """Return the same of some of the tokens."""
+        likeliest, rest = (None if value is None else value[part] for value in (self.likeliest, self.rest))
+        return BaseSide(self.hidden[part], self.figures[part], self.top[part], likeliest, rest)
+
+
 class Predictions:
     """Next-token distributions of final hidden states, and their divergence from the base's.
 
@@ -116,7 +148,7 @@ class Predictions:
 
     def __init__(self, head: Head | Tensor, tokens: int, base_head: Head | Tensor | None = None) -> None:
         """``head``, ``base_head``: heads in float32, or their weights [vocabulary, hidden] alone, of one vocabulary;
-        ``tokens``: most that come at once.
+        without ``base_head`` the base's head is ``head``. ``tokens``: most that come at once.
 
         Raises ValueError where the vocabularies differ.
         """
@@ -135,36 +167,38 @@ class Predictions:
         self.maxima = weight.new_empty((self.rows, groups))
         self.scratch = weight.new_empty((3, self.rows * self.width))
 
-    def of(
-        self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, states: Tensor, targets: Tensor, base: BaseSide | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Figures float64 [n, 4] (FIGURES) and the top-10 tokens int64 [n, 10] of ``states`` float32 [n, hidden].
 
-        Third the KL from the base in nats, float64 [n], zeros without ``base``: its states [n, hidden of the base],
-        figures and top-10 tokens. ``targets``: int64 [n], the tokens to be predicted.
+        Third the KL from ``base`` in nats, float64 [n], zeros without. ``targets``: int64 [n], the tokens to be
+        predicted.
         """
-        pieces = -(-len(states) // self.rows)
-        # Pieces of nearly one size: a small rest would be slow.
-        size = -(-len(states) // pieces)
         computed = [
-            self._piece(
-                states[start : start + size],
-                targets[start : start + size],
-                base and (base[0][start : start + size], base[1][start : start + size]),
-            )
-            for start in range(0, len(states), size)
+            self._piece(states[part], targets[part], None if base is None else base.part(part))
+            for part in self._parts(len(states))
         ]
         figures, top, kl = (torch.cat(values) for values in zip(*computed, strict=True))
         return figures, top, kl
 
-    def _piece(
-        self, states: Tensor, targets: Tensor, base: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, states = len(states), self.head.scale_input(states)
+    def of_base(self, states: Tensor, targets: Tensor) -> BaseSide:
+        """Return what a reference keeps of ``states`` float32 [n, hidden], with the sums of a linear head."""
+        computed: list[tuple[Tensor, ...]] = []
+        for part in self._parts(len(states)):
+            figures, top, _ = self._piece(states[part], targets[part], None)
+            computed.append((figures, top, *(self._sums(figures, top) if self.head.is_linear else ())))
+        return BaseSide(states, *(torch.cat(values) for values in zip(*computed, strict=True)))
+
+    def _parts(self, tokens: int) -> list[slice]:
+        """Return slices of nearly one size over so many tokens: a small rest would be slow."""
+        return batches(tokens, -(-tokens // -(-tokens // self.rows)))
+
+    def _piece(self, states: Tensor, targets: Tensor, base: BaseSide | None) -> tuple[Tensor, Tensor, Tensor]:
+        rows, hidden, states = len(states), states, self.head.scale_input(states)
         logits, maxima = self.logits[:rows], self.maxima[:rows]
         peak = logits.new_full((rows,), torch.finfo(torch.float32).min, dtype=torch.float64)
+        other = None
         if base is not None and self.base_head is not None:
-            base = self.base_head.scale_input(base[0]), base[1]
+            other = self.base_head, self.base_head.scale_input(base.hidden), base.figures[:, :1].float()
         # mass Σ exp(z − peak), energy Σ exp(z − peak) (z − peak), cross Σ p (base's logit − variant's)
         mass, energy, cross = torch.zeros((3, rows), dtype=torch.float64, device=logits.device)
         for start in range(0, self.vocabulary, self.width):
@@ -186,10 +220,11 @@ class Predictions:
             mass = fading * mass + weights.sum(-1)
             peak = higher
 
-            if base is not None and self.base_head is not None:
-                of_base = torch.mm(base[0], self.base_head.weight[start:stop].T, out=third)
-                self.base_head.finish(of_base, slice(start, stop))
-                torch.sub(of_base, base[1][:, 0].float()[:, None], out=first)
+            if other is not None:
+                base_head, base_states, base_peak = other
+                of_base = torch.mm(base_states, base_head.weight[start:stop].T, out=third)
+                base_head.finish(of_base, slice(start, stop))
+                torch.sub(of_base, base_peak, out=first)
                 weights = torch.exp(first, out=second)
                 difference = torch.sub(of_base, tile, out=first)
                 cross += torch.mul(difference, weights, out=first).sum(-1)
@@ -198,10 +233,36 @@ class Predictions:
         target = logits.gather(1, targets[:, None])[:, 0].double()
         figures = torch.stack([peak, log_mass, log_mass - energy / mass, log_mass + (peak - target)], dim=1)
         if base is not None:
-            base_peak, base_log_mass = base[1][:, 0], base[1][:, 1]
+            cross = self._cross(hidden, logits, base) if other is None else cross * (-base.figures[:, 1]).exp()
             # ln of both normalisers, as differences of what is alike.
-            cross = cross * (-base_log_mass).exp() + (peak - base_peak) + (log_mass - base_log_mass)
+            cross += (peak - base.figures[:, 0]) + (log_mass - base.figures[:, 1])
         return figures, self._top(logits, maxima), cross
+
+    def _cross(self, hidden: Tensor, logits: Tensor, base: BaseSide) -> Tensor:
+        """Return Σ p (base's logit − variant's), float64 [n], where one linear head makes both.
+
+        ``hidden`` float32 [n, hidden], ``logits`` float32 [n, vocabulary] of the variant.
+        """
+        assert base.likeliest is not None
+        assert base.rest is not None
+        p = (base.likeliest.double() - base.figures[:, 0:1] - base.figures[:, 1:2]).exp()
+        likeliest = p * (base.likeliest - logits.gather(1, base.top)).double()
+        rest = (base.hidden.double() - hidden.double()) * base.rest
+        return likeliest.sum(-1) + self.head.factor * rest.sum(-1)
+
+    def _sums(self, figures: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+        """Return BaseSide's ``likeliest`` and ``rest`` of the logits that are kept, those of the last piece."""
+        rows, weight = len(top), self.head.weight
+        logits = self.logits[:rows]
+        likeliest = logits.gather(1, top)
+        logits.scatter_(1, top, -torch.inf)
+        peak, rest = figures[:, :1].float(), weight.new_zeros((rows, weight.shape[1]), dtype=torch.float64)
+        for start in range(0, self.vocabulary, self.width):
+            tile = logits[:, start : min(start + self.width, self.vocabulary)]
+            p = torch.sub(tile, peak, out=self.scratch[0, : tile.numel()].view(tile.shape)).exp_()
+            # A product over a tile in float32, the sum over tiles in float64.
+            rest += p @ weight[start : start + tile.shape[1]]
+        return likeliest, rest * (-figures[:, 1:2]).exp()
 
     def _top(self, logits: Tensor, maxima: Tensor) -> Tensor:
         """Return the TOP largest of each row of ``logits``, largest first, int64 [n, TOP].
@@ -221,20 +282,28 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
 
     ``hidden.safetensors``: float32 [n, window, hidden], final hidden states after the last norm;
     ``figures.safetensors``: float64 [n, window − 1, 4], see FIGURES; ``top.safetensors``: int32 [n, window − 1, 10],
-    the top-10 tokens. A tensor of each is named after its corpus, and written batch by batch.
+    the top-10 tokens. Of a model with a linear head ``likeliest.safetensors``: float32 [n, window − 1, 10], their
+    logits; ``rest.safetensors``: float64 [n, window − 1, hidden], Σ p(v) W_v over all other tokens.
+    A tensor of each is named after its corpus, and written batch by batch.
     Raises ValueError where a logit is not finite.
     """
     head = heads.head_of(model).float()
-    hidden = {corpus: (*each.shape, head.width) for corpus, each in windows.items()}
     predicted = {corpus: (len(each), each.shape[1] - 1) for corpus, each in windows.items()}
-    figured = {corpus: (*shape, len(FIGURES)) for corpus, shape in predicted.items()}
-    topped = {corpus: (*shape, min(TOP, len(head))) for corpus, shape in predicted.items()}
-    with (
-        torch.inference_mode(),
-        TensorFile(folder / "hidden.safetensors", hidden, torch.float32, {}) as hidden_file,
-        TensorFile(folder / "figures.safetensors", figured, torch.float64, {}) as figures_file,
-        TensorFile(folder / "top.safetensors", topped, torch.int32, {}) as top_file,
-    ):
+    kinds = {
+        "hidden": (torch.float32, {corpus: (*each.shape, head.width) for corpus, each in windows.items()}),
+        "figures": (torch.float64, _deeper(predicted, len(FIGURES))),
+        "top": (torch.int32, _deeper(predicted, min(TOP, len(head)))),
+    }
+    if head.is_linear:
+        kinds |= {
+            "likeliest": (torch.float32, _deeper(predicted, min(TOP, len(head)))),
+            "rest": (torch.float64, _deeper(predicted, head.width)),
+        }
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context(TensorFile(folder / f"{name}.safetensors", shapes, dtype, {}))
+            for name, (dtype, shapes) in kinds.items()
+        }
         for corpus, each in windows.items():
             count, window = each.shape
             at_once = min(count, windows_per_batch(window))
@@ -243,12 +312,16 @@ def write_base_side(model: PreTrainedModel, windows: dict[str, Tensor], folder: 
             for part, tokens, states in tqdm(
                 forward_passes(model, each, parts), total=len(parts), desc=corpus, mininterval=5
             ):
-                figures, top, _ = predictions.of(states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-                if not bool(figures.isfinite().all()):
+                side = predictions.of_base(states[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+                if not bool(side.figures.isfinite().all()):
                     raise ValueError(f"corpus {corpus}, from window {part.start}: the base's logits are not finite")
-                hidden_file.write([states.cpu()])
-                figures_file.write([figures.cpu()])
-                top_file.write([top.int().cpu()])
+                values: dict[str, Tensor] = {**side._asdict(), "hidden": states}
+                for name, file in files.items():
+                    file.write([values[name].to(kinds[name][0]).cpu()])
+
+
+def _deeper(shapes: Mapping[str, tuple[int, ...]], depth: int) -> dict[str, tuple[int, ...]]:
+    return {name: (*shape, depth) for name, shape in shapes.items()}
 
 
 def read_slice(file: Path, name: str, part: slice) -> Tensor:
@@ -267,7 +340,7 @@ def corpus_damage(
     model: PreTrainedModel,
     reference: Path,
     corpus: str,
-    base_head: Head | Tensor,
+    base_head: Head | Tensor | None,
     at_once: int,
     skip: int = 0,
     first_predicted: int = 1,
@@ -275,9 +348,10 @@ def corpus_damage(
     """Yield the damage at every scored token of a corpus, in tables of some ten thousand; columns as in TOKENS.
 
     ``reference``: folder with ``windows``, ``counts`` and write_base_side's files; ``base_head``: the base's head
-    in float32, or its weight [vocabulary, hidden] alone; ``at_once``: windows in a forward pass; ``skip``: tables to
-    leave out; ``first_predicted``: position in a window of the first token that is one of the text. Raises ValueError
-    where the vocabulary is not the base's and where a number is not finite.
+    in float32, or its weight [vocabulary, hidden] alone, None where it is the model's own and linear; ``at_once``:
+    windows in a forward pass; ``skip``: tables to leave out; ``first_predicted``: position in a window of the first
+    token that is one of the text. Raises ValueError where the vocabulary is not the base's and where a number is not
+    finite.
     """
     windows = read_slice(reference / "windows.safetensors", corpus, slice(None))
     counts = read_slice(reference / "counts.safetensors", corpus, slice(None)).to(model.device)
@@ -291,7 +365,7 @@ def corpus_damage(
     for part, tokens, states in tqdm(read, total=len(remaining), desc=corpus, mininterval=5):
         base = tuple(
             read_slice(reference / f"{name}.safetensors", corpus, part).to(model.device)
-            for name in ("hidden", "figures", "top")
+            for name in ("hidden", "figures", "top", *(SUMS if base_head is None else ()))
         )
         rows = _damage(predictions, states, tokens, base)
         numbers = torch.arange(part.start, part.stop, device=model.device)
@@ -328,8 +402,11 @@ def _scored(file: Path, corpus: str) -> npt.NDArray[np.bool_] | None:
 def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Return TOKENS' measured columns, [n · (window − 1)] each, of ``states`` [n, window, hidden]."""
     targets = tokens[:, 1:].flatten()
-    base_states, base_figures, base_top = base[0][:, :-1].flatten(0, 1), base[1].flatten(0, 1), base[2].flatten(0, 1)
-    figures, top, kl = predictions.of(states[:, :-1].flatten(0, 1), targets, (base_states, base_figures, base_top))
+    hidden, *others = base
+    side = BaseSide(hidden[:, :-1].flatten(0, 1), *(value.flatten(0, 1) for value in others))
+    side = side._replace(top=side.top.long())
+    base_figures, base_top = side.figures, side.top
+    figures, top, kl = predictions.of(states[:, :-1].flatten(0, 1), targets, side)
     shared = (top[:, :, None] == base_top[:, None, :]).sum((1, 2))
     return {
         "nll": figures[:, 3].float(),
@@ -394,7 +471,12 @@ def write_tokens(pieces: Iterable[pd.DataFrame], file: Path) -> None:
 
 
 def stored_head(base: Path) -> Head:
-    """Return the base model's head, read from its checkpoint: in float32.
+    """Return the base model's head, read from its checkpoint: in float32."""
+    return mapped_head(base).float()
+
+
+def mapped_head(base: Path) -> Head:
+    """Return the base model's head, mapped from its checkpoint: in the dtype that it has there.
 
     The names of its tensors are the architecture's; a tied one is stored under the input embedding's name.
     """
@@ -410,4 +492,4 @@ def stored_head(base: Path) -> Head:
     if stored is None:
         raise ValueError(f"{base}: {' or '.join(names)} is not in its safetensors")
     bias = None if head.bias is None else weights.tensor(f"{module}.bias")
-    return replace(head, weight=weights.tensor(stored), bias=bias).float()
+    return replace(head, weight=weights.tensor(stored), bias=bias)

@@ -51,6 +51,11 @@ class Head:
         """Width of the hidden states that it reads."""
         return self.weight.shape[1]
 
+    @property
+    def factor(self) -> float:
+        """What a linear head multiplies the product of weight and states by."""
+        return self.input_scale * self.output_scale
+
     def to(self, device: torch.device) -> Head:
         """Return the head on a device."""
         return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
@@ -61,15 +66,26 @@ class Head:
 
     def folded(self) -> Head:
         """Return the head in float32; where it multiplies and scales alone, with the scales in its weight."""
-        scale = self.input_scale * self.output_scale
-        if self.bias is not None or self.softcap is not None or scale == 1:
+        if not self.is_linear or self.factor == 1:
             return self.float()
-        return Head(self.weight.float() * scale)
+        return Head(self.weight.float() * self.factor)
 
     @property
     def multiplies(self) -> bool:
         """Whether the logits are the product of weight and states and nothing more."""
         return (self.bias, self.input_scale, self.output_scale, self.softcap) == (None, 1, 1, None)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the logits are a multiple of the product of weight and states."""
+        return self.bias is None and self.softcap is None
+
+    def equals(self, other: Head) -> bool:
+        """Return whether ``other`` makes the same logits of the same states: all of its numbers are the same."""
+        is_scaled_alike = (self.input_scale, self.output_scale) == (other.input_scale, other.output_scale)
+        if not is_scaled_alike or self.softcap != other.softcap:
+            return False
+        return _equal(self.weight, other.weight) and _equal(self.bias, other.bias)
 
     def scale_input(self, hidden: Tensor) -> Tensor:
         """Multiply ``hidden`` [..., hidden] by the input scale."""
@@ -94,6 +110,16 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits float32 [..., vocabulary] of final hidden states [..., hidden]."""
         return _finish(self.product(self.scale_input(hidden)), self.output_scale, self.softcap)
+
+
+def _equal(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    """Return whether two tensors have the same numbers, in whatever dtype; compared some rows at a time."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    if ours.shape != theirs.shape:
+        return False
+    rows = zip(ours.split(ROWS), theirs.split(ROWS), strict=True)
+    return all(torch.equal(a.float(), b.to(a.device).float()) for a, b in rows)
 
 
 def head_of(model: PreTrainedModel) -> Head:
