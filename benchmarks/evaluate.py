@@ -1,19 +1,26 @@
-"""Speed and memory of the evaluation, next to those of the bare model.
+"""Speed and memory of the evaluation, next to the bare model's and lm-eval's.
 
 python -m benchmarks.evaluate --base MODEL --window 128 --windows 16
 
-In one process, in turns: tokens per second of (a) the bare forward pass with logits, ``model(input_ids).logits`` of
-transformers, and (b) the whole evaluation of a corpus, every column of tokens.parquet written to disk. Both in float32,
-with the same threads and batches. The variant is the model with noise on its weights, the tokens are drawn at random.
-Printed are the share (b) over (a), the median over repetitions of a quotient of neighbours in time, by the clock and by
-the processor's seconds, which say more on a busy machine (with one thread: others spin while they wait); and the peak
-resident memory of processes of their own that evaluate the corpus and one of eight times its length. Without --base a
-random model of SmolLM2-135M's shape is taken.
+In one process, in turns, the same windows in the same batches with the same threads:
+
+- ``bare``: the forward pass with logits, ``model(input_ids).logits`` of transformers, in float32;
+- ``bfloat16``: the same in bfloat16;
+- ``lm-eval``: the log-likelihoods of the windows by lm-eval's own loop, in float32;
+- ``evaluation``: the whole evaluation of a corpus, every column of tokens.parquet written to disk, KL among them;
+- ``own head``: the same of a variant whose head is another than the base's, whose logits are computed again.
+
+The variant is the model with noise on its weights, the tokens are drawn at random. Printed are tokens per second, and
+the evaluation's as a share of the others': the median over repetitions of a quotient of neighbours in time, by the
+clock and by the processor's seconds, which say more on a busy machine (with one thread: others spin while they wait);
+and the peak resident memory of processes of their own that evaluate the corpus and one of eight times its length.
+Without --base a random model of SmolLM2-135M's shape is taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -27,7 +34,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hemorrhage.evaluate.language import (
     batches,
@@ -40,6 +49,7 @@ from hemorrhage.models.checkpoint import device, load
 from hemorrhage.models.head import head_of
 
 CORPUS = "lot"
+EVALUATION = "evaluation"
 LONGER = 8
 
 
@@ -76,8 +86,19 @@ def bare(model: PreTrainedModel, windows: torch.Tensor, at_once: int) -> None:
         torch.cuda.synchronize()
 
 
-def evaluation(model: PreTrainedModel, folder: Path, head: torch.Tensor, at_once: int) -> None:
-    """Run the evaluation's language side, to disk."""
+def lm_eval(model: PreTrainedModel, windows: torch.Tensor, at_once: int) -> Callable[[], None]:
+    """Return lm-eval's log-likelihoods of every window after its first token."""
+    from lm_eval.models.huggingface import HFLM
+
+    # It asks for a tokenizer, and gets tokens.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"-": 0}, unk_token="-")), eos_token="-")
+    harness: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=at_once, max_length=windows.shape[1])
+    requests = [(("", ""), window[:1], window[1:]) for window in windows.tolist()]
+    return lambda: harness._loglikelihood_tokens(requests, disable_tqdm=True)
+
+
+def evaluation(model: PreTrainedModel, folder: Path, head: torch.Tensor | None, at_once: int) -> None:
+    """Run the evaluation's language side, to disk; without a ``head`` the base's is the model's."""
     write_tokens(corpus_damage(model, folder, CORPUS, head, at_once), folder / "tokens.parquet")
 
 
@@ -132,12 +153,16 @@ def main() -> None:
         windows = prepare(model, folder, arguments.window, arguments.windows)
         damage(model)
         if arguments.once:
-            evaluation(model, folder, head, at_once)
+            evaluation(model, folder, None, at_once)
             print(json.dumps({"peak": peak()}))
             return
+        narrow: Any = copy.deepcopy(model).to(torch.bfloat16)
         kinds: dict[str, Callable[[], None]] = {
             "bare": lambda: bare(model, windows, at_once),
-            "evaluation": lambda: evaluation(model, folder, head, at_once),
+            "bfloat16": lambda: bare(narrow, windows, at_once),
+            "lm-eval": lm_eval(model, windows, at_once),
+            EVALUATION: lambda: evaluation(model, folder, None, at_once),
+            "own head": lambda: evaluation(model, folder, head, at_once),
         }
         clocks: dict[str, Callable[[], float]] = {"clock": time.perf_counter, "processor": time.process_time}
         seconds: dict[tuple[str, str], list[float]] = {(kind, clock): [] for kind in kinds for clock in clocks}
@@ -150,13 +175,16 @@ def main() -> None:
                     for name, time_of in clocks.items():
                         seconds[kind, name].append(time_of() - start[name])
     where = torch.cuda.get_device_name() if device() == "cuda" else f"{arguments.threads} threads"
-    print(f"{where}, float32, batches of {at_once} windows of {arguments.window}, {arguments.windows} windows")
+    print(f"{where}, batches of {at_once} windows of {arguments.window}, {arguments.windows} windows")
     for (kind, clock), found in seconds.items():
         speeds = [windows.numel() / each for each in found]
         print(f"{kind}: {statistics.median(speeds):.1f} tokens/s by {clock} ({min(speeds):.1f} to {max(speeds):.1f})")
-    for clock in clocks:
-        shares = [a / b for a, b in zip(seconds["bare", clock], seconds["evaluation", clock], strict=True)]
-        print(f"share by {clock}: {statistics.median(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})")
+    for kind in kinds:
+        for clock in clocks:
+            pairs = zip(seconds[kind, clock], seconds[EVALUATION, clock], strict=True)
+            shares = [theirs / ours for theirs, ours in pairs]
+            spread = f"({min(shares):.3f} to {max(shares):.3f})"
+            print(f"evaluation over {kind} by {clock}: {statistics.median(shares):.3f} {spread}")
     if not arguments.no_memory:
         short, long = (peak_alone(arguments, arguments.windows * times) for times in (1, LONGER))
         print(f"peak memory: {short / 2**20:.0f} MiB, of {LONGER} times the length {long / 2**20:.0f} MiB")
