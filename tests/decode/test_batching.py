@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "epsilon": {"epsilon": 0.01},
     "mirostat": {"tau": 3.0},
     "fsd_d": {"alpha": 0.6},
+    "sample": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2, "frequency_penalty": 0.3},
 }
 
 
@@ -42,7 +43,7 @@ def test_strategies_that_run_together_write_what_each_writes_alone(model: Any, t
     parameters = [module.parameters(model, chosen[name], Prompts(mask, 12)) for name, module in modules.items()]
     assert all(batching.is_batchable(found) for found in parameters)
     reading = read(model, ids, mask) if ahead else None
-    found = batching.continuations(model, ids, mask, 12, parameters, seed=5, reading=reading)
+    found = batching.continuations(model, ids, mask, 12, parameters, [5] * len(parameters), reading=reading)
     end = special_tokens(model)["eos_token_id"]
     assert isinstance(end, int)
     for (name, module), texts in zip(modules.items(), found, strict=True):

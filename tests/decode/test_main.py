@@ -38,6 +38,9 @@ def test_every_strategy_continues_every_prompt(
         "n": 2,
         "k": 3,
         "alpha": 0.6,
+        "stop_words": [],
+        "stop_word_weight": 0.0,
+        "ends": True,
     }
     assert not rows[rows.task == "open_ended"].correct.any()
     assert rows.draw.eq(0).all()

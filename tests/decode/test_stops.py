@@ -10,7 +10,7 @@ import torch
 
 from hemorrhage.decode.generation import generate, special_tokens
 from hemorrhage.decode.prompts import Prompt, pad_left
-from hemorrhage.decode.stops import StopsAt, stop_position
+from hemorrhage.decode.stops import Stops, stop_position
 
 TEXTS = ("Once upon a time there was a little", "The dog", "Lily likes to play in the")
 
@@ -27,9 +27,7 @@ def test_a_stop_string_ends_each_text_by_itself(model: Any, tokenizer: Any, name
     free = generate(module, model, ids, mask, 16, module.Settings(), seed=0)
     text = tokenizer.decode(free[0], clean_up_tokenization_spaces=False)
     stop = text[len(text) // 2 : len(text) // 2 + 3]
-    stopped = generate(
-        module, model, ids, mask, 16, module.Settings(), seed=0, stops=lambda start: StopsAt(tokenizer, [stop], start)
-    )
+    stopped = generate(module, model, ids, mask, 16, module.Settings(), seed=0, stops=Stops(tokenizer, [stop]))
     end = stop_position(tokenizer, stopped[0].tolist(), [stop])
     assert end is not None
     cut = stopped[0, :end].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,78 @@ def test_a_strategy_that_does_not_go_with_a_model_is_a_gap_and_the_others_are_wh
     assert rows.groupby("strategy").size().to_dict() == {"greedy": 7, "fsd": 7}
     alone = run(tmp_path / "alone", given, monkeypatch, strategies={"drafted": {"strategy": "assisted"}})
     assert "strategies.drafted: a draft is made by the first blocks" in alone["failure"]
+
+
+def texts_of(out: Path) -> pd.DataFrame:
+    rows = pd.read_parquet(out / "generations.parquet")
+    return rows.assign(tokens=rows.tokens.map(tuple))
+
+
+WARM = {"strategy": "sample", "temperature": 1.3}
+
+
+def test_samplers_draw_several_texts_of_a_prompt_and_independently_of_one_another(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategies = {"greedy": {"strategy": "greedy"}, "one": WARM, "two": WARM}
+    manifest = run(tmp_path / "out", folders, monkeypatch, strategies=strategies, draws=3)
+    rows = texts_of(tmp_path / "out")
+    assert rows.groupby("strategy").draw.unique().map(sorted).to_dict() == {
+        "greedy": [0],
+        "one": [0, 1, 2],
+        "two": [0, 1, 2],
+    }
+    assert not rows.duplicated(["strategy", "dataset", "item", "draw"]).any()
+    opened = rows[rows.dataset == "stories"]
+    assert opened.groupby("item").size().eq(1 + 3 + 3).all()
+    counted = {"texts": len(opened), "distinct": len(opened[["item", "tokens"]].drop_duplicates())}
+    assert manifest["distinct"]["stories"] == counted
+    # Six draws of six tokens at this temperature are six texts.
+    assert opened[opened.strategy != "greedy"].groupby("item").tokens.nunique().eq(6).all()
+    assert len(load_file(tmp_path / "out" / "features.safetensors")["stories.strategy.one"]) == 3 * 3
+
+
+def test_common_random_numbers_are_a_setting(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategies = {"one": WARM, "two": WARM, "own": {**WARM, "seed": 3}}
+    run(tmp_path / "out", folders, monkeypatch, strategies=strategies, random_numbers="common")
+    one, two, own = (texts.tokens.tolist() for _, texts in texts_of(tmp_path / "out").groupby("strategy", sort=False))
+    assert one == two != own
+
+
+def test_a_stop_string_of_a_strategy_ends_its_texts_alone(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedily = {"strategy": "sample", "temperature": 0}
+    strategies = {"greedy": {"strategy": "greedy"}, "stopped": {**greedily, "stop": ["e"]}}
+    opened = [{"task": "stories", "items": 3, "prefix": 6, "new_tokens": 12}]
+    run(tmp_path / "out", folders, monkeypatch, strategies=strategies, open_ended=opened)
+    rows = texts_of(tmp_path / "out").query("dataset == 'stories'").set_index("item")
+    free, stopped = (rows[rows.strategy == name] for name in strategies)
+    assert free.text.str.contains("e").all()
+    assert stopped.finish.eq("stop").all()
+    for item, row in stopped.iterrows():
+        assert free.tokens[item][: len(row.tokens)] == row.tokens
+        assert "e" in row.text
+        assert len(row.tokens) < 12
+
+
+def test_a_variant_is_decoded_as_its_base_is_shipped(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, variant = tmp_path / "base", tmp_path / "variant"
+    for folder in (base, variant):
+        shutil.copytree(folders["base"], folder)
+        for name in ("generation_config.json", "manifest.json"):
+            (folder / name).unlink(missing_ok=True)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": True, "temperature": 0.5}
+    (base / "generation_config.json").write_text(json.dumps(ids))
+    for folder in (base, variant):
+        write_manifest(folder, variant=folder.name)
+    given = {**folders, "base": base, "checkpoint": variant}
+    run(tmp_path / "out", given, monkeypatch, strategies={"shipped": {"strategy": "as_shipped"}}, draws=2)
+    rows = texts_of(tmp_path / "out")
+    said = json.loads(rows.settings[0])
+    assert said["label"] == "as shipped: do_sample True, temperature 0.5"
+    assert sorted(rows.draw.unique()) == [0, 1]

@@ -152,6 +152,15 @@ SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My-Model"}
             {"strategy": "dola", "layers": [0, 30]},
             "decode.strategies.dola.layers: 30 of a model",
         ),
+        (
+            "decode/strategies/own",
+            {"temperature": 0.6, "top_k": 50000},
+            "decode.strategies.own.top_k: 50000 is more than",
+        ),
+        ("decode/strategies/own", {"temperature": 0.6, "p": 0.9}, "decode.strategies.own.p"),
+        ("decode/strategies/own", {"order": "vllm", "eta": 0.1}, "decode.strategies.own: order: vllm has no eta"),
+        ("decode/draws", 0, "decode.draws"),
+        ("decode/random_numbers", "shared", "decode.random_numbers"),
         ("decode/strategies/top_k/k", 50000, "decode.strategies.top_k.k: 50000 is more than the vocabulary's 49152"),
         (
             "decode/closed_ended",
@@ -423,3 +432,11 @@ def test_a_relative_path_is_the_projects_in_a_temporary_experiment(
     (experiment.parent / "models/own").mkdir(parents=True)
     monkeypatch.chdir(experiment)
     assert path() == "../models/own", "what the experiment has is its own"
+
+
+def test_temperature_and_truncations_are_a_strategy_without_another_word(tmp_path: Path) -> None:
+    written = changed("decode/strategies/recommended", {"temperature": 0.6, "top_p": 0.95})
+    strategy = config.strategies(parse(tmp_path, written))["recommended"]
+    assert (strategy.strategy, strategy.samples) == ("sample", True)
+    assert (strategy.settings["temperature"], strategy.settings["top_p"]) == (0.6, 0.95)
+    assert not config.strategies(parse(tmp_path, written))["greedy"].samples

@@ -28,6 +28,7 @@ def is_batchable(decoding: Decoding) -> bool:
         decoding.search is None
         and not decoding.drafting
         and not decoding.one_by_one
+        and not decoding.shipped
         and decoding.options.keys() <= {"do_sample", *UNTRUNCATED}
     )
 
@@ -38,25 +39,27 @@ def continuations(
     attention_mask: torch.Tensor,
     new_tokens: int,
     strategies: Sequence[Decoding],
-    seed: int,
+    seeds: Sequence[int],
     reading: Reading | None = None,
-    stopping: Sequence[Callable[..., torch.Tensor]] = (),
+    stopping: Sequence[Callable[..., torch.Tensor] | None] = (),
 ) -> list[torch.Tensor]:
     """Return continuations int64 [batch, <= new_tokens] by each of ``strategies``, which ``is_batchable`` holds for.
+
+    ``seeds`` and ``stopping`` criteria are one of each; no criterion at all where the latter are empty.
 
     They are those of ``continuation`` for each alone, but for what a product of more rows rounds otherwise.
     """
     number = len(strategies)
-    choosers = [Chooser(decoding, seed, input_ids.device) for decoding in strategies]
+    choosers = [Chooser(decoding, seed, input_ids.device) for decoding, seed in zip(strategies, seeds, strict=True)]
     sequences = continuation(
         model,
         input_ids.repeat_interleave(number, 0),
         attention_mask.repeat_interleave(number, 0),
         new_tokens,
         Decoding(processors=[BatchedStrategies(choosers)]),
-        seed=seed,
+        seed=seeds[0],
         reading=reading and reading.repeated(number),
-        stopping=stopping,
+        stopping=[StopsInTurn(stopping)] if any(stopping) else [],
     )
     return [sequences[turn::number] for turn in range(number)]
 
@@ -74,6 +77,22 @@ class BatchedStrategies:
             rows = slice(turn, None, len(self.choosers))
             chosen[rows] = chosen[rows].scatter(1, choose(input_ids[rows], scores[rows]), 0.0)
         return chosen
+
+
+class StopsInTurn:
+    """Stopping criterion: of rows that belong to strategies in turn, asks each strategy's own criterion."""
+
+    def __init__(self, criteria: Sequence[Callable[..., torch.Tensor] | None]) -> None:
+        self.criteria = criteria
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Return bool [batch] for sequences int64 [batch, length]."""
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for turn, criterion in enumerate(self.criteria):
+            if criterion is not None:
+                rows = slice(turn, None, len(self.criteria))
+                done[rows] = criterion(input_ids[rows], scores)
+        return done
 
 
 class Chooser:

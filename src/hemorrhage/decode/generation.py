@@ -1,4 +1,4 @@
-"""The one way into ``model.generate`` for all strategies, with nothing from the model's defaults.
+"""The one way into ``model.generate`` for all strategies, with nothing from the model's defaults but where asked for.
 
 transformers fills what a call leaves open from the model's ``generation_config.json`` and then from its own
 table, where ``top_k`` is 50 and not off. Here every parameter is written out, so that a strategy is what
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from weakref import WeakKeyDictionary
 
 from hemorrhage.decode.early_exit import keep_depth
+from hemorrhage.decode.stops import Stops
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
-    from transformers import Cache, GenerationConfig, PreTrainedModel
+    from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Option = bool | int | float | None
 """Value of a field of transformers' GenerationConfig."""
@@ -56,7 +57,9 @@ class Decoding:
 
     ``options``: fields of GenerationConfig that replace the neutral ones; ``search``: a built-in decoding loop for
     ``custom_generate``, called with ``search_settings``; ``processors``: built-in logits processors; ``drafting``:
-    fields that assisted generation reads from the model's defaults alone; ``one_by_one``: it takes one text at a time.
+    fields that assisted generation reads from the model's defaults alone; ``one_by_one``: it takes one text at a time;
+    ``stop``: strings that end a text, which whoever has a tokenizer looks for; ``shipped``: the model's own defaults
+    say everything, and of the rest only whether it samples is read.
     """
 
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -65,6 +68,13 @@ class Decoding:
     processors: Sequence[Callable[..., torch.Tensor]] = ()
     drafting: Mapping[str, Option | str] = field(default_factory=dict)
     one_by_one: bool = False
+    stop: Sequence[str] = ()
+    shipped: bool = False
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return bool(self.options.get("do_sample"))
 
 
 @dataclass(frozen=True)
@@ -292,10 +302,12 @@ def refuse_without_cache(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as a strategy knows them: their mask int64 [batch, length], and how long they grow."""
+    """Prompts as a strategy knows them: their mask int64 [batch, length], how long they grow, and their tokenizer,
+    which is not known everywhere."""
 
     attention_mask: torch.Tensor
     new_tokens: int
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 def generate(
@@ -307,28 +319,39 @@ def generate(
     settings: Any,
     seed: int,
     reading: Reading | None = None,
-    stops: Callable[[int], Callable[..., torch.Tensor]] | None = None,
+    stops: Stops | None = None,
 ) -> torch.Tensor:
     """Return the continuations int64 [batch, <= new_tokens] of left-padded prompts; see ``continuation``.
 
     ``strategy`` is a module of this package, ``settings`` its Settings. Its ``parameters(model, settings, prompts)``
-    are a ``Decoding``. ``stops`` makes a stopping criterion for prompts of a length. Prompts of different lengths go
-    one by one where the model does not mask padding.
+    are a ``Decoding``. ``stops`` has the strings that end a text, and their tokenizer. Prompts of different lengths go
+    one by one where the model does not mask padding, each with draws of its own.
     """
     check(model, input_ids, attention_mask, new_tokens)
-    decoding: Decoding = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens))
+    tokenizer = stops.tokenizer if stops else None
+    decoding: Decoding = strategy.parameters(model, settings, Prompts(attention_mask, new_tokens, tokenizer))
     if not decoding.one_by_one and (bool(attention_mask.all()) or masks_padding(model)):
-        stopping = [stops(input_ids.shape[1])] if stops else []
+        stopping = stops.criteria(input_ids.shape[1]) if stops else []
         return continuation(
-            model, input_ids, attention_mask, new_tokens, decoding, seed=seed, reading=reading, stopping=stopping
+            model,
+            input_ids,
+            attention_mask,
+            new_tokens,
+            decoding,
+            seed=seed,
+            reading=reading,
+            stopping=stopping,
+            tokenizer=tokenizer,
         )
     rows = []
-    for ids, mask in zip(input_ids, attention_mask, strict=True):
+    for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
         alone = ids[mask != 0][None]
         seen = torch.ones_like(alone)
-        stopping = [stops(alone.shape[1])] if stops else []
-        decoding = strategy.parameters(model, settings, Prompts(seen, new_tokens))
-        generated = continuation(model, alone, seen, new_tokens, decoding, seed=seed, stopping=stopping)
+        stopping = stops.criteria(alone.shape[1]) if stops else []
+        decoding = strategy.parameters(model, settings, Prompts(seen, new_tokens, tokenizer))
+        generated = continuation(
+            model, alone, seen, new_tokens, decoding, seed=row_seed(seed, row), stopping=stopping, tokenizer=tokenizer
+        )
         rows.append(generated[0])
     padding = special_tokens(model)["pad_token_id"]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
@@ -344,6 +367,7 @@ def continuation(
     seed: int,
     reading: Reading | None = None,
     stopping: Sequence[Callable[..., torch.Tensor]] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> torch.Tensor:
     """Continue a left-padded batch of prompts by at most ``new_tokens`` tokens, prompts not included.
 
@@ -356,6 +380,8 @@ def continuation(
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     check(model, input_ids, attention_mask, new_tokens)
+    if decoding.shipped:
+        return _as_shipped(model, input_ids, attention_mask, new_tokens, seed, stopping, tokenizer)
     special = special_tokens(model)
     neutral = {**NEUTRAL, **UNTRUNCATED} if decoding.options.get("do_sample") else NEUTRAL
     options: dict[str, Any] = {**neutral, **decoding.options, "max_new_tokens": new_tokens}
@@ -380,6 +406,31 @@ def continuation(
             logits_processor=LogitsProcessorList(decoding.processors),
             stopping_criteria=StoppingCriteriaList(stopping),
             **extra,
+        )
+    return sequences[:, input_ids.shape[1] :]
+
+
+def _as_shipped(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    new_tokens: int,
+    seed: int,
+    stopping: Sequence[Callable[..., torch.Tensor]],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> torch.Tensor:
+    """Continue prompts as ``generate`` does by the model's own defaults; as ``continuation``."""
+    from transformers import StoppingCriteriaList
+
+    with torch.no_grad(), seed_generators(seed, input_ids.device):
+        sequences: torch.Tensor = model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=new_tokens,
+            pad_token_id=special_tokens(model)["pad_token_id"],
+            return_dict_in_generate=False,
+            stopping_criteria=StoppingCriteriaList(stopping),
+            **({"tokenizer": tokenizer} if model.generation_config.stop_strings else {}),
         )
     return sequences[:, input_ids.shape[1] :]
 
@@ -427,6 +478,12 @@ def until_end(tokens: list[int], ends: set[int]) -> list[int]:
         if token in ends:
             return tokens[: position + 1]
     return tokens
+
+
+def row_seed(seed: int, row: int) -> int:
+    """Return the seed of a row that is generated alone; that of the batch for the first one."""
+    # Multiples of 2^64 over the golden ratio lie far apart.
+    return (seed + row * 0x9E3779B97F4A7C15) % 2**63
 
 
 @contextlib.contextmanager

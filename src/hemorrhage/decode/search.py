@@ -6,21 +6,83 @@ and the stopping criteria.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import Field
 
-from hemorrhage.decode.generation import every_state, forward
+from hemorrhage.decode.generation import Prompts, end_tokens, every_state, forward
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
-    from transformers import Cache, GenerationConfig, PreTrainedModel, StoppingCriteriaList
+    from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 Alpha = Annotated[float, Field(ge=0, lt=1, description="Weight of the penalty; 0 is greedy search.")]
 Candidates = Annotated[int, Field(ge=1, description="Candidates at every step.")]
 """Settings of searches for the best (1 - alpha) p(v) - alpha penalty(v) among the k most probable tokens."""
+
+
+StopWords = Annotated[tuple[str, ...], Field(description="Tokens whose penalty is weighed by stop_word_weight.")]
+StopWordWeight = Annotated[float, Field(ge=0, description="Of the penalty of stop words; 0 is no penalty.")]
+Ends = Annotated[bool, Field(description="Whether a text may end before its last token.")]
+"""Settings of FSD's authors: a line break, of which a text needs many, and texts of one length."""
+
+
+class StopWordSettings(Protocol):
+    """Settings with stop words."""
+
+    stop_words: StopWords
+    stop_word_weight: StopWordWeight
+    ends: Ends
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """What FSD treats otherwise: ``weights`` [vocabulary] multiply the penalty, and tokens ``excluded`` are no
+    candidates."""
+
+    weights: torch.Tensor | None = None
+    excluded: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, settings: StopWordSettings, prompts: Prompts) -> Exceptions:
+        """Return what ``settings`` ask for. Raises ValueError where none of the stop words is a token."""
+        excluded = [] if settings.ends else sorted(end_tokens(model))
+        if not settings.stop_words:
+            return cls(None, excluded)
+        if prompts.tokenizer is None:
+            raise ValueError("stop_words: a tokenizer is wanted to find them")
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        weights = torch.ones(vocabulary, device=model.device)
+        weights[_tokens_of(prompts.tokenizer, settings.stop_words, vocabulary)] = settings.stop_word_weight
+        return cls(weights, excluded)
+
+    def candidates(self, probabilities: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the largest of ``probabilities`` [batch, vocabulary] and their tokens, both [batch, number].
+
+        What is excluded leaves the others their probabilities, as in the authors' program.
+        """
+        if self.excluded:
+            tokens = torch.tensor(self.excluded, device=probabilities.device)
+            probabilities = probabilities.index_fill(-1, tokens, -torch.inf)
+        top = probabilities.topk(number)
+        return top.values, top.indices
+
+    def weigh(self, penalty: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the penalty [batch, candidates] of ``tokens`` [batch, candidates], less where they are stop words."""
+        return penalty if self.weights is None else penalty * self.weights[tokens]
+
+
+def _tokens_of(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], vocabulary: int) -> list[int]:
+    """Return the tokens whose whole text is one of ``words``."""
+    texts = tokenizer.batch_decode(
+        [[token] for token in range(min(vocabulary, len(tokenizer)))], clean_up_tokenization_spaces=False
+    )
+    tokens = [token for token, text in enumerate(texts) if text in words]
+    if not tokens:
+        raise ValueError(f"stop_words: {list(words)}: none is a token of this model")
+    return tokens
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,4 +57,8 @@ class Spec(BaseModel):
         None, description="Questions and instructions through the tokenizer's chat template; null is where it has one."
     )
     batch: int = Field(ge=1, description="Prompts generated at once.")
+    draws: int = Field(1, ge=1, description="Texts of a prompt by each strategy that samples.")
+    random_numbers: Literal["independent", "common"] = Field(
+        "independent", description="Of strategies that sample, on the same prompt."
+    )
     seed: int = Field(ge=0, description="Draws items, and tokens where a strategy samples.")

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Stops:
+    """The strings that end a text, and the tokenizer that they are found with."""
+
+    tokenizer: PreTrainedTokenizerBase
+    strings: Sequence[str] = ()
+
+    def criteria(self, start: int) -> list[StopsAt]:
+        """Return the stopping criteria behind prompts of ``start`` tokens: none where no string ends a text."""
+        return [StopsAt(self.tokenizer, self.strings, start)] if self.strings else []
 
 
 class StopsAt:

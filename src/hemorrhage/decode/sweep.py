@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -40,7 +40,7 @@ from hemorrhage.decode.generation import (
 from hemorrhage.decode.prompts import Prompt, closed_prompts, open_prompts, pad_left, uses_chat
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
-from hemorrhage.decode.stops import StopsAt, before_stop, stop_position
+from hemorrhage.decode.stops import Stops, StopsAt, before_stop, stop_position
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.refused import RefusedError
 from hemorrhage.runtime.artifact import Manifest, disk_is_full, read_manifest, write_manifest, writing
@@ -52,17 +52,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A strategy of the sweep under its name in params.yaml."""
+    """A strategy of the sweep under its name in params.yaml, and the number of the draw where it samples.
+
+    ``facts``: what it says of itself with a model, besides its settings.
+    """
 
     name: str
     module: str
     settings: Any
     implementation: ModuleType
+    draw: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
-        """JSON of the module and all its settings, defaults too."""
-        return json.dumps({"strategy": self.module, **self.settings.model_dump()}, sort_keys=True)
+        """JSON of the module and all its settings, defaults too, and of its facts."""
+        return json.dumps({"strategy": self.module, **self.settings.model_dump(), **self.facts}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -114,18 +119,20 @@ def sweep(
     batches = [*_closed_batches(closed, tokenizer, spec, chat), *_open_batches(opened, tokenizer, spec, chat)]
     model = load(checkpoint, base=base)
     of_base = model if checkpoint.resolve() == base.resolve() else load(base)
+    if not (checkpoint / "generation_config.json").is_file():
+        model.generation_config = of_base.generation_config
     for batch in batches:
         check_context(model, batch.longest, batch.new_tokens, f"{batch.task} prompts of {batch.dataset}")
-    gaps = check_strategies(model, chosen, batches)
-    possible = [strategy for strategy in chosen if strategy.name not in gaps]
+    gaps = check_strategies(model, chosen, batches, tokenizer)
+    possible = draws(model, [strategy for strategy in chosen if strategy.name not in gaps], spec.draws, tokenizer)
 
     parts = list(_parts(resume_directory(out), possible, batches, model, of_base, tokenizer, spec, gaps))
     if len(gaps) == len(chosen):
         raise ValueError(next(f"strategies.{name}: {reason}" for name, reason in gaps.items()))
-    order = [strategy.name for strategy in chosen if strategy.name not in gaps]
+    names = [strategy.name for strategy in chosen if strategy.name not in gaps]
     # A strategy that failed on a later batch has no rows of the earlier ones.
     parts = [part[~part["strategy"].isin(gaps)] if "strategy" in part else part for part in parts]
-    rows = _ordered([part for part in parts if "strategy" in part], batches, order)
+    rows = _ordered([part for part in parts if "strategy" in part], batches, names)
     human = _ordered([_NO_HUMAN, *(part for part in parts if "strategy" not in part)], batches)
     features = {
         f"{dataset}.strategy.{name}": texts
@@ -137,7 +144,7 @@ def sweep(
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
         _save_features(features, part / "features.safetensors")
         fields = manifest_fields(variant, base, closed, opened, spec)
-        write_manifest(part, **fields, **({"gaps": gaps} if gaps else {}))
+        write_manifest(part, **fields, distinct=distinct_texts(rows), **({"gaps": gaps} if gaps else {}))
 
 
 _NO_HUMAN = pd.DataFrame(
@@ -159,25 +166,58 @@ def _ordered(parts: list[pd.DataFrame], batches: Sequence[Batch], names: Sequenc
     keys = {"_dataset": rows["dataset"].map(datasets.index)}
     if names:
         keys = {"_strategy": rows["strategy"].map(list(names).index), **keys}
-    return rows.assign(**keys).sort_values([*keys, "item"], ignore_index=True).drop(columns=list(keys))
+    order = [*keys, "item", *(["draw"] if names else [])]
+    return rows.assign(**keys).sort_values(order, ignore_index=True).drop(columns=list(keys))
 
 
-def check_strategies(model: PreTrainedModel, chosen: Sequence[Strategy], batches: Sequence[Batch]) -> dict[str, str]:
+class Distinct(TypedDict):
+    """Texts of a data set's prompts by all strategies and draws, and how many of them are different."""
+
+    texts: int
+    distinct: int
+
+
+def distinct_texts(rows: pd.DataFrame) -> dict[str, Distinct]:
+    """Count the texts of each data set, and the different ones: samplers that agree are not several observations."""
+    tokens = rows.assign(tokens=[tuple(text) for text in rows["tokens"]])
+    return {
+        str(dataset): {"texts": len(texts), "distinct": len(texts[["item", "tokens"]].drop_duplicates())}
+        for dataset, texts in tokens.groupby("dataset", sort=False)
+    }
+
+
+def check_strategies(
+    model: PreTrainedModel, chosen: Sequence[Strategy], batches: Sequence[Batch], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
     """Return the strategies that do not go with ``model``, each with the reason.
 
     Raises ValueError, in a line that names the strategy, where ``model`` cannot follow its settings.
     """
     refused: dict[str, str] = {}
     longest = max(batches, key=lambda batch: batch.longest + batch.new_tokens)
-    mask = torch.ones(1, longest.longest, dtype=torch.long)
+    prompts = Prompts(torch.ones(1, longest.longest, dtype=torch.long), longest.new_tokens, tokenizer)
     for strategy in chosen:
         try:
-            strategy.implementation.parameters(model, strategy.settings, Prompts(mask, longest.new_tokens))
+            strategy.implementation.parameters(model, strategy.settings, prompts)
         except RefusedError as error:
             refused[strategy.name] = str(error)
         except ValueError as error:
             raise ValueError(f"strategies.{strategy.name}: {error}") from None
     return refused
+
+
+def draws(
+    model: PreTrainedModel, chosen: Sequence[Strategy], number: int, tokenizer: PreTrainedTokenizerBase
+) -> list[Strategy]:
+    """Return each strategy with what it says of itself, and those that sample ``number`` times, a draw each."""
+    token = Prompts(torch.ones(1, 1, dtype=torch.long), 1, tokenizer)
+    runs = []
+    for strategy in chosen:
+        describe = getattr(strategy.implementation, "describe", None)
+        known = replace(strategy, facts=describe(model, strategy.settings)) if describe else strategy
+        samples = strategy.implementation.parameters(model, strategy.settings, token).samples
+        runs += [replace(known, draw=draw) for draw in range(number if samples else 1)]
+    return runs
 
 
 class DatasetFields(TypedDict, total=False):
@@ -324,7 +364,7 @@ def _parts(
     with tqdm(total=len(chosen) * len(batches), desc="batches", mininterval=5) as progress:
         for batch in batches:
             suffix = f"{batch.dataset}.{batch.number}"
-            files = {s.name: resume / f"{quote(s.name, safe='')}.{suffix}" for s in chosen}
+            files = {(s.name, s.draw): resume / f"{quote(s.name, safe='')}.{s.draw}.{suffix}" for s in chosen}
             # No quoted name has a bracket: this is not a strategy's file.
             written = resume / f"(human).{suffix}"
             wanted = [*files.values(), *([written] if batch.task == "open_ended" else [])]
@@ -334,16 +374,17 @@ def _parts(
                 if not written.exists():
                     _save(read_batch.human(), written)
                 yield pd.read_parquet(written)
-            for group in rounds(model, chosen, batch):
+            for group in rounds(model, chosen, batch, tokenizer):
                 progress.set_postfix_str(f"{batch.dataset} {group[0].name}", refresh=False)
                 # Those that run together do so again, where one is missing: rounding may depend on the company.
-                if not any(s.name in gaps for s in group) and not all(files[s.name].exists() for s in group):
+                missing = not all(files[s.name, s.draw].exists() for s in group)
+                if missing and not any(s.name in gaps for s in group):
                     for strategy, rows in zip(group, _rows(read_batch, group, gaps), strict=False):
-                        _save(rows, files[strategy.name])
+                        _save(rows, files[strategy.name, strategy.draw])
                 progress.update(len(group))
             for strategy in chosen:
                 if strategy.name not in gaps:
-                    yield pd.read_parquet(files[strategy.name])
+                    yield pd.read_parquet(files[strategy.name, strategy.draw])
 
 
 def _rows(read_batch: _ReadBatch, group: Sequence[Strategy], gaps: dict[str, str]) -> list[pd.DataFrame]:
@@ -356,10 +397,12 @@ def _rows(read_batch: _ReadBatch, group: Sequence[Strategy], gaps: dict[str, str
         return []
 
 
-def rounds(model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch) -> list[list[Strategy]]:
+def rounds(
+    model: PreTrainedModel, chosen: Sequence[Strategy], batch: Batch, tokenizer: PreTrainedTokenizerBase
+) -> list[list[Strategy]]:
     """Return the strategies in the groups that run together on a batch, each at most batching.TOKENS tokens large."""
     mask = torch.ones(1, batch.longest, dtype=torch.long)
-    prompts = Prompts(mask, batch.new_tokens)
+    prompts = Prompts(mask, batch.new_tokens, tokenizer)
     joining: list[Strategy] = []
     alone: list[Strategy] = []
     for strategy in chosen:
@@ -433,7 +476,7 @@ class _ReadBatch:
         self.base_reading: Reading | None = None
         if self.opened:
             self.base_reading = self.reading if of_base is model else read(of_base, self.ids, self.mask)
-        self.seed = batch_seed(spec.seed, batch)
+        self.spec = spec
         self.limits = spec.code_tasks
 
     def rows(self, group: Sequence[Strategy]) -> list[pd.DataFrame]:
@@ -444,7 +487,11 @@ class _ReadBatch:
         return [self._table(strategy, texts, seconds) for strategy, texts in zip(group, generated, strict=True)]
 
     def _generate(self, group: Sequence[Strategy]) -> list[list[Ended]]:
-        batch, stops = self.batch, self._stops if self.batch.stops else None
+        batch = self.batch
+        prompts = Prompts(self.mask, batch.new_tokens, self.tokenizer)
+        ways = [strategy.implementation.parameters(self.model, strategy.settings, prompts) for strategy in group]
+        stops = [(*batch.stops, *way.stop) for way in ways]
+        seeds = [draw_seed(self.spec, batch, strategy) for strategy in group]
         if len(group) == 1:
             strategy = group[0]
             generated = [
@@ -455,24 +502,27 @@ class _ReadBatch:
                     self.mask,
                     batch.new_tokens,
                     strategy.settings,
-                    self.seed,
+                    seeds[0],
                     reading=self.reading,
-                    stops=stops,
+                    stops=Stops(self.tokenizer, stops[0]),
                 )
             ]
         else:
-            prompts = Prompts(self.mask, batch.new_tokens)
+            length = self.ids.shape[1]
             generated = batching.continuations(
                 self.model,
                 self.ids,
                 self.mask,
                 batch.new_tokens,
-                [strategy.implementation.parameters(self.model, strategy.settings, prompts) for strategy in group],
-                self.seed,
+                ways,
+                seeds,
                 self.reading,
-                stopping=[stops(self.ids.shape[1])] if stops else [],
+                stopping=[StopsAt(self.tokenizer, strings, length) if strings else None for strings in stops],
             )
-        return [[self._cut(tokens, batch.stops) for tokens in texts.tolist()] for texts in generated]
+        return [
+            [self._cut(tokens, strings) for tokens in texts.tolist()]
+            for texts, strings in zip(generated, stops, strict=True)
+        ]
 
     def _cut(self, tokens: list[int], stops: Sequence[str]) -> Ended:
         """Leave out what follows a text's end, which is padding."""
@@ -482,9 +532,6 @@ class _ReadBatch:
         if stopped is not None:
             return Ended(whole[:stopped], "stop")
         return Ended(whole, "eos" if whole[-1] in ends else "limit")
-
-    def _stops(self, start: int) -> StopsAt:
-        return StopsAt(self.tokenizer, self.batch.stops, start)
 
     def _table(self, strategy: Strategy, texts: list[Ended], seconds: float) -> pd.DataFrame:
         nll: list[float] = [math.nan] * len(texts)
@@ -499,7 +546,7 @@ class _ReadBatch:
                     "settings": strategy.description,
                     "task": self.batch.task,
                     "dataset": self.batch.dataset,
-                    **self._row(prompt, text),
+                    **self._row(prompt, strategy.draw, text),
                     "base_nll": value,
                     "seconds": seconds,
                     "feature": feature,
@@ -534,11 +581,11 @@ class _ReadBatch:
             }
         ).astype({"item": "int64", "base_nll": "float64"})
 
-    def _row(self, prompt: Prompt, ended: Ended) -> Row:
+    def _row(self, prompt: Prompt, draw: int, ended: Ended) -> Row:
         text = decode_continuation(self.tokenizer, prompt.tokens, ended.tokens)
         return {
             "item": prompt.item,
-            "draw": 0,
+            "draw": draw,
             "prompt": prompt.text,
             "text": text,
             "tokens": ended.tokens,
@@ -580,13 +627,17 @@ def judged(answer: str, correct: bool) -> Judgement:
     return {"answer": answer, "correct": correct, "strict_answer": answer, "strict_correct": correct}
 
 
-def batch_seed(seed: int, batch: Batch) -> int:
-    """Return the seed of a batch's draws, the same for every strategy and variant.
+def draw_seed(spec: Spec, batch: Batch, strategy: Strategy) -> int:
+    """Return the seed of a strategy's draws for a batch, the same for every variant.
 
-    Common random numbers: two variants that sample from nearly the same distributions draw nearly the same
-    texts, which makes their difference easier to measure.
+    Two variants that sample from nearly the same distributions draw nearly the same texts, which makes their difference
+    easier to measure. Strategies draw independently of one another, unless the spec asks for common random numbers:
+    with those, samplers that truncate little are near copies, and what they agree in is no second observation.
     """
-    key = f"{seed} {batch.dataset} {batch.number}"
+    own = getattr(strategy.settings, "seed", None)
+    key = f"{spec.seed if own is None else own} {batch.dataset} {batch.number} {strategy.draw}"
+    if spec.random_numbers == "independent":
+        key = f"{key} {strategy.name}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
 
 

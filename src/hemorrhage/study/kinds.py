@@ -413,6 +413,8 @@ def _decoding_spec(design: Design) -> Json:
         "code_tasks": limits if _runs_code(design) else None,
         "batch": decode.batch,
         "seed": decode.seed,
+        "draws": decode.draws,
+        "random_numbers": decode.random_numbers,
     }
 
 

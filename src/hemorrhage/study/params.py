@@ -348,7 +348,8 @@ class SiblingModel(Section):
 
 
 class Decode(Section):
-    """The decoding sweep."""
+    """The decoding sweep: ``draws`` texts of a prompt by each strategy that samples, whose ``random_numbers`` are
+    independent of the other strategies' or common to them."""
 
     variants: list[str]
     sibling_model: SiblingModel | None
@@ -357,6 +358,8 @@ class Decode(Section):
     open_ended: list[OpenEnded]
     batch: Positive
     seed: Seed
+    draws: Positive = 1
+    random_numbers: Literal["independent", "common"] = "independent"
 
 
 class Budget(Section):
@@ -740,10 +743,11 @@ def _before(where: str, method: Method, settings: Settings, on: object, earlier:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A decoding strategy of the registry with all of its settings."""
+    """A decoding strategy of the registry with all of its settings; ``samples``: whether it may draw tokens."""
 
     strategy: str
     settings: Json
+    samples: bool = False
 
     @property
     def amateur(self) -> str | None:
@@ -769,15 +773,18 @@ def strategies(params: Params) -> dict[str, Strategy]:
         if not re.match(NAME, name):
             raise ConfigError(f"{where}: a strategy's name is of a-z, 0-9 and _")
         written = dict(content)
-        strategy = _known(written.pop("strategy", None), STRATEGIES, f"{where}.strategy")
+        # Temperature and truncations alone are a composition, as engines take them.
+        strategy = _known(written.pop("strategy", "sample"), STRATEGIES, f"{where}.strategy")
         module = importlib.import_module(f"hemorrhage.decode.strategies.{strategy}")
         try:
-            settings = module.Settings.model_validate(written).model_dump(mode="json")
+            checked = module.Settings.model_validate(written)
+            settings = checked.model_dump(mode="json")
         except ValidationError as error:
             raise ConfigError(first_error(error, written, f"{where}.")) from None
         if settings.get("amateur"):
             settings["amateur"] = expanded_path(settings["amateur"])
-        chosen[name] = Strategy(strategy, settings)
+        # What a model ships may sample; only the model says.
+        chosen[name] = Strategy(strategy, settings, not getattr(checked, "deterministic", False))
     return chosen
 
 
@@ -1074,7 +1081,7 @@ def _check_strategies(params: Params, config: ModelConfig) -> None:
             raise ConfigError(
                 f"decode.strategies.{name}.layers: {last} of a model of {blocks} blocks; at most {blocks - 1}"
             )
-        for key in ("k", "beams"):
+        for key in ("k", "beams", "top_k"):
             if vocabulary and strategy.number(key, 0) > vocabulary:
                 raise ConfigError(
                     f"decode.strategies.{name}.{key}: {strategy.settings[key]} is more than the vocabulary's "

@@ -56,6 +56,8 @@ METHODS = (
 """Compression methods. What is known of one is in its file: hemorrhage.compress.method."""
 
 STRATEGIES = (
+    "as_shipped",
+    "sample",
     "greedy",
     "beam",
     "diverse_beam",

@@ -107,7 +107,8 @@ class Load:
         times = 0
         for strategy in self.design.strategies.values():
             looks_ahead = strategy.strategy.startswith(("contrastive_s", "fsd"))
-            times += strategy.number("beams", strategy.number("k", 0) + 1 if looks_ahead else 1)
+            once = strategy.number("beams", strategy.number("k", 0) + 1 if looks_ahead else 1)
+            times += once * (decode.draws if strategy.samples else 1)
         return float(times * tokens)
 
     def alteration(self, variant: str) -> float:

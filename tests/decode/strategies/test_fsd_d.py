@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from hemorrhage.decode.generation import end_tokens, generate
+from hemorrhage.decode.stops import Stops
 from hemorrhage.decode.strategies import (
     fsd_d,
     greedy,
@@ -16,11 +18,22 @@ from tests.decode.literal import padded, texts
 
 
 def fsd_d_reference(
-    model: Any, ids: list[int], new_tokens: int, alpha: float, k: int, n: int, beta: float
+    model: Any,
+    ids: list[int],
+    new_tokens: int,
+    alpha: float,
+    k: int,
+    n: int,
+    beta: float,
+    free: Sequence[int] = (),
+    ends: bool = True,
 ) -> list[int]:
+    """``free``: tokens without penalty; where a text does not ``end``, its end is no candidate."""
     ids, start = list(ids), len(ids)
     for _ in range(new_tokens):
         p = model(torch.tensor([ids]), use_cache=False).logits[0, -1].softmax(-1)
+        if not ends:
+            p[list(end_tokens(model))] = -torch.inf
         scores = {}
         for token in p.topk(k).indices.tolist():
             penalty, rest = 0.0, 1.0
@@ -33,7 +46,7 @@ def fsd_d_reference(
                     continue
                 penalty += rest * (beta * count / (len(followers) + 1) if i else count / len(followers))
                 rest *= 1 - beta
-            scores[token] = (1 - alpha) * float(p[token]) - alpha * penalty
+            scores[token] = (1 - alpha) * float(p[token]) - alpha * (0.0 if token in free else penalty)
         ids.append(max(scores, key=scores.__getitem__))
         if ids[-1] in end_tokens(model):
             break
@@ -86,3 +99,20 @@ def test_no_penalty_is_greedy_search(model: Any, prompts: list[list[int]]) -> No
     assert torch.equal(
         generate(fsd_d, model, *padded(prompts), 24, fsd_d.Settings(n=3, alpha=0, beta=0.9), 0), greedily
     )
+
+
+def test_stop_words_are_not_penalized_and_a_text_may_have_no_end(
+    model: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = fsd_d.Settings
+    usual = generate(fsd_d, model, *padded(prompts), 28, made(), 0)
+    word, end = int(usual[0].mode().values), int(usual[1][6])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", end)
+    settings = made(stop_words=(tokenizer.decode([word]),), ends=False)
+    found = generate(fsd_d, model, *padded(prompts), 28, settings, 0, stops=Stops(tokenizer))
+    assert found.shape == (len(prompts), 28)
+    assert end not in found
+    with torch.no_grad():
+        expected = [fsd_d_reference(model, ids, 28, 0.6, 5, 3, 0.9, [word], ends=False) for ids in prompts]
+    assert found.tolist() == expected
+    assert not torch.equal(found, usual)

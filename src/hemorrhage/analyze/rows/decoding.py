@@ -195,6 +195,8 @@ def _interactions(pair: Pair, metric: str, base: pd.DataFrame, variant: pd.DataF
 
 def _settings(text: str) -> str:
     settings = {key: value for key, value in json.loads(text).items() if key != "strategy"}
+    if "label" in settings:
+        return str(settings["label"])
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "no settings"
 
 

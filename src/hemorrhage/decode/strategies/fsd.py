@@ -1,11 +1,12 @@
-"""Frustratingly simple decoding, vector form (arXiv 2305.12675): an anti-model of the text's own n-grams.
+r"""Frustratingly simple decoding, vector form (arXiv 2305.12675): an anti-model of the text's own n-grams.
 
 V = the k most probable tokens; y = argmax over v in V of (1 - alpha) p(v) - alpha pen(v). The anti-model has
 a key and a value for every n-gram so far, the prompt's included: the final hidden states of its first n - 1
 tokens, joined, and its last token. pen(v) = max over the keys whose value is v of the cosine of key and
 query, clipped to 0..1, the query being the states of the last n - 1 tokens; 0 where v never was a value or
 the text is shorter than n. Defaults n = 2, k = 3, alpha = 0.45 (the authors' code for English). It costs a
-dot product with the past per token and no extra forward pass. Usable outside the bench:
+dot product with the past per token and no extra forward pass. The authors' program leaves line breaks unpenalized and
+lets no text end: ``stop_words: ["\n", "\n\n"], ends: false``. Usable outside the bench:
 
     model.generate(**prompts, max_new_tokens=64, custom_generate=fsd, alpha=0.45, candidates=3, order=2)
 """
@@ -18,11 +19,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.generation import Decoding, Prompts, check_vocabulary, forward, refuse_without_cache
-from hemorrhage.decode.search import Alpha, Candidates, Sequences, lengthen_mask, read_prompt
+from hemorrhage.decode.search import (
+    Alpha,
+    Candidates,
+    Ends,
+    Exceptions,
+    Sequences,
+    StopWords,
+    StopWordWeight,
+    lengthen_mask,
+    read_prompt,
+)
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+
+
+NO_EXCEPTIONS = Exceptions()
 
 
 class Settings(BaseModel):
@@ -34,6 +48,9 @@ class Settings(BaseModel):
     n: int = Field(2, ge=2, le=8, description="Length of the n-grams.")
     k: Candidates = 3
     alpha: Alpha = 0.45
+    stop_words: StopWords = ()
+    stop_word_weight: StopWordWeight = 0.0
+    ends: Ends = True
 
     @property
     def label(self) -> str:
@@ -41,15 +58,20 @@ class Settings(BaseModel):
         return f"FSD n {self.n}, k {self.k}, α {self.alpha:g}"
 
 
-def parameters(model: PreTrainedModel, settings: Settings, _prompts: Prompts) -> Decoding:
+def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> Decoding:
     """Return how generation.continuation decodes."""
     refuse_without_cache(model)
     check_vocabulary(model, "k", settings.k)
-    chosen = {"alpha": settings.alpha, "candidates": settings.k, "order": settings.n}
+    chosen = {
+        "alpha": settings.alpha,
+        "candidates": settings.k,
+        "order": settings.n,
+        "exceptions": Exceptions.of(model, settings, prompts),
+    }
     return Decoding(search=fsd, search_settings=chosen)
 
 
-def fsd(
+def fsd(  # noqa: PLR0913, PLR0917 - what generate passes on by name
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     logits_processor: Callable[..., torch.Tensor],
@@ -58,6 +80,7 @@ def fsd(
     alpha: float = 0.45,
     candidates: int = 3,
     order: int = 2,
+    exceptions: Exceptions = NO_EXCEPTIONS,
     prompt_states: torch.Tensor | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor:
@@ -71,10 +94,10 @@ def fsd(
     sequences = Sequences(input_ids, stopping_criteria, generation_config)
     anti = AntiModel(order, prompt.states, generation_config.max_length)
     while True:
-        top = logits_processor(sequences.ids, logits).softmax(-1).topk(candidates)
-        penalty = anti.penalty(sequences.ids, mask, top.indices)
-        choice = ((1 - alpha) * top.values - alpha * penalty).argmax(-1, keepdim=True)
-        if not sequences.append(top.indices.gather(1, choice)[:, 0]):
+        p, tokens = exceptions.candidates(logits_processor(sequences.ids, logits).softmax(-1), candidates)
+        penalty = exceptions.weigh(anti.penalty(sequences.ids, mask, tokens), tokens)
+        choice = ((1 - alpha) * p - alpha * penalty).argmax(-1, keepdim=True)
+        if not sequences.append(tokens.gather(1, choice)[:, 0]):
             return sequences.ids
         mask = lengthen_mask(mask)
         next_logits, states = forward(model, sequences.ids[:, -1:], mask, cache)

@@ -5,7 +5,7 @@ n-gram model of the text so far, the prompt's included. From the longest context
 tokens, with c_i the times that v followed the last i tokens and t_i the times that anything did: where c_i is
 not 0, pen grows by r beta c_i / (t_i + 1), by r c_0 / t_0 for i = 0, and r, at first 1, is multiplied by
 1 - beta. 0 where the text is shorter than n - 1. Defaults n = 3, beta = 0.9, k = 5, alpha = 0.6 (arXiv
-2402.06925); the authors' code can weigh stop words less, which is off there too. A token costs n entries in a
+2402.06925). Stop words and ``ends`` are those of ``fsd``. A token costs n entries in a
 table and k n looks into it, however long the text is. A logits processor for greedy search, usable outside
 the bench:
 
@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from hemorrhage.decode.generation import Decoding, Prompts, check_vocabulary
-from hemorrhage.decode.search import Alpha, Candidates
+from hemorrhage.decode.search import (
+    Alpha,
+    Candidates,
+    Ends,
+    Exceptions,
+    StopWords,
+    StopWordWeight,
+)
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
@@ -38,6 +45,9 @@ class Settings(BaseModel):
     k: Candidates = 5
     alpha: Alpha = 0.6
     beta: float = Field(0.9, ge=0, le=1, description="How much of the rest each shorter context leaves to the next.")
+    stop_words: StopWords = ()
+    stop_word_weight: StopWordWeight = 0.0
+    ends: Ends = True
 
     @property
     def label(self) -> str:
@@ -48,7 +58,14 @@ class Settings(BaseModel):
 def parameters(model: PreTrainedModel, settings: Settings, prompts: Prompts) -> Decoding:
     """Return how generation.continuation decodes."""
     check_vocabulary(model, "k", settings.k)
-    penalty = NGramPenalty(settings.alpha, settings.k, settings.n, settings.beta, prompts.attention_mask)
+    penalty = NGramPenalty(
+        settings.alpha,
+        settings.k,
+        settings.n,
+        settings.beta,
+        prompts.attention_mask,
+        Exceptions.of(model, settings, prompts),
+    )
     return Decoding(processors=[penalty])
 
 
@@ -65,7 +82,9 @@ class NGramPenalty:
         order: int = 3,
         beta: float = 0.9,
         attention_mask: torch.Tensor | None = None,
+        exceptions: Exceptions | None = None,
     ) -> None:
+        self.exceptions = exceptions or Exceptions()
         self.alpha, self.candidates, self.order, self.beta = alpha, candidates, order, beta
         self.attention_mask = attention_mask
         self.tables: list[NGrams] = []
@@ -74,13 +93,12 @@ class NGramPenalty:
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         """Return the scores [batch, vocabulary] whose argmax is the next token; -inf for all but the candidates."""
         self._read(input_ids)
-        top = scores.softmax(-1).topk(self.candidates)
-        penalty = [
-            [table.penalty(token) for token in tokens]
-            for table, tokens in zip(self.tables, top.indices.tolist(), strict=True)
-        ]
-        wanted = (1 - self.alpha) * top.values - self.alpha * top.values.new_tensor(penalty)
-        return torch.full_like(scores, -torch.inf).scatter(1, top.indices, wanted)
+        p, tokens = self.exceptions.candidates(scores.softmax(-1), self.candidates)
+        penalty = p.new_tensor(
+            [[table.penalty(token) for token in row] for table, row in zip(self.tables, tokens.tolist(), strict=True)]
+        )
+        penalty = self.exceptions.weigh(penalty, tokens)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, (1 - self.alpha) * p - self.alpha * penalty)
 
     def _read(self, input_ids: torch.Tensor) -> None:
         new = input_ids[:, self.length :].tolist()
