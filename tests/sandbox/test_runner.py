@@ -18,18 +18,17 @@ from pathlib import Path
 import pytest
 
 from hemorrhage.sandbox import runner as sandbox
-from hemorrhage.sandbox.runner import Result
+from hemorrhage.sandbox import wall
+from hemorrhage.sandbox.runner import Checks, Result
 
 needs_sandbox = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
 
 Attack = Callable[..., Result]
 
 
-def namespace_of(pidfd: int) -> int:
-    """Inode of the process namespace of what a pidfd points to."""
-    told = re.search(r"^Pid:\s*(\d+)", Path(f"/proc/self/fdinfo/{pidfd}").read_text(), re.M)
-    assert told is not None
-    return Path(f"/proc/{told[1]}/ns/pid").stat().st_ino
+def namespace_of(process: int) -> int:
+    """Inode of the process namespace that a process is in."""
+    return Path(f"/proc/{process}/ns/pid").stat().st_ino
 
 
 def members(namespace: int) -> list[str]:
@@ -50,6 +49,7 @@ def members(namespace: int) -> list[str]:
 def attack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
     """``sandbox.run``, with a look at what is left of it afterwards: no process, no open file."""
     namespaces: list[int] = []
+    ran: list[Result] = []
     original = sandbox._first_process
 
     def first_process(info: object) -> int | None:
@@ -58,12 +58,14 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
         namespaces.append(namespace_of(first))
         return first
 
-    def run(program: str, seconds: float = 8, memory_mb: int = 256) -> Result:
+    def run(program: str, seconds: float = 8, memory_mb: int = 256, tests: Checks = sandbox.NONE) -> Result:
         before = sorted(Path("/proc/self/fd").iterdir())
         start = time.monotonic()
-        result = sandbox.run(textwrap.dedent(program), seconds, memory_mb)
-        assert time.monotonic() - start < seconds + 10
-        assert members(namespaces[-1]) == []
+        result = sandbox.run(textwrap.dedent(program), seconds, memory_mb, tests)
+        assert time.monotonic() - start < sandbox.WAITING * seconds + 20
+        assert [members(namespace) for namespace in namespaces] == [[], []]
+        namespaces.clear()
+        ran.append(result)
         assert sorted(Path("/proc/self/fd").iterdir()) == before
         assert "\n" not in result.detail
         assert len(result.detail) <= sandbox.DETAIL
@@ -71,7 +73,7 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
 
     monkeypatch.setattr(sandbox, "_first_process", first_process)
     yield run
-    assert namespaces
+    assert ran
 
 
 # What programs are for.
@@ -90,18 +92,24 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
         ("raise Exception('a' * 10**6 + '\\n')", "error", "Exception: aaa"),
         ("class Odd(Exception):\n  def __str__(self): return 1 / 0\nraise Odd", "error", "Odd"),
         ("input()", "error", "EOFError"),
-        ("import numpy", "error", "ModuleNotFoundError"),
+        ("import torch", "error", "ModuleNotFoundError"),
+        ("import numpy; assert numpy.ones((3, 3)).dot(numpy.arange(3)).tolist() == [3, 3, 3]", "passed", ""),
         ("print('printed'); assert __name__ != '__main__'", "passed", ""),
         ("import os; open('own', 'w').write('x'); assert os.listdir() == ['own']", "passed", ""),
         ("import ctypes; ctypes.string_at(0)", "error", "killed by signal 11"),
-        ("import threading; threading.Thread(target=print).start()", "blocked", "RuntimeError: can't start new thread"),
+        (
+            "import threading\nall = [threading.Thread(target=print) for _ in range(20)]\nfor one in all: one.start()\n"
+            "for one in all: one.join()",
+            "passed",
+            "",
+        ),
     ],
 )
 def test_a_program_ends_as_it_ended(attack: Attack, program: str, status: str, detail: str) -> None:
     result = attack(program)
     assert result.status == status
     assert result.detail.startswith(detail) if detail else result.detail == ""
-    assert 0 <= result.seconds < 8
+    assert 0 <= result.cpu_seconds < 8
 
 
 @needs_sandbox
@@ -117,7 +125,9 @@ def test_programs_run_side_by_side() -> None:
     assert list(results) == ["failed", "passed"] * 4
 
 
-# Passing without passing.
+# Passing without passing: more of it in test_attacks_step.py.
+
+REFUSED = ("AssertionError: never reached", "PermissionError: [Errno 1] Operation not permitted")
 
 
 @needs_sandbox
@@ -141,9 +151,10 @@ def test_programs_run_side_by_side() -> None:
     ],
 )
 def test_leaving_before_the_tests_is_not_passing(attack: Attack, early: str) -> None:
-    result = attack(f"import atexit, os, signal, sys\n{early}\nassert False, 'never reached'")
-    assert result.status in {"error", "failed"}
-    assert result.status == "error" or result.detail == "AssertionError: never reached"
+    tests = Checks("assert f(1) == 2", ("f",))
+    result = attack(f"import atexit, os, signal, sys\n{early}\nassert False, 'never reached'", tests=tests)
+    assert result.status in {"error", "failed", "blocked"}
+    assert result.status == "error" or result.detail in REFUSED
 
 
 # Time, memory, output, files.
@@ -154,21 +165,54 @@ def test_leaving_before_the_tests_is_not_passing(attack: Attack, early: str) -> 
     "endless",
     [
         "while True: pass",
+        "while True: print('x' * 10**6)",
+        "try:\n  while True: pass\nfinally:\n  while True: pass",
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        "import threading\ndef spin():\n  while True: pass\nfor _ in range(4): threading.Thread(target=spin).start()\n"
+        "threading.Event().wait()",
+    ],
+)
+def test_processor_time_is_bounded(attack: Attack, endless: str) -> None:
+    result = attack(endless, 0.5, tests=Checks("f()", ("f",)))
+    assert (result.status, result.detail) == ("timeout", "used up 0.5 s of processor time")
+    assert 0.5 <= result.cpu_seconds < 1.5
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "endless",
+    [
         "import time; time.sleep(1000)",
         "import signal\nfor each in range(1, 32):\n  if each not in (9, 19): signal.signal(each, signal.SIG_IGN)\n"
         "while True: signal.pause()",
-        "while True: print('x' * 10**6)",
-        "import os\nwhile True: os.write(3, b'x' * 10**6)",
-        "try:\n  while True: pass\nfinally:\n  while True: pass",
         "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\nwhile True: pass",
     ],
 )
-def test_the_clock_ends_what_does_not_end(attack: Attack, endless: str) -> None:
-    start = time.monotonic()
-    result = attack(endless, seconds=0.7)
-    assert result.status == "timeout"
-    assert result.detail == "still running after 0.7 s"
-    assert time.monotonic() - start < 8
+def test_time_on_the_clock_is_bounded(attack: Attack, endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "WAITING", 2)
+    result = attack(endless, 0.3)
+    assert (result.status, result.detail) == ("timeout", "still running after 0.6 s")
+
+
+@needs_sandbox
+def test_tests_without_an_end_are_no_program_s(attack: Attack) -> None:
+    result = attack("", 0.3, tests=Checks("while True: pass"))
+    assert (result.status, result.detail) == ("timeout", "its tests used up 0.3 s of processor time")
+
+
+@needs_sandbox
+def test_a_loaded_machine_does_not_fail_a_slow_program(attack: Attack) -> None:
+    """Busy threads of this process take the processors: the clock goes on faster than the program's own time."""
+    spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-S", "-c", spin]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    try:
+        result = attack("import time\nwhile time.process_time() < 0.5: pass", 0.9)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert result.status == "passed"
+    assert result.cpu_seconds < 0.9 < result.seconds
 
 
 @needs_sandbox
@@ -179,7 +223,7 @@ def test_memory_is_bounded(attack: Attack) -> None:
     assert attack("x = bytearray(150 << 20)").status == "passed"
     program = """
         import resource
-        for name in ("RLIMIT_AS", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CPU"):
+        for name in ("RLIMIT_AS", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CPU", "RLIMIT_SIGPENDING"):
             try:
                 resource.setrlimit(getattr(resource, name), (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             except ValueError:
@@ -268,7 +312,7 @@ def test_secrets_stay_outside(attack: Attack, tmp_path: Path, monkeypatch: pytes
         program = f"""
             import os
             assert not any("SECRET" in name or "secret" in value for name, value in os.environ.items())
-            assert set(os.environ) <= {{"PWD", "PYTHONHASHSEED", "PYTHONUTF8", "LC_CTYPE"}}, set(os.environ)
+            assert set(os.environ) <= {{"PWD", "LC_CTYPE", *{[*wall.ENVIRONMENT]}}}, set(os.environ)
             for path in ({str(secret)!r}, {str(Path(__file__))!r}, "/etc/passwd", "/etc/shadow", "/proc/self/environ",
                          "/proc/1/environ", "/sys", "/run", "/var", "/home"):
                 assert not os.path.lexists(path), path
@@ -279,10 +323,10 @@ def test_secrets_stay_outside(attack: Attack, tmp_path: Path, monkeypatch: pytes
                 except OSError:
                     continue
                 found.append(number)
-            assert found == [0, 1, 2, 3], found
+            assert len(found) <= 5, found
             for number in (0, 1, 2):
                 assert os.fstat(number).st_rdev == os.stat("/dev/null").st_rdev
-            assert os.getuid() == os.geteuid() == 65534
+            assert os.getuid() == os.geteuid() >= 65534
         """
         result = attack(program)
         assert (result.status, result.detail) == ("passed", "")
@@ -295,8 +339,8 @@ def test_secrets_stay_outside(attack: Attack, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("filtered", [True, False], ids=["filter", "namespace alone"])
 def test_no_network(attack: Attack, filtered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not filtered:
-        monkeypatch.setattr(sandbox, "REFUSED", tuple({*sandbox.REFUSED} - {"socket", "socketpair"}))
-        sandbox._filter.cache_clear()
+        monkeypatch.setattr(wall, "REFUSED", tuple({*wall.REFUSED} - {"socket", "socketpair"}))
+        wall.filters.cache_clear()
     own = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
     abstract = f"\0hemorrhage-{os.getpid()}-{filtered}"
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as unix:
@@ -339,7 +383,7 @@ def test_no_network(attack: Attack, filtered: bool, monkeypatch: pytest.MonkeyPa
             with pytest.raises(TimeoutError):
                 listener.accept()
     if not filtered:
-        sandbox._filter.cache_clear()
+        wall.filters.cache_clear()
     assert result.status == ("blocked" if filtered else "passed"), result
 
 
@@ -386,16 +430,26 @@ def test_a_program_stays_one_process(attack: Attack) -> None:
         "import os\nwhile True: os.fork()",
         "import subprocess; subprocess.run(['/usr/bin/true'])",
         "import os; os.posix_spawn('/usr/bin/true', ['true'], {})",
+        "import os; os.execv('/usr/bin/true', ['true'])",
         "import multiprocessing; multiprocessing.get_context('fork').Process(target=print).start()",
     ):
         result = attack(bomb)
-        assert result.status == "blocked"
-        assert result.detail.startswith("BlockingIOError: [Errno 11] Resource temporarily unavailable")
+        assert (result.status, result.detail[:26]) == ("blocked", "PermissionError: [Errno 1]")
+
+
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without the wall in front of it: what is left of several processes."""
+    monkeypatch.setattr(wall, "REFUSED", tuple({*wall.REFUSED} - {"fork", "vfork"}))
+    monkeypatch.setattr(wall, "CLONE_THREAD", signal.SIGCHLD)
+    wall.filters.cache_clear()
+    yield
+    wall.filters.cache_clear()
 
 
 @needs_sandbox
-def test_a_bomb_that_may_fork_is_swept_away(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "PROCESSES", 60)
+def test_a_bomb_that_may_fork_is_swept_away(attack: Attack, forking: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "WAITING", 2)
     bomb = """
         import os
         while True:
@@ -404,13 +458,12 @@ def test_a_bomb_that_may_fork_is_swept_away(attack: Attack, monkeypatch: pytest.
             except OSError:
                 pass
     """
-    assert attack(bomb, seconds=0.7).status == "timeout"
+    assert attack(bomb, seconds=0.4).status == "timeout"
 
 
 @needs_sandbox
 @pytest.mark.parametrize("ending", ["", "os._exit(0)", "while True: pass"])
-def test_a_daemon_dies_with_its_program(attack: Attack, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "PROCESSES", 20)
+def test_a_daemon_dies_with_its_program(attack: Attack, forking: None, ending: str) -> None:
     program = f"""
         import os, signal, time
         reading, writing = os.pipe()
@@ -427,14 +480,14 @@ def test_a_daemon_dies_with_its_program(attack: Attack, ending: str, monkeypatch
         {ending}
     """
     expected = {"": "passed", "os._exit(0)": "error", "while True: pass": "timeout"}[ending]
-    assert attack(program, seconds=2).status == expected
+    assert attack(program, seconds=0.5, tests=Checks("f()", ("f",)) if ending else sandbox.NONE).status == expected
 
 
 @needs_sandbox
 def test_a_program_dies_with_its_harness(tmp_path: Path) -> None:
     script = tmp_path / "harness.py"
     script.write_text(
-        "from hemorrhage.evaluate import sandbox\n"
+        "from hemorrhage.sandbox import runner as sandbox\n"
         "from tests.sandbox.test_runner import namespace_of\n"
         "assert sandbox.missing() is None\n"
         "original = sandbox._first_process\n"
@@ -451,15 +504,15 @@ def test_a_program_dies_with_its_harness(tmp_path: Path) -> None:
     )
     assert harness.stdout is not None
     with harness.stdout:
-        namespace = int(harness.stdout.readline())
+        namespaces = [int(harness.stdout.readline()) for _ in range(2)]
     time.sleep(0.5)
-    assert members(namespace)
+    assert all(map(members, namespaces))
     harness.send_signal(signal.SIGKILL)
     harness.wait()
     deadline = time.monotonic() + 10
-    while members(namespace) and time.monotonic() < deadline:
+    while any(map(members, namespaces)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert members(namespace) == []
+    assert not any(map(members, namespaces))
 
 
 # Machines without a sandbox.
@@ -490,10 +543,9 @@ def test_without_bubblewrap_nothing_runs(fresh: None, tmp_path: Path, monkeypatc
 
 
 def test_without_a_filter_nothing_runs(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("bwrap", "setpriv"):
-        tool = tmp_path / name
-        tool.write_text("")
-        tool.chmod(0o755)
+    tool = tmp_path / "bwrap"
+    tool.write_text("")
+    tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyseccomp" else find(name))
@@ -514,13 +566,38 @@ def test_where_namespaces_are_forbidden_nothing_runs(
 
 @needs_sandbox
 def test_a_wall_with_a_hole_is_noticed(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    wall = sandbox._wall()
+    words = wall._bubblewrap()
     for hole in (["--bind", "/var", "/var"], ["--proc", "/proc"]):
-        place = wall.index("--dev-bind")
-        monkeypatch.setattr(sandbox, "_wall", lambda words=[*wall[:place], *hole, *wall[place:]]: words)
+        place = words.index("--dev-bind")
+        monkeypatch.setattr(wall, "_bubblewrap", lambda with_hole=[*words[:place], *hole, *words[place:]]: with_hole)
         sandbox.missing.cache_clear()
         assert "the sandbox has a hole" in str(sandbox.missing())
-    monkeypatch.setattr(sandbox, "_wall", lambda: wall)
-    monkeypatch.setattr(sandbox, "PROCESSES", 60)
+    monkeypatch.setattr(wall, "_bubblewrap", lambda: words)
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("call", "hole"),
+    [("fork", "fork"), ("execve", "execv"), ("socket", "socket"), ("setxattr", "setxattr"), ("mount", "mount")],
+)
+def test_a_filter_with_a_hole_is_noticed(fresh: None, call: str, hole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wall, "REFUSED", tuple({*wall.REFUSED} - {call}))
+    if call == "fork":
+        monkeypatch.setattr(wall, "CLONE_THREAD", signal.SIGCHLD)
+    wall.filters.cache_clear()
     sandbox.missing.cache_clear()
-    assert "the sandbox has a hole: failed AssertionError: fork" in str(sandbox.missing())
+    said = str(sandbox.missing())
+    wall.filters.cache_clear()
+    if call in ("mount", "execve"):
+        # Another wall stands behind it: no capability; or the program is gone without a word.
+        assert sandbox.missing() is None or "hole" in said
+    else:
+        assert f"the sandbox has a hole: failed AssertionError: {hole}" in said
+
+
+@needs_sandbox
+def test_names_without_a_bound_are_noticed(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = sandbox.wall_order
+    monkeypatch.setattr(sandbox, "wall_order", lambda *given: {**bound(*given), "names": 5000})
+    sandbox.missing.cache_clear()
+    assert "the sandbox has a hole: failed AssertionError: names" in str(sandbox.missing())

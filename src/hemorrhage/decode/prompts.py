@@ -33,7 +33,8 @@ class Prompt:
 
     ``right`` is the right answer of a closed-ended task, None where there is none; it is the ``plain_number`` of a
     solution where it is ``worked``. ``tests`` decide about the program that ``prefix`` and the continuation make, None
-    where it is none. ``human`` are the tokens that a person wrote behind the prompt, None where nobody did.
+    where it is none; ``asked`` and ``given`` are as in hemorrhage.sandbox.runner.Checks. ``human`` are the tokens that
+    a person wrote behind the prompt, None where nobody did.
     """
 
     item: int
@@ -43,6 +44,8 @@ class Prompt:
     worked: bool = False
     prefix: str = ""
     tests: str | None = None
+    asked: tuple[str, ...] = ()
+    given: str = ""
     human: list[int] | None = None
 
 
@@ -52,9 +55,9 @@ def closed_prompts(
     """Return ``spec.items`` items of a prepared task, drawn with ``seed``, in the order of their items.
 
     ``task`` holds ``items.parquet`` with the columns ``item, prompt, choices, answer`` of a generated task or ``item,
-    prompt, prefix, tests`` of a code task, or, as the benchmark step leaves GSM8K, ``<task>/test.parquet`` and
-    ``<task>/train.parquet`` with ``question, answer``. Raises ValueError when the task has fewer items or shots, or
-    one of the items has an empty prompt.
+    prompt, prefix, tests, asked, given`` of a code task, or, as the benchmark step leaves GSM8K,
+    ``<task>/test.parquet`` and ``<task>/train.parquet`` with ``question, answer``. Raises ValueError when the task has
+    fewer items or shots, or one of the items has an empty prompt.
     """
     worked = task / spec.task / "test.parquet"
     items = pd.read_parquet(worked if worked.is_file() else task / "items.parquet")
@@ -80,11 +83,12 @@ def closed_prompts(
 
 
 def program_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """Return the problems whose answers are programs: columns ``item, prompt, prefix, tests``."""
+    """Return the problems whose answers are programs: columns ``item, prompt, prefix, tests, asked, given``."""
     prompts = []
     for row in items.itertuples():
         tokens = [*leading(tokenizer), *_tokens(tokenizer, row.prompt)]
-        prompts.append(Prompt(int(row.item), row.prompt, tokens, prefix=row.prefix, tests=row.tests))
+        deciding = {"prefix": row.prefix, "tests": row.tests, "asked": tuple(row.asked), "given": row.given}
+        prompts.append(Prompt(int(row.item), row.prompt, tokens, **deciding))
     return prompts
 
 

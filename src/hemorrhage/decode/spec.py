@@ -38,7 +38,7 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seconds: float = Field(gt=0, description="Wall-clock time of a program.")
+    seconds: float = Field(gt=0, description="Processor time of a program.")
     memory_mb: int = Field(ge=64, description="Address space of a program, MiB.")
 
 

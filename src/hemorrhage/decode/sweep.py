@@ -617,8 +617,9 @@ class _ReadBatch:
             raise ValueError(f"code_tasks: limits are wanted for {self.batch.dataset}")
         # Found by name: only sweeps with code tasks depend on it, and the plan says which.
         sandbox = importlib.import_module("hemorrhage.sandbox.runner")
-        program = f"{prompt.prefix}{before_stop(text, self.batch.stops)}{prompt.tests}"
-        status: str = sandbox.run(program, self.limits.seconds, self.limits.memory_mb).status
+        program = f"{prompt.prefix}{before_stop(text, self.batch.stops)}"
+        checks = sandbox.Checks(prompt.tests, prompt.asked, prompt.given)
+        status: str = sandbox.run(program, self.limits.seconds, self.limits.memory_mb, checks).status
         return status
 
 

@@ -58,7 +58,7 @@ class Spec(BaseModel):
     tasks: list[str] = Field(min_length=1, description="Names of the benchmarks, in the order of their folders.")
     items: int | Literal["all"] = Field(description="Problems drawn from each task.")
     new_tokens: int = Field(ge=1, description="Tokens generated for a completion, at most.")
-    seconds: float = Field(gt=0, description="Wall-clock time of a program.")
+    seconds: float = Field(gt=0, description="Processor time of a program.")
     memory_mb: int = Field(ge=64, description="Address space of a program, MiB.")
     batch: int = Field(ge=1, description="Prompts generated at once.")
     seed: int = Field(ge=0, description="Draws the problems.")
@@ -127,8 +127,7 @@ def protocol(benchmark: BenchmarkManifest, spec: Spec) -> str:
     return (
         f"pass@1 greedy items={drawn} shots={benchmark['shots']} stop={json.dumps(benchmark['stop'])} "
         f"new_tokens={spec.new_tokens} batch={spec.batch} dtype=float32 seconds={spec.seconds:g} "
-        f"memory_mb={spec.memory_mb} processes={sandbox.PROCESSES} "
-        f"python={sys.version_info.major}.{sys.version_info.minor}"
+        f"memory_mb={spec.memory_mb} {sandbox.protocol()}"
     )
 
 
@@ -213,7 +212,8 @@ def _rows(batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     rows = []
     completions = complete(model, tokenizer, batch.prompts, spec.new_tokens, batch.stops)
     for (item, problem), completion in zip(batch.problems.iterrows(), completions, strict=True):
-        result = sandbox.run(problem["prefix"] + completion + problem["tests"], spec.seconds, spec.memory_mb)
+        tests = sandbox.Checks(problem["tests"], tuple(problem["asked"]), problem["given"])
+        result = sandbox.run(problem["prefix"] + completion, spec.seconds, spec.memory_mb, tests)
         rows.append(
             {
                 "task": batch.task,
@@ -223,6 +223,7 @@ def _rows(batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
                 "detail": result.detail,
                 "correct": result.status == "passed",
                 "seconds": result.seconds,
+                "cpu_seconds": result.cpu_seconds,
             }
         )
     return pd.DataFrame(rows)

@@ -13,12 +13,14 @@ PROBLEMS = pa.DataFrameSchema(
         "prompt": pa.Column(str, pa.Check.str_length(min_value=1), description="what the model continues"),
         "prefix": pa.Column(str, description="what stands before the completion in the program"),
         "solution": pa.Column(str, description="the data set's own completion"),
-        "tests": pa.Column(str, pa.Check.str_length(min_value=1), description="what stands behind it"),
+        "tests": pa.Column(str, pa.Check.str_length(min_value=1), description="what decides about it"),
+        "asked": pa.Column(object, description="names that the tests use and the program has to define"),
+        "given": pa.Column(str, description="what the problem itself defines for the tests"),
     },
     strict=True,
     ordered=True,
 )
-"""``items.parquet`` of a benchmark: prefix, a completion and tests in a row are a program."""
+"""``items.parquet`` of a benchmark: prefix and a completion in a row are a program."""
 
 PROGRAMS = pa.DataFrameSchema(
     {
@@ -29,6 +31,7 @@ PROGRAMS = pa.DataFrameSchema(
         "detail": pa.Column(str, description="one line that says why it did not pass"),
         "correct": pa.Column(bool, description="the tests passed"),
         "seconds": pa.Column("float64", pa.Check.ge(0), description="wall-clock time of program and tests"),
+        "cpu_seconds": pa.Column("float64", pa.Check.ge(0), description="processor time of the program"),
     },
     strict=True,
     ordered=True,

@@ -1,38 +1,40 @@
-"""Running one Python program that nobody has read: generated code and its tests.
+"""Running one Python program that nobody has read: generated code, and its tests beside it.
 
-The wall is bubblewrap (``bwrap``, version 0.8 or newer) and a seccomp filter from libseccomp; where either is missing
-or doesn't hold, nothing is run (``missing`` says why). A program sees
+The wall is bubblewrap (``bwrap``, version 0.8 or newer) and seccomp filters from libseccomp; where either is missing or
+doesn't hold, nothing is run (``missing`` says why). A program sees
 
 - namespaces of its own for processes, network (a loopback device that reaches nothing), mounts, IPC and host name. When
   the first process of its namespace dies the kernel kills whatever is left in it, and ``run`` returns only after that;
-- /usr, the interpreter and the dynamic linker's cache, read only; /dev/null; and /tmp, its working directory, which is
-  empty, lies in memory, holds FILE_BYTES and vanishes with it. No /proc, no /sys, no other device;
-- no inherited file but the pipe of the verdict, no environment, no terminal;
-- the user nobody: for root by leaving root, without a capability; for anybody else in a user namespace;
-- resource limits on processes, address space, processor time, files and their size. The limit on processes is one, and
-  threads count: the address space of one process, and FILE_BYTES, are then all the memory there is. What isn't counted
-  in it (System V segments, queues, memfd) the filter refuses, and with it sockets of every family (AF_VSOCK knows no
-  namespace), tracing, mounting, namespaces, BPF, io_uring and keys.
+- /usr, the interpreter, the dynamic linker's cache, NumPy and the source of this room, read only; /dev/null; and /tmp,
+  its working directory, which is empty, lies in memory, holds FILE_BYTES and NAMES, and vanishes with it. No /proc, no
+  /sys, no other device;
+- no inherited file but the pipes to its tests, no environment, no terminal;
+- a user that owns nothing, without a capability: for root one that is drawn for the process, for anybody else nobody in
+  a user namespace;
+- resource limits on threads, address space, processor time, files, their size and their number. It stays one process
+  and one program: fork and exec are refused. What takes memory that isn't counted in its address space (System V
+  segments, queues, memfd, extended attributes, file locks, notifications) the filter refuses, and with it sockets of
+  every family (AF_VSOCK knows no namespace), tracing, mounting, namespaces, BPF, io_uring and keys. Calls that are
+  newer than the filter do not exist.
 
-The verdict comes from code that runs after the tests: it sends a token, which is drawn anew for every program, through
-a pipe. Leaving early, in whatever way, sends nothing and does not pass. What remains possible: program and tests share
-an interpreter, as in the harness of HumanEval (arXiv 2107.03374), so code that was written against this very file can
-find the token in the frames above it, and an object that equals everything passes an assertion of equality. What the
-kernel keeps for names in /tmp is bounded by time only. And there may be a flaw of the kernel behind the system calls
-that are left.
+The tests run in a second process behind the same walls, which never runs the program (hemorrhage.sandbox.judge): the
+program's process answers their calls through a pipe with values of Python's own types, and the tests' process alone can
+send the verdict. Whatever a program does to its own interpreter, what counts is which values it sends. What remains
+possible: answers that were written for the very tests, where a prompt shows them; and a flaw of the kernel behind the
+system calls that are left.
 
-    bwrap: https://github.com/containers/bubblewrap, libseccomp: https://github.com/seccomp/libseccomp
+A program may take ``seconds`` of processor time, and WAITING times as much on the clock: a loaded machine does not fail
+a slow program, and one that sleeps ends.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import errno
 import functools
+import importlib.metadata
 import importlib.util
-import inspect
 import json
-import math
 import os
 import re
 import secrets
@@ -42,38 +44,34 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
+
+from hemorrhage.sandbox import inside, judge, program, wall
+from hemorrhage.sandbox.wall import UnavailableError
 
 STATUSES = ("passed", "failed", "error", "timeout", "memory", "blocked")
 """``failed``: an assertion did not hold; ``error``: any other exception, or an end before that of the tests;
 ``memory``: MemoryError; ``blocked``: it wanted what the sandbox refuses, and did not catch the refusal."""
 
-NOBODY = 65534
-PROCESSES = 1
-FILE_BYTES = 16 << 20
-OPEN_FILES = 64
+WAITING = 8
+"""Time on the clock for each second of processor time."""
+TESTS_MB = 1024
+"""Address space of the tests' process, MiB."""
 DETAIL = 200
 """Characters of ``Result.detail``, at most."""
 MESSAGE_BYTES = 4096
-"""Read from a program's pipe, at most."""
-START_SECONDS = 20
+"""Read from a pipe at once, and of a verdict, at most."""
+SHORTEST_WAIT = 0.01
+"""Seconds between two looks at the processor time, at least."""
+START_SECONDS = 60
 """For bubblewrap to set up its namespaces on a busy machine; the program's own clock starts after."""
 
-REFUSED = (
-    *("socket", "socketpair", "io_uring_setup"),
-    *("memfd_create", "shmget", "semget", "msgget", "mq_open", "add_key", "request_key", "keyctl"),
-    *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_open", "pidfd_getfd", "kcmp", "perf_event_open"),
-    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen", "fsconfig"),
-    *("fsmount", "fspick", "name_to_handle_at", "open_by_handle_at", "quotactl", "swapon", "swapoff", "acct"),
-    *("bpf", "userfaultfd", "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load"),
-    *("reboot", "syslog", "personality", "fanotify_init"),
-)
-"""System calls that fail with EPERM."""
-
 PROBE = """
-import os, socket
+import ctypes, os, resource, socket, threading
 
 def refused(act, *given):
     try:
@@ -83,29 +81,56 @@ def refused(act, *given):
     raise AssertionError(act.__name__)
 
 refused(os.fork)
+refused(os.execv, "/usr/bin/true", ["true"])
 refused(socket.socket)
 refused(os.setuid, 0)
 refused(os.chroot, "/tmp")
+refused(os.setxattr, "/tmp", "user.a", b"a")
 for folder in ("/", "/usr", "/dev", os.path.dirname(os.__file__)):
     refused(open, os.path.join(folder, "written"), "w")
-assert os.getuid() == os.getgid() == 65534 and not os.getgroups()
-assert set(os.listdir("/")) <= {"dev", "etc", "lib", "lib64", "tmp", "usr", PREFIX.split("/")[1]}
+for folder in ("/", "/usr", os.path.dirname(os.__file__), *("/packages/" + each for each in PACKAGES)):
+    assert os.statvfs(folder).f_flag & os.ST_RDONLY, folder
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 32, b"nr_inodes=9999") == -1, "mount"
+assert libc.syscall(435, 0, 0) == libc.syscall(463, 0, 0) == -1 and ctypes.get_errno() == 38, "later calls"
+held = (ctypes.c_uint32 * 6)()
+assert libc.capget((ctypes.c_uint32 * 2)(0x20080522, 0), held) == 0 and not any(held), "capabilities"
+assert os.getuid() != 0 and os.getgid() == 65534 and set(os.getgroups()) <= {65534}
+assert set(os.listdir("/")) <= {"dev", "etc", "lib", "lib64", "packages", "tmp", "usr", PREFIX.split("/")[1]}
 assert not os.path.exists("/proc/self") and os.listdir("/tmp") == []
+assert os.statvfs("/tmp").f_files == NAMES, "names"
 """
-"""Tries the doors; PREFIX is put in front."""
+"""Tries the doors; PREFIX, NAMES and PACKAGES are put in front."""
 
 
-class UnavailableError(RuntimeError):
-    """Raised where the machine has no sandbox or could not start one: nothing was run."""
+@dataclass(frozen=True)
+class Checks:
+    """What decides about a program.
+
+    ``source`` are the assertions. ``asked`` are the names that they use and the program has to define. ``given`` is
+    what the problem itself defines for them.
+    """
+
+    source: str = ""
+    asked: tuple[str, ...] = ()
+    given: str = ""
+
+
+NONE = Checks()
+"""No tests: a program passes that comes to its end."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """End of a program: one of STATUSES, one line of detail, and wall-clock seconds from start to verdict."""
+    """End of a program: one of STATUSES, one line of detail, wall-clock seconds from start to verdict.
+
+    ``cpu_seconds`` are the program's on all processors, as last read; those of its tests are not in it.
+    """
 
     status: str
     detail: str
     seconds: float
+    cpu_seconds: float
 
 
 @functools.cache
@@ -113,13 +138,13 @@ def missing() -> str | None:
     """Say in one line why programs can't be run on this machine, or return None; checked once per process."""
     if not sys.platform.startswith("linux"):
         return f"programs need the namespaces of Linux, this is {sys.platform}"
-    for tool, package in {"bwrap": "bubblewrap, 0.8 or newer", "setpriv": "util-linux"}.items():
-        if shutil.which(tool) is None:
-            return f"programs need {tool} (Debian package {package}), which is not installed"
+    if shutil.which("bwrap") is None:
+        return "programs need bwrap (Debian package bubblewrap, 0.8 or newer), which is not installed"
     if importlib.util.find_spec("pyseccomp") is None:
         return "programs need the package pyseccomp, which is not installed"
     try:
-        probe = _run(f"PREFIX = {sys.base_prefix!r}\n{PROBE}", seconds=10, memory_mb=512)
+        given = f"PREFIX, NAMES, PACKAGES = {sys.base_prefix!r}, {wall.NAMES}, {[*wall.packages()]}"
+        probe = _run(f"{given}\n{PROBE}", NONE, seconds=10, memory_mb=512)
     except (UnavailableError, OSError, RuntimeError) as error:
         return f"programs can't be isolated here: {error}"
     if probe.status != "passed":
@@ -127,76 +152,168 @@ def missing() -> str | None:
     return None
 
 
-def run(program: str, seconds: float, memory_mb: int) -> Result:
-    """Run the Python source ``program``, which holds its own tests, for ``seconds`` of wall-clock time at most.
+def protocol() -> str:
+    """Return what a pass rate depends on of this sandbox and interpreter, for the protocol of a task."""
+    offered = " ".join(f"{name}={importlib.metadata.version(name)}" for name in wall.OFFERED)
+    return (
+        f"clock={WAITING}x threads={wall.THREADS} compared=outside "
+        f"python={sys.version_info.major}.{sys.version_info.minor} {offered}"
+    )
 
-    ``memory_mb`` MiB of address space, of which the interpreter itself takes about 30. Only the standard library of
-    this interpreter is there to import. What the program prints is thrown away. As in the harness of HumanEval, its
-    ``__name__`` is not ``__main__``. Raises UnavailableError where this machine cannot isolate it.
+
+def run(source: str, seconds: float, memory_mb: int, tests: Checks = NONE) -> Result:
+    """Run the Python program ``source`` and its tests, for ``seconds`` of processor time at most.
+
+    ``memory_mb`` MiB of address space, of which the interpreter itself takes about 30 and NumPy 100. What the program
+    prints is thrown away. Raises UnavailableError where this machine cannot isolate it.
     """
     reason = missing()
     if reason:
         raise UnavailableError(reason)
-    return _run(program, seconds, memory_mb)
+    return _run(source, tests, seconds, memory_mb)
 
 
-def _run(program: str, seconds: float, memory_mb: int) -> Result:
-    token = secrets.token_hex(16)
-    order = {"token": token, "program": program, "detail": DETAIL, "limits": _limits(seconds, memory_mb)}
+def _run(source: str, tests: Checks, seconds: float, memory_mb: int) -> Result:
     with contextlib.ExitStack() as stack:
-        ordered = _memory_file(stack, json.dumps(order).encode())
-        rules = _memory_file(stack, _filter())
-        info, info_end = _pipe(stack)
-        message, message_end = _pipe(stack)
-        gate_end, gate = _pipe(stack)
-        given = {"--info-fd": info_end, "--block-fd": gate_end, "--seccomp": rules}
-        options = [word for option, file in given.items() for word in (option, str(file.fileno()))]
-        process = subprocess.Popen(
-            [*_wall(), *options, "--", *_interpreter()],
-            stdin=ordered,
-            stdout=message_end,
-            stderr=message_end,
-            pass_fds=[file.fileno() for file in given.values()],
-            env={},
-            cwd="/",
+        requests_end, requests = _pipe(stack)
+        replies_end, replies = _pipe(stack)
+        message, verdict = _pipe(stack)
+        asked = {"source": tests.source, "asked": tests.asked, "given": tests.given}
+        judging = stack.enter_context(
+            Box(
+                judge.main,
+                {**asked, **wall_order(seconds, TESTS_MB)},
+                {"requests": requests, "replies": replies_end, "verdict": verdict},
+            )
         )
-        first = None
-        try:
-            for end in (info_end, message_end, gate_end):
+        running = stack.enter_context(
+            Box(
+                program.main,
+                {"source": source, **wall_order(seconds, memory_mb)},
+                {"requests": requests_end, "replies": replies},
+            )
+        )
+        for end in (requests_end, requests, replies_end, replies, verdict):
+            end.close()
+        judging.open()
+        running.open()
+        start = time.monotonic()
+        status, detail = _verdict(message, running, judging, seconds)
+        return Result(status, detail, time.monotonic() - start, running.spent())
+
+
+def wall_order(seconds: float, memory_mb: int) -> dict[str, Any]:
+    """Return what a process is told to give up before it begins; see hemorrhage.sandbox.inside."""
+    return {
+        "detail": DETAIL,
+        "file_bytes": wall.FILE_BYTES,
+        "names": wall.NAMES,
+        "user": wall.FIRST_USER + secrets.randbelow(wall.USERS) if os.geteuid() == 0 else None,
+        "group": wall.NOBODY,
+        "limits": wall.limits(seconds, memory_mb),
+        "filters": [base64.b64encode(each).decode() for each in wall.filters()],
+    }
+
+
+class Box:
+    """One bubblewrap and the interpreter in it; as a context, all of it is gone at its end."""
+
+    def __init__(self, main: Callable[[], None], order: dict[str, Any], files: dict[str, FileIO]):
+        """Start ``main``, which is told ``order`` and, by name, the numbers of the open ``files`` that it inherits."""
+        self.first: int | None = None
+        self.inner: int | None = None
+        self.clock = 0
+        self.started = 0.0
+        self.cpu_seconds = 0.0
+        self.stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            numbers = {name: file.fileno() for name, file in files.items()}
+            ordered = _memory_file(stack, json.dumps({**order, **numbers}).encode())
+            self.info, info_end = _pipe(self.stack)
+            self.words, words_end = _pipe(self.stack)
+            gate_end, self.gate = _pipe(self.stack)
+            options = ["--info-fd", str(info_end.fileno()), "--block-fd", str(gate_end.fileno())]
+            self.process = subprocess.Popen(
+                wall.command(main, options),
+                stdin=ordered,
+                stdout=words_end,
+                stderr=words_end,
+                pass_fds=[info_end.fileno(), gate_end.fileno(), *numbers.values()],
+                env={},
+                cwd="/",
+            )
+            for end in (info_end, words_end, gate_end):
                 end.close()
-            first = _first_process(info)
-            if first is None:
-                raise UnavailableError(_reason(_rest(message)))
-            # bubblewrap waits for this: until now its first process can't be gone and its number not be another's.
-            gate.close()
-            said = _until_ready(message, f"{token} ready\n".encode())
-            start = time.monotonic()
-            verdict = _verdict(process, message, said, token, seconds)
-            taken = time.monotonic() - start
-        finally:
-            _kill(process, first)
-        status, detail = verdict or _without_verdict(process.returncode)
-        return Result(status, detail, taken)
+        self.ended = self._watch(self.process.pid)
+
+    def __enter__(self) -> Box:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Let it begin, and return when its walls are closed. Raises UnavailableError where they can't be."""
+        number = _first_process(self.info)
+        if number is None:
+            raise UnavailableError(_reason(_rest(self.words)))
+        self.first = self._watch(number)
+        # bubblewrap waits for this: until now its first process can't be gone and its number not be another's.
+        self.gate.close()
+        said, deadline = b"", time.monotonic() + START_SECONDS
+        while inside.READY not in said:
+            waiting = _readable(deadline - time.monotonic(), self.words.fileno())
+            piece = os.read(self.words.fileno(), MESSAGE_BYTES) if waiting else b""
+            if not piece or len(said) > MESSAGE_BYTES:
+                raise UnavailableError(_reason(said))
+            said += piece
+        self._find_clock(number)
+
+    def spent(self) -> float:
+        """Return the processor time of the interpreter since its walls closed; as last read, where it has ended."""
+        if self.inner is not None and not _readable(0, self.inner):
+            with contextlib.suppress(OSError):
+                self.cpu_seconds = time.clock_gettime(self.clock) - self.started
+        return self.cpu_seconds
+
+    def _find_clock(self, first: int) -> None:
+        """Find the interpreter, the child of ``first``; where it has ended already there is no time to read."""
+        try:
+            children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+            if len(children) != 1:
+                return
+            self.inner = self._watch(int(children[0]))
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        # clock_getcpuclockid(3), which Python lacks.
+        self.clock = (~int(children[0]) << 3) | 2
+        with contextlib.suppress(OSError):
+            self.started = time.clock_gettime(self.clock)
+
+    def _watch(self, number: int) -> int:
+        """Open a pidfd."""
+        pidfd = os.pidfd_open(number)
+        self.stack.callback(os.close, pidfd)
+        return pidfd
+
+    def close(self) -> None:
+        """End the first process of the namespace, which ends when all others there have, and bubblewrap."""
+        if self.first is None:
+            self.process.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
+            _readable(None, self.first)
+        self.process.wait()
+        self.stack.close()
 
 
 def _first_process(info: FileIO) -> int | None:
-    """Open a pidfd of the sandbox's first process, of which bubblewrap writes the number; None where it got nowhere."""
+    """Return the number of the sandbox's first process, which bubblewrap writes; None where it got nowhere."""
     if not _readable(START_SECONDS, info.fileno()):
         return None
     match = re.search(rb'"child-pid": (\d+)', os.read(info.fileno(), MESSAGE_BYTES))
-    return os.pidfd_open(int(match[1])) if match else None
-
-
-def _until_ready(message: FileIO, ready: bytes) -> bytes:
-    """Wait for the line ``ready``, with which the program begins, and return what came after it."""
-    said, deadline = b"", time.monotonic() + START_SECONDS
-    while ready not in said:
-        waiting = _readable(deadline - time.monotonic(), message.fileno())
-        piece = os.read(message.fileno(), MESSAGE_BYTES) if waiting else b""
-        if not piece or len(said) > MESSAGE_BYTES:
-            raise UnavailableError(_reason(said))
-        said += piece
-    return said.split(ready, 1)[1]
+    return int(match[1]) if match else None
 
 
 def _reason(said: bytes) -> str:
@@ -204,61 +321,38 @@ def _reason(said: bytes) -> str:
     return " ".join(said.decode(errors="replace").split())[-DETAIL:] or "bwrap started no program and gave no reason"
 
 
-def _verdict(
-    process: subprocess.Popen[bytes], message: FileIO, said: bytes, token: str, seconds: float
-) -> tuple[str, str] | None:
-    """Read status and detail from the program's pipe, or the time; None where bubblewrap ends before.
+def _verdict(message: FileIO, running: Box, judging: Box, seconds: float) -> tuple[str, str]:
+    """Return status and detail from the tests' pipe, or the time that is over, or why the tests end without any."""
+    said, deadline, processors = b"", time.monotonic() + WAITING * seconds, os.cpu_count() or 1
+    while b"\n" not in said:
+        waits, left = deadline - time.monotonic(), seconds - max(running.spent(), judging.spent())
+        if left <= 0:
+            of = "" if running.spent() >= seconds else "its tests "
+            return "timeout", f"{of}used up {seconds:g} s of processor time"
+        if waits <= 0:
+            return "timeout", f"still running after {WAITING * seconds:g} s"
+        waiting = _readable(min(waits, max(left / processors, SHORTEST_WAIT)), message.fileno(), judging.ended)
+        piece = os.read(message.fileno(), MESSAGE_BYTES) if message.fileno() in waiting else b""
+        if waiting and not piece:
+            return _without_verdict(running, seconds)
+        said += piece
+    verdict = json.loads(said)
+    return verdict["status"], " ".join(verdict["detail"].split())[:DETAIL]
 
-    ``said`` was read from the pipe already. A program that sends more than MESSAGE_BYTES isn't listened to any more.
+
+def _without_verdict(running: Box, seconds: float) -> tuple[str, str]:
+    """Return status and detail where the tests came to no verdict: because of the program's end, or of their own.
+
+    bubblewrap's exit code is the program's, or 128 + the signal that ended it.
     """
-    deadline = time.monotonic() + seconds
-    watched = os.pidfd_open(process.pid)
-    try:
-        listening = True
-        while not (verdict := _message(said, token)):
-            sources = [message.fileno(), watched] if listening else [watched]
-            waiting = _readable(deadline - time.monotonic(), *sources)
-            if not waiting:
-                return "timeout", f"still running after {seconds:g} s"
-            if message.fileno() not in waiting:
-                return None
-            piece = os.read(message.fileno(), MESSAGE_BYTES)
-            said += piece
-            listening = bool(piece) and len(said) < MESSAGE_BYTES
-        return verdict
-    finally:
-        os.close(watched)
-
-
-def _message(said: bytes, token: str) -> tuple[str, str] | None:
-    """Return the status and detail of the first complete line with the right token."""
-    for line in said.split(b"\n")[:-1]:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            verdict = json.loads(line)
-            if verdict["token"] == token and verdict["status"] in STATUSES:
-                return verdict["status"], " ".join(str(verdict["detail"]).split())[:DETAIL]
-    return None
-
-
-def _without_verdict(code: int) -> tuple[str, str]:
-    """Return status and detail by bubblewrap's exit code, which is the program's, or 128 + the signal that ended it."""
+    if not _readable(1, running.ended):
+        return "error", "it, or its tests, could not go on"
+    code = running.process.wait()
     if code == 128 + signal.SIGXCPU:
-        return "timeout", "its processor time was used up"
+        return "timeout", f"used up {seconds:g} s of processor time"
     if code > 128:
         return "error", f"killed by signal {code - 128}"
     return "error", f"ended before its tests did, with {code}"
-
-
-def _kill(process: subprocess.Popen[bytes], first: int | None) -> None:
-    """End the first process of the namespace, a pidfd, which ends when all others there have, and bubblewrap."""
-    if first is None:
-        process.kill()
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(first, signal.SIGKILL)
-        _readable(None, first)
-        os.close(first)
-    process.wait()
 
 
 def _readable(seconds: float | None, *files: int) -> set[int]:
@@ -292,128 +386,3 @@ def _memory_file(stack: contextlib.ExitStack, content: bytes) -> FileIO:
     file.write(content)
     file.seek(0)
     return file
-
-
-def _limits(seconds: float, memory_mb: int) -> dict[str, int]:
-    """Return the resource limits, soft and hard; bytes, seconds and counts as setrlimit(2) takes them."""
-    return {
-        "RLIMIT_AS": memory_mb << 20,
-        "RLIMIT_CPU": math.ceil(seconds) + 1,
-        "RLIMIT_FSIZE": FILE_BYTES,
-        "RLIMIT_NOFILE": OPEN_FILES,
-        "RLIMIT_NPROC": PROCESSES,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_MEMLOCK": 0,
-        "RLIMIT_MSGQUEUE": 0,
-    }
-
-
-@functools.cache
-def _filter() -> bytes:
-    """Make the seccomp filter as BPF; calls through another ABI of the processor end the program."""
-    import pyseccomp
-
-    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for call in REFUSED:
-        rules.add_rule(pyseccomp.ERRNO(errno.EPERM), call)
-    with FileIO(os.memfd_create("filter"), "r+b") as file:
-        rules.export_bpf(file)
-        file.seek(0)
-        return file.readall()
-
-
-def _wall() -> list[str]:
-    """Make the command line of bubblewrap up to the file descriptors."""
-    words = [_program("bwrap"), "--die-with-parent", "--new-session", "--clearenv"]
-    words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-    if os.geteuid() == 0:
-        # No user namespace: the limit on processes does not bind who is root outside of one.
-        words += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        words += ["--unshare-user", "--disable-userns", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    words += ["--ro-bind", "/usr", "/usr"]
-    for folder in (Path("/lib"), Path("/lib64")):
-        if folder.is_symlink():
-            words += ["--symlink", str(folder.readlink()), str(folder)]
-        else:
-            words += ["--ro-bind-try", str(folder), str(folder)]
-    prefix = Path(sys.base_prefix)
-    outside = not prefix.is_relative_to("/usr")
-    # bubblewrap makes the folders above what it binds as closed as they are outside; root's home may be one.
-    for above in [Path("/dev"), Path("/etc"), *([*reversed(prefix.parents)][1:] if outside else [])]:
-        words += ["--perms", "0755", "--dir", str(above)]
-    if outside:
-        words += ["--ro-bind", str(prefix), str(prefix)]
-    words += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    words += ["--dev-bind", "/dev/null", "/dev/null", "--perms", "0777", "--size", str(FILE_BYTES), "--tmpfs", "/tmp"]
-    # Equal hashes in every run: the order of a set of strings is then the program's, not the run's.
-    words += ["--setenv", "PYTHONHASHSEED", "0", "--setenv", "PYTHONUTF8", "1"]
-    return [*words, "--chdir", "/tmp", "--remount-ro", "/"]
-
-
-def _interpreter() -> list[str]:
-    """Make the command line of this interpreter: no environment, site-packages, user's folder or bytecode."""
-    executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-    words = [executable, "-s", "-S", "-P", "-B", "-c", f"{inspect.getsource(_inside)}\n_inside()\n"]
-    if os.geteuid() != 0:
-        return words
-    return [_program("setpriv"), "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--", *words]
-
-
-def _program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise UnavailableError(f"{name} is not installed")
-    return os.path.realpath(path)
-
-
-def _inside() -> None:
-    """Run a program within the sandbox, which has the text of this function only.
-
-    Reads its order from standard input, gives up what it has, runs the program, and writes the verdict into what was
-    standard output.
-    """
-    import errno
-    import json
-    import os
-    import resource
-    import signal
-    import sys
-    import types
-
-    write, wait, encode = os.write, signal.pause, json.dumps
-    order = json.loads(sys.stdin.buffer.read())
-    verdict = os.dup(1)
-    null = os.open("/dev/null", os.O_RDWR)
-    for file in (0, 1, 2):
-        os.dup2(null, file)
-    os.close(null)
-    for limit, value in order["limits"].items():
-        resource.setrlimit(getattr(resource, limit), (value, value))
-    walls = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EMFILE}
-    program = types.ModuleType("program")
-    sys.modules["program"] = program
-    write(verdict, f"{order['token']} ready\n".encode())
-    spare = bytearray(1 << 20)
-    try:
-        exec(compile(order["program"], "program.py", "exec"), program.__dict__)
-        status, detail = "passed", ""
-    except BaseException as error:
-        # With the memory that was kept back there is some to say so.
-        del spare
-        name, detail = type(error).__name__, ""
-        try:
-            detail = f"{name}: {error}"[: order["detail"]]
-        except BaseException:
-            detail = name
-        status = "error"
-        if isinstance(error, AssertionError):
-            status = "failed"
-        elif isinstance(error, MemoryError):
-            status = "memory"
-        elif (isinstance(error, OSError) and error.errno in walls) or "start new thread" in detail:
-            status = "blocked"
-    write(verdict, encode({"token": order["token"], "status": status, "detail": detail}).encode() + b"\n")
-    # The end comes from outside: bubblewrap, still there, then collects its first process, and no one else has to.
-    while True:
-        wait()

@@ -195,7 +195,7 @@ class Harness(Section):
 
 
 class CodeTasks(Section):
-    """Tasks whose generated programs are run in a sandbox, each within ``seconds`` and ``memory_mb``."""
+    """Tasks whose programs are run in a sandbox, each within ``seconds`` of processor time and ``memory_mb``."""
 
     tasks: list[str]
     items: Positive | Literal["all"]

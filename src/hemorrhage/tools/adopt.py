@@ -45,7 +45,7 @@ from hemorrhage.study.plan import DATA, Plan
 MEASURED = {
     "cost.json": ("prefill", "decode", "peak_bytes"),
     "generations.parquet": ("seconds",),
-    "programs.parquet": ("seconds",),
+    "programs.parquet": ("seconds", "cpu_seconds"),
 }
 """File -> its fields or columns that a clock or the machine's memory gives, which no two runs have equal."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -34,7 +37,8 @@ def mbpp(request: pytest.FixtureRequest, tmp_path: Path) -> Mirror:
 
 
 def outcome(problem: Any, completion: str) -> str:
-    return sandbox.run(problem.prefix + completion + problem.tests, 10, 512).status
+    checks = sandbox.Checks(problem.tests, tuple(problem.asked), problem.given)
+    return sandbox.run(problem.prefix + completion, 10, 512, checks).status
 
 
 def test_humaneval_is_the_package_s(tmp_path: Path) -> None:
@@ -111,6 +115,17 @@ def test_the_reference_code_of_mbpp_passes(mbpp: Mirror, tmp_path: Path) -> None
     for problem in pd.concat([problems.sample(min(5, len(problems)), random_state=0), with_setup]).itertuples():
         assert outcome(problem, str(problem.solution)) == "passed", problem.name
         assert outcome(problem, "pass") == "error"
+
+
+@needs_sandbox
+@pytest.mark.programs
+@pytest.mark.parametrize(("task", "problems"), [("humaneval", 164), ("mbpp", 500)])
+def test_every_solution_of_the_data_sets_passes(task: str, problems: int) -> None:
+    rows = data.read(task, Mirror(source="mirror", path=str(MIRROR)))
+    assert len(rows) == problems
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        ended = pool.map(lambda row: outcome(SimpleNamespace(**row), row["solution"]), rows)
+        assert {row["name"]: status for row, status in zip(rows, ended, strict=True) if status != "passed"} == {}
 
 
 def test_a_worked_problem_that_is_not_there_is_named(tmp_path: Path) -> None:

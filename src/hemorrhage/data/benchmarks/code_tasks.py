@@ -12,10 +12,12 @@ python -m hemorrhage.data.benchmarks.code_tasks OUT --task humaneval --data '{"s
 from __future__ import annotations
 
 import argparse
+import ast
 import gzip
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
@@ -36,6 +38,8 @@ class Problem(TypedDict):
     prefix: str
     solution: str
     tests: str
+    asked: list[str]
+    given: str
 
 
 class Mbpp(TypedDict):
@@ -163,6 +167,9 @@ def humaneval(_data: DataSource) -> list[Problem]:
                 "prefix": prompt,
                 "solution": behind + problem["canonical_solution"],
                 "tests": f"\n{problem['test']}\ncheck({problem['entry_point']})\n",
+                "asked": [problem["entry_point"]],
+                # What the prompt defines beside the function that is asked for, and that one without its body.
+                "given": f"{prompt}\n    pass\n",
             }
         )
     return rows
@@ -183,10 +190,22 @@ def mbpp(data: DataSource) -> list[Problem]:
             "prefix": "",
             "solution": _code(row),
             # The setup uses what the program defines.
-            "tests": "\n".join(["", *filter(None, [_plain(row["test_setup_code"]), _tests(row)]), ""]),
+            "tests": (tests := "\n".join(["", *filter(None, [_plain(row["test_setup_code"]), _tests(row)]), ""])),
+            "asked": asked(_code(row), tests),
+            "given": "",
         }
         for item, row in enumerate(_rows(data, "test"))
     ]
+
+
+def asked(solution: str, tests: str) -> list[str]:
+    """List the names that ``tests`` use and ``solution`` defines: functions and classes, in alphabetical order."""
+    with warnings.catch_warnings():
+        # Strings of the data set have escapes that Python does not know.
+        warnings.simplefilter("ignore")
+        program, checks = ast.parse(solution), ast.parse(tests)
+    defined = {node.name for node in program.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return sorted(defined & {node.id for node in ast.walk(checks) if isinstance(node, ast.Name)})
 
 
 def _request(row: Mbpp) -> str:
