@@ -56,6 +56,8 @@ def test_what_is_given_is_the_tests_own(pipes: Callable[[bytes], Line]) -> None:
 
 def test_an_object_equals_itself_alone(pipes: Callable[[bytes], Line]) -> None:
     line = pipes(b"")
+    one: Any
+    same: Any
     one, same = Remote(line, 3, True, "A"), Remote(line, 3, True, "A")
     assert one == one
     assert one != same

@@ -46,9 +46,9 @@ class Program:
         if act == "set":
             return setattr(on, question["name"], self._value(question["value"]))
         if act == "list":
-            return list(on)  # type: ignore[call-overload]
+            return list(on)
         keywords = {name: self._value(value) for name, value in question["keywords"].items()}
-        return on(*map(self._value, question["arguments"]), **keywords)  # type: ignore[operator]
+        return on(*map(self._value, question["arguments"]), **keywords)
 
     def number(self, value: object) -> list[Coded]:
         """Keep an object that cannot cross; what stands for it is its number, its truth if it has one, and its type."""
