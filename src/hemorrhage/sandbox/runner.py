@@ -23,8 +23,8 @@ send the verdict. Whatever a program does to its own interpreter, what counts is
 possible: answers that were written for the very tests, where a prompt shows them; and a flaw of the kernel behind the
 system calls that are left.
 
-A program may take ``seconds`` of processor time, and WAITING times as much on the clock: a loaded machine does not fail
-a slow program, and one that sleeps ends.
+A program may take ``seconds`` of processor time, and WAITING times as much on the clock, which stands still while it
+waits for a processor: a loaded machine does not fail a slow program, and one that sleeps ends.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ from pathlib import Path
 from typing import Any
 
 from hemorrhage.sandbox import inside, judge, program, wall
-from hemorrhage.sandbox.wall import UnavailableError
+
+UnavailableError = wall.UnavailableError
 
 STATUSES = ("passed", "failed", "error", "timeout", "memory", "blocked")
 """``failed``: an assertion did not hold; ``error``: any other exception, or an end before that of the tests;
 ``memory``: MemoryError; ``blocked``: it wanted what the sandbox refuses, and did not catch the refusal."""
 
 WAITING = 8
-"""Time on the clock for each second of processor time."""
+"""Time on the clock for each second of processor time, waiting for a processor not counted."""
 TESTS_MB = 1024
 """Address space of the tests' process, MiB."""
 DETAIL = 200
@@ -225,6 +226,8 @@ class Box:
         self.clock = 0
         self.started = 0.0
         self.cpu_seconds = 0.0
+        self.schedule = Path()
+        self.waited_seconds = 0.0
         self.stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             numbers = {name: file.fileno() for name, file in files.items()}
@@ -276,6 +279,12 @@ class Box:
                 self.cpu_seconds = time.clock_gettime(self.clock) - self.started
         return self.cpu_seconds
 
+    def waited(self) -> float:
+        """Return how long its first thread was ready and had no processor; 0 where the kernel does not count it."""
+        with contextlib.suppress(OSError, IndexError):
+            self.waited_seconds = int(self.schedule.read_text().split()[1]) / 1e9
+        return self.waited_seconds
+
     def _find_clock(self, first: int) -> None:
         """Find the interpreter, the child of ``first``; where it has ended already there is no time to read."""
         try:
@@ -287,6 +296,7 @@ class Box:
             return
         # clock_getcpuclockid(3), which Python lacks.
         self.clock = (~int(children[0]) << 3) | 2
+        self.schedule = Path(f"/proc/{children[0]}/schedstat")
         with contextlib.suppress(OSError):
             self.started = time.clock_gettime(self.clock)
 
@@ -325,7 +335,8 @@ def _verdict(message: FileIO, running: Box, judging: Box, seconds: float) -> tup
     """Return status and detail from the tests' pipe, or the time that is over, or why the tests end without any."""
     said, deadline, processors = b"", time.monotonic() + WAITING * seconds, os.cpu_count() or 1
     while b"\n" not in said:
-        waits, left = deadline - time.monotonic(), seconds - max(running.spent(), judging.spent())
+        waits = deadline + running.waited() + judging.waited() - time.monotonic()
+        left = seconds - max(running.spent(), judging.spent())
         if left <= 0:
             of = "" if running.spent() >= seconds else "its tests "
             return "timeout", f"{of}used up {seconds:g} s of processor time"
