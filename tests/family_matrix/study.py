@@ -39,6 +39,8 @@ REFERENCE: reference_step.Spec = {
 
 MITIGATION: dict[str, Any] = {
     "corpus": "made",
+    "corpora": ["made"],
+    "closed_ended": [],
     "tokens": 40,
     "buckets": 2,
     "steps": 3,
@@ -198,7 +200,7 @@ class Study:
     def corrections(self) -> pd.DataFrame:
         """The mitigate step's tokens, of 4 bits."""
         out = self.root / "mitigation"
-        mitigate(out, "v", self.variant("gptq 4"), self.base, self.reference, MITIGATION)
+        mitigate(out, "v", self.variant("gptq 4"), self.base, self.reference, [], MITIGATION)
         return pd.read_parquet(out / "tokens.parquet")
 
 

@@ -128,12 +128,12 @@ def check(measured: mitigations.Measured) -> None:
     if gap is None:
         # Shuffled information does more damage than none.
         assert control.high < 0, control
-        assert mitigations.verdict(measured, 0.95) == "recovers, not compared with its control"
+        assert mitigations.verdict(measured, 0.95, 0.1) == "recovers, not compared with its control"
         return
     assert control.low <= 0, control
     assert gap is not None
     assert gap.low > 0, gap
-    assert mitigations.verdict(measured, 0.95) == "recovers"
+    assert mitigations.verdict(measured, 0.95, 0.1) == "recovers"
 
 
 W8 = {"bits": 8, "activations": "token"}

@@ -177,7 +177,7 @@ TABLES = {
     "decodes": ("generations.parquet", "human.parquet"),
     "harness": ("items.parquet",),
     "code_tasks": ("programs.parquet",),
-    "corrections": ("tokens.parquet",),
+    "corrections": ("tokens.parquet", "texts.parquet"),
     "confirmations": ("tokens.parquet", "windows.parquet", "items.parquet"),
 }
 """Kind of what is measured on a model -> the tables that are read of it."""

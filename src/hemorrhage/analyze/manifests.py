@@ -157,7 +157,8 @@ class Conditions(TypedDict):
 
 class MeasurementManifest(Manifest, total=False):
     """What was measured on a model. ``gaps``: part -> why it was left out. ``protocol``:
-    of the one corpus, or by data set; ``conditions`` of a decoding sweep, by data set."""
+    of the one corpus, or by data set; ``conditions`` of a decoding sweep, by data set. ``seconds_per_token``: of a text
+    under each correction."""
 
     corpora: dict[str, Corpus]
     tasks: dict[str, Task]
@@ -171,6 +172,7 @@ class MeasurementManifest(Manifest, total=False):
     corpus: str
     sha256: str
     spec: CorrectionSpec
+    seconds_per_token: dict[str, float]
     engine: EngineFields
     facts: dict[str, str]
 

@@ -16,7 +16,7 @@ class Spec:
 
     ``resamples`` of every bootstrap, ``confidence`` of every interval, ``seed`` of both. ``budget``: key of
     hemorrhage.analyze.budget.DAMAGE_KINDS -> the most damage that is tolerable. ``calibration``: the corpora that
-    calibration read.
+    calibration read. ``smallest_effect``: the smallest share of a damage whose recovery by a mitigation matters.
     """
 
     resamples: int
@@ -24,6 +24,7 @@ class Spec:
     seed: int
     budget: dict[str, float] = field(default_factory=dict)
     calibration: tuple[str, ...] = ()
+    smallest_effect: float = 0.1
 
     @classmethod
     def parse(cls, text: str) -> Spec:
@@ -46,6 +47,7 @@ class Spec:
             seed=int(seed),
             budget={key: limit for key, limit in budget.items() if limit is not None},
             calibration=tuple(content.get("calibration") or ()),
+            smallest_effect=content.get("smallest_effect", cls.smallest_effect),
         )
 
 

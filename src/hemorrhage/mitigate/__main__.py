@@ -1,13 +1,15 @@
-"""Step ``mitigate``: corrections of a variant's decoding, fitted on one half of a text and scored on the other.
+"""Step ``mitigate``: corrections of a variant's decoding, fitted on one half of a text and judged on everything else.
 
-    python -m hemorrhage.mitigate OUT --variant V --checkpoint DIR --base DIR --reference DIR --spec JSON
+    python -m hemorrhage.mitigate OUT --variant V --checkpoint DIR --base DIR --reference DIR --closed-ended DIR...
+        --spec JSON
 
-``spec``: ``corpus`` (of the reference), ``tokens`` of the first half of its windows that are fitted to, ``buckets`` of
-entropy, ``steps`` of the gains' fit, ``p`` of the nucleus, ``open_ended`` (``items``, ``prefix``, ``new_tokens``),
-``seed``.
-Besides the second half, corrections are scored on what the corrected model samples itself: continuations of the second
-half's windows, with the same random numbers for every correction. Each correction has its control: see
-``corrections``.
+``spec``: ``corpus`` (of the reference), whose first half of windows is fitted to, at most ``tokens`` of it;
+``corpora`` whose second halves are judged; ``buckets`` of entropy, ``steps`` of the gains' fit, ``p`` of the nucleus;
+``open_ended`` (``items``, ``prefix``, ``new_tokens``); ``closed_ended``, a list of hemorrhage.decode.spec.ClosedEnded,
+of which ``--closed-ended`` are the folders; ``seed``.
+
+Corrections are judged token by token, and on what the corrected model writes itself: answers to closed-ended tasks, and
+continuations of windows of the second halves (``trajectories``). Each has its control in all of it: ``corrections``.
 """
 
 from __future__ import annotations
@@ -15,29 +17,35 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hemorrhage.decode import generation
+from hemorrhage.decode.prompts import Prompt, closed_prompts, uses_chat
+from hemorrhage.decode.spec import ClosedEnded
 from hemorrhage.evaluate.language import batches, hidden_states, read_slice, stored_head, windows_per_batch
-from hemorrhage.mitigate import corrections
+from hemorrhage.mitigate import corrections, trajectories
 from hemorrhage.mitigate.corrections import Correction, Model
-from hemorrhage.mitigate.schema import TOKENS
-from hemorrhage.models.checkpoint import load
+from hemorrhage.mitigate.schema import TEXTS, TOKENS
+from hemorrhage.mitigate.trajectories import SAMPLING, SEARCHES, Task, Texts
+from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.head import Head, head_of
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import failure, failure_recorded, read_manifest, write_manifest, writing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Corrections = dict[tuple[str, int], Correction]
 """Corrections by name and number of the control's shuffle, 0 for the correction itself."""
+
+PLAIN = (("none", 0), ("top_p", 0))
+"""What corrections start from, and what the base model writes under."""
 
 
 class Size(TypedDict):
@@ -58,65 +66,186 @@ class Parameters(TypedDict, total=False):
     top_p: float
 
 
-def mitigate(out: Path, variant: str, checkpoint: Path, base: Path, reference: Path, spec: Mapping[str, Any]) -> None:
-    """Fit and score the corrections of one variant.
+class Heads(NamedTuple):
+    """Heads of the variant and of the base, in float32."""
+
+    variant: Head
+    base: Head
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of a corpus that are judged: int64 [n, window]; the ``first`` of them in the reference."""
+
+    corpus: str
+    first: int
+    windows: Tensor
+
+    def base_states(self, reference: Path, device: torch.device) -> Tensor:
+        """Return the base's final hidden states, float32 [n, window, hidden]."""
+        part = slice(self.first, self.first + len(self.windows))
+        return read_slice(reference / "hidden.safetensors", self.corpus, part).to(device)
+
+
+def halves(reference: Path, corpus: str) -> tuple[Text, Text]:
+    """Return the first and the second half of a corpus's windows."""
+    windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()
+    half = len(windows) // 2
+    return Text(corpus, 0, windows[:half]), Text(corpus, half, windows[half:])
+
+
+def mitigate(
+    out: Path,
+    variant: str,
+    checkpoint: Path,
+    base: Path,
+    reference: Path,
+    closed_ended: Sequence[Path],
+    spec: Mapping[str, Any],
+) -> None:
+    """Fit and judge the corrections of one variant.
 
     Raises ValueError where the variant was not made, and where its vocabulary is not the base's.
     """
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
-    corpus, open_ended = spec["corpus"], spec["open_ended"]
-    manifest = read_manifest(reference)
-    source, start = manifest["corpora"][corpus], manifest["first_predicted"]
-    windows = read_slice(reference / "windows.safetensors", corpus, slice(None)).long()
-    states = read_slice(reference / "hidden.safetensors", corpus, slice(None))
-    base_head, half = stored_head(base).folded(), len(windows) // 2
+    start = read_manifest(reference)["first_predicted"]
     model = load(checkpoint, base=base)
-    head = head_of(model).folded()
-    if len(head) != len(base_head):
-        raise ValueError(f"a vocabulary of {len(head)} tokens, and the base model's has {len(base_head)}")
-    altered = all_states(model, windows)
-    device = head.weight.device
-    states, base_head = states.to(device), base_head.to(device)
-
-    first, second = slice(0, half), slice(half, None)
-    chosen = spread(half * (windows.shape[1] - start), spec["tokens"]).to(device)
-    fitted = corrections.fit(
-        Model(predicting(altered[first], start), head).at(chosen),
-        Model(predicting(states[first], start), base_head).at(chosen),
-        spec["buckets"],
-        spec["steps"],
-        spec["p"],
-        spec["seed"],
+    heads = _heads(model, base)
+    first, _ = halves(reference, spec["corpus"])
+    fitted, number = fit(model, heads, first, first.base_states(reference, model.device), start, spec)
+    texts = [halves(reference, corpus)[1] for corpus in spec["corpora"]]
+    tables = []
+    for text in texts:
+        sides = _sides(heads, all_states(model, text.windows), text.base_states(reference, model.device))
+        table = score_windows(fitted, text.windows, *sides, spec["p"], start)
+        tables.append(table.assign(part="text", dataset=text.corpus, window=table["window"] + text.first))
+    tokenizer = load_tokenizer(base)
+    tasks = [*closed_tasks(closed_ended, tokenizer, spec), *open_tasks(texts, tokenizer, spec["open_ended"])]
+    written = [trajectories.write(model, task, fitted, SEARCHES, spec["seed"]) for task in tasks]
+    seconds = _timed(model, tasks, fitted)
+    drawn = [each for task, of_task in zip(tasks, written, strict=True) for each in draw(task, of_task)]
+    altered = [all_states(model, each.windows) for each in drawn]
+    del model
+    original, rows = load(base), []
+    for each, of_variant in zip(drawn, altered, strict=True):
+        sides = _sides(heads, of_variant, all_states(original, each.windows))
+        tables.append(each.scored(fitted[each.name], *sides, spec["p"]))
+    for task, of_task in zip(tasks, written, strict=True):
+        own = trajectories.write(original, task, {name: fitted[name] for name in PLAIN}, SEARCHES, spec["seed"])
+        rows.append(trajectories.table(task, of_task, own, original, tokenizer))
+    _save(
+        out,
+        fitted,
+        tables,
+        rows,
+        variant=variant,
+        fitted=number,
+        spec=spec,
+        seconds_per_token=seconds,
+        **identity(spec, reference, closed_ended),
     )
-    sides = Model(altered[second], head), Model(states[second], base_head)
-    table = score_windows(fitted, windows[second], *sides, spec["p"], start)
-    tables = [table.assign(part="text", window=table["window"] + half)]
-    if open_ended["items"]:
-        uncontrolled = {name: correction for name, correction in fitted.items() if not name[1]}
-        texts = sample(model, uncontrolled, windows[half : half + open_ended["items"]], open_ended, spec["seed"])
-        altered_by = {name: all_states(model, tokens) for name, tokens in texts.items()}
-        del model
-        original = load(base)
-        for name, tokens in texts.items():
-            sides = Model(altered_by[name], head), Model(all_states(original, tokens), base_head)
-            table = score_windows({name: fitted[name]}, tokens.cpu(), *sides, spec["p"], open_ended["prefix"])
-            tables.append(table.assign(part="generation", window=table["window"] + half))
-    table = pd.concat(tables, ignore_index=True)[list(TOKENS.columns)]
+
+
+def _heads(model: PreTrainedModel, base: Path) -> Heads:
+    head, of_base = head_of(model).folded(), stored_head(base).folded()
+    if len(head) != len(of_base):
+        raise ValueError(f"a vocabulary of {len(head)} tokens, and the base model's has {len(of_base)}")
+    return Heads(head, of_base.to(head.weight.device))
+
+
+def _sides(heads: Heads, variant: Tensor, base: Tensor) -> tuple[Model, Model]:
+    return Model(variant, heads.variant), Model(base, heads.base)
+
+
+def fit(
+    model: PreTrainedModel, heads: Heads, text: Text, base_states: Tensor, start: int, spec: Mapping[str, Any]
+) -> tuple[Corrections, int]:
+    """Fit the corrections to a text; return them with the number of tokens that were fitted to."""
+    chosen = spread(len(text.windows) * (text.windows.shape[1] - start), spec["tokens"]).to(base_states.device)
+    variant, base = _sides(heads, predicting(all_states(model, text.windows), start), predicting(base_states, start))
+    settings = spec["buckets"], spec["steps"], spec["p"], spec["seed"]
+    return corrections.fit(variant.at(chosen), base.at(chosen), *settings), len(chosen)
+
+
+def closed_tasks(
+    folders: Sequence[Path], tokenizer: PreTrainedTokenizerBase, spec: Mapping[str, Any]
+) -> Iterator[Task]:
+    """Yield the closed-ended tasks with the prompts of the decoding sweep."""
+    chat = uses_chat(tokenizer, None)
+    for folder, entry in zip(folders, map(ClosedEnded.model_validate, spec["closed_ended"]), strict=True):
+        yield Task(
+            "closed_ended", entry.task, closed_prompts(folder, tokenizer, entry, spec["seed"], chat), entry.new_tokens
+        )
+
+
+def open_tasks(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, open_ended: Mapping[str, int]
+) -> Iterator[Task]:
+    """Yield the beginnings of windows that are continued, a task for each corpus."""
+    items, prefix = open_ended["items"], open_ended["prefix"]
+    for text in texts if items else ():
+        beginnings = text.windows[:items, :prefix].tolist()
+        prompts = [
+            Prompt(text.first + row, str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)), tokens)
+            for row, tokens in enumerate(beginnings)
+        ]
+        yield Task("open_ended", text.corpus, prompts, open_ended["new_tokens"])
+
+
+def _timed(model: PreTrainedModel, tasks: Sequence[Task], fitted: Corrections) -> dict[str, float]:
+    """Time the corrections, without their controls, on the last task's first prompt."""
+    if not tasks:
+        return {}
+    once = {name: correction for (name, control), correction in fitted.items() if not control}
+    return trajectories.seconds_per_token(model, tasks[-1].prompts[0], once)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was sampled under a correction behind the prompts of a task: ``windows`` int64 [n, longest], prompt first
+    and filled up behind the text, of which ``lengths`` tokens count."""
+
+    task: Task
+    name: tuple[str, int]
+    windows: Tensor
+    lengths: list[int]
+
+    def scored(self, correction: Correction, variant: Model, base: Model, p: float) -> pd.DataFrame:
+        """Return TOKENS' rows of the sampled tokens."""
+        prefix = len(self.task.prompts[0].tokens)
+        table = score_windows({self.name: correction}, self.windows, variant, base, p, prefix)
+        table = table[table["position"] < table["window"].map(dict(enumerate(self.lengths)))]
+        items = dict(enumerate(prompt.item for prompt in self.task.prompts))
+        return table.assign(part="generation", dataset=self.task.dataset, window=table["window"].map(items))
+
+
+def draw(task: Task, texts: Texts) -> Iterator[Drawn]:
+    """Yield what was sampled of an open-ended task, with its prompts before it, under each correction."""
+    if task.kind != "open_ended":
+        return
+    for (search, name), continued in texts.items():
+        if search == SAMPLING:
+            whole = [[*prompt.tokens, *tokens] for prompt, tokens in zip(task.prompts, continued, strict=True)]
+            lengths = [len(tokens) for tokens in whole]
+            yield Drawn(
+                task, name, torch.tensor([tokens + [0] * (max(lengths) - len(tokens)) for tokens in whole]), lengths
+            )
+
+
+def _save(
+    out: Path, found: Corrections, tokens: list[pd.DataFrame], texts: list[pd.DataFrame], **manifest: Any
+) -> None:
+    """Write the output directory."""
+    table = pd.concat(tokens, ignore_index=True)[list(TOKENS.columns)]
+    of_texts = pd.concat(texts, ignore_index=True) if texts else trajectories.no_texts()
     with writing(out) as scratch:
         TOKENS.validate(table).to_parquet(scratch / "tokens.parquet", index=False)
-        fits = {_title(name): parameters(correction) for name, correction in fitted.items()}
+        TEXTS.validate(of_texts).to_parquet(scratch / "texts.parquet", index=False)
+        fits = {_title(name): parameters(correction) for name, correction in found.items()}
         (scratch / "fits.json").write_text(json.dumps(fits, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_manifest(
-            scratch,
-            variant=variant,
-            corpus=corpus,
-            sha256=source["sha256"],
-            protocol=protocol(source["protocol"], len(windows) - half, windows.shape[1] - start),
-            fitted=len(chosen),
-            spec=spec,
-        )
+        write_manifest(scratch, **manifest)
 
 
 def all_states(model: PreTrainedModel, windows: Tensor) -> Tensor:
@@ -163,50 +292,6 @@ def score_windows(
     return pd.concat(tables, ignore_index=True)
 
 
-def sample(
-    model: PreTrainedModel, fitted: Corrections, windows: Tensor, open_ended: dict[str, int], seed: int
-) -> dict[tuple[str, int], Tensor]:
-    """Sample a continuation under each correction: int64 [items, prefix + new_tokens], beginning with the prefix.
-
-    The n-th token of an item is drawn by the same uniform number under every correction, from the tokens in the order
-    of the vocabulary, so that equal distributions give equal texts. No text ends early.
-    """
-    prefix = windows[:, : open_ended["prefix"]].to(model.device)
-    generator = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand((open_ended["new_tokens"], len(prefix), 1), generator=generator, dtype=torch.float64)
-    head = head_of(model).folded()
-    reading = generation.read(model, prefix, torch.ones_like(prefix))
-    return {name: _continued(model, correction, prefix, uniforms, head, reading) for name, correction in fitted.items()}
-
-
-def _continued(
-    model: PreTrainedModel,
-    correction: Correction,
-    prefix: Tensor,
-    uniforms: Tensor,
-    head: Head,
-    reading: generation.Reading | None,
-) -> Tensor:
-    from transformers import DynamicCache
-
-    cache: Any = reading and reading.copied_cache()
-    if cache is None and generation.takes_cache(model):
-        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    tokens = prefix
-    with torch.inference_mode():
-        for uniform in uniforms:
-            if cache is None:
-                # A state-space model goes on from no cache that it is given: it reads all of the text again.
-                states = hidden_states(model, tokens)
-            else:
-                _, states = generation.forward(model, tokens[:, -1:], torch.ones_like(tokens), cache)
-            states = states[:, -1].float()
-            mass = correction.logits(corrections.logits_of(states, head), states, head).double().softmax(-1).cumsum(-1)
-            drawn = torch.searchsorted(mass, uniform.to(mass.device) * mass[:, -1:])
-            tokens = torch.cat([tokens, drawn.clamp(max=mass.shape[1] - 1)], dim=1)
-    return tokens
-
-
 def parameters(correction: Correction) -> Parameters:
     """Return the fitted values for people; vectors by their size."""
     fitted = Parameters(temperature=[1 / beta for beta in correction.beta.tolist()])
@@ -229,10 +314,38 @@ def _title(name: tuple[str, int]) -> str:
     return f"{name[0]}, control {name[1]}" if name[1] else name[0]
 
 
-def protocol(whole: str, windows: int, predicted: int) -> str:
-    """Return the reference's protocol of a corpus for its last ``windows``, each of so many ``predicted`` tokens."""
-    last = re.sub(r"windows=(\S+)", rf"windows=last-{windows}-of-\1", whole)
-    return re.sub(r"predicted=\d+", f"predicted={windows * predicted}", last)
+class Identity(TypedDict):
+    """What a manifest says of the data that corrections were fitted to and judged on, a failed one's too."""
+
+    corpus: str
+    sha256: str
+    datasets: dict[str, dict[str, Any]]
+    protocol: dict[str, str]
+
+
+def identity(spec: Mapping[str, Any], reference: Path, closed_ended: Sequence[Path]) -> Identity:
+    """Return the data sets and the protocol of each: how it was read, or how its answers were made."""
+    manifest = read_manifest(reference)
+    corpora = {name: manifest["corpora"][name] for name in dict.fromkeys([spec["corpus"], *spec["corpora"]])}
+    datasets: dict[str, dict[str, Any]] = {name: {"sha256": source["sha256"]} for name, source in corpora.items()}
+    protocols = {name: second_half(source["protocol"]) for name, source in corpora.items()}
+    for folder, entry in zip(closed_ended, spec["closed_ended"], strict=True):
+        of_task = read_manifest(folder)
+        datasets[entry["task"]] = {"sha256": of_task["sha256"], "chance": of_task["chance"]}
+        protocols[entry["task"]] = f"items={entry['items']} new_tokens={entry['new_tokens']}"
+    return Identity(
+        corpus=spec["corpus"], sha256=datasets[spec["corpus"]]["sha256"], datasets=datasets, protocol=protocols
+    )
+
+
+def second_half(protocol: str) -> str:
+    """Return the protocol of the last half of the windows of a corpus, from that of all of them."""
+    windows, predicted = (
+        int(protocol.split(f" {key}=")[1].split("/")[0].split()[0]) for key in ("windows", "predicted")
+    )
+    last = windows - windows // 2
+    shortened = re.sub(r"windows=(\S+)", rf"windows=last-{last}-of-\1", protocol)
+    return re.sub(r"predicted=\d+", f"predicted={predicted // windows * last}", shortened)
 
 
 def main() -> None:
@@ -242,16 +355,14 @@ def main() -> None:
     parser.add_argument("--variant", required=True)
     for name in ("checkpoint", "base", "reference"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--closed-ended", type=Path, nargs="*", default=[])
     parser.add_argument("--spec", type=json.loads, required=True)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     step.start()
-    spec = arguments.spec
-    source = read_manifest(arguments.reference)["corpora"][spec["corpus"]]
-    identity = {"variant": arguments.variant, "corpus": spec["corpus"], "spec": spec}
-    with failure_recorded(arguments.out, **identity, sha256=source["sha256"], protocol=source["protocol"]):
-        mitigate(
-            arguments.out, arguments.variant, arguments.checkpoint, arguments.base, arguments.reference, arguments.spec
-        )
+    spec = given.spec
+    fields = identity(spec, given.reference, given.closed_ended)
+    with failure_recorded(given.out, variant=given.variant, spec=spec, **fields):
+        mitigate(given.out, given.variant, given.checkpoint, given.base, given.reference, given.closed_ended, spec)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,12 @@ class Correction:
 
         ``raw`` is what ``head`` makes of ``states`` [n, hidden].
         """
-        logits = raw if self.gain is None else logits_of(states * self.gain, head)
+        return self.of_logits(raw if self.gain is None else logits_of(states * self.gain, head))
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return the same of ``logits`` that were made with the gain."""
         if len(self.beta) > 1:
-            logits = logits * self.beta[torch.bucketize(entropy(raw), self.edges)][:, None]
+            logits = logits * self.beta[torch.bucketize(entropy(logits), self.edges)][:, None]
         elif self.beta.item() != 1:
             logits = logits * self.beta
         if self.bias is not None:

@@ -430,8 +430,20 @@ def _decoding_code(design: Design, _name: str) -> list[str]:
     return [*(f"hemorrhage.decode.strategies.{strategy}" for strategy in used), *sandbox]
 
 
+def _corrected_tasks(design: Design) -> list[config.ClosedEnded]:
+    """Return the decoding sweep's tasks that corrections are judged on: those whose answers no program has to run."""
+    return [entry for entry in design.params.decode.closed_ended if entry.task not in CODE_TASKS]
+
+
 def _correction(design: Design, _name: str) -> Json:
-    return design.params.mitigate.model_dump(mode="json", exclude={"variants"})
+    mitigate, evaluate = design.params.mitigate, design.params.evaluate
+    # Of a file of the user not every token counts.
+    others = [name for name in evaluate.corpora if name not in {each.name for each in evaluate.files}]
+    return {
+        **mitigate.model_dump(mode="json", exclude={"variants", "smallest_effect"}),
+        "corpora": list(dict.fromkeys([mitigate.corpus, *others])),
+        "closed_ended": [entry.model_dump(mode="json") for entry in _corrected_tasks(design)],
+    }
 
 
 def _with_memory(settings: Callable[[Design, str], Json]) -> Callable[[Design, str], Json]:
@@ -832,11 +844,19 @@ KINDS: dict[str, Kind] = {
             stage="mitigate",
             step="hemorrhage.mitigate",
             names=lambda design: design.params.mitigate.variants,
-            inputs={"checkpoint": MODEL, "base": BASE_MODEL, "reference": REFERENCE},
+            inputs={
+                "checkpoint": MODEL,
+                "base": BASE_MODEL,
+                "reference": REFERENCE,
+                "closed_ended": Input(
+                    ("tasks", "benchmarks"),
+                    lambda design, _name: [_prepared(entry.task, "closed_ended") for entry in _corrected_tasks(design)],
+                ),
+            },
             settings=_correction,
             arguments=_of_variant(_correction),
             on_gpu=_always,
-            arithmetic=lambda load, _name: load.shape.forward(load.windows()),
+            arithmetic=lambda load, _name: load.shape.forward(load.correction()),
             priority=40,
             of_models=True,
             is_analyzed=True,
@@ -896,7 +916,12 @@ PAGE_FILES = ("index.html",)
 
 def analysis(design: Design) -> Json:
     """Return the settings of the analysis."""
-    return {**design.params.analyze.model_dump(mode="json"), "calibration": design.params.calibrate.corpora}
+    params = design.params
+    return {
+        **params.analyze.model_dump(mode="json"),
+        "calibration": params.calibrate.corpora,
+        "smallest_effect": params.mitigate.smallest_effect,
+    }
 
 
 def is_aligned(design: Design) -> bool:

@@ -388,8 +388,11 @@ class Generated(Section):
 
 class Mitigate(Section):
     """Corrections of decoding, for the variants that are named: fitted to at most ``tokens`` of the first half of a
-    corpus, scored on its second half. ``buckets`` of entropy have a temperature each, the gains of the last norm
-    ``steps`` of L-BFGS; ``p`` is the nucleus that is remapped."""
+    corpus, judged on the second half of every corpus, on the closed-ended tasks of the decoding sweep, and on what they
+    write. ``buckets`` of entropy have a temperature each, the gains of the last norm ``steps`` of L-BFGS; ``p`` is the
+    nucleus that is remapped.
+
+    ``smallest_effect``: the smallest share of a damage whose recovery matters, of every mitigation of the study."""
 
     variants: list[str]
     corpus: str
@@ -398,6 +401,7 @@ class Mitigate(Section):
     steps: Positive
     p: Annotated[float, Field(gt=0, lt=1)]
     open_ended: Generated
+    smallest_effect: Annotated[float, Field(gt=0, lt=1)] = 0.1
     seed: Seed
 
 

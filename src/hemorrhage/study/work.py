@@ -15,6 +15,13 @@ PROBE_TOKENS, HARNESS_TOKENS, PROGRAM_TOKENS = 6, 500, 400
 """Tokens that an item of a task costs, about: of a probe few, since items share what they begin with. Their price is
 what is fitted."""
 
+CORRECTED_TEXTS = 24
+"""Texts behind a prompt: 7 corrections and 10 controls by sampling, 7 of them greedily, too."""
+
+SAMPLED_READINGS = 65
+"""Readings of them: each is written, and read by the base; what was sampled is read by the variant and the base once
+more, for the KL of its tokens."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -110,6 +117,14 @@ class Load:
             once = strategy.number("beams", strategy.number("k", 0) + 1 if looks_ahead else 1)
             times += once * (decode.draws if strategy.samples else 1)
         return float(times * tokens)
+
+    def correction(self) -> float:
+        """Count the tokens that a job of corrections reads and generates."""
+        params = self.design.params
+        generated, corpora = params.mitigate.open_ended, len(params.evaluate.corpora)
+        written = corpora * generated.items * (generated.prefix + generated.new_tokens)
+        answers = sum(entry.items * entry.new_tokens for entry in params.decode.closed_ended)
+        return self.windows() + SAMPLED_READINGS * written + CORRECTED_TEXTS * answers
 
     def alteration(self, variant: str) -> float:
         """Count the operations (10¹²) of a method: solving with second moments, and passes over the calibration set."""

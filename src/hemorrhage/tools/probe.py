@@ -354,13 +354,15 @@ def _decoded(base: Path, model: PreTrainedModel, entries: Mapping[str, Mapping[s
 def _mitigated(model: PreTrainedModel) -> Finding:
     import torch
 
-    from hemorrhage.mitigate.__main__ import sample
+    from hemorrhage.decode.prompts import Prompt
+    from hemorrhage.mitigate import trajectories
     from hemorrhage.mitigate.corrections import Correction
 
     def correct() -> None:
         unchanged = Correction(torch.ones(1, device=model.device), torch.empty(0, device=model.device))
-        open_ended = {"prefix": 4, "new_tokens": NEW_TOKENS}
-        sample(model, {("none", 0): unchanged}, probe_tokens(model), open_ended, 0)
+        prompts = [Prompt(row, "", tokens[:4]) for row, tokens in enumerate(probe_tokens(model).tolist())]
+        task = trajectories.Task("open_ended", "probe", prompts, NEW_TOKENS)
+        trajectories.write(model, task, {("none", 0): unchanged}, [trajectories.SAMPLING], 0)
 
     return attempt("mitigate", "corrections", correct)
 

@@ -67,12 +67,66 @@ def test_verdicts() -> None:
     rng = np.random.default_rng(2)
     plain, helped = sample(rng, 0.4)
     nothing, harmed, as_good = plain + 8 * rng.normal(size=32), 1.5 * plain, helped + 0.5 * rng.normal(size=32)
-    assert mitigations.verdict(measured(plain, helped), 0.95) == "recovers"
-    assert mitigations.verdict(measured(plain, helped, nothing), 0.95) == "recovers"
-    assert mitigations.verdict(measured(plain, helped, as_good), 0.95) == "no better than its control"
-    assert mitigations.verdict(measured(plain, nothing), 0.95) == "no significant recovery"
-    assert mitigations.verdict(measured(plain, harmed), 0.95) == "harms"
-    assert mitigations.verdict(measured(plain - plain.mean(), helped), 0.95) == "no damage to recover"
+
+    def verdict(*sums: np.ndarray, smallest: float = 0.1) -> str:
+        return mitigations.verdict(measured(*sums), 0.95, smallest)
+
+    assert verdict(plain, helped) == verdict(plain, helped, nothing) == "recovers"
+    assert verdict(plain, helped, smallest=0.39) == "recovers, perhaps too little"
+    assert verdict(plain, helped, as_good) == "no better than its control"
+    assert verdict(plain, helped, helped + 20 * rng.normal(size=32)) == "cannot tell from its control at this size"
+    assert verdict(plain, harmed) == "harms"
+    assert verdict(plain - plain.mean(), helped) == "no damage to recover"
+    # Sure, and too small to matter; the same effect with a smaller limit; and too noisy to tell.
+    assert verdict(plain, 0.95 * plain) == "not worth it"
+    assert verdict(plain, 0.95 * plain, smallest=0.02) == "recovers"
+    assert verdict(plain, nothing) == "not worth it"
+    assert verdict(plain, nothing + 60 * rng.normal(size=32)) == "cannot tell at this size"
+
+
+STUDIES = 200
+
+
+@pytest.mark.parametrize(
+    ("share", "blocks", "noise", "verdicts", "least", "most"),
+    [
+        # Planted nothings are not found, and where the study can tell they are called not worth it.
+        (0.0, 32, 8, ("recovers", "recovers, perhaps too little"), 0.0, 0.05),
+        (0.0, 32, 8, ("not worth it", "harms"), 0.7, 1.0),
+        (0.0, 16, 40, ("cannot tell at this size",), 0.5, 1.0),
+        # Planted effects are found, and a real one that is too small is not sold as one that matters.
+        (0.3, 32, 8, ("recovers", "recovers, perhaps too little"), 0.95, 1.0),
+        (0.3, 32, 8, ("not worth it", "harms"), 0.0, 0.05),
+        (0.04, 64, 4, ("recovers",), 0.0, 0.05),
+        (0.04, 64, 4, ("not worth it",), 0.9, 1.0),
+    ],
+)
+def test_planted_effects_are_found_and_planted_nothings_are_not(
+    share: float, blocks: int, noise: float, verdicts: tuple[str, ...], least: float, most: float
+) -> None:
+    """Two hundred simulated studies, each with a neutral control."""
+    rng = np.random.default_rng(int(1000 * share) + blocks)
+    found = 0
+    for _ in range(STUDIES):
+        plain = 100 * rng.lognormal(-1, 0.4, blocks)
+        treated, control = (plain * (1 - undone) + noise * rng.normal(size=blocks) for undone in (share, 0.0))
+        found += mitigations.verdict(measured(plain, treated, control), 0.95, 0.1) in verdicts
+    assert least <= found / STUDIES <= most, found / STUDIES
+
+
+def test_the_blocks_that_an_effect_takes_have_the_power_that_is_said() -> None:
+    """With so many blocks, four of five studies see a recovery of the smallest size that matters."""
+    rng = np.random.default_rng(5)
+    plain, treated = sample(rng, 0.1, 200)
+    needed = mitigations.blocks_needed(measured(plain, treated + 20 * rng.normal(size=200)), 0.95, 0.1)
+    assert 100 < needed < 500
+    seen = 0
+    for _ in range(STUDIES):
+        plain, treated = sample(rng, 0.1, needed)
+        one = measured(plain, treated + 20 * rng.normal(size=needed))
+        recovered = mitigations.recovery(one.plain, one.treated, 0.95)
+        seen += recovered is not None and recovered.low > 0
+    assert 0.65 <= seen / STUDIES <= 0.92, (needed, seen / STUDIES)
 
 
 def test_a_control_with_an_effect_of_its_own_is_not_compared_with() -> None:
@@ -85,9 +139,9 @@ def test_a_control_with_an_effect_of_its_own_is_not_compared_with() -> None:
         harmful = measured(plain, helped, (1 + harm) * plain + 8 * rng.normal(size=32))
         assert words in mitigations.not_neutral(harmful, 0.95)
         assert mitigations.beyond_control(harmful, 0.95) is None
-        assert mitigations.verdict(harmful, 0.95) == "recovers, not compared with its control"
+        assert mitigations.verdict(harmful, 0.95, 0.1) == "recovers, not compared with its control"
     # A control that recovers as much takes the credit all the same.
-    assert mitigations.verdict(measured(plain, helped, helped), 0.95) == "no better than its control"
+    assert mitigations.verdict(measured(plain, helped, helped), 0.95, 0.1) == "no better than its control"
     assert mitigations.not_neutral(measured(plain, helped), 0.95) == ""
 
 

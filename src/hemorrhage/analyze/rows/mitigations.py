@@ -6,6 +6,9 @@ mitigation and control are resampled together, with the draws that every other i
 same work with shuffled information; what it recovers, the information did not. A control that is not equivalent to the
 plain method (NEUTRAL) adds a damage or a benefit of its own: the mitigation is then not compared with it.
 
+``Spec.smallest_effect`` is the smallest recovery that matters. A mitigation whose whole interval lies below it is not
+worth it, however sure its effect is; where the interval holds both it and 0, the study is too small to tell.
+
 A mitigation is one of the variants: its method says what it improves on, and with which settings in common.
 Corrections of decoding (hemorrhage.mitigate) bring their plain side and their control along.
 """
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.protocol import add_protocol
@@ -26,6 +30,7 @@ from hemorrhage.analyze.rows.tasks import ITEMS, Suite
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
+from hemorrhage.analyze.stats.bounds import POWER
 from hemorrhage.compress.info import ARMS, Comparison
 
 EQUAL_BYTES = 0.02
@@ -34,6 +39,18 @@ EQUAL_BYTES = 0.02
 NEUTRAL = 0.2
 """A control is neutral where its recovery lies within this share of the plain method's damage, by two one-sided tests
 (Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 1987 15:657)."""
+
+
+NO_DAMAGE = "no damage to recover"
+HARMS = "harms"
+NOT_WORTH_IT = "not worth it"
+CANNOT_TELL = "cannot tell at this size"
+AS_ITS_CONTROL = "no better than its control"
+LIKE_ITS_CONTROL = "cannot tell from its control at this size"
+RECOVERS = "recovers"
+PERHAPS_TOO_LITTLE = "recovers, perhaps too little"
+NOT_COMPARED = ", not compared with its control"
+"""Behind RECOVERS and PERHAPS_TOO_LITTLE, where the control is not neutral."""
 
 
 class Recovery(NamedTuple):
@@ -92,7 +109,8 @@ class Trial:
 class Outcome:
     """What came of a trial on one metric and data set, resamples summed up: ``plain`` and ``treated`` damage, what was
     recovered and what its control recovered (None: there was nothing to recover), the verdict, and ``not_neutral``: why
-    the mitigation is not compared with its control, empty where it is."""
+    the mitigation is not compared with its control, empty where it is. ``blocks``: windows or items that it rests on,
+    ``needed``: how many an effect of the smallest size takes to be seen, 0 where there is nothing to recover."""
 
     metric: str
     dataset: str
@@ -103,6 +121,8 @@ class Outcome:
     control: Recovery | None
     verdict: str
     not_neutral: str = ""
+    blocks: int = 0
+    needed: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,12 +140,12 @@ class TrialSummary:
 
 def summarize(trial: Trial, spec: Spec) -> TrialSummary:
     """Return a trial without its resamples."""
-    outcomes = [_outcome(measured, spec.confidence) for measured in trial.measured]
+    outcomes = [_outcome(measured, spec) for measured in trial.measured]
     return TrialSummary(trial.arm, trial.treatment, trial.plain, trial.treated, trial.control, outcomes, trial.missing)
 
 
-def _outcome(measured: Measured, confidence: float) -> Outcome:
-    plain, control = measured.plain, measured.control
+def _outcome(measured: Measured, spec: Spec) -> Outcome:
+    plain, control, confidence = measured.plain, measured.control, spec.confidence
     return Outcome(
         metric=measured.metric,
         dataset=measured.source.dataset,
@@ -134,8 +154,10 @@ def _outcome(measured: Measured, confidence: float) -> Outcome:
         recovery=recovery(plain, measured.treated, confidence),
         has_control=control is not None,
         control=None if control is None else recovery(plain, control, confidence),
-        verdict=verdict(measured, confidence),
+        verdict=verdict(measured, confidence, spec.smallest_effect),
         not_neutral=not_neutral(measured, confidence),
+        blocks=plain.blocks,
+        needed=blocks_needed(measured, confidence, spec.smallest_effect),
     )
 
 
@@ -185,20 +207,35 @@ def _ratio(gain: float, gains: Floats, plain: Damage, confidence: float) -> Reco
     return Recovery(gain / plain.estimate, low, high)
 
 
-def verdict(measured: Measured, confidence: float) -> str:
-    """``recovers`` (and whether its control can be compared with), ``no better than its control``, ``no significant
-    recovery``, ``harms``, or that there is nothing to recover."""
+def verdict(measured: Measured, confidence: float, smallest: float) -> str:
+    """Judge a mitigation: one of the constants above, RECOVERS with and without NOT_COMPARED."""
     recovered = recovery(measured.plain, measured.treated, confidence)
     if recovered is None:
-        return "no damage to recover"
+        return NO_DAMAGE
     if recovered.high < 0:
-        return "harms"
+        return HARMS
+    if recovered.high < smallest:
+        return NOT_WORTH_IT
     if not recovered.low > 0:
-        return "no significant recovery"
+        return CANNOT_TELL
     gap = _gap(measured, confidence)
     if gap is not None and not gap.low > 0:
-        return "no better than its control"
-    return "recovers, not compared with its control" if not_neutral(measured, confidence) else "recovers"
+        return AS_ITS_CONTROL if gap.high < smallest else LIKE_ITS_CONTROL
+    found = RECOVERS if recovered.low >= smallest else PERHAPS_TOO_LITTLE
+    return found + NOT_COMPARED if not_neutral(measured, confidence) else found
+
+
+def blocks_needed(measured: Measured, confidence: float, smallest: float) -> int:
+    """Return the blocks at which a recovery of ``smallest`` is told from none with a probability of POWER.
+
+    From the width of the interval, which shrinks with the root of their number; 0 where there is nothing to recover.
+    """
+    recovered, blocks = recovery(measured.plain, measured.treated, confidence), measured.plain.blocks
+    if recovered is None or blocks < 2:
+        return 0
+    two_sided = (1 + confidence) / 2
+    error = (recovered.high - recovered.low) / 2 / float(stats.t.ppf(two_sided, blocks - 1))
+    return math.ceil(blocks * (error * float(stats.norm.ppf(two_sided) + stats.norm.ppf(POWER)) / smallest) ** 2)
 
 
 # Trials among the variants.

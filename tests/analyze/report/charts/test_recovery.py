@@ -12,7 +12,7 @@ def test_controls_are_open_symbols_of_their_arm() -> None:
         ("training", True): [Point(0.5, Recovery(-3.0, -4.0, 0.1), "harms")],
         ("scales", False): [Point(2.0, Recovery(0.0, 0.0, 0.0), "nothing")],
     }
-    figure = recoveries(groups, "damage", knee=True)
+    figure = recoveries(groups, "damage", is_relative=True, is_logarithmic=False)
     treated, control, other = figure["data"]
     assert (treated["name"], control["name"], other["name"]) == ("training", "training, control", "scales")
     assert control["marker"]["symbol"] == f"{treated['marker']['symbol']}-open"
@@ -22,4 +22,6 @@ def test_controls_are_open_symbols_of_their_arm() -> None:
     assert control["error_y"]["arrayminus"] == [0.0]
     assert control["error_y"]["array"] == [110.0]
     assert len(figure["layout"]["shapes"]) == 2
-    assert len(recoveries(groups, "damage", knee=False)["layout"]["shapes"]) == 1
+    plain = recoveries(groups, "damage", is_relative=False, is_logarithmic=True)["layout"]
+    assert len(plain["shapes"]) == 1
+    assert plain["xaxis"]["type"] == "log"

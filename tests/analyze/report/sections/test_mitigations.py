@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from hemorrhage.analyze.report.sections import mitigations
 from hemorrhage.analyze.report.sections.mitigations import EXAMPLES, relative_severity
 from hemorrhage.analyze.rows.corrections import DECODING
 from hemorrhage.analyze.rows.mitigations import Outcome, Recovery, TrialSummary
+from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
 from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.info import SCALES
@@ -58,9 +60,74 @@ def test_a_failed_side_is_a_row_with_its_reason() -> None:
     assert mitigations.rows([TRIAL], [KNEE], "code") == [], "flips alone are of no corpus"
 
 
+def outcome(verdict: str, metric: str = "kl_mean", low: float = 0.0, **more: Any) -> Outcome:
+    return Outcome(metric, "prose", 0.5, 0.4, Recovery(low + 0.1, low, low + 0.2), True, None, verdict, **more)
+
+
+def judged(*outcomes: Outcome, arm: str = SCALES) -> list[mitigations.Statement]:
+    trial = TrialSummary(arm, "awq-3", PLAIN, TREATED, None, list(outcomes), "")
+    spec = Spec(400, 0.95, 0, {"kl": 0.05})
+    return list(mitigations.statements(arm, [trial], [KNEE], spec))
+
+
+def test_a_proposal_is_judged_by_all_of_its_comparisons() -> None:
+    (one,) = judged(outcome("recovers", low=0.3), outcome("not worth it"))
+    assert one.verdict == "Recovers"
+    assert one.reason.startswith("1 of 2 comparisons recover: awq-3 40\u00a0% (30 to 50) of the KL of rtn-3 on prose.")
+    assert one.reason.endswith("Beyond 1 of 2.")
+    (one,) = judged(outcome("not worth it"), outcome("harms"), outcome("no better than its control"))
+    assert one.verdict == "Not worth it"
+    (one,) = judged(outcome("not worth it"), outcome("cannot tell at this size", blocks=16, needed=90))
+    assert one.verdict == "Cannot tell at this size"
+    assert one.reason.endswith("the median of them takes 90 windows or items")
+    # One recovery among 40 is what chance makes of nothing.
+    (one,) = judged(outcome("recovers", low=0.3), *[outcome("not worth it")] * 39)
+    assert one.verdict == "Not worth it"
+    (one,) = judged(Outcome("kl_mean", "prose", 0.0, 0.0, None, False, None, "no damage to recover"))
+    assert one.verdict == "No damage to recover"
+    assert next(mitigations.statements(SCALES, [], [], Spec(400, 0.95, 0))).verdict == "Not tried"
+
+
+def test_what_is_written_is_judged_apart() -> None:
+    tokens, texts = judged(
+        outcome("recovers", low=0.3), outcome("cannot tell at this size", "greedy_loops"), arm=DECODING
+    )
+    assert (tokens.verdict, texts.verdict) == ("Recovers", "Cannot tell at this size")
+    assert texts.arm == f"{DECODING}, on what is written"
+
+
+def test_the_severity_falls_back_on_the_budget() -> None:
+    (line,) = mitigations.rows([TRIAL], [], "prose", limit=0.05)
+    assert line.severity == "10 × the budget's KL"
+    (line,) = mitigations.rows([TRIAL], [], "prose")
+    assert line.severity == "–"
+    open_one = TrialSummary(
+        SCALES, "awq-3", PLAIN, TREATED, None, [outcome("cannot tell at this size", blocks=16, needed=90)], ""
+    )
+    (line,) = mitigations.rows([open_one], [], "prose")
+    assert line.needed == "90 windows or items would, here are 16"
+
+
+def test_what_corrected_models_write_is_a_table() -> None:
+    study = inputs(variant("rtn-3"), corrections={"rtn-3": Output({"corpus": "prose"}, {})})
+    content = [
+        row("rtn-3", f"{metric}{{correction={name},search=greedy}}", value, dataset="prose")
+        for name, value in (("bias", 6.0), ("none", 4.0), ("base", 12.0))
+        for metric in ("loop_rate", "agreement_tokens", "base_nll")
+    ]
+    trial = TrialSummary(
+        DECODING, "rtn-3, bias", study.variants["rtn-3"], TREATED, None, [outcome("harms", "greedy_loops")], ""
+    )
+    found = mitigations.text_rows(pd.DataFrame(content), study, numbers(*content), [trial])
+    assert [each.correction for each in found] == ["the base model", "uncorrected", "bias"]
+    assert found[2].cells[2].verdict == "harms"
+    assert found[0].cells[1].value == "", "the base agrees with itself"
+    assert found[1].cells[1].value.startswith("4.0")
+
+
 def test_recovery_is_drawn_against_severity_where_that_is_known_and_damage() -> None:
-    for axis, entries, points in (("severity", [KNEE], 2), ("severity", [], 0), ("damage", [], 2)):
-        chart = mitigations.recovery_chart([TRIAL], entries, "prose", axis)
+    for axis, entries, points in (("severity", [KNEE], 2), ("severity", [], 0), ("damage", [], 2), ("budget", [], 2)):
+        chart = mitigations.recovery_chart([TRIAL], entries, "prose", axis, limit=0.05)
         assert sum(len(trace["x"]) for trace in chart["data"]) == points
     treated, control = mitigations.recovery_chart([TRIAL], [], "prose", "damage")["data"]
     assert (treated["x"], control["name"]) == ([0.5], f"{SCALES}, control")
@@ -103,7 +170,10 @@ def test_proposed_lines_can_be_pasted(arm: str) -> None:
 
 
 def test_corrections_of_decoding_are_rows() -> None:
-    study = inputs(variant("rtn-3"), corrections={"rtn-3": Output({"corpus": "prose"}, {})})
+    seconds = {"none": 0.02, "temperature": 0.021}
+    study = inputs(
+        variant("rtn-3"), corrections={"rtn-3": Output({"corpus": "prose", "seconds_per_token": seconds}, {})}
+    )
     content = [
         row("rtn-3", f"{metric}{{correction={name}}}[p]", 0.5, 0.4, 0.6, dataset="prose")
         for name in ("none", "temperature")
@@ -112,6 +182,7 @@ def test_corrections_of_decoding_are_rows() -> None:
     first, second = mitigations.calibration_rows(pd.DataFrame(content), study, numbers(*content))
     assert (first.correction, second.correction) == ("uncorrected", "temperature")
     assert (first.kl, first.error, first.greedy) == ("0.500 (0.400 to 0.600)", "50.0 (40.0 to 60.0)", "–")
+    assert (first.corpus, first.cost, second.cost) == ("prose", "20.0", "21.0 (+5\u00a0%)")
 
 
 def test_the_section_of_a_study(study: Study) -> None:

@@ -20,8 +20,10 @@ class Point(NamedTuple):
     text: str
 
 
-def recoveries(groups: Mapping[tuple[str, bool], Sequence[Point]], title: str, knee: bool) -> Figure:
-    """Draw recoveries against ``title``, controls as open symbols; a line at 1 where that is the ``knee``.
+def recoveries(
+    groups: Mapping[tuple[str, bool], Sequence[Point]], title: str, is_relative: bool, is_logarithmic: bool
+) -> Figure:
+    """Draw recoveries against ``title``, controls as open symbols; a line at 1 where that is a knee or a limit.
 
     ``groups``: arm and whether it is the control -> points.
     """
@@ -47,6 +49,7 @@ def recoveries(groups: Mapping[tuple[str, bool], Sequence[Point]], title: str, k
             }
         )
     y_axis = {"title": {"text": "damage undone (%)"}, "range": [FLOOR - 5, 105], "zeroline": False}
-    layout = frame({"title": {"text": title}, "zeroline": False}, y_axis)
-    layout["shapes"] = [reference_line("y", 0.0, "dash"), *([reference_line("x", 1.0, "dash")] if knee else [])]
+    x_axis = {"title": {"text": title}, "zeroline": False, **({"type": "log"} if is_logarithmic else {})}
+    layout = frame(x_axis, y_axis)
+    layout["shapes"] = [reference_line("y", 0.0, "dash"), *([reference_line("x", 1.0, "dash")] if is_relative else [])]
     return {"data": traces, "layout": layout}
