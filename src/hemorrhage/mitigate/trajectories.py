@@ -36,8 +36,8 @@ from hemorrhage.decode.generation import (
 )
 from hemorrhage.decode.prompts import Prompt, pad_left
 from hemorrhage.decode.stops import before_stop
-from hemorrhage.decode.sweep import decode_continuation, score_continuations
-from hemorrhage.mitigate.corrections import Correction
+from hemorrhage.decode.sweep import ANOTHER_QUESTION, decode_continuation, score_continuations
+from hemorrhage.mitigate.corrections import LOGITS, Correction
 from hemorrhage.mitigate.schema import TEXTS
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _judged(prompt: Prompt, text: str) -> tuple[str, bool]:
         return "", False
     if prompt.worked:
         # A model that was shown examples goes on with a question of its own.
-        answer = flexible_number(before_stop(text, ["Question:"]))
+        answer = flexible_number(before_stop(text, ANOTHER_QUESTION))
         return answer, plain_number(answer) == prompt.right
     answer = extract(text, prompt.right)
     return answer, is_right(answer, prompt.right)
@@ -249,18 +249,22 @@ def _surprise(base: PreTrainedModel, task: Task, texts: Texts) -> dict[tuple[str
 
 
 def _scored(base: PreTrainedModel, task: Task, texts: Sequence[tuple[int, tuple[int, ...]]]) -> list[float]:
-    values: list[float] = []
-    # Those behind prompts of one length are read together.
-    order = sorted(range(len(texts)), key=lambda index: len(task.prompts[texts[index][0]].tokens))
-    for _, same in itertools.groupby(order, key=lambda index: len(task.prompts[texts[index][0]].tokens)):
-        chosen = list(same)
-        ids, mask = _batch(base, [task.prompts[texts[index][0]] for index in chosen])
-        nll, _ = score_continuations(
-            base, ids, mask, [list(texts[index][1]) for index in chosen], read(base, ids, mask)
-        )
-        values += nll
-    by_index = dict(zip(order, values, strict=True))
-    return [by_index[index] for index in range(len(texts))]
+    """Return nats a token of texts behind the prompts with their numbers; some at a time, behind prompts of a length."""
+    vocabulary = base.config.get_text_config(decoder=True).vocab_size
+    at_once = max(1, LOGITS // (vocabulary * task.new_tokens))
+    by_length: dict[int, list[int]] = {}
+    for index, (row, _) in enumerate(texts):
+        by_length.setdefault(len(task.prompts[row].tokens), []).append(index)
+    values = [math.nan] * len(texts)
+    for indices in by_length.values():
+        for start in range(0, len(indices), at_once):
+            chosen = indices[start : start + at_once]
+            ids, mask = _batch(base, [task.prompts[texts[index][0]] for index in chosen])
+            continued = [list(texts[index][1]) for index in chosen]
+            nll, _ = score_continuations(base, ids, mask, continued, read(base, ids, mask))
+            for index, value in zip(chosen, nll, strict=True):
+                values[index] = value
+    return values
 
 
 def seconds_per_token(

@@ -87,13 +87,13 @@ def test_the_damage_of_texts_is_what_the_bases_do_better() -> None:
 
 def test_answers_are_lost_where_the_base_is_right() -> None:
     rows = []
-    for item in range(8):
+    for item in range(24):
         sums = {"task": "closed_ended", "dataset": "sums", "base_nll": np.nan}
-        rows.append(text_row("base", item, correct=item < 6, **sums))
-        rows += [text_row(name, item, control, correct=item == 7, **sums) for name, control in SIDES]
+        rows.append(text_row("base", item, correct=item < 18, **sums))
+        rows += [text_row(name, item, control, correct=item == 23, **sums) for name, control in SIDES]
     (one,) = corrections._written(written(*rows), "bias", SPEC)
     assert one.metric == "greedy_wrong_answers"
-    assert one.plain.estimate == pytest.approx((6 - 1) / 8)
+    assert one.plain.estimate == pytest.approx((18 - 1) / 24)
     assert mitigations.verdict(one, 0.95, 0.1) == "not worth it"
 
 
