@@ -249,7 +249,7 @@ def _surprise(base: PreTrainedModel, task: Task, texts: Texts) -> dict[tuple[str
 
 
 def _scored(base: PreTrainedModel, task: Task, texts: Sequence[tuple[int, tuple[int, ...]]]) -> list[float]:
-    """Return nats a token of texts behind the prompts with their numbers; some at a time, behind prompts of a length."""
+    """Return nats a token of texts behind the prompts with their numbers; some at a time, of one length."""
     vocabulary = base.config.get_text_config(decoder=True).vocab_size
     at_once = max(1, LOGITS // (vocabulary * task.new_tokens))
     by_length: dict[int, list[int]] = {}
