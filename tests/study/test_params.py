@@ -68,6 +68,7 @@ SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My-Model"}
         ("mitigate/variants", ["gptq-9"], "mitigate.variants: 'gptq-9' is unknown"),
         ("mitigate/corpus", "humaneval", "mitigate.corpus: 'humaneval' is unknown; allowed: prose, code"),
         ("mitigate/open_ended/prefix", 500, "mitigate.open_ended.prefix: at most evaluate.window = 64"),
+        ("mitigate/smallest_effect", 1.0, "mitigate.smallest_effect"),
         ("mitigate/open_ended/items", 9, "mitigate.open_ended.items: at most half of evaluate.windows = 16"),
         ("model/name", "gpt-5", "model.name: must be 'smollm2-135m-instruct' (got 'gpt-5')"),
         (

@@ -66,6 +66,7 @@ def test_decoding_follows_its_variants_and_its_settings() -> None:
 
 def test_corrections_follow_their_variants_and_their_settings() -> None:
     assert moved(changed("mitigate/buckets", 5)) == of("corrections") | REPORT
+    assert moved(changed("mitigate/smallest_effect", 0.2)) == REPORT
     assert moved(changed("mitigate/variants", ["gptq-3", "rtn-3"])) == {"corrections/rtn-3"} | REPORT
 
 
