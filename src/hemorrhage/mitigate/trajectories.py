@@ -214,7 +214,9 @@ def table(
 
 def no_texts() -> pd.DataFrame:
     """Return TEXTS without rows."""
-    return pd.DataFrame({name: pd.Series(dtype=column.dtype.type) for name, column in TEXTS.columns.items()})
+    numbers = {name: str(column.dtype) for name, column in TEXTS.columns.items()}
+    typed = ("int64", "float64", "bool")
+    return pd.DataFrame({name: pd.Series(dtype=of if of in typed else object) for name, of in numbers.items()})
 
 
 def _base_name(name: str) -> str:
