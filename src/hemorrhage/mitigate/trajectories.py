@@ -150,7 +150,13 @@ def _continued(
         chosen = [corrections[name] for name in group]
         with multiplied(model, chosen):
             sequences = batching.continuations(
-                model, ids, mask, new_tokens, [_decoding(each, search) for each in chosen], seed, reading
+                model,
+                ids,
+                mask,
+                new_tokens,
+                [_decoding(each, search) for each in chosen],
+                [seed] * len(chosen),
+                reading,
             )
         for name, tokens in zip(group, sequences, strict=True):
             continued[name] = [until_end(text, last) for text in tokens.tolist()]

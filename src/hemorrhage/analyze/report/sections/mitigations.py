@@ -244,7 +244,8 @@ def _statement(arm: str, compared: Sequence[Comparison], spec: Spec) -> Statemen
     helped = [each for each in with_damage if each.outcome.verdict.startswith(RECOVERS)]
     settled = [each for each in with_damage if each.outcome.verdict in (HARMS, NOT_WORTH_IT, AS_ITS_CONTROL)]
     by_chance = int(stats.binom.ppf(CHANCE, len(with_damage), (1 - spec.confidence) / 2))
-    counted = f"{len(helped)} of {len(with_damage)} comparisons recover"
+    beyond = [each for each in helped if each.outcome.has_control and not each.outcome.not_neutral]
+    counted = f"{len(helped)} of {len(with_damage)} comparisons recover, {len(beyond)} of them beyond a neutral control"
     if len(helped) > by_chance:
         return Statement(arm, "Recovers", f"{counted}: {_best(helped)}. {_places(with_damage)}".strip())
     if len(settled) + len(helped) == len(with_damage):
