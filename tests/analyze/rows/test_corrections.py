@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,7 +90,7 @@ def test_the_damage_of_texts_is_what_the_bases_do_better() -> None:
 def test_answers_are_lost_where_the_base_is_right() -> None:
     rows = []
     for item in range(24):
-        sums = {"task": "closed_ended", "dataset": "sums", "base_nll": np.nan}
+        sums: dict[str, Any] = {"task": "closed_ended", "dataset": "sums", "base_nll": np.nan}
         rows.append(text_row("base", item, correct=item < 18, **sums))
         rows += [text_row(name, item, control, correct=item == 23, **sums) for name, control in SIDES]
     (one,) = corrections._written(written(*rows), "bias", SPEC)

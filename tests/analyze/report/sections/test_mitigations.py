@@ -73,9 +73,8 @@ def judged(*outcomes: Outcome, arm: str = SCALES) -> list[mitigations.Statement]
 def test_a_proposal_is_judged_by_all_of_its_comparisons() -> None:
     (one,) = judged(outcome("recovers", low=0.3), outcome("not worth it"))
     assert one.verdict == "Recovers"
-    assert one.reason.startswith(
-        "1 of 2 comparisons recover, 1 of them beyond a neutral control: awq-3 40\u00a0% (30 to 50) of the KL of rtn-3 on prose."
-    )
+    counted = "1 of 2 comparisons recover, 1 of them beyond a neutral control"
+    assert one.reason.startswith(f"{counted}: awq-3 40\u00a0% (30 to 50) of the KL of rtn-3 on prose.")
     assert one.reason.endswith("Beyond 1 of 2.")
     (one,) = judged(outcome("not worth it"), outcome("harms"), outcome("no better than its control"))
     assert one.verdict == "Not worth it"
