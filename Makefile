@@ -82,7 +82,7 @@ check: $(READY)
 	mypy
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 pytest tests -n auto --dist loadfile
+	OMP_NUM_THREADS=1 pytest tests -n auto --dist loadfile --durations=30 --durations-min=3
 
 engines: $(READY)
 	$(VENV)/bin/python -m tests.engines.install
@@ -93,7 +93,7 @@ test-slurm: $(READY)
 	pytest tests -m slurm
 
 end-to-end: $(READY)
-	pytest tests -m end_to_end -n 2 --dist loadfile
+	pytest tests -m end_to_end -n 2 --dist loadfile --durations=20 --durations-min=10
 
 # vLLM's wheels for CPUs are made for this platform, and its torch is in an index of PyTorch's own (UV_INDEX). Packages for
 # images and sound are wheels for CUDA, which break the import of transformers beside torch for CPUs.

@@ -59,10 +59,10 @@ def fail(folder: Path) -> None:
     [
         ("evaluations", "gptq-4"),
         ("evaluations", "base"),
-        ("checkpoints", "gptq-4"),
+        pytest.param("checkpoints", "gptq-4", marks=pytest.mark.exhaustive),
         ("harness", "gptq-4"),
         ("code_tasks", "base"),
-        ("decodes", "gptq-4"),
+        pytest.param("decodes", "gptq-4", marks=pytest.mark.exhaustive),
         ("decodes", "base"),
     ],
 )
@@ -79,7 +79,13 @@ def test_a_failed_output_is_a_gap_with_its_reason(
     assert failed.reason.str.contains("out of memory").any()
 
 
-@pytest.mark.parametrize("table", ["diagnostics.parquet", "windows.parquet", "items.parquet", "no tasks", "cost.json"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        *("diagnostics.parquet", "items.parquet", "no tasks"),
+        *(pytest.param(table, marks=pytest.mark.exhaustive) for table in ("windows.parquet", "cost.json")),
+    ],
+)
 def test_an_evaluation_without_a_table_is_a_gap(outputs: dict[str, Any], tmp_path: Path, table: str) -> None:
     def remove(folder: Path) -> None:
         (folder / table.replace("no tasks", "items.parquet")).unlink()

@@ -125,6 +125,18 @@ def main() -> None:
 '''
 
 
+SEPARATOR = "=====\n"
+
+COMMANDS = f"""
+import sys
+sys.stderr = sys.stdout
+from hemorrhage import cli
+for words in sys.argv[1:]:
+    print("exit status", cli.main(words.split()), end={SEPARATOR!r}, flush=True)
+"""
+"""The commands of its arguments, one after the other: they start once."""
+
+
 def test_a_new_kind_is_a_row_and_its_step(tmp_path: Path, tiny: Path) -> None:
     """Planned, ruled, costed, collected, invalidated, and given to the analysis: no other file is touched."""
     copy(tmp_path, tiny)
@@ -141,18 +153,21 @@ def test_a_new_kind_is_a_row_and_its_step(tmp_path: Path, tiny: Path) -> None:
     assert "step --gpu=0 logs/benchmarks/heads/rtn-4-" in command
     assert "--checkpoint data/checkpoints/rtn-4/" in command
     assert "--spec '{\"windows\": 12}' > logs/heads/rtn-4-" in command
-    assert re.search(r"^heads +9 ", run(tmp_path, sys.executable, "-m", "hemorrhage.cli", "costs"), re.M)
     assert re.search(r"^heads +9$", run(tmp_path, "snakemake", "--dry-run", "--", "evaluated"), re.M)
 
-    command_line = (sys.executable, "-m", "hemorrhage.cli")
     made = command.split("hemorrhage.evaluate.heads ")[1].split()[0]
     for folder in (made, "data/heads/gone-2/aaaaaaaaaaaa"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "manifest.json").write_text(json.dumps({"failure": "no luck"}))
-    assert re.search(r"^heads +1/9 done", run(tmp_path, *command_line, "plan"), re.M)
-    assert "removed data/heads/gone-2/aaaaaaaaaaaa" in run(tmp_path, *command_line, "gc", "heads")
-    assert "rtn-4 failed: no luck" in run(tmp_path, *command_line, "failed", status=1)
-    assert f"removed {made}" in run(tmp_path, *command_line, "invalidate", "rtn-4")
+    asked = (["costs"], ["plan"], ["gc", "heads"], ["failed"], ["invalidate", "rtn-4"])
+    said = run(tmp_path, sys.executable, "-c", COMMANDS, *map(" ".join, asked)).split(SEPARATOR)
+    costs, planned, collected, failed, invalidated = said[:-1]
+    assert re.search(r"^heads +8 ", costs, re.M)
+    assert re.search(r"^heads +1/9 done", planned, re.M)
+    assert "removed data/heads/gone-2/aaaaaaaaaaaa" in collected
+    assert "rtn-4 failed: no luck" in failed
+    assert "exit status 1" in failed
+    assert f"removed {made}" in invalidated
 
 
 def run(project: Path, *command: str, status: int = 0) -> str:

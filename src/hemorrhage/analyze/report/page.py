@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Protocol
@@ -119,8 +120,9 @@ def render(study: Study) -> str:
     )
 
 
+@functools.cache
 def environment() -> Environment:
-    """Return the environment that renders the templates."""
+    """Return the environment that renders the templates, which are compiled once in a process."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
