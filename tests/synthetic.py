@@ -499,6 +499,7 @@ def _text_row(
     right: bool,
     nll: float,
 ) -> dict[str, Any]:
+    answer = str(item if right else 1000 + item) if task == "closed_ended" else ""
     return {
         "strategy": strategy,
         "settings": settings,
@@ -509,10 +510,10 @@ def _text_row(
         "prompt": "a prompt",
         "text": "a text",
         "tokens": tokens,
-        "finish": "limit",
-        "answer": "42" if task == "closed_ended" else "",
+        "finish": "eos" if task == "closed_ended" else "limit",
+        "answer": answer,
         "correct": right,
-        "strict_answer": "42" if task == "closed_ended" else "",
+        "strict_answer": answer,
         "strict_correct": right,
         "base_nll": nll,
         "seconds": 0.5,

@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.__main__ import analyze
-from hemorrhage.analyze.rows import decoding
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from tests import synthetic
@@ -195,26 +194,6 @@ def test_plots_data(reports: Path) -> None:
     decoding = pd.read_csv(reports / "decoding.csv")
     assert len(decoding) == 4 * 11
     assert {"accuracy", "low", "high", "distinct_2", "rep_4", "base_nll", "length"} <= set(decoding.columns)
-
-
-def test_decoding_spread_is_computed_over_strategies(table: pd.DataFrame) -> None:
-    mine = table[(table.variant == "base") & (table.family == "decode")]
-    accuracies = mine[(mine.metric == "accuracy")].estimate
-    assert len(accuracies) == 11
-    spread = mine[mine.method == "all strategies"].set_index("metric").estimate
-    assert spread["spread_over_max"] == pytest.approx((accuracies.max() - accuracies.min()) / accuracies.max())
-    assert spread["spread_over_min"] == pytest.approx((accuracies.max() - accuracies.min()) / accuracies.min())
-    assert spread["spread_cv"] == pytest.approx(accuracies.std(ddof=0) / accuracies.mean())
-
-
-def test_spread_of_equally_good_strategies_stays_below_chance() -> None:
-    rng = np.random.default_rng(0)
-    below = []
-    for _ in range(60):
-        right = (rng.random((24, 6)) < 0.6).astype(float)
-        spread = decoding.spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0]
-        below.append(spread <= decoding.spread_by_chance(right, SPEC))
-    assert np.mean(below) >= 0.88
 
 
 def test_empty_and_broken_inputs(outputs: dict[str, Any], tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+LOOP_TOKENS = 64
+"""Length from which loops are judged: a sentence of twenty tokens, three times over, takes 60."""
+
 
 def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
     """Return all ``n``-grams of ``tokens`` in order, repeated ones too. Raises ValueError for n below 1."""

@@ -11,9 +11,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.rows import decoding
+from hemorrhage.analyze.rows import decoding, stability
 from hemorrhage.analyze.spec import Spec
-from hemorrhage.decode.frontier import mauve
+from hemorrhage.decode.frontier import LEAST_TEXTS, against_others
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
 
@@ -30,14 +30,19 @@ def test_rows_of_texts(decoded: inputs.Inputs) -> None:
 
     for name, per_text in {"entropy": entropy, "length": len}.items():
         mine = generated[(generated.strategy == "top_p") & (generated.task == "open_ended")]
-        assert rows.loc[(name, "top_p"), "estimate"] == pytest.approx(np.mean([per_text(t) for t in mine.tokens]))
-    near, far = (rows.loc[("mauve", name)] for name in ("beam_4", "temperature_high"))
-    features = output.features
-    expected = mauve(features["prose.strategy.beam_4"], features["prose.human"], SPEC.seed)
-    assert near.estimate == pytest.approx(expected)
-    assert near.low <= near.estimate <= near.high
-    assert far.estimate <= near.estimate + 1e-9
-    assert rows.loc[("spread_cv_change", decoding.ALL_STRATEGIES), "n"] == 24
+        assert rows[rows.dataset == "prose"].loc[(name, "top_p"), "estimate"] == pytest.approx(
+            np.mean([per_text(t) for t in mine.tokens])
+        )
+    mauve = rows.loc[("mauve", "beam_4")]
+    assert (mauve.status, mauve.reason) == (
+        "undefined",
+        "12 texts: MAUVE is near 1 whatever they are, it takes 400",
+    )
+    right = generated[generated.task == "closed_ended"].pivot(index="item", columns="strategy", values="correct")
+    found = stability.spread(right.to_numpy(float), "closed recall", SPEC)
+    assert found is not None
+    assert rows.loc[("spread_sd", decoding.ALL_STRATEGIES), "estimate"] == pytest.approx(found.sd)
+    assert rows.loc[("spread", decoding.ALL_STRATEGIES), "estimate"] == pytest.approx(found.relative)
     for metric in decoding.INTERACTIONS:
         assert rows.loc[(f"{metric}_interaction", decoding.ALL_STRATEGIES), "p"] <= 1
     # Curves fall.
@@ -45,6 +50,31 @@ def test_rows_of_texts(decoded: inputs.Inputs) -> None:
     assert shares == sorted(shares, reverse=True)
     own = pd.DataFrame(decoding.decoding_rows(decoded.variants["base"], decoded.decodes["base"], SPEC, None))
     assert not own.metric.str.contains("interaction|agreement|change").any()
+
+
+def test_mauve_of_enough_texts_has_the_ceiling_of_people_beside_it() -> None:
+    generator = np.random.default_rng(0)
+    people = generator.normal(size=(LEAST_TEXTS, 4)).astype(np.float32) + 2
+    written = np.repeat(people, 2, axis=0) - np.float32(3)  # two draws of each prompt
+    texts = pd.DataFrame(
+        {
+            "dataset": "prose",
+            "strategy": "hot",
+            "item": np.repeat(np.arange(LEAST_TEXTS), 2),
+            "draw": np.tile([0, 1], LEAST_TEXTS),
+        }
+    )
+    human = pd.DataFrame({"dataset": "prose", "item": range(LEAST_TEXTS)})
+    output = inputs.Output(
+        {}, {"human.parquet": human}, features={"prose.human": people, "prose.strategy.hot": written}
+    )
+    score, ceiling = decoding._mauve(texts, human, output, SPEC), decoding._ceiling(output, "prose", SPEC)
+    assert ceiling is not None
+    expected = against_others(written[::2], people, SPEC.seed)
+    assert (score.estimate, score.low, score.high) == pytest.approx((expected.mean(), expected.min(), expected.max()))
+    assert score.high < 0.5 < ceiling.low
+    bare = inputs.Output({}, {"human.parquet": human})
+    assert "no features" in decoding._mauve(texts, human, bare, SPEC).reason
 
 
 def test_summaries_are_scored_by_rouge() -> None:

@@ -27,7 +27,7 @@ def numbers() -> Numbers:
                 row(VARIANT, "kl_mean[w1]", Statistic.failed("x"), Source("code", "w1")),
                 row(VARIANT, "size_ratio", Statistic(0.25, n=1), Source()),
                 row(GREEDY, "accuracy", Statistic(0.5, 0.4, 0.6, 20), Source("recall")),
-                row(SPREAD, "spread_over_max", Statistic(0.1, n=20), Source("recall")),
+                row(SPREAD, "spread", Statistic(0.1, n=20), Source("recall")),
             ]
         )
     )
@@ -48,7 +48,7 @@ def test_data_sets_and_strategies_of_a_metric(numbers: Numbers) -> None:
     assert numbers.datasets("accuracy") == []
     assert numbers.datasets("accuracy", strategy=True) == ["recall"]
     assert numbers.strategies("accuracy") == ["greedy"]
-    assert numbers.strategies("spread_over_max") == [], "all of them are no strategy"
+    assert numbers.strategies("spread") == [], "all of them are no strategy"
     assert numbers.decoded_variants() == ["rtn-3"]
 
 

@@ -163,7 +163,7 @@ def spread(study: Study, name: str, metric: str, value: float, low: float, high:
 )
 def test_aligned_and_unaligned(intervals: list[tuple[float, float]], expected: str) -> None:
     compared = {
-        f"task {place}": Stability(0.3, 0.3 + low, (low + high) / 2, low, high, (0.1, 0.1), 0.5, 24, 6)
+        f"task {place}": Stability(0.3, 0.3 + low, (low + high) / 2, low, high, 0.1, 24, 6)
         for place, (low, high) in enumerate(intervals)
     }
     assert claims.steadier(compared).verdict == expected
@@ -181,7 +181,7 @@ def test_aligned_and_unaligned(intervals: list[tuple[float, float]], expected: s
 )
 def test_a_wide_spread_and_what_the_model_is(model: str, value: float, expected: str) -> None:
     study = Study()
-    spread(study, BASE, "spread_over_max", value, value - 0.03, value + 0.03)
+    spread(study, BASE, "spread", value, value - 0.03, value + 0.03)
     assert study.verdict("wild_unaligned", model=model) == expected
 
 

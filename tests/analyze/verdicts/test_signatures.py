@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from hemorrhage.analyze.rows import stability
+from hemorrhage.analyze import inputs
+from hemorrhage.analyze.rows.floors import Floors
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import signatures
+from tests.analyze.report.examples import variant
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
 
 
-def sweep_of(right: dict[str, list[bool]], settings: dict[str, dict[str, Any]], **columns: Any) -> signatures.Texts:
+def sweep_of(
+    right: dict[str, list[bool]], settings: dict[str, dict[str, Any]], length: int = 128, **columns: Any
+) -> signatures.Texts:
+    generator = np.random.default_rng(0)
     rows = [
         {
             "strategy": name,
@@ -23,9 +30,10 @@ def sweep_of(right: dict[str, list[bool]], settings: dict[str, dict[str, Any]], 
             "task": "closed_ended",
             "dataset": "recall",
             "item": item,
+            "length": length,
             "accuracy": float(one),
-            "rep_4": columns.get("rep_4", {}).get(name, 0.0) + 0.01 * item,
-            "base_nll": columns.get("base_nll", {}).get(name, 1.0) + 0.01 * item,
+            "rep_4": columns.get("rep_4", {}).get(name, 0.0) + 0.01 * generator.normal(),
+            "base_nll": columns.get("base_nll", {}).get(name, 1.0) + 0.01 * generator.normal(),
         }
         for name, outcomes in right.items()
         for item, one in enumerate(outcomes)
@@ -40,42 +48,89 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hot": {"strategy": "temperature", "temperature": 1.5},
     "fsd": {"strategy": "fsd"},
 }
+ALIKE = {name: [True] * 20 for name in SETTINGS}
+
+
+def verdicts(asked: Iterable[signatures.RuleTest | signatures.Question]) -> list[str]:
+    """What is decided of some questions together."""
+    return [test.verdict for test in signatures.decide(asked, SPEC)]
 
 
 def test_rules_hold_fail_or_are_not_told_apart() -> None:
-    right = {name: [True] * 20 for name in SETTINGS}
-    texts = sweep_of(right, SETTINGS, rep_4={"greedy": 0.5, "cold": 0.4}, base_nll={"cold": 1.0, "hot": 4.0})
-    assert [verdict.verdict for verdict in signatures._repetition(texts, SPEC)] == [signatures.HOLDS] * 3
-    assert [verdict.verdict for verdict in signatures._incoherence(texts, None, SPEC)] == [signatures.HOLDS]
-    even = sweep_of(right, SETTINGS)
-    assert [verdict.verdict for verdict in signatures._incoherence(even, None, SPEC)] == [signatures.OPEN]
-    assert signatures._fsd(even, SPEC).verdict == signatures.OPEN
-    reverse = sweep_of(right, SETTINGS, base_nll={"cold": 4.0, "hot": 1.0})
-    assert [verdict.verdict for verdict in signatures._incoherence(reverse, None, SPEC)] == [signatures.FAILS]
+    texts = sweep_of(ALIKE, SETTINGS, rep_4={"greedy": 0.5, "cold": 0.4}, base_nll={"cold": 1.0, "hot": 4.0})
+    assert verdicts(signatures._repetition(texts)) == [signatures.HOLDS] * 3
+    assert verdicts(signatures._incoherence(texts, None, None)) == [signatures.HOLDS]
+    even = sweep_of(ALIKE, SETTINGS)
+    assert verdicts(signatures._incoherence(even, None, None)) == [signatures.FAILS]
+    reverse = sweep_of(ALIKE, SETTINGS, base_nll={"cold": 4.0, "hot": 1.0})
+    assert verdicts(signatures._incoherence(reverse, None, None)) == [signatures.FAILS]
     one = {name: settings for name, settings in SETTINGS.items() if name != "hot"}
-    lacking = sweep_of({name: right[name] for name in one}, one)
-    assert next(signatures._incoherence(lacking, None, SPEC)).verdict == signatures.UNTESTED
-    better = sweep_of({**right, "cold": [False] * 20, "hot": [False] * 20}, SETTINGS)
-    assert signatures._fsd(better, SPEC).verdict == signatures.HOLDS
+    lacking = sweep_of({name: ALIKE[name] for name in one}, one)
+    assert verdicts(signatures._incoherence(lacking, None, None)) == [signatures.UNTESTED]
+    better = sweep_of({**ALIKE, "cold": [False] * 20}, SETTINGS)
+    assert verdicts([signatures._fsd(better, Floors())]) == [signatures.HOLDS]
 
 
-def test_the_spread_must_beat_chance_too() -> None:
+def test_a_test_that_could_not_have_found_the_effect_has_no_power() -> None:
+    # Twenty items in all of which both are right could hide a share of 14 % in which they are not.
+    (alike,) = signatures.decide([signatures._fsd(sweep_of(ALIKE, SETTINGS), Floors())], SPEC)
+    assert alike.verdict == signatures.NO_POWER
+    assert alike.mde == pytest.approx(1 - 0.2 ** (1 / 20))
+    assert "0.077 would have been seen" in alike.evidence
+    short = sweep_of(ALIKE, SETTINGS, length=16, rep_4={"greedy": 0.5})
+    (test,) = signatures.decide(signatures._repetition(short), SPEC)
+    assert (test.verdict, test.evidence) == (
+        signatures.NO_POWER,
+        "texts of at most 16 tokens: repetition shows from 64 on",
+    )
+
+
+def test_punished_strategies_and_constants_are_no_evidence() -> None:
+    better = sweep_of({**ALIKE, "cold": [False] * 20}, SETTINGS)
+    (test,) = signatures.decide([signatures._fsd(better, Floors(punished={"fsd": "its penalty"}))], SPEC)
+    assert (test.verdict, test.evidence) == (signatures.UNTESTED, "its penalty")
+    lost = signatures._spread(better, Floors(lost="answers '2' on 20 of 20"), aligned=True, spec=SPEC)
+    assert (lost.verdict, lost.evidence) == (signatures.UNTESTED, "answers '2' on 20 of 20")
+
+
+def test_few_bits_are_bits_of_quantized_weights_at_a_sane_temperature() -> None:
+    base = sweep_of(ALIKE, SETTINGS)
+    hot_alone = sweep_of(ALIKE, SETTINGS, base_nll={"hot": 9.0})
+    worse = sweep_of(ALIKE, SETTINGS, base_nll=dict.fromkeys(SETTINGS, 3.0))
+
+    tests = list(signatures.decide(signatures._incoherence(worse, base, variant("rtn-2", "bits", 2.3)), SPEC))
+    by_test = {test.test: test.verdict for test in tests}
+    assert by_test["its texts surprise the base model more than the base's own"] == signatures.HOLDS
+    tests = list(signatures.decide(signatures._incoherence(hot_alone, base, variant("rtn-2", "bits", 2.3)), SPEC))
+    by_test = {test.test: test.verdict for test in tests}
+    assert by_test["its texts surprise the base model more than the base's own"] == signatures.FAILS
+    for axis, severity, reason in (
+        ("bits", 3.3, "its weights have 3.3 bits; the rule is about fewer than 3"),
+        ("sparsity", 0.5, "its weights are not quantized; the rule is about fewer than 3"),
+    ):
+        tests = list(signatures.decide(signatures._incoherence(worse, base, variant("v", axis, severity)), SPEC))
+        assert {test.evidence for test in tests if test.verdict == signatures.UNTESTED} == {reason}
+
+
+def test_the_spread_is_judged_by_what_the_model_is() -> None:
     generator = np.random.default_rng(4)
     skill = {"greedy": 0.9, "cold": 0.9, "hot": 0.2, "fsd": 0.9}
     far = sweep_of({name: (generator.random(200) < p).tolist() for name, p in skill.items()}, SETTINGS)
-    assert signatures._spread(far, SPEC).verdict == signatures.HOLDS
+    alike = sweep_of({name: [True] * 190 + [False] * 10 for name in SETTINGS}, SETTINGS)
     few = sweep_of({name: (generator.random(10) < 0.4).tolist() for name in SETTINGS}, SETTINGS)
-    assert signatures._spread(few, SPEC).verdict == signatures.OPEN
-    alike = sweep_of({name: [True] * 19 + [False] for name in SETTINGS}, SETTINGS)
-    assert signatures._spread(alike, SPEC).verdict == signatures.FAILS
+    expected = {
+        True: (signatures.FAILS, signatures.HOLDS, signatures.NO_POWER),
+        False: (signatures.HOLDS, signatures.FAILS, signatures.NO_POWER),
+    }
+    for aligned, wanted in expected.items():
+        found = tuple(signatures._spread(texts, Floors(), aligned, SPEC).verdict for texts in (far, alike, few))
+        assert found == wanted
+    named = inputs.Inputs({"model": {"name": "smollm2-135m-instruct"}}, {}, {}, {}, {}, {}, {})
+    assert signatures.is_aligned(named)
+    assert not signatures.is_aligned(inputs.Inputs({"model": {"name": "stories"}}, {}, {}, {}, {}, {}, {}))
 
 
-def test_a_spread_over_a_single_right_answer_has_no_interval() -> None:
-    lucky = {name: [name == "greedy"] + [False] * 5 for name in SETTINGS}
-    verdict = signatures._spread(sweep_of(lucky, SETTINGS), SPEC)
-    assert verdict.verdict == signatures.OPEN
-    assert "100 % (too few right answers for an interval)" in verdict.evidence
-    nothing = np.zeros((6, 4))
-    right = np.array(list(lucky.values()), dtype=float).T
-    assert stability.compare(nothing, right, "recall", SPEC) is None
-    assert stability.compare(right, right, "recall", SPEC) is None
+def test_holms_correction_is_the_step_down_one() -> None:
+    assert signatures.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert signatures.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert signatures.holm([]) == []

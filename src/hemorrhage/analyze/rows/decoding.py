@@ -8,26 +8,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from hemorrhage.analyze.inputs import Output, Variant
-from hemorrhage.analyze.rows import stability, survival
+from hemorrhage.analyze.rows import answers, stability, survival
+from hemorrhage.analyze.rows.answers import Sides
+from hemorrhage.analyze.rows.floors import Floors, floors
 from hemorrhage.analyze.rows.interaction import interaction
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.decode.degeneration import distinct_n, loop_period, rep_n, token_entropy
-from hemorrhage.decode.frontier import clusters, frontier_areas
+from hemorrhage.decode.frontier import LEAST_TEXTS, against_others
 
-OPEN_METRICS = ("distinct_2", "distinct_3", "rep_4", "loop_rate", "base_nll", "length", "entropy")
+OPEN_METRICS = ("distinct_2", "distinct_3", "rep_4", "loop_rate", "base_nll", "length", "entropy", "truncated")
 """Per decoding strategy on texts without right answers: means over texts; loop_rate is the share that ends in a loop,
-base_nll in nats per token under the base model, length in tokens, entropy in nats of the tokens of a text."""
+base_nll in nats per token under the base model, length in tokens, entropy in nats of the tokens of a text, truncated
+the share that the limit of tokens ends."""
 
-MAUVE = "mauve"
-"""Per decoding strategy: hemorrhage.decode.frontier against what people wrote after the same prompts, 1 where the
-distributions are the same."""
+MAUVE, CEILING = "mauve", "mauve_ceiling"
+"""Per decoding strategy: hemorrhage.decode.frontier against what people wrote after other prompts, 1 where the
+distributions are the same; and over all strategies, what people reach themselves in place of a model."""
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 """Per decoding strategy on summaries: F-measures of rouge-score, with stemming, means over texts."""
@@ -35,14 +37,20 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 SUMMARIES = ("xsum",)
 """Data sets whose human texts are summaries."""
 
-Features = npt.NDArray[np.float32]
-
-SPREAD_METRICS = ("spread_over_max", "spread_over_min", "spread_cv", "spread_by_chance")
-"""Per variant, of the accuracy over strategies: (max - min) / max, (max - min) / min, standard deviation
-over mean; and what (max - min) / max stays below, at the confidence asked for, when all are equally good."""
+SPREAD, SPREAD_SD = "spread", "spread_sd"
+"""Per variant, of the accuracy over strategies, without the noise of the items (hemorrhage.analyze.rows.stability): the
+standard deviation between strategies, and (max - min) / max that so many strategies of this deviation have."""
 
 SPREAD_CHANGE = "spread_cv_change"
-"""Per variant: spread_cv less the base's, on the same items."""
+"""Per variant: standard deviation over mean less the base's, on the same items."""
+
+CONSTANT = "constant_share"
+"""Per variant: the share of the answer that it gives most in excess of the base (hemorrhage.analyze.rows.floors)."""
+
+CLOSED_METRICS = ("accuracy", "strict_accuracy", "uncommitted", "truncated", "loop_rate", "length")
+"""Per decoding strategy on texts with right answers, means over items: of the answer that is in the text in any form,
+and of that in the task's own form; the answer is in the text, and another one is given; the limit of tokens ends the
+text; it ends in a loop; tokens."""
 
 INTERACTIONS = ("accuracy", "base_nll", "rep_4")
 """Metrics M of ``M_interaction``: per variant and strategy what compression costs it more than the mean strategy
@@ -70,19 +78,38 @@ def decoding_rows(variant: Variant, output: Output, spec: Spec, base: pd.DataFra
     datasets = output.manifest["datasets"]
     for name, texts in measure_texts(output).groupby("dataset", sort=False):
         dataset = str(name)
-        is_closed = texts["task"].iloc[0] == CLOSED
         source = Source(dataset, output.protocol(dataset), datasets[dataset]["sha256"], environment)
+        theirs = texts if base is None else base[base["dataset"] == dataset]
+        is_closed = texts["task"].iloc[0] == CLOSED
+        if is_closed and answers.has_answers(texts):
+            texts = texts.assign(uncommitted=answers.uncommitted(texts, theirs))
         for strategy, generated in texts.groupby("strategy", sort=False):
             under = _decoded(variant, str(strategy), _settings(generated["settings"].iloc[0]), seed)
             statistics = _closed(generated, spec) if is_closed else _open(generated, output, spec)
             for metric, statistic in statistics.items():
                 yield row(under, metric, statistic, source)
-        if is_closed:
-            for metric, statistic in _spread(texts, spec).items():
-                yield row(of_all, metric, statistic, source)
+        pair = Pair(of_all, source, theirs, texts, is_base=base is None)
+        yield from _over_strategies(pair, output, is_closed, spec)
         if base is not None:
-            pair = Pair(of_all, source, base[base["dataset"] == dataset], texts)
-            yield from _closed_changes(pair, spec) if is_closed else _open_changes(pair, spec)
+            size = float(variant.manifest.get("size_ratio", math.nan))
+            for metric, statistic in answers.changes(Sides.of(theirs, texts), size, is_closed, dataset, spec):
+                yield row(of_all, metric, statistic, source)
+
+
+def _over_strategies(pair: Pair, output: Output, is_closed: bool, spec: Spec) -> Iterator[Row]:
+    """Rows over all strategies of one data set, and those of each strategy that compare it with the base's."""
+    if is_closed:
+        floor = floors(pair.texts, pair.base, spec, pair.is_base)
+        for metric, statistic in _spread(pair.texts, floor, pair.dataset, spec).items():
+            yield row(pair.variant, metric, statistic, pair.source)
+        if not pair.is_base:
+            yield from _closed_changes(pair, floor, spec)
+        return
+    ceiling = _ceiling(output, pair.dataset, spec)
+    if ceiling is not None:
+        yield row(pair.variant, CEILING, ceiling, pair.source)
+    if not pair.is_base:
+        yield from _open_changes(pair, spec)
 
 
 def _decoded(variant: Variant, strategy: str, setting: str, seed: int | None) -> Variant:
@@ -101,18 +128,24 @@ def _decoded(variant: Variant, strategy: str, setting: str, seed: int | None) ->
 
 
 def measure_texts(output: Output) -> pd.DataFrame:
-    """Return the texts of a sweep with what each shows alone: columns of OPEN_METRICS, NaN where closed-ended."""
+    """Return the texts of a sweep with what each shows alone: columns of OPEN_METRICS, some NaN where closed-ended.
+
+    ``cut``: whether the limit of tokens ends the text.
+    """
     texts = output.tables["generations.parquet"].copy()
     tokens = [[int(token) for token in text] for text in texts["tokens"]]
     texts["tokens"] = tokens
     texts["accuracy"] = texts["correct"].astype(float)
+    texts["strict_accuracy"] = texts["strict_correct"].astype(float)
+    texts["cut"] = texts["finish"] == "limit"
+    texts["truncated"] = texts["cut"].astype(float)
+    texts["loop_rate"] = [float(loop_period(text) > 0) for text in tokens]
+    texts["length"] = [float(len(text)) for text in tokens]
     opened = (texts["task"] == "open_ended").to_numpy()
     measures: dict[str, Callable[[list[int]], float]] = {
         "distinct_2": lambda text: distinct_n(text, 2),
         "distinct_3": lambda text: distinct_n(text, 3),
         "rep_4": lambda text: rep_n(text, 4),
-        "loop_rate": lambda text: float(loop_period(text) > 0),
-        "length": lambda text: float(len(text)),
         "entropy": lambda text: token_entropy([text]),
     }
     for metric, measure in measures.items():
@@ -121,19 +154,20 @@ def measure_texts(output: Output) -> pd.DataFrame:
 
 
 def outcomes(texts: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return ``metric`` of one data set's texts as items by strategies, these in their order."""
+    """Return ``metric`` of one data set's texts as items by strategies, these in their order: means over draws."""
     order = list(dict.fromkeys(texts["strategy"]))
-    return texts.pivot(index="item", columns="strategy", values=metric)[order].astype(float)
+    return texts.groupby(["item", "strategy"])[metric].mean().unstack()[order].astype(float)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The measured texts of the base and of a variant on one data set, and what rows of the variant say."""
+    """The measured texts of the base and of a variant, or the base again, on one data set, and what rows of it say."""
 
     variant: Variant
     source: Source
     base: pd.DataFrame
     texts: pd.DataFrame
+    is_base: bool = False
 
     @property
     def dataset(self) -> str:
@@ -141,13 +175,29 @@ class Pair:
         return self.source.dataset
 
 
-def _closed_changes(pair: Pair, spec: Spec) -> Iterator[Row]:
-    """Rows that compare a variant's answers with the base's to the same items."""
-    base, answers = outcomes(pair.base, "accuracy"), outcomes(pair.texts, "accuracy")
-    yield from _interactions(pair, "accuracy", base, answers, spec)
-    change = stability.compare(base.to_numpy(), answers.to_numpy(), pair.dataset, spec)
+def _closed_changes(pair: Pair, floor: Floors, spec: Spec) -> Iterator[Row]:
+    """Rows that compare a variant's answers with the base's to the same items, where they are evidence."""
+    if floor.constant is not None:
+        share = Statistic(floor.constant.share, n=floor.constant.texts, p=floor.constant.p)
+        yield row(pair.variant, CONSTANT, share, pair.source)
+    base, answered = outcomes(pair.base, "accuracy"), outcomes(pair.texts, "accuracy")
+    compared = [name for name in floor.compared(list(answered.columns)) if name in base.columns]
+    for name in answered.columns:
+        reason = floor.lost or floor.left_out.get(name, "")
+        if reason:
+            left_out = replace(pair.variant, method=name)
+            yield row(left_out, "accuracy_interaction", Statistic.undefined(reason), pair.source)
+    yield from _interactions(pair, "accuracy", base[compared], answered[compared], spec)
+    if len(compared) < 2:
+        reason = floor.lost or "fewer than two strategies are evidence"
+        yield row(pair.variant, SPREAD_CHANGE, Statistic.undefined(reason), pair.source)
+        return
+    items = answered.index.intersection(base.index)
+    evidence = [name for name in floor.evidence(list(answered.columns)) if name in base.columns]
+    sides = (side.loc[items, evidence].to_numpy() for side in (base, answered))
+    change = stability.compare(*sides, pair.dataset, spec)
     if change:
-        statistic = Statistic(change.difference, change.low, change.high, change.items)
+        statistic = Statistic(change.difference, change.low, change.high, change.items, mde=change.mde)
         yield row(pair.variant, SPREAD_CHANGE, statistic, pair.source)
 
 
@@ -168,10 +218,7 @@ def _open_changes(pair: Pair, spec: Spec) -> Iterator[Row]:
 
 def greedy_survival(base: pd.DataFrame, variant: pd.DataFrame, dataset: str, spec: Spec) -> survival.Survival | None:
     """Estimate the agreement of the greedy texts of one data set; None where the sweep has no greedy search."""
-    sides = []
-    for texts in (base, variant):
-        greedy = texts[texts["settings"].map(lambda text: json.loads(text)["strategy"] == "greedy")]
-        sides.append(greedy[greedy["strategy"] == greedy["strategy"].iloc[0]] if len(greedy) else greedy)
+    sides = [survival.greedy_texts(texts) for texts in (base, variant)]
     if not all(map(len, sides)):
         return None
     return survival.survival(survival.divergence_times(*(side[["item", "tokens"]] for side in sides)), dataset, spec)
@@ -184,10 +231,12 @@ def _interactions(pair: Pair, metric: str, base: pd.DataFrame, variant: pd.DataF
     items = variant.index.intersection(base.index)
     before, after = (side.loc[items, strategies].to_numpy() for side in (base, variant))
     measured = interaction(before, after, pair.dataset, spec)
-    for strategy, estimate, low, high, p in zip(
-        strategies, measured.estimates, measured.low, measured.high, measured.p, strict=True
-    ):
-        statistic = Statistic(float(estimate), float(low), float(high), measured.items, p=float(p))
+    for index, strategy in enumerate(strategies):
+        estimate, low, high, p, mde = (
+            float(column[index])
+            for column in (measured.estimates, measured.low, measured.high, measured.p, measured.mde)
+        )
+        statistic = Statistic(estimate, low, high, measured.items, p=p, mde=mde)
         yield row(replace(pair.variant, method=strategy), f"{metric}_interaction", statistic, pair.source)
     overall = Statistic(measured.size, n=measured.items, p=measured.overall)
     yield row(pair.variant, f"{metric}_interaction", overall, pair.source)
@@ -201,46 +250,73 @@ def _settings(text: str) -> str:
 
 
 def _closed(generated: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
-    right, n = int(generated["correct"].sum()), len(generated)
-    low, high = bootstrap.wilson(right, n, spec.confidence)
-    return {"accuracy": Statistic(right / n, low, high, n)}
+    """Shares of items, with Wilson's interval; of several draws of an item the mean, which is worth one."""
+    items = generated["item"].nunique()
+    statistics = {}
+    for metric in CLOSED_METRICS:
+        if metric not in generated:
+            continue
+        means = generated.groupby("item")[metric].mean().dropna().to_numpy(np.float64)
+        if metric == "length":
+            statistics[metric] = _mean(means, str(generated["dataset"].iloc[0]), spec)
+        elif len(means):
+            low, high = bootstrap.wilson(float(means.sum()), len(means), spec.confidence)
+            statistics[metric] = Statistic(float(means.mean()), low, high, len(means))
+        else:
+            statistics[metric] = Statistic.undefined("no right answer is known", items)
+    return statistics
 
 
 def _open(generated: pd.DataFrame, output: Output, spec: Spec) -> dict[str, Statistic]:
     """Means over texts of what each text shows alone, and how near their distribution is to the human one."""
     dataset = str(generated["dataset"].iloc[0])
-    statistics = {metric: _mean(generated[metric].to_numpy(np.float64), dataset, spec) for metric in OPEN_METRICS}
-    human = output.tables.get("human.parquet")
+    by_item = generated.groupby("item")[list(OPEN_METRICS)].mean()
+    statistics = {metric: _mean(by_item[metric].to_numpy(np.float64), dataset, spec) for metric in OPEN_METRICS}
+    human = _human(output, dataset)
     if human is None:
         return statistics
-    human = human[human["dataset"] == dataset]
-    if len(human):
-        features = output.features.get(f"{dataset}.strategy.{generated['strategy'].iloc[0]}")
-        people = output.features.get(f"{dataset}.human")
-        if features is not None and people is not None:
-            statistics[MAUVE] = _mauve(features, people, dataset, spec)
-        if dataset in SUMMARIES:
-            statistics |= _rouge(generated, human, dataset, spec)
+    statistics[MAUVE] = _mauve(generated, human, output, spec)
+    if dataset in SUMMARIES:
+        statistics |= _rouge(generated, human, dataset, spec)
     return statistics
 
 
-def _mauve(generated: Features, human: Features, dataset: str, spec: Spec) -> Statistic:
-    """Score the texts, with the interval of resampled texts, whose clusters are found once."""
-    texts = min(len(generated), len(human))
-    if texts < 2:
-        return Statistic.undefined("fewer than 2 texts", texts)
-    sides = clusters(generated, human, spec.seed)
-    number = 1 + max(int(side.max()) for side in sides)
-    members = [np.eye(number)[side] for side in sides]
-    estimate = frontier_areas(*(side.mean(axis=0, keepdims=True) for side in members))[0]
-    resampled = [
-        bootstrap.draws(f"{dataset} {writer}", len(side), spec.resamples, spec.seed) @ side / len(side)
-        for writer, side in zip(("generated", "human"), members, strict=True)
-    ]
-    replicates = frontier_areas(*resampled)
-    # Resampled histograms are further apart than the two that were measured: moved onto the estimate, within 0 to 1.
-    low, high = bootstrap.interval(replicates - replicates.mean() + estimate, spec.confidence, texts)
-    return Statistic(float(estimate), max(low, 0.0), min(high, 1.0), texts)
+def _human(output: Output, dataset: str) -> pd.DataFrame | None:
+    """Return what people wrote behind the prompts of a data set; None where nobody did."""
+    human = output.tables.get("human.parquet")
+    human = None if human is None else human[human["dataset"] == dataset]
+    return human if human is not None and len(human) else None
+
+
+def _mauve(generated: pd.DataFrame, human: pd.DataFrame, output: Output, spec: Spec) -> Statistic:
+    """Score the first draws beside what people wrote behind other prompts."""
+    dataset, strategy = (str(generated[column].iloc[0]) for column in ("dataset", "strategy"))
+    first = (generated["draw"] == 0).to_numpy()
+    shared = sorted(set(generated["item"][first]) & set(human["item"]))
+    if len(shared) < LEAST_TEXTS:
+        return Statistic.undefined(
+            f"{len(shared)} texts: MAUVE is near 1 whatever they are, it takes {LEAST_TEXTS}", len(shared)
+        )
+    written, people = (output.features.get(f"{dataset}.{side}") for side in (f"strategy.{strategy}", "human"))
+    if written is None or people is None:
+        return Statistic.undefined("the sweep kept no features of these texts", len(shared))
+    order = pd.Series(np.flatnonzero(first), index=generated["item"][first])
+    places = pd.Series(range(len(human)), index=human["item"])
+    scores = against_others(written[order[shared]], people[places[shared]], spec.seed)
+    return _of_splits(scores, len(shared))
+
+
+def _ceiling(output: Output, dataset: str, spec: Spec) -> Statistic | None:
+    """Score people beside people, as ``_mauve`` does; None where there are too few of them."""
+    human, people = _human(output, dataset), output.features.get(f"{dataset}.human")
+    if human is None or people is None or len(human) < LEAST_TEXTS:
+        return None
+    return _of_splits(against_others(people, people, spec.seed), len(human))
+
+
+def _of_splits(scores: Floats, texts: int) -> Statistic:
+    """Return the mean of the scores of random halves and their range: resampled texts would repeat, and score lower."""
+    return Statistic(float(scores.mean()), float(scores.min()), float(scores.max()), texts)
 
 
 def _rouge(generated: pd.DataFrame, human: pd.DataFrame, dataset: str, spec: Spec) -> dict[str, Statistic]:
@@ -265,40 +341,14 @@ def _mean(values: Floats, dataset: str, spec: Spec) -> Statistic:
     return Statistic(float(values.mean()), low, high, len(values))
 
 
-def _spread(generated: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
-    right = outcomes(generated, "accuracy").to_numpy()
-    items, strategies = right.shape
-    if strategies < 2:
-        return {}
-    # The name seeds the draws: another would move every interval.
-    counts = bootstrap.draws("closed", items, spec.resamples, spec.seed)
-    estimates = spreads(right.mean(axis=0, keepdims=True))
-    resampled = spreads(counts @ right / items)
-    statistics = {}
-    for metric, (value,) in estimates.items():
-        if not math.isfinite(value):
-            statistics[metric] = Statistic.undefined("the worst strategy gets nothing right", items)
-            continue
-        low, high = bootstrap.interval_of_ratio(resampled[metric], spec.confidence, items)
-        statistics[metric] = Statistic(float(value), low, high, items)
-    statistics["spread_by_chance"] = Statistic(spread_by_chance(right, spec), n=items)
+def _spread(generated: pd.DataFrame, floor: Floors, dataset: str, spec: Spec) -> dict[str, Statistic]:
+    right = outcomes(generated, "accuracy")
+    measured = stability.spread(right[floor.evidence(list(right.columns))].to_numpy(), f"closed {dataset}", spec)
+    if measured is None:
+        return {SPREAD: Statistic.undefined(floor.lost or "fewer than two strategies are evidence", len(right))}
+    statistics = {SPREAD_SD: Statistic(measured.sd, measured.sd_low, measured.sd_high, measured.items, p=measured.p)}
+    if math.isfinite(measured.relative):
+        statistics[SPREAD] = Statistic(measured.relative, measured.low, measured.high, measured.items)
+    else:
+        statistics[SPREAD] = Statistic.undefined("nothing is right", measured.items)
     return statistics
-
-
-def spreads(accuracies: Floats) -> dict[str, Floats]:
-    """Spread metrics of ``[samples, strategies]``; not finite where they divide by 0."""
-    high, low = accuracies.max(axis=1), accuracies.min(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "spread_over_max": (high - low) / high,
-            "spread_over_min": (high - low) / low,
-            "spread_cv": accuracies.std(axis=1) / accuracies.mean(axis=1),
-        }
-
-
-def spread_by_chance(right: Floats, spec: Spec) -> float:
-    """Level that (max - min) / max reaches by chance: each item's outcomes shuffled among the strategies."""
-    generator = np.random.default_rng([spec.seed, 1])
-    shuffled = generator.permuted(np.broadcast_to(right, (spec.resamples, *right.shape)), axis=2)
-    spread = spreads(shuffled.mean(axis=1))["spread_over_max"]
-    return float(np.quantile(np.where(np.isfinite(spread), spread, 0.0), spec.confidence))

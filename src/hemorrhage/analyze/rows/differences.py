@@ -21,7 +21,7 @@ SHOWN = {
     "accuracy": "accuracy",
     "disk_bytes": "bytes on disk",
     "effective_bits": "bits per parameter",
-    "spread_over_max": "decoding spread",
+    "spread": "decoding spread",
 }
 """Metric -> what people call it; those that a comparison shows."""
 

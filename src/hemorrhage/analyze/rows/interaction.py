@@ -17,13 +17,14 @@ from hemorrhage.analyze.stats.bootstrap import Floats
 
 @dataclass(frozen=True)
 class Interaction:
-    """``estimates``, ``low``, ``high``, ``p`` [strategies]; ``size``, the root mean square of the estimates, and
-    ``overall``, its p-value; ``items`` they rest on."""
+    """``estimates``, ``low``, ``high``, ``p`` and ``mde``, the smallest that would have been seen, [strategies];
+    ``size``, the root mean square of the estimates, and ``overall``, its p-value; ``items`` they rest on."""
 
     estimates: Floats
     low: Floats
     high: Floats
     p: Floats
+    mde: Floats
     size: float
     overall: float
     items: int
@@ -52,6 +53,7 @@ def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec) -> Inte
         low=np.array([low for low, _ in limits]),
         high=np.array([high for _, high in limits]),
         p=np.array([significance.sign_flip(column, spec.seed) for column in contrasts.T]),
+        mde=np.array([significance.detectable_mean(each, np.ones(items), spec.confidence) for each in contrasts.T]),
         size=size,
         overall=float((1 + as_large.sum()) / (1 + spec.resamples)),
         items=items,

@@ -7,6 +7,7 @@ still agree after t tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,12 @@ class Survival:
     mean_high: float
     texts: int
     differing: int
+
+
+def greedy_texts(texts: pd.DataFrame) -> pd.DataFrame:
+    """Return the texts of greedy search, its first strategy's where there are several; none without it."""
+    greedy = texts[texts["settings"].map(lambda text: json.loads(text)["strategy"]) == "greedy"]
+    return greedy[(greedy["strategy"].isin(greedy["strategy"].unique()[:1])) & (greedy["draw"] == 0)]
 
 
 def find_divergence(base: Sequence[int], other: Sequence[int]) -> tuple[int, bool]:

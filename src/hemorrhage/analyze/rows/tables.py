@@ -11,7 +11,7 @@ import pandas as pd
 from hemorrhage.analyze.axes import failure, position, sweeps
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.protocol import of_engine, strip_protocol, tag
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE, MAUVE, OPEN_METRICS, ROUGE
+from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, CLOSED_METRICS, DECODE, MAUVE, OPEN_METRICS, ROUGE, SPREAD
 from hemorrhage.analyze.rows.engines import ADDED
 from hemorrhage.analyze.rows.schema import OK
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite
@@ -131,8 +131,8 @@ def _headline_of(
         estimate = numbers.get(variant, metric, dataset)
         if estimate:
             values[f"{metric}[{tasks}]" if dataset else metric] = round_digits(estimate.value)
-    for dataset in numbers.datasets("spread_over_max", strategy=True):
-        spread = numbers.get(variant, "spread_over_max", dataset, ALL_STRATEGIES)
+    for dataset in numbers.datasets(SPREAD, strategy=True):
+        spread = numbers.get(variant, SPREAD, dataset, ALL_STRATEGIES)
         if spread:
             values[f"decoding_spread[{dataset}]"] = round_digits(spread.value)
     return values
@@ -171,7 +171,7 @@ def curve_points(inputs: Inputs, numbers: Numbers, corpora: list[str]) -> pd.Dat
 
 def decoding_points(numbers: Numbers) -> pd.DataFrame:
     """Return the content of decoding.csv: a row per variant and strategy, for DVC plots."""
-    metrics = ("accuracy", *OPEN_METRICS, MAUVE, *ROUGE)
+    metrics = tuple(dict.fromkeys((*CLOSED_METRICS, *OPEN_METRICS, MAUVE, *ROUGE)))
     strategies = list(dict.fromkeys(name for metric in metrics for name in numbers.strategies(metric)))
     rows = [
         _decoding_point(numbers, metrics, variant, strategy)

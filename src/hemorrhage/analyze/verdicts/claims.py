@@ -21,7 +21,7 @@ import numpy as np
 
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF
 from hemorrhage.analyze.inputs import BASE, Variant
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
+from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, SPREAD
 from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.stats import bootstrap
@@ -45,6 +45,7 @@ from hemorrhage.analyze.verdicts.evidence import (
     methods_of,
 )
 from hemorrhage.analyze.verdicts.limits import NEAR, Point
+from hemorrhage.analyze.verdicts.signatures import is_aligned
 
 FEW_WINDOWS = 30
 FEW_COMPARISONS = 3
@@ -369,7 +370,8 @@ def steadier(compared: Mapping[str, Stability]) -> Finding:
     elif less > 0 and steady == 0:
         verdict = CONTRADICTED
     measured = (
-        f"the aligned model is surely steadier on {steady} of {len(verdicts)} tasks, surely less steady on {less}"
+        f"the aligned model is surely steadier on {steady} of {len(verdicts)} tasks, surely less steady on {less}; "
+        f"on {verdicts.count('no power')} the items could not tell"
     )
     only = next(iter(compared.values())) if len(compared) == 1 else None
     mean = float(np.mean([each.difference for each in compared.values()]))
@@ -379,25 +381,31 @@ def steadier(compared: Mapping[str, Stability]) -> Finding:
 
 def _wild(evidence: Evidence) -> Finding:
     """Test on the base model that a spread of accuracy above 15 % over decoding strategies marks an unaligned one."""
-    aligned = bool(re.search(r"instruct|chat|-it\b", str(evidence.inputs.base.get("model", {})), re.IGNORECASE))
+    aligned = is_aligned(evidence.inputs)
     estimates = [
-        evidence.numbers.get(BASE, "spread_over_max", dataset, ALL_STRATEGIES)
-        for dataset in evidence.numbers.datasets("spread_over_max", strategy=True)
+        evidence.numbers.get(BASE, SPREAD, dataset, ALL_STRATEGIES)
+        for dataset in evidence.numbers.datasets(SPREAD, strategy=True)
     ]
     spreads = [spread for spread in estimates if spread and math.isfinite(spread.low)]
     if not spreads:
         return Finding(NOT_MEASURED, "no task with enough right answers was decoded by several strategies")
-    above, below = sum(spread.low > 0.15 for spread in spreads), sum(spread.high < 0.15 for spread in spreads)
+    above, below = (
+        sum(spread.low > published.LIMIT for spread in spreads),
+        sum(spread.high <= published.LIMIT for spread in spreads),
+    )
     right, wrong = (below, above) if aligned else (above, below)
     verdict = NOT_DECIDED
-    if right == len(spreads):
+    if right and not wrong:
         verdict = SUPPORTED
     elif wrong and not right:
         verdict = CONTRADICTED
     worst = max(spreads, key=lambda spread: spread.value)
-    called = "aligned" if aligned else "unaligned"
-    measured = f"the base model, {called} by its name, spreads by more than 15 % on {above} of {len(spreads)} tasks"
-    unit = "largest less smallest accuracy, over the largest"
+    called, open_ones = "aligned" if aligned else "unaligned", len(spreads) - above - below
+    measured = (
+        f"the base model, which is {called}, surely spreads by more than 15 % on {above} of {len(spreads)} tasks, by "
+        f"less on {below}; on {open_ones} the items do not tell"
+    )
+    unit = "largest less smallest accuracy, over the largest, without noise"
     return Finding(verdict, measured, worst.value, worst.low, worst.high, unit, len(spreads))
 
 

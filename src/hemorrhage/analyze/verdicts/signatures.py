@@ -1,7 +1,11 @@
 """Rules of thumb about decoding, each tested on what the variants wrote.
 
-A rule is a claim of arXiv 2503.23924 about how damage looks; its verdict is ``holds`` or ``does not hold`` where the
-interval of a difference, paired over prompts, tells, else ``inconclusive``; ``not tested`` says what the sweep lacks.
+A rule is a claim of arXiv 2503.23924 about how damage looks, tested by differences that are paired over prompts. A
+test says ``holds`` where the difference is surely above 0, ``does not hold`` where it is surely below the least that
+matters, ``no power`` where that least would not have been found four times out of five, else ``inconclusive``; ``not
+tested`` says what the sweep lacks. ``no power`` counts on neither side. All tests of a rule in a study are corrected
+together (Holm 1979), so that any wrong ``holds`` has a chance of at most 1 - confidence, and so has any wrong ``does
+not hold``: benchmarks/decoding_rules.py counts both on made-up studies.
 hemorrhage.analyze.verdicts.published has what printed tables say about each.
 """
 
@@ -9,38 +13,64 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from hemorrhage.analyze.inputs import BASE, Inputs, Output
-from hemorrhage.analyze.rows.decoding import measure_texts, outcomes, spread_by_chance, spreads
+from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
+from hemorrhage.analyze.rows import stability
+from hemorrhage.analyze.rows.answers import least_share
+from hemorrhage.analyze.rows.decoding import CLOSED, measure_texts, outcomes
+from hemorrhage.analyze.rows.floors import Floors, floors
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.analyze.verdicts.published import LIMIT
-from hemorrhage.decode.degeneration import rep_n
+from hemorrhage.decode.degeneration import LOOP_TOKENS, rep_n
 
-HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "inconclusive", "not tested"
+HOLDS, FAILS, OPEN, UNTESTED, NO_POWER = "holds", "does not hold", "inconclusive", "not tested", "no power"
+
+FEW_BITS = 3.0
+"""Bits of a layer's weights, scales included, below which the study expects incoherence."""
+
+SANE = 1.0
+"""The highest temperature at which a text tells of the model: above, of the temperature."""
 
 RULES = {
     "repetition": "Repetition: greedy search, or a temperature too low",
-    "incoherence": "Incoherence: a temperature too high, or too few bits",
+    "incoherence": f"Incoherence: a temperature too high, or fewer than {FEW_BITS:.0f} bits",
     "spread": f"Spread over strategies above {100 * LIMIT:.0f} %: not aligned",
     "closed_ended": "FSD is the choice for tasks with right answers, better than temperature",
 }
 """Rule -> what it claims."""
 
-SAMPLERS = ("temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon", "mirostat")
+SAMPLERS = ("sample", "as_shipped", "temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon", "mirostat")
 FSD = ("fsd", "fsd_d")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What differences are measured in: its name, the least that matters, and the most that there can be."""
+
+    name: str
+    least: float
+    most: float = math.inf
+
+
+REPETITION = Unit("rep-4", 0.1, 1.0)
+SURPRISE = Unit("nats per token", 0.1)
+ACCURACY = Unit("of accuracy", 0.05, 1.0)
 
 
 @dataclass(frozen=True)
 class RuleTest:
     """One test of a rule on one variant's texts of one data set; ``estimate`` with its interval is in the words'
-    unit, ``p`` is two-sided, NaN where there is none."""
+    unit, ``p`` is two-sided and corrected for all tests of the rule, ``mde`` the smallest effect that would have been
+    seen; NaN where there is none."""
 
     rule: str
     variant: str
@@ -52,6 +82,49 @@ class RuleTest:
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
+    mde: float = math.nan
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test to be decided with the others of its rule: differences ``[items]``, above 0 where the rule holds."""
+
+    rule: str
+    variant: str
+    dataset: str
+    test: str
+    unit: Unit
+    differences: Floats = field(repr=False)
+
+    @property
+    def items(self) -> int:
+        """Items that were compared."""
+        return len(self.differences)
+
+    def above(self, spec: Spec) -> float:
+        """Return the two-sided p-value of a mean other than 0."""
+        return significance.sign_flip(self.differences, spec.seed)
+
+    def below_least(self) -> float:
+        """Return the p-value of a mean below the least that matters.
+
+        By Student's t; and where a difference is bounded, not less than the chance that a share of items which makes
+        the least that matters shows in none, since t knows no tail that it has not seen.
+        """
+        error = float(self.differences.std(ddof=1)) / math.sqrt(self.items)
+        gap = float(self.differences.mean()) - self.unit.least
+        p = float(stats.t.cdf(gap / error, self.items - 1)) if error > 0 else float(gap >= 0)
+        if math.isinf(self.unit.most):
+            return p
+        return max(p, (1 - self.unit.least / self.unit.most) ** self.items)
+
+    def detectable(self, confidence: float) -> float:
+        """Return the smallest mean that is found four times out of five; NaN where nothing varies and all may be."""
+        seen = significance.detectable_mean(self.differences, np.ones(self.items), confidence)
+        if math.isinf(self.unit.most):
+            return seen
+        least = self.unit.most * least_share(self.items)
+        return least if math.isnan(seen) else max(seen, least)
 
 
 @dataclass(frozen=True)
@@ -100,7 +173,7 @@ class Texts:
 
 def judge(inputs: Inputs, spec: Spec) -> list[RuleTest]:
     """Test every rule on every variant that was decoded."""
-    tests: list[RuleTest] = []
+    asked: list[RuleTest | Question] = []
     base: dict[str, Texts] = {}
     for name, output in sorted(inputs.decodes.items(), key=lambda entry: entry[0] != BASE):
         if output.failure is not None:
@@ -108,12 +181,62 @@ def judge(inputs: Inputs, spec: Spec) -> list[RuleTest]:
         for texts in _texts(name, output):
             if name == BASE:
                 base[texts.dataset] = texts
-            if texts.texts["task"].iloc[0] == "closed_ended":
-                tests += [_spread(texts, spec), _fsd(texts, spec)]
+            beside = base.get(texts.dataset)
+            if texts.texts["task"].iloc[0] == CLOSED:
+                known = floors(texts.texts, (beside or texts).texts, spec, is_base=beside is None or beside is texts)
+                asked += [_spread(texts, known, is_aligned(inputs), spec), _fsd(texts, known)]
             else:
-                tests += [*_repetition(texts, spec), *_incoherence(texts, base.get(texts.dataset), spec)]
+                asked += [*_repetition(texts), *_incoherence(texts, beside, inputs.variants.get(name))]
     order = list(RULES)
-    return sorted(tests, key=lambda test: order.index(test.rule))
+    return sorted(decide(asked, spec), key=lambda test: order.index(test.rule))
+
+
+def is_aligned(inputs: Inputs) -> bool:
+    """Return whether the base model is aligned: as params.yaml says of its sibling, else by its name."""
+    if inputs.sibling is not None:
+        return not inputs.sibling.is_aligned
+    return bool(re.search(r"instruct|chat|-it\b", str(inputs.base.get("model", {})), re.IGNORECASE))
+
+
+def decide(asked: Iterable[RuleTest | Question], spec: Spec) -> Iterator[RuleTest]:
+    """Decide the questions, those of a rule together; what is decided is passed on."""
+    asked = list(asked)
+    yield from (each for each in asked if isinstance(each, RuleTest))
+    for rule in RULES:
+        questions = [each for each in asked if isinstance(each, Question) and each.rule == rule]
+        above = holm([each.above(spec) for each in questions])
+        below = holm([each.below_least() for each in questions])
+        for question, p, lower in zip(questions, above, below, strict=True):
+            yield _decided(question, p, lower, len(questions), spec)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values that are corrected for being several (Holm, Scandinavian Journal of Statistics 1979 6:65)."""
+    order = np.argsort(p, kind="stable")
+    corrected, largest = [1.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min((len(p) - rank) * p[index], 1.0))
+        corrected[index] = largest
+    return corrected
+
+
+def _decided(question: Question, p: float, below: float, tests: int, spec: Spec) -> RuleTest:
+    known, unit, items = question.differences, question.unit, question.items
+    counts = bootstrap.draws(question.dataset, items, spec.resamples, spec.seed)
+    low, high = bootstrap.interval(counts @ known / items, spec.confidence, items)
+    mean, error = float(known.mean()), 1 - spec.confidence
+    # The most careful of the corrections, by which the first of the tests is found.
+    mde = question.detectable(1 - error / tests)
+    if mean > 0 and low > 0 and p <= error:
+        verdict = HOLDS
+    elif below <= error:
+        verdict = FAILS
+    else:
+        verdict = OPEN if mde <= unit.least else NO_POWER
+    seen = "no effect is known to show" if math.isnan(mde) else f"{mde:.2g} would have been seen"
+    evidence = f"{mean:+.3g} {unit.name} ({low:+.3g} to {high:+.3g}), p {p:.2g}, {items} texts; {seen}"
+    facts = (question.rule, question.variant, question.dataset, question.test)
+    return RuleTest(*facts, verdict, evidence, mean, low, high, p, mde)
 
 
 def _texts(name: str, output: Output) -> Iterator[Texts]:
@@ -123,95 +246,115 @@ def _texts(name: str, output: Output) -> Iterator[Texts]:
         yield Texts(name, str(dataset), texts, written)
 
 
-def _repetition(texts: Texts, spec: Spec) -> Iterator[RuleTest]:
+def _repetition(texts: Texts) -> Iterator[RuleTest | Question]:
     repeated, greedy = texts.by("rep_4"), texts.named("greedy")
     subject = ("repetition", texts.variant, texts.dataset)
+    longest = int(texts.texts["length"].max())
+    if longest < LOOP_TOKENS:
+        reason = f"texts of at most {longest} tokens: repetition shows from {LOOP_TOKENS} on"
+        yield RuleTest(*subject, "greedy search repeats itself", NO_POWER, reason)
+        return
     if not greedy:
         yield RuleTest(*subject, "greedy search repeats itself", UNTESTED, "no greedy search in the sweep")
         return
     people = {row.item: rep_n(list(row.tokens), 4) for row in texts.human.itertuples()}
     if people:
         theirs = repeated.index.map(people).to_numpy(float)
-        yield _compare(
-            *subject, "greedy search repeats more than people", repeated[greedy[0]].to_numpy() - theirs, "rep-4", spec
-        )
+        difference = repeated[greedy[0]].to_numpy() - theirs
+        yield _compare(*subject, "greedy search repeats more than people", difference, REPETITION)
     samplers = texts.named(*SAMPLERS)
     if samplers:
-        difference = repeated[greedy[0]] - repeated[samplers].mean(axis=1)
-        yield _compare(*subject, "greedy search repeats more than sampling", difference.to_numpy(), "rep-4", spec)
-    yield _temperatures(
-        texts, "repetition", "a low temperature repeats more than a high one", repeated, -1, "rep-4", spec
-    )
+        difference = (repeated[greedy[0]] - repeated[samplers].mean(axis=1)).to_numpy()
+        yield _compare(*subject, "greedy search repeats more than sampling", difference, REPETITION)
+    yield _temperatures(texts, "repetition", "a low temperature repeats more than a high one", repeated, -1, REPETITION)
 
 
-def _incoherence(texts: Texts, base: Texts | None, spec: Spec) -> Iterator[RuleTest]:
+def _incoherence(texts: Texts, base: Texts | None, variant: Variant | None) -> Iterator[RuleTest | Question]:
     surprise = texts.by("base_nll")
-    subject = ("incoherence", texts.variant, texts.dataset)
     test = "a high temperature surprises the base model more than a low one"
-    yield _temperatures(texts, "incoherence", test, surprise, 1, "nats per token", spec)
-    if base is None or texts.variant == BASE:
+    yield _temperatures(texts, "incoherence", test, surprise, 1, SURPRISE)
+    if base is None or variant is None or texts.variant == BASE:
         return
-    theirs = base.by("base_nll").reindex(index=surprise.index, columns=surprise.columns)
-    difference = (surprise - theirs).mean(axis=1)
-    test = "its texts surprise the base model more than the base's own"
-    yield _compare(*subject, test, difference.to_numpy(), "nats per token", spec)
+    subject = (
+        "incoherence",
+        texts.variant,
+        texts.dataset,
+        "its texts surprise the base model more than the base's own",
+    )
+    bits = layer_bits(variant)
+    if bits is None or bits >= FEW_BITS:
+        what = "its weights are not quantized" if bits is None else f"its weights have {bits:.3g} bits"
+        yield RuleTest(*subject, UNTESTED, f"{what}; the rule is about fewer than {FEW_BITS:.0f}")
+        return
+    # nan, where a strategy has no temperature, is sane.
+    sane = [name for name, each in texts.strategies.items() if not each.temperature > SANE]
+    theirs = base.by("base_nll").reindex(index=surprise.index, columns=sane)
+    yield _compare(*subject, (surprise[sane] - theirs).mean(axis=1).to_numpy(), SURPRISE)
+
+
+def layer_bits(variant: Variant) -> float | None:
+    """Return the bits that a quantized variant's layers take for a weight, scales included; None of another one."""
+    if variant.axis != "bits":
+        return None
+    bits = variant.manifest.get("layer_bits") or variant.severity
+    return float(bits) if math.isfinite(bits) else None
 
 
 def _temperatures(
-    texts: Texts, rule: str, test: str, values: pd.DataFrame, sign: int, unit: str, spec: Spec
-) -> RuleTest:
+    texts: Texts, rule: str, test: str, values: pd.DataFrame, sign: int, unit: Unit
+) -> RuleTest | Question:
     """Compare the highest temperature with the lowest, or the reverse where ``sign`` is -1."""
     names = texts.temperatures
     if len(names) < 2:
         return RuleTest(rule, texts.variant, texts.dataset, test, UNTESTED, "the sweep has fewer than two temperatures")
     difference = sign * (values[names[-1]] - values[names[0]]).to_numpy()
-    return _compare(rule, texts.variant, texts.dataset, test, difference, unit, spec)
+    return _compare(rule, texts.variant, texts.dataset, test, difference, unit)
 
 
-def _compare(rule: str, variant: str, dataset: str, test: str, differences: Floats, unit: str, spec: Spec) -> RuleTest:
-    """Test whether the mean of paired differences ``[items]`` is above 0."""
+def _compare(rule: str, variant: str, dataset: str, test: str, differences: Floats, unit: Unit) -> RuleTest | Question:
+    """Ask whether the mean of paired differences ``[items]`` is above 0."""
     known = differences[np.isfinite(differences)]
     if len(known) < 2:
         return RuleTest(rule, variant, dataset, test, UNTESTED, "fewer than two texts to compare")
-    counts = bootstrap.draws(dataset, len(known), spec.resamples, spec.seed)
-    low, high = bootstrap.interval(counts @ known / len(known), spec.confidence, len(known))
-    mean, p = float(known.mean()), significance.sign_flip(known, spec.seed)
-    verdict = HOLDS if low > 0 and p <= 1 - spec.confidence else FAILS if high < 0 else OPEN
-    evidence = f"{mean:+.3g} {unit} ({low:+.3g} to {high:+.3g}), p {p:.2g}, {len(known)} texts"
-    return RuleTest(rule, variant, dataset, test, verdict, evidence, mean, low, high, p)
+    return Question(rule, variant, dataset, test, unit, known)
 
 
-def _spread(texts: Texts, spec: Spec) -> RuleTest:
-    """Test (max - min) / max over strategies against the limit, and against what equally good strategies show."""
-    right = texts.by("accuracy").to_numpy()
-    subject = ("spread", texts.variant, texts.dataset, f"(max - min) / max of accuracy is above {100 * LIMIT:.0f} %")
-    items, strategies = right.shape
-    value = float(spreads(right.mean(axis=0, keepdims=True))["spread_over_max"][0])
-    if strategies < 2 or not math.isfinite(value):
-        return RuleTest(*subject, UNTESTED, "fewer than two strategies, or none gets anything right")
-    counts = bootstrap.draws(texts.dataset, items, spec.resamples, spec.seed)
-    resampled = spreads(counts @ right / items)["spread_over_max"]
-    low, high = bootstrap.interval_of_ratio(resampled, spec.confidence, items)
-    chance = spread_by_chance(right, spec)
-    verdict = FAILS if high <= LIMIT else OPEN
-    if value > max(LIMIT, chance) and low > LIMIT:
-        verdict = HOLDS
-    interval = f"{100 * low:.0f} to {100 * high:.0f}" if math.isfinite(low) else "too few right answers for an interval"
-    evidence = (
-        f"{100 * value:.0f} % ({interval}); equally good strategies reach "
-        f"{100 * chance:.0f} % by chance on {items} items"
-    )
-    return RuleTest(*subject, verdict, evidence, value, low, high)
-
-
-def _fsd(texts: Texts, spec: Spec) -> RuleTest:
-    """Compare the accuracy of the better FSD with that of the best temperature, on the same items."""
+def _spread(texts: Texts, known: Floors, aligned: bool, spec: Spec) -> RuleTest:
+    """Test that the spread without noise is above the limit exactly where the model is not aligned."""
+    side = "at most" if aligned else "above"
+    called = "aligned" if aligned else "not aligned"
+    test = f"the spread of a model that is {called} is {side} {100 * LIMIT:.0f} %"
+    subject = ("spread", texts.variant, texts.dataset, test)
     right = texts.by("accuracy")
-    fsd, temperatures = texts.named(*FSD), texts.temperatures
-    test = "FSD is right more often than temperature sampling"
-    subject = ("closed_ended", texts.variant, texts.dataset)
+    compared = known.evidence(list(right.columns))
+    measured = stability.spread(right[compared].to_numpy(), f"closed {texts.dataset}", spec)
+    if measured is None or not math.isfinite(measured.low):
+        reason = known.lost or "fewer than two strategies are evidence, or they get too little right"
+        return RuleTest(*subject, UNTESTED, reason)
+    half = (measured.high - measured.low) / 2
+    above, within = measured.low > LIMIT and measured.p <= 1 - spec.confidence, measured.high <= LIMIT
+    verdict = OPEN if half <= LIMIT else NO_POWER
+    if above or within:
+        verdict = HOLDS if above != aligned else FAILS
+    evidence = (
+        f"{100 * measured.relative:.0f} % ({100 * measured.low:.0f} to {100 * measured.high:.0f}) without noise, "
+        f"p of any spread {measured.p:.2g}, {measured.strategies} strategies on {measured.items} items"
+    )
+    numbers = (measured.relative, measured.low, measured.high, measured.p, LIMIT + half)
+    return RuleTest(*subject, verdict, evidence, *numbers)
+
+
+def _fsd(texts: Texts, known: Floors) -> RuleTest | Question:
+    """Compare the accuracy of FSD with that of sane temperatures, on the same items: means over each."""
+    right = texts.by("accuracy")
+    test, subject = "FSD is right more often than temperature sampling", ("closed_ended", texts.variant, texts.dataset)
+    sane = [name for name in texts.temperatures if texts.strategies[name].temperature <= SANE]
+    asked = texts.named(*FSD)
+    if known.lost or not asked or not sane:
+        return RuleTest(*subject, test, UNTESTED, known.lost or "the sweep lacks FSD or a temperature up to 1")
+    fsd, temperatures = known.compared(asked), known.compared(sane)
     if not fsd or not temperatures:
-        return RuleTest(*subject, test, UNTESTED, "the sweep lacks FSD or a temperature")
-    first, second = (max(names, key=lambda name: right[name].mean()) for names in (fsd, temperatures))
-    difference = (right[first] - right[second]).to_numpy()
-    return _compare(*subject, f"{test} ({first}, {second})", difference, "of accuracy", spec)
+        reason = next(known.left_out[name] for name in (asked if not fsd else sane))
+        return RuleTest(*subject, test, UNTESTED, reason)
+    difference = right[fsd].mean(axis=1) - right[temperatures].mean(axis=1)
+    return _compare(*subject, f"{test} ({', '.join(fsd)})", difference.to_numpy(), ACCURACY)

@@ -19,12 +19,20 @@ OVERALL: dict[str, Any] = {**TEXTS, "method": ALL_STRATEGIES}
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "start"), [(-0.2, -0.1, "Yes: "), (0.1, 0.2, "No, the reverse: "), (-0.1, 0.1, "Inconclusive: ")]
+    ("low", "high", "mde", "start"),
+    [
+        (-0.2, -0.1, 0.1, "Yes: "),
+        (0.1, 0.2, 0.1, "No, the reverse: "),
+        (-0.1, 0.1, 0.04, "Inconclusive: "),
+        (-0.1, 0.1, 0.2, "No power: "),
+    ],
 )
-def test_the_interval_answers_whether_the_aligned_model_is_more_stable(low: float, high: float, start: str) -> None:
-    text = decoding.answer(Stability(0.3, 0.2, -0.1, low, high, (0.1, 0.1), 0.5, 40, 6))
+def test_the_interval_answers_whether_the_aligned_model_is_more_stable(
+    low: float, high: float, mde: float, start: str
+) -> None:
+    text = decoding.answer(Stability(0.3, 0.2, -0.1, low, high, mde, 40, 6))
     assert text.startswith(start)
-    assert "over 6 strategies is 20.0 % against 30.0 %, -10.0 points" in text
+    assert "over 6 strategies, without noise, is 20.0 % against 30.0 %, -10.0 points" in text
 
 
 def test_spread_names_the_best_and_the_worst_strategy() -> None:
@@ -32,16 +40,14 @@ def test_spread_names_the_best_and_the_worst_strategy() -> None:
         numbers(
             row("base", "accuracy", 0.5, **TEXTS, method="greedy"),
             row("base", "accuracy", 0.25, **TEXTS, method="top_p"),
-            row("base", "spread_over_max", 0.5, 0.4, 0.6, **OVERALL),
-            row("base", "spread_over_min", 1.0, math.nan, math.nan, **OVERALL),
-            row("base", "spread_by_chance", 0.3, math.nan, math.nan, **OVERALL),
+            row("base", "spread", 0.5, 0.4, 0.6, **OVERALL),
+            row("base", "spread_sd", 0.1, math.nan, math.nan, **OVERALL, p=0.012),
         )
     )
     assert (line.best, line.worst) == ("greedy 50\u00a0%", "top_p 25\u00a0%")
-    assert line.over_max == "50\u00a0% (40 to 60)"
-    assert line.over_min == "100\u00a0% (too few right answers for an interval)"
-    assert (line.variation, line.by_chance, line.change) == ("undefined", "30\u00a0%", "–")
-    assert line.is_beyond == "yes"
+    assert line.spread == "50\u00a0% (40 to 60)"
+    assert line.deviation == "10\u00a0% (too few right answers for an interval)"
+    assert (line.p, line.change) == ("0.012", "–")
 
 
 def test_significant_strategies_are_named() -> None:
@@ -54,17 +60,24 @@ def test_significant_strategies_are_named() -> None:
     )
     assert (line.metric, line.size, line.p) == ("Accuracy, recall", "10", "0.03")
     assert line.significant == "greedy -20 (-30 to -10)"
+    (line,) = decoding.interaction_rows(
+        numbers(
+            row("rtn-2", "accuracy_interaction", 0.1, **OVERALL, p=0.5),
+            row("rtn-2", "accuracy_interaction", 0.1, **TEXTS, method="greedy", q=0.5, mde=0.25),
+        )
+    )
+    assert line.significant == "none; 25 would have been seen"
 
 
 def test_rules_count_their_tests() -> None:
     rule = next(iter(signatures.RULES))
     verdicts = [
         signatures.RuleTest(rule, "base", "recall", "a test", verdict, "evidence")
-        for verdict in (signatures.HOLDS, signatures.FAILS, signatures.UNTESTED)
+        for verdict in (signatures.HOLDS, signatures.FAILS, signatures.UNTESTED, signatures.NO_POWER)
     ]
     first, second, *_ = decoding.rule_groups(verdicts)
-    assert (first.count, len(first.rows)) == ("holds in 1 of 2 tests here", 3)
-    assert second.count == "not tested here"
+    assert (first.count, len(first.rows)) == ("holds in 1 of the 2 tests here that tell; 1 without power", 4)
+    assert second.count == "not told here"
     assert first.published
 
 
@@ -77,4 +90,7 @@ def test_the_section_of_a_study(study: Study) -> None:
     assert {row.variant for row in content.spread} == set(study.numbers.decoded_variants())
     assert {row.dataset for row in content.survival} == {"prose"}
     assert content.sibling == ""
-    assert {"survival|prose", "decoding|mauve|prose", "decoding-map|accuracy|recall"} < set(content.figures)
+    assert {row.dataset for row in content.answers} == {"prose", "recall"}
+    assert {row.strategies for row in content.nearness} == {"12 texts: MAUVE is near 1 whatever they are, it takes 400"}
+    assert {each.variant for each in content.beside} == {"gptq-4", "gptq-3", "wanda-0.5"}
+    assert {"survival|prose", "decoding|base_nll|prose", "decoding-map|accuracy|recall"} < set(content.figures)

@@ -23,6 +23,9 @@ class Metric(NamedTuple):
 
 METRICS = {
     "accuracy": Metric("Accuracy", "accuracy (%)"),
+    "strict_accuracy": Metric("Strict accuracy", "accuracy of answers in the task's own form (%)"),
+    "uncommitted": Metric("Not committed", "texts that hold the right answer and give another (%)"),
+    "truncated": Metric("Truncated", "texts that the limit of tokens ends (%)"),
     "rep_4": Metric("Repetition", "rep-4: 4-grams that repeat (%)"),
     "loop_rate": Metric("Loops", "texts that end in a loop (%)"),
     "base_nll": Metric("Base-model NLL", "NLL under the base model (nats per token)", 1),

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hemorrhage.analyze.inputs import Inputs
+import pandas as pd
+
+from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.report.charts.decoding import METRICS, dots, interactions, strategy_map, survival_curves
 from hemorrhage.analyze.report.charts.plotly import Figure
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, INTERACTIONS, SPREAD_CHANGE, SURVIVAL
+from hemorrhage.analyze.rows.answers import CHANGE, RATIO
+from hemorrhage.analyze.rows.decoding import (
+    ALL_STRATEGIES,
+    CEILING,
+    INTERACTIONS,
+    MAUVE,
+    SPREAD,
+    SPREAD_CHANGE,
+    SPREAD_SD,
+    SURVIVAL,
+)
+from hemorrhage.analyze.rows.schema import OK
 from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.rows.survival import GRID
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts import choice, published, signatures
-from hemorrhage.analyze.verdicts.decoding import Findings
+from hemorrhage.analyze.verdicts.beside import Beside
+from hemorrhage.analyze.verdicts.decoding import Findings, LeftOut
+from hemorrhage.analyze.verdicts.words import RaisedWord
 
 SIGNIFICANT = 0.05
 """The false discovery rate below which a strategy is named."""
@@ -26,18 +42,42 @@ SHOWN_TOKENS = (1, 4, 16, 64, 256)
 
 @dataclass(frozen=True)
 class SpreadRow:
-    """How far apart the strategies of a variant are on a task."""
+    """How far apart the strategies of a variant are on a task, without the noise of the items."""
 
     variant: str
     dataset: str
     best: str
     worst: str
-    over_max: str
-    over_min: str
-    variation: str
-    by_chance: str
+    spread: str
+    deviation: str
+    p: str
     change: str
-    is_beyond: str
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """What a variant's texts of a data set cost, beside the base's, and how they end under the first strategy."""
+
+    variant: str
+    dataset: str
+    ratio: str
+    right: str
+    wrong: str
+    of_bytes: str
+    of_seconds: str
+    loops: str
+    cut: str
+    uncommitted: str
+
+
+@dataclass(frozen=True)
+class NearnessRow:
+    """How near texts are to people's: their own score, the strategies' range; or why neither is known."""
+
+    variant: str
+    dataset: str
+    ceiling: str
+    strategies: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +132,12 @@ class Decoding:
     height: int
     map_height: int
     spread: list[SpreadRow]
+    left_out: list[LeftOut]
+    answers: list[AnswerRow]
+    first_strategy: str
+    raised: list[RaisedWord]
+    nearness: list[NearnessRow]
+    beside: list[Beside]
     interactions: list[InteractionRow]
     survival: list[SurvivalRow]
     rules: list[RuleGroup]
@@ -122,6 +168,12 @@ def section(study: Study) -> Decoding | None:
         height=110 + 15 * len(variants) * rows,
         map_height=90 + 20 * rows,
         spread=spread_rows(numbers),
+        left_out=findings.left_out,
+        answers=answer_rows(study.rows, numbers),
+        first_strategy=next(iter(strategies), ""),
+        raised=findings.raised,
+        nearness=nearness_rows(study.rows, numbers),
+        beside=findings.beside,
         interactions=interaction_rows(numbers),
         survival=survival_rows(numbers, findings),
         rules=rule_groups(findings.signatures),
@@ -191,14 +243,17 @@ def sibling_model(inputs: Inputs) -> str:
 def answer(stability: Stability) -> str:
     """Say whether the aligned model is more stable."""
     change = (
-        f"its coefficient of variation over {stability.strategies} strategies is {100 * stability.second:.1f} % "
-        f"against {100 * stability.first:.1f} %, {100 * stability.difference:+.1f} points "
-        f"({100 * stability.low:+.1f} to {100 * stability.high:+.1f})"
+        f"its coefficient of variation over {stability.strategies} strategies, without noise, is "
+        f"{100 * stability.second:.1f} % against {100 * stability.first:.1f} %, "
+        f"{100 * stability.difference:+.1f} points ({100 * stability.low:+.1f} to {100 * stability.high:+.1f})"
     )
     if stability.high < 0:
         return f"Yes: {change}."
     if stability.low > 0:
         return f"No, the reverse: {change}."
+    if stability.verdict == "no power":
+        seen = f"a difference of {100 * stability.mde:.0f} points would have been seen"
+        return f"No power: {change}; {seen} on {stability.items} items."
     return f"Inconclusive: {change}."
 
 
@@ -216,7 +271,8 @@ def interaction_rows(numbers: Numbers) -> list[InteractionRow]:
                     metric=f"{METRICS[metric].name}, {dataset}",
                     size=f"{METRICS[metric].times * overall.value:.2g}",
                     p=f"{overall.p:.2g}",
-                    significant="; ".join(_significant(numbers, variant, metric, dataset)) or "none",
+                    significant="; ".join(_significant(numbers, variant, metric, dataset))
+                    or _would_have_shown(numbers, variant, metric, dataset),
                 )
             )
     return rows
@@ -231,6 +287,77 @@ def _significant(numbers: Numbers, variant: str, metric: str, dataset: str) -> l
             value, low, high = (times * number for number in estimate[:3])
             significant.append(f"{strategy} {value:+.2g} ({low:+.2g} to {high:+.2g})")
     return significant
+
+
+def _would_have_shown(numbers: Numbers, variant: str, metric: str, dataset: str) -> str:
+    """Say that no strategy is set apart, and from what difference on the least sensitive of them would have been."""
+    name = f"{metric}_interaction"
+    known = [numbers.get(variant, name, dataset, strategy) for strategy in numbers.strategies(name)]
+    seen = [METRICS[metric].times * estimate.mde for estimate in known if estimate and math.isfinite(estimate.mde)]
+    return f"none; {max(seen):.2g} would have been seen" if seen else "none; no difference is known to show"
+
+
+def answer_rows(rows: pd.DataFrame, numbers: Numbers) -> list[AnswerRow]:
+    """Return what variants' texts cost beside the base's, by data set."""
+    reasons = rows[rows["status"] != OK].set_index(["variant", "metric", "dataset"])["reason"].to_dict()
+    compared = rows[rows["metric"] == RATIO][["variant", "dataset"]].drop_duplicates()
+    return [_answer_row(numbers, reasons, *pair) for pair in compared.itertuples(index=False, name=None)]
+
+
+def _answer_row(numbers: Numbers, reasons: dict[tuple[str, str, str], str], variant: str, dataset: str) -> AnswerRow:
+    def written(metric: str, change: bool = False) -> str:
+        estimate = numbers.get(variant, metric, dataset, ALL_STRATEGIES)
+        if estimate is None:
+            # The other columns are not known for the same reason.
+            return reasons.get((variant, metric, dataset), "–") if metric in (RATIO, CHANGE) else "–"
+        text = _points(estimate) if change else _times(estimate)
+        if not math.isnan(estimate.p):
+            text += f", p {estimate.p:.2g}"
+            if estimate.p > SIGNIFICANT and math.isfinite(estimate.mde):
+                text += f"; {100 * estimate.mde:.2g} {'points' if change else '%'} would have been seen"
+        return text
+
+    def ended(metric: str) -> str:
+        strategy = next(iter(numbers.strategies(metric)), "")
+        sides = [numbers.get(name, metric, dataset, strategy) for name in (variant, BASE)]
+        known = [f"{100 * each.value:.0f}\u00a0%" for each in sides if each]
+        return " against ".join(known) if len(known) == len(sides) else "–"
+
+    before, after = (numbers.get(name, "decode_tokens_per_second") for name in (BASE, variant))
+    ratio = numbers.get(variant, RATIO, dataset, ALL_STRATEGIES)
+    seconds = f"{ratio.value * before.value / after.value:.2f}" if ratio and before and after else "–"
+    return AnswerRow(
+        variant=variant,
+        dataset=dataset,
+        ratio=written(RATIO),
+        right=written(f"{RATIO}{{answer=right}}"),
+        wrong=written(f"{RATIO}{{answer=wrong}}"),
+        of_bytes=written("bytes_ratio"),
+        of_seconds=seconds,
+        loops=written(CHANGE, change=True),
+        cut=ended("truncated"),
+        uncommitted=ended("uncommitted"),
+    )
+
+
+def _times(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def nearness_rows(rows: pd.DataFrame, numbers: Numbers) -> list[NearnessRow]:
+    """Return how near each variant's texts are to people's, or why that is not known."""
+    scored = rows[rows["metric"] == MAUVE]
+    nearest = []
+    for (variant, dataset), group in scored.groupby(["variant", "dataset"], sort=False):
+        ceiling = numbers.get(variant, CEILING, dataset, ALL_STRATEGIES)
+        known = group[group["status"] == OK].sort_values("estimate")
+        strategies = group["reason"].iloc[0]
+        if len(known):
+            low, high = known.iloc[0], known.iloc[-1]
+            strategies = f"{low['method']} {low['estimate']:.2f} to {high['method']} {high['estimate']:.2f}"
+        people = "unknown" if ceiling is None else _times(ceiling)
+        nearest.append(NearnessRow(str(variant), str(dataset), people, strategies))
+    return nearest
 
 
 def survival_rows(numbers: Numbers, findings: Findings) -> list[SurvivalRow]:
@@ -262,9 +389,12 @@ def rule_groups(verdicts: Sequence[signatures.RuleTest]) -> list[RuleGroup]:
     groups = []
     for rule, title in signatures.RULES.items():
         tests = [verdict for verdict in verdicts if verdict.rule == rule]
-        tested = [verdict for verdict in tests if verdict.verdict != signatures.UNTESTED]
-        holds = sum(verdict.verdict == signatures.HOLDS for verdict in tested)
-        count = f"holds in {holds} of {len(tested)} tests here" if tested else "not tested here"
+        counts = Counter(verdict.verdict for verdict in tests)
+        told = counts[signatures.HOLDS] + counts[signatures.FAILS]
+        weak = counts[signatures.NO_POWER]
+        count = f"holds in {counts[signatures.HOLDS]} of the {told} tests here that tell" if told else "not told here"
+        if weak:
+            count += f"; {weak} without power"
         groups.append(RuleGroup(title, count, tables[rule], tests))
     return groups
 
@@ -289,18 +419,16 @@ def _spread_row(numbers: Numbers, variant: str, dataset: str) -> SpreadRow | Non
         return numbers.get(variant, metric, dataset, ALL_STRATEGIES)
 
     best, worst = max(accuracies, key=accuracies.__getitem__), min(accuracies, key=accuracies.__getitem__)
-    change, spread, chance = overall(SPREAD_CHANGE), overall("spread_over_max"), overall("spread_by_chance")
+    change, deviation = overall(SPREAD_CHANGE), overall(SPREAD_SD)
     return SpreadRow(
         variant=variant,
         dataset=dataset,
         best=f"{best} {100 * accuracies[best]:.0f}\u00a0%",
         worst=f"{worst} {100 * accuracies[worst]:.0f}\u00a0%",
-        over_max=_with_interval(spread),
-        over_min=_with_interval(overall("spread_over_min")),
-        variation=_with_interval(overall("spread_cv")),
-        by_chance=_percent(chance),
+        spread=_with_interval(overall(SPREAD)),
+        deviation=_with_interval(deviation),
+        p="–" if deviation is None else f"{deviation.p:.2g}",
         change="–" if change is None else _points(change),
-        is_beyond="" if not spread or not chance else "yes" if spread.value > chance.value else "no",
     )
 
 

@@ -1,0 +1,141 @@
+"""What people notice of a variant's texts beside whether they are right: how long they are, and how they end.
+
+A model that thinks longer costs more, whatever a token costs (arXiv 2606.25519); one that reaches the answer and does
+not commit to it is of no use (arXiv 2606.00206). Texts are paired with the base's to the same prompts under the same
+strategy; an item is one observation, with all its strategies and draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from hemorrhage.analyze.rows.floors import STATUSES, rights
+from hemorrhage.analyze.rows.schema import Statistic
+from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap, significance
+from hemorrhage.analyze.stats.bootstrap import Floats
+from hemorrhage.decode import answers
+from hemorrhage.decode.degeneration import LOOP_TOKENS
+
+RATIO, CHANGE = "tokens_ratio", "loop_rate_change"
+"""Per variant: tokens of an answer over the base's, also ``{answer=right}`` and ``{answer=wrong}``; the share of texts
+that end in a loop less the base's. ``bytes_ratio``: tokens times the bytes of the weights that each of them reads."""
+
+MOST_CUT = 0.5
+"""Share of texts at their limit above which their length is that of the limit."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The measured texts of the base and of a variant on the same prompts, joined: columns end in ``_base``."""
+
+    joined: pd.DataFrame
+
+    @classmethod
+    def of(cls, base: pd.DataFrame, texts: pd.DataFrame) -> Sides:
+        """Join the texts of one data set by strategy, item and draw."""
+        keys = ["strategy", "item", "draw"]
+        columns = [*keys, "length", "cut", "loop_rate", "correct"]
+        return cls(texts[columns].merge(base[columns], on=keys, suffixes=("", "_base")))
+
+    def by_item(self, column: str, chosen: np.ndarray) -> tuple[Floats, Floats]:
+        """Return sums over an item's texts ``[items]`` of the variant and of the base, of the texts ``chosen``."""
+        groups = self.joined[chosen].groupby("item")
+        return groups[column].sum().to_numpy(float), groups[f"{column}_base"].sum().to_numpy(float)
+
+
+def uncommitted(texts: pd.DataFrame, base: pd.DataFrame) -> Floats:
+    """Return, of each text 0 or 1, whether it holds the right answer and gives another, or none; NaN where unknown.
+
+    The right answer is known of items that any text of either got right.
+    """
+    known = rights(pd.concat([base, texts], ignore_index=True))["answer"].to_dict()
+    return np.array(
+        [
+            float(not right and mentions(text, known[item])) if item in known else np.nan
+            for item, text, right in zip(texts["item"], texts["text"], texts["strict_correct"], strict=True)
+        ]
+    )
+
+
+def mentions(text: str, right: str) -> bool:
+    """Return whether ``text`` holds the answer ``right`` anywhere: a number by its value, words without case."""
+    wanted_number = answers.NUMBER.search(right)
+    if wanted_number:
+        return any(answers.is_right(number, wanted_number[0]) for number in answers.NUMBER.findall(text))
+    words = [word.casefold() for word in answers.WORD.findall(text)]
+    wanted = [word.casefold() for word in answers.WORD.findall(right)]
+    return any(words[i : i + len(wanted)] == wanted for i in range(len(words) - len(wanted) + 1))
+
+
+def has_answers(texts: pd.DataFrame) -> bool:
+    """Return whether the answers of closed-ended texts stand in them: not what became of a program."""
+    return not set(texts["answer"]) <= STATUSES
+
+
+def changes(sides: Sides, size: float, is_closed: bool, dataset: str, spec: Spec) -> Iterator[tuple[str, Statistic]]:
+    """Yield what a variant's texts cost more than the base's; ``size``: its bytes over the base's."""
+    joined = sides.joined
+    if joined.empty:
+        return
+    everything = np.ones(len(joined), dtype=bool)
+    ratio = _ratio(sides, everything, dataset, spec)
+    yield RATIO, ratio
+    if is_closed:
+        right = (joined["correct"] & joined["correct_base"]).to_numpy()
+        yield f"{RATIO}{{answer=right}}", _ratio(sides, right, dataset, spec, tested=False)
+        yield f"{RATIO}{{answer=wrong}}", _ratio(sides, ~joined["correct"].to_numpy(), dataset, spec, tested=False)
+    if np.isfinite(size):
+        yield "bytes_ratio", _times(ratio, size)
+    yield CHANGE, _loops(sides, everything, dataset, spec)
+
+
+def _ratio(sides: Sides, chosen: np.ndarray, dataset: str, spec: Spec, tested: bool = True) -> Statistic:
+    """Compare tokens: a ratio of sums, with an interval over items and the test of its logarithm's signs."""
+    texts = int(chosen.sum())
+    if not texts:
+        return Statistic.undefined("no such texts")
+    cut = [int(sides.joined.loc[chosen, column].sum()) for column in ("cut", "cut_base")]
+    if max(cut) > MOST_CUT * texts:
+        return Statistic.undefined(
+            f"of {texts} texts {cut[0]} reach their limit of tokens, {cut[1]} of the base's: the limit is their length"
+        )
+    ours, theirs = sides.by_item("length", chosen)
+    counts = bootstrap.draws(dataset, len(ours), spec.resamples, spec.seed)
+    low, high = bootstrap.interval((counts @ ours) / (counts @ theirs), spec.confidence, len(ours))
+    logs = np.log(ours / theirs)
+    p = significance.sign_flip(logs, spec.seed) if tested else np.nan
+    detected = significance.detectable_mean(logs, np.ones(len(logs)), spec.confidence) if tested else np.nan
+    return Statistic(float(ours.sum() / theirs.sum()), low, high, len(ours), p=p, mde=float(np.expm1(detected)))
+
+
+def _times(statistic: Statistic, factor: float) -> Statistic:
+    if statistic.reason:
+        return statistic
+    value, low, high = (factor * each for each in (statistic.estimate, statistic.low, statistic.high))
+    return Statistic(value, low, high, statistic.n)
+
+
+def _loops(sides: Sides, everything: np.ndarray, dataset: str, spec: Spec) -> Statistic:
+    """Compare how many texts end in a loop: exact signs of the items' changes."""
+    longest = int(sides.joined[["length", "length_base"]].to_numpy().max())
+    if longest < LOOP_TOKENS:
+        return Statistic.undefined(f"texts of at most {longest} tokens: loops show from {LOOP_TOKENS} on")
+    ours, theirs = sides.by_item("loop_rate", everything)
+    texts = sides.joined.groupby("item").size().to_numpy(float)
+    net = (ours - theirs).astype(np.int64)
+    counts = bootstrap.draws(dataset, len(net), spec.resamples, spec.seed)
+    low, high = bootstrap.interval((counts @ net) / (counts @ texts), spec.confidence, len(net))
+    seen = significance.detectable_mean(net / texts, np.ones(len(net)), spec.confidence)
+    least = least_share(len(net))
+    mde = least if np.isnan(seen) else max(seen, least)
+    return Statistic(float(net.sum() / texts.sum()), low, high, len(net), p=significance.mcnemar(net), mde=mde)
+
+
+def least_share(items: int) -> float:
+    """Return the smallest share of items that shows in one of so many four times out of five."""
+    return float(1 - (1 - significance.POWER) ** (1 / items))
