@@ -119,23 +119,23 @@ def test_worked_problems_and_summaries_are_swept_like_other_tasks(
     articles = [(i, STORY * 2, "Lily plays.") for i in range(3)]
     pd.DataFrame(articles, columns=["item", "document", "summary"]).to_parquet(text / "items.parquet")
     write_manifest(text, task="xsum", sha256="d" * 64)
-    closed = [{"task": "gsm8k", "items": 4, "new_tokens": 6, "shots": 2}]
+    closed = [{"task": "gsm8k_worked", "items": 4, "new_tokens": 6, "shots": 2}]
     opened = [{"task": "xsum", "items": 3, "prefix": 6, "new_tokens": 6}]
     places = {**folders, "closed_ended": task, "open_ended": text}
     manifest = run(tmp_path / "out", places, monkeypatch, closed_ended=closed, open_ended=opened)
     assert "failure" not in manifest
-    assert set(manifest["datasets"]) == set(manifest["protocol"]) == {"gsm8k", "xsum"}
+    assert set(manifest["datasets"]) == set(manifest["protocol"]) == {"gsm8k_worked", "xsum"}
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
-    worked = rows[rows.dataset == "gsm8k"]
+    worked = rows[rows.dataset == "gsm8k_worked"]
     assert worked.prompt.str.count("Question: ").eq(3).all()
     solutions = worked.text.str.partition("Question:")[0]
     assert worked.answer.tolist() == [flexible_number(text) for text in solutions]
     assert worked.strict_answer.tolist() == [strict_number(text) for text in solutions]
     assert manifest["conditions"] == {
-        "gsm8k": {"chat_template": None, "shots": 2, "new_tokens": 6},
+        "gsm8k_worked": {"chat_template": None, "shots": 2, "new_tokens": 6},
         "xsum": {"chat_template": None, "shots": 0, "new_tokens": 6},
     }
-    assert manifest["protocol"]["gsm8k"].startswith("items=4 new_tokens=6 chat=none shots=2; batch=2")
+    assert manifest["protocol"]["gsm8k_worked"].startswith("items=4 new_tokens=6 chat=none shots=2; batch=2")
     human = pd.read_parquet(tmp_path / "out" / "human.parquet")
     assert human.text.str.strip().eq("Lily plays.").all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import socket
 import sys
@@ -16,8 +17,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from lm_eval.api.metrics import exact_match_hf_evaluate
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.filters.extraction import RegexFilter
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from pyarrow import parquet
@@ -25,8 +28,9 @@ from pyarrow import parquet
 from hemorrhage.data.benchmarks import harness as benchmarks
 from hemorrhage.data.benchmarks.catalogue import BENCHMARKS
 from hemorrhage.data.benchmarks.entry import Repository
+from hemorrhage.decode import answers
 from hemorrhage.evaluate import harness
-from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
+from hemorrhage.evaluate.harness_schema import ITEMS, METRICS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.runtime.artifact import failure, read_manifest
 from tests.benchmark_rows import ROWS, SUBJECTS, prepared_all, rows_of, write, write_mirror
@@ -218,7 +222,7 @@ def test_manifest_has_what_the_report_needs_of_each_task(whole: Path, prepared: 
             key: facts[key] for key in ("sha256", "chance", "floor")
         }
     assert manifest["tasks"]["gsm8k"]["protocol"] == (
-        "lm-eval=0.4.13 metric=exact_match,strict-match items=8/8 seed=0 shots=5 dtype=float32"
+        "lm-eval=0.4.13 metric=exact_match,strict-match items=8/8 seed=0 shots=5 chat=none dtype=float32"
     )
 
 
@@ -238,7 +242,7 @@ def test_a_drawn_run_scores_the_drawn_items_as_the_whole_run_does(
     subjects = Counter(few[few.task == "mmlu"].item // ROWS)
     assert sorted(subjects.values()) == [1, 1, 2]
     about = read_manifest(tmp_path / "out")["tasks"]["mmlu"]["protocol"]
-    assert about == "lm-eval=0.4.13 metric=acc,none items=4/24 seed=1 shots=0 dtype=float32"
+    assert about == "lm-eval=0.4.13 metric=acc,none items=4/24 seed=1 shots=0 chat=none dtype=float32"
 
 
 def test_a_group_whose_tasks_are_not_drawn_is_left_out(
@@ -327,3 +331,75 @@ def test_a_variant_that_was_not_made_is_a_recorded_failure(
     (broken / "manifest.json").write_text('{"failure": "ValueError: too small"}')
     step(monkeypatch, tmp_path / "out", broken, [prepared["piqa"]])
     assert failure(tmp_path / "out") == "ValueError: not made: ValueError: too small"
+
+
+TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}<assistant>"
+
+
+def test_chat_template_and_examples_are_put_as_lm_eval_puts_them(
+    prepared: dict[str, Path], mirror: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "chatting"
+    shutil.copytree(checkpoint, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
+    spec: harness.Spec = {"items": "all", "batch": 8, "seed": 0, "chat": True, "shots": {"gsm8k": 1}}
+    harness.evaluate(tmp_path / "out", "base", folder, folder, [prepared["gsm8k"]], spec)
+    lm = HFLM(pretrained=load(folder), tokenizer=load_tokenizer(folder), batch_size=8)
+    hand = simple_evaluate(
+        model=lm,
+        tasks=list(by_hand(mirror, "gsm8k", tmp_path)),
+        num_fewshot=1,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert hand is not None
+    theirs = {sample["doc_id"]: sample["prompt_hash"] for sample in hand["samples"]["gsm8k"]}
+    records = pd.read_parquet(tmp_path / "out" / "samples.parquet")
+    mine = {row.item: json.loads(row.record)["prompt_hash"] for row in records.itertuples()}
+    assert mine == theirs
+    protocol = read_manifest(tmp_path / "out")["tasks"]["gsm8k"]["protocol"]
+    assert re.search(r"shots=1 chat=[0-9a-f]{8} dtype", protocol)
+    with pytest.raises(ValueError, match="no chat template"):
+        harness.evaluate(tmp_path / "none", "base", checkpoint, checkpoint, [prepared["gsm8k"]], spec)
+
+
+def test_other_metrics_of_a_task_are_kept(whole: Path, reference: dict[str, Any]) -> None:
+    metrics = METRICS.validate(pd.read_parquet(whole / "metrics.parquet"))
+    assert set(metrics[metrics.task == "arc_easy"].metric) == {"acc,none"}
+    assert set(metrics[metrics.task == "gsm8k"].metric) == {"exact_match,flexible-extract"}
+    for task, metric in (("arc_easy", "acc"), ("hellaswag", "acc")):
+        theirs = {sample["doc_id"]: sample[metric] for sample in reference["samples"][task]}
+        mine = metrics[(metrics.task == task) & (metrics.metric == f"{metric},none")].set_index("item").value
+        assert mine.to_dict() == theirs
+
+
+SOLUTIONS = (
+    " 3+4=7\n#### 7",
+    "#### $2,125",
+    " 18 dollars.",
+    " $1,450,000.",
+    "none",
+    " 7\n#### 8, not 9",
+    "-10",
+    "...",
+    "#### 4\n#### 5.",
+)
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS)
+def test_the_sweep_reads_solutions_as_lm_eval_does(solution: str) -> None:
+    config = load_yaml(PACKAGE / "gsm8k/gsm8k.yaml")
+    read = {}
+    for entry in config["filter_list"]:
+        options = {key: value for key, value in entry["filter"][0].items() if key != "function"}
+        read[entry["name"]] = RegexFilter(**options).apply([[solution]], [{}])[0][0]
+    mine = {"strict-match": answers.strict_number(solution), "flexible-extract": answers.flexible_number(solution)}
+    ignored = config["metric_list"][0]["regexes_to_ignore"]
+    for name, theirs in read.items():
+        assert mine[name] == ("" if theirs == "[invalid]" else theirs)
+        for right in ("7", "2125", "18", "1450000", "8", "-10", "5"):
+            judged = exact_match_hf_evaluate([theirs], [f"So\n#### {right}"], ignored, ignore_case=True)["exact_match"]
+            assert (answers.plain_number(mine[name]) == right) == (judged == 1)

@@ -86,6 +86,8 @@ SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My-Model"}
         ("evaluate/corpora", ["wikitext2"], "evaluate.corpora: wikitext2 needs data.source mirror or hub"),
         ("evaluate/corpora", ["prose", "prose"], "evaluate.corpora: duplicate name"),
         ("evaluate/tasks", ["chess"], "evaluate.tasks: 'chess' is unknown; allowed: agreement"),
+        ("evaluate/harness/shots", {"mmlu": 5}, "evaluate.harness.shots: 'mmlu' is unknown"),
+        ("evaluate/harness/chat", "yes please", "evaluate.harness.chat"),
         ("evaluate/harness/tasks", ["arc"], "evaluate.harness.tasks: 'arc' is unknown; allowed: arc_easy"),
         ("evaluate/harness/tasks", ["arc_easy"], "evaluate.harness.tasks: task arc_easy"),
         (
@@ -177,6 +179,11 @@ SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My-Model"}
         (
             "decode/closed_ended",
             [{"task": "gsm8k", "items": 9, "new_tokens": 64}],
+            "decode.closed_ended.0.task: gsm8k is lm-eval's, for evaluate.harness; the sweep's",
+        ),
+        (
+            "decode/closed_ended",
+            [{"task": "gsm8k_worked", "items": 9, "new_tokens": 64}],
             "decode: task gsm8k needs data.source",
         ),
         (

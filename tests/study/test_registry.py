@@ -30,7 +30,7 @@ def test_tasks_and_corpora_are_those_of_the_catalogues() -> None:
     assert set(registry.CODE_TASKS) == set(code_tasks.TASKS)
     assert set(registry.OPEN_ENDED_TASKS) == set(instructions.TASKS)
     assert set(registry.HARNESS_TASKS) == set(BENCHMARKS)
-    assert set(registry.WORKED_TASKS) <= set(registry.HARNESS_TASKS)
+    assert set(registry.WORKED_TASKS.values()) <= set(registry.HARNESS_TASKS)
 
 
 def test_no_name_is_listed_twice() -> None:
@@ -39,7 +39,7 @@ def test_no_name_is_listed_twice() -> None:
         registry.STRATEGIES,
         registry.EMBEDDED_CORPORA + registry.REPOSITORY_CORPORA,
         registry.HARNESS_TASKS,
-        registry.TASKS + registry.WORKED_TASKS + registry.CODE_TASKS + registry.OPEN_ENDED_TASKS,
+        registry.TASKS + tuple(registry.WORKED_TASKS) + registry.CODE_TASKS + registry.OPEN_ENDED_TASKS,
     )
     for names in lists:
         assert len(set(names)) == len(names)

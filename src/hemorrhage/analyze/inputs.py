@@ -175,7 +175,7 @@ class Inputs:
 TABLES = {
     "evaluations": ("tokens.parquet", "windows.parquet", "items.parquet", "diagnostics.parquet"),
     "decodes": ("generations.parquet", "human.parquet"),
-    "harness": ("items.parquet",),
+    "harness": ("items.parquet", "metrics.parquet"),
     "code_tasks": ("programs.parquet",),
     "corrections": ("tokens.parquet", "texts.parquet"),
     "confirmations": ("tokens.parquet", "windows.parquet", "items.parquet"),

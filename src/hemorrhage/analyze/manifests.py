@@ -155,6 +155,13 @@ class Conditions(TypedDict):
     new_tokens: int
 
 
+class Distinct(TypedDict):
+    """Texts of a data set's prompts, by all strategies and draws, and how many of them are different."""
+
+    texts: int
+    distinct: int
+
+
 class MeasurementManifest(Manifest, total=False):
     """What was measured on a model. ``gaps``: part -> why it was left out. ``protocol``:
     of the one corpus, or by data set; ``conditions`` of a decoding sweep, by data set. ``seconds_per_token``: of a text
@@ -168,6 +175,7 @@ class MeasurementManifest(Manifest, total=False):
     gaps: dict[str, str]
     protocol: str | dict[str, str]
     conditions: dict[str, Conditions]
+    distinct: dict[str, Distinct]
     seed: int | None
     corpus: str
     sha256: str

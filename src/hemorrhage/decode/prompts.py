@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from hemorrhage.decode.answers import plain_number
 from hemorrhage.decode.spec import ClosedEnded, OpenEnded
+from hemorrhage.models.checkpoint import load_tokenizer
 from hemorrhage.models.tokenizer import leading
 from hemorrhage.runtime.lazy import torch
 
@@ -56,11 +59,11 @@ def closed_prompts(
 
     ``task`` holds ``items.parquet`` with the columns ``item, prompt, choices, answer`` of a generated task or ``item,
     prompt, prefix, tests, asked, given`` of a code task, or, as the benchmark step leaves GSM8K,
-    ``<task>/test.parquet`` and ``<task>/train.parquet`` with ``question, answer``. Raises ValueError when the task has
+    ``gsm8k/test.parquet`` and ``gsm8k/train.parquet`` with ``question, answer``. Raises ValueError when the task has
     fewer items or shots, or one of the items has an empty prompt.
     """
-    worked = task / spec.task / "test.parquet"
-    items = pd.read_parquet(worked if worked.is_file() else task / "items.parquet")
+    worked = worked_problems(task)
+    items = pd.read_parquet(worked or task / "items.parquet")
     if "item" not in items:
         items.insert(0, "item", range(len(items)))
     if len(items) < spec.items:
@@ -74,12 +77,17 @@ def closed_prompts(
         return program_prompts(drawn, tokenizer)
     if column == "prompt":
         return list(_choice_prompts(drawn, tokenizer))
-    if chat:
-        return worked_prompts(drawn, drawn.iloc[:0], tokenizer, chat=True)
+    if chat or worked is None:
+        return worked_prompts(drawn, drawn.iloc[:0], tokenizer, chat)
     shots = pd.read_parquet(worked.with_name("train.parquet"))
     if len(shots) < spec.shots:
         raise ValueError(f"closed_ended.shots: {spec.shots} wanted, the task at {task} has {len(shots)}")
     return worked_prompts(drawn, shots.sample(spec.shots, random_state=seed % 2**32), tokenizer, chat=False)
+
+
+def worked_problems(task: Path) -> Path | None:
+    """Return the problems whose solutions are worked, as the benchmark step of lm-eval's tasks leaves them."""
+    return next(task.glob("*/test.parquet"), None)
 
 
 def program_prompts(items: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -209,6 +217,17 @@ def uses_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None) -> bool:
     if wanted and not has_template:
         raise ValueError("chat: true, but the model's tokenizer has no chat template")
     return has_template if wanted is None else wanted
+
+
+def template_digest(base: Path, wanted: bool | None) -> str | None:
+    """Return the SHA-256 of the chat template of a base model that prompts go through; None where they go through none.
+
+    As ``uses_chat``, but that a template which is wanted and not there is None, too.
+    """
+    if not (base / "tokenizer.json").is_file() or wanted is False:
+        return None
+    template = load_tokenizer(base).chat_template
+    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
 
 def pad_left(prompts: Sequence[Prompt], padding: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ClosedEnded(BaseModel):
-    """A task whose items have right answers: a generated probe, GSM8K, or a code task."""
+    """A task whose items have right answers: a generated probe, worked problems of GSM8K, or a code task."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -37,7 +37,15 @@ from hemorrhage.decode.generation import (
     special_tokens,
     until_end,
 )
-from hemorrhage.decode.prompts import Prompt, closed_prompts, open_prompts, pad_left, uses_chat
+from hemorrhage.decode.prompts import (
+    Prompt,
+    closed_prompts,
+    open_prompts,
+    pad_left,
+    template_digest,
+    uses_chat,
+    worked_problems,
+)
 from hemorrhage.decode.schema import GENERATIONS, HUMAN
 from hemorrhage.decode.spec import Spec
 from hemorrhage.decode.stops import Stops, StopsAt, before_stop, stop_position
@@ -260,7 +268,7 @@ def manifest_fields(variant: str, base: Path, closed: Sequence[Path], opened: Se
 
     ``protocol`` is how the texts of a data set were made, but for the strategy: texts of one protocol are comparable.
     """
-    template = _template_digest(base, spec.chat)
+    template = template_digest(base, spec.chat)
     shared = f"batch={spec.batch}; dtype=float32"
     datasets: dict[str, DatasetFields] = {}
     protocol: dict[str, str] = {}
@@ -268,7 +276,7 @@ def manifest_fields(variant: str, base: Path, closed: Sequence[Path], opened: Se
     for folder, task in zip(closed, spec.closed_ended, strict=True):
         manifest = read_manifest(folder, TaskManifest)
         datasets[task.task] = {"sha256": manifest["sha256"], "chance": manifest["chance"]}
-        is_worked, is_code = _is_worked(folder, task.task), "stop" in manifest
+        is_worked, is_code = worked_problems(folder) is not None, "stop" in manifest
         shots = manifest.get("shots", 0) if is_code else task.shots if is_worked and template is None else 0
         asked = Conditions(chat_template=template if is_worked else None, shots=shots, new_tokens=task.new_tokens)
         conditions[task.task] = asked
@@ -294,23 +302,11 @@ def manifest_fields(variant: str, base: Path, closed: Sequence[Path], opened: Se
     }
 
 
-def _template_digest(base: Path, wanted: bool | None) -> str | None:
-    """Return the SHA-256 of the chat template that prompts go through; None where they go through none."""
-    if not (base / "tokenizer.json").is_file() or wanted is False:
-        return None
-    template = load_tokenizer(base).chat_template
-    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
-
-
 def _stated(asked: Conditions) -> str:
     """Return the words of a protocol about how prompts are put."""
     template = asked["chat_template"]
     chat = "none" if template is None else template[:8]
     return f"new_tokens={asked['new_tokens']} chat={chat} shots={asked['shots']}"
-
-
-def _is_worked(folder: Path, task: str) -> bool:
-    return (folder / task / "test.parquet").is_file()
 
 
 ANOTHER_QUESTION = ("Question:",)
@@ -323,7 +319,7 @@ def _closed_batches(
     for folder, task in zip(folders, spec.closed_ended, strict=True):
         prompts = closed_prompts(folder, tokenizer, task, spec.seed, chat)
         stops = tuple(read_manifest(folder, TaskManifest).get("stop", ()))
-        if _is_worked(folder, task.task) and not chat:
+        if worked_problems(folder) and not chat:
             stops = ANOTHER_QUESTION
         yield from _batches("closed_ended", task.task, prompts, task.new_tokens, spec.batch, stops)
 

@@ -20,13 +20,16 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
+import numpy as np
 import pandas as pd
 
 from hemorrhage.decode.generation import masks_padding
-from hemorrhage.evaluate.harness_schema import ITEMS, SAMPLES
+from hemorrhage.decode.prompts import template_digest, uses_chat
+from hemorrhage.evaluate.harness_schema import ITEMS, METRICS, SAMPLES
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.emulation.eviction import evicts
 from hemorrhage.models.reload import verify
@@ -60,11 +63,17 @@ class BenchmarkManifest(Manifest, total=False):
 
 
 class Spec(TypedDict):
-    """What is scored: ``items`` of each task, or ``"all"``, drawn with ``seed``, ``batch`` at once."""
+    """What is scored: ``items`` of each task, or ``"all"``, drawn with ``seed``, ``batch`` at once.
+
+    ``chat``: whether prompts go through the model's chat template, examples as turns; ``shots``: task -> examples,
+    where they are not those of lm-eval's definition.
+    """
 
     items: int | Literal["all"]
     batch: int
     seed: int
+    chat: NotRequired[bool]
+    shots: NotRequired[dict[str, int]]
 
 
 class TaskFields(TypedDict):
@@ -100,6 +109,25 @@ class Sample(TypedDict):
     record: str
 
 
+class Metric(TypedDict):
+    """A row of METRICS."""
+
+    task: str
+    item: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What lm-eval says of a task: its aggregate, and rows of ITEMS, SAMPLES and METRICS."""
+
+    aggregate: Mapping[str, Any]
+    items: list[Item]
+    samples: list[Sample]
+    metrics: list[Metric]
+
+
 log = logging.getLogger(__name__)
 
 
@@ -108,14 +136,14 @@ def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: 
     reason = failure(checkpoint)
     if reason:
         raise ValueError(f"not made: {reason}")
+    tokenizer = load_tokenizer(base)
+    uses_chat(tokenizer, spec.get("chat", False))
     model = load(checkpoint, base=base)
-    lm = language_model(model, load_tokenizer(base), spec["batch"])
+    lm = language_model(model, tokenizer, spec["batch"])
     if variant != "base":
         # After lm-eval has wrapped the model: it ties weights anew.
         verify(model, checkpoint)
-    items: list[Item] = []
-    samples: list[Sample] = []
-    results: dict[str, Mapping[str, Any]] = {}
+    answered: dict[str, Answered] = {}
     with tempfile.TemporaryDirectory() as scratch:
         drawn = {folder: draw(read_manifest(folder, BenchmarkManifest), spec) for folder in benchmarks}
         manager = build_index(drawn, Path(scratch))
@@ -123,24 +151,36 @@ def evaluate(out: Path, variant: str, checkpoint: Path, base: Path, benchmarks: 
             benchmark, start = read_manifest(folder, BenchmarkManifest), time.perf_counter()
             task = benchmark["task"]
             try:
-                results[task], rows, records = run(manager, lm, benchmark, chosen)
+                rows = run(manager, lm, benchmark, chosen, spec)
             except Exception as error:
                 raise ValueError(f"task {task}: {type(error).__name__}: {error}") from error
-            items += rows
-            samples += records
-            right = sum(row["correct"] for row in rows)
+            answered[task] = rows
+            right = sum(row["correct"] for row in rows.items)
             seconds = time.perf_counter() - start
-            log.info("%s (%d of %d): %d of %d right, %.0f s", task, number, len(drawn), right, len(rows), seconds)
+            log.info("%s (%d of %d): %d of %d right, %.0f s", task, number, len(drawn), right, len(rows.items), seconds)
+    tables = {
+        "items": ITEMS.validate(pd.DataFrame([row for each in answered.values() for row in each.items])),
+        "samples": SAMPLES.validate(pd.DataFrame([row for each in answered.values() for row in each.samples])),
+        "metrics": METRICS.validate(_metrics([row for each in answered.values() for row in each.metrics])),
+    }
+    results = {task: each.aggregate for task, each in answered.items()}
     with writing(out) as part:
-        ITEMS.validate(pd.DataFrame(items)).to_parquet(part / "items.parquet", index=False)
-        SAMPLES.validate(pd.DataFrame(samples)).to_parquet(part / "samples.parquet", index=False)
+        for name, table in tables.items():
+            table.to_parquet(part / f"{name}.parquet", index=False)
         (part / "results.json").write_text(json.dumps(results, indent=2, default=_plain) + "\n", encoding="utf-8")
-        write_manifest(part, variant=variant, tasks=tasks(benchmarks, spec))
+        write_manifest(part, variant=variant, tasks=tasks(benchmarks, base, spec))
 
 
-def tasks(benchmarks: list[Path], spec: Spec) -> dict[str, TaskFields]:
+def _metrics(rows: list[Metric]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=["task", "item", "metric", "value"])
+    return table.astype({"task": str, "item": "int64", "metric": str, "value": "float64"})
+
+
+def tasks(benchmarks: list[Path], base: Path, spec: Spec) -> dict[str, TaskFields]:
     """Return each task's entry in the manifest: data, chance, floor, and all that a score depends on but the model."""
     fields: dict[str, TaskFields] = {}
+    template = template_digest(base, spec.get("chat", False))
+    chat = "none" if template is None else template[:8]
     for folder in benchmarks:
         benchmark = read_manifest(folder, BenchmarkManifest)
         fields[benchmark["task"]] = {
@@ -148,10 +188,15 @@ def tasks(benchmarks: list[Path], spec: Spec) -> dict[str, TaskFields]:
             "chance": benchmark["chance"],
             "floor": benchmark["floor"],
             "protocol": f"lm-eval={importlib.metadata.version('lm-eval')} metric={benchmark['metric']}"
-            f" items={_wanted(benchmark, spec)}/{benchmark['items']} seed={spec['seed']} shots={benchmark['shots']}"
-            " dtype=float32",
+            f" items={_wanted(benchmark, spec)}/{benchmark['items']} seed={spec['seed']}"
+            f" shots={shots_of(benchmark, spec)} chat={chat} dtype=float32",
         }
     return fields
+
+
+def shots_of(benchmark: BenchmarkManifest, spec: Spec) -> int:
+    """Return the examples that a task's prompts begin with: what is asked for, else those of its definition."""
+    return spec.get("shots", {}).get(benchmark["task"], benchmark["shots"])
 
 
 def _wanted(benchmark: BenchmarkManifest, spec: Spec) -> int:
@@ -257,24 +302,34 @@ def _check_finite(_module: Any, _arguments: Any, logits: Any) -> None:
 
 
 def run(
-    manager: TaskManager, lm: LM, benchmark: BenchmarkManifest, chosen: dict[str, list[int]]
-) -> tuple[Mapping[str, Any], list[Item], list[Sample]]:
-    """Return lm-eval's aggregate of one task, its items (ITEMS) and its records (SAMPLES).
+    manager: TaskManager, lm: LM, benchmark: BenchmarkManifest, chosen: dict[str, list[int]], spec: Spec
+) -> Answered:
+    """Return what lm-eval says of one task.
 
     The same as lm-eval's ``simple_evaluate`` around ``evaluate``, but for the description of the machine.
     """
     from lm_eval.evaluator import evaluate
 
-    loaded = manager.load([benchmark["task"]])
+    loaded, wanted = manager.load([benchmark["task"]]), shots_of(benchmark, spec)
     for task in loaded["tasks"].values():
-        if task.get_config("num_fewshot") is None:
+        if benchmark["task"] in spec.get("shots", {}):
+            task.set_config(key="num_fewshot", value=wanted)
+        elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    chat = spec.get("chat", False)
     # Its intervals are not used: they would cost minutes, and are not paired.
-    results: Any = evaluate(lm=lm, task_dict=loaded, samples=chosen, bootstrap_iters=0)
+    results: Any = evaluate(
+        lm=lm,
+        task_dict=loaded,
+        samples=chosen,
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
     shots = {results["n-shot"][member] for member in chosen}
-    if shots != {benchmark["shots"]}:
-        raise ValueError(f"lm-eval gave {sorted(shots)} examples instead of {benchmark['shots']}")
+    if shots != {wanted}:
+        raise ValueError(f"lm-eval gave {sorted(shots)} examples instead of {wanted}")
     first, offset = {}, 0
     for member, count in sorted(benchmark["members"].items()):
         first[member] = offset
@@ -282,6 +337,7 @@ def run(
     metric, filtered = benchmark["metric"].split(",")
     items: list[Item] = []
     records: list[Sample] = []
+    metrics: list[Metric] = []
     for member in sorted(chosen):
         for sample in results["samples"][member]:
             number = first[member] + sample["doc_id"]
@@ -292,9 +348,23 @@ def run(
             if sample["filter"] == filtered:
                 judgement = judge_sample(loaded["tasks"][member], sample, metric)
                 items.append({"task": benchmark["task"], "item": number, "group": number, **judgement})
+            metrics += [
+                {"task": benchmark["task"], "item": number, "metric": name, "value": value}
+                for name, value in secondary(sample, benchmark["metric"]).items()
+            ]
     # Its definitions, with paths of this machine, are known by its version.
     aggregate = {key: value for key, value in results.items() if key not in ("samples", "configs")}
-    return aggregate, items, records
+    return Answered(aggregate, items, records, metrics)
+
+
+def secondary(sample: Mapping[str, Any], primary: str) -> dict[str, float]:
+    """Return the other metrics of one of lm-eval's samples, ``metric,filter``, that are one number for an item."""
+    named = {f"{metric},{sample['filter']}": sample[metric] for metric in sample["metrics"]}
+    return {
+        name: float(value)
+        for name, value in named.items()
+        if name != primary and isinstance(value, (bool, int, float, np.number, np.bool_))
+    }
 
 
 def judge_sample(task: Any, sample: Mapping[str, Any], metric: str) -> Judgement:
@@ -336,10 +406,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--benchmarks", type=Path, nargs="+", required=True, help="prepared tasks")
-    parser.add_argument("--spec", type=json.loads, required=True, help="{items, batch, seed}")
+    parser.add_argument("--spec", type=json.loads, required=True, help="{items, batch, seed, chat, shots}")
     arguments = parser.parse_args()
     step.start()
-    fields = tasks(arguments.benchmarks, arguments.spec)
+    fields = tasks(arguments.benchmarks, arguments.base, arguments.spec)
     with failure_recorded(arguments.out, variant=arguments.variant, tasks=fields):
         evaluate(
             arguments.out,

@@ -28,3 +28,16 @@ SAMPLES = pa.DataFrameSchema(
     strict=True,
 )
 """``samples.parquet``: lm-eval's own record of an item as JSON, one for each of the task's filters."""
+
+METRICS = pa.DataFrameSchema(
+    {
+        "task": pa.Column(str),
+        "item": pa.Column("int64", pa.Check.ge(0)),
+        "metric": pa.Column(str),
+        "value": pa.Column("float64"),
+    },
+    strict=True,
+    unique=["task", "item", "metric"],
+)
+"""``metrics.parquet``: what lm-eval's other metrics say of an item, a row for each; ``metric`` is ``metric,filter``.
+That of ``perplexity`` is the log-likelihood of the right text in nats."""

@@ -180,7 +180,7 @@ def measures(name: str) -> Key:
 def _prepared(task: str, kind: str) -> Key:
     """Return the output that holds a task of the decoding sweep; a name may be a corpus and a task."""
     if kind == "closed_ended":
-        return ("tasks" if task in TASKS else "benchmarks"), task
+        return ("tasks" if task in TASKS else "benchmarks"), config.prepared_task(task)
     return ("benchmarks" if task in OPEN_ENDED_TASKS else "texts"), task
 
 
@@ -391,7 +391,7 @@ def _serving_code(design: Design, name: str) -> list[str]:
 
 def _harness(design: Design, _name: str) -> Json:
     harness = design.params.evaluate.harness
-    return {"items": harness.items, "batch": harness.batch, "seed": design.params.data.seed}
+    return {**harness.model_dump(mode="json", exclude={"tasks"}), "seed": design.params.data.seed}
 
 
 def _code_tasks(design: Design, _name: str) -> Json:
@@ -415,6 +415,7 @@ def _decoding_spec(design: Design) -> Json:
         "seed": decode.seed,
         "draws": decode.draws,
         "random_numbers": decode.random_numbers,
+        "chat": decode.chat,
     }
 
 

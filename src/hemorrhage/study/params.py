@@ -187,11 +187,14 @@ class Calibrate(Section):
 
 
 class Harness(Section):
-    """Tasks of lm-eval: ``items`` of each, drawn by the seed of ``data``."""
+    """Tasks of lm-eval: ``items`` of each, drawn by the seed of ``data``; ``chat``: through the model's chat template;
+    ``shots``: task -> examples, where lm-eval's definition is not followed."""
 
     tasks: list[str]
     items: Positive | Literal["all"]
     batch: Positive
+    chat: bool = False
+    shots: dict[str, Annotated[int, Field(ge=0)]] = {}
 
 
 class CodeTasks(Section):
@@ -319,7 +322,7 @@ class Screen(Section):
 
 
 class ClosedEnded(Section):
-    """A task with right answers that the sweep generates on; ``shots`` worked examples where it is gsm8k."""
+    """A task with right answers that the sweep generates on; ``shots`` worked examples where it is gsm8k_worked."""
 
     task: str
     items: Positive
@@ -349,7 +352,8 @@ class SiblingModel(Section):
 
 class Decode(Section):
     """The decoding sweep: ``draws`` texts of a prompt by each strategy that samples, whose ``random_numbers`` are
-    independent of the other strategies' or common to them."""
+    independent of the other strategies' or common to them; ``chat``: whether instructions and worked problems go
+    through the model's chat template, null where it has one."""
 
     variants: list[str]
     sibling_model: SiblingModel | None
@@ -360,6 +364,7 @@ class Decode(Section):
     seed: Seed
     draws: Positive = 1
     random_numbers: Literal["independent", "common"] = "independent"
+    chat: bool | None = None
 
 
 class Budget(Section):
@@ -563,9 +568,14 @@ def tasks(params: Params) -> list[str]:
 def benchmark_names(params: Params) -> list[str]:
     """Name all benchmarks that the run reads, those of lm-eval and of code first."""
     evaluate, decode = params.evaluate, params.decode
-    decoded = [entry.task for entry in decode.closed_ended if entry.task not in TASKS]
+    decoded = [prepared_task(entry.task) for entry in decode.closed_ended if entry.task not in TASKS]
     decoded += [entry.task for entry in decode.open_ended if entry.task in OPEN_ENDED_TASKS]
     return list(dict.fromkeys([*evaluate.harness.tasks, *evaluate.code_tasks.tasks, *decoded]))
+
+
+def prepared_task(task: str) -> str:
+    """Return the benchmark whose data a task of the decoding sweep has."""
+    return WORKED_TASKS.get(task, task)
 
 
 def data_of(corpus: str, params: Params) -> TextSource:
@@ -919,6 +929,10 @@ def _check_benchmarks(params: Params) -> None:
             missing = benchmark_step(name).reachable(name, benchmark_data(params))
             if missing:
                 raise ConfigError(f"{where}: {missing}")
+    for name in evaluate.harness.shots:
+        _known(name, tuple(evaluate.harness.tasks), "evaluate.harness.shots")
+        if harness.entry(name).shots_split is None:
+            raise ConfigError(f"evaluate.harness.shots: {name} has no examples; allowed: mmlu, gsm8k")
     if evaluate.code_tasks.tasks and (missing := sandbox.missing()):
         raise ConfigError(f"evaluate.code_tasks.tasks: {missing}")
 
@@ -992,9 +1006,17 @@ def _check_decoded(params: Params) -> None:
 
 
 def _check_closed_ended(where: str, task: ClosedEnded, params: Params) -> None:
+    for worked, of_harness in WORKED_TASKS.items():
+        if task.task == of_harness:
+            raise ConfigError(
+                f"{where}.task: {of_harness} is lm-eval's, for evaluate.harness; the sweep's worked solutions of the "
+                f"same problems are {worked}"
+            )
     _known(task.task, (*TASKS, *WORKED_TASKS, *CODE_TASKS), f"{where}.task")
     if "shots" in task.model_fields_set and task.task not in WORKED_TASKS:
-        raise ConfigError(f"{where}.shots: few-shot examples are not supported for {task.task}; allowed for gsm8k")
+        raise ConfigError(
+            f"{where}.shots: few-shot examples are not supported for {task.task}; allowed for gsm8k_worked"
+        )
     if task.task in TASKS and task.items > params.data.items:
         raise ConfigError(f"{where}.items: {task.items} of a task that has data.items = {params.data.items}")
     if task.task in CODE_TASKS and (missing := sandbox.missing()):

@@ -101,8 +101,10 @@ HARNESS_TASKS = (
 CODE_TASKS = ("humaneval", "mbpp")
 """Tasks whose answers are programs: hemorrhage/data/benchmarks/code_tasks.py."""
 
-WORKED_TASKS = ("gsm8k",)
-"""Tasks that the decoding sweep answers with worked solutions; data as for lm-eval."""
+WORKED_TASKS = {"gsm8k_worked": "gsm8k"}
+"""Tasks that the decoding sweep answers with worked solutions -> the task of lm-eval that has the same data.
+
+They have names of their own: a chat model is asked in the bench's words, and the flexible filter's answer counts."""
 
 OPEN_ENDED_TASKS = ("xsum", "mt_bench")
 """Tasks without right answers other than the corpora: hemorrhage/data/benchmarks/instructions.py."""

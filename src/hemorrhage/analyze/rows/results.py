@@ -15,9 +15,11 @@ from hemorrhage.analyze.rows import corrections, mitigations
 from hemorrhage.analyze.rows.confirmations import confirmation_rows
 from hemorrhage.analyze.rows.decoding import decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
+from hemorrhage.analyze.rows.distinct import distinct_rows
 from hemorrhage.analyze.rows.engines import engine_rows
 from hemorrhage.analyze.rows.language import Resamples, language_rows
 from hemorrhage.analyze.rows.schema import OK, ROWS, Row, Source, Statistic, environment_id, row, table_of
+from hemorrhage.analyze.rows.secondary import secondary_rows
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import significance
@@ -63,8 +65,11 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     for suite in answered:
         for variant in inputs.variants.values():
             rows.extend(task_rows(variant, suite, spec))
+    rows.extend(secondary_rows(inputs, spec))
     rows.extend(confirmation_rows(inputs, spec))
     rows.extend(_decoding_rows(inputs, spec))
+    for name, output in inputs.decodes.items():
+        rows.extend(distinct_rows(inputs.variants[name], output))
     trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
     rows.extend(mitigations.trial_rows(trials, spec))
     rows.extend(corrections.correction_rows(inputs, spec))
