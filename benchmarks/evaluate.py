@@ -156,7 +156,8 @@ def main() -> None:
             evaluation(model, folder, None, at_once)
             print(json.dumps({"peak": peak()}))
             return
-        narrow: Any = copy.deepcopy(model).to(torch.bfloat16)
+        narrow: Any = copy.deepcopy(model)
+        narrow.to(torch.bfloat16)
         kinds: dict[str, Callable[[], None]] = {
             "bare": lambda: bare(model, windows, at_once),
             "bfloat16": lambda: bare(narrow, windows, at_once),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from hemorrhage.models.folder import dense_weights, stored_tensors
 from hemorrhage.models.formats.config import CACHE_SCALES
 from hemorrhage.models.linears import linears_of
+from hemorrhage.models.stream import is_real
 from hemorrhage.models.weights import Weights, digest
 from hemorrhage.runtime.lazy import torch
 
@@ -57,7 +59,7 @@ def survey(
     zeros: dict[str, int] = {}
     for name, value in dense_weights(model):
         layer, count = name.removesuffix(".weight"), value.numel()
-        if not value.isfinite().all():
+        if not is_finite(value):
             raise ValueError(f"{name} holds NaN or infinite weights after the alteration")
         if name.rpartition(".")[2] in CACHE_SCALES:
             before.pop(name, None)
@@ -69,7 +71,7 @@ def survey(
         kept = forms[layer].parameters_count if layer in forms and name.endswith(".weight") else count
         parameters += kept
         if layer in linears and name.endswith(".weight"):
-            zeros[layer] = int((value == 0).sum())
+            zeros[layer] = _count(value == 0)
             layer_weights, dense = layer_weights + kept, dense + count
         theirs, old = before.pop(name, None), None
         if theirs == value.shape:
@@ -98,7 +100,22 @@ def _different(new: Tensor, old: Tensor) -> int:
     # In the same dtype as they are: float32 copies of a large layer cost more than the layer.
     if new.dtype != old.dtype:
         new, old = new.float(), old.float()
-    return int((new != old).sum())
+    return _count(new != old)
+
+
+def is_finite(value: Tensor) -> bool:
+    """Return whether no number of a tensor is NaN or infinite."""
+    if not is_real(value.dtype) or not value.numel():
+        return bool(value.isfinite().all())
+    # One pass that writes nothing: a sixteenth of the time. A NaN is both ends.
+    return all(math.isfinite(end.item()) for end in value.aminmax())
+
+
+def _count(found: Tensor) -> int:
+    """Return how many of a tensor of booleans are true; torch's sum would make integers of them first."""
+    import numpy as np
+
+    return int(np.count_nonzero(found.cpu().numpy()))
 
 
 def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype, base: Weights) -> None:
@@ -115,5 +132,4 @@ def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype, bas
 def zero_share(linears: dict[str, nn.Linear]) -> float:
     """Return the share of zeros among the weights of ``linears``."""
     values = [linear.weight for linear in linears.values()]
-    # count_nonzero takes several times as long on two-byte numbers.
-    return sum(int((w == 0).sum()) for w in values) / sum(w.numel() for w in values)
+    return sum(_count(w == 0) for w in values) / sum(w.numel() for w in values)
