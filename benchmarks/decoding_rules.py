@@ -89,7 +89,7 @@ OF_CLOSED = (
 OF_OPEN = (
     Plant("nothing"),
     Plant("odds of hesitation times 2", (LONGER, RAISED), odds=2.0),
-    Plant("20 % of prompts loop", (LONGER, LOOPS, RAISED, RULE), loop=0.2),
+    Plant("20 % of prompts loop", (LONGER, LOOPS), loop=0.2),
 )
 
 

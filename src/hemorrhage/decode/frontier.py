@@ -35,7 +35,7 @@ def mauve(generated: Floats, human: Floats, seed: int, scale: float = 5.0) -> fl
     return frontier_area(*histograms(generated, human, seed), scale=scale)
 
 
-def against_others(generated: Floats, human: Floats, seed: int, splits: int = SPLITS) -> Floats:
+def against_others(generated: Floats, human: Floats, seed: int, splits: int = SPLITS) -> NDArray[np.float64]:
     """Score texts behind a half of the prompts against people behind the other half: [splits].
 
     ``generated`` and ``human`` [texts, width] are in the order of the same prompts. With what people wrote in place of

@@ -194,8 +194,8 @@ def _closed_changes(pair: Pair, floor: Floors, spec: Spec) -> Iterator[Row]:
         return
     items = answered.index.intersection(base.index)
     evidence = [name for name in floor.evidence(list(answered.columns)) if name in base.columns]
-    sides = (side.loc[items, evidence].to_numpy() for side in (base, answered))
-    change = stability.compare(*sides, pair.dataset, spec)
+    before, after = (side.loc[items, evidence].to_numpy() for side in (base, answered))
+    change = stability.compare(before, after, pair.dataset, spec)
     if change:
         statistic = Statistic(change.difference, change.low, change.high, change.items, mde=change.mde)
         yield row(pair.variant, SPREAD_CHANGE, statistic, pair.source)

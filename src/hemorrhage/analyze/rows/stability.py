@@ -75,7 +75,7 @@ class Stability:
 
 def center(outcomes: Floats) -> Floats:
     """Return the contrasts of outcomes ``[items, strategies]``."""
-    return outcomes - outcomes.mean(axis=1, keepdims=True)
+    return np.asarray(outcomes - outcomes.mean(axis=1, keepdims=True))
 
 
 def variances(counts: Integers, contrasts: Floats) -> Floats:
