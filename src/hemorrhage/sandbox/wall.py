@@ -175,10 +175,10 @@ def packages() -> dict[str, Path]:
     """Return the folders of the packages inside: this room itself, and OFFERED with the libraries beside them."""
     folders = {"hemorrhage/sandbox": Path(__file__).parent}
     for name in OFFERED:
-        found = importlib.util.find_spec(name)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
             raise UnavailableError(f"programs need the package {name}, which is not installed")
-        folder = Path(found.submodule_search_locations[0])
+        folder = Path(spec.submodule_search_locations[0])
         folders[name] = folder
         if (libraries := folder.with_name(f"{name}.libs")).is_dir():
             folders[libraries.name] = libraries
