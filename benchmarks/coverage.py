@@ -102,7 +102,8 @@ def drawn_once(rng: np.random.Generator, x: Floats, truth: Floats, known: bool, 
     """Measure a curve whose points come from one calibration draw; ``known``: its interval is told so."""
     once = truth * (1 + draws.SPREAD * rng.normal(size=len(x)))
     curve = measured(rng, x, once, 0.02, 0.0)
-    replicates = draws.scatter(curve.replicates[:, 1:], curve.y[1:], draws.SPREAD if known else 0.0, seed)
+    spread = draws.Spread(draws.SPREAD) if known else draws.NONE
+    replicates = draws.scatter(curve.replicates[:, 1:], curve.y[1:], spread, seed)
     return thresholds.make_curve(x, curve.y[1:], replicates, BLOCKS)
 
 

@@ -42,6 +42,13 @@ def test_the_manifest_of_every_output_has_checksums(tiny: Path, tmp_path: Path) 
     assert set(read_manifest(tmp_path / "v")["checksums"]) == names
 
 
+def test_a_repetition_with_another_calibration_set_is_no_variant_to_pick(tiny: Path, tmp_path: Path) -> None:
+    compress(tmp_path / "v", "v", tiny, None, None, [], {**SPEC, "calibration_seed": 1})
+    manifest = read_manifest(tmp_path / "v")
+    assert (manifest["redrawn"], manifest["is_control"]) == (True, True)
+    assert manifest["label"] == "50 %, calibration seed 1"
+
+
 @pytest.mark.parametrize(("sparsity", "gain"), [(0.5, "no engine today stores"), ("2:4", "semi-structured kernels")])
 def test_what_a_mask_gains_is_what_an_engine_makes_of_it(
     tiny: Path, tmp_path: Path, sparsity: float | str, gain: str

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from hemorrhage.compress.info import PREDICTED
 from hemorrhage.compress.methods.weight_quantization import gptq
 from hemorrhage.study import params as config
+from hemorrhage.study import screening
 from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
@@ -361,6 +362,36 @@ def test_variants_at_one_place_of_a_curve_may_differ_by_their_seed_alone(default
     # Another sweep has curves of its own, so that it may have the same point.
     again = {**sweeps, "more": {"method": "gptq", "bits": [4]}}
     assert len(config.variants(default.model_copy(update={"compress": again}))) == 13
+
+
+def test_a_variant_may_be_repeated_with_another_calibration_set(default: config.Params) -> None:
+    again = {"method": "gptq", "bits": [4], "group_size": 64, "symmetric": False}
+    sweeps = {**default.compress, "gptq_again": {**again, "calibration_seed": [1, 2]}}
+    found = config.variants(default.model_copy(update={"compress": sweeps}))
+    assert [found[f"gptq_again-4-{seed}"].calibration_seed for seed in (1, 2)] == [1, 2]
+    assert found["gptq-4"].calibration_seed is None
+    assert found["gptq_again-4-1"].settings == found["gptq-4"].settings
+    assert not screening.could_ship(found["gptq_again-4-1"])
+    own = {"gptq_again": {**again, "calibration_seed": default.calibrate.seed}}
+    assert config.variants(default.model_copy(update={"compress": own}))["gptq_again-4"].calibration_seed is None
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"method": "rtn", "bits": [4], "calibration_seed": 1}, "calibration_seed: rtn reads no calibration"),
+        ({"method": "gptq", "bits": [4], "calibration_seed": "b"}, r"must be a whole number of at least 0 \(got 'b'\)"),
+        (
+            {"method": "gblm", "sparsity": [0.5], "calibration_seed": 1},
+            "calibration_seed: gblm reads gradients, which are made of the study's own calibration set alone",
+        ),
+    ],
+)
+def test_where_there_is_no_other_calibration_set_none_can_be_named(
+    default: config.Params, sweep: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.variants(default.model_copy(update={"compress": {"again": sweep}}))
 
 
 def test_two_settings_at_one_place_are_refused(default: config.Params, monkeypatch: pytest.MonkeyPatch) -> None:

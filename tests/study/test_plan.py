@@ -249,6 +249,20 @@ def test_a_mixed_calibration_reads_every_text_of_it() -> None:
     assert alone.names("calibrations") == Plan(config.Params.model_validate(DEFAULT)).names("calibrations")
 
 
+def test_a_repetition_has_a_calibration_set_of_its_own_and_moves_nothing_else() -> None:
+    gptq = {"method": "gptq", "bits": [4], "group_size": 64, "symmetric": False, "calibration_seed": 1}
+    content = changed("compress/gptq_again", gptq)
+    plan = Plan(config.Params.model_validate(content))
+    assert list(plan.names("calibrations")) == ["prose", "prose.1"]
+    assert not (moved(content) & set(BEFORE)) - {"rows", "page"}
+    assert "data/calibrations/prose.1/" in plan.inputs("checkpoints", "gptq_again-4")["calibration"][0]
+    assert '"calibration_seed": 1' in plan.command("checkpoints", "gptq_again-4")
+    # The same set by another way: what the study itself draws with that seed.
+    drawn = Plan(config.Params.model_validate(changed("calibrate/seed", 1)))
+    assert plan.address("calibrations", "prose.1") == drawn.address("calibrations", "prose")
+    assert plan.address("checkpoints", "gptq_again-4") != drawn.address("checkpoints", "gptq-4"), "one is a repetition"
+
+
 def test_the_epoch_moves_everything() -> None:
     assert moved(changed("cache_version", 2)) == set(BEFORE)
 

@@ -53,10 +53,13 @@ class Sweep:
 
 
 def sweeps(inputs: Inputs) -> list[Sweep]:
-    """Group the variants by curve, in the order in which their first variants were given."""
+    """Group the variants by curve, in the order in which their first variants were given.
+
+    What repeats a variant with another calibration set is no point of a curve: it tells how far a point moves.
+    """
     grouped: dict[tuple[str, str, str], list[Variant]] = {}
     for variant in inputs.variants.values():
-        if variant.name != BASE:
+        if variant.name != BASE and not variant.is_redrawn:
             grouped.setdefault((variant.sweep, variant.identity, variant.on), []).append(variant)
     whole = {key: [each for each in members if failure(inputs, each) is None] for key, members in grouped.items()}
     firsts = {key: (whole[key] or members)[0] for key, members in grouped.items()}

@@ -122,8 +122,13 @@ class Variant:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a control: shuffled, or with something random instead of a choice."""
+        """Whether it is a control: shuffled, with something random instead of a choice, or a repetition."""
         return bool(self.manifest.get("is_control"))
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether it repeats another variant with another calibration set."""
+        return bool(self.manifest.get("redrawn"))
 
     @property
     def failure(self) -> str | None:

@@ -24,10 +24,11 @@ class QuantizedBase(TypedDict):
 
 
 class Calibration(TypedDict, total=False):
-    """The calibration data that a variant read."""
+    """The calibration data that a variant read; ``seed``: of the draw."""
 
     corpora: list[str]
     tokens: int
+    seed: int
     experts_without_tokens: list[str]
 
 
@@ -60,6 +61,7 @@ class CheckpointManifest(Manifest, total=False):
     seed: int | None
     on: str | None
     is_control: bool
+    redrawn: bool
     can_be_shuffled: bool
     calibrated: bool
     calibration: Calibration | None

@@ -3,8 +3,9 @@
 python -m hemorrhage.compress OUT --variant V --base DIR [--parent DIR] [--calibration DIR] [--gradients DIR...]
     --spec JSON
 
-``spec``: ``sweep``, ``method`` and its ``settings`` (see hemorrhage.compress.method), ``seed``, and ``on``, the variant
-that is altered further (``--parent``), or null for the base.
+``spec``: ``sweep``, ``method`` and its ``settings`` (see hemorrhage.compress.method), ``seed``, ``on``, the variant
+that is altered further (``--parent``), or null for the base, and ``calibration_seed``, where ``--calibration`` is
+another draw than the study's own.
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ class Spec:
     settings: Mapping[str, Json]
     seed: int
     on: str | None = None
+    calibration_seed: int | None = None
 
 
 class CalibrationSource(TypedDict):
-    """The calibration set of a variant: its corpora and tokens, and the experts that none of its tokens takes."""
+    """The calibration set of a variant: corpora, tokens, the draw's seed, and experts that none of its tokens takes."""
 
     corpora: list[str]
     tokens: int
+    seed: int
     experts_without_tokens: list[str]
 
 
@@ -98,6 +101,7 @@ def compress(
         "on": request.on,
         **describe(method, settings),
         "curve": ", ".join(filter(None, [settings.curve, request.on and f"on {request.on}"])),
+        **_redrawn(settings, request.calibration_seed),
     }
     from hemorrhage.compress.progress import keep_progress
     from hemorrhage.models.reload import FreshProcess
@@ -116,6 +120,16 @@ def compress(
         measured, entries = _compress(scratch, method, settings, inputs, context)
         fresh.verify(scratch, base)
         write_manifest(scratch, **{**identity, **measured, **entries})
+
+
+def _redrawn(settings: Settings, seed: int | None) -> Mapping[str, Json]:
+    """Return what a manifest says of a variant that repeats another one with another calibration set.
+
+    As a control it is measured to compare with, and never picked.
+    """
+    if seed is None:
+        return {}
+    return {"redrawn": True, "is_control": True, "label": f"{settings.label}, calibration seed {seed}"}
 
 
 @dataclass(frozen=True)
@@ -264,6 +278,7 @@ def _calibration(settings: Settings, calibration: Path | None) -> CalibrationSou
     return CalibrationSource(
         corpora=list(manifest["corpora"]),
         tokens=manifest["tokens"],
+        seed=manifest["seed"],
         experts_without_tokens=manifest.get("experts_without_tokens", []),
     )
 

@@ -162,8 +162,17 @@ def _served_model(name: str) -> str:
 # Inputs from other kinds.
 
 
-def _calibration_name(design: Design) -> str:
-    return "-".join(design.params.calibrate.corpora)
+def _calibration_name(design: Design, seed: int | None = None) -> str:
+    """Name a calibration set: the study's own, or with its seed another draw."""
+    name = "-".join(design.params.calibrate.corpora)
+    return name if seed is None else f"{name}.{seed}"
+
+
+def _calibration_seeds(design: Design) -> dict[str, int]:
+    """Return the seed of each calibration set by its name, the study's own first."""
+    own = {_calibration_name(design): design.params.calibrate.seed}
+    others = sorted({each.calibration_seed for each in design.variants.values() if each.calibration_seed is not None})
+    return own | {_calibration_name(design, seed): seed for seed in others}
 
 
 def model_of(name: str) -> Key:
@@ -186,7 +195,7 @@ def _prepared(task: str, kind: str) -> Key:
 
 def _statistics(design: Design, name: str) -> list[Key]:
     needed = needs_calibration(design, name)
-    return [("calibrations", _calibration_name(design))] if needed else []
+    return [("calibrations", _calibration_name(design, design.variants[name].calibration_seed))] if needed else []
 
 
 def _parent(design: Design, name: str) -> list[Key]:
@@ -212,13 +221,10 @@ def needs_calibration(design: Design, variant: str) -> bool:
     return bool(design.variants[variant].settings.statistics)
 
 
-GRADIENTS = {"gradients": "loss", "local_gradients": "local"}
-"""Statistics that a method may read -> part of the gradients step."""
-
-
 def gradients_of(design: Design, variant: str) -> list[str]:
     """Name the gradients that a variant's method reads."""
-    return [GRADIENTS[kind] for kind in design.variants[variant].settings.statistics if kind in GRADIENTS]
+    read = design.variants[variant].settings.statistics
+    return [config.GRADIENTS[kind] for kind in read if kind in config.GRADIENTS]
 
 
 # Settings that an output depends on, and arguments of its step, as plain JSON.
@@ -329,6 +335,11 @@ def _bracket(design: Design, _name: str) -> Json:
     }
 
 
+def _calibration(design: Design, name: str) -> Json:
+    own = design.params.calibrate.model_dump(mode="json", exclude={"corpus"})
+    return {**own, "seed": _calibration_seeds(design)[name]}
+
+
 def _alteration(design: Design, variant: str) -> Json:
     chosen = design.variants[variant]
     settings = chosen.settings.model_dump(mode="json")
@@ -339,13 +350,17 @@ def _alteration(design: Design, variant: str) -> Json:
         if isinstance(settings[key], str)
     }
     settings.update(contents)
-    return {"method": chosen.method, "settings": settings, "seed": chosen.seed}
+    return {"method": chosen.method, "settings": settings, "seed": chosen.seed, **_redrawn(chosen)}
+
+
+def _redrawn(chosen: config.Variant) -> Json:
+    return {} if chosen.calibration_seed is None else {"calibration_seed": chosen.calibration_seed}
 
 
 def _alteration_arguments(design: Design, variant: str) -> Json:
     chosen = design.variants[variant]
     settings = chosen.settings.model_dump(mode="json")
-    named: Json = {"sweep": chosen.sweep, "on": chosen.on}
+    named: Json = {"sweep": chosen.sweep, "on": chosen.on, **_redrawn(chosen)}
     return {"variant": variant, "spec": {"method": chosen.method, "settings": settings, "seed": chosen.seed, **named}}
 
 
@@ -540,9 +555,9 @@ KINDS: dict[str, Kind] = {
             rule="calibrate",
             stage="calibrate",
             step="hemorrhage.calibrate",
-            names=lambda design: [_calibration_name(design)],
+            names=_calibration_seeds,
             inputs={"base": BASE_MODEL, "texts": CALIBRATION_TEXTS},
-            settings=lambda design, _name: design.params.calibrate.model_dump(mode="json", exclude={"corpus"}),
+            settings=_calibration,
             on_gpu=_always,
             arithmetic=lambda load, _name: load.shape.forward(load.calibration),
             # Second moments of the inputs: about half a float32 for each weight.

@@ -446,6 +446,7 @@ class Variant(Section):
     """One alteration: a point of a sweep. ``settings`` is the method's own Settings.
 
     ``on`` is the variant that is altered further, None for the base model; ``after`` are variants that come first.
+    ``calibration_seed``: of the calibration set, where it is another draw than the study's.
     """
 
     name: str
@@ -456,6 +457,7 @@ class Variant(Section):
     seed: int
     on: str | None
     after: tuple[str, ...]
+    calibration_seed: int | None = None
 
     @property
     def info(self) -> MethodInfo:
@@ -477,6 +479,9 @@ WHEELS: dict[str, ModelConfig] = {
     }
 }
 """Shape of the wheel models, known before they are unpacked; a test compares it with the real thing."""
+
+GRADIENTS = {"gradients": "loss", "local_gradients": "local"}
+"""Statistics that a method may read -> part of the gradients step."""
 
 RESERVED = ("base", "sibling_model")
 """Names of the models that are not variants."""
@@ -656,7 +661,7 @@ def variants(params: Params, added: Sequence[Point] = ()) -> dict[str, Variant]:
             if name in expanded:
                 raise ConfigError(f"{where}: two variants are called {name}; put one of them into a sweep of its own")
             settings = {**grid, **dict(zip(lists, point, strict=True))}
-            expanded[name] = _variant(name, sweep, method, settings, expanded)
+            expanded[name] = _variant(name, sweep, method, settings, expanded, params.calibrate.seed)
     _check_repeated(expanded)
     return expanded
 
@@ -672,11 +677,14 @@ def _in_name(settings: type[Settings], key: str, value: object) -> str:
     return str(value).replace(":", "of").lower() if wording is None else wording(value)
 
 
-def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earlier: dict[str, Variant]) -> Variant:
+def _variant(
+    name: str, sweep: str, method: Method, content: FreeSettings, earlier: dict[str, Variant], study_seed: int
+) -> Variant:
+    """Make the variant of a point of a sweep; ``study_seed``: of the calibration set that all share."""
     where = f"compress.{sweep}"
-    seed, on = content.pop("seed", 0), content.pop("on", None)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ConfigError(f"{where}.seed: must be a whole number of at least 0 (got {seed!r})")
+    on = content.pop("on", None)
+    seed = _seed(f"{where}.seed", content.pop("seed", 0))
+    drawn = _seed(f"{where}.calibration_seed", content.pop("calibration_seed", study_seed))
     try:
         paths = {key: expanded_path(content[key]) for key in method.settings.paths if isinstance(content.get(key), str)}
         settings = method.settings.model_validate({**content, **paths})
@@ -686,6 +694,8 @@ def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earli
         problem = method.settings.refusal(Path(path))
         if problem:
             raise ConfigError(f"{where}.{key}: {problem}")
+    if drawn != study_seed:
+        _check_redrawn(where, method, settings)
     return Variant(
         name=name,
         sweep=sweep,
@@ -695,23 +705,42 @@ def _variant(name: str, sweep: str, method: Method, content: FreeSettings, earli
         seed=seed,
         on=on,
         after=() if on is None else _before(where, method, settings, on, earlier),
+        calibration_seed=None if drawn == study_seed else drawn,
     )
+
+
+def _seed(where: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{where}: must be a whole number of at least 0 (got {value!r})")
+    return value
+
+
+def _check_redrawn(where: str, method: Method, settings: Settings) -> None:
+    """Refuse another calibration set where none is read, or where what is read is made of the study's own alone."""
+    if not settings.statistics:
+        raise ConfigError(f"{where}.calibration_seed: {method.name} reads no calibration")
+    of_own = set(GRADIENTS) & set(settings.statistics)
+    if of_own:
+        raise ConfigError(
+            f"{where}.calibration_seed: {method.name} reads {', '.join(sorted(of_own))}, which are made of the study's "
+            "own calibration set alone"
+        )
 
 
 def _check_repeated(expanded: dict[str, Variant]) -> None:
     """Refuse two variants of a sweep at one point of one curve: they would be averaged; only seeds may differ."""
     firsts: dict[tuple[object, ...], Variant] = {}
-    seeds: set[tuple[tuple[object, ...], int]] = set()
+    seeds: set[tuple[object, ...]] = set()
     for variant in expanded.values():
         settings = variant.settings
         point = (variant.sweep, variant.on, settings.identity, settings.point)
         first = firsts.setdefault(point, variant)
         if settings != first.settings:
             reason = "other settings at the same point of the same damage curve"
-        elif (point, variant.seed) in seeds:
+        elif (point, variant.seed, variant.calibration_seed) in seeds:
             reason = "the same settings and seed"
         else:
-            seeds.add((point, variant.seed))
+            seeds.add((point, variant.seed, variant.calibration_seed))
             continue
         raise ConfigError(f"compress.{variant.sweep}: {variant.name} repeats {first.name}: {reason}")
 
@@ -728,7 +757,7 @@ def _before(where: str, method: Method, settings: Settings, on: object, earlier:
     quantized = parent.settings.axis in ("bits", "activation_bits", "cache_bits")
     if quantized and (settings.changes_weights or not parent.settings.changes_weights):
         raise ConfigError(f"{where}.on: {on} is quantized; quantization has to come last")
-    of_base = {"influence", "gradients", "local_gradients"} & set(settings.statistics)
+    of_base = {"influence", *GRADIENTS} & set(settings.statistics)
     if of_base:
         raise ConfigError(
             f"{where}.on: {method.name} reads {', '.join(sorted(of_base))} of the base model, "
@@ -745,6 +774,7 @@ def _before(where: str, method: Method, settings: Settings, on: object, earlier:
         variant.name
         for variant in earlier.values()
         if variant.on is None
+        and variant.calibration_seed is None
         and variant.method == method.name
         and variant.settings.model_dump(exclude=not_compared) == settings.model_dump(exclude=not_compared)
     ]

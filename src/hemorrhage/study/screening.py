@@ -42,13 +42,13 @@ class Curve:
 
 
 def could_ship(variant: config.Variant) -> bool:
-    """Tell whether a variant may be picked: it is no control, and what it gains is on disk and for engines to use.
+    """Tell whether a variant may be picked: no control or repetition, and its gain is on disk and for engines to use.
 
     Zeros under a mask are stored, and a rounded cache or activation makes no file smaller.
     """
     settings = variant.settings
     gains = settings.axis in SIZE_AXES and settings.mask_bits is None and not settings.theoretical
-    return gains and not settings.is_control
+    return gains and not settings.is_control and variant.calibration_seed is None
 
 
 def screened(params: config.Params, variants: Mapping[str, config.Variant]) -> list[str]:

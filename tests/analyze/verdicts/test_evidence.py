@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hemorrhage.analyze.verdicts.evidence import (
@@ -15,7 +16,7 @@ from hemorrhage.analyze.verdicts.evidence import (
     finite,
     methods_of,
 )
-from tests.analyze.verdicts.made import Study, variant
+from tests.analyze.verdicts.made import CORPORA, ERROR, Study, variant
 
 
 def test_damage_is_the_mean_over_corpora_and_its_interval_that_of_the_mean() -> None:
@@ -29,6 +30,24 @@ def test_damage_is_the_mean_over_corpora_and_its_interval_that_of_the_mean() -> 
     assert damage.low < 0.3 < damage.high
     assert damage.high - damage.low < prose.high - prose.low
     assert evidence.damage("unknown") is None
+
+
+def test_claims_are_about_methods_so_that_damage_moves_with_the_calibration_draw() -> None:
+    study = Study()
+    study.add(variant("gptq-3", "weight_quantization", "gptq", 3, bits=3), 0.5)
+    study.add(variant("rtn-3", "weight_quantization", "rtn", 3, bits=3), 0.5)
+    evidence = study.evidence()
+    both, prose, code = (evidence.damage("gptq-3", corpora) for corpora in (CORPORA, ["prose"], ["code"]))
+    plain = evidence.damage("rtn-3")
+    assert both is not None
+    assert prose is not None
+    assert code is not None
+    assert plain is not None
+    # 10 % of 0.5, besides ERROR of each corpus.
+    assert both.replicates.std() == pytest.approx((0.05**2 + ERROR**2 / 2) ** 0.5, rel=0.15)
+    assert plain.replicates.std() == pytest.approx((ERROR**2 / 2) ** 0.5, rel=0.15)
+    # A draw moves all corpora alike, so that it makes no difference between them.
+    assert np.log(prose.replicates / code.replicates).std() == pytest.approx(2**0.5 * ERROR / 0.5, rel=0.15)
 
 
 def test_a_pair_counts_once_whatever_the_corpora() -> None:

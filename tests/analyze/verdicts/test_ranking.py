@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from hemorrhage.analyze.curves.draws import NONE, Spread
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.verdicts import ranking
 from hemorrhage.analyze.verdicts.ranking import Measured, Rank, holm, letter_groups, order, pair_tests
@@ -18,7 +22,9 @@ LEVELS = (0.1, 0.1, 0.1, 0.1, 0.11, 0.11, 0.11, 0.4, 0.4, 0.4)
 """True KL of ten variants: three sets of equal ones, the second barely worse than the first."""
 
 
-def study(levels: Sequence[float], seed: int, windows: int = 32, resamples: int = 400) -> dict[str, Measured]:
+def study(
+    levels: Sequence[float], seed: int, windows: int = 32, resamples: int = 400, own: float = 0.3
+) -> dict[str, Measured]:
     """Damage of windows that are easy or hard for all variants, each with noise of its own."""
     generator = np.random.default_rng(seed)
     counts = bootstrap.draws("made", windows, resamples, seed)
@@ -26,8 +32,8 @@ def study(levels: Sequence[float], seed: int, windows: int = 32, resamples: int 
     sizes = np.full(windows, 63, dtype=np.int64)
     found = {}
     for index, level in enumerate(levels):
-        own = generator.lognormal(-0.045, 0.3, windows)
-        sums = level * hard * own * sizes
+        noise = generator.lognormal(-(own**2) / 2, own, windows)
+        sums = level * hard * noise * sizes
         found[f"v{index}"] = Measured(float(sums.sum() / sizes.sum()), bootstrap.means(counts, sums, sizes))
     return found
 
@@ -116,6 +122,40 @@ def test_two_share_a_letter_where_they_are_not_different() -> None:
 def test_letters_go_on_after_the_alphabet() -> None:
     letters = letter_groups(~np.eye(54, dtype=bool))
     assert [letters[0], letters[25], letters[26], letters[51], letters[53]] == ["a", "z", "A", "Z", "[54]"]
+
+
+def test_a_difference_that_another_calibration_draw_would_make_is_none() -> None:
+    """A side that moves by 10 % over draws: p is Student's t of Welch's degrees of freedom, worked out here."""
+    once = study([0.1], 0)["v0"]
+    rtn, gptq = Measured(1.2 * once.kl, 1.2 * once.replicates), Measured(once.kl, once.replicates)
+    assert [rank.letters for rank in order({"rtn": rtn, "gptq": gptq}, 32, 0.95)] == ["a", "b"]
+    moving = replace(gptq, draw=Spread(0.1, 3))
+    p = pair_tests([rtn, moving], 32)[0, 1]
+    assert p == pytest.approx(2 * stats.t.sf(math.log(1.2) / 0.1, 3))
+    assert [rank.letters for rank in order({"rtn": rtn, "gptq": moving}, 32, 0.95)] == ["a", "a"]
+    # Both sides move, by one spread that is known once.
+    both = pair_tests([replace(rtn, draw=moving.draw), moving], 32)[0, 1]
+    assert both == pytest.approx(2 * stats.t.sf(math.log(1.2) / (0.1 * math.sqrt(2)), 3))
+    assumed = pair_tests([rtn, replace(gptq, draw=Spread(0.1))], 32)[0, 1]
+    assert assumed == pytest.approx(2 * stats.norm.sf(math.log(1.2) / 0.1))
+    ranks = order({"rtn": rtn, "gptq": replace(gptq, draw=Spread(0.1))}, 32, 0.95)
+    assert ranks[1].times_low == pytest.approx(1.2 * math.exp(-0.2), rel=0.1)
+    assert ranks[1].times_high == pytest.approx(1.2 * math.exp(0.2), rel=0.1)
+    # A KL of its own is that of the checkpoint, whatever the draw.
+    still = order({"gptq": gptq}, 32, 0.95)[0]
+    assert (ranks[0].low, ranks[0].high) == (still.low, still.high)
+
+
+def test_ties_are_called_differences_as_rarely_as_promised_when_draws_move_them() -> None:
+    """Equal methods, each calibrated once: without the spread of draws nearly every study would tell them apart."""
+    wrong = dict.fromkeys((NONE, Spread(0.1)), 0)
+    for seed in range(100):
+        levels = 0.2 * np.exp(0.1 * np.random.default_rng(seed).normal(size=4))
+        for spread in wrong:
+            found = {name: replace(each, draw=spread) for name, each in study(levels, seed, 64, own=0.05).items()}
+            wrong[spread] += any(differ(a, b) for a, b in itertools.combinations(order(found, 64, 0.95), 2))
+    assert wrong[NONE] > 80
+    assert wrong[Spread(0.1)] <= stats.binom.ppf(0.999, 100, 0.05)
 
 
 def test_rounding_is_no_difference_and_neither_are_two_windows() -> None:

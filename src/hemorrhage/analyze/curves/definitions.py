@@ -87,6 +87,7 @@ class _Finder:
     def __init__(self, inputs: Inputs, results: Results, spec: Spec) -> None:
         self.inputs, self.results, self.spec = inputs, results, spec
         self.numbers = Numbers(results.rows)
+        self.draws = draws.measure(inputs, self.numbers)
         self._by_task: dict[str, tuple[Threshold, Fit | None]] = {}
 
     def entry(self, sweep: Sweep, corpus: str) -> CurveEntry:
@@ -187,8 +188,8 @@ class _Finder:
 
     def _curve(self, sweep: Sweep, start: float, damages: Damages) -> Curve:
         distances = self._distances(sweep, start, damages)
-        seed = zlib.crc32(f"{self.spec.seed} {sweep.key} draws".encode())
-        replicates = draws.scatter(damages.replicates, damages.values, draws.spread(sweep), seed)
+        seed, spread = draws.seed_of(sweep.key, self.spec.seed), self.draws.of_curve(sweep)
+        replicates = draws.scatter(damages.replicates, damages.values, spread, seed)
         return thresholds.make_curve(distances, damages.values, replicates, damages.blocks)
 
     def _distances(self, sweep: Sweep, start: float, damages: Damages) -> Floats:

@@ -27,6 +27,7 @@ from hemorrhage.analyze.report.sections import (
     tasks,
     thresholds,
     tradeoff,
+    transfer,
     variants,
     where,
 )
@@ -94,6 +95,8 @@ def render(study: Study) -> str:
             summary=summary.section(study),
             categories=categories.section(study),
             thresholds=thresholds.section(study),
+            transferred=transfer.texts_sentence(study),
+            draws=transfer.draws_sentence(study),
             ranking=ranking.section(study),
             claims=claims.section(study),
             engines=engines.section(study),

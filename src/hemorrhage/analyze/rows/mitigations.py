@@ -251,7 +251,7 @@ def trials(inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[S
 
 def _pairs(inputs: Inputs) -> Iterator[tuple[str, Variant, Variant]]:
     """Arm, mitigation and plain variant, arm by arm."""
-    variants = [variant for variant in inputs.variants.values() if variant.name != BASE]
+    variants = [variant for variant in inputs.variants.values() if variant.name != BASE and not variant.is_redrawn]
     for arm in ARMS:
         for treated in variants:
             for comparison in treated.info.improves_on:

@@ -194,10 +194,10 @@ def _kind(variant: Variant, other: Variant) -> str:
     return UNINFORMED if is_plain and all(other.settings[key] == variant.settings[key] for key in common) else ""
 
 
-def _calibration(variant: Variant) -> tuple[list[str], int, int | None]:
-    """Return the corpora and the number of tokens that a variant was calibrated on, and its seed."""
+def _calibration(variant: Variant) -> tuple[list[str], int, int | None, int | None]:
+    """Return the corpora and the number of tokens that a variant was calibrated on, the draw's seed, and its own."""
     read = variant.manifest.get("calibration") or {}
-    return read.get("corpora", []), read.get("tokens", 0), variant.seed
+    return read.get("corpora", []), read.get("tokens", 0), read.get("seed"), variant.seed
 
 
 def _milder(evidence: Evidence, variant: Variant, own: Damage) -> list[Arm]:

@@ -1,7 +1,8 @@
 """What the claims are judged on, and the words of a verdict.
 
 A variant's damage is the mean over corpora of its log-perplexity ratio: corpora of one variant are no independent
-evidence, so that a method counts once, however many corpora it was measured on.
+evidence, so that a method counts once, however many corpora it was measured on. Claims are about methods, of which a
+calibrated variant is one draw: its resamples hold what other draws would change (hemorrhage.analyze.curves.draws).
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from hemorrhage.analyze.axes import failure
+from hemorrhage.analyze.curves import draws
 from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows.results import Results
@@ -97,8 +100,21 @@ class Evidence:
         if not chosen or len(known) < len(chosen) or any(pair not in self.results.replicates for pair in pairs):
             return None
         replicates = np.mean([self.results.replicates[pair] for pair in pairs], axis=0)
+        replicates = replicates * self._moved(variant, len(replicates))
         low, high = bootstrap.interval(replicates, self.spec.confidence, self.blocks(chosen))
         return Damage(float(np.mean(known)), low, high, replicates)
+
+    def _moved(self, variant: str, resamples: int) -> Floats:
+        """Return how many times the damage of other calibration draws is, in each resample: on every corpus the same.
+
+        A factor, so that damage keeps its sign.
+        """
+        spread = self._draws.of(self.inputs.variants[variant])
+        return np.exp(spread.noise((resamples, 1), draws.seed_of(variant, self.spec.seed))[:, 0])
+
+    @cached_property
+    def _draws(self) -> draws.Draws:
+        return draws.measure(self.inputs, self.numbers)
 
     def blocks(self, corpora: Sequence[str] | None = None) -> int:
         """Return the least number of windows of some corpora."""

@@ -1,10 +1,12 @@
 """The variants in the order of their damage, and which of them the texts that were measured can't order.
 
 All pairs are compared on each corpus, by the logarithm of the ratio of their mean KL, as a window that is hard for one
-is hard for the other: over its spread in the resamples, which are the same windows for both, by Student's t of
-windows - 1 degrees of freedom, with Holm's correction (Scandinavian Journal of Statistics 1979 6:65). So the chance
-that any two variants of equal damage are called different is at most 1 - ``confidence``, and the ranks that a variant
-may have hold for all of them at once (Mogstad et al., Review of Economic Studies 2024, doi 10.1093/restud/rdad006).
+is hard for the other. It is weighed with its spread in the resamples, which are the same windows for both, and with how
+far other calibration draws would move either side (hemorrhage.analyze.curves.draws), by Student's t of windows - 1
+degrees of freedom, or with draws of Welch and Satterthwaite's (Biometrics 1946 2:110), and Holm's correction
+(Scandinavian Journal of Statistics 1979 6:65). So the chance that any two variants of equal damage are called different
+is at most 1 - ``confidence``, and the ranks that a variant may have hold for all of them at once (Mogstad et al.,
+Review of Economic Studies 2024, doi 10.1093/restud/rdad006).
 Variants that share a letter are not different (Piepho, Journal of Computational and Graphical Statistics 2004, doi
 10.1198/1061860043515).
 """
@@ -12,13 +14,14 @@ Variants that share a letter are not different (Piepho, Journal of Computational
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from hemorrhage.analyze.curves.draws import NONE, Spread, measure, seed_of
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.results import Results
@@ -53,10 +56,11 @@ class Rank:
 
 @dataclass(frozen=True)
 class Measured:
-    """The mean KL of a variant, and in each resample: float64 ``[resamples]``."""
+    """The mean KL of a variant, and in each resample: float64 ``[resamples]``; ``draw``: its spread over draws."""
 
     kl: float
     replicates: Floats
+    draw: Spread = NONE
 
     def log_ratio(self, other: Measured) -> tuple[float, Floats]:
         """Return the logarithm of its KL over that of ``other``, and the same in each resample.
@@ -71,18 +75,22 @@ class Measured:
 def rank(inputs: Inputs, results: Results, numbers: Numbers, spec: Spec) -> dict[str, list[Rank]]:
     """Rank the altered models on each corpus, the least damaged first. Those with an infinite KL have no rank."""
     ranked: dict[str, list[Rank]] = {}
+    draws = measure(inputs, numbers)
     for corpus, blocks in results.blocks.items():
         measured: dict[str, Measured] = {}
         for name in inputs.variants:
             kl, replicates = numbers.get(name, "kl_mean", corpus), results.divergences.get((name, corpus))
             if name != BASE and kl is not None and replicates is not None and np.isfinite(replicates).all():
-                measured[name] = Measured(kl.value, replicates)
-        ranked[corpus] = order(measured, blocks, spec.confidence)
+                measured[name] = Measured(kl.value, replicates, draws.of(inputs.variants[name]))
+        ranked[corpus] = order(measured, blocks, spec.confidence, spec.seed)
     return ranked
 
 
-def order(measured: Mapping[str, Measured], blocks: int, confidence: float) -> list[Rank]:
-    """Rank variants that were ``measured`` on so many ``blocks``."""
+def order(measured: Mapping[str, Measured], blocks: int, confidence: float, seed: int = 0) -> list[Rank]:
+    """Rank variants that were ``measured`` on so many ``blocks``.
+
+    The interval of a KL is that of the checkpoint, which one draw made; that of a ratio holds both sides' draws.
+    """
     names = sorted(measured, key=lambda name: (measured[name].kl, name))
     p = holm(pair_tests([measured[name] for name in names], blocks))
     different = p < 1 - confidence
@@ -94,7 +102,11 @@ def order(measured: Mapping[str, Measured], blocks: int, confidence: float) -> l
         fields: dict[str, float] = {}
         if place:
             ratio, ratios = measured[name].log_ratio(measured[names[place - 1]])
-            ends = bootstrap.interval(ratios, confidence, blocks)
+            moved = [
+                measured[each].draw.noise((len(ratios), 1), seed_of(each, seed))[:, 0]
+                for each in names[place - 1 : place + 1]
+            ]
+            ends = bootstrap.interval(ratios + moved[1] - moved[0], confidence, blocks)
             fields = {"times": math.exp(ratio), "times_low": math.exp(ends[0]), "times_high": math.exp(ends[1])}
             fields["p"] = float(p[place, place - 1])
         first, last = 1 + int(different[place, :place].sum()), len(names) - int(different[place, place + 1 :].sum())
@@ -113,9 +125,31 @@ def pair_tests(measured: list[Measured], blocks: int) -> Floats:
             if abs(first.kl - second.kl) > 2 * ROUNDING:
                 ratio, ratios = first.log_ratio(second)
                 # Resampled means spread too little by this factor.
-                spread = float(ratios.std()) * math.sqrt(blocks / (blocks - 1))
-                p[i, j] = p[j, i] = 2 * stats.t.sf(abs(ratio) / spread, blocks - 1) if spread else 0.0
+                of_windows = float(ratios.var()) * blocks / (blocks - 1)
+                variances = [
+                    (of_windows, blocks - 1),
+                    *((each.share**2, each.freedom) for each in _apart(first, second)),
+                ]
+                p[i, j] = p[j, i] = _p_of(ratio, variances)
     return p
+
+
+def _apart(first: Measured, second: Measured) -> list[Spread]:
+    """Return what both sides move by over draws; where one spread was measured for both, it is known once."""
+    if first.draw == second.draw:
+        return [Spread(math.sqrt(2) * first.draw.share, first.draw.freedom)]
+    return [first.draw, second.draw]
+
+
+def _p_of(value: float, variances: Sequence[tuple[float, float]]) -> float:
+    """Return the two-sided p-value of a value of expectation 0, whose variance is a sum of ``(variance, freedom)``."""
+    total = sum(variance for variance, _ in variances)
+    if total == 0:
+        return 0.0
+    # What is known for certain has no end of freedom.
+    uncertain = sum(variance**2 / freedom for variance, freedom in variances)
+    freedom = total**2 / uncertain if uncertain else math.inf
+    return float(2 * stats.t.sf(abs(value) / math.sqrt(total), freedom))
 
 
 def holm(p: Floats) -> Floats:
