@@ -16,7 +16,7 @@ def texts_sentence(study: Study) -> str:
     """Say which corpora are of the calibration's kind, and how much more damage there is on the others."""
     corpora, read = study.corpora, list(study.spec.calibration)
     calibrated = [variant for variant in _alterations(study) if variant.manifest.get("calibrated")]
-    if not corpora or not calibrated:
+    if not corpora or not read or not calibrated:
         return ""
     inside = [corpus for corpus in corpora if corpus in read]
     outside = [corpus for corpus in corpora if corpus not in read]
