@@ -47,10 +47,8 @@ WAIT = 7
 WORDS = [f"{'bcdfg'[n % 5]}{'aeiou'[n // 5 % 5]}{'klmnpr'[n // 25]}en" for n in range(VOCABULARY)]
 WORDS[WAIT] = "wait"
 
-CLOSED, OPEN = (
-    {"greedy": {}, "cold": {}, "warm": {}, "top_p": {}, "min_p": {}, "beam": {}},
-    {"greedy": {}, "top_p": {}},
-)
+CLOSED = ("greedy", "cold", "warm", "top_p", "min_p", "beam")
+OPEN = ("greedy", "top_p")
 """Strategies of closed-ended and of open-ended prompts."""
 
 Texts = list[pd.DataFrame]

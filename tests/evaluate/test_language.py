@@ -193,7 +193,7 @@ def test_kl_of_one_head_by_its_definition(
         40, width, generator=generator
     )
     targets = torch.randint(vocabulary, (40,), generator=generator)
-    head = Head(weight.float(), **scales)
+    head = Head(weight.float(), None, scales.get("input_scale", 1.0), scales.get("output_scale", 1.0))
     base = Predictions(head, 40).of_base(states, targets)
     figures, top, kl = Predictions(head, 13).of(altered, targets, base)
     factor = head.input_scale * head.output_scale

@@ -273,8 +273,8 @@ def asked_briefly(study: Study) -> Cell:
         drawn = {task: harness.draw(read_manifest(task, harness.BenchmarkManifest), HARNESS) for task in benchmarks()}
         manager = harness.build_index(drawn, Path(scratch))
         for task, chosen in drawn.items():
-            _, rows, _ = harness.run(manager, lm, read_manifest(task, harness.BenchmarkManifest), chosen)
-            for row in rows:
+            answered = harness.run(manager, lm, read_manifest(task, harness.BenchmarkManifest), chosen, HARNESS)
+            for row in answered.items:
                 ours = found.loc[row["task"], row["item"]]
                 same = (math.isnan(row["margin"]) and math.isnan(ours.margin)) or math.isclose(
                     ours.margin, row["margin"], rel_tol=1e-3, abs_tol=1e-3

@@ -235,7 +235,7 @@ def draw(task: Task, texts: Texts) -> Iterator[Drawn]:
 
 
 def _save(
-    out: Path, found: Corrections, tokens: list[pd.DataFrame], texts: list[pd.DataFrame], **manifest: Any
+    out: Path, corrections: Corrections, tokens: list[pd.DataFrame], texts: list[pd.DataFrame], **manifest: Any
 ) -> None:
     """Write the output directory."""
     table = pd.concat(tokens, ignore_index=True)[list(TOKENS.columns)]
@@ -243,7 +243,7 @@ def _save(
     with writing(out) as scratch:
         TOKENS.validate(table).to_parquet(scratch / "tokens.parquet", index=False)
         TEXTS.validate(of_texts).to_parquet(scratch / "texts.parquet", index=False)
-        fits = {_title(name): parameters(correction) for name, correction in found.items()}
+        fits = {_title(name): parameters(correction) for name, correction in corrections.items()}
         (scratch / "fits.json").write_text(json.dumps(fits, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_manifest(scratch, **manifest)
 

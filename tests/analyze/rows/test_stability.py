@@ -89,8 +89,8 @@ def test_steadiness_compares_coefficients_of_variation() -> None:
     same = stability.compare(wild, wild, "recall", SPEC)
     assert same is not None
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "inconclusive")
-    few = [(generator.random((12, 8)) < 0.5).astype(float) for _ in range(2)]
-    weak = stability.compare(*few, "recall", SPEC)
+    first, second = ((generator.random((12, 8)) < 0.5).astype(float) for _ in range(2))
+    weak = stability.compare(first, second, "recall", SPEC)
     assert weak is not None
     assert weak.verdict == "no power"
     assert answer(weak).startswith("No power: ")

@@ -152,8 +152,9 @@ def test_ties_are_called_differences_as_rarely_as_promised_when_draws_move_them(
     for seed in range(100):
         levels = 0.2 * np.exp(0.1 * np.random.default_rng(seed).normal(size=4))
         for spread in wrong:
-            found = {name: replace(each, draw=spread) for name, each in study(levels, seed, 64, own=0.05).items()}
-            wrong[spread] += any(differ(a, b) for a, b in itertools.combinations(order(found, 64, 0.95), 2))
+            measured = study(levels.tolist(), seed, 64, own=0.05)
+            drawn = {name: replace(each, draw=spread) for name, each in measured.items()}
+            wrong[spread] += any(differ(a, b) for a, b in itertools.combinations(order(drawn, 64, 0.95), 2))
     assert wrong[NONE] > 80
     assert wrong[Spread(0.1)] <= stats.binom.ppf(0.999, 100, 0.05)
 

@@ -221,8 +221,8 @@ def verdict(measured: Measured, confidence: float, smallest: float) -> str:
     gap = _gap(measured, confidence)
     if gap is not None and not gap.low > 0:
         return AS_ITS_CONTROL if gap.high < smallest else LIKE_ITS_CONTROL
-    found = RECOVERS if recovered.low >= smallest else PERHAPS_TOO_LITTLE
-    return found + NOT_COMPARED if not_neutral(measured, confidence) else found
+    verdict = RECOVERS if recovered.low >= smallest else PERHAPS_TOO_LITTLE
+    return verdict + NOT_COMPARED if not_neutral(measured, confidence) else verdict
 
 
 def blocks_needed(measured: Measured, confidence: float, smallest: float) -> int:

@@ -111,11 +111,11 @@ def is_finite(value: Tensor) -> bool:
     return all(math.isfinite(end.item()) for end in value.aminmax())
 
 
-def _count(found: Tensor) -> int:
+def _count(chosen: Tensor) -> int:
     """Return how many of a tensor of booleans are true; torch's sum would make integers of them first."""
     import numpy as np
 
-    return int(np.count_nonzero(found.cpu().numpy()))
+    return int(np.count_nonzero(chosen.cpu().numpy()))
 
 
 def check_disk(model: PreTrainedModel, on_disk: Weights, dtype: torch.dtype, base: Weights) -> None:
