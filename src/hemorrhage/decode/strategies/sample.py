@@ -28,8 +28,8 @@ from hemorrhage.runtime.lazy import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Processor = Callable[..., torch.Tensor]
-"""A logits processor: tokens int64 [batch, length], scores float [batch, vocabulary] -> scores."""
+    Processor = Callable[..., torch.Tensor]
+    """A logits processor: tokens int64 [batch, length], scores float [batch, vocabulary] -> scores."""
 
 ORDERS = {
     "transformers": (
