@@ -20,7 +20,14 @@ from hemorrhage.study import screening
 from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
-DEFAULT = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+WRITTEN = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+
+DEFAULT = {
+    **WRITTEN,
+    "screen": {"windows": 0, "allowance": 0, "confirm": {"windows": 0, "items": 0}},
+    "compress": {name: sweep for name, sweep in WRITTEN["compress"].items() if not name.endswith("_again")},
+}
+"""params.yaml, but nothing is added to what it names, and nothing is repeated with another calibration set."""
 
 
 def parse(tmp_path: Path, content: dict[str, Any]) -> config.Params:

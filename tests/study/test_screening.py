@@ -31,7 +31,7 @@ def test_what_can_not_be_picked_is_not_screened() -> None:
     design = screening()
     names = set(design.screened)
     assert {"rtn-4", "gptq-4", "shortgpt-0.1", "nf4-nf4"} <= names
-    assert not names & {"awq_shuffled-3", "random_depth-0.1", "wanda-0.5", "kv_cache-4", "llama_pro-0.2"}
+    assert not names & {"awq_shuffled-3", "random_depth-0.3", "wanda-0.5", "kv_cache-4", "llama_pro-0.2"}
 
 
 def test_points_are_those_that_a_sweep_could_name() -> None:
