@@ -52,7 +52,9 @@ def test_nothing_failed() -> None:
 def test_the_better_method_does_less_damage(
     kl: dict[tuple[str, str], float], better: str, worse: str, corpus: str
 ) -> None:
-    assert kl[better, corpus] <= kl[worse, corpus]
+    """On the corpus that it was calibrated on. On another, a point moves by 13 % from one calibration set to the next, as
+    measured with 3-bit GPTQ (docs/thresholds.md), which is more than what that gains there."""
+    assert kl[better, corpus] <= kl[worse, corpus] * (1 if corpus == "prose" else 1.13)
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
@@ -85,11 +87,11 @@ def test_structured_removal_does_more_damage_than_unstructured_at_equal_bytes(
         [f"{sweep}-{point}" for point in points]
         for sweep, points in {
             "rtn": (8, 4, 3, 2),
-            "gptq": (8, 4, 3, 2),
+            "gptq": (8, 6, 4, 3, 2),
             "magnitude": (0.3, 0.5, 0.7),
-            "wanda": (0.3, 0.5, 0.6, 0.7),
-            "sparsegpt": (0.3, 0.5, 0.6, 0.7),
-            "shortgpt": (0.1, 0.2, 0.3, 0.5),
+            "wanda": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+            "sparsegpt": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+            "shortgpt": (0.034, 0.1, 0.2, 0.3, 0.4, 0.5),
         }.items()
     ],
     ids=lambda curve: curve[0],
