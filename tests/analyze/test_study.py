@@ -52,8 +52,8 @@ def test_nothing_failed() -> None:
 def test_the_better_method_does_less_damage(
     kl: dict[tuple[str, str], float], better: str, worse: str, corpus: str
 ) -> None:
-    """On the corpus that it was calibrated on. On another, a point moves by 13 % from one calibration set to the next, as
-    measured with 3-bit GPTQ (docs/thresholds.md), which is more than what that gains there."""
+    """On the corpus that it was calibrated on. On another, a point of 3-bit GPTQ moves by 13 % from one calibration set
+    to the next (docs/thresholds.md), which is more than what it gains there."""
     assert kl[better, corpus] <= kl[worse, corpus] * (1 if corpus == "prose" else 1.13)
 
 
