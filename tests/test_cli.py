@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def test_the_help_of_a_command_has_an_example_that_parses_and_its_exit_codes(
     examples = re.findall(rf"^  hemorrhage {name}(.*)$", shown, flags=re.M)
     assert examples
     for example in examples:
-        parser.parse_args(example.partition("&&")[0].split())
+        parser.parse_args(shlex.split(example.partition("&&")[0]))
     codes = shown.partition("exit codes:")[2]
     assert re.search(r"^  0 +\S", codes, flags=re.M)
     assert re.search(r"^  64 +\S", codes, flags=re.M)

@@ -62,7 +62,7 @@ def attack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attack]:
         before = sorted(Path("/proc/self/fd").iterdir())
         start = time.monotonic()
         result = sandbox.run(textwrap.dedent(program), seconds, memory_mb, tests)
-        assert time.monotonic() - start < sandbox.WAITING * seconds + 20
+        assert time.monotonic() - start < sandbox.WAITING * seconds + 60
         assert [members(namespace) for namespace in namespaces] == [[], []]
         namespaces.clear()
         ran.append(result)
@@ -204,7 +204,11 @@ def test_tests_without_an_end_are_no_program_s(attack: Attack) -> None:
 def test_a_loaded_machine_does_not_fail_a_slow_program(attack: Attack) -> None:
     """Busy threads of this process take the processors: the clock goes on faster than the program's own time."""
     spin = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
-    others = [subprocess.Popen([sys.executable, "-S", "-c", spin]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    # Each in a session of its own: where a system shares processors among sessions, they are not one.
+    others = [
+        subprocess.Popen([sys.executable, "-S", "-c", spin], start_new_session=True)
+        for _ in range(4 * len(os.sched_getaffinity(0)))
+    ]
     try:
         result = attack("import time\nwhile time.process_time() < 0.5: pass", 0.9)
     finally:

@@ -43,7 +43,7 @@ def calibration(tiny: Path, texts: Tensor, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("calibration")
     save_file({"tokens": texts[:SAMPLES].int()}, folder / "tokens.safetensors")
     collected = collect(load(tiny), texts[:SAMPLES], folder)
-    facts = {"corpora": {"made": "ab"}, "tokens": texts[:SAMPLES].numel(), **collected}
+    facts = {"corpora": {"made": "ab"}, "tokens": texts[:SAMPLES].numel(), "seed": 0, **collected}
     (folder / "manifest.json").write_text(json.dumps(facts))
     return folder
 

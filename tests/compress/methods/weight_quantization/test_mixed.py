@@ -57,7 +57,7 @@ def folders(tiny: Path, text: Tensor, tmp_path_factory: pytest.TempPathFactory) 
     calibration.mkdir()
     save_file({"tokens": text[:WINDOWS].int()}, calibration / "tokens.safetensors")
     found = collect(load(tiny), text[:WINDOWS], calibration)
-    write_manifest(calibration, corpora={"own": "ab"}, tokens=text[:WINDOWS].numel(), **found)
+    write_manifest(calibration, corpora={"own": "ab"}, tokens=text[:WINDOWS].numel(), seed=0, **found)
     gradients(parent / "gradients", tiny, calibration, {"part": "loss"})
     return calibration, parent / "gradients"
 
