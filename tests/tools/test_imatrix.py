@@ -50,7 +50,7 @@ def test_a_variant_of_the_written_file_is_that_of_the_calibration(
 def test_a_file_of_another_model_fails_in_one_line(wide: Path, calibration: Path, tiny: Path, tmp_path: Path) -> None:
     assert cli.main(["imatrix", str(tmp_path / "a.dat"), "--base", str(wide), "--calibration", str(calibration)]) == YES
     compress(tmp_path / "v", "v", tiny, None, None, [], spec(type="q4_k", imatrix=str(tmp_path / "a.dat")))
-    assert "the importance matrix has 256 inputs of blk.0.attn_q.weight; the model has 64" in str(
+    assert "is the importance matrix of another model: it has 2 blocks, this one 5" in str(
         read_manifest(tmp_path / "v")["failure"]
     )
 
