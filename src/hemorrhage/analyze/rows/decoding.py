@@ -71,7 +71,7 @@ def decoding_rows(variant: Variant, output: Output, spec: Spec, base: pd.DataFra
     """Rows of one variant under every strategy; compared with ``base``, the base model's measured texts, if given."""
     seed = output.manifest.get("seed")
     environment = environment_id(output.manifest)
-    of_all = _decoded(variant, ALL_STRATEGIES, ALL_STRATEGIES, seed)
+    of_all = decoded_variant(variant, ALL_STRATEGIES, ALL_STRATEGIES, seed)
     if output.failure is not None:
         yield row(of_all, "accuracy", Statistic.failed(output.failure), Source(environment=environment))
         return
@@ -84,7 +84,7 @@ def decoding_rows(variant: Variant, output: Output, spec: Spec, base: pd.DataFra
         if is_closed and answers.has_answers(texts):
             texts = texts.assign(uncommitted=answers.uncommitted(texts, theirs))
         for strategy, generated in texts.groupby("strategy", sort=False):
-            under = _decoded(variant, str(strategy), _settings(generated["settings"].iloc[0]), seed)
+            under = decoded_variant(variant, str(strategy), _settings(generated["settings"].iloc[0]), seed)
             statistics = _closed(generated, spec) if is_closed else _open(generated, output, spec)
             for metric, statistic in statistics.items():
                 yield row(under, metric, statistic, source)
@@ -112,7 +112,7 @@ def _over_strategies(pair: Pair, output: Output, is_closed: bool, spec: Spec) ->
         yield from _open_changes(pair, spec)
 
 
-def _decoded(variant: Variant, strategy: str, setting: str, seed: int | None) -> Variant:
+def decoded_variant(variant: Variant, strategy: str, setting: str, seed: int | None) -> Variant:
     """Return the variant as rows of decoding name it: the method is the strategy, and it lies on no damage curve."""
     return replace(
         variant,

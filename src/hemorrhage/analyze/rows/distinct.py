@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from hemorrhage.analyze.inputs import Output, Variant
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE
+from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, decoded_variant
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 
 
 def distinct_rows(variant: Variant, output: Output) -> Iterator[Row]:
     """Rows ``distinct_texts`` of a sweep: by data set the number of different texts, ``n`` of all of them."""
-    of_all = replace(
-        variant,
-        sweep=DECODE,
-        family=DECODE,
-        method=ALL_STRATEGIES,
-        curve="",
-        label=ALL_STRATEGIES,
-        axis="",
-        severity=math.nan,
-        seed=output.manifest.get("seed"),
-    )
+    of_all = decoded_variant(variant, ALL_STRATEGIES, ALL_STRATEGIES, output.manifest.get("seed"))
     for dataset, counted in output.manifest.get("distinct", {}).items():
         digest = output.manifest["datasets"][dataset]["sha256"]
         source = Source(dataset, output.protocol(dataset), digest, environment_id(output.manifest))
