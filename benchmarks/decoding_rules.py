@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks import marked
 from hemorrhage.analyze.inputs import Output
 from hemorrhage.analyze.rows import stability
 from hemorrhage.analyze.rows.answers import CHANGE, RATIO, Sides, changes
@@ -218,13 +219,6 @@ def lines_of(columns: dict[str, dict[str, str]]) -> list[str]:
     return [*lines, *(f"| {kind} | {' | '.join(each[kind] for each in columns.values())} |" for kind in kinds)]
 
 
-def write(document: Path, lines: Sequence[str]) -> None:
-    """Put lines between the marks of a document."""
-    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
-
-
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding_rules")
@@ -242,7 +236,7 @@ def main() -> None:
         lines += [*lines_of(columns), ""]
     print("\n".join(lines))
     if given.write:
-        write(given.write, lines)
+        marked.write(given.write, BEGIN, END, lines)
 
 
 if __name__ == "__main__":

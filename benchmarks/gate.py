@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks import marked
 from hemorrhage.analyze import budget
 from hemorrhage.analyze.stats import bounds
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -159,13 +160,6 @@ def quantiles(draws: int) -> Iterator[str]:
         yield f"{n}: ({', '.join(f'{value:.4g}' for value in line)}),"
 
 
-def write(document: Path, lines: Sequence[str]) -> None:
-    """Put lines between the marks of a document."""
-    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text("\n".join([before + BEGIN, *lines, END + after]), encoding="utf-8")
-
-
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate")
@@ -181,7 +175,7 @@ def main() -> None:
     lines = table(given.seed, given.runs)
     print("\n".join(lines))
     if given.write:
-        write(given.write, lines)
+        marked.write(given.write, BEGIN, END, lines)
 
 
 if __name__ == "__main__":

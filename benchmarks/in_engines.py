@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import marked
 from hemorrhage.engines.client import Session
 from hemorrhage.engines.environment import EngineError
 from hemorrhage.engines.protocol import Logits
@@ -265,10 +266,7 @@ def main() -> None:
     for line in otherwise(rows):
         print(line)
     if arguments.page is not None:
-        page = arguments.page.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        arguments.page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8")
+        marked.write(arguments.page, BEGIN, END, [table(rows)])
 
 
 def read(file: Path) -> list[Row]:
