@@ -31,7 +31,7 @@ def crossed(value: Any) -> Any:
         *([], [1, [2.0, None]], (), (1,), {1, 2}, frozenset("ab"), {}, {(1, 2): [3], "a": {None: True}}, b"\x00\xff"),
         *(bytearray(b"a"), 1 + 2j, range(1, 9, 3), [(1, {2}), {"x": (b"", [])}]),
     ],
-    ids=lambda value: str(value)[:20] if not isinstance(value, int) else hex(value)[:20],
+    ids=lambda value: hex(value)[:20] if isinstance(value, int) else f"{type(value).__name__}-{len(str(value))}",
 )
 def test_plain_values_cross_as_they_are(value: Any) -> None:
     there = crossed(value)
