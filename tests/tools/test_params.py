@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from hemorrhage import cli
 from hemorrhage.runtime.command import USAGE, YES
+from hemorrhage.study import params as config
 from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
@@ -83,3 +84,13 @@ def test_another_source_drops_what_the_old_one_needed() -> None:
     target = {"data": {"source": "mirror", "path": "a", "items": 5, "seed": 0}, "gone": 1}
     merge(target, {"data": {"source": "embedded", "seed": 1}, "gone": None})
     assert target == {"data": {"source": "embedded", "items": 5, "seed": 1}}
+
+
+def test_a_pattern_keeps_its_quotes(folder: Path) -> None:
+    """A colon between digits means a base of 60 to readers of YAML 1.1: without its quotes "2:4" would be 124."""
+    (folder / "pattern.yaml").write_text('compress: {wanda: {sparsity: [0.5, "2:4"]}}\n')
+    assert cli.main(["params", "pattern.yaml"]) == YES
+    text = (folder / "params.yaml").read_text()
+    read = config.read(folder / "params.yaml")
+    assert text.count('"2:4"') == 2
+    assert [read.compress[name]["sparsity"][-1] for name in ("wanda", "sparsegpt")] == ["2:4", "2:4"]

@@ -83,6 +83,8 @@ def apply(file: Path) -> None:
     """Write a profile into params.yaml. Raises CommandError, and then changes nothing."""
     yaml = YAML()
     yaml.width = 120
+    # "2:4" without its quotes is 124 to readers of YAML 1.1, where a colon means a base of 60.
+    yaml.preserve_quotes = True
     content, *others = _documents(yaml, PARAMS)
     if others:
         raise CommandError(f"{PARAMS} has {len(others) + 1} documents; it must have one")
