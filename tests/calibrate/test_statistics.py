@@ -119,6 +119,8 @@ def test_ranges_and_angles_are_those_of_hidden_states(model: PreTrainedModel, tm
     hook.remove()
     x, y = (value.flatten(0, 1) for value in seen)
     torch.testing.assert_close(found[f"{name}.mean_abs"], x.abs().mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[f"{name}.mean"], x.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[f"{name}.variance"], x.var(0, correction=0), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[f"{name}.max_abs"], x.abs().amax(0), rtol=1e-4, atol=1e-6)
     assert found[f"{name}.range"].tolist() == pytest.approx([x.min().item(), x.max().item()], rel=1e-4)
     assert found[f"{name}.output_range"].tolist() == pytest.approx([y.min().item(), y.max().item()], rel=1e-4)

@@ -59,6 +59,14 @@ class Statistics:
         """
         return self._activation(f"{first}.rms")
 
+    def mean(self, first: str) -> Tensor:
+        """Return the mean of every input feature of linear ``first``: float32 [n]."""
+        return self._activation(f"{first}.mean")
+
+    def variance(self, first: str) -> Tensor:
+        """Return the variance over all calibration tokens of every input feature of linear ``first``: float32 [n]."""
+        return self._activation(f"{first}.variance")
+
     def mean_abs(self, first: str) -> Tensor:
         """Return the mean absolute value of every input feature of linear ``first``: float32 [n]."""
         return self._activation(f"{first}.mean_abs")

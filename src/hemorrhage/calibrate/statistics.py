@@ -41,12 +41,14 @@ FEW = 128
 class Input:
     """Sums over the tokens that an input of linear layers has seen.
 
-    ``XtX`` float32 [n, n], upper triangle of XᵀX, the sum of x xᵀ, or None where no method reads it; ``square`` and
-    ``absolute`` float64 [n]: sums of squares and absolute values; ``largest`` float32 [n]: the greatest absolute value
-    of each feature; ``limits`` float32 [2]: the least (at most 0) and greatest (at least 0) of all values.
+    ``XtX`` float32 [n, n], upper triangle of XᵀX, the sum of x xᵀ, or None where no method reads it; ``total``,
+    ``square`` and ``absolute`` float64 [n]: sums of values, squares and absolute values; ``largest`` float32 [n]: the
+    greatest absolute value of each feature; ``limits`` float32 [2]: the least (at most 0) and greatest (at least 0) of
+    all values.
     """
 
     XtX: Tensor | None
+    total: Tensor
     square: Tensor
     absolute: Tensor
     largest: Tensor
@@ -63,6 +65,7 @@ class Input:
             torch.zeros(width, width, device=device) if second_moments else None,
             torch.zeros(width, **double),
             torch.zeros(width, **double),
+            torch.zeros(width, **double),
             torch.zeros(width, device=device),
             torch.zeros(2, device=device),
         )
@@ -77,6 +80,7 @@ class Input:
             triangle.add_square(self.XtX, x)
         widen(self.limits, x)
         for few in x.split(FEW if x.device.type == "cpu" else max(len(x), 1)):
+            self.total += few.sum(0)
             size = few.abs()
             self.absolute += size.sum(0)
             self.largest = torch.maximum(self.largest, size.amax(0))
@@ -96,11 +100,14 @@ class Input:
         return self.XtX
 
     def activations(self) -> dict[str, Tensor]:
-        """Return the mean and greatest absolute value of each feature, the range of all, the tokens that were seen.
+        """Return mean, variance, mean and greatest absolute value of each feature, range of all, tokens seen.
 
         Float32.
         """
+        mean = self.total / max(self.tokens, 1)
         return {
+            "mean": mean.float(),
+            "variance": (self.square / max(self.tokens, 1) - mean.square()).clamp_(min=0).float(),
             "mean_abs": (self.absolute / max(self.tokens, 1)).float(),
             "max_abs": self.largest,
             "rms": (self.square / max(self.tokens, 1)).sqrt().float(),
@@ -143,10 +150,11 @@ def collect(model: PreTrainedModel, tokens: Tensor, folder: Path, limit: float =
     ``hessian.safetensors``: for each input that linear layers share, the upper triangle of the mean of x xᵀ over
     all tokens, float32, under the name of the first linear that reads it; its metadata key ``shared`` is a JSON
     object ``{first linear: [linears]}``. Left out where it would be larger than ``limit`` bytes.
-    ``activations.safetensors``: ``<first>.mean_abs``, ``<first>.max_abs``, ``<first>.rms`` [n], ``<first>.range`` [2],
-    ``<first>.tokens`` [1], ``<linear>.output_range`` [2]. ``influence.json``: ``block_influence``, ShortGPT's (arXiv
-    2403.03853): 1 - mean over tokens of cos(x_i, x_{i+1}) of the hidden states that enter and leave block i;
-    ``angular_distance`` [L+1, L+1] (arXiv 2403.17887): arccos(cos(x_i, x_j)) / π of the windows' last token, averaged.
+    ``activations.safetensors``: ``<first>.mean``, ``<first>.variance``, ``<first>.mean_abs``, ``<first>.max_abs``,
+    ``<first>.rms`` [n], ``<first>.range`` [2], ``<first>.tokens`` [1], ``<linear>.output_range`` [2].
+    ``influence.json``: ``block_influence``, ShortGPT's (arXiv 2403.03853): 1 - mean over tokens of cos(x_i, x_{i+1}) of
+    the hidden states that enter and leave block i; ``angular_distance`` [L+1, L+1] (arXiv 2403.17887):
+    arccos(cos(x_i, x_j)) / π of the windows' last token, averaged.
 
     Raises ValueError where hidden states are not finite.
     """

@@ -32,6 +32,7 @@ METHODS = (
     "owl",
     "gblm",
     "wanda_plus",
+    "ria",
     # Structured pruning
     "width",
     "slicegpt",
