@@ -33,6 +33,8 @@ METHODS = (
     "gblm",
     "wanda_plus",
     "ria",
+    "dsnot",
+    "admm",
     # Structured pruning
     "width",
     "slicegpt",
