@@ -48,6 +48,7 @@ STORED: Mapping[str, Mapping[str, Any]] = {
     "rotated": {"hemorrhage": {"forms": ["rotated"]}},
     "affine": {"hemorrhage": {"forms": ["affine"]}},
     "low_rank": {"hemorrhage": {"forms": ["low_rank"]}},
+    "int8_outliers": {"hemorrhage": {"forms": ["int8_outliers"]}},
     "sliced": {"hemorrhage": {"form": "sliced"}},
     "pruned_width": {"hemorrhage": {"narrow": {"layer": [1, 1]}}},
     "kv_cache": {"hemorrhage": {"kv_cache": {"bits": 4}}},

@@ -20,6 +20,7 @@ METHODS = (
     # Activation quantization
     "activations",
     "kv_cache",
+    "llm_int8",
     # Equivalent transforms
     "smoothing",
     "hadamard",
@@ -42,6 +43,7 @@ METHODS = (
     "depth",
     # Low rank
     "svd",
+    "asvd",
     # Depth expansion
     "llama_pro",
     "depth_up_scaling",

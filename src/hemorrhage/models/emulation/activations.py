@@ -33,7 +33,7 @@ from hemorrhage.models.formats.config import QuantizationArgs
 STRATEGIES = {"static": ("tensor", False), "tensor": ("tensor", True), "token": ("token", True)}
 """Range of a scale -> compressed-tensors' ``strategy`` and ``dynamic``."""
 
-INPUT_TENSORS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub")
+INPUT_TENSORS = ("input_scale", "input_zero_point", "input_global_scale", "input_scale_ub", "input_spared")
 """Suffixes of a layer's tensors that say how its inputs are rounded."""
 
 _exact: list[bool] = [False]
@@ -96,6 +96,25 @@ class InputRounding(RoundingHook):
             scale = scale_of(largest, self.bits)
         half = 2 ** (self.bits - 1)
         return (wide / scale).round_().clamp_(-half, half - 1).mul_(scale).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class SparingRounding(RoundingHook):
+    """LLM.int8's: each token's input to 8 bits by its largest value, but for the features ``spared`` int64 [k].
+
+    ``q = round(127 x / max|x|)``, the maximum without the spared ones.
+    """
+
+    spared: Tensor
+
+    def round(self, x: Tensor) -> Tensor:
+        """Round ``x`` [..., features] to its grid, in the dtype of ``x``."""
+        spared = self.spared.to(x.device)
+        wide = x.float().index_fill(-1, spared, 0)
+        scale = wide.abs().amax(-1, keepdim=True) / 127
+        scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+        rounded = (wide / scale).round_().mul_(scale).to(x.dtype)
+        return rounded.index_copy(-1, spared, x.index_select(-1, spared))
 
 
 @dataclass(frozen=True)
@@ -200,6 +219,8 @@ def rounding_of(name: str, arguments: QuantizationArgs, stored: Mapping[str, Ten
     Of these INPUT_TENSORS are read. Raises ValueError with the
     layer's ``name`` for what can't be emulated.
     """
+    if "input_spared" in stored:
+        return SparingRounding(stored["input_spared"])
     scale, zero = _number(name, stored, "input_scale"), _number(name, stored, "input_zero_point")
     wanted = (arguments.get("strategy"), arguments.get("dynamic"))
     over = next((over for over, strategy in STRATEGIES.items() if strategy == wanted), None)

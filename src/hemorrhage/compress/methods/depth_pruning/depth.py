@@ -159,7 +159,7 @@ def least_loss(model: PreTrainedModel, tokens: Tensor, removed: int) -> set[int]
     from hemorrhage.models.blockwise import embed
 
     number = len(blocks(model))
-    batches = tokens.to(model.device).split(_batch(*tokens.shape))
+    batches = tokens.to(model.device).split(batch_size(*tokens.shape))
     gone: set[int] = set()
     with (
         torch.inference_mode(),
@@ -172,26 +172,26 @@ def least_loss(model: PreTrainedModel, tokens: Tensor, removed: int) -> set[int]
         ) as progress,
     ):
         states, arguments = embed(model, batches)
-        after_first = _through(model, [0], states, arguments)
+        after_first = pass_blocks(model, [0], states, arguments)
         for _ in range(removed):
             states = after_first
             losses = {}
             for candidate in [index for index in range(1, number - 1) if index not in gone]:
                 rest = [index for index in range(candidate + 1, number) if index not in gone]
-                losses[candidate] = _loss(model, batches, _through(model, rest, states, arguments))
-                states = _through(model, [candidate], states, arguments)
+                losses[candidate] = mean_loss(model, batches, pass_blocks(model, rest, states, arguments))
+                states = pass_blocks(model, [candidate], states, arguments)
                 progress.update()
             gone.add(min(losses, key=lambda index: losses[index]))
     return gone
 
 
-def _batch(samples: int, length: int) -> int:
+def batch_size(samples: int, length: int) -> int:
     """Windows per batch: a divisor of ``samples``, so that all batches have one shape and one mask."""
     fitting = max(1, BATCH_TOKENS // length)
     return max(size for size in range(1, min(fitting, samples) + 1) if samples % size == 0)
 
 
-def _through(
+def pass_blocks(
     model: PreTrainedModel, indices: list[int], states: list[Tensor], arguments: list[BlockArguments]
 ) -> list[Tensor]:
     """Return the states that leave the blocks at ``indices``, run one after the other on ``states``."""
@@ -204,7 +204,7 @@ def _through(
     return states
 
 
-def _loss(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> float:
+def mean_loss(model: PreTrainedModel, batches: tuple[Tensor, ...], states: list[Tensor]) -> float:
     """Return the mean loss per predicted token, in nats, of ``states`` that left the last block."""
     from hemorrhage.models.blockwise import final_norm, logits
 

@@ -2,9 +2,8 @@
 
 Plain, ``W ≈ U_r Σ_r V_rᵀ`` is the nearest matrix of that rank. ``whiten`` takes the nearest in what the layer gives
 out on the calibration tokens, ``‖(W - W') X‖``, as SVD-LLM (Wang et al., arXiv 2403.07378) does with the Cholesky
-factor of ``X Xᵀ``: with H = mean of x xᵀ = L Lᵀ, ``W L = U Σ Vᵀ`` is cut and ``L`` divided out. (ASVD, arXiv
-2312.05821, scales by the inputs' magnitudes instead; SVD-LLM's later fine-tuning is not part of it.) Every layer
-keeps the same share of its weights; H is the base model's."""
+factor of ``X Xᵀ``: with H = mean of x xᵀ = L Lᵀ, ``W L = U Σ Vᵀ`` is cut and ``L`` divided out. SVD-LLM's later
+fine-tuning is not part of it. Every layer keeps the same share of its weights; H is the base model's."""
 
 from __future__ import annotations
 
@@ -22,8 +21,10 @@ from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from hemorrhage.models.formats.low_rank import LowRankLinear
 
 
 def weights_removed(share: float) -> str:
@@ -54,13 +55,18 @@ class Settings(Base):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Factor the linear layers of ``model`` in place."""
+    from hemorrhage.models.formats.storage import replace
+
     linears, statistics = linears_of(model), context.statistics
     shared = statistics.shared() if statistics else {name: [name] for name in linears}
     with torch.inference_mode():
         for first, names in tqdm(shared.items(), desc="svd", unit="input", mininterval=5, leave=False):
             moment = statistics.second_moment(first) if statistics else None
             for name in names:
-                _replace(model, name, linears[name], moment, settings)
+                linear = linears[name]
+                kept = rank(linear.out_features, linear.in_features, settings.removed)
+                inner, outer = factors(linear.weight.float(), moment, kept, settings.damp)
+                replace(model, name, balanced(inner, outer, linear))
 
 
 def rank(rows: int, columns: int, removed: float) -> int:
@@ -90,19 +96,16 @@ def factors(W: Tensor, moment: Tensor | None, rank: int, damp: float) -> tuple[T
     return inner.float(), (product @ right).float()
 
 
-def _replace(
-    model: PreTrainedModel, name: str, linear: torch.nn.Linear, moment: Tensor | None, settings: Settings
-) -> None:
-    from hemorrhage.models.formats.low_rank import LowRankLinear
-    from hemorrhage.models.formats.storage import replace
+def balanced(inner: Tensor, outer: Tensor, linear: nn.Linear) -> LowRankLinear:
+    """Return the layer of both factors in the dtype of ``linear``, with its bias.
 
-    kept = rank(linear.out_features, linear.in_features, settings.removed)
-    inner, outer = factors(linear.weight.float(), moment, kept, settings.damp)
-    # Both factors as large as each other, so that neither loses more in a narrow dtype.
-    balance = (inner.norm() / outer.norm()).sqrt() if inner.any() and outer.any() else torch.ones(())
+    Both factors are as large as each other, so that neither loses more in a narrow dtype.
+    """
+    from hemorrhage.models.formats.low_rank import LowRankLinear
+
+    ratio = (inner.norm() / outer.norm()).sqrt() if inner.any() and outer.any() else torch.ones(())
     dtype = linear.weight.dtype
-    form = LowRankLinear((inner / balance).to(dtype), (outer * balance).to(dtype), linear.bias)
-    replace(model, name, form)
+    return LowRankLinear((inner / ratio).to(dtype), (outer * ratio).to(dtype), linear.bias)
 
 
 METHOD = Method(
