@@ -78,6 +78,7 @@ def test_every_strategy_continues_every_prompt(
 def test_texts_and_their_human_counterparts_have_features(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep, "LEAST_TEXTS", 3)
     run(tmp_path / "out", folders, monkeypatch)
     rows = pd.read_parquet(tmp_path / "out" / "generations.parquet")
     human = HUMAN.validate(pd.read_parquet(tmp_path / "out" / "human.parquet"))
@@ -94,14 +95,29 @@ def test_texts_and_their_human_counterparts_have_features(
     for name, texts in (("stories.human", human), ("stories.strategy.greedy", greedily)):
         for row, (prompt, text) in enumerate(zip(greedily.prompt, texts.itertuples(), strict=True)):
             ids = [*tokenizer(prompt)["input_ids"], *text.tokens]
+            alone = [tokenizer.bos_token_id, *text.tokens]
             with torch.no_grad():
-                output = model(torch.tensor([ids]), output_hidden_states=True)
-            before = slice(len(ids) - len(text.tokens) - 1, -1)
-            expected = output.hidden_states[-1][0, before].mean(0).numpy()
-            assert features[name][row] == pytest.approx(expected, abs=2e-4)
-            logp = output.logits[0, before].log_softmax(-1)
+                logits = model(torch.tensor([ids])).logits
+                states = model(torch.tensor([alone]), output_hidden_states=True).hidden_states[-1]
+            assert features[name][row] == pytest.approx(states[0, 1:].mean(0).numpy(), abs=2e-4)
+            logp = logits[0, len(ids) - len(text.tokens) - 1 : -1].log_softmax(-1)
             nll = -logp.gather(1, torch.tensor(text.tokens)[:, None]).mean()
             assert text.base_nll == pytest.approx(float(nll), abs=2e-4)
+
+
+def test_features_do_not_hold_the_prompt(folders: dict[str, Path]) -> None:
+    """In bfloat16: a text has one feature, whatever it was written behind, alone or among longer ones."""
+    model = load(folders["base"]).bfloat16()
+    text = [5, 17, 300, 44]
+    alone, among = (sweep.text_features(model, texts)[0] for texts in ([text], [text, [9, 8, 7, 6, 5, 4, 3]]))
+    assert alone == pytest.approx(among, abs=0.05)
+    (other,) = sweep.text_features(model, [[5, 17, 301, 44]])
+    assert max(abs(a - b) for a, b in zip(alone, other, strict=True)) > 0.05
+
+
+def test_few_texts_have_no_features(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "out", folders, monkeypatch)
+    assert load_file(tmp_path / "out" / "features.safetensors") == {}
 
 
 def test_worked_problems_and_summaries_are_swept_like_other_tasks(

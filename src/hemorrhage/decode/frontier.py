@@ -5,7 +5,7 @@ of the variance, k-means with a cluster for every 10 texts of the smaller set, a
 starts. Of the histograms P and Q and their mixtures R = w P + (1 - w) Q, the points (exp(-c KL(Q || R)),
 exp(-c KL(P || R))) with c = 5 bound the area that is the score: 1 where P = Q, 0 where they have nothing in common.
 One thing differs from the authors' program: there a text's feature is the last state of GPT-2 large, here
-whatever the caller gives, in this bench the mean state of the uncompressed model over the text, read behind its prompt.
+whatever the caller gives, in this bench the mean state of the uncompressed model over the text, read without prompt.
 So scores compare with one another and not with published ones.
 
 A score of few texts is near 1, whatever they are: so few clusters follow the prompts, which both sides share. Below

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from hemorrhage.decode import batching
 from hemorrhage.decode.answers import extract, flexible_number, is_right, plain_number, strict_number
+from hemorrhage.decode.frontier import LEAST_TEXTS
 from hemorrhage.decode.generation import (
     Prompts,
     Reading,
@@ -80,7 +81,10 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are generated at once: ``number`` counts within the data set; any of ``stops`` ends a text."""
+    """Prompts that are generated at once: ``number`` counts within the data set; any of ``stops`` ends a text.
+
+    ``featured``: the data set has texts enough to be compared with people's, and the features of each are kept.
+    """
 
     task: str
     dataset: str
@@ -88,6 +92,7 @@ class Batch:
     new_tokens: int
     prompts: Sequence[Prompt]
     stops: Sequence[str] = ()
+    featured: bool = False
 
     @property
     def longest(self) -> int:
@@ -142,11 +147,10 @@ def sweep(
     parts = [part[~part["strategy"].isin(gaps)] if "strategy" in part else part for part in parts]
     rows = _ordered([part for part in parts if "strategy" in part], batches, names)
     human = _ordered([_NO_HUMAN, *(part for part in parts if "strategy" not in part)], batches)
-    features = {
-        f"{dataset}.strategy.{name}": texts
-        for (dataset, name), texts in rows[rows["task"] == "open_ended"].groupby(["dataset", "strategy"])
-    }
-    features |= {f"{dataset}.human": texts for dataset, texts in human.groupby("dataset")}
+    featured = {batch.dataset for batch in batches if batch.featured}
+    kept, people = (side[side["dataset"].isin(featured)] for side in (rows, human))
+    features = {f"{dataset}.strategy.{name}": texts for (dataset, name), texts in kept.groupby(["dataset", "strategy"])}
+    features |= {f"{dataset}.human": texts for dataset, texts in people.groupby("dataset")}
     with writing(out) as part:
         GENERATIONS.validate(rows.drop(columns="feature")).to_parquet(part / "generations.parquet", index=False)
         HUMAN.validate(human.drop(columns="feature")).to_parquet(part / "human.parquet", index=False)
@@ -329,7 +333,9 @@ def _open_batches(
 ) -> Iterator[Batch]:
     for folder, task in zip(folders, spec.open_ended, strict=True):
         prompts = open_prompts(folder, tokenizer, task, spec.seed, chat)
-        yield from _batches("open_ended", task.task, prompts, task.new_tokens, spec.batch)
+        featured = sum(bool(prompt.human) for prompt in prompts) >= LEAST_TEXTS
+        for batch in _batches("open_ended", task.task, prompts, task.new_tokens, spec.batch):
+            yield replace(batch, featured=featured)
 
 
 def _batches(
@@ -531,10 +537,11 @@ class _ReadBatch:
 
     def _table(self, strategy: Strategy, texts: list[Ended], seconds: float) -> pd.DataFrame:
         nll: list[float] = [math.nan] * len(texts)
-        features: list[Any] = [None] * len(texts)
+        features: Sequence[Any] = [None] * len(texts)
         if self.opened:
             tokens = [text.tokens for text in texts]
-            nll, features = score_continuations(self.of_base, self.ids, self.mask, tokens, self.base_reading)
+            nll = score_continuations(self.of_base, self.ids, self.mask, tokens, self.base_reading)
+            features = self._features(tokens)
         return pd.DataFrame(
             [
                 {
@@ -551,16 +558,18 @@ class _ReadBatch:
             ]
         )
 
+    def _features(self, texts: Sequence[list[int]]) -> Sequence[list[float] | None]:
+        return text_features(self.of_base, texts) if self.batch.featured and texts else [None] * len(texts)
+
     def human(self) -> pd.DataFrame:
         """Return the rows of ``human.parquet`` for this batch: what people wrote behind its prompts."""
         written = [row for row, prompt in enumerate(self.batch.prompts) if prompt.human]
         texts = [(self.batch.prompts[row].human or [])[: self.batch.new_tokens] for row in written]
         reading = self.base_reading if len(written) == len(self.batch.prompts) else None
         nll: list[float] = []
-        features: list[list[float]] = []
         if written:
             ids, mask = self.ids[written], self.mask[written]
-            nll, features = score_continuations(self.of_base, ids, mask, texts, reading)
+            nll = score_continuations(self.of_base, ids, mask, texts, reading)
         return pd.DataFrame(
             {
                 "dataset": self.batch.dataset,
@@ -573,7 +582,7 @@ class _ReadBatch:
                 ],
                 "tokens": texts,
                 "base_nll": nll,
-                "feature": features,
+                "feature": self._features(texts),
             }
         ).astype({"item": "int64", "base_nll": "float64"})
 
@@ -655,12 +664,11 @@ def score_continuations(
     attention_mask: torch.Tensor,
     texts: Sequence[list[int]],
     reading: Reading | None,
-) -> tuple[list[float], list[list[float]]]:
-    """Score ``texts`` by ``model`` as continuations of the prompts.
+) -> list[float]:
+    """Return the mean negative log-likelihood of ``texts`` by ``model`` behind the prompts, nats per token.
 
-    Mean negative log-likelihood in nats per token, and the mean [width] of the final hidden states from which the
-    model predicts them. ``texts`` are not empty; an end-of-sequence token counts as one of theirs. ``reading`` is
-    what ``model`` has read of the prompts.
+    ``texts`` are not empty; an end-of-sequence token counts as one of theirs. ``reading`` is what ``model`` has read of
+    the prompts.
     """
     from transformers import DynamicCache
 
@@ -676,8 +684,30 @@ def score_continuations(
     else:
         cache = reading.copied_cache()
     with torch.no_grad():
-        logits, states = forward(model, tokens, mask, cache, logits=longest)
+        logits, _ = forward(model, tokens, mask, cache, logits=longest)
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     inside = torch.arange(longest, device=lengths.device) < lengths[:, None]
-    means = (states[:, -longest:].float() * inside[..., None]).sum(1) / lengths[:, None]
-    return ((nll.view_as(targets) * inside).sum(1) / lengths).tolist(), means.tolist()
+    means: list[float] = ((nll.view_as(targets) * inside).sum(1) / lengths).tolist()
+    return means
+
+
+def text_features(model: PreTrainedModel, texts: Sequence[list[int]]) -> list[list[float]]:
+    """Return what MAUVE compares of each of ``texts``, lists of tokens that are not empty: floats [texts, width].
+
+    It is the mean of the final hidden states at a text's tokens, each text read alone, behind the token that begins a
+    text: behind its prompt it would hold the prompt, which the person's text shares. The first token's own state is
+    left out: attention sinks there, and it is the same for all.
+    """
+    from transformers import DynamicCache
+
+    known, longest = special_tokens(model), max(map(len, texts))
+    begin = known["pad_token_id"] if known["bos_token_id"] is None else known["bos_token_id"]
+    tokens = torch.tensor([[begin, *text] + [0] * (longest - len(text)) for text in texts], device=model.device)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    with torch.no_grad():
+        # Filling behind a text's end needs no mask: nothing in front of it attends to it.
+        _, states = forward(model, tokens, torch.ones_like(tokens), cache)
+    lengths = torch.tensor([len(text) for text in texts], device=states.device)[:, None]
+    inside = torch.arange(longest, device=states.device) < lengths
+    means: list[list[float]] = ((states[:, 1:].float() * inside[..., None]).sum(1) / lengths).tolist()
+    return means

@@ -269,7 +269,7 @@ def _scored(base: PreTrainedModel, task: Task, texts: Sequence[tuple[int, tuple[
             chosen = indices[start : start + at_once]
             ids, mask = _batch(base, [task.prompts[texts[index][0]] for index in chosen])
             continued = [list(texts[index][1]) for index in chosen]
-            nll, _ = score_continuations(base, ids, mask, continued, read(base, ids, mask))
+            nll = score_continuations(base, ids, mask, continued, read(base, ids, mask))
             for index, value in zip(chosen, nll, strict=True):
                 values[index] = value
     return values
