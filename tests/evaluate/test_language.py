@@ -94,6 +94,26 @@ def test_damage_against_a_literal_double_loop(
     assert 0 < table.top10_overlap.mean() < 1
 
 
+@pytest.mark.parametrize("is_one_head", [False, True])
+def test_acceptance_is_the_overlap_of_both_distributions(
+    model: Any, damaged: Any, windows: torch.Tensor, of_base: Path, is_one_head: bool
+) -> None:
+    """Of blocks in bfloat16, against speculative sampling itself: drafted by q, kept with probability min(1, p / q)."""
+    altered = copy.deepcopy(damaged)
+    altered.model.layers.bfloat16().float()
+    table = TOKENS.validate(damage_of(altered, of_base, model, is_one_head=is_one_head))
+    looked_at = table[table.acceptance.notna()]
+    assert sorted(looked_at.position.unique()) == list(range((WINDOW - 1) % 16 or 16, WINDOW, 16))
+    for row in looked_at.itertuples():
+        read = windows[row.window : row.window + 1, : row.position].long()
+        with torch.no_grad():
+            p, q = (side(read).logits[0, -1].double().softmax(-1) for side in (model, altered))
+        kept = sum(float(b) * min(1.0, float(a) / float(b)) for a, b in zip(p, q, strict=True) if b > 0)
+        assert row.acceptance == pytest.approx(kept, abs=1e-5)
+    same = damage_of(model, of_base, model, is_one_head=is_one_head).acceptance.dropna()
+    assert same.to_numpy() == pytest.approx(1.0, abs=1e-6)
+
+
 def test_perplexity_and_kl_of_a_plain_loop_over_full_logits(
     model: Any, damaged: Any, tiny: Path, tmp_path: Path
 ) -> None:
@@ -144,9 +164,9 @@ def test_tiles_and_parts_add_up(kept: int, tile: int, noise: float, monkeypatch:
     states = torch.randn(20, 16, generator=generator) * torch.logspace(-2, 2, 20)[:, None]
     targets = torch.randint(300, (20,), generator=generator)
     ours, base = Predictions(altered, 20, head), Predictions(head, 20)
-    figures, likeliest, nothing = base.of(states, targets)
+    figures, likeliest, nothing, _ = base.of(states, targets)
     assert not nothing.any()
-    found, top, kl = ours.of(states, targets, BaseSide(states, figures, likeliest))
+    found, top, kl, _ = ours.of(states, targets, BaseSide(states, figures, likeliest))
     p, q = ((states.double() @ weight.double().T).log_softmax(-1) for weight in (head, altered))
     assert torch.equal(top, q.topk(10).indices)
     expected = {
@@ -195,7 +215,7 @@ def test_kl_of_one_head_by_its_definition(
     targets = torch.randint(vocabulary, (40,), generator=generator)
     head = Head(weight.float(), None, scales.get("input_scale", 1.0), scales.get("output_scale", 1.0))
     base = Predictions(head, 40).of_base(states, targets)
-    figures, top, kl = Predictions(head, 13).of(altered, targets, base)
+    figures, top, kl, _ = Predictions(head, 13).of(altered, targets, base)
     factor = head.input_scale * head.output_scale
     z_p, z_q = (factor * x.double().numpy() @ weight.double().numpy().T for x in (states, altered))
     # Float32 logits are off by some 2^-24 of their terms.
@@ -222,7 +242,7 @@ def test_a_large_common_shift_of_the_logits_changes_nothing() -> None:
     longer = torch.cat([states, torch.ones(6, 1)], dim=1)
     targets = torch.arange(6)
     base = Predictions(head, 6).of(states, targets)
-    found, _, kl = Predictions(shifted, 6, head).of(longer, targets, BaseSide(states, base[0], base[1]))
+    found, _, kl, _ = Predictions(shifted, 6, head).of(longer, targets, BaseSide(states, base[0], base[1]))
     assert kl.abs().max() < 1e-4, "rounding of logits in the hundreds"
     assert torch.allclose(found[:, 2:], base[0][:, 2:], atol=1e-4)
 

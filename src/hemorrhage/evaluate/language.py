@@ -21,6 +21,10 @@ so that KL(p, p) is zero within 1e-6 although it is a difference of numbers of t
 Logits are made a tile at a time, so that what works on them finds them in the cache: the softmax is accumulated over
 tiles (Milakov and Gimelshein 2018, arXiv 1805.02867). Memory depends neither on the length of the corpus nor on
 vocabulary times window.
+
+Acceptance, Σ_v min(p(v), q(v)), is the chance that speculative decoding keeps a token that the variant drafts for the
+base (Leviathan et al. 2023, arXiv 2211.17192, section 3.3). It needs all of p, so the base's logits are made for every
+sixteenth prediction alone, while those of the variant are there.
 """
 
 from __future__ import annotations
@@ -68,6 +72,9 @@ TOP = 10
 
 GROUP = 64
 """The top-10 logits are sought among the members of the ten groups of neighbours with the largest maxima."""
+
+LOOKED_AT = 16
+"""Of a window's predictions every so many, counted from the last, are looked at for the acceptance of a draft."""
 
 SCORED = "scored.safetensors"
 """File of a reference: which tokens are scored, bool [n, window], of the corpora where not all are."""
@@ -140,6 +147,16 @@ class BaseSide(NamedTuple):
         return BaseSide(self.hidden[part], self.figures[part], self.top[part], likeliest, rest)
 
 
+class Predicted(NamedTuple):
+    """Figures float64 [n, 4] (FIGURES) of n predictions; the top-10 tokens int64 [n, 10]; the KL from the base in nats,
+    float64 [n], zeros without one; the acceptance, float64 [n], NaN where it was not looked at."""
+
+    figures: Tensor
+    top: Tensor
+    kl: Tensor
+    acceptance: Tensor
+
+
 class Predictions:
     """Next-token distributions of final hidden states, and their divergence from the base's.
 
@@ -167,24 +184,29 @@ class Predictions:
         self.maxima = weight.new_empty((self.rows, groups))
         self.scratch = weight.new_empty((3, self.rows * self.width))
 
-    def of(self, states: Tensor, targets: Tensor, base: BaseSide | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Figures float64 [n, 4] (FIGURES) and the top-10 tokens int64 [n, 10] of ``states`` float32 [n, hidden].
+    def of(
+        self, states: Tensor, targets: Tensor, base: BaseSide | None = None, looked_at: Tensor | None = None
+    ) -> Predicted:
+        """Predict by ``states`` float32 [n, hidden]; ``targets``: int64 [n], the tokens to be predicted.
 
-        Third the KL from ``base`` in nats, float64 [n], zeros without. ``targets``: int64 [n], the tokens to be
-        predicted.
+        ``looked_at``: bool [n], of which predictions the acceptance is wanted; it takes a ``base``.
         """
         computed = [
-            self._piece(states[part], targets[part], None if base is None else base.part(part))
+            self._piece(
+                states[part],
+                targets[part],
+                None if base is None else base.part(part),
+                None if looked_at is None else looked_at[part],
+            )
             for part in self._parts(len(states))
         ]
-        figures, top, kl = (torch.cat(values) for values in zip(*computed, strict=True))
-        return figures, top, kl
+        return Predicted(*(torch.cat(values) for values in zip(*computed, strict=True)))
 
     def of_base(self, states: Tensor, targets: Tensor) -> BaseSide:
         """Return what a reference keeps of ``states`` float32 [n, hidden], with the sums of a linear head."""
         computed: list[tuple[Tensor, ...]] = []
         for part in self._parts(len(states)):
-            figures, top, _ = self._piece(states[part], targets[part], None)
+            figures, top, *_ = self._piece(states[part], targets[part], None)
             computed.append((figures, top, *(self._sums(figures, top) if self.head.is_linear else ())))
         return BaseSide(states, *(torch.cat(values) for values in zip(*computed, strict=True)))
 
@@ -192,7 +214,9 @@ class Predictions:
         """Return slices of nearly one size over so many tokens: a small rest would be slow."""
         return batches(tokens, -(-tokens // -(-tokens // self.rows)))
 
-    def _piece(self, states: Tensor, targets: Tensor, base: BaseSide | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _piece(
+        self, states: Tensor, targets: Tensor, base: BaseSide | None, looked_at: Tensor | None = None
+    ) -> Predicted:
         rows, hidden, states = len(states), states, self.head.scale_input(states)
         logits, maxima = self.logits[:rows], self.maxima[:rows]
         peak = logits.new_full((rows,), torch.finfo(torch.float32).min, dtype=torch.float64)
@@ -236,7 +260,20 @@ class Predictions:
             cross = self._cross(hidden, logits, base) if other is None else cross * (-base.figures[:, 1]).exp()
             # ln of both normalisers, as differences of what is alike.
             cross += (peak - base.figures[:, 0]) + (log_mass - base.figures[:, 1])
-        return figures, self._top(logits, maxima), cross
+        accepted = torch.full_like(cross, torch.nan)
+        if base is not None and looked_at is not None:
+            accepted[looked_at] = self._acceptance(logits[looked_at], figures[looked_at], base, looked_at)
+        return Predicted(figures, self._top(logits, maxima), cross, accepted)
+
+    def _acceptance(self, logits: Tensor, figures: Tensor, base: BaseSide, looked_at: Tensor) -> Tensor:
+        """Return Σ min(p, q), float64 [m], of ``logits`` [m, ...] and ``figures`` of the variant where it is wanted."""
+        head = self.base_head or self.head
+        of_base = head.finish(head.scale_input(base.hidden[looked_at]) @ head.weight.T)
+        q, p = (
+            (of_side - of_peak[:, :1].float()).exp_() * (-of_peak[:, 1:2]).exp().float()
+            for of_side, of_peak in ((logits[:, : self.vocabulary], figures), (of_base, base.figures[looked_at]))
+        )
+        return torch.minimum(p, q).sum(-1, dtype=torch.float64)
 
     def _cross(self, hidden: Tensor, logits: Tensor, base: BaseSide) -> Tensor:
         """Return Σ p (base's logit − variant's), float64 [n], where one linear head makes both.
@@ -406,7 +443,9 @@ def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tupl
     side = BaseSide(hidden[:, :-1].flatten(0, 1), *(value.flatten(0, 1) for value in others))
     side = side._replace(top=side.top.long())
     base_figures, base_top = side.figures, side.top
-    figures, top, kl = predictions.of(states[:, :-1].flatten(0, 1), targets, side)
+    places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+    looked_at = ((places + 1 - len(places)) % LOOKED_AT == 0).repeat(len(tokens))
+    figures, top, kl, acceptance = predictions.of(states[:, :-1].flatten(0, 1), targets, side, looked_at)
     shared = (top[:, :, None] == base_top[:, None, :]).sum((1, 2))
     return {
         "nll": figures[:, 3].float(),
@@ -419,6 +458,8 @@ def _damage(predictions: Predictions, states: Tensor, tokens: Tensor, base: tupl
         # The top-1 token's share of the mass is exp(0).
         "confidence": (-figures[:, 1]).exp().float(),
         "base_confidence": (-base_figures[:, 1]).exp().float(),
+        # Rounding may leave a sum of shares a hair above 1.
+        "acceptance": acceptance.clamp(max=1).float(),
         "right": top[:, 0] == targets,
         "base_right": base_top[:, 0] == targets,
     }

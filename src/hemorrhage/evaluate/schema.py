@@ -20,6 +20,7 @@ TOKENS = pa.DataFrameSchema(
         "base_entropy": pa.Column("float32", pa.Check.ge(0)),
         "confidence": pa.Column("float32", pa.Check.in_range(0, 1)),
         "base_confidence": pa.Column("float32", pa.Check.in_range(0, 1)),
+        "acceptance": pa.Column("float32", pa.Check.in_range(0, 1), nullable=True),
         "right": pa.Column(bool),
         "base_right": pa.Column(bool),
     },
@@ -29,7 +30,8 @@ TOKENS = pa.DataFrameSchema(
 
 ``count``: how often the token to be predicted is in the corpus's evaluation split; ``nll``, ``kl``, ``entropy`` in
 nats; ``top10_overlap``: share of the base's top-10 tokens among the variant's; ``confidence``: probability of
-the top-1 token; ``right``: the top-1 token is the one to be predicted.
+the top-1 token; ``acceptance``: Σ min(p, q) of every sixteenth prediction, else NaN; ``right``: the top-1 token
+is the one to be predicted.
 """
 
 WINDOWS = pa.DataFrameSchema(

@@ -223,6 +223,7 @@ def tokens_of(model: Any, base: Any, windows: torch.Tensor) -> pd.DataFrame:
         "base_entropy": base_entropy,
         "confidence": q.amax(-1).exp(),
         "base_confidence": p.amax(-1).exp(),
+        "acceptance": torch.minimum(p.exp(), q.exp()).sum(-1).clamp(max=1),
         "right": best == targets[..., 0],
         "base_right": base_best == targets[..., 0],
     }

@@ -12,7 +12,8 @@ import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE, Output, Variant
 from hemorrhage.analyze.protocol import add_protocol, of_category
-from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
+from hemorrhage.analyze.rows import drafts
+from hemorrhage.analyze.rows.schema import OK, Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats, Integers
@@ -38,13 +39,15 @@ METRICS = (
     "same_top1",
     "top10_overlap",
     "entropy_gap",
+    "acceptance",
     "calibration_error",
     "calibration_error_change",
     "top1_brier",
 )
 """Per corpus; a row's name ends with the whole protocol. KL and entropy in nats; ``kl_worst_window``: the
 largest mean KL of a window; ``probability_change``: of the target, variant minus base; ``entropy_gap``: variant minus
-base; ``calibration_error``: expected, over BINS bins of the top-1 token's probability (Guo et al. 2017, arXiv
+base; ``acceptance``: of the variant's drafts by the base, sum of min(p, q), see hemorrhage.analyze.rows.drafts;
+``calibration_error``: expected, over BINS bins of the top-1 token's probability (Guo et al. 2017, arXiv
 1706.04599); ``top1_brier``: mean squared difference of that probability and of whether the token was right. Also by
 bucket: kl_mean and ln_perplexity_ratio by position in the window (powers of two) and by how often the target occurs in
 the corpus's evaluation split."""
@@ -107,8 +110,9 @@ def language_rows(variant: Variant, output: Output, spec: Spec, resamples: Resam
             for metric, test in damage.tests(resamples.noise.get(corpus)).items():
                 statistics[metric] = replace(statistics[metric], p=test.p, mde=test.mde)
         statistics |= dict(_by_category(output, corpus, spec))
+        statistics |= drafts.speedups(statistics["acceptance"], variant)
         for metric, statistic in statistics.items():
-            if not math.isfinite(statistic.estimate):
+            if statistic.status == OK and not math.isfinite(statistic.estimate):
                 statistic = Statistic.undefined("not a finite number", damage.windows)
             yield row(variant, add_protocol(metric, protocol), statistic, source)
 
@@ -240,7 +244,17 @@ class Damage:
             "same_top1": self._mean(self._column("same_top1")),
             "top10_overlap": self._mean(self._column("top10_overlap")),
             "entropy_gap": self._mean(self._column("entropy") - self._column("base_entropy")),
+            "acceptance": self._acceptance(),
         }
+
+    def _acceptance(self) -> Statistic:
+        """Average over the predictions that were looked at."""
+        accepted = self._column("acceptance")
+        known = np.isfinite(accepted)
+        sums = np.bincount(self.block[known], weights=accepted[known], minlength=self.windows).astype(np.float64)
+        sizes = np.bincount(self.block[known], minlength=self.windows).astype(np.int64)
+        mean = self._bucket_mean(sums, sizes)
+        return Statistic.undefined("no prediction was looked at") if mean is None else mean
 
     def _percentiles(self, metric: str, values: Floats, levels: dict[str, float]) -> dict[str, Statistic]:
         once = np.ones((1, self.windows), dtype=np.int64)

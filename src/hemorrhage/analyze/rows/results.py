@@ -127,6 +127,7 @@ def _of_base(output: Output) -> Output:
             top10_overlap=1.0,
             entropy=tokens["base_entropy"],
             confidence=tokens["base_confidence"],
+            acceptance=tokens["acceptance"].where(tokens["acceptance"].isna(), 1.0),
             right=tokens["base_right"],
         )
     }

@@ -127,7 +127,7 @@ def _of_decoding(evidence: Evidence) -> Effect:
         return Effect(DECODING, DIVERGENCE, reason="the base model was not decoded")
     gaps = list(_gaps(output))
     if not gaps:
-        return Effect(DECODING, DIVERGENCE, reason="no open-ended texts with people's beside them")
+        return Effect(DECODING, DIVERGENCE, reason="no open-ended texts with human texts to compare")
     strategies, by_text = sum(number for number, _ in gaps), np.concatenate([values for _, values in gaps])
     low, high = bootstrap.t_interval(by_text, evidence.spec.confidence)
     return Effect(DECODING, DIVERGENCE, float(by_text.mean()), finite(low), finite(high), strategies)
