@@ -27,6 +27,7 @@ from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.methods.unstructured_pruning import gblm, wanda, wanda_plus
 from hemorrhage.compress.methods.weight_quantization import awq, mixed, qat, rtn
 from hemorrhage.compress.solvers.checkpoint_size import layer_bits
+from hemorrhage.compress.solvers.training import batches
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
@@ -274,7 +275,7 @@ def test_qat_is_adamw_through_the_rounding(tiny: Path) -> None:
             return self.drawn
 
     statistics, settings = Single(), qat.Settings(bits=3, group_size="channel", steps=5, batch=1, learning_rate=1e-3)
-    order = recovery.batches(statistics.tokens(), 1, 7)
+    order = batches(statistics.tokens(), 1, 7)
     expected = literal_qat(tiny, [next(order) for _ in range(5)], 3, 1e-3)
     model = load(tiny)
     weights = {name: linear.weight.detach().clone() for name, linear in linears_of(model).items()}

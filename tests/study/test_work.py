@@ -60,3 +60,13 @@ def test_altering_counts_solving_and_passes_over_the_calibration_set() -> None:
 def test_a_variant_is_stored_in_its_bits() -> None:
     assert load().stored("rtn-4") == pytest.approx(1e-9 * (1000 * 4 / 16 + 1000))
     assert load().stored("wanda-0.5") == pytest.approx(1e-9 * 2000)
+
+
+def test_training_counts_three_passes_over_each_window() -> None:
+    budget = {"sparsity": [0.5], "steps": 10, "batch": 3}
+    sweeps = {"by_size": {"method": "gradual", "by": "magnitude", **budget}, "l1": {"method": "proximal", **budget}}
+    content = changed("compress", {**DEFAULT["compress"], **sweeps})
+    # 64 samples of 256 tokens are read to find what layers share an input.
+    expected = 2 * SHAPE.forward(64 * 256) + 3 * SHAPE.forward(10 * 3 * 256)
+    for name in ("by_size-0.5", "l1-0.5"):
+        assert load(content).alteration(name) == pytest.approx(expected)

@@ -194,6 +194,11 @@ class Settings(BaseModel):
         return None
 
     @property
+    def trained_windows(self) -> int:
+        """Calibration windows that a training goes through, forwards and backwards; 0 where nothing is trained."""
+        return 0
+
+    @property
     def exact_tokens(self) -> int:
         """Tokens that a text has to exceed to be computed otherwise: the newest ones stay as they are."""
         return 0

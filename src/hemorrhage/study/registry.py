@@ -36,9 +36,12 @@ METHODS = (
     "ria",
     "dsnot",
     "admm",
+    "gradual",
+    "proximal",
     # Structured pruning
     "width",
     "slicegpt",
+    "group_lasso",
     # Depth pruning
     "depth",
     # Low rank

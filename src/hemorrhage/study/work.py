@@ -127,14 +127,17 @@ class Load:
         return self.windows() + SAMPLED_READINGS * written + CORRECTED_TEXTS * answers
 
     def alteration(self, variant: str) -> float:
-        """Count the operations (10¹²) of a method: solving with second moments, and passes over the calibration set."""
+        """Count the operations (10¹²) of a method: solving with second moments, passes over the calibration set, and
+        training."""
         chosen = self.design.variants[variant]
         settings, shape = chosen.settings, self.shape
         total = 2e-12 * shape.blocks * shape.width if "hessian" in settings.statistics else 0.0
         streams = settings.propagates or chosen.on is not None
         if "tokens" in settings.statistics or (streams and settings.statistics):
             total += 2 * shape.forward(self.calibration)
-        return total
+        # Backwards takes twice the products of forwards.
+        trained = settings.trained_windows * self.design.params.calibrate.length
+        return total + 3 * shape.forward(trained)
 
     def exported(self, model: str) -> float:
         """Return the size of a model as an engine is given it, in 10⁹ numbers of 16 bits."""

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 FILE = "training.safetensors"
 
+WARM_UP = 0.1
+"""Share of the steps over which the learning rate rises."""
+
+CLIP = 1.0
+"""Norm that gradients are clipped to."""
+
 
 class Training:
     """A training of so many ``steps`` by ``optimizer`` and ``schedule``; ``losses``: one for each finished step."""
@@ -102,3 +108,22 @@ class Training:
         rates = zip(self._optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
         for group, highest, share in rates:
             group["lr"] = highest * share(len(self.losses))
+
+
+def rate(step: int, steps: int) -> float:
+    """Return the share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
+    warm = math.ceil(WARM_UP * steps)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+    """Return endless batches of ``windows``: all of them in random order, then all in another."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(left) < size:
+            left = torch.cat([left, torch.randperm(len(windows), generator=generator)])
+        yield windows[left[:size]]
+        left = left[size:]

@@ -19,6 +19,7 @@ from hemorrhage.compress.methods.depth_expansion import llama_pro
 from hemorrhage.compress.methods.recovery import recovery
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.solvers.coupled import find_parts
+from hemorrhage.compress.solvers.training import batches, rate
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.reload import verify
@@ -142,7 +143,7 @@ def test_it_is_lora_with_adamw_written_out(tiny: Path, statistics: Statistics) -
     }
     assert len(adapters) == 35
     assert all((b == 0).all() for _, b in adapters.values())
-    source = recovery.batches(statistics.tokens(), 4, 0)
+    source = batches(statistics.tokens(), 4, 0)
     expected = literal_lora(tiny, adapters, [next(source) for _ in range(12)], 1e-3)
     base = linears_of(load(tiny))
     for name, linear in linears_of(ours).items():
@@ -245,11 +246,11 @@ def test_a_loss_that_is_not_finite_stops_it(tiny: Path, statistics: Statistics) 
 
 def test_batches_go_through_all_windows_before_one_comes_again() -> None:
     windows = torch.arange(10)[:, None].expand(10, 3)
-    source = recovery.batches(windows, 4, 0)
+    source = batches(windows, 4, 0)
     drawn = torch.cat([next(source)[:, 0] for _ in range(5)])
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert not torch.equal(drawn[:10], drawn[10:])
-    assert len(next(recovery.batches(windows, 25, 0))) == 25
+    assert len(next(batches(windows, 25, 0))) == 25
 
 
 def test_shuffled_windows_have_the_same_tokens(statistics: Statistics) -> None:
@@ -261,12 +262,12 @@ def test_shuffled_windows_have_the_same_tokens(statistics: Statistics) -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    rates = [recovery.rate(step, 50) for step in range(50)]
+    rates = [rate(step, 50) for step in range(50)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5] == 1.0
     assert sorted(rates[5:], reverse=True) == rates[5:]
     assert 0 < rates[-1] < 0.01
-    assert recovery.rate(0, 1) == 1.0
+    assert rate(0, 1) == 1.0
 
 
 def test_a_variant_on_a_variant_loads(tiny: Path, tmp_path: Path) -> None:

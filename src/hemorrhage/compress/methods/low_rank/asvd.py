@@ -61,16 +61,14 @@ class Settings(Base):
     alpha: Annotated[float, Field(ge=0, le=2)] = 0.5
     scale: Literal["mean", "max"] = "mean"
     ranks: Literal["searched", "uniform"] = "searched"
-    samples: Annotated[int, Field(ge=1, strict=True)] | None = None
-    """Windows that the search reads: the first of the calibration set; None is all of them."""
+    samples: Annotated[int, Field(ge=1, strict=True)] = 8
+    """Windows that the search reads: the first of the calibration set. Each is read 6 times for every layer."""
 
     @model_validator(mode="after")
     def _within_ratios(self) -> Self:
         most = round(1 - min(RATIOS), 10)
         if self.ranks == "searched" and self.removed > most:
             raise ValueError(f"removed: searched ranks take away {most} at most, uniform ones {self.removed}")
-        if self.ranks == "uniform" and self.samples is not None:
-            raise ValueError("samples: windows are for searched ranks, and ranks are uniform")
         return self
 
     @property

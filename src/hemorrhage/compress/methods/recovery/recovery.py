@@ -16,8 +16,7 @@ text's tokens and none of its order.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -25,7 +24,7 @@ from pydantic import Field
 from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
-from hemorrhage.compress.solvers.training import Training
+from hemorrhage.compress.solvers.training import CLIP, Training, batches, rate
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
@@ -39,12 +38,6 @@ log = logging.getLogger(__name__)
 
 ALPHA = 16
 """LLM-Pruner's: what the adapters add is multiplied by alpha over rank."""
-
-WARM_UP = 0.1
-"""Share of the steps over which the learning rate rises."""
-
-CLIP = 1.0
-"""Norm that gradients are clipped to."""
 
 SPARSE = 0.01
 """Share of zeros above which a layer counts as pruned."""
@@ -74,6 +67,11 @@ class Settings(Base):
     def statistics(self) -> tuple[str, ...]:
         """The calibration windows."""
         return ("tokens",)
+
+    @property
+    def trained_windows(self) -> int:
+        """Windows of all steps."""
+        return self.steps * self.batch
 
     def check(self, config: ConfigJson) -> str | None:
         """Return the reason why a model with this config.json can't be altered like this, or None."""
@@ -130,31 +128,12 @@ def train(model: nn.Module, windows: Tensor, settings: Settings, context: Contex
     )
 
 
-def rate(step: int, steps: int) -> float:
-    """Return the share of the highest learning rate at ``step`` of ``steps``: a linear warm-up, then a cosine to 0."""
-    warm = math.ceil(WARM_UP * steps)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
-
-
 def training_windows(tokens: Tensor, shuffled: bool, seed: int) -> Tensor:
     """Return ``tokens`` int64 [samples, length], each window's own shuffled where ``shuffled``."""
     if not shuffled:
         return tokens
     keys = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed))
     return tokens.gather(1, keys.argsort(dim=1))
-
-
-def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Return endless batches of ``windows``: all of them in random order, then all in another."""
-    generator = torch.Generator().manual_seed(seed)
-    left = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(left) < size:
-            left = torch.cat([left, torch.randperm(len(windows), generator=generator)])
-        yield windows[left[:size]]
-        left = left[size:]
 
 
 def _adapt(model: PreTrainedModel, rank: int) -> dict[str, nn.Module]:

@@ -155,9 +155,9 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     problem = _problem(shapes, settings)
     if problem:
         raise ValueError(problem)
-    share = _share(shapes, settings)
+    share = pruned_share(shapes, settings)
     generator = torch.Generator().manual_seed(context.seed)
-    chosen = [index for index in range(len(stack)) if _pruned(index, len(stack), settings)]
+    chosen = [index for index in range(len(stack)) if is_pruned(index, len(stack), settings)]
     with torch.no_grad():
         for index in tqdm(chosen, desc="width", unit="block", mininterval=5, leave=False):
             groups, channels = shapes[index].gone(share)
@@ -254,7 +254,7 @@ def _refuse_other_blocks(model: PreTrainedModel, parts: list[Parts], settings: S
 
     names = {module: name for name, module in model.named_modules()}
     for index, (block, part) in enumerate(zip(blocks(model), parts, strict=True)):
-        if part.channels is None and _pruned(index, len(parts), settings):
+        if part.channels is None and is_pruned(index, len(parts), settings):
             what = "experts" if mixtures(block) else "no plain MLP"
             raise RefusedError(f"width takes channels out of MLPs, and {names[block]} has {what}")
 
@@ -264,26 +264,27 @@ def _size(coupled: Coupled | None, block: nn.Module) -> tuple[int, int]:
     return (1, 0) if coupled is None else (len(coupled), coupled.weights(block))
 
 
-def _pruned(index: int, number: int, settings: Settings) -> bool:
+def is_pruned(index: int, number: int, settings: Settings) -> bool:
+    """Return whether the block ``index`` of ``number`` is not spared."""
     return settings.protect_first <= index < number - settings.protect_last
 
 
-def _share(shapes: list[Shape], settings: Settings) -> float:
+def pruned_share(shapes: list[Shape], settings: Settings) -> float:
     """Return the share of the weights of the blocks that are not spared that has to go."""
     whole = sum(shape.weights for shape in shapes)
-    pruned = sum(s.weights for index, s in enumerate(shapes) if _pruned(index, len(shapes), settings))
+    pruned = sum(s.weights for index, s in enumerate(shapes) if is_pruned(index, len(shapes), settings))
     return settings.removed * whole / pruned
 
 
 def _problem(shapes: list[Shape], settings: Settings) -> str | None:
-    chosen = [s for index, s in enumerate(shapes) if _pruned(index, len(shapes), settings)]
+    chosen = [s for index, s in enumerate(shapes) if is_pruned(index, len(shapes), settings)]
     spared = len(shapes) - len(chosen)
     if not chosen:
         return (
             f"protect_first {settings.protect_first} and protect_last {settings.protect_last} "
             f"spare all {len(shapes)} layers"
         )
-    share = _share(shapes, settings)
+    share = pruned_share(shapes, settings)
     for shape in chosen:
         groups, channels = shape.gone(share)
         if channels >= shape.channels:

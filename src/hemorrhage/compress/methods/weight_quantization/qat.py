@@ -21,12 +21,11 @@ from pydantic import Field
 
 from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
-from hemorrhage.compress.methods.recovery.recovery import CLIP, batches, rate
 from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
-from hemorrhage.compress.solvers.training import Training
+from hemorrhage.compress.solvers.training import CLIP, Training, batches, rate
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -57,6 +56,11 @@ class Settings(GridSettings):
     def statistics(self) -> tuple[str, ...]:
         """The calibration windows."""
         return ("tokens",)
+
+    @property
+    def trained_windows(self) -> int:
+        """Windows of all steps."""
+        return self.steps * self.batch
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
