@@ -59,7 +59,7 @@ from hemorrhage.runtime.artifact import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 BASE = "base"
 
@@ -90,7 +90,7 @@ def evaluate(
     of_base, altered = read_manifest(reference, ReferenceManifest), read_manifest(checkpoint, AlteredManifest)
     same_tokenizer(checkpoint, base)
     of_file = mapped_head(base)
-    model, tokenizer = open_model(checkpoint, base, len(of_file), memory_gb), load_tokenizer(base)
+    model = open_model(checkpoint, base, len(of_file), memory_gb)
     if variant != BASE:
         if not (checkpoint / CHECK).is_file():
             raise ValueError(f"{checkpoint}: no {CHECK}, so it can't be compared with what compress made")
@@ -115,7 +115,7 @@ def evaluate(
     with resuming(out) as unfinished, writing(out) as part:
         with compute_in(model, of_base["dtype"]):
             write_tokens(resume_tables(of_base["corpora"], damage, unfinished), part / "tokens.parquet")
-            answered = [_answers(unfinished, model, tokenizer, task, tokens_at_once) for task in tasks]
+            answered = _answers(unfinished, model, base, tasks, tokens_at_once) if tasks else []
         shutil.copyfile(reference / "windows.parquet", part / "windows.parquet")
         if tasks:
             items = pd.concat(answered)
@@ -156,14 +156,18 @@ def _cost(model: PreTrainedModel, gaps: dict[str, str], is_timed: bool) -> cost.
 
 
 def _answers(
-    unfinished: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Path, tokens_at_once: int
-) -> pd.DataFrame:
-    """Return the model's answers to a task, from the folder ``unfinished`` where an earlier job left them."""
-    file = unfinished / f"{task.parent.name}.answers"
-    if not file.is_file():
-        with whole(file) as part:
-            answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name).to_parquet(part)
-    return pd.read_parquet(file)
+    unfinished: Path, model: PreTrainedModel, base: Path, tasks: list[Path], tokens_at_once: int
+) -> list[pd.DataFrame]:
+    """Return the model's answers to each task, from the folder ``unfinished`` where an earlier job left them."""
+    tokenizer = load_tokenizer(base)
+    answered = []
+    for task in tasks:
+        file = unfinished / f"{task.parent.name}.answers"
+        if not file.is_file():
+            with whole(file) as part:
+                answers(model, tokenizer, task, tokens_at_once).assign(task=task.parent.name).to_parquet(part)
+        answered.append(pd.read_parquet(file))
+    return answered
 
 
 def same_tokenizer(checkpoint: Path, base: Path) -> None:
