@@ -153,3 +153,4 @@ onstart:
     for line in overlap_warnings(plan.params):
         logger.warning(line)
     start_service()
+    without_rate()

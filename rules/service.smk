@@ -33,6 +33,16 @@ def start_service():
         SERVERS.append(server.start(SOURCE, Path("logs/service.log")))
 
 
+def without_rate():
+    """Take Snakemake's limit of 100 jobs a second from a local run, whose cores limit it already.
+
+    For that limit the scheduler wakes each second, and once more in it for each job that has ended: by the end of 150
+    jobs it takes a tenth of a core.
+    """
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
+
+
 def own_usage():
     """What Snakemake itself used in this run, next to its jobs' usage files; a file for each run."""
     usage = Path(f"logs/benchmarks/snakemake/{os.getpid()}.tsv")

@@ -34,23 +34,28 @@ from hemorrhage.analyze.verdicts import causes, claims, decoding, flags, mapping
 from hemorrhage.analyze.verdicts.evidence import Evidence
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import environment, whole
+from hemorrhage.runtime.aside import Aside
 
 
 def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     """Write everything with numbers into ``out``."""
     results = rows.build(inputs, spec)
+    corpora, model = list(results.blocks), model_name(inputs.base)
+    # A third of the time, and nothing waits for it.
+    examination = Aside(doctor.examine, inputs, results.rows, corpora, spec, model)
     thresholds = find_thresholds(inputs, results, spec)
     numbers = tables.Numbers(results.rows)
-    corpora = list(results.blocks)
     flagged = flags.find(inputs, results.rows, corpora)
     verdicts = shipping.verdicts(inputs, results.rows, spec)
-    examined = doctor.examine(inputs, results.rows, corpora, spec, model_name(inputs.base))
     recommended = shipping.recommend(verdicts, results, inputs, spec)
     decoded = decoding.find(inputs, thresholds, verdicts, spec)
     evidence = Evidence(inputs, results, numbers, thresholds, spec, corpora)
     assessments, effects, doubled = claims.judge(evidence), mapping.effects(evidence), causes.causes(evidence)
+    ranked, made_from = ranking.rank(inputs, results, numbers, spec), provenance(inputs, results, spec, address)
+    sums, inputs_kept = blocks.block_sums(inputs, results.suites), study.strip_tables(inputs)
+    examined = examination.result()
     analyzed = Study(
-        inputs=study.strip_tables(inputs),
+        inputs=inputs_kept,
         rows=results.rows,
         blocks=results.blocks,
         suites=[dataclasses.replace(suite, outputs=study.strip_outputs(suite.outputs)) for suite in results.suites],
@@ -65,8 +70,8 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         mapping=effects,
         doubled=doubled,
         spec=spec,
-        provenance=provenance(inputs, results, spec, address),
-        ranking=ranking.rank(inputs, results, numbers, spec),
+        provenance=made_from,
+        ranking=ranked,
     )
 
     out.mkdir(parents=True, exist_ok=True)
@@ -79,13 +84,12 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
         for verdict in verdicts
     }
     save(out / study.ROWS, lambda path: results.rows.to_parquet(path, index=False))
-    sums = blocks.block_sums(inputs, results.suites)
     save(out / "blocks.parquet", lambda path: sums.to_parquet(path, index=False))
     save(out / "recommendation.json", _json(shipping.as_json(recommended, verdicts)))
     save(out / "thresholds.json", _json(entries.as_json(thresholds, DEFINITIONS)))
     proposed = next_points.as_yaml(thresholds, sweeps(inputs))
     save(out / "next.yaml", lambda path: path.write_text(proposed, encoding="utf-8"))
-    described = claims.model_of(evidence, model_name(inputs.base))
+    described = claims.model_of(evidence, model)
     save(out / "claims.json", _json(claims.as_json(assessments, effects, doubled, described)))
     inside, ship = recommended.overall.inside, recommended.headline()
     save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, inside, ship)))

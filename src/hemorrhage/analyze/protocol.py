@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -72,6 +73,7 @@ def of_engine(metric: str, engine: str, part: str = "") -> str:
     return f"{metric}{{engine={engine}{f',part={part}' if part else ''}}}"
 
 
+@functools.cache
 def strip_protocol(metric: str) -> str:
     """Return a metric without its protocol: ``perplexity`` of ``perplexity[w128-...]``."""
     return metric.partition("[")[0]

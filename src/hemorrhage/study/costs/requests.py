@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from hemorrhage.study.costs.jobs import Workload
+from hemorrhage.study.costs.jobs import ROWS, Workload
 from hemorrhage.study.costs.model import Costs, read_coefficients
 from hemorrhage.study.kinds import KINDS
 
@@ -29,9 +29,12 @@ class Requests:
         return self.costs.predict(self.workload.job(kind, name)).cpu_s
 
     def threads(self, kind: str, name: str) -> int:
-        """Return the threads: one until a job takes ten minutes, then a power of two, at most 16."""
+        """Return the threads: one until a job takes ten minutes, then a power of two, at most 16; two of ``ROWS``."""
         if self.workload.shape is None:
             return UNKNOWN["threads"]
+        if (kind, name) == ROWS:
+            # Nothing else is left to run: what nothing waits for runs aside.
+            return 2
         worth = 10 if kind in KINDS and KINDS[kind].is_awaited else 300
         return 1 << min(4, max(0, int(math.log2(max(self.seconds(kind, name) / worth, 1)))))
 
