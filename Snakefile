@@ -30,4 +30,4 @@ rule all:
 
 rule analyzed:
     input:
-        CURRENT,
+        CURRENT.format(WHOLE.page),

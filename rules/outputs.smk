@@ -22,7 +22,7 @@ for kind, makes, on_gpu in RULES:
         resources:
             mem_mb=memory_of(kind),
             runtime=minutes_of(kind),
-            gpu=asked.gpus if on_gpu else 0,
+            gpu=gpus if on_gpu else 0,
         params:
             start=start_of(kind),
             usage=f"logs/benchmarks/{kind.name}/{{name}}-{{key}}.tsv",
@@ -59,6 +59,10 @@ for stage, target in STAGES.items():
         name:
             target
         input:
-            [plan.manifests(kind.name) for kind in stage_kinds(stage)],
-            added_outputs(stage_kinds(stage)),
+            [
+                plan.manifests(kind.name)
+                for plan in family.plans.values()
+                for kind in stage_kinds(stage)
+            ],
+            *[added_outputs(stage_kinds(stage), model) for model in family.plans],
         localrule: True

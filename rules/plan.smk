@@ -4,6 +4,7 @@ What an address names never changes, so every input is ancient(): its absence ma
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from hemorrhage.runtime.lock import hold
 from hemorrhage.runtime.marks import remove_marks
 from hemorrhage.study.kinds import BRACKET, KINDS, STAGES, analyzed_kinds, stage_kinds
 from hemorrhage.study.overlaps import overlap_warnings
-from hemorrhage.study.plan import Plan, list_failures
+from hemorrhage.study.family import Family
+from hemorrhage.study.outputs import list_failures
 from hemorrhage.tools import adopt
 
 # What a killed adoption left at addresses that it had not proven, and what a killed run left of outputs that are whole.
@@ -26,12 +28,16 @@ adopt.take_back()
 remove_marks(Path())
 
 try:
-    plan = Plan.read()
+    family = Family.read()
 except ConfigError as error:
     sys.exit(str(error))
 
 # A profile says whether jobs that run the model get a GPU: the machine that plans may have none.
-asked = Requests(Workload(plan), Costs.read(), int(config.get("gpu", 0)))
+gpus = int(config.get("gpu", 0))
+asked = {
+    name: Requests(Workload(plan), Costs.read(), gpus)
+    for name, plan in family.plans.items()
+}
 
 
 resource_scopes:
@@ -62,39 +68,53 @@ FOLDERS = {"benchmarks": "benchmarks_data"}
 def named(kind, on_gpu):
     """Regular expression of the names that a rule makes."""
     every = r"[a-z0-9_.-]+"
-    return asked.names_pattern(kind.name, on_gpu) if kind.rule_on_gpu else every
+    if not kind.rule_on_gpu:
+        return every
+    patterns = [each.names_pattern(kind.name, on_gpu) for each in asked.values()]
+    return "|".join(dict.fromkeys(patterns))
+
+
+def owner_of(kind, wildcards):
+    """A model that asks for an output: the first of those that share it."""
+    return family.owner(kind.name, wildcards.name, wildcards.key)
 
 
 def inputs_of(kind):
     """Input function: what an output of the kind is made from."""
-    return lambda wildcards: {
-        option: [ancient(manifest) for manifest in manifests]
-        for option, manifests in plan.inputs(kind.name, wildcards.name).items()
-    }
+
+    def inputs(wildcards):
+        plan = family.plans[owner_of(kind, wildcards)]
+        return {
+            option: [ancient(manifest) for manifest in manifests]
+            for option, manifests in plan.inputs(kind.name, wildcards.name).items()
+        }
+
+    return inputs
 
 
-def extended_plan():
-    """The plan with what the bracket adds. Until that is made, Snakemake makes it first and asks again."""
-    global plan
+def extended_plan(model):
+    """A model's plan with what the bracket adds. Until that is made, Snakemake makes it first and asks again."""
+    plan = family.plans[model]
     if plan.is_open:
         kind, name = BRACKET
         checkpoints.bracket.get(name=name, key=plan.address(kind, name))
     if plan.design is plan.named:
-        plan = Plan(plan.params)
+        plan = family.refresh(model)
     return plan
 
 
-def added_outputs(of):
+def added_outputs(of, model):
     """Input function: what a screening adds to some kinds. Others are asked for without waiting for it."""
+    plan = family.plans[model]
 
     def added(wildcards):
         if not any(plan.possible_names(kind.name) != named[kind.name] for kind in of):
             return []
-        names = extended_plan().names
+        extended = extended_plan(model)
         return [
-            ancient(plan.manifest(kind.name, name))
+            ancient(extended.manifest(kind.name, name))
             for kind in of
-            for name in names(kind.name)
+            for name in extended.names(kind.name)
             if name not in named[kind.name]
         ]
 
@@ -107,9 +127,17 @@ def added_outputs(of):
     return added
 
 
-def analyzed_outputs(wildcards):
-    """Input function: what the analysis reads of params.yaml."""
-    return {kind.name: ancient(plan.manifests(kind.name)) for kind in analyzed_kinds()}
+def analyzed_outputs(model):
+    """Input function: what the analysis of a model reads of params.yaml."""
+    return lambda wildcards: {
+        kind.name: ancient(family.plans[model].manifests(kind.name))
+        for kind in analyzed_kinds()
+    }
+
+
+def rule_of(name, model):
+    """The name of a rule that makes the numbers or the page of a model."""
+    return f"{name}_{re.sub(r'[^a-z0-9]', '_', model)}" if model else name
 
 
 def start_of(kind):
@@ -122,22 +150,30 @@ def start_of(kind):
 
 def command_of(kind):
     """The module and the arguments of a kind's job."""
-    return lambda wildcards: plan.command(kind.name, wildcards.name)
+    return lambda wildcards: family.plans[owner_of(kind, wildcards)].command(
+        kind.name, wildcards.name
+    )
 
 
 def threads_of(kind):
     """Threads of a kind's job, from the cost model."""
-    return lambda wildcards: asked.threads(kind.name, wildcards.name)
+    return lambda wildcards: asked[owner_of(kind, wildcards)].threads(
+        kind.name, wildcards.name
+    )
 
 
 def memory_of(kind):
     """Memory of a kind's job in MB, more for each attempt."""
-    return lambda wildcards, attempt: asked.mem_mb(kind.name, wildcards.name, attempt)
+    return lambda wildcards, attempt: asked[owner_of(kind, wildcards)].mem_mb(
+        kind.name, wildcards.name, attempt
+    )
 
 
 def minutes_of(kind):
     """Time of a kind's job, more for each attempt."""
-    return lambda wildcards, attempt: asked.minutes(kind.name, wildcards.name, attempt)
+    return lambda wildcards, attempt: asked[owner_of(kind, wildcards)].minutes(
+        kind.name, wildcards.name, attempt
+    )
 
 
 onstart:
@@ -150,7 +186,7 @@ onstart:
         raise WorkflowError(
             "another run is at work in this folder; wait for it to end, or stop it"
         )
-    for line in overlap_warnings(plan.params):
+    for line in overlap_warnings(next(iter(family.plans.values())).params):
         logger.warning(line)
     start_service()
     without_rate()

@@ -111,7 +111,7 @@ def make(root: Path, tiny: Path) -> Project:
     counter.write_text(
         f"""#!/bin/sh
 case "$*" in
-*"hemorrhage.study.plan failed"*) ;;
+*"hemorrhage.study failed"*) ;;
 *"step() "*) printf '%s' "$*" | grep -o ' hemorrhage[.][a-z_.]*' | head -n 1 >> "$JOURNAL" ;;
 esac
 exec {shutil.which("bash")} "$@"

@@ -21,7 +21,10 @@ from hemorrhage.evaluate import __main__ as evaluation
 from hemorrhage.models.sources import hub, origin
 from hemorrhage.runtime import network
 from hemorrhage.runtime.artifact import disk_is_full, failure, failure_recorded, writing
-from hemorrhage.study import plan
+from hemorrhage.study import __main__ as commands
+from hemorrhage.study.family import Family
+from hemorrhage.study.outputs import invalidate, list_failures
+from hemorrhage.study.plan import Plan
 from tests.conftest import ROOT
 
 SPEC = {"sweep": "s", "method": "magnitude", "settings": {"sparsity": 0.5}, "seed": 0}
@@ -149,15 +152,15 @@ def test_a_run_with_failed_variants_says_so(
 ) -> None:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert plan.main(["failed"]) == 0
+    assert commands.main(["failed"]) == 0
     assert not capsys.readouterr().err
     for kind, reason in (("checkpoints", "OutOfMemoryError: CUDA"), ("evaluations", "ValueError: not made")):
-        manifest = Path(plan.Plan.read().manifest(kind, "rtn-4"))
+        manifest = Path(Plan.read().manifest(kind, "rtn-4"))
         manifest.parent.mkdir(parents=True)
         manifest.write_text(json.dumps({"failure": reason}))
-    assert plan.main(["failed"]) == 1
+    assert commands.main(["failed"]) == 1
     reason, advice = capsys.readouterr().err.splitlines()
     assert reason == "rtn-4 failed: OutOfMemoryError: CUDA"
     assert re.search(r"1 of \d+ models failed.* hemorrhage invalidate rtn-4$", advice)
-    plan.invalidate(plan.Plan.read(), ["rtn-4"])
-    assert plan.list_failures(plan.Plan.read()) == {}
+    invalidate(Family.read(), ["rtn-4"])
+    assert list_failures(Family.read()) == {}

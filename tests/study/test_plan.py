@@ -16,10 +16,17 @@ from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.evaluate.served_endpoint import Server
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
-from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan, collect_garbage, invalidate, list_failures
+from hemorrhage.study.family import Family
+from hemorrhage.study.members import Member
+from hemorrhage.study.outputs import collect_garbage, invalidate, list_failures
+from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, TEMPLATES, Plan
 from hemorrhage.tools.plan import as_text
 from tests.conftest import ROOT
 from tests.study.test_params import DEFAULT, changed
+
+
+def study(plan: Plan) -> Family:
+    return Family([Member("", "", {}, plan.params)])
 
 
 def addresses(content: dict[str, Any]) -> dict[str, str]:
@@ -179,8 +186,8 @@ def test_an_engine_is_installed_before_work(monkeypatch: pytest.MonkeyPatch, tmp
         Path(manifest).write_text(json.dumps({"failure": "no luck"}))
     # What exists needs no engine: a fresh clone after `dvc pull`.
     plan = Plan(params)
-    assert list_failures(plan) == {"base": "no luck", "rtn-4": "no luck"}
-    assert [path.parent.name for path in invalidate(plan, ["rtn-4"])] == ["transformers.rtn-4"]
+    assert list_failures(study(plan)) == {"base": "no luck", "rtn-4": "no luck"}
+    assert [path.parent.name for path in invalidate(study(plan), ["rtn-4"])] == ["transformers.rtn-4"]
 
 
 SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My.Model", "variant": "rtn-4"}
@@ -217,7 +224,7 @@ def test_a_server_has_its_key_before_work_and_is_asked_anew_by_its_name(
     for manifest in (*plan.manifests("served"), plan.manifest("checkpoints", "rtn-4")):
         Path(manifest).parent.mkdir(parents=True)
         Path(manifest).write_text("{}")
-    assert [path.parent.name for path in invalidate(plan, ["my_model"])] == ["my_model.rtn-4"]
+    assert [path.parent.name for path in invalidate(study(plan), ["my_model"])] == ["my_model.rtn-4"]
     assert Path(plan.manifest("checkpoints", "rtn-4")).is_file()
 
 
@@ -274,7 +281,7 @@ def test_settle_keeps_what_the_plan_names(tmp_path: Path, monkeypatch: pytest.Mo
     for folder in (kept, DATA / "checkpoints/rtn-4/aaaaaaaaaaaa", DATA / "checkpoints/old-1/bbbbbbbbbbbb"):
         folder.mkdir(parents=True)
     (DATA / "checkpoints/rtn-4/cccccccccccc.part-host-1").mkdir()
-    assert len(collect_garbage(plan, ["checkpoints"])) == 3
+    assert len(collect_garbage(study(plan), ["checkpoints"])) == 3
     assert list((DATA / "checkpoints").glob("*/*")) == [kept]
     assert not (DATA / "checkpoints/old-1").exists()
 
@@ -284,10 +291,10 @@ def test_forget_removes_one_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for variant in ("rtn-4", "rtn-3"):
         Path(plan.manifest("checkpoints", variant)).parent.mkdir(parents=True)
-    assert invalidate(plan, ["rtn-4"]) == [Path(plan.manifest("checkpoints", "rtn-4")).parent]
+    assert invalidate(study(plan), ["rtn-4"]) == [Path(plan.manifest("checkpoints", "rtn-4")).parent]
     assert Path(plan.manifest("checkpoints", "rtn-3")).parent.is_dir()
     with pytest.raises(config.ConfigError, match="rtn-5 is not a variant"):
-        invalidate(plan, ["rtn-5"])
+        invalidate(study(plan), ["rtn-5"])
 
 
 def test_too_few_tokens_of_an_earlier_text_stop_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +355,7 @@ def report(plan: Plan, page: str | None) -> None:
     REPORTS.mkdir(exist_ok=True)
     for name in (*kinds.ROWS_FILES, *kinds.PAGE_FILES):
         (REPORTS / name).touch()
-    PROVENANCE.write_text(json.dumps({"address": plan.rows, **({"page": page} if page else {})}))
+    (REPORTS / PROVENANCE).write_text(json.dumps({"address": plan.rows, **({"page": page} if page else {})}))
 
 
 def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,11 +373,11 @@ def test_numbers_made_anew_make_the_page_old(tmp_path: Path, monkeypatch: pytest
     (REPORTS / "claims.json").unlink()
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
     report(plan, plan.page)
-    assert invalidate(plan, ["rtn-4"]) == []
+    assert invalidate(study(plan), ["rtn-4"]) == []
     assert (plan.rows_are_current(), plan.report_is_current()) == (True, True)
     checkpoint = Path(plan.manifest("checkpoints", "rtn-4")).parent
     checkpoint.mkdir(parents=True)
-    assert invalidate(plan, ["rtn-4"]) == [checkpoint]
+    assert invalidate(study(plan), ["rtn-4"]) == [checkpoint]
     assert (plan.rows_are_current(), plan.report_is_current()) == (False, False)
 
 
@@ -414,10 +421,10 @@ def test_nothing_that_a_screening_may_ask_for_is_garbage_until_it_is_made(
     made = {name: Path(plan.manifest("checkpoints", name)).parent for name in ("rtn-6", "rtn-5")}
     for folder in made.values():
         folder.mkdir(parents=True)
-    assert collect_garbage(plan, ["checkpoints"]) == []
+    assert collect_garbage(study(plan), ["checkpoints"]) == []
     assert "checkpoints/rtn-6" in plan.addresses()
     bracket_of(plan, Addition("rtn-6", "rtn", {"bits": 6}))
-    assert collect_garbage(Plan(config.Params.model_validate(SCREENED)), ["checkpoints"]) == [made["rtn-5"]]
+    assert collect_garbage(study(Plan(config.Params.model_validate(SCREENED))), ["checkpoints"]) == [made["rtn-5"]]
 
 
 def test_a_screening_follows_what_it_reads_and_moves_nothing_else() -> None:

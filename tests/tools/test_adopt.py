@@ -353,7 +353,7 @@ def test_a_revision_that_says_nothing_is_one_line(here: Path, plan: str, revisio
 
 def test_the_plan_lists_addresses_as_json() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "hemorrhage.study.plan", "addresses"],
+        [sys.executable, "-m", "hemorrhage.study", "addresses"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -386,7 +386,7 @@ def test_an_edit_that_changes_no_result_is_taken_over_and_one_that_does_is_refus
         return {str(file): file.read_bytes() for each in folders for file in each.rglob("*") if file.is_file()}
 
     def addresses() -> dict[str, str]:
-        done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.study.plan", "addresses")
+        done = project.run("env", "PYTHONPATH=src", "python", "-m", "hemorrhage.study", "addresses")
         by_output: dict[str, str] = json.loads(done.stdout)
         return by_output
 

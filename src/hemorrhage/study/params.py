@@ -420,10 +420,11 @@ class Analyze(Section):
 
 
 class Params(Section):
-    """The whole of params.yaml."""
+    """The whole of params.yaml, for one model; ``models``: see hemorrhage.study.members."""
 
     cache_version: int
     model: Model
+    models: dict[str, FreeSettings] = {}
     data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
     calibrate: Calibrate
     compress: dict[str, FreeSettings]
@@ -502,10 +503,23 @@ RENAMED = {
 
 
 def read(path: Path) -> Params:
-    """Read and check a params.yaml. Raises ConfigError."""
+    """Read and check a params.yaml of one model. Raises ConfigError."""
+    content = read_content(path)
+    if content.get("model") == {"source": "models"}:
+        raise ConfigError(f"{path}: model: this asks of one model, and `models` has several")
+    return parse(path, content)
+
+
+def read_content(path: Path) -> FreeSettings:
+    """Return the sections of a params.yaml, unchecked. Raises ConfigError."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: no sections by name are in it")
+    return content
+
+
+def parse(path: Path, content: FreeSettings) -> Params:
+    """Check the content of a params.yaml of one model. Raises ConfigError, which names ``path``."""
     try:
         _refuse_renamed(content)
         params = Params.model_validate(content)
@@ -847,9 +861,7 @@ def _offered(name: str, allowed: Collection[str]) -> str:
 
 def _check(params: Params) -> None:
     """Check what no single key can say: names that must exist, inputs that must be there, sizes that must fit."""
-    problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
-    if problem:
-        raise ConfigError(f"model.path: {problem}")
+    _check_base(params)
     _check_corpora(params)
     for name in params.evaluate.tasks:
         _known(name, TASKS, "evaluate.tasks")
@@ -879,6 +891,16 @@ def _check(params: Params) -> None:
     config = architecture(params)
     if config is not None:
         check_model(params, config)
+
+
+def _check_base(params: Params) -> None:
+    if params.models:
+        raise ConfigError(
+            f"models: has entries, and model.source is {params.model.source}: `model: {{source: models}}` runs them"
+        )
+    problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
+    if problem:
+        raise ConfigError(f"model.path: {problem}")
 
 
 def check_model(params: Params, config: ModelConfig) -> None:

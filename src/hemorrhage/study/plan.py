@@ -4,22 +4,12 @@ Snakemake (rules/plan.smk) and DVC (dvc.yaml) both ask this module. An address i
 output depends on: its part of params.yaml, the code of its step, the addresses of its inputs (hemorrhage.study.kinds
 says which these are). So an output is either at its path and right, or not there; nothing is judged by its age, and no
 metadata can go stale.
-
-    python -m hemorrhage.study.plan gc KIND...   remove what the plan does not name (DVC records the rest)
-    python -m hemorrhage.study.plan failed           which variants failed and why; exit code 1 where some did
-    python -m hemorrhage.study.plan addresses        where every output lies, as JSON
-
-These are for rules, dvc.yaml and `hemorrhage adopt`, which run the code of their own folder; people have the command
-``hemorrhage``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -30,7 +20,6 @@ from hemorrhage.engines.environment import NotInstalledError, require
 from hemorrhage.models.sources.files import architecture
 from hemorrhage.runtime.address import SOURCE, address, program
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest
-from hemorrhage.runtime.service import store
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
@@ -38,7 +27,7 @@ from hemorrhage.study.kinds import KINDS, PAGE_FILES, ROWS_FILES, Key
 
 DATA = Path("data")
 REPORTS = Path("reports")
-PROVENANCE = REPORTS / "provenance.json"
+PROVENANCE = "provenance.json"
 
 EXPERIENCE = SOURCE / "analyze" / "doctor" / "experience.csv"
 TEMPLATES = SOURCE / "analyze" / "report" / "templates"
@@ -49,11 +38,13 @@ class Plan:
     """Addresses of all outputs of one params.yaml. Raises config.ConfigError where it can't be run.
 
     Where a screening adds points to the sweeps, ``design`` has them as soon as the bracket exists. Their addresses are
-    those that they have where params.yaml names them, and are known before.
+    those that they have where params.yaml names them, and are known before. ``reports``: where its numbers and its page
+    go, which no address holds.
     """
 
-    def __init__(self, params: config.Params) -> None:
+    def __init__(self, params: config.Params, reports: Path = REPORTS) -> None:
         self.params = params
+        self.reports = reports
         self.named = Design(params)
         self._addresses: dict[Key, str] = {}
         self.design = self._extended()
@@ -124,13 +115,13 @@ class Plan:
         """
         inputs = {kind.name: self.possible_names(kind.name) for kind in kinds.analyzed_kinds()}
         settings = {**kinds.analysis(self.design), "aligned": kinds.is_aligned(self.design)}
-        code = [program("hemorrhage.analyze.__main__"), _content([EXPERIENCE])]
+        code = [program("hemorrhage.analyze.__main__"), content_of([EXPERIENCE])]
         return address("rows", self.params.cache_version, settings, inputs, code)
 
     @cached_property
     def page(self) -> str:
         """The page, which is drawn from them."""
-        templates = _content(sorted(TEMPLATES.glob("*.j2")))
+        templates = content_of(sorted(TEMPLATES.glob("*.j2")))
         return address("page", self.rows, program("hemorrhage.analyze.report.__main__"), templates)
 
     # Paths.
@@ -171,9 +162,9 @@ class Plan:
             words += [_flag(option), json.dumps(value) if isinstance(value, dict) else str(value)]
         return " ".join(map(quote, words))
 
-    def rows_command(self, out: Path = REPORTS, of: Collection[str] = tuple(KINDS)) -> str:
+    def rows_command(self, out: Path | None = None, of: Collection[str] = tuple(KINDS)) -> str:
         """Return the module and the arguments of the analysis of the kinds ``of``, as shell words."""
-        words = ["hemorrhage.analyze", str(out)]
+        words = ["hemorrhage.analyze", str(out or self.reports)]
         for kind in (kind for kind in kinds.analyzed_kinds() if kind.name in of):
             folders = [str(Path(manifest).parent) for manifest in self.manifests(kind.name)]
             words += ["--outputs", kind.name, *folders] if folders else []
@@ -181,9 +172,10 @@ class Plan:
         words += ["--spec", json.dumps(kinds.analysis(self.design)), "--address", self.rows]
         return " ".join(map(quote, words))
 
-    def page_command(self, reports: Path = REPORTS) -> str:
+    def page_command(self, reports: Path | None = None) -> str:
         """Return the module and the arguments of the page, as shell words."""
-        return " ".join(map(quote, ["hemorrhage.analyze.report", str(reports), "--address", self.page]))
+        words = ["hemorrhage.analyze.report", str(reports or self.reports), "--address", self.page]
+        return " ".join(map(quote, words))
 
     # Status.
 
@@ -192,22 +184,16 @@ class Plan:
 
         Reports keep stable names, so that commits can be compared; what they were built from is said inside.
         """
-        return self._made("address") == self.rows and all((REPORTS / name).is_file() for name in ROWS_FILES)
+        whole = all((self.reports / name).is_file() for name in ROWS_FILES)
+        return whole and said_of(self.reports, "address") == self.rows
 
     def report_is_current(self) -> bool:
         """Tell whether the page is current, too.
 
         Numbers that were made anew have taken its address out of provenance.json.
         """
-        drawn = self._made("page") == self.page and all((REPORTS / name).is_file() for name in PAGE_FILES)
-        return drawn and self.rows_are_current()
-
-    @staticmethod
-    def _made(field: str) -> str | None:
-        try:
-            return str(json.loads(PROVENANCE.read_text(encoding="utf-8"))[field])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+        drawn = all((self.reports / name).is_file() for name in PAGE_FILES)
+        return drawn and said_of(self.reports, "page") == self.page and self.rows_are_current()
 
     def _check_base(self) -> None:
         """Refuse what a prepared base model rules out, by its config.json or by what the base step tried."""
@@ -245,6 +231,14 @@ class Plan:
             raise config.ConfigError(f"params.yaml: evaluate.engines: {error}") from None
 
 
+def said_of(reports: Path, field: str) -> str | None:
+    """Return the address of the numbers or of the page in a folder of reports; None where it says none."""
+    try:
+        return str(json.loads((reports / PROVENANCE).read_text(encoding="utf-8"))[field])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
 def evaluable(manifest: Path) -> dict[str, int]:
     """Count the tokens of a prepared text by split; empty where it is not prepared yet."""
     if not manifest.is_file():
@@ -262,101 +256,6 @@ def _entry(module: str) -> str:
     return f"{module}.__main__" if SOURCE.joinpath(*module.split(".")[1:]).is_dir() else module
 
 
-def _content(files: list[Path]) -> str:
+def content_of(files: list[Path]) -> str:
+    """Return the address of what files hold."""
     return address([file.read_text(encoding="utf-8") for file in files])
-
-
-def collect_garbage(plan: Plan, chosen: list[str]) -> list[Path]:
-    """Remove outputs of the ``chosen`` kinds that the plan does not name, and parts that killed jobs left behind.
-
-    DVC records directories whole: without this its lock would hold history instead of what was asked for. Nothing is
-    removed that a screening may ask for.
-    """
-    removed = []
-    for kind in chosen:
-        names = plan.possible_names(kind) if plan.is_open else plan.names(kind)
-        keep = {DATA / kind / name / key for name, key in names.items()}
-        for output in sorted((DATA / kind).glob("*/*")):
-            if output not in keep:
-                shutil.rmtree(output)
-                removed.append(output)
-        for name in sorted((DATA / kind).glob("*")):
-            if not any(name.iterdir()):
-                name.rmdir()
-        # DVC wants to see every directory that a stage may write.
-        (DATA / kind).mkdir(parents=True, exist_ok=True)
-    return removed
-
-
-def invalidate(plan: Plan, variants: list[str]) -> list[Path]:
-    """Remove all outputs of a variant, so that the next run makes them again; of a server over HTTP, what it said.
-
-    The variant ``base`` is the base model.
-    """
-    removed = []
-    servers = [server.label for server in plan.params.evaluate.engines.servers]
-    for variant in variants:
-        if variant not in (kinds.BASE, *plan.variants, *servers):
-            raise config.ConfigError(f"{variant} is not a variant; variants are {', '.join(['base', *plan.variants])}")
-        for kind in kinds.model_kinds():
-            for name in plan.names(kind.name):
-                of_server = kind.name == "served" and variant in servers and name.startswith(f"{variant}.")
-                if kind.model(name) != variant and not of_server:
-                    continue
-                output = Path(plan.manifest(kind.name, name)).parent
-                if output.is_dir():
-                    shutil.rmtree(output)
-                    removed.append(output)
-                store.remove(output)
-    if removed:
-        PROVENANCE.unlink(missing_ok=True)
-    return removed
-
-
-def list_failures(plan: Plan) -> dict[str, str]:
-    """Return why an output could not be made, by variant; the first reason of each."""
-    reasons: dict[str, str] = {}
-    for kind in kinds.model_kinds():
-        for name in plan.names(kind.name):
-            manifest, model = Path(plan.manifest(kind.name, name)), kind.model(name)
-            if manifest.is_file() and model not in reasons:
-                reason = json.loads(manifest.read_text(encoding="utf-8")).get("failure")
-                reasons |= {model: reason} if reason else {}
-    return reasons
-
-
-def advice(plan: Plan, reasons: dict[str, str]) -> str:
-    """Write a line for each variant that failed, and what to do."""
-    lines = [f"{variant} failed: {reason}" for variant, reason in reasons.items()]
-    count = f"{len(reasons)} of {len(plan.variants) + 1} models failed, reports/ holds the others"
-    again = f"the next run makes them again after: hemorrhage invalidate {' '.join(reasons)}"
-    return "\n".join([*lines, f"{count}; {again}"])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m hemorrhage.study.plan")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("gc").add_argument("kinds", nargs="+", choices=list(KINDS))
-    commands.add_parser("failed")
-    commands.add_parser("addresses")
-    arguments = parser.parse_args(argv)
-    try:
-        plan = Plan.read()
-    except config.ConfigError as error:
-        sys.exit(str(error))
-    if arguments.command == "gc":
-        for path in collect_garbage(plan, arguments.kinds):
-            print(f"removed {path}")
-        return 0
-    if arguments.command == "addresses":
-        print(json.dumps(plan.addresses(), indent=2))
-        return 0
-    reasons = list_failures(plan)
-    if reasons:
-        print(advice(plan, reasons), file=sys.stderr)
-    return 1 if reasons else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

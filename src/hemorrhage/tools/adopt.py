@@ -188,8 +188,14 @@ def addresses_at(revision: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as scratch:
         with tarfile.open(fileobj=io.BytesIO(archived.stdout)) as archive:
             archive.extractall(scratch, filter="data")
+        # The study had its commands in the module of the plan before.
+        asks = (
+            "hemorrhage.study"
+            if Path(scratch, "src/hemorrhage/study/__main__.py").is_file()
+            else "hemorrhage.study.plan"
+        )
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "hemorrhage.study.plan", "addresses"],
+            [sys.executable, "-P", "-m", asks, "addresses"],
             env={**os.environ, "PYTHONPATH": str(Path(scratch, "src")), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from hemorrhage.study.costs.model import (
 )
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.costs.schedule import critical_path, makespan
+from hemorrhage.study.family import Family
 from hemorrhage.study.kinds import KINDS, Key
 from hemorrhage.study.params import Params
 from hemorrhage.study.plan import Plan
@@ -129,12 +130,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         COEFFICIENTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(f"{COEFFICIENTS}: {content['fitted']}")
         return YES
-    plan = Plan.read()
+    family = Family.read()
+    if not family.is_one:
+        forecasts = of_several(family, arguments.cores, arguments.gpu)
+        text = json_text({name: asdict(each) if each else None for name, each in forecasts.items()})
+        print(text if arguments.json else "\n".join(_lines_of_several(forecasts, arguments.cores)))
+        return YES
+    plan = family.plans[""]
     if arguments.json:
         print(json_text(as_json(plan, arguments.cores, arguments.gpu)))
     else:
         print(show(plan, arguments.cores, arguments.gpu))
     return YES
+
+
+def of_several(family: Family, cores: int, gpu: bool) -> dict[str, Forecast | None]:
+    """Predict what is missing of each model; what several share counts for the first. Raises CommandError."""
+    counted: set[Path] = set()
+    forecasts = {}
+    for name, plan in family.plans.items():
+        workload = _workload(plan)
+        forecasts[name] = forecast(workload, observe(workload.jobs.values()), cores, gpu, counted)
+        counted |= {job.output for job in workload.jobs.values()}
+    return forecasts
+
+
+def _lines_of_several(forecasts: Mapping[str, Forecast | None], cores: int) -> list[str]:
+    known = {name: each for name, each in forecasts.items() if each is not None}
+    if not known:
+        return ["nothing is missing"]
+    total = Total(
+        jobs=sum(each.total.jobs for each in known.values()),
+        cpu_minutes=sum(each.total.cpu_minutes for each in known.values()),
+        peak_mb=max(each.total.peak_mb for each in known.values()),
+        disk_mb=sum(each.total.disk_mb for each in known.values()),
+    )
+    lines = [f"{'to be made':24s} {'jobs':>5s} {'CPU min':>8s} {'peak MB':>8s} {'disk MB':>9s}"]
+    lines += [
+        f"{name:24s} {each.jobs:5d} {each.cpu_minutes:8.1f} {each.peak_mb:8.0f} {each.disk_mb:9.0f}"
+        for name, each in {**{name: each.total for name, each in known.items()}, "all": total}.items()
+    ]
+    least = max(each.least_minutes for each in known.values())
+    free = min(each.free_disk_mb for each in known.values())
+    lines.append(
+        f"on {cores} cores about {max(total.cpu_minutes / cores, least):.1f} min; on any number {least:.1f} min"
+    )
+    return [*lines, f"free disk: {free:.0f} MB{' -- NOT ENOUGH' if total.disk_mb > free else ''}"]
 
 
 def show(plan: Plan, cores: int, gpu: bool) -> str:
@@ -192,10 +233,12 @@ def _workload(plan: Plan) -> Workload:
     return workload
 
 
-def forecast(workload: Workload, seen: Sequence[Observation], cores: int, gpu: bool) -> Forecast | None:
-    """Predict what the missing jobs cost; None where none is missing."""
+def forecast(
+    workload: Workload, seen: Sequence[Observation], cores: int, gpu: bool, counted: Collection[Path] = ()
+) -> Forecast | None:
+    """Predict what the missing jobs cost; None where none is missing. Outputs that were ``counted`` cost nothing."""
     plan, costs, requests = workload.plan, Costs.read(seen), Requests(workload, Costs.read(), int(gpu))
-    missing = {key: job for key, job in workload.jobs.items() if not job.is_done}
+    missing = {key: job for key, job in workload.jobs.items() if not job.is_done and job.output not in counted}
     for key, current in ((ROWS, plan.rows_are_current()), (PAGE, plan.report_is_current())):
         if current:
             missing.pop(key, None)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from hemorrhage.runtime.command import NO, YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.plan import Plan, advice, list_failures
+from hemorrhage.study.family import Family
+from hemorrhage.study.outputs import advice, list_failures
 
 
 def parser() -> Parser:
@@ -23,8 +24,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the failures to standard error."""
     parser().parse_args(argv)
-    plan = Plan.read()
-    reasons = list_failures(plan)
+    family = Family.read()
+    reasons = list_failures(family)
     if reasons:
-        print(advice(plan, reasons), file=sys.stderr)
+        print(advice(family, reasons), file=sys.stderr)
     return NO if reasons else YES

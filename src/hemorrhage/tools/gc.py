@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from hemorrhage.runtime.command import YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.family import Family
 from hemorrhage.study.kinds import KINDS
-from hemorrhage.study.plan import Plan, collect_garbage
+from hemorrhage.study.outputs import collect_garbage
 
 
 def parser() -> Parser:
@@ -24,6 +25,6 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Remove the outputs and print their paths."""
     arguments = parser().parse_args(argv)
-    for path in collect_garbage(Plan.read(), arguments.kinds):
+    for path in collect_garbage(Family.read(), arguments.kinds):
         print(f"removed {path}")
     return YES

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from hemorrhage.runtime.command import YES, Parser
 from hemorrhage.runtime.command import parser as command_parser
-from hemorrhage.study.plan import Plan, invalidate
+from hemorrhage.study.family import Family
+from hemorrhage.study.outputs import invalidate
 
 
 def parser() -> Parser:
@@ -16,14 +17,19 @@ def parser() -> Parser:
         "Remove a variant's checkpoint, evaluations and decodes. The next run makes them again.",
         ["hemorrhage invalidate gptq-3 && snakemake"],
     )
-    made.add_argument("variants", nargs="+", metavar="VARIANT", help="a variant, base, or the name of a server")
+    made.add_argument(
+        "variants",
+        nargs="+",
+        metavar="VARIANT",
+        help="a variant, base, or the name of a server; MODEL/VARIANT where a study has several models",
+    )
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Remove the outputs and print their paths."""
     arguments = parser().parse_args(argv)
-    removed = invalidate(Plan.read(), arguments.variants)
+    removed = invalidate(Family.read(), arguments.variants)
     for path in removed:
         print(f"removed {path}")
     if not removed:

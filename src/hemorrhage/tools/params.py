@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from hemorrhage.runtime.command import YES, CommandError, Parser
 from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study import members
 from hemorrhage.study import params as config
 from hemorrhage.study.wording import yaml_error
 
@@ -94,7 +95,7 @@ def apply(file: Path) -> None:
     try:
         with scratch.open("w", encoding="utf-8") as stream:
             yaml.dump(content, stream)
-        config.read(scratch)
+        members.read(scratch)
         scratch.replace(PARAMS)
     except config.ConfigError as error:
         raise CommandError(f"params.yaml with {file}: {str(error).removeprefix(f'{scratch}: ')}") from None

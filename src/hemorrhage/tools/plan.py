@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from hemorrhage.runtime.command import YES, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
+from hemorrhage.study.family import Family
 from hemorrhage.study.kinds import KINDS
 from hemorrhage.study.overlaps import overlap_warnings
 from hemorrhage.study.plan import Plan
@@ -43,11 +44,29 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan."""
     arguments = parser().parse_args(argv)
-    plan = Plan.read()
-    for line in overlap_warnings(plan.params):
+    family = Family.read()
+    plans = list(family.plans.values())
+    for line in overlap_warnings(plans[0].params):
         print(f"warning: {line}", file=sys.stderr)
-    print(json_text(as_json(plan)) if arguments.json else as_text(plan))
+    if family.is_one:
+        print(json_text(as_json(plans[0])) if arguments.json else as_text(plans[0]))
+    elif arguments.json:
+        print(json_text({"models": {name: as_json(plan) for name, plan in family.plans.items()}}))
+    else:
+        print(of_several(family))
     return YES
+
+
+def of_several(family: Family) -> str:
+    """Write a line for each kind of output of all models, and one for the report of all."""
+    made: dict[str, dict[Path, bool]] = {kind: {} for kind in KINDS}
+    for plan in family.plans.values():
+        for kind, named in outputs(plan).items():
+            made[kind] |= {manifest: manifest.is_file() for manifest in named.values()}
+    lines = [f"{kind:24s} {sum(done.values()):4d}/{len(done)} done" for kind, done in made.items()]
+    current = sum(plan.report_is_current() for plan in family.plans.values())
+    lines.append(f"{'pages of models':24s} {current:4d}/{len(family.plans)} current")
+    return "\n".join([*lines, f"{'page':24s} {'current' if family.report_is_current() else 'to be made'}"])
 
 
 def outputs(plan: Plan) -> dict[str, dict[str, Path]]:

@@ -1,0 +1,35 @@
+"""The numbers that models are compared in."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hemorrhage.analyze.curves.entries import LabelBits, Threshold
+from hemorrhage.analyze.family import outcomes
+from hemorrhage.analyze.family.models import Model
+
+
+def test_damage_is_the_logarithm_of_the_mean_kl(models: list[Model]) -> None:
+    (damage,) = (each for each in outcomes.outcomes(models) if each.name == "rtn-4")
+    for model in models:
+        assert damage.values[model.name] == pytest.approx(math.log(model.mean("rtn-4", "kl_mean")))
+    assert damage.is_ratio
+    assert damage.known(models[:2]) == [damage.values["a-0"], damage.values["a-1"]]
+
+
+def test_every_variant_is_an_outcome_and_no_base(models: list[Model]) -> None:
+    names = [each.name for each in outcomes.outcomes(models) if each.kind == outcomes.DAMAGE]
+    assert "base" not in names
+    assert len(names) == len(set(names)) > 3
+
+
+def test_a_place_is_in_the_bits_of_the_setting_and_known_on_every_corpus() -> None:
+    bits = Threshold("found", estimate=7.5, label_bits=LabelBits(4.0, 3.5, 4.5))
+    share = Threshold("found", estimate=0.3)
+    nowhere = Threshold("no cliff in range")
+    assert outcomes._place([bits, bits]) == 4.0
+    assert outcomes._place([share, Threshold("found", estimate=0.5)]) == pytest.approx(0.4)
+    assert math.isnan(outcomes._place([share, nowhere]))
+    assert math.isnan(outcomes._place([]))
