@@ -13,6 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.rows import decoding, stability
 from hemorrhage.analyze.spec import Spec
+from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.decode.frontier import LEAST_TEXTS, against_others
 
 SPEC = Spec(resamples=400, confidence=0.95, seed=0)
@@ -85,3 +86,43 @@ def test_summaries_are_scored_by_rouge() -> None:
     by_hand = [scorer.score("A cat sat.", "A cat sat down."), scorer.score("The dog ran home.", "Rain falls.")]
     assert rows["rougeL"].estimate == pytest.approx(np.mean([one["rougeL"].fmeasure for one in by_hand]))
     assert set(rows) == set(decoding.ROUGE)
+
+
+def answered(right: np.ndarray) -> pd.DataFrame:
+    """Closed-ended texts, ``right`` [items, draws], of one strategy."""
+    items, draws = np.indices(right.shape)
+    texts = pd.DataFrame({"dataset": "sums", "item": items.ravel(), "draw": draws.ravel(), "accuracy": right.ravel()})
+    return texts.assign(strict_accuracy=texts["accuracy"], truncated=0.0, loop_rate=0.0, length=5.0)
+
+
+def test_draws_that_are_all_alike_are_worth_one() -> None:
+    generator = np.random.default_rng(0)
+    once = (generator.random((60, 1)) < 0.4).astype(float)
+    one, eight = (decoding._closed(answered(np.repeat(once, n, axis=1)), SPEC)["accuracy"] for n in (1, 8))
+    assert (one.low, one.high) == pytest.approx(bootstrap.wilson(once.sum(), 60, 0.95))
+    assert eight.estimate == one.estimate
+    assert eight.n == 60
+    assert eight.high - eight.low == pytest.approx(one.high - one.low, rel=0.05)
+    assert eight.high - eight.low >= one.high - one.low
+
+
+@pytest.mark.parametrize("alike", [0.2, 1.0, 20.0])
+def test_intervals_of_draws_are_those_of_a_bootstrap_of_prompts(alike: float) -> None:
+    """From prompts that decide nearly everything to prompts that decide little: whole prompts are drawn again."""
+    generator = np.random.default_rng(1)
+    skill = generator.beta(0.5 * alike, 0.5 * alike, (120, 1))
+    right = (generator.random((120, 6)) < skill).astype(float)
+    found = decoding._closed(answered(right), SPEC)["accuracy"]
+    again = [np.mean([right[i] for i in generator.integers(0, 120, 120)]) for _ in range(4_000)]
+    low, high = np.quantile(again, [0.025, 0.975])
+    assert found.estimate == pytest.approx(right.mean())
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+
+
+def test_draws_of_an_article_are_one_observation_of_its_summary() -> None:
+    texts = pd.DataFrame({"item": [0, 0, 0, 1], "text": ["a cat sat"] * 3 + ["dogs ran"]})
+    human = pd.DataFrame({"item": [0, 1], "text": ["the cat sat", "a bird flew away"]})
+    rows = decoding._rouge(texts, human, "xsum", SPEC)
+    once = decoding._rouge(texts.iloc[2:], human, "xsum", SPEC)
+    assert rows["rouge1"] == once["rouge1"]
+    assert rows["rouge1"].n == 2

@@ -250,18 +250,21 @@ def _settings(text: str) -> str:
 
 
 def _closed(generated: pd.DataFrame, spec: Spec) -> dict[str, Statistic]:
-    """Shares of items, with Wilson's interval; of several draws of an item the mean, which is worth one."""
+    """Shares of texts, with Wilson's interval of the independent items that they are worth: draws of one are not."""
     items = generated["item"].nunique()
     statistics = {}
     for metric in CLOSED_METRICS:
         if metric not in generated:
             continue
-        means = generated.groupby("item")[metric].mean().dropna().to_numpy(np.float64)
+        known = generated.dropna(subset=metric)
+        means = known.groupby("item")[metric].mean().to_numpy(np.float64)
         if metric == "length":
             statistics[metric] = _mean(means, str(generated["dataset"].iloc[0]), spec)
         elif len(means):
-            low, high = bootstrap.wilson(float(means.sum()), len(means), spec.confidence)
-            statistics[metric] = Statistic(float(means.mean()), low, high, len(means))
+            values, groups = known[metric].to_numpy(np.float64), known["item"].to_numpy(np.int64)
+            worth = bootstrap.effective_size(values, groups, spec.confidence)
+            low, high = bootstrap.wilson(float(values.mean()) * worth, worth, spec.confidence)
+            statistics[metric] = Statistic(float(values.mean()), low, high, len(means))
         else:
             statistics[metric] = Statistic.undefined("no right answer is known", items)
     return statistics
@@ -324,12 +327,16 @@ def _rouge(generated: pd.DataFrame, human: pd.DataFrame, dataset: str, spec: Spe
 
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     written = human.set_index("item")["text"]
-    scores = [
-        scorer.score(written[item], text)
-        for item, text in zip(generated["item"], generated["text"], strict=True)
-        if item in written.index
-    ]
-    return {metric: _mean(np.array([score[metric].fmeasure for score in scores]), dataset, spec) for metric in ROUGE}
+    judged = generated[generated["item"].isin(written.index)]
+    scores = [scorer.score(written[item], text) for item, text in zip(judged["item"], judged["text"], strict=True)]
+    measured = {}
+    for metric in ROUGE:
+        # Draws of an article are one observation of it.
+        by_item = pd.Series([score[metric].fmeasure for score in scores], dtype=float).groupby(
+            judged["item"].to_numpy()
+        )
+        measured[metric] = _mean(by_item.mean().to_numpy(np.float64), dataset, spec)
+    return measured
 
 
 def _mean(values: Floats, dataset: str, spec: Spec) -> Statistic:
