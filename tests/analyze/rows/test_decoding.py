@@ -12,6 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from hemorrhage.analyze import inputs
 from hemorrhage.analyze.rows import decoding, stability
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.decode.frontier import LEAST_TEXTS, against_others
@@ -42,12 +43,12 @@ def test_rows_of_texts(decoded: inputs.Inputs) -> None:
     right = generated[generated.task == "closed_ended"].pivot(index="item", columns="strategy", values="correct")
     found = stability.spread(right.to_numpy(float), "closed recall", SPEC)
     assert found is not None
-    assert rows.loc[("spread_sd", decoding.ALL_STRATEGIES), "estimate"] == pytest.approx(found.sd)
-    assert rows.loc[("spread", decoding.ALL_STRATEGIES), "estimate"] == pytest.approx(found.relative)
+    assert rows.loc[("spread_sd", ALL_STRATEGIES), "estimate"] == pytest.approx(found.sd)
+    assert rows.loc[("spread", ALL_STRATEGIES), "estimate"] == pytest.approx(found.relative)
     for metric in decoding.INTERACTIONS:
-        assert rows.loc[(f"{metric}_interaction", decoding.ALL_STRATEGIES), "p"] <= 1
+        assert rows.loc[(f"{metric}_interaction", ALL_STRATEGIES), "p"] <= 1
     # Curves fall.
-    shares = [rows.loc[(f"agreement{{token={n}}}", decoding.ALL_STRATEGIES), "estimate"] for n in (1, 4, 16, 32)]
+    shares = [rows.loc[(f"agreement{{token={n}}}", ALL_STRATEGIES), "estimate"] for n in (1, 4, 16, 32)]
     assert shares == sorted(shares, reverse=True)
     own = pd.DataFrame(decoding.decoding_rows(decoded.variants["base"], decoded.decodes["base"], SPEC, None))
     assert not own.metric.str.contains("interaction|agreement|change").any()
@@ -116,7 +117,8 @@ def test_intervals_of_draws_are_those_of_a_bootstrap_of_prompts(alike: float) ->
     again = [np.mean([right[i] for i in generator.integers(0, 120, 120)]) for _ in range(4_000)]
     low, high = np.quantile(again, [0.025, 0.975])
     assert found.estimate == pytest.approx(right.mean())
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+    assert found.low == pytest.approx(low, abs=0.012)
+    assert found.high == pytest.approx(high, abs=0.012)
 
 
 def test_draws_of_an_article_are_one_observation_of_its_summary() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from hemorrhage.analyze.inputs import Inputs, Output, Variant
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.schema import Source, Statistic, row, table_of
 from hemorrhage.analyze.rows.tables import Numbers, decoding_points, headline, round_digits
 

@@ -158,3 +158,22 @@ def test_intervals_of_grouped_items_cover_where_plain_ones_do_not() -> None:
             hits[kind] += low <= 0.6 <= high
     assert 0.93 <= hits["effective"] / runs <= 0.985
     assert hits["plain"] / runs < 0.88
+
+
+def test_the_largest_of_several_differences_is_corrected_for_all() -> None:
+    generator = np.random.default_rng(1)
+    for side in ("greater", "two-sided"):
+        smallest = [
+            significance.largest_differences(generator.normal(size=(20, 40)), seed, side).min() for seed in range(40)
+        ]
+        assert np.mean(np.array(smallest) <= 0.05) <= 0.15
+    planted = generator.normal(size=(20, 40))
+    planted[:, 3] -= 2
+    assert int(significance.largest_differences(planted, 0).argmin()) == 3
+    assert significance.largest_differences(planted, 0, "greater")[3] == 1
+
+
+def test_holms_correction_is_the_step_down_one() -> None:
+    assert significance.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert significance.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert significance.holm([]) == []

@@ -6,7 +6,8 @@ import pytest
 
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF, TOO_FEW, CurveEntry, Fit, Threshold
 from hemorrhage.analyze.inputs import BASE
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, DECODE
+from hemorrhage.analyze.rows.decoding import DECODE
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts import claims

@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ALIKE = {name: [True] * 20 for name in SETTINGS}
 
 
-def verdicts(asked: Iterable[signatures.RuleTest | signatures.Question]) -> list[str]:
+def verdicts(asked: Iterable[signatures.Asked]) -> list[str]:
     """What is decided of some questions together."""
     return [test.verdict for test in signatures.decide(asked, SPEC)]
 
@@ -89,7 +89,9 @@ def test_punished_strategies_and_constants_are_no_evidence() -> None:
     better = sweep_of({**ALIKE, "cold": [False] * 20}, SETTINGS)
     (test,) = signatures.decide([signatures._fsd(better, Floors(punished={"fsd": "its penalty"}))], SPEC)
     assert (test.verdict, test.evidence) == (signatures.UNTESTED, "its penalty")
-    lost = signatures._spread(better, Floors(lost="answers '2' on 20 of 20"), aligned=True, spec=SPEC)
+    (lost,) = signatures.decide(
+        [signatures._spread(better, Floors(lost="answers '2' on 20 of 20"), aligned=True, spec=SPEC)], SPEC
+    )
     assert (lost.verdict, lost.evidence) == (signatures.UNTESTED, "answers '2' on 20 of 20")
 
 
@@ -123,14 +125,8 @@ def test_the_spread_is_judged_by_what_the_model_is() -> None:
         False: (signatures.HOLDS, signatures.FAILS, signatures.NO_POWER),
     }
     for aligned, wanted in expected.items():
-        found = tuple(signatures._spread(texts, Floors(), aligned, SPEC).verdict for texts in (far, alike, few))
-        assert found == wanted
+        asked = [signatures._spread(texts, Floors(), aligned, SPEC) for texts in (far, alike, few)]
+        assert tuple(verdicts(asked)) == wanted
     named = inputs.Inputs({"model": {"name": "smollm2-135m-instruct"}}, {}, {}, {}, {}, {}, {})
     assert signatures.is_aligned(named)
     assert not signatures.is_aligned(inputs.Inputs({"model": {"name": "stories"}}, {}, {}, {}, {}, {}, {}))
-
-
-def test_holms_correction_is_the_step_down_one() -> None:
-    assert signatures.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert signatures.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert signatures.holm([]) == []

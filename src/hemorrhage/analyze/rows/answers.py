@@ -2,7 +2,8 @@
 
 A model that thinks longer costs more, whatever a token costs (arXiv 2606.25519); one that reaches the answer and does
 not commit to it is of no use (arXiv 2606.00206). Texts are paired with the base's to the same prompts under the same
-strategy; an item is one observation, with all its strategies and draws.
+strategy; an item is one observation, with all its strategies and draws. RATIO is also of ``{answer=right}`` and
+``{answer=wrong}``; ``bytes_ratio`` is tokens times the bytes of the weights that each of them reads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from hemorrhage.analyze.rows.findings import CHANGE, RATIO
 from hemorrhage.analyze.rows.floors import STATUSES, rights
 from hemorrhage.analyze.rows.schema import Statistic
 from hemorrhage.analyze.spec import Spec
@@ -20,10 +22,6 @@ from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats
 from hemorrhage.decode import answers
 from hemorrhage.decode.degeneration import LOOP_TOKENS
-
-RATIO, CHANGE = "tokens_ratio", "loop_rate_change"
-"""Per variant: tokens of an answer over the base's, also ``{answer=right}`` and ``{answer=wrong}``; the share of texts
-that end in a loop less the base's. ``bytes_ratio``: tokens times the bytes of the weights that each of them reads."""
 
 MOST_CUT = 0.5
 """Share of texts at their limit above which their length is that of the limit."""
@@ -77,25 +75,35 @@ def has_answers(texts: pd.DataFrame) -> bool:
     return not set(texts["answer"]) <= STATUSES
 
 
-def changes(sides: Sides, size: float, is_closed: bool, dataset: str, spec: Spec) -> Iterator[tuple[str, Statistic]]:
-    """Yield what a variant's texts cost more than the base's; ``size``: its bytes over the base's."""
+def changes(
+    sides: Sides, size: float, is_closed: bool, dataset: str, spec: Spec, confidence: float | None = None
+) -> Iterator[tuple[str, Statistic]]:
+    """Yield what a variant's texts cost more than the base's.
+
+    ``size``: its bytes over the base's; ``confidence``: that of a test of it in the study, of which the smallest
+    effect that would have been seen is told, by default that of an interval.
+    """
+    confidence = spec.confidence if confidence is None else confidence
     joined = sides.joined
     if joined.empty:
         return
     everything = np.ones(len(joined), dtype=bool)
-    ratio = _ratio(sides, everything, dataset, spec)
+    ratio = _ratio(sides, everything, dataset, spec, confidence)
     yield RATIO, ratio
     if is_closed:
         right = (joined["correct"] & joined["correct_base"]).to_numpy()
-        yield f"{RATIO}{{answer=right}}", _ratio(sides, right, dataset, spec, tested=False)
-        yield f"{RATIO}{{answer=wrong}}", _ratio(sides, ~joined["correct"].to_numpy(), dataset, spec, tested=False)
+        yield f"{RATIO}{{answer=right}}", _ratio(sides, right, dataset, spec)
+        yield f"{RATIO}{{answer=wrong}}", _ratio(sides, ~joined["correct"].to_numpy(), dataset, spec)
     if np.isfinite(size):
         yield "bytes_ratio", _times(ratio, size)
-    yield CHANGE, _loops(sides, everything, dataset, spec)
+    yield CHANGE, _loops(sides, everything, dataset, spec, confidence)
 
 
-def _ratio(sides: Sides, chosen: np.ndarray, dataset: str, spec: Spec, tested: bool = True) -> Statistic:
-    """Compare tokens: a ratio of sums, with an interval over items and the test of its logarithm's signs."""
+def _ratio(sides: Sides, chosen: np.ndarray, dataset: str, spec: Spec, confidence: float | None = None) -> Statistic:
+    """Compare tokens: a ratio of sums, with an interval over items.
+
+    With ``confidence``, that of a test, it has the test of its logarithm's signs.
+    """
     texts = int(chosen.sum())
     if not texts:
         return Statistic.undefined("no such texts")
@@ -108,8 +116,10 @@ def _ratio(sides: Sides, chosen: np.ndarray, dataset: str, spec: Spec, tested: b
     counts = bootstrap.draws(dataset, len(ours), spec.resamples, spec.seed)
     low, high = bootstrap.interval((counts @ ours) / (counts @ theirs), spec.confidence, len(ours))
     logs = np.log(ours / theirs)
-    p = significance.sign_flip(logs, spec.seed) if tested else np.nan
-    detected = significance.detectable_mean(logs, np.ones(len(logs)), spec.confidence) if tested else np.nan
+    if confidence is None:
+        return Statistic(float(ours.sum() / theirs.sum()), low, high, len(ours))
+    p = significance.sign_flip(logs, spec.seed)
+    detected = significance.detectable_mean(logs, np.ones(len(logs)), confidence)
     return Statistic(float(ours.sum() / theirs.sum()), low, high, len(ours), p=p, mde=float(np.expm1(detected)))
 
 
@@ -120,7 +130,7 @@ def _times(statistic: Statistic, factor: float) -> Statistic:
     return Statistic(value, low, high, statistic.n)
 
 
-def _loops(sides: Sides, everything: np.ndarray, dataset: str, spec: Spec) -> Statistic:
+def _loops(sides: Sides, everything: np.ndarray, dataset: str, spec: Spec, confidence: float) -> Statistic:
     """Compare how many texts end in a loop: exact signs of the items' changes."""
     longest = int(sides.joined[["length", "length_base"]].to_numpy().max())
     if longest < LOOP_TOKENS:
@@ -130,7 +140,7 @@ def _loops(sides: Sides, everything: np.ndarray, dataset: str, spec: Spec) -> St
     net = (ours - theirs).astype(np.int64)
     counts = bootstrap.draws(dataset, len(net), spec.resamples, spec.seed)
     low, high = bootstrap.interval((counts @ net) / (counts @ texts), spec.confidence, len(net))
-    seen = significance.detectable_mean(net / texts, np.ones(len(net)), spec.confidence)
+    seen = significance.detectable_mean(net / texts, np.ones(len(net)), confidence)
     least = least_share(len(net))
     mde = least if np.isnan(seen) else max(seen, least)
     return Statistic(float(net.sum() / texts.sum()), low, high, len(net), p=significance.mcnemar(net), mde=mde)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from hemorrhage.analyze.inputs import Output, Variant
+from hemorrhage.analyze.inputs import BASE, Output, Variant
 from hemorrhage.analyze.rows import answers, stability, survival
 from hemorrhage.analyze.rows.answers import Sides
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES, CONSTANT, SPREAD_SD, careful
 from hemorrhage.analyze.rows.floors import Floors, floors
 from hemorrhage.analyze.rows.interaction import interaction
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
@@ -37,15 +38,12 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 SUMMARIES = ("xsum",)
 """Data sets whose human texts are summaries."""
 
-SPREAD, SPREAD_SD = "spread", "spread_sd"
-"""Per variant, of the accuracy over strategies, without the noise of the items (hemorrhage.analyze.rows.stability): the
-standard deviation between strategies, and (max - min) / max that so many strategies of this deviation have."""
+SPREAD = "spread"
+"""Per variant, of the accuracy over strategies, without the noise of the items (hemorrhage.analyze.rows.stability):
+(max - min) / max that so many strategies of the measured deviation have."""
 
 SPREAD_CHANGE = "spread_cv_change"
 """Per variant: standard deviation over mean less the base's, on the same items."""
-
-CONSTANT = "constant_share"
-"""Per variant: the share of the answer that it gives most in excess of the base (hemorrhage.analyze.rows.floors)."""
 
 CLOSED_METRICS = ("accuracy", "strict_accuracy", "uncommitted", "truncated", "loop_rate", "length")
 """Per decoding strategy on texts with right answers, means over items: of the answer that is in the text in any form,
@@ -63,20 +61,54 @@ SURVIVAL = "agreement"
 CLOSED = "closed_ended"
 """What the sweep calls data sets with right answers; the others are open-ended."""
 
-ALL_STRATEGIES = "all strategies"
 DECODE = "decode"
 
 
-def decoding_rows(variant: Variant, output: Output, spec: Spec, base: pd.DataFrame | None = None) -> Iterator[Row]:
-    """Rows of one variant under every strategy; compared with ``base``, the base model's measured texts, if given."""
+@dataclass(frozen=True)
+class Comparisons:
+    """Variants times data sets that a study compares with the base: of closed-ended and of open-ended prompts."""
+
+    closed: int = 1
+    opened: int = 1
+
+    @classmethod
+    def of(cls, texts: pd.DataFrame, variants: int) -> Comparisons:
+        """Count those of so many variants, of which one has the measured ``texts``."""
+        closed, everything = texts.loc[texts["task"] == CLOSED, "dataset"].nunique(), texts["dataset"].nunique()
+        return cls(variants * closed, variants * (everything - closed))
+
+    @property
+    def all(self) -> int:
+        """Count both."""
+        return self.closed + self.opened
+
+    @property
+    def interactions(self) -> int:
+        """Count the tables of strategies: one metric of closed-ended prompts, the others of open-ended ones."""
+        return self.closed + (len(INTERACTIONS) - 1) * self.opened
+
+
+def compared_variants(decodes: Mapping[str, Output]) -> int:
+    """Count the decoded variants that are compared with the base."""
+    return sum(name != BASE and output.failure is None for name, output in decodes.items())
+
+
+def decoding_rows(
+    variant: Variant, output: Output, spec: Spec, base: pd.DataFrame | None = None, variants: int = 1
+) -> Iterator[Row]:
+    """Rows of one variant under every strategy; compared with ``base``, the base model's measured texts, if given.
+
+    ``variants``: how many the study compares.
+    """
     seed = output.manifest.get("seed")
     environment = environment_id(output.manifest)
     of_all = decoded_variant(variant, ALL_STRATEGIES, ALL_STRATEGIES, seed)
     if output.failure is not None:
         yield row(of_all, "accuracy", Statistic.failed(output.failure), Source(environment=environment))
         return
-    datasets = output.manifest["datasets"]
-    for name, texts in measure_texts(output).groupby("dataset", sort=False):
+    datasets, measured = output.manifest["datasets"], measure_texts(output)
+    compared = Comparisons.of(measured, variants)
+    for name, texts in measured.groupby("dataset", sort=False):
         dataset = str(name)
         source = Source(dataset, output.protocol(dataset), datasets[dataset]["sha256"], environment)
         theirs = texts if base is None else base[base["dataset"] == dataset]
@@ -88,18 +120,19 @@ def decoding_rows(variant: Variant, output: Output, spec: Spec, base: pd.DataFra
             statistics = _closed(generated, spec) if is_closed else _open(generated, output, spec)
             for metric, statistic in statistics.items():
                 yield row(under, metric, statistic, source)
-        pair = Pair(of_all, source, theirs, texts, is_base=base is None)
+        pair = Pair(of_all, source, theirs, texts, compared, is_base=base is None)
         yield from _over_strategies(pair, output, is_closed, spec)
         if base is not None:
             size = float(variant.manifest.get("size_ratio", math.nan))
-            for metric, statistic in answers.changes(Sides.of(theirs, texts), size, is_closed, dataset, spec):
+            confidence, sides = careful(spec, compared.all).confidence, Sides.of(theirs, texts)
+            for metric, statistic in answers.changes(sides, size, is_closed, dataset, spec, confidence):
                 yield row(of_all, metric, statistic, source)
 
 
 def _over_strategies(pair: Pair, output: Output, is_closed: bool, spec: Spec) -> Iterator[Row]:
     """Rows over all strategies of one data set, and those of each strategy that compare it with the base's."""
     if is_closed:
-        floor = floors(pair.texts, pair.base, spec, pair.is_base)
+        floor = floors(pair.texts, pair.base, spec, pair.is_base, pair.compared.closed)
         for metric, statistic in _spread(pair.texts, floor, pair.dataset, spec).items():
             yield row(pair.variant, metric, statistic, pair.source)
         if not pair.is_base:
@@ -167,6 +200,7 @@ class Pair:
     source: Source
     base: pd.DataFrame
     texts: pd.DataFrame
+    compared: Comparisons = field(default_factory=Comparisons)
     is_base: bool = False
 
     @property
@@ -230,7 +264,7 @@ def _interactions(pair: Pair, metric: str, base: pd.DataFrame, variant: pd.DataF
         return
     items = variant.index.intersection(base.index)
     before, after = (side.loc[items, strategies].to_numpy() for side in (base, variant))
-    measured = interaction(before, after, pair.dataset, spec)
+    measured = interaction(before, after, pair.dataset, spec, pair.compared.interactions)
     for index, strategy in enumerate(strategies):
         estimate, low, high, p, mde = (
             float(column[index])

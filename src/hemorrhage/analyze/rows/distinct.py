@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hemorrhage.analyze.inputs import Output, Variant
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, decoded_variant
+from hemorrhage.analyze.rows.decoding import decoded_variant
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from hemorrhage.analyze.rows.findings import allowed
 from hemorrhage.analyze.rows.survival import greedy_texts
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import significance
@@ -84,10 +85,11 @@ class Floors:
         return [] if self.lost else [name for name in strategies if name not in self.left_out]
 
 
-def floors(texts: pd.DataFrame, base: pd.DataFrame, spec: Spec, is_base: bool = False) -> Floors:
+def floors(texts: pd.DataFrame, base: pd.DataFrame, spec: Spec, is_base: bool = False, tests: int = 1) -> Floors:
     """Find what one data set's answers of a variant, beside the base's to the same items, are no evidence of.
 
-    Frames have ``strategy, settings, item, prompt, text, answer, correct``.
+    Frames have ``strategy, settings, item, prompt, text, answer, correct``. ``tests``: variants times data sets of the
+    study that may have a constant answer.
     """
     if set(texts["answer"]) <= STATUSES:
         return Floors()
@@ -97,7 +99,7 @@ def floors(texts: pd.DataFrame, base: pd.DataFrame, spec: Spec, is_base: bool = 
         return Floors(*unfit)
     excess = constant(_plain(texts), _plain(base), spec)
     lost = ""
-    if excess and excess.p <= 1 - spec.confidence and excess.share > MOST:
+    if excess and excess.p <= allowed(spec, tests) and excess.share > MOST:
         said = f"answers {excess.answer!r}" if excess.answer else "gives no answer"
         lost = f"{said} on {excess.count} of {excess.texts}, the base on {excess.base_count} (p {excess.p:.2g})"
     return Floors(*unfit, excess, lost)

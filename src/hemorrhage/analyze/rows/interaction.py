@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hemorrhage.analyze.rows.findings import careful
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -30,12 +31,14 @@ class Interaction:
     items: int
 
 
-def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec) -> Interaction:
+def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec, compared: int = 1) -> Interaction:
     """Compare outcomes ``[items, strategies]`` of the base model and of a variant; items without all are left out.
 
-    Intervals: bootstrap over items. p of a strategy: random signs of the items' contrasts. p of all: the strategies'
-    differences are exchangeable within an item if compression costs all of them the same, so they are shuffled there.
+    Intervals: bootstrap over items. p of a strategy: random signs of the items' contrasts, corrected for all of them. p
+    of all: the strategies' differences are exchangeable within an item if compression costs all of them the same, so
+    they are shuffled there. mde: of a strategy in so many tables that are ``compared`` with as many strategies.
     """
+    confidence = careful(spec, compared * variant.shape[1]).confidence
     differences = variant - base
     differences = differences[np.isfinite(differences).all(axis=1)]
     contrasts = differences - differences.mean(axis=1, keepdims=True)
@@ -52,8 +55,8 @@ def interaction(base: Floats, variant: Floats, dataset: str, spec: Spec) -> Inte
         estimates=estimates,
         low=np.array([low for low, _ in limits]),
         high=np.array([high for _, high in limits]),
-        p=np.array([significance.sign_flip(column, spec.seed) for column in contrasts.T]),
-        mde=np.array([significance.detectable_mean(each, np.ones(items), spec.confidence) for each in contrasts.T]),
+        p=significance.largest_differences(contrasts, spec.seed),
+        mde=np.array([significance.detectable_mean(each, np.ones(items), confidence) for each in contrasts.T]),
         size=size,
         overall=float((1 + as_large.sum()) / (1 + spec.resamples)),
         items=items,

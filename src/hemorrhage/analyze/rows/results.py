@@ -11,9 +11,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
-from hemorrhage.analyze.rows import corrections, mitigations
+from hemorrhage.analyze.rows import corrections, findings, mitigations
 from hemorrhage.analyze.rows.confirmations import confirmation_rows
-from hemorrhage.analyze.rows.decoding import decoding_rows, measure_texts
+from hemorrhage.analyze.rows.decoding import DECODE, compared_variants, decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
 from hemorrhage.analyze.rows.distinct import distinct_rows
 from hemorrhage.analyze.rows.engines import engine_rows
@@ -89,19 +89,24 @@ def build(inputs: Inputs, spec: Spec) -> Results:
 
 def _decoding_rows(inputs: Inputs, spec: Spec) -> Iterator[Row]:
     """Rows of the decoding sweeps, the variants' compared with the base's."""
-    of_base = inputs.decodes.get(BASE)
+    of_base, variants = inputs.decodes.get(BASE), compared_variants(inputs.decodes)
     base_texts = None if of_base is None or of_base.failure else measure_texts(of_base)
     for name, output in inputs.decodes.items():
-        yield from decoding_rows(inputs.variants[name], output, spec, None if name == BASE else base_texts)
+        yield from decoding_rows(inputs.variants[name], output, spec, None if name == BASE else base_texts, variants)
     if inputs.sibling is not None:
         yield from decoding_rows(inputs.sibling.variant, inputs.sibling.decoded, spec)
 
 
 def false_discovery_rates(rows: pd.DataFrame) -> pd.Series:
-    """Return Benjamini and Hochberg's q over all variants, for each metric and data set apart."""
+    """Return Benjamini and Hochberg's q over all variants, for each metric and data set apart.
+
+    Of decoding, p-values are corrected for all that is said of it (hemorrhage.analyze.rows.findings).
+    """
     tested = rows[rows["p"].notna() & (rows["status"] == OK)]
     rates = pd.Series(np.nan, index=rows.index)
-    for _, family in tested.groupby(["metric", "dataset", "protocol"]):
+    decoded = tested["family"] == DECODE
+    rates.loc[tested.index[decoded]] = findings.corrected(tested[decoded])
+    for _, family in tested[~decoded].groupby(["metric", "dataset", "protocol"]):
         rates.loc[family.index] = significance.q_values(family["p"].to_numpy())
     return rates
 

@@ -132,14 +132,20 @@ def spread(outcomes: Floats, dataset: str, spec: Spec) -> Spread | None:
     )
 
 
+ENOUGH = 100
+"""Shuffles that differ as much as what was measured, after which no more are made."""
+
+
 def shuffled(contrasts: Floats, spec: Spec) -> float:
     """p-value of differences between strategies: an item's outcomes are exchangeable where none differs."""
     generator = np.random.default_rng([spec.seed, 3])
     reached = float((contrasts.mean(axis=0) ** 2).sum()) * (1 - 1e-12)
-    as_large = sum(
-        float((generator.permuted(contrasts, axis=1).mean(axis=0) ** 2).sum()) >= reached for _ in range(spec.resamples)
-    )
-    return (1 + as_large) / (1 + spec.resamples)
+    as_large = shuffles = 0
+    # As many as a small p-value takes; after ENOUGH that are as large it is not small (Besag and Clifford 1991).
+    while shuffles < significance.FLIPS and as_large < ENOUGH:
+        shuffles += 1
+        as_large += float((generator.permuted(contrasts, axis=1).mean(axis=0) ** 2).sum()) >= reached
+    return (1 + as_large) / (1 + shuffles)
 
 
 def variations(counts: Integers, outcomes: Floats) -> Floats:

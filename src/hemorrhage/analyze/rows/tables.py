@@ -11,8 +11,9 @@ import pandas as pd
 from hemorrhage.analyze.axes import failure, position, sweeps
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.protocol import of_engine, strip_protocol, tag
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, CLOSED_METRICS, DECODE, MAUVE, OPEN_METRICS, ROUGE, SPREAD
+from hemorrhage.analyze.rows.decoding import CLOSED_METRICS, DECODE, MAUVE, OPEN_METRICS, ROUGE, SPREAD
 from hemorrhage.analyze.rows.engines import ADDED
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.schema import OK
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite
 from hemorrhage.analyze.stored import Json

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,10 +25,12 @@ FLIPS = 9_999
 CHUNK = 1_000
 
 
-def sign_flip(differences: Floats, seed: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+def sign_flip(
+    differences: Floats, seed: int, alternative: Literal["two-sided", "greater"] = "two-sided", flips: int = FLIPS
+) -> float:
     """p-value of the sum of ``differences`` (``[blocks]``) under random signs.
 
-    Exact for up to EXACT_BLOCKS blocks that differ; else (1 + as large) / (1 + FLIPS), which is a valid p-value too
+    Exact for up to EXACT_BLOCKS blocks that differ; else (1 + as large) / (1 + flips), which is a valid p-value too
     (Phipson and Smyth 2010, doi 10.2202/1544-6115.1585).
     """
     differing = differences[differences != 0]
@@ -40,10 +43,10 @@ def sign_flip(differences: Floats, seed: int, alternative: Literal["two-sided", 
         return float(np.mean(_statistic((1 - 2 * bits) @ differing, alternative) >= reached))
     generator = np.random.default_rng([seed, len(differing)])
     as_large = 0
-    for start in range(0, FLIPS, CHUNK):
-        signs = generator.integers(0, 2, (min(CHUNK, FLIPS - start), len(differing)), dtype=np.int8)
+    for start in range(0, flips, CHUNK):
+        signs = generator.integers(0, 2, (min(CHUNK, flips - start), len(differing)), dtype=np.int8)
         as_large += int((_statistic((1.0 - 2.0 * signs) @ differing, alternative) >= reached).sum())
-    return (1 + as_large) / (1 + FLIPS)
+    return (1 + as_large) / (1 + flips)
 
 
 def _statistic(sums: Floats, alternative: str) -> Floats:
@@ -65,6 +68,37 @@ def mcnemar(net: Integers) -> float:
     largest = (len(distribution) - 1) // 2
     sums = np.arange(-largest, largest + 1)
     return float(min(distribution[np.abs(sums) >= abs(int(net.sum()))].sum(), 1.0))
+
+
+def largest_differences(
+    differences: Floats, seed: int, alternative: Literal["two-sided", "greater"] = "two-sided"
+) -> Floats:
+    """p-values ``[columns]`` of the sums of ``differences`` ``[blocks, columns]``, corrected for all columns.
+
+    Each column's studentized sum is compared with the largest of all columns under random signs of the blocks
+    (Westfall and Young 1993, single-step max T): that any p-value is at most a where no column differs has a chance of
+    a.
+    """
+    scale = np.sqrt((differences**2).sum(axis=0))
+    studentized = differences / np.where(scale > 0, scale, 1.0)
+    reached = _statistic(studentized.sum(axis=0), alternative)
+    generator = np.random.default_rng([seed, 5])
+    as_large = np.zeros(len(reached))
+    for start in range(0, FLIPS, CHUNK):
+        shape = (min(CHUNK, FLIPS - start), len(differences))
+        largest = _statistic(generator.choice([-1.0, 1.0], shape) @ studentized, alternative).max(axis=1)
+        as_large += (largest[:, None] >= reached - 1e-12).sum(axis=0)
+    return np.asarray((1 + as_large) / (1 + FLIPS))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values that are corrected for being several (Holm, Scandinavian Journal of Statistics 1979 6:65)."""
+    order = np.argsort(p, kind="stable")
+    corrected, largest = [1.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min((len(p) - rank) * p[index], 1.0))
+        corrected[index] = largest
+    return corrected
 
 
 def q_values(p: Floats) -> Floats:

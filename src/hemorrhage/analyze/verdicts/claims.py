@@ -21,7 +21,8 @@ import numpy as np
 
 from hemorrhage.analyze.curves.entries import LOCATED, NO_CLIFF
 from hemorrhage.analyze.inputs import BASE, Variant
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES, SPREAD
+from hemorrhage.analyze.rows.decoding import SPREAD
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.stats import bootstrap

@@ -12,6 +12,7 @@ from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.rows import stability
 from hemorrhage.analyze.rows.decoding import CLOSED, greedy_survival, measure_texts, outcomes
+from hemorrhage.analyze.rows.findings import KINDS, careful
 from hemorrhage.analyze.rows.floors import floors
 from hemorrhage.analyze.rows.survival import Survival
 from hemorrhage.analyze.spec import Spec
@@ -90,6 +91,7 @@ def compare_stability(inputs: Inputs, spec: Spec) -> dict[str, stability.Stabili
     if sibling is None or of_base is None or of_base.failure is not None or sibling.decoded.failure is not None:
         return None
     base, other = measure_texts(of_base), measure_texts(sibling.decoded)
+    spec = careful(spec, base[base["task"] == CLOSED]["dataset"].nunique())
     sides = (base, other) if sibling.is_aligned else (other, base)
     compared = {}
     for dataset in dict.fromkeys(base[base["task"] == CLOSED]["dataset"]):
@@ -136,10 +138,9 @@ def survivals(inputs: Inputs, spec: Spec) -> dict[str, dict[str, Survival]]:
 def left_out(inputs: Inputs, spec: Spec) -> list[LeftOut]:
     """Say what of closed-ended decoding is compared no further."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for name, dataset, theirs, ours in pairs(inputs):
-        if ours["task"].iloc[0] != CLOSED:
-            continue
-        known = floors(ours, theirs, spec)
+    closed = [pair for pair in pairs(inputs) if pair[3]["task"].iloc[0] == CLOSED]
+    for name, dataset, theirs, ours in closed:
+        known = floors(ours, theirs, spec, tests=len(closed))
         if known.lost:
             reasons[name, dataset, known.lost] = []
         for strategy, reason in known.left_out.items():
@@ -151,11 +152,10 @@ def left_out(inputs: Inputs, spec: Spec) -> list[LeftOut]:
 
 
 def raised(inputs: Inputs, spec: Spec) -> list[words.RaisedWord]:
-    """Name the words that variants write more often; corrected for all variants and data sets."""
+    """Name the words that variants write more often; corrected for all that is said of decoding."""
     compared = list(pairs(inputs))
-    careful = replace(spec, confidence=1 - (1 - spec.confidence) / max(len(compared), 1))
     return [
-        word
+        replace(word, p=min(len(KINDS) * len(compared) * word.p, 1.0))
         for name, dataset, theirs, ours in compared
-        for word in words.raised_words(name, dataset, theirs, ours, careful)
+        for word in words.raised_words(name, dataset, theirs, ours, careful(spec, len(compared)))
     ]

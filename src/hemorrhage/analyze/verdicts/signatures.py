@@ -3,9 +3,10 @@
 A rule is a claim of arXiv 2503.23924 about how damage looks, tested by differences that are paired over prompts. A
 test says ``holds`` where the difference is surely above 0, ``does not hold`` where it is surely below the least that
 matters, ``no power`` where that least would not have been found four times out of five, else ``inconclusive``; ``not
-tested`` says what the sweep lacks. ``no power`` counts on neither side. All tests of a rule in a study are corrected
-together (Holm 1979), so that any wrong ``holds`` has a chance of at most 1 - confidence, and so has any wrong ``does
-not hold``: benchmarks/decoding_rules.py counts both on made-up studies.
+tested`` says what the sweep lacks. ``no power`` counts on neither side. Of a question, that nothing is above 0 and
+that the least that matters is reached cannot both be true. So p-values times the number of a study's questions hold any
+wrong ``holds`` and any wrong ``does not hold`` together to the part that rules have of the chance of an error
+(hemorrhage.analyze.rows.findings): benchmarks/decoding_rules.py counts both on made-up studies.
 hemorrhage.analyze.verdicts.published has what printed tables say about each.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,8 @@ from scipy import stats
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.rows import stability
 from hemorrhage.analyze.rows.answers import least_share
-from hemorrhage.analyze.rows.decoding import CLOSED, measure_texts, outcomes
+from hemorrhage.analyze.rows.decoding import CLOSED, compared_variants, measure_texts, outcomes
+from hemorrhage.analyze.rows.findings import KINDS, careful
 from hemorrhage.analyze.rows.floors import Floors, floors
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import bootstrap, significance
@@ -51,6 +53,9 @@ RULES = {
 SAMPLERS = ("sample", "as_shipped", "temperature", "top_k", "top_p", "min_p", "typical", "eta", "epsilon", "mirostat")
 FSD = ("fsd", "fsd_d")
 
+FLIPS = 10 * significance.FLIPS
+"""Random signs of a test: so many that a p-value can be small enough among all tests of a study."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -68,8 +73,8 @@ ACCURACY = Unit("of accuracy", 0.05, 1.0)
 
 @dataclass(frozen=True)
 class RuleTest:
-    """One test of a rule on one variant's texts of one data set; ``estimate`` with its interval is in the words'
-    unit, ``p`` is two-sided and corrected for all tests of the rule, ``mde`` the smallest effect that would have been
+    """One test of a rule on one variant's texts of one data set; ``estimate`` with its interval is in the words' unit,
+    ``p`` is two-sided and corrected for all that is said of decoding, ``mde`` the smallest effect that would have been
     seen; NaN where there is none."""
 
     rule: str
@@ -87,7 +92,7 @@ class RuleTest:
 
 @dataclass(frozen=True)
 class Question:
-    """A test to be decided with the others of its rule: differences ``[items]``, above 0 where the rule holds."""
+    """A test to be decided with all others: differences ``[items]``, above 0 where the rule holds."""
 
     rule: str
     variant: str
@@ -103,9 +108,9 @@ class Question:
 
     def above(self, spec: Spec) -> float:
         """Return the two-sided p-value of a mean other than 0."""
-        return significance.sign_flip(self.differences, spec.seed)
+        return significance.sign_flip(self.differences, spec.seed, flips=FLIPS)
 
-    def below_least(self) -> float:
+    def below_least(self, _spec: Spec) -> float:
         """Return the p-value of a mean below the least that matters.
 
         By Student's t; and where a difference is bounded, not less than the chance that a share of items which makes
@@ -125,6 +130,75 @@ class Question:
             return seen
         least = self.unit.most * least_share(self.items)
         return least if math.isnan(seen) else max(seen, least)
+
+    def decided(self, above: float, below: float, careful: Spec, spec: Spec) -> RuleTest:
+        """Return the verdict by corrected p-values; ``careful`` has the confidence of one test of the study."""
+        known, unit, items = self.differences, self.unit, self.items
+        counts = bootstrap.draws(self.dataset, items, spec.resamples, spec.seed)
+        low, high = bootstrap.interval(counts @ known / items, spec.confidence, items)
+        mean, error, mde = float(known.mean()), 1 - spec.confidence, self.detectable(careful.confidence)
+        if mean > 0 and low > 0 and above <= error:
+            verdict = HOLDS
+        elif below <= error:
+            verdict = FAILS
+        else:
+            verdict = OPEN if mde <= unit.least else NO_POWER
+        seen = "no effect is known to show" if math.isnan(mde) else f"{mde:.2g} would have been seen"
+        evidence = f"{mean:+.3g} {unit.name} ({low:+.3g} to {high:+.3g}), p {above:.2g}, {items} texts; {seen}"
+        facts = (self.rule, self.variant, self.dataset, self.test)
+        return RuleTest(*facts, verdict, evidence, mean, low, high, above, mde)
+
+
+@dataclass(frozen=True)
+class SpreadQuestion:
+    """Whether the spread over strategies without noise is above the limit, which it is where the model is not aligned.
+
+    ``subject``: rule, variant, data set and test.
+    """
+
+    subject: tuple[str, str, str, str]
+    measured: stability.Spread
+    aligned: bool
+
+    def above(self, spec: Spec) -> float:
+        """Return the p-value of a spread above the limit: of the interval's normal, and of any spread at all."""
+        return max(1 - self._below(spec), self.measured.p)
+
+    def below_least(self, spec: Spec) -> float:
+        """Return the p-value of a spread up to the limit.
+
+        Not less than the chance that a share of items as large as the limit shows in none.
+        """
+        return max(self._below(spec), (1 - LIMIT) ** self.measured.items)
+
+    def _below(self, spec: Spec) -> float:
+        error = self._half / float(stats.norm.ppf((1 + spec.confidence) / 2))
+        gap = self.measured.relative - LIMIT
+        return float(stats.norm.cdf(gap / error)) if error > 0 else float(gap > 0)
+
+    @property
+    def _half(self) -> float:
+        return (self.measured.high - self.measured.low) / 2
+
+    def decided(self, above: float, below: float, careful: Spec, spec: Spec) -> RuleTest:
+        """Return the verdict by corrected p-values; ``careful`` has the confidence of one test of the study."""
+        measured, error = self.measured, 1 - spec.confidence
+        wider = stats.norm.ppf([(1 + each.confidence) / 2 for each in (careful, spec)])
+        half = self._half * float(wider[0] / wider[1])
+        is_above, is_within = measured.low > LIMIT and above <= error, measured.high <= LIMIT and below <= error
+        verdict = OPEN if half <= LIMIT else NO_POWER
+        if is_above or is_within:
+            verdict = HOLDS if is_above != self.aligned else FAILS
+        evidence = (
+            f"{100 * measured.relative:.0f} % ({100 * measured.low:.0f} to {100 * measured.high:.0f}) without noise, "
+            f"p of any spread {measured.p:.2g}, {measured.strategies} strategies on {measured.items} items"
+        )
+        numbers = (measured.relative, measured.low, measured.high, min(above, 1.0), LIMIT + half)
+        return RuleTest(*self.subject, verdict, evidence, *numbers)
+
+
+Asked = RuleTest | Question | SpreadQuestion
+"""What is decided already, or is to be decided with all others."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +247,8 @@ class Texts:
 
 def judge(inputs: Inputs, spec: Spec) -> list[RuleTest]:
     """Test every rule on every variant that was decoded."""
-    asked: list[RuleTest | Question] = []
+    asked: list[Asked] = []
+    variants = compared_variants(inputs.decodes)
     base: dict[str, Texts] = {}
     for name, output in sorted(inputs.decodes.items(), key=lambda entry: entry[0] != BASE):
         if output.failure is not None:
@@ -183,7 +258,9 @@ def judge(inputs: Inputs, spec: Spec) -> list[RuleTest]:
                 base[texts.dataset] = texts
             beside = base.get(texts.dataset)
             if texts.texts["task"].iloc[0] == CLOSED:
-                known = floors(texts.texts, (beside or texts).texts, spec, is_base=beside is None or beside is texts)
+                of_base = (beside or texts).texts
+                tests = variants * sum(each.texts["task"].iloc[0] == CLOSED for each in base.values())
+                known = floors(texts.texts, of_base, spec, beside is None or beside is texts, tests)
                 asked += [_spread(texts, known, is_aligned(inputs), spec), _fsd(texts, known)]
             else:
                 asked += [*_repetition(texts), *_incoherence(texts, beside, inputs.variants.get(name))]
@@ -198,45 +275,15 @@ def is_aligned(inputs: Inputs) -> bool:
     return bool(re.search(r"instruct|chat|-it\b", str(inputs.base.get("model", {})), re.IGNORECASE))
 
 
-def decide(asked: Iterable[RuleTest | Question], spec: Spec) -> Iterator[RuleTest]:
-    """Decide the questions, those of a rule together; what is decided is passed on."""
+def decide(asked: Iterable[Asked], spec: Spec) -> Iterator[RuleTest]:
+    """Decide the questions together; what is decided is passed on."""
     asked = list(asked)
     yield from (each for each in asked if isinstance(each, RuleTest))
-    for rule in RULES:
-        questions = [each for each in asked if isinstance(each, Question) and each.rule == rule]
-        above = holm([each.above(spec) for each in questions])
-        below = holm([each.below_least() for each in questions])
-        for question, p, lower in zip(questions, above, below, strict=True):
-            yield _decided(question, p, lower, len(questions), spec)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values that are corrected for being several (Holm, Scandinavian Journal of Statistics 1979 6:65)."""
-    order = np.argsort(p, kind="stable")
-    corrected, largest = [1.0] * len(p), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min((len(p) - rank) * p[index], 1.0))
-        corrected[index] = largest
-    return corrected
-
-
-def _decided(question: Question, p: float, below: float, tests: int, spec: Spec) -> RuleTest:
-    known, unit, items = question.differences, question.unit, question.items
-    counts = bootstrap.draws(question.dataset, items, spec.resamples, spec.seed)
-    low, high = bootstrap.interval(counts @ known / items, spec.confidence, items)
-    mean, error = float(known.mean()), 1 - spec.confidence
-    # The most careful of the corrections, by which the first of the tests is found.
-    mde = question.detectable(1 - error / tests)
-    if mean > 0 and low > 0 and p <= error:
-        verdict = HOLDS
-    elif below <= error:
-        verdict = FAILS
-    else:
-        verdict = OPEN if mde <= unit.least else NO_POWER
-    seen = "no effect is known to show" if math.isnan(mde) else f"{mde:.2g} would have been seen"
-    evidence = f"{mean:+.3g} {unit.name} ({low:+.3g} to {high:+.3g}), p {p:.2g}, {items} texts; {seen}"
-    facts = (question.rule, question.variant, question.dataset, question.test)
-    return RuleTest(*facts, verdict, evidence, mean, low, high, p, mde)
+    questions = [each for each in asked if not isinstance(each, RuleTest)]
+    one_of_them, times = careful(spec, len(questions)), len(KINDS) * len(questions)
+    for question in questions:
+        above, below = (min(times * p, 1.0) for p in (question.above(spec), question.below_least(spec)))
+        yield question.decided(above, below, one_of_them, spec)
 
 
 def _texts(name: str, output: Output) -> Iterator[Texts]:
@@ -319,7 +366,7 @@ def _compare(rule: str, variant: str, dataset: str, test: str, differences: Floa
     return Question(rule, variant, dataset, test, unit, known)
 
 
-def _spread(texts: Texts, known: Floors, aligned: bool, spec: Spec) -> RuleTest:
+def _spread(texts: Texts, known: Floors, aligned: bool, spec: Spec) -> RuleTest | SpreadQuestion:
     """Test that the spread without noise is above the limit exactly where the model is not aligned."""
     side = "at most" if aligned else "above"
     called = "aligned" if aligned else "not aligned"
@@ -331,17 +378,7 @@ def _spread(texts: Texts, known: Floors, aligned: bool, spec: Spec) -> RuleTest:
     if measured is None or not math.isfinite(measured.low):
         reason = known.lost or "fewer than two strategies are evidence, or they get too little right"
         return RuleTest(*subject, UNTESTED, reason)
-    half = (measured.high - measured.low) / 2
-    above, within = measured.low > LIMIT and measured.p <= 1 - spec.confidence, measured.high <= LIMIT
-    verdict = OPEN if half <= LIMIT else NO_POWER
-    if above or within:
-        verdict = HOLDS if above != aligned else FAILS
-    evidence = (
-        f"{100 * measured.relative:.0f} % ({100 * measured.low:.0f} to {100 * measured.high:.0f}) without noise, "
-        f"p of any spread {measured.p:.2g}, {measured.strategies} strategies on {measured.items} items"
-    )
-    numbers = (measured.relative, measured.low, measured.high, measured.p, LIMIT + half)
-    return RuleTest(*subject, verdict, evidence, *numbers)
+    return SpreadQuestion(subject, measured, aligned)
 
 
 def _fsd(texts: Texts, known: Floors) -> RuleTest | Question:

@@ -18,7 +18,6 @@ import pandas as pd
 
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import significance
-from hemorrhage.analyze.stats.bootstrap import Floats
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
@@ -52,27 +51,13 @@ def raised_words(variant: str, dataset: str, base: pd.DataFrame, texts: pd.DataF
     if not words or total < 2 * LEAST_WORDS * len(items):
         return []
     before, after = (np.array([_frequencies(side[item], words) for item in items]) for side in (theirs, ours))
-    p = largest_differences(after - before, spec.seed)
+    p = significance.largest_differences(after - before, spec.seed, "greater")
     named = [
         RaisedWord(variant, dataset, word, float(low), float(high), float(each), len(items))
         for word, low, high, each in zip(words, before.mean(axis=0), after.mean(axis=0), p, strict=True)
         if each <= 1 - spec.confidence
     ]
     return sorted(named, key=lambda each: (each.p, each.base - each.raised))
-
-
-def largest_differences(differences: Floats, seed: int) -> Floats:
-    """p-values ``[words]`` of a rise of each column of ``[prompts, words]``, corrected for all of them."""
-    scale = np.sqrt((differences**2).sum(axis=0))
-    studentized = differences / np.where(scale > 0, scale, 1.0)
-    reached = studentized.sum(axis=0)
-    generator = np.random.default_rng([seed, 5])
-    as_large = np.zeros(len(reached))
-    for start in range(0, significance.FLIPS, significance.CHUNK):
-        shape = (min(significance.CHUNK, significance.FLIPS - start), len(differences))
-        largest = (generator.choice([-1.0, 1.0], shape) @ studentized).max(axis=1)
-        as_large += (largest[:, None] >= reached - 1e-12).sum(axis=0)
-    return np.asarray((1 + as_large) / (1 + significance.FLIPS))
 
 
 def _counts(texts: pd.DataFrame) -> Mapping[int, Counter[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hemorrhage.analyze.report.sections import decoding
-from hemorrhage.analyze.rows.decoding import ALL_STRATEGIES
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts import signatures
@@ -41,7 +41,7 @@ def test_spread_names_the_best_and_the_worst_strategy() -> None:
             row("base", "accuracy", 0.5, **TEXTS, method="greedy"),
             row("base", "accuracy", 0.25, **TEXTS, method="top_p"),
             row("base", "spread", 0.5, 0.4, 0.6, **OVERALL),
-            row("base", "spread_sd", 0.1, math.nan, math.nan, **OVERALL, p=0.012),
+            row("base", "spread_sd", 0.1, math.nan, math.nan, **OVERALL, p=0.001, q=0.012),
         )
     )
     assert (line.best, line.worst) == ("greedy 50\u00a0%", "top_p 25\u00a0%")

@@ -12,17 +12,8 @@ import pandas as pd
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.report.charts.decoding import METRICS, dots, interactions, strategy_map, survival_curves
 from hemorrhage.analyze.report.charts.plotly import Figure
-from hemorrhage.analyze.rows.answers import CHANGE, RATIO
-from hemorrhage.analyze.rows.decoding import (
-    ALL_STRATEGIES,
-    CEILING,
-    INTERACTIONS,
-    MAUVE,
-    SPREAD,
-    SPREAD_CHANGE,
-    SPREAD_SD,
-    SURVIVAL,
-)
+from hemorrhage.analyze.rows.decoding import CEILING, INTERACTIONS, MAUVE, SPREAD, SPREAD_CHANGE, SURVIVAL
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES, CHANGE, RATIO, SPREAD_SD
 from hemorrhage.analyze.rows.schema import OK
 from hemorrhage.analyze.rows.stability import Stability
 from hemorrhage.analyze.rows.survival import GRID
@@ -34,7 +25,7 @@ from hemorrhage.analyze.verdicts.decoding import Findings, LeftOut
 from hemorrhage.analyze.verdicts.words import RaisedWord
 
 SIGNIFICANT = 0.05
-"""The false discovery rate below which a strategy is named."""
+"""The p-value, corrected for all that is said of decoding, up to which a strategy is named."""
 
 SHOWN_TOKENS = (1, 4, 16, 64, 256)
 """Numbers of tokens at which the table says how many texts agree."""
@@ -283,7 +274,7 @@ def _significant(numbers: Numbers, variant: str, metric: str, dataset: str) -> l
     times, significant = METRICS[metric].times, []
     for strategy in numbers.strategies(f"{metric}_interaction"):
         estimate = numbers.get(variant, f"{metric}_interaction", dataset, strategy)
-        if estimate and estimate.q < SIGNIFICANT:
+        if estimate and estimate.q <= SIGNIFICANT:
             value, low, high = (times * number for number in estimate[:3])
             significant.append(f"{strategy} {value:+.2g} ({low:+.2g} to {high:+.2g})")
     return significant
@@ -311,9 +302,9 @@ def _answer_row(numbers: Numbers, reasons: dict[tuple[str, str, str], str], vari
             # The other columns are not known for the same reason.
             return reasons.get((variant, metric, dataset), "–") if metric in (RATIO, CHANGE) else "–"
         text = _points(estimate) if change else _times(estimate)
-        if not math.isnan(estimate.p):
-            text += f", p {estimate.p:.2g}"
-            if estimate.p > SIGNIFICANT and math.isfinite(estimate.mde):
+        if not math.isnan(estimate.q):
+            text += f", p {estimate.q:.2g}"
+            if estimate.q > SIGNIFICANT and math.isfinite(estimate.mde):
                 text += f"; {100 * estimate.mde:.2g} {'points' if change else '%'} would have been seen"
         return text
 
@@ -427,7 +418,7 @@ def _spread_row(numbers: Numbers, variant: str, dataset: str) -> SpreadRow | Non
         worst=f"{worst} {100 * accuracies[worst]:.0f}\u00a0%",
         spread=_with_interval(overall(SPREAD)),
         deviation=_with_interval(deviation),
-        p="–" if deviation is None else f"{deviation.p:.2g}",
+        p="–" if deviation is None else f"{deviation.q:.2g}",
         change="–" if change is None else _points(change),
     )
 
