@@ -175,6 +175,7 @@ SCHEMAS = (
     "evaluate.schema",
     "evaluate.served_schema",
     "mitigate.schema",
+    "train.schema",
 )
 """Modules that declare the columns of what is written."""
 

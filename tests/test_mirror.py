@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 SOURCE, TESTS = ROOT / "src" / "hemorrhage", ROOT / "tests"
 
-MIRRORED = ("calibrate", "data", "decode", "evaluate", "mitigate", "models", "runtime", "sandbox")
+MIRRORED = ("calibrate", "data", "decode", "evaluate", "mitigate", "models", "runtime", "sandbox", "train")
 """The rooms in which every test file is that of a module or one across modules."""
 
 WITHOUT = {
@@ -30,6 +30,8 @@ WITHOUT = {
     "evaluate/served_schema": "columns of a table",
     "mitigate/schema": "columns of a table",
     "models/sources/origin": "dataclasses without a method",
+    "train/schema": "columns of a table",
+    "train/spec": "types of dictionaries",
 }
 """Module -> why it needs no test of its own."""
 

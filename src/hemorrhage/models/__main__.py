@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("wheel", "hub", "path")
+SOURCES = ("wheel", "hub", "path", "trained")
 
 
 def main() -> None:
@@ -36,12 +36,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.models", description="write the base model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--spec", type=json.loads, required=True, help="source and what it needs, as JSON")
+    parser.add_argument("--trained", type=Path, help="folder of the train step, for the source trained")
     arguments = parser.parse_args()
-    prepare(arguments.spec, arguments.out)
+    prepare(arguments.spec, arguments.out, arguments.trained)
 
 
-def prepare(spec: Spec, out: Path) -> None:
+def prepare(spec: Spec, out: Path, trained: Path | None = None) -> None:
     """Write the checkpoint that ``spec`` names into ``out``, loaded once to see that it is whole.
+
+    ``trained``: the train step's folder of a model that was trained here.
 
     Raises InputError where the source is unknown, for the source's own reasons, and where the model is not what every
     step assumes.
@@ -49,8 +52,9 @@ def prepare(spec: Spec, out: Path) -> None:
     source = spec.get("source")
     if source not in SOURCES:
         raise InputError(f"model.source: {source!r} is unknown; allowed: {', '.join(SOURCES)}")
+    located: Spec = spec if trained is None else {**spec, "path": str(trained)}
     with writing(out) as part:
-        origin: Origin = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(spec, part)
+        origin: Origin = importlib.import_module(f"hemorrhage.models.sources.{source}").fetch(located, part)
         model, tokenizer = load(part, "bfloat16"), load_tokenizer(part)
         before = origin.quantized_before and asdict(origin.quantized_before)
         description = describe(part, model, tokenizer)

@@ -23,12 +23,17 @@ from hemorrhage.models.sources.path import digest_of_adopted
 from hemorrhage.runtime.address import Json, JsonValue, address
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
+from hemorrhage.study.recipes import parameters, training_operations
 from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
 from hemorrhage.study.screening import SCREENED
 from hemorrhage.study.work import Load
+from hemorrhage.train.packages import versions
 
 Key = tuple[str, str]
 """The kind and the name of an output."""
+
+INSTALLED = "installed"
+"""The training text: documentation and source of installed packages."""
 
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
 
@@ -159,7 +164,28 @@ def _served_model(name: str) -> str:
     return name.partition(".")[2]
 
 
+def _recipes(design: Design) -> list[str]:
+    return list(config.trained_recipes(design.params))
+
+
+def _training_texts(design: Design) -> list[str]:
+    return [INSTALLED] if _recipes(design) else []
+
+
+def _tokenizers(design: Design) -> list[str]:
+    sizes = {recipe.vocabulary for recipe in config.trained_recipes(design.params).values()}
+    return [_tokenizer_name(size) for size in sorted(sizes)]
+
+
+def _tokenizer_name(vocabulary: int) -> str:
+    return f"{INSTALLED}-{vocabulary}"
+
+
 # Inputs from other kinds.
+
+
+def _trained(model: config.AnyModel) -> list[Key]:
+    return [("trainings", model.recipe)] if isinstance(model, config.TrainedModel) else []
 
 
 def _calibration_name(design: Design, seed: int | None = None) -> str:
@@ -230,13 +256,16 @@ def gradients_of(design: Design, variant: str) -> list[str]:
 # Settings that an output depends on, and arguments of its step, as plain JSON.
 
 
-def _source(chosen: config.WheelModel | config.HubModel | config.PathModel) -> Json:
+def _source(chosen: config.AnyModel) -> Json:
     if isinstance(chosen, config.PathModel):
         return {"source": "path", "sha256": digest_of_adopted(Path(chosen.path), FINGERPRINTS)}
+    if isinstance(chosen, config.TrainedModel):
+        # Which recipe is what the input says.
+        return {"source": "trained", "at": chosen.at}
     return chosen.model_dump(mode="json")
 
 
-def _sibling(design: Design) -> config.WheelModel | config.HubModel | config.PathModel:
+def _sibling(design: Design) -> config.AnyModel:
     sibling = design.params.decode.sibling_model
     assert sibling is not None, "named by _siblings alone"
     return sibling.model
@@ -490,11 +519,53 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind(
+            "training_texts",
+            rule="training_text",
+            stage="calibrate",
+            step="hemorrhage.train.corpus",
+            names=_training_texts,
+            settings=lambda _design, _name: {"versions": versions()},
+            priority=100,
+            is_awaited=True,
+            costs_like="texts",
+        ),
+        Kind(
+            "tokenizers",
+            rule="tokenizer",
+            stage="calibrate",
+            step="hemorrhage.train.tokenizer",
+            names=_tokenizers,
+            inputs={"text": Input(("training_texts",), lambda _design, _name: [("training_texts", INSTALLED)])},
+            settings=lambda _design, name: {"vocabulary": int(name.rpartition("-")[2])},
+            priority=100,
+            is_awaited=True,
+            costs_like="texts",
+        ),
+        Kind(
+            "trainings",
+            rule="train",
+            stage="calibrate",
+            step="hemorrhage.train",
+            names=_recipes,
+            inputs={
+                "tokenizer": Input(
+                    ("tokenizers",),
+                    lambda design, name: [("tokenizers", _tokenizer_name(design.params.recipes[name].vocabulary))],
+                ),
+            },
+            settings=lambda design, name: design.params.recipes[name].as_spec(),
+            arithmetic=lambda load, name: training_operations(load.design.params.recipes[name]),
+            stored=lambda load, name: 2e-9 * parameters(load.design.params.recipes[name].config),
+            priority=100,
+            is_awaited=True,
+        ),
+        Kind(
             "base",
             rule="base",
             stage="calibrate",
             step="hemorrhage.models",
             names=lambda _design: [BASE],
+            inputs={"trained": Input(("trainings",), lambda design, _name: _trained(design.params.model))},
             settings=lambda design, _name: _source(design.params.model),
             arguments=lambda design, _name: {"spec": design.params.model.model_dump(mode="json")},
             code=lambda design, _name: _reader(design.params.model.source),
@@ -510,6 +581,7 @@ KINDS: dict[str, Kind] = {
             stage="calibrate",
             step="hemorrhage.models",
             names=_siblings,
+            inputs={"trained": Input(("trainings",), lambda design, _name: _trained(_sibling(design)))},
             settings=lambda design, _name: _source(_sibling(design)),
             arguments=lambda design, _name: {"spec": _sibling(design).model_dump(mode="json")},
             code=lambda design, _name: _reader(_sibling(design).source),

@@ -32,7 +32,9 @@ from hemorrhage.models.sources.files import architecture as architecture_of
 from hemorrhage.models.sources.path import refusal
 from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.service import store
+from hemorrhage.runtime.step import InputError
 from hemorrhage.sandbox import runner as sandbox
+from hemorrhage.study.recipes import Recipe, Recipes
 from hemorrhage.study.registry import (
     CODE_TASKS,
     EMBEDDED_CORPORA,
@@ -45,6 +47,7 @@ from hemorrhage.study.registry import (
     WORKED_TASKS,
 )
 from hemorrhage.study.wording import COMMIT, NAME, REPOSITORY, first_error, yaml_error
+from hemorrhage.train.packages import versions
 
 
 class ConfigError(ValueError):
@@ -99,6 +102,14 @@ class PathModel(Section):
 
     source: Literal["path"]
     path: Folder
+
+
+class TrainedModel(Section):
+    """A model that the pipeline trains: the last of a recipe, or as it was ``at`` so many tokens."""
+
+    source: Literal["trained"]
+    recipe: str
+    at: Positive | None = None
 
 
 class Texts(Section):
@@ -340,7 +351,9 @@ class OpenEnded(Section):
     new_tokens: Positive
 
 
-Model = Annotated[WheelModel | HubModel | PathModel, Field(discriminator="source")]
+AnyModel = WheelModel | HubModel | PathModel | TrainedModel
+
+Model = Annotated[AnyModel, Field(discriminator="source")]
 
 
 class SiblingModel(Section):
@@ -423,6 +436,7 @@ class Params(Section):
     """The whole of params.yaml, for one model; ``models``: see hemorrhage.study.members."""
 
     cache_version: int
+    recipes: Recipes = {}
     model: Model
     models: dict[str, FreeSettings] = {}
     data: Annotated[Texts | MirrorTexts | HubTexts, Field(discriminator="source")]
@@ -650,7 +664,23 @@ def architecture(params: Params) -> ModelConfig | None:
         return WHEELS[model.name]
     if isinstance(model, PathModel):
         return architecture_of(Path(model.path))
+    if isinstance(model, TrainedModel):
+        recipe = params.recipes[model.recipe]
+        return recipe.config if recipe.is_sized else None
     return None
+
+
+def trained_models(params: Params) -> list[TrainedModel]:
+    """List the models of the run that the pipeline trains: the base, and the other of its family."""
+    sibling = params.decode.sibling_model
+    models = [params.model] if sibling is None else [params.model, sibling.model]
+    return [model for model in models if isinstance(model, TrainedModel)]
+
+
+def trained_recipes(params: Params) -> dict[str, Recipe]:
+    """Return the recipes that the run needs, in the order in which they can be made."""
+    names = dict.fromkeys(model.recipe for model in trained_models(params))
+    return {name: params.recipes[name] for name in names}
 
 
 def variants(params: Params, added: Sequence[Point] = ()) -> dict[str, Variant]:
@@ -862,6 +892,7 @@ def _offered(name: str, allowed: Collection[str]) -> str:
 def _check(params: Params) -> None:
     """Check what no single key can say: names that must exist, inputs that must be there, sizes that must fit."""
     _check_base(params)
+    _check_trained(params)
     _check_corpora(params)
     for name in params.evaluate.tasks:
         _known(name, TASKS, "evaluate.tasks")
@@ -901,6 +932,24 @@ def _check_base(params: Params) -> None:
     problem = refusal(Path(params.model.path)) if isinstance(params.model, PathModel) else None
     if problem:
         raise ConfigError(f"model.path: {problem}")
+
+
+def _check_trained(params: Params) -> None:
+    sibling = params.decode.sibling_model
+    for where, model in (("model", params.model), ("decode.sibling_model.model", sibling and sibling.model)):
+        if not isinstance(model, TrainedModel):
+            continue
+        if not params.recipes:
+            raise ConfigError(f"{where}.recipe: {model.recipe!r} is unknown; recipes has none")
+        kept = params.recipes[_known(model.recipe, tuple(params.recipes), f"{where}.recipe")].keep
+        if model.at is not None and model.at not in kept:
+            words = ", ".join(map(str, kept)) or "nothing"
+            raise ConfigError(f"{where}.at: {model.at} is not in recipes.{model.recipe}.keep; allowed: {words}")
+    if trained_recipes(params):
+        try:
+            versions()
+        except InputError as problem:
+            raise ConfigError(str(problem)) from None
 
 
 def check_model(params: Params, config: ModelConfig) -> None:

@@ -7,14 +7,16 @@ from typing import TypedDict
 
 
 class Spec(TypedDict, total=False):
-    """``model`` of params.yaml: the source, and ``name`` of a wheel's model, ``id`` and ``revision`` of the hub's, or
-    ``path`` of a folder."""
+    """``model`` of params.yaml: the source, and ``name`` of a wheel's model, ``id`` and ``revision`` of the hub's,
+    ``path`` of a folder; of one that was trained ``recipe``, ``path``, and ``at``, tokens after which it was kept."""
 
     source: str
     name: str
     id: str
     revision: str
     path: str
+    recipe: str
+    at: int | None
 
 
 @dataclass(frozen=True)

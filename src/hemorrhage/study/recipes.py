@@ -1,0 +1,165 @@
+"""``recipes`` of params.yaml: small models that the pipeline trains itself, and what is known of them before.
+
+A list of seeds or of tokens makes a recipe of each value, called ``<name>-<value>``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from hemorrhage.models.sources.files import NAMES_OF_SIZES
+from hemorrhage.runtime.address import Json
+from hemorrhage.study.wording import NAME
+
+LISTED = ("tokens", "seed")
+"""Settings of which a recipe may have several."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+SPECIAL_AND_BYTES = 260
+"""Tokens of a vocabulary before anything is merged."""
+
+
+class Part(BaseModel):
+    """A part of a recipe: without unknown keys, and never changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimizer(Part):
+    """AdamW. ``clip``: the norm that gradients are cut to. Only matrices decay."""
+
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+class Schedule(Part):
+    """The learning rate: ``warmup`` and, of wsd, ``decay`` as shares of all steps, ``final`` as a share of the peak."""
+
+    shape: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: Share = 0.02
+    decay: Share = 0.2
+    final: Share = 0.1
+
+
+class Recipe(Part):
+    """A model trained from nothing.
+
+    ``architecture``: ``model_type`` and keys of transformers' config of that type; ``vocabulary``: tokens of the
+    tokenizer, which models of the same vocabulary share; ``corpus``: share of each part of the text; ``batch``:
+    sequences of ``length`` tokens in a step; ``dtype``: of products; ``store``: of the weights on disk; ``keep``:
+    tokens after which the model is kept, too.
+    """
+
+    architecture: dict[str, Any]
+    vocabulary: Annotated[int, Field(gt=SPECIAL_AND_BYTES, le=65536)] = 2048
+    corpus: dict[Literal["docs", "code"], Share] = {"docs": 0.25, "code": 0.75}
+    tokens: Positive
+    length: Annotated[int, Field(ge=8)] = 256
+    batch: Positive = 32
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    store: Literal["float32", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    keep: list[Positive] = []
+
+    @field_validator("architecture")
+    @classmethod
+    def _has_a_type(cls, architecture: dict[str, Any]) -> dict[str, Any]:
+        if "model_type" not in architecture:
+            raise ValueError("model_type is missing: the name that transformers gives the architecture, such as llama")
+        return architecture
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if not sum(self.corpus.values()):
+            raise ValueError("corpus: no part has a share")
+        late = [tokens for tokens in self.keep if tokens > self.tokens]
+        if late:
+            raise ValueError(f"keep: {late[0]} of a training of {self.tokens} tokens")
+        context = self.architecture.get("max_position_embeddings")
+        if isinstance(context, int) and context < self.length:
+            raise ValueError(f"length: {self.length} tokens do not fit the model's context of {context}")
+        return self
+
+    def as_spec(self) -> Json:
+        """Return it as the train step gets it; the vocabulary is its tokenizer's."""
+        return self.model_dump(mode="json", exclude={"vocabulary"})
+
+    @property
+    def config(self) -> Json:
+        """Return what is known of the model's config.json: sizes under the most common names."""
+        known = dict(self.architecture)
+        for family_name, name in NAMES_OF_SIZES.items():
+            if family_name in known:
+                known.setdefault(name, known[family_name])
+        return {"max_position_embeddings": self.length, **known, "vocab_size": self.vocabulary}
+
+    @property
+    def is_sized(self) -> bool:
+        """Tell whether the sizes that checks of a model read are all written in the recipe."""
+        return {*SIZES} <= self.config.keys()
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def _expanded(content: object) -> object:
+    """Make a recipe of each value of the settings that may be lists."""
+    if not isinstance(content, dict):
+        return content
+    expanded: dict[str, object] = {}
+    for name, written in content.items():
+        if not isinstance(name, str) or not re.match(NAME, name):
+            raise ValueError(f"{name}: a recipe's name is of a-z, 0-9 and _")
+        lists = {
+            key: written[key] for key in LISTED if isinstance(written, dict) and isinstance(written.get(key), list)
+        }
+        if not lists:
+            expanded[name] = written
+            continue
+        for key, values in lists.items():
+            if not values or len({*map(str, values)}) < len(values):
+                raise ValueError(f"{name}.{key}: a list of different values makes a recipe of each")
+        for point in itertools.product(*lists.values()):
+            values = dict(zip(lists, point, strict=True))
+            expanded["-".join([name, *map(str, point)])] = {**written, **values}
+    return expanded
+
+
+Recipes = Annotated[dict[str, Recipe], BeforeValidator(_expanded)]
+"""All recipes by name, lists expanded."""
+
+
+def parameters(config: Mapping[str, Any]) -> int:
+    """Estimate the parameters of a model's blocks from what is known of its config, before it is made.
+
+    Of a transformer: attention and an MLP of three matrices in each block, as often as it has experts; of a state-space
+    model: about six times the square of the width.
+    """
+    width = int(config.get("hidden_size", 256))
+    blocks = int(config.get("num_hidden_layers", 4))
+    if str(config.get("model_type", "")).startswith(("mamba", "falcon_mamba", "rwkv")):
+        return 6 * width * width * blocks
+    heads = int(config.get("num_attention_heads", 1))
+    head = int(config.get("head_dim") or width // max(heads, 1))
+    attention = width * head * 2 * (heads + int(config.get("num_key_value_heads") or heads))
+    experts = int(config.get("num_local_experts") or config.get("num_experts") or 1)
+    mlp = 3 * width * int(config.get("intermediate_size") or 4 * width) * experts
+    return blocks * (attention + mlp)
+
+
+def training_operations(recipe: Recipe) -> float:
+    """Estimate the operations of a training in 10¹²: six a token and weight (C = 6 N D, arXiv 2001.08361)."""
+    head = recipe.vocabulary * int(str(recipe.config.get("hidden_size", 256)))
+    return 6e-12 * recipe.tokens * (parameters(recipe.config) + head)

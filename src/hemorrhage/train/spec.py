@@ -1,0 +1,41 @@
+"""What a training is told: the settings of its recipe, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from hemorrhage.train.schedule import Schedule
+
+
+class Optimizer(TypedDict):
+    """AdamW's settings (arXiv 1711.05101); gradients are cut to the norm ``clip``. Only matrices decay."""
+
+    learning_rate: float
+    betas: list[float]
+    epsilon: float
+    weight_decay: float
+    clip: float
+
+
+class Training(TypedDict):
+    """What trainings of every sort have. ``batch``: sequences of a step; ``dtype``: of products; ``store``: of the
+    weights on disk; ``keep``: tokens after which the model is stored, too."""
+
+    optimizer: Optimizer
+    schedule: Schedule
+    batch: int
+    dtype: Literal["float32", "bfloat16"]
+    store: Literal["float32", "bfloat16"]
+    seed: int
+    keep: list[int]
+
+
+class Spec(Training):
+    """A training from nothing: ``architecture`` is transformers' config, ``corpus`` the share of each part of the text,
+    ``tokens`` how many are read, ``length`` those of a sequence."""
+
+    architecture: dict[str, Any]
+    corpus: dict[str, float]
+    tokens: int
+    length: int
+    kind: NotRequired[Literal["text"]]

@@ -1,0 +1,98 @@
+"""Recipes: expanded, checked before any work, and costed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemorrhage.study import params as config
+from hemorrhage.study.design import Design
+from hemorrhage.study.kinds import KINDS
+from hemorrhage.study.plan import Plan
+from hemorrhage.study.recipes import Recipe, parameters, training_operations
+from tests.study.test_params import changed, parse
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 384,
+}
+SMALL: dict[str, Any] = {"architecture": LLAMA, "tokens": 1_000_000}
+
+
+def content(written: object, **model: object) -> dict[str, Any]:
+    return {**changed("recipes", {"small": written}), "model": {"source": "trained", "recipe": "small", **model}}
+
+
+def test_lists_of_seeds_and_tokens_make_recipes() -> None:
+    written = content({**SMALL, "seed": [0, 1], "tokens": [1000, 2000]}, recipe="small-2000-1")
+    params = config.Params.model_validate(written)
+    assert {name: (recipe.seed, recipe.tokens) for name, recipe in params.recipes.items()} == {
+        "small-1000-0": (0, 1000),
+        "small-1000-1": (1, 1000),
+        "small-2000-0": (0, 2000),
+        "small-2000-1": (1, 2000),
+    }
+    # A run trains what its models need and no more.
+    assert list(config.trained_recipes(params)) == ["small-2000-1"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "message"),
+    [
+        (SMALL, {"recipe": "smal"}, "model.recipe: 'smal' is unknown; allowed: small"),
+        (SMALL, {"at": 10}, "model.at: 10 is not in recipes.small.keep; allowed: nothing"),
+        ({**SMALL, "keep": [2_000_000]}, {}, "recipes.small: keep: 2000000 of a training of 1000000 tokens"),
+        ({**SMALL, "corpus": {"docs": 0}}, {}, "recipes.small: corpus: no part has a share"),
+        ({**SMALL, "architecture": {}}, {}, "recipes.small.architecture: model_type is missing"),
+        ({**SMALL, "seed": []}, {}, "recipes: small.seed: a list of different values makes a recipe of each"),
+        ({**SMALL, "token": 3}, {}, "recipes.small.token"),
+        ({**SMALL, "length": 4}, {}, "recipes.small.length: must be at least 8"),
+    ],
+)
+def test_errors_name_the_key(tmp_path: Path, recipe: object, model: dict[str, object], message: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        parse(tmp_path, content(recipe, **model))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_model_has_the_address_of_its_training() -> None:
+    def addresses(recipe: object) -> dict[str, str]:
+        plan = Plan(config.Params.model_validate(content(recipe)))
+        return {
+            kind: plan.address(kind, name) for kind in ("tokenizers", "trainings", "base") for name in plan.names(kind)
+        }
+
+    first = addresses(SMALL)
+    reseeded, resized = addresses({**SMALL, "seed": 1}), addresses({**SMALL, "vocabulary": 4096})
+    # Models of one vocabulary share their tokenizer.
+    assert first["tokenizers"] == reseeded["tokenizers"] != resized["tokenizers"]
+    assert len({each["base"] for each in (first, reseeded, resized)}) == 3
+
+
+def test_without_recipes_nothing_is_trained() -> None:
+    design = Design(config.Params.model_validate(changed("recipes", {"small": SMALL})))
+    assert [list(KINDS[kind].names(design)) for kind in ("training_texts", "tokenizers", "trainings")] == [[], [], []]
+
+
+def test_weights_and_operations_are_counted_before() -> None:
+    recipe = Recipe.model_validate(SMALL)
+    # Queries and outputs of 4 heads, keys and values of 2, three matrices of the MLP.
+    weights = 4 * (128 * 32 * (2 * 4 + 2 * 2) + 3 * 128 * 384)
+    assert parameters(recipe.config) == weights
+    assert training_operations(recipe) == pytest.approx(6e-12 * 1_000_000 * (weights + 2048 * 128))
+    assert parameters({**recipe.config, "num_local_experts": 4}) == weights + 3 * 4 * 3 * 128 * 384
+    assert parameters({"model_type": "mamba2", "hidden_size": 64, "num_hidden_layers": 2}) == 2 * 6 * 64 * 64
+
+
+def test_sizes_are_known_where_they_are_written() -> None:
+    assert Recipe.model_validate(SMALL).is_sized
+    gpt = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2}
+    assert not Recipe.model_validate({**SMALL, "architecture": gpt}).is_sized
+    assert Recipe.model_validate({**SMALL, "architecture": gpt}).config["hidden_size"] == 64

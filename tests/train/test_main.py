@@ -1,0 +1,105 @@
+"""The train step: a folder that is a model, and the same bits however often the job is killed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from hemorrhage.models.checkpoint import load, load_tokenizer
+from hemorrhage.models.sources.path import refusal
+from hemorrhage.runtime.artifact import read_manifest
+from hemorrhage.runtime.step import InputError
+from hemorrhage.train import __main__ as step
+from hemorrhage.train import loop, state
+from tests.train.made import VOCABULARY, spec
+
+
+@pytest.fixture(scope="module")
+def unbroken(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained in one go."""
+    out = tmp_path_factory.mktemp("unbroken") / "model"
+    step.raise_model(tokens, spec(keep=[1000]), out)
+    return out
+
+
+def test_the_folder_is_a_model_that_learned(unbroken: Path) -> None:
+    assert refusal(unbroken) is None
+    model, tokenizer = load(unbroken, "float32"), load_tokenizer(unbroken)
+    assert model.config.vocab_size == VOCABULARY == len(tokenizer)
+    manifest, curve = read_manifest(unbroken), pd.read_parquet(unbroken / "curve.parquet")
+    assert list(curve["tokens"]) == [128 * number for number in range(1, 25)]
+    # A token of 288 that nothing is known of costs ln 288 nats.
+    assert curve["loss"].iloc[0] == pytest.approx(math.log(288), abs=0.3)
+    assert manifest["heldout_loss"] == curve["heldout_loss"].iloc[-1] < curve["heldout_loss"].iloc[2]
+    assert curve["heldout_loss"].notna().sum() == loop.MEASUREMENTS
+    assert manifest["tokens"] == 24 * 128
+    assert not unbroken.with_name("model.resume").exists()
+
+
+def test_weights_and_operations_are_counted_as_by_hand(unbroken: Path) -> None:
+    manifest = read_manifest(unbroken)
+    # Four square matrices of attention and three of the MLP in each block, two gains each, and the last gain.
+    weights = 2 * (4 * 16 * 16 + 3 * 16 * 24 + 2 * 16) + 16
+    assert manifest["weights"] == weights
+    assert manifest["parameters"] == weights + 288 * 16
+    assert manifest["operations"] == 6 * 24 * 128 * (weights + 288 * 16)
+
+
+def test_a_model_along_the_way_is_a_model(unbroken: Path) -> None:
+    kept = unbroken / "snapshots" / "1000"
+    assert refusal(kept) is None
+    early, late = (dict(load(folder, "float32").named_parameters()) for folder in (kept, unbroken))
+    assert not torch.equal(early["model.norm.weight"], late["model.norm.weight"])
+
+
+@pytest.mark.parametrize("killed", [1, 9, 24])
+def test_a_killed_training_ends_with_the_same_bits(
+    tokens: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    out, updates = tmp_path / "model", []
+    update = loop._update
+
+    def until_killed(*arguments: object) -> tuple[float, float]:
+        updates.append(arguments[-1])
+        if len(updates) == killed:
+            raise KeyboardInterrupt
+        return update(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state, "SECONDS", 0.0)
+    monkeypatch.setattr(loop, "_update", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        step.raise_model(tokens, spec(keep=[1000]), out)
+    assert not out.exists()
+    torch.manual_seed(99)
+    step.raise_model(tokens, spec(keep=[1000]), out)
+    # The step that was cut short is taken again, and none before it.
+    assert updates == [*range(killed), *range(killed - 1, 24)]
+    for name in ("model.safetensors", "curve.parquet", "snapshots/1000/model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_a_seed_decides_the_weights(tokens: Path, unbroken: Path, tmp_path: Path) -> None:
+    step.raise_model(tokens, spec(seed=1), tmp_path / "model")
+    assert (tmp_path / "model/model.safetensors").read_bytes() != (unbroken / "model.safetensors").read_bytes()
+
+
+def test_products_and_weights_in_bfloat16(tokens: Path, tmp_path: Path) -> None:
+    step.raise_model(tokens, spec(dtype="bfloat16", store="bfloat16"), tmp_path / "model")
+    assert load(tmp_path / "model", "bfloat16").dtype == torch.bfloat16
+    assert refusal(tmp_path / "model") is None
+
+
+def test_a_training_that_diverges_says_at_which_step(tokens: Path, tmp_path: Path) -> None:
+    wild = {**spec()["optimizer"], "learning_rate": 1e30, "clip": 1e30}
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d+ is (nan|inf)"):
+        step.raise_model(tokens, spec(optimizer=wild), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_text_too_short_for_a_window_is_named(tokens: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="recipes: corpus docs has"):
+        step.raise_model(tokens, spec(length=100_000), tmp_path / "model")
