@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hemorrhage.study import members
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.kinds import KINDS
@@ -29,17 +31,34 @@ def content(written: object, **model: object) -> dict[str, Any]:
     return {**changed("recipes", {"small": written}), "model": {"source": "trained", "recipe": "small", **model}}
 
 
-def test_lists_of_seeds_and_tokens_make_recipes() -> None:
-    written = content({**SMALL, "seed": [0, 1], "tokens": [1000, 2000]}, recipe="small-2000-1")
-    params = config.Params.model_validate(written)
-    assert {name: (recipe.seed, recipe.tokens) for name, recipe in params.recipes.items()} == {
-        "small-1000-0": (0, 1000),
-        "small-1000-1": (1, 1000),
-        "small-2000-0": (0, 2000),
-        "small-2000-1": (1, 2000),
-    }
+def test_a_model_may_have_another_seed_and_other_tokens() -> None:
+    params = config.Params.model_validate({**content(SMALL, seed=3, tokens=5000), "decode": with_sibling()})
     # A run trains what its models need and no more.
-    assert list(config.trained_recipes(params)) == ["small-2000-1"]
+    assert {name: (recipe.seed, recipe.tokens) for name, recipe in config.trainings(params).items()} == {
+        "small-5000-3": (3, 5000),
+        "small": (0, 1_000_000),
+    }
+
+
+def with_sibling() -> dict[str, Any]:
+    sibling = {"is_aligned": True, "model": {"source": "trained", "recipe": "small"}}
+    made: dict[str, Any] = changed("decode/sibling_model", sibling)["decode"]
+    return made
+
+
+def test_models_of_a_study_are_trainings(tmp_path: Path) -> None:
+    written = content(SMALL) | {"model": {"source": "models"}, "screen": {"windows": 0}, "compress": {}}
+    written["models"] = {"sizes": {"source": "trained", "recipe": "small", "tokens": [1000, 2000], "seed": [0, 1]}}
+    written["decode"] = {**written["decode"], "variants": []}
+    written["mitigate"] = {**written["mitigate"], "variants": []}
+    (tmp_path / "params.yaml").write_text(json.dumps(written))
+    found = members.read(tmp_path / "params.yaml")
+    assert [list(config.trainings(member.params)) for member in found] == [
+        ["small-1000-0"],
+        ["small-1000-1"],
+        ["small-2000-0"],
+        ["small-2000-1"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +69,7 @@ def test_lists_of_seeds_and_tokens_make_recipes() -> None:
         ({**SMALL, "keep": [2_000_000]}, {}, "recipes.small: keep: 2000000 of a training of 1000000 tokens"),
         ({**SMALL, "corpus": {"docs": 0}}, {}, "recipes.small: corpus: no part has a share"),
         ({**SMALL, "architecture": {}}, {}, "recipes.small.architecture: model_type is missing"),
-        ({**SMALL, "seed": []}, {}, "recipes: small.seed: a list of different values makes a recipe of each"),
+        ({**SMALL, "keep": [9000]}, {"tokens": 5000}, "model.tokens: recipes.small.keep has 9000, which is more"),
         ({**SMALL, "token": 3}, {}, "recipes.small.token"),
         ({**SMALL, "length": 4}, {}, "recipes.small.length: must be at least 8"),
     ],

@@ -164,16 +164,12 @@ def _served_model(name: str) -> str:
     return name.partition(".")[2]
 
 
-def _recipes(design: Design) -> list[str]:
-    return list(config.trained_recipes(design.params))
-
-
 def _training_texts(design: Design) -> list[str]:
-    return [INSTALLED] if _recipes(design) else []
+    return [INSTALLED] if config.trainings(design.params) else []
 
 
 def _tokenizers(design: Design) -> list[str]:
-    sizes = {recipe.vocabulary for recipe in config.trained_recipes(design.params).values()}
+    sizes = {recipe.vocabulary for recipe in config.trainings(design.params).values()}
     return [_tokenizer_name(size) for size in sorted(sizes)]
 
 
@@ -185,7 +181,7 @@ def _tokenizer_name(vocabulary: int) -> str:
 
 
 def _trained(model: config.AnyModel) -> list[Key]:
-    return [("trainings", model.recipe)] if isinstance(model, config.TrainedModel) else []
+    return [("trainings", model.training)] if isinstance(model, config.TrainedModel) else []
 
 
 def _calibration_name(design: Design, seed: int | None = None) -> str:
@@ -546,16 +542,18 @@ KINDS: dict[str, Kind] = {
             rule="train",
             stage="calibrate",
             step="hemorrhage.train",
-            names=_recipes,
+            names=lambda design: config.trainings(design.params),
             inputs={
                 "tokenizer": Input(
                     ("tokenizers",),
-                    lambda design, name: [("tokenizers", _tokenizer_name(design.params.recipes[name].vocabulary))],
+                    lambda design, name: [
+                        ("tokenizers", _tokenizer_name(config.trainings(design.params)[name].vocabulary))
+                    ],
                 ),
             },
-            settings=lambda design, name: design.params.recipes[name].as_spec(),
-            arithmetic=lambda load, name: training_operations(load.design.params.recipes[name]),
-            stored=lambda load, name: 2e-9 * parameters(load.design.params.recipes[name].config),
+            settings=lambda design, name: config.trainings(design.params)[name].as_spec(),
+            arithmetic=lambda load, name: training_operations(config.trainings(load.design.params)[name]),
+            stored=lambda load, name: 2e-9 * parameters(config.trainings(load.design.params)[name].config),
             priority=100,
             is_awaited=True,
         ),

@@ -105,11 +105,19 @@ class PathModel(Section):
 
 
 class TrainedModel(Section):
-    """A model that the pipeline trains: the last of a recipe, or as it was ``at`` so many tokens."""
+    """A model that the pipeline trains by a recipe, whose ``seed`` and ``tokens`` may be others here; ``at``: as it was
+    after so many tokens."""
 
     source: Literal["trained"]
     recipe: str
+    seed: Seed | None = None
+    tokens: Positive | None = None
     at: Positive | None = None
+
+    @property
+    def training(self) -> str:
+        """The name of the training that makes it."""
+        return "-".join([self.recipe, *(str(each) for each in (self.tokens, self.seed) if each is not None)])
 
 
 class Texts(Section):
@@ -665,22 +673,27 @@ def architecture(params: Params) -> ModelConfig | None:
     if isinstance(model, PathModel):
         return architecture_of(Path(model.path))
     if isinstance(model, TrainedModel):
-        recipe = params.recipes[model.recipe]
+        recipe = recipe_of(params, model)
         return recipe.config if recipe.is_sized else None
     return None
 
 
-def trained_models(params: Params) -> list[TrainedModel]:
-    """List the models of the run that the pipeline trains: the base, and the other of its family."""
+def trained_models(params: Params) -> dict[str, TrainedModel]:
+    """Return the models of the run that the pipeline trains, by the key that names each."""
     sibling = params.decode.sibling_model
-    models = [params.model] if sibling is None else [params.model, sibling.model]
-    return [model for model in models if isinstance(model, TrainedModel)]
+    models = {"model": params.model} | ({} if sibling is None else {"decode.sibling_model.model": sibling.model})
+    return {where: model for where, model in models.items() if isinstance(model, TrainedModel)}
 
 
-def trained_recipes(params: Params) -> dict[str, Recipe]:
-    """Return the recipes that the run needs, in the order in which they can be made."""
-    names = dict.fromkeys(model.recipe for model in trained_models(params))
-    return {name: params.recipes[name] for name in names}
+def recipe_of(params: Params, model: TrainedModel) -> Recipe:
+    """Return the recipe of a model with the model's own seed and tokens."""
+    own = {key: value for key in ("seed", "tokens") if (value := getattr(model, key)) is not None}
+    return params.recipes[model.recipe].model_copy(update=own)
+
+
+def trainings(params: Params) -> dict[str, Recipe]:
+    """Return the recipe of each training that the run needs by the training's name."""
+    return {model.training: recipe_of(params, model) for model in trained_models(params).values()}
 
 
 def variants(params: Params, added: Sequence[Point] = ()) -> dict[str, Variant]:
@@ -935,17 +948,18 @@ def _check_base(params: Params) -> None:
 
 
 def _check_trained(params: Params) -> None:
-    sibling = params.decode.sibling_model
-    for where, model in (("model", params.model), ("decode.sibling_model.model", sibling and sibling.model)):
-        if not isinstance(model, TrainedModel):
-            continue
+    for where, model in trained_models(params).items():
         if not params.recipes:
             raise ConfigError(f"{where}.recipe: {model.recipe!r} is unknown; recipes has none")
-        kept = params.recipes[_known(model.recipe, tuple(params.recipes), f"{where}.recipe")].keep
-        if model.at is not None and model.at not in kept:
-            words = ", ".join(map(str, kept)) or "nothing"
+        _known(model.recipe, tuple(params.recipes), f"{where}.recipe")
+        recipe = recipe_of(params, model)
+        if model.at is not None and model.at not in recipe.keep:
+            words = ", ".join(map(str, recipe.keep)) or "nothing"
             raise ConfigError(f"{where}.at: {model.at} is not in recipes.{model.recipe}.keep; allowed: {words}")
-    if trained_recipes(params):
+        late = [tokens for tokens in recipe.keep if tokens > recipe.tokens]
+        if late:
+            raise ConfigError(f"{where}.tokens: recipes.{model.recipe}.keep has {late[0]}, which is more")
+    if trained_models(params):
         try:
             versions()
         except InputError as problem:

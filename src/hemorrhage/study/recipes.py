@@ -1,11 +1,7 @@
-"""``recipes`` of params.yaml: small models that the pipeline trains itself, and what is known of them before.
-
-A list of seeds or of tokens makes a recipe of each value, called ``<name>-<value>``.
-"""
+"""``recipes`` of params.yaml: small models that the pipeline trains itself, and what is known of them before."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,9 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from hemorrhage.models.sources.files import NAMES_OF_SIZES
 from hemorrhage.runtime.address import Json
 from hemorrhage.study.wording import NAME
-
-LISTED = ("tokens", "seed")
-"""Settings of which a recipe may have several."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -114,31 +107,16 @@ class Recipe(Part):
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def _expanded(content: object) -> object:
-    """Make a recipe of each value of the settings that may be lists."""
-    if not isinstance(content, dict):
-        return content
-    expanded: dict[str, object] = {}
-    for name, written in content.items():
-        if not isinstance(name, str) or not re.match(NAME, name):
-            raise ValueError(f"{name}: a recipe's name is of a-z, 0-9 and _")
-        lists = {
-            key: written[key] for key in LISTED if isinstance(written, dict) and isinstance(written.get(key), list)
-        }
-        if not lists:
-            expanded[name] = written
-            continue
-        for key, values in lists.items():
-            if not values or len({*map(str, values)}) < len(values):
-                raise ValueError(f"{name}.{key}: a list of different values makes a recipe of each")
-        for point in itertools.product(*lists.values()):
-            values = dict(zip(lists, point, strict=True))
-            expanded["-".join([name, *map(str, point)])] = {**written, **values}
-    return expanded
+def _named(content: object) -> object:
+    if isinstance(content, dict):
+        for name in content:
+            if not isinstance(name, str) or not re.match(NAME, name):
+                raise ValueError(f"{name}: a recipe's name is of a-z, 0-9 and _")
+    return content
 
 
-Recipes = Annotated[dict[str, Recipe], BeforeValidator(_expanded)]
-"""All recipes by name, lists expanded."""
+Recipes = Annotated[dict[str, Recipe], BeforeValidator(_named)]
+"""All recipes by name."""
 
 
 def parameters(config: Mapping[str, Any]) -> int:

@@ -8,7 +8,8 @@ from typing import TypedDict
 
 class Spec(TypedDict, total=False):
     """``model`` of params.yaml: the source, and ``name`` of a wheel's model, ``id`` and ``revision`` of the hub's,
-    ``path`` of a folder; of one that was trained ``recipe``, ``path``, and ``at``, tokens after which it was kept."""
+    ``path`` of a folder; of one that is trained here ``recipe``, ``seed`` and ``tokens`` of it, ``path``, and ``at``,
+    tokens after which it was kept."""
 
     source: str
     name: str
@@ -16,6 +17,8 @@ class Spec(TypedDict, total=False):
     revision: str
     path: str
     recipe: str
+    seed: int | None
+    tokens: int | None
     at: int | None
 
 
