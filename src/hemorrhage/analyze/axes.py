@@ -17,6 +17,7 @@ AXES = {
     "removed": "share of the blocks' parameters removed",
     "added": "share of parameters added",
     "routing": "share of the routing disturbed",
+    "noise": "noise as a share of a layer's spread",
     "transform": "strength of a transform that changes no output",
     "steps": "steps of training",
 }

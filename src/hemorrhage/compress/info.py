@@ -40,6 +40,7 @@ FAMILIES = {
     "low_rank": Family("Low rank", combines=True),
     "depth_expansion": Family("Layer expansion"),
     "moe": Family("Experts and routing"),
+    "perturbation": Family("Noise on weights", predicted=False),
     "published": Family("Published by others", relation="quantized", predicted=False),
     "recovery": Family("Recovery training", relation="finetune", predicted=False),
 }

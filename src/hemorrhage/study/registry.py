@@ -56,6 +56,8 @@ METHODS = (
     "expert_split",
     "expert_pruning",
     "routing",
+    # Perturbation
+    "noise",
     # Published by others
     "external",
     # Recovery

@@ -35,6 +35,7 @@ X_TITLES = {
     "removed": "parameters of the blocks removed (%)",
     "added": "parameters added (%)",
     "routing": "routing disturbed (%)",
+    "noise": "noise as a share of a layer's spread",
     "transform": "strength of the transform",
     "steps": "steps of training",
 }
