@@ -23,10 +23,11 @@ import numpy as np
 from scipy import optimize, stats
 from scipy.interpolate import PchipInterpolator
 
-from hemorrhage.analyze.curves import draws, thresholds
+from hemorrhage.analyze.curves import thresholds
 from hemorrhage.analyze.curves.entries import Threshold
 from hemorrhage.analyze.curves.shapes import EXPECTED_MISFIT
 from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS, Curve, FittedCurve
+from hemorrhage.analyze.rows import draws
 from hemorrhage.analyze.stats.bootstrap import Floats
 
 DOCS = Path(__file__).parents[1] / "docs" / "thresholds.md"

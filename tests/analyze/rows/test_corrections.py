@@ -10,6 +10,7 @@ import pytest
 
 from hemorrhage.analyze.inputs import Output
 from hemorrhage.analyze.rows import corrections, mitigations
+from hemorrhage.analyze.rows.draws import Draws
 from hemorrhage.analyze.rows.mitigations import Damage
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.compress.methods.weight_quantization import awq, rtn
@@ -23,7 +24,7 @@ def test_a_failed_side_is_a_row_with_its_reason() -> None:
         variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64), failure="no luck"),
         variant("awq-3", "awq", awq.Settings(bits=3, group_size=64)),
     )
-    trials = mitigations.trials(found, {"awq-3": evaluation(0.3, 0)}, [], SPEC)
+    trials = mitigations.trials(found, {"awq-3": evaluation(0.3, 0)}, [], SPEC, Draws())
     (trial,) = trials
     assert trial.missing == "rtn-3: no luck"
     failed = Output({"failure": "out of memory", "corpus": "prose", "sha256": "ab"}, {})

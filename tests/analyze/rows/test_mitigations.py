@@ -12,6 +12,7 @@ import pytest
 
 from hemorrhage.analyze.report.sections.mitigations import proposals
 from hemorrhage.analyze.rows import mitigations
+from hemorrhage.analyze.rows.draws import Draws, Spread
 from hemorrhage.analyze.rows.mitigations import Measured
 from hemorrhage.analyze.rows.schema import Source
 from hemorrhage.analyze.spec import Spec
@@ -25,6 +26,8 @@ from tests.analyze.rows.made import evaluation, inputs_of, variant
 
 SPEC = Spec(400, 0.95, 0)
 SOURCE = Source("prose", "p")
+UNCALIBRATED = Draws(Spread(0.0), frozenset({"awq", "recovery"}))
+"""Draws that move nothing."""
 
 
 def sample(rng: np.random.Generator, share: float, blocks: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +186,7 @@ def test_what_is_compared_with_what() -> None:
         variant("lora", "recovery", recovery.Settings(), on="width-m"),
         variant("lora_shuffled", "recovery", recovery.Settings(shuffled=True), on="width-m"),
     ]
-    found = mitigations.trials(inputs_of(*everything), {}, [], SPEC)
+    found = mitigations.trials(inputs_of(*everything), {}, [], SPEC, Draws())
     named = {(trial.treatment, trial.plain.name, trial.control.name if trial.control else None) for trial in found}
     assert named == {
         ("gblm-0.5", "wanda-0.5", "gblm_shuffled_0-0.5"),
@@ -211,6 +214,7 @@ def test_lines_to_add_can_be_pasted(tmp_path: Path) -> None:
         {},
         [],
         SPEC,
+        Draws(),
     )
     (lines,) = [proposal.lines for proposal in proposals(told(trials)) if "without a control" in proposal.reason]
     ((name, content),) = YAML(typ="safe").load(lines[0]).items()
@@ -225,7 +229,7 @@ def test_rows_of_recovery() -> None:
         variant("awq_shuffled-3", "awq", awq.Settings(bits=3, group_size=64, shuffled=True), effective_bits=6.0),
     )
     evaluations = {"rtn-3": evaluation(0.5, 0), "awq-3": evaluation(0.3, 0), "awq_shuffled-3": evaluation(0.5, 0)}
-    trials = mitigations.trials(found, evaluations, [], SPEC)
+    trials = mitigations.trials(found, evaluations, [], SPEC, UNCALIBRATED)
     rows = pd.DataFrame(mitigations.trial_rows(trials, SPEC)).set_index(["variant", "metric"])
     tag = "[w51-s51-b0-j0-n1200-f32]"
     name = f"recovery{{of=kl_mean,plain=rtn-3}}{tag}"
@@ -234,7 +238,53 @@ def test_rows_of_recovery() -> None:
     gap = f"recovery_beyond_control{{of=kl_mean,plain=rtn-3}}{tag}"
     assert rows.loc[("awq-3", gap), "estimate"] == pytest.approx(0.4)
     evaluations["awq_shuffled-3"] = evaluation(0.9, 0)
-    trials = mitigations.trials(found, evaluations, [], SPEC)
+    trials = mitigations.trials(found, evaluations, [], SPEC, UNCALIBRATED)
     rows = pd.DataFrame(mitigations.trial_rows(trials, SPEC)).set_index(["variant", "metric"])
     assert rows.loc[("awq_shuffled-3", name), "estimate"] == pytest.approx(-0.8)
     assert "is not neutral" in rows.loc[("awq-3", gap), "reason"]
+
+
+def test_a_comparison_holds_what_other_calibration_draws_would_change() -> None:
+    """By its definition: the recovery's variance is that of the text, plus (1 - R)² that of the draws."""
+    found = inputs_of(
+        variant("rtn-3", "rtn", rtn.Settings(bits=3, group_size=64), effective_bits=6.0),
+        variant("awq-3", "awq", awq.Settings(bits=3, group_size=64), effective_bits=6.0, calibrated=True),
+    )
+    evaluations, spec = {"rtn-3": evaluation(0.5, 0), "awq-3": evaluation(0.3, 1)}, Spec(4000, 0.95, 0)
+
+    def recovery_with(share: float) -> tuple[Measured, float, float]:
+        draws = Draws(Spread(share), frozenset({"awq"}))
+        (one,) = [
+            each for each in mitigations.trials(found, evaluations, [], spec, draws)[0].measured if "kl" in each.metric
+        ]
+        got = mitigations.recovery(one.plain, one.treated, 0.95)
+        assert got is not None
+        return one, got.value, got.high - got.low
+
+    fixed, value, narrow = recovery_with(0.0)
+    _, same, wide = recovery_with(0.2)
+    assert fixed.of_text is None
+    assert value == same
+    draw_width = 2 * 2.069 * 0.2 * (1 - value)  # Student's t of 24 windows
+    assert wide == pytest.approx(np.hypot(narrow, draw_width), rel=0.1)
+    # Windows narrow the part of the text alone, so that it takes more of them, and at last none would do.
+    needed = [mitigations.blocks_needed(recovery_with(share)[0], 0.95, 0.1) for share in (0.0, 0.03, 0.2)]
+    assert needed[0] < needed[1]
+    assert needed[2] == 0
+
+
+def test_what_alters_a_variant_further_moves_with_it() -> None:
+    """A repair of a pruned model: both sides come from one calibration draw, which their ratio does not hold."""
+    found = inputs_of(
+        variant("wanda-0.5", "wanda", wanda.Settings(sparsity=0.5), calibrated=True),
+        variant("repaired", "recovery", recovery.Settings(), on="wanda-0.5", calibrated=False),
+    )
+    evaluations = {"wanda-0.5": evaluation(0.5, 0), "repaired": evaluation(0.3, 1)}
+    widths = []
+    for share in (0.0, 0.2):
+        draws = Draws(Spread(share), frozenset({"wanda"}))
+        (trial,) = mitigations.trials(found, evaluations, [], SPEC, draws)
+        got = mitigations.recovery(trial.measured[0].plain, trial.measured[0].treated, 0.95)
+        assert got is not None
+        widths.append(got.high - got.low)
+    assert widths[0] == pytest.approx(widths[1])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hemorrhage.analyze.curves.draws import NONE, Spread
+from hemorrhage.analyze.rows.draws import NONE, Spread
 from hemorrhage.analyze.stats import bootstrap
 from hemorrhage.analyze.verdicts import ranking
 from hemorrhage.analyze.verdicts.ranking import Measured, Rank, holm, letter_groups, order, pair_tests

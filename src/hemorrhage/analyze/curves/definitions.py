@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hemorrhage.analyze.axes import AXES, FEWER_IS_WORSE, Sweep, failure, position, sweeps, undamaged_position
-from hemorrhage.analyze.curves import defects, draws, next_points, steps, thresholds
+from hemorrhage.analyze.curves import defects, next_points, steps, thresholds
 from hemorrhage.analyze.curves.entries import NO_CLIFF, TOO_FEW, CurveEntry, Fit, LabelBits, Threshold
 from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS, Curve, FittedCurve, few
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.rows import draws
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS

@@ -2,8 +2,10 @@
 
 Recovery is R = (d_plain - d_mitigated) / d_plain, where the damage d is the log-perplexity ratio, the mean KL or the
 share of flips: 1 where the mitigation undoes all damage, 0 where it does nothing, below 0 where it harms. Plain method,
-mitigation and control are resampled together, with the draws that every other interval rests on. The control does the
-same work with shuffled information; what it recovers, the information did not. A control that is not equivalent to the
+mitigation and control are resampled together, with the draws that every other interval rests on. A comparison is one
+of methods, and a calibrated variant is one calibration draw of its method: every side's resamples hold what other
+draws would change (``draws``), and a variant that alters the plain one further moves with it. The control does the same
+work with shuffled information; what it recovers, the information did not. A control that is not equivalent to the
 plain method (NEUTRAL) adds a damage or a benefit of its own: the mitigation is then not compared with it.
 
 ``Spec.smallest_effect`` is the smallest recovery that matters. A mitigation whose whole interval lies below it is not
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from scipy import stats
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
 from hemorrhage.analyze.protocol import add_protocol
+from hemorrhage.analyze.rows.draws import Draws
 from hemorrhage.analyze.rows.schema import Row, Source, Statistic, environment_id, row
 from hemorrhage.analyze.rows.tasks import ITEMS, Suite
 from hemorrhage.analyze.spec import Spec
@@ -74,16 +77,24 @@ class Damage:
         """Return the mean over tokens of sums per block."""
         return cls(float(sums.sum() / sizes.sum()), bootstrap.means(counts, sums, sizes), len(sums))
 
+    def moved(self, factors: Floats) -> Damage:
+        """Return the same with so many times the damage in each resample."""
+        return replace(self, replicates=self.replicates * factors)
+
 
 @dataclass(frozen=True)
 class Measured:
-    """One damage metric on one data set, of the plain method, with the mitigation and with the control."""
+    """One damage metric on one data set, of the plain method, with the mitigation and with the control.
+
+    ``of_text``: the same without what other calibration draws would change; None where that is nothing.
+    """
 
     metric: str
     source: Source
     plain: Damage
     treated: Damage
     control: Damage | None
+    of_text: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ class Outcome:
     """What came of a trial on one metric and data set, resamples summed up: ``plain`` and ``treated`` damage, what was
     recovered and what its control recovered (None: there was nothing to recover), the verdict, and ``not_neutral``: why
     the mitigation is not compared with its control, empty where it is. ``blocks``: windows or items that it rests on,
-    ``needed``: how many an effect of the smallest size takes to be seen, 0 where there is nothing to recover."""
+    ``needed``: how many an effect of the smallest size takes to be seen, 0 where there is nothing to recover, and where
+    calibration draws alone hide such an effect."""
 
     metric: str
     dataset: str
@@ -228,23 +240,32 @@ def verdict(measured: Measured, confidence: float, smallest: float) -> str:
 def blocks_needed(measured: Measured, confidence: float, smallest: float) -> int:
     """Return the blocks at which a recovery of ``smallest`` is told from none with a probability of POWER.
 
-    From the width of the interval, which shrinks with the root of their number; 0 where there is nothing to recover.
+    The part of the interval's width that the text makes shrinks with the root of their number, that of calibration
+    draws stays. 0 where there is nothing to recover, and where the draws alone hide such an effect.
     """
-    recovered, blocks = recovery(measured.plain, measured.treated, confidence), measured.plain.blocks
-    if recovered is None or blocks < 2:
-        return 0
-    two_sided = (1 + confidence) / 2
-    error = (recovered.high - recovered.low) / 2 / float(stats.t.ppf(two_sided, blocks - 1))
-    return math.ceil(blocks * (error * float(stats.norm.ppf(two_sided) + stats.norm.ppf(POWER)) / smallest) ** 2)
+    blocks = measured.plain.blocks
+    variances = []
+    for each in (measured, measured.of_text or measured):
+        recovered = recovery(each.plain, each.treated, confidence)
+        if recovered is None or blocks < 2:
+            return 0
+        two_sided = (1 + confidence) / 2
+        variances.append(((recovered.high - recovered.low) / 2 / float(stats.t.ppf(two_sided, blocks - 1))) ** 2)
+    whole, of_text = variances
+    wanted = (smallest / float(stats.norm.ppf(two_sided) + stats.norm.ppf(POWER))) ** 2
+    room = wanted - max(whole - of_text, 0.0)
+    return math.ceil(blocks * of_text / room) if room > 0 else 0
 
 
 # Trials among the variants.
 
 
-def trials(inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[Suite], spec: Spec) -> list[Trial]:
+def trials(
+    inputs: Inputs, evaluations: Mapping[str, Output], suites: Sequence[Suite], spec: Spec, draws: Draws
+) -> list[Trial]:
     """Compare every mitigation of the run, in the order of the arms and of params.yaml."""
     return [
-        _trial(arm, treated, plain, _control(treated, inputs), evaluations, suites, spec)
+        _trial(arm, treated, plain, _control(treated, inputs), evaluations, suites, spec, draws)
         for arm, treated, plain in _pairs(inputs)
     ]
 
@@ -311,6 +332,7 @@ def _trial(
     evaluations: Mapping[str, Output],
     suites: Sequence[Suite],
     spec: Spec,
+    draws: Draws,
 ) -> Trial:
     compared = [plain, treated, *([control] if control else [])]
     failures = {variant.name: _failure(variant, evaluations) for variant in compared}
@@ -321,7 +343,25 @@ def _trial(
         measured += _language(outputs, spec)
         for suite in suites:
             measured += _flips(suite, [variant.name for variant in compared], spec)
+        factors = _factors(compared, draws, spec)
+        measured = [_with_draws(each, factors) for each in measured]
     return Trial(arm, treated.name, f"plain={plain.name}", plain, treated, control, measured, missing)
+
+
+def _factors(compared: Sequence[Variant], draws: Draws, spec: Spec) -> list[Floats]:
+    """Return what other draws would make of each variant's damage; what alters the first further moves with it."""
+    own = [draws.factors(variant, spec.resamples, spec.seed) for variant in compared]
+    plain = compared[0]
+    return [factor * own[0] if each.on == plain.name else factor for each, factor in zip(compared, own, strict=True)]
+
+
+def _with_draws(measured: Measured, factors: Sequence[Floats]) -> Measured:
+    """Return a comparison whose resamples hold what other calibration draws would change."""
+    if all(bool((factor == 1).all()) for factor in factors):
+        return measured
+    sides = [each for each in (measured.plain, measured.treated, measured.control) if each is not None]
+    plain, treated, *control = (side.moved(factor) for side, factor in zip(sides, factors, strict=True))
+    return Measured(measured.metric, measured.source, plain, treated, control[0] if control else None, measured)
 
 
 def _failure(variant: Variant, evaluations: Mapping[str, Output]) -> str | None:

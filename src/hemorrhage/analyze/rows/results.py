@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from hemorrhage.analyze.inputs import BASE, Inputs, Output, Variant
-from hemorrhage.analyze.rows import corrections, findings, mitigations
+from hemorrhage.analyze.rows import corrections, draws, findings, mitigations
 from hemorrhage.analyze.rows.confirmations import confirmation_rows
 from hemorrhage.analyze.rows.decoding import DECODE, compared_variants, decoding_rows, measure_texts
 from hemorrhage.analyze.rows.diagnostics import cost_rows, diagnostics_rows
@@ -20,6 +20,7 @@ from hemorrhage.analyze.rows.engines import engine_rows
 from hemorrhage.analyze.rows.language import Resamples, language_rows
 from hemorrhage.analyze.rows.schema import OK, ROWS, Row, Source, Statistic, environment_id, row, table_of
 from hemorrhage.analyze.rows.secondary import secondary_rows
+from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS, Suite, suites, task_losses, task_rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats import significance
@@ -70,7 +71,8 @@ def build(inputs: Inputs, spec: Spec) -> Results:
     rows.extend(_decoding_rows(inputs, spec))
     for name, output in inputs.decodes.items():
         rows.extend(distinct_rows(inputs.variants[name], output))
-    trials = [*mitigations.trials(inputs, evaluations, answered, spec), *corrections.trials(inputs, spec)]
+    known = draws.measure(inputs, Numbers(table_of([each for each in rows if each.metric.startswith("kl_mean")])))
+    trials = [*mitigations.trials(inputs, evaluations, answered, spec, known), *corrections.trials(inputs, spec)]
     rows.extend(mitigations.trial_rows(trials, spec))
     rows.extend(corrections.correction_rows(inputs, spec))
     table = table_of(rows)

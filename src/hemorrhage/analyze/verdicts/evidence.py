@@ -2,7 +2,7 @@
 
 A variant's damage is the mean over corpora of its log-perplexity ratio: corpora of one variant are no independent
 evidence, so that a method counts once, however many corpora it was measured on. Claims are about methods, of which a
-calibrated variant is one draw: its resamples hold what other draws would change (hemorrhage.analyze.curves.draws).
+calibrated variant is one draw: its resamples hold what other draws would change (hemorrhage.analyze.rows.draws).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import cached_property
 import numpy as np
 
 from hemorrhage.analyze.axes import failure
-from hemorrhage.analyze.curves import draws
 from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
+from hemorrhage.analyze.rows import draws
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.spec import Spec
@@ -100,17 +100,9 @@ class Evidence:
         if not chosen or len(known) < len(chosen) or any(pair not in self.results.replicates for pair in pairs):
             return None
         replicates = np.mean([self.results.replicates[pair] for pair in pairs], axis=0)
-        replicates = replicates * self._moved(variant, len(replicates))
+        replicates = replicates * self._draws.factors(self.inputs.variants[variant], len(replicates), self.spec.seed)
         low, high = bootstrap.interval(replicates, self.spec.confidence, self.blocks(chosen))
         return Damage(float(np.mean(known)), low, high, replicates)
-
-    def _moved(self, variant: str, resamples: int) -> Floats:
-        """Return how many times the damage of other calibration draws is, in each resample: on every corpus the same.
-
-        A factor, so that damage keeps its sign.
-        """
-        spread = self._draws.of(self.inputs.variants[variant])
-        return np.exp(spread.noise((resamples, 1), draws.seed_of(variant, self.spec.seed))[:, 0])
 
     @cached_property
     def _draws(self) -> draws.Draws:

@@ -2,7 +2,7 @@
 
 All pairs are compared on each corpus, by the logarithm of the ratio of their mean KL, as a window that is hard for one
 is hard for the other. It is weighed with its spread in the resamples, which are the same windows for both, and with how
-far other calibration draws would move either side (hemorrhage.analyze.curves.draws), by Student's t of windows - 1
+far other calibration draws would move either side (hemorrhage.analyze.rows.draws), by Student's t of windows - 1
 degrees of freedom, or with draws of Welch and Satterthwaite's (Biometrics 1946 2:110), and Holm's correction
 (Scandinavian Journal of Statistics 1979 6:65). So the chance that any two variants of equal damage are called different
 is at most 1 - ``confidence``, and the ranks that a variant may have hold for all of them at once (Mogstad et al.,
@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from hemorrhage.analyze.curves.draws import NONE, Spread, measure, seed_of
 from hemorrhage.analyze.inputs import BASE, Inputs
+from hemorrhage.analyze.rows.draws import NONE, Spread, measure, seed_of
 from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.results import Results
 from hemorrhage.analyze.rows.tables import Numbers

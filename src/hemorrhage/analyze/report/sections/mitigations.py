@@ -322,7 +322,11 @@ def _row(
 
 def _needed(outcome: Outcome) -> str:
     """Say how many blocks would tell, where these did not."""
-    if outcome.verdict not in (CANNOT_TELL, LIKE_ITS_CONTROL) or outcome.needed <= outcome.blocks:
+    if outcome.verdict not in (CANNOT_TELL, LIKE_ITS_CONTROL):
+        return ""
+    if outcome.needed == 0 < outcome.blocks:
+        return "other calibration draws move it by more: no number of windows or items would tell"
+    if outcome.needed <= outcome.blocks:
         return ""
     return f"{outcome.needed} windows or items would, here are {outcome.blocks}"
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from hemorrhage.analyze.curves import draws
 from hemorrhage.analyze.inputs import BASE, Variant
+from hemorrhage.analyze.rows import draws
 from hemorrhage.analyze.rows.language import ROUNDING
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.study import Study
+
+FILES = (
+    "A verdict on the budget is one of the very file that was measured, and holds the variance of the text alone: "
+    "the same method with another draw makes another file, which has to be judged itself."
+)
 
 
 def texts_sentence(study: Study) -> str:
@@ -52,14 +57,16 @@ def draws_sentence(study: Study) -> str:
     if not any(variant.manifest.get("calibrated") for variant in _alterations(study)):
         return ""
     known = draws.measure(study.inputs, study.numbers)
-    held = "Rankings, claims and curves hold a standard deviation over calibration draws of"
+    held = "Rankings, claims, curves and mitigations hold a standard deviation over calibration draws of"
     assumed = f"{100 * draws.SPREAD:.0f}\u00a0% of the damage"
     if known.measured is None:
-        return f"{held} {assumed}, which is assumed: no three variants were repeated with another calibration set."
+        return (
+            f"{held} {assumed}, which is assumed: no three variants were repeated with another calibration set. {FILES}"
+        )
     return (
         f"{held} {100 * known.measured.share:.1f}\u00a0% of the damage for {_listed(sorted(known.methods))}, as "
         f"{_listed(known.repeated)} measured it here with another calibration set, and an assumed {assumed} for other "
-        "calibrated methods."
+        f"calibrated methods. {FILES}"
     )
 
 

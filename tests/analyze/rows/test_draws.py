@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hemorrhage.analyze.curves import draws
-from hemorrhage.analyze.curves.draws import NONE, Spread
+from hemorrhage.analyze.rows import draws
+from hemorrhage.analyze.rows.draws import NONE, Spread
 from tests.analyze.report.examples import inputs, numbers, row, sweep, variant
 
 ASSUMED = Spread(draws.SPREAD)

@@ -73,6 +73,13 @@ class Draws:
             return NONE
         return self.measured if self.measured and variant.method in self.methods else Spread(SPREAD)
 
+    def factors(self, variant: Variant, resamples: int, seed: int) -> Floats:
+        """Return how many times the damage of other draws is in each resample: on every data set the same.
+
+        A factor, so that damage keeps its sign.
+        """
+        return np.exp(self.of(variant).noise((resamples, 1), seed_of(variant.name, seed))[:, 0])
+
     def of_curve(self, sweep: Sweep) -> Spread:
         """Return the spread of the points of a curve."""
         return max((self.of(variant) for variant in sweep.variants), key=lambda spread: spread.share, default=NONE)
