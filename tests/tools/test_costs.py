@@ -112,3 +112,15 @@ def test_wrong_usage_is_one_line(
     assert ended("costs", *arguments) == USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_the_memory_of_the_base_at_work(workload: Workload) -> None:
+    shown = costs.show(workload.plan, 2, False, 8, 1024)
+    assert "8 x 1024 tokens" in shown
+    (decoding,) = (line.split() for line in shown.splitlines() if line.startswith("decoding"))
+    content = costs.as_json(workload.plan, 2, False, 8, 1024)["memory"]
+    assert content is not None
+    # 30 layers with 3 heads of 64 for keys, 16 bits a number.
+    assert content["decoding"]["cache"] == 2 * 2 * 8 * 1024 * 30 * 3 * 64
+    assert decoding[2] == f"{content['decoding']['cache'] / 1e6:,.0f}"
+    assert content["training"]["optimizer"] == 2 * content["training"]["gradients"]

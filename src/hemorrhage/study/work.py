@@ -35,12 +35,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Shape:
-    """Parameters of a model: of its blocks, of a token's embedding table, and the width of its states."""
+    """Parameters of a model: of its blocks, of a token's embedding table, and the width of its states.
+
+    ``number``: of blocks.
+    """
 
     blocks: int
     embedding: int
     width: int
     tied: bool
+    number: int = 1
 
     @property
     def parameters(self) -> int:

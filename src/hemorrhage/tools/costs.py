@@ -13,16 +13,17 @@ import platform
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import chdir
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 from hemorrhage.analyze.budget import CONFIRMED, DAMAGE_KINDS, least_items
+from hemorrhage.models.memory import Memory, phases
 from hemorrhage.runtime.artifact import environment
 from hemorrhage.runtime.command import CANNOT_TELL, YES, CommandError, Parser, json_text
 from hemorrhage.runtime.command import parser as command_parser
 from hemorrhage.study.costs import products
-from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload
+from hemorrhage.study.costs.jobs import PAGE, ROWS, Workload, sizes
 from hemorrhage.study.costs.model import (
     COEFFICIENTS,
     Coefficients,
@@ -109,6 +110,10 @@ def parser() -> Parser:
     )
     made.add_argument("--cores", type=_cores, default=os.cpu_count(), metavar="N", help="cores that the run may use")
     made.add_argument("--gpu", action="store_true", help="jobs that run the model use a GPU")
+    made.add_argument(
+        "--batch", type=_number, default=1, metavar="N", help="texts at once, for the memory of the model"
+    )
+    made.add_argument("--context", type=_number, default=2048, metavar="N", help="their tokens (default: %(default)s)")
     made.add_argument("--json", action="store_true", help="the numbers as JSON")
     commands = made.add_subparsers(dest="command", metavar="fit")
     fitting = commands.add_parser("fit", help="fit the coefficients on the runs in folders")
@@ -119,6 +124,12 @@ def parser() -> Parser:
 def _cores(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
 
 
@@ -138,9 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return YES
     plan = family.plans[""]
     if arguments.json:
-        print(json_text(as_json(plan, arguments.cores, arguments.gpu)))
+        print(json_text(as_json(plan, arguments.cores, arguments.gpu, arguments.batch, arguments.context)))
     else:
-        print(show(plan, arguments.cores, arguments.gpu))
+        print(show(plan, arguments.cores, arguments.gpu, arguments.batch, arguments.context))
     return YES
 
 
@@ -178,7 +189,7 @@ def _lines_of_several(forecasts: Mapping[str, Forecast | None], cores: int) -> l
     return [*lines, f"free disk: {free:.0f} MB{' -- NOT ENOUGH' if total.disk_mb > free else ''}"]
 
 
-def show(plan: Plan, cores: int, gpu: bool) -> str:
+def show(plan: Plan, cores: int, gpu: bool, batch: int = 1, context: int = 2048) -> str:
     """Write the prediction for what is missing, and next to what ran the prediction for it. Raises CommandError."""
     workload = _workload(plan)
     seen = observe(workload.jobs.values())
@@ -188,6 +199,7 @@ def show(plan: Plan, cores: int, gpu: bool) -> str:
         allowance = plan.params.screen.allowance
         lines.append(f"not counted: at most {allowance} variants that the screening adds, and what is confirmed")
     lines += power_lines(plan.params)
+    lines += memory_lines(plan, batch, context)
     if seen:
         lines += ["", *_comparison_lines(compare(seen, Costs.read()))]
     return "\n".join(lines)
@@ -210,19 +222,40 @@ def power_lines(params: Params) -> list[str]:
 
 
 class Report(TypedDict):
-    """The content of ``--json``: ``missing`` is null where nothing is."""
+    """The content of ``--json``: ``missing`` is null where nothing is, ``memory`` where no formula is known."""
 
     missing: dict[str, object] | None
     ran: dict[str, dict[str, float]]
+    memory: dict[str, dict[str, int]] | None
 
 
-def as_json(plan: Plan, cores: int, gpu: bool) -> Report:
+def as_json(plan: Plan, cores: int, gpu: bool, batch: int = 1, context: int = 2048) -> Report:
     """Return the same as plain content. Raises CommandError."""
     workload = _workload(plan)
     seen = observe(workload.jobs.values())
     predicted = forecast(workload, seen, cores, gpu)
     ran = {kind: asdict(comparison) for kind, comparison in compare(seen, Costs.read()).items()}
-    return {"missing": asdict(predicted) if predicted else None, "ran": ran}
+    taken = {phase: asdict(each) for phase, each in model_memory(plan, batch, context).items()}
+    return {"missing": asdict(predicted) if predicted else None, "ran": ran, "memory": taken or None}
+
+
+def model_memory(plan: Plan, batch: int, context: int) -> dict[str, Memory]:
+    """Return what the base takes by phase, in 16 bits where it reads and decodes; nothing without a formula for it."""
+    known = sizes(plan)
+    return {} if known is None else phases(known, batch, context)
+
+
+def memory_lines(plan: Plan, batch: int, context: int) -> list[str]:
+    """Say what the base takes while it reads, decodes and trains."""
+    taken = model_memory(plan, batch, context)
+    if not taken:
+        return ["memory of the base at work: no formula for its family"]
+    titles = "".join(f"{title:>13s}" for title in ("parameters", "cache", "activations", "gradients", "optimizer"))
+    lines = [f"{'MB of the base':14s}{titles}{'peak':>10s}   {batch} x {context} tokens"]
+    for phase, each in taken.items():
+        parts = (each.parameters, each.cache, each.activations, each.gradients, each.optimizer)
+        lines.append(f"{phase:14s}" + "".join(f"{1e-6 * part:13,.0f}" for part in parts) + f"{1e-6 * each.peak:10,.0f}")
+    return lines
 
 
 def _workload(plan: Plan) -> Workload:
@@ -244,7 +277,8 @@ def forecast(
             missing.pop(key, None)
     if not missing:
         return None
-    predicted = {key: costs.predict(job) for key, job in missing.items()}
+    # The memory is the one that rules ask for.
+    predicted = {key: replace(costs.predict(job), rss_mb=requests.memory(*key)) for key, job in missing.items()}
     threads = {key: min(requests.threads(*key), cores) for key in missing}
     seconds = {key: predicted[key].cpu_s / threads[key] for key in missing}
     needs = {key: job.needs for key, job in missing.items()}

@@ -28,7 +28,7 @@ def test_every_output_of_the_plan_is_a_job_and_comes_after_what_it_reads(workloa
 
 
 def test_the_wheels_size_is_known_before_it_is_there(workload: Workload) -> None:
-    assert workload.shape == Shape(134515008 - 576 * 49152 - 61 * 576, 576 * 49152, 576, True)
+    assert workload.shape == Shape(134515008 - 576 * 49152 - 61 * 576, 576 * 49152, 576, True, 30)
 
 
 def test_a_folders_size_is_that_of_its_files(tiny: Path) -> None:

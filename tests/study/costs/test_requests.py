@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from hemorrhage.study import params as config
 from hemorrhage.study.costs.jobs import Workload
 from hemorrhage.study.costs.model import Costs
 from hemorrhage.study.costs.requests import Requests
 from hemorrhage.study.plan import Plan
+from hemorrhage.study.work import Shape
 from tests.study.test_params import changed
 
 
@@ -24,6 +27,21 @@ def test_requests_leave_room_and_grow_with_each_attempt(workload: Workload) -> N
     assert requests.threads("evaluations", "gptq-4") == 1
     assert requests.threads("calibrations", "prose") > 1, "the run waits for it"
     assert Requests(workload, Costs.read()).gpu("evaluations") == 0
+
+
+def test_the_plan_and_the_rules_name_the_same_memory_of_a_model_that_is_read_by_blocks(workload: Workload) -> None:
+    workload.shape = Shape(blocks=6_400_000_000, embedding=131_000_000, width=4096, tied=False, number=32)
+    requests = Requests(workload, Costs.read())
+    memory = requests.memory("evaluations", "gptq-4")
+    # Two blocks of 32, the embedding and the head in float32, and what a process takes.
+    assert memory == pytest.approx(requests.costs.started("evaluations") + 4e-6 * (4e8 + 2.62e8))
+    assert memory < 5000
+    assert requests.mem_mb("evaluations", "gptq-4") == pytest.approx(1.3 * memory, abs=100)
+    # In 31 GB it fits whole, and is not read by blocks.
+    fits = Workload(Plan(config.Params.model_validate(changed("evaluate/memory_gb", 31))))
+    fits.shape = workload.shape
+    whole = Requests(fits, Costs.read())
+    assert whole.memory("evaluations", "gptq-4") == whole.costs.predict(fits.job("evaluations", "gptq-4")).rss_mb
 
 
 def test_a_gpu_is_asked_for_by_steps_that_run_the_model_and_by_solvers(workload: Workload) -> None:

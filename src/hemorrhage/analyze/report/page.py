@@ -35,6 +35,7 @@ from hemorrhage.analyze.report.sections.cards import cards
 from hemorrhage.analyze.report.sections.cost import cost_rows
 from hemorrhage.analyze.report.sections.drafts import draft_rows
 from hemorrhage.analyze.report.sections.failures import failures
+from hemorrhage.analyze.report.sections.memory import memory_rows
 from hemorrhage.analyze.report.sections.provenance import csv_columns, protocols
 from hemorrhage.analyze.rows.missing import missing_parts
 from hemorrhage.analyze.study import Study
@@ -102,6 +103,7 @@ def render(study: Study) -> str:
             claims=claims.section(study),
             engines=engines.section(study),
             costs=cost_rows(study.inputs, study.numbers),
+            memory=memory_rows(study.inputs, study.recommended.overall.variant),
             drafts=draft_rows(study.inputs, study.numbers, study.corpora),
             variants=variants.section(study),
             flags=study.flags,

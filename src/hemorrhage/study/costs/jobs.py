@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from hemorrhage.models.memory import Sizes
 from hemorrhage.models.sources.files import architecture, contents, tensors
 from hemorrhage.study import params as config
 from hemorrhage.study.kinds import KINDS, Key
@@ -44,10 +45,7 @@ class Job:
 
 def shape(plan: Plan) -> Shape | None:
     """Return the shape of the plan's model; None where nothing of it is on this machine yet."""
-    folder = Path(plan.manifest("base", "base")).parent
-    model = plan.params.model
-    if isinstance(model, config.PathModel):
-        folder = Path(model.path)
+    folder = _folder(plan)
     if (folder / "config.json").is_file():
         counted = sum(math.prod(tensor.shape) for tensor in tensors(contents(folder).weights).values())
         sizes = architecture(folder)
@@ -57,16 +55,30 @@ def shape(plan: Plan) -> Shape | None:
     return None if known is None else _shape(known, None)
 
 
+def sizes(plan: Plan) -> Sizes | None:
+    """Return the sizes that the formula of memory reads; None where the model or a formula for it is not known."""
+    folder = _folder(plan)
+    is_here = (folder / "config.json").is_file()
+    known = architecture(folder) if is_here else config.architecture(plan.params)
+    return None if known is None else Sizes.of(known)
+
+
+def _folder(plan: Plan) -> Path:
+    """Return the folder of the base, or of the model that it is prepared from."""
+    model = plan.params.model
+    return Path(model.path) if isinstance(model, config.PathModel) else Path(plan.manifest("base", "base")).parent
+
+
 def _shape(sizes: config.ModelConfig, counted: int | None) -> Shape:
     width, tied = int(sizes["hidden_size"]), bool(sizes.get("tie_word_embeddings", False))
-    embedding = int(sizes["vocab_size"]) * width
+    embedding, number = int(sizes["vocab_size"]) * width, int(sizes.get("num_hidden_layers") or 1)
     if counted is None:
         heads = int(sizes["num_attention_heads"])
         head = sizes.get("head_dim") or width // heads
         attention = width * head * (2 * heads + 2 * sizes.get("num_key_value_heads", heads))
         mlp = 3 * width * sizes["intermediate_size"]
-        return Shape(int(sizes["num_hidden_layers"] * (attention + mlp)), embedding, width, tied)
-    return Shape(max(counted - embedding * (1 if tied else 2), 1), embedding, width, tied)
+        return Shape(int(sizes["num_hidden_layers"] * (attention + mlp)), embedding, width, tied, number)
+    return Shape(max(counted - embedding * (1 if tied else 2), 1), embedding, width, tied, number)
 
 
 class Workload:

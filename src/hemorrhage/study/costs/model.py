@@ -160,6 +160,12 @@ class Costs:
         seconds, memory, disk = (self._quantity(name, job) for name in QUANTITIES)
         return Cost(seconds * self.factors.get(job.kind, 1.0), memory, disk)
 
+    def started(self, kind: str) -> float:
+        """Return the memory in MB that a job of a kind takes without a model."""
+        kinds = self.quantities["rss_mb"]
+        fitted = kinds.get(kind) or kinds.get(KINDS[kind].costs_like)
+        return fitted["shared"][0] if fitted else 0.0
+
     def is_fitted(self, job: Job) -> bool:
         """Tell whether jobs of this kind, and of its method, were among those that the model was fitted on."""
         kinds = self.quantities["cpu_s"]

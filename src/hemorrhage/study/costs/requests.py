@@ -38,15 +38,24 @@ class Requests:
         worth = 10 if kind in KINDS and KINDS[kind].is_awaited else 300
         return 1 << min(4, max(0, int(math.log2(max(self.seconds(kind, name) / worth, 1)))))
 
+    def memory(self, kind: str, name: str) -> float:
+        """Return the predicted memory in MB: what the plan says, and what rules ask for with room for its error.
+
+        A model that takes more than ``evaluate.memory_gb`` in float32 is read block by block: then two blocks are in
+        memory, one that computes and one that is read, the embedding and the head.
+        """
+        predicted = self.costs.predict(self.workload.job(kind, name)).rss_mb
+        shape, limit = self.workload.shape, 1e9 * self.workload.plan.params.evaluate.memory_gb
+        if shape is None or kind not in KINDS or not KINDS[kind].by_blocks or 4 * shape.parameters <= limit:
+            return predicted
+        held = 4e-6 * (2 * shape.blocks / shape.number + 2 * shape.embedding)
+        return min(predicted, self.costs.started(kind) + held)
+
     def mem_mb(self, kind: str, name: str, attempt: int = 1) -> int:
         """Return the memory in MB, twice as much for each attempt."""
         if self.workload.shape is None:
             return UNKNOWN["mem_mb"] << (attempt - 1)
-        memory = self.costs.predict(self.workload.job(kind, name)).rss_mb
-        if kind in KINDS and KINDS[kind].by_blocks:
-            # A model that takes more is read block by block.
-            memory = min(memory, 1e3 * self.workload.plan.params.evaluate.memory_gb)
-        least = max(self.safety["memory"] * memory, self.safety["least_mb"])
+        least = max(self.safety["memory"] * self.memory(kind, name), self.safety["least_mb"])
         return math.ceil(least / 100) * 100 << (attempt - 1)
 
     def minutes(self, kind: str, name: str, attempt: int = 1) -> int:

@@ -100,5 +100,5 @@ def test_a_bfloat16_model_of_odd_widths_through_the_step(
 
 
 def test_a_share_that_no_search_reaches() -> None:
-    with pytest.raises(ValidationError, match="removed: searched ranks take away 0.6 at most, uniform ones 0.7"):
+    with pytest.raises(ValidationError, match=r"searched ranks take away 0\.6 at most, uniform ones 0\.7"):
         asvd.Settings(removed=0.7)
