@@ -19,6 +19,12 @@ def test_damage_is_the_logarithm_of_the_mean_kl(models: list[Model]) -> None:
     assert damage.known(models[:2]) == [damage.values["a-0"], damage.values["a-1"]]
 
 
+def test_the_loss_of_the_unaltered_models_is_an_outcome(models: list[Model]) -> None:
+    losses = [each for each in outcomes.outcomes(models) if each.kind == outcomes.LOSS]
+    assert [each.measure for each in losses] == [f"loss on {corpus} (nats)" for corpus in models[0].study.corpora]
+    assert losses[0].values["a-0"] == models[0].facts[losses[0].measure]
+
+
 def test_every_variant_is_an_outcome_and_no_base(models: list[Model]) -> None:
     names = [each.name for each in outcomes.outcomes(models) if each.kind == outcomes.DAMAGE]
     assert "base" not in names

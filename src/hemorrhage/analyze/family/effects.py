@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from hemorrhage.analyze.family.models import Model
-from hemorrhage.analyze.family.outcomes import Outcome
+from hemorrhage.analyze.family.outcomes import LOSS, Outcome
 from hemorrhage.analyze.stats.bootstrap import Floats, t_interval
 
 LEAST = 3
@@ -99,7 +99,7 @@ def effects(outcomes: Sequence[Outcome], models: Sequence[Model], confidence: fl
     grouped: dict[str, list[Model]] = {}
     for model in models:
         grouped.setdefault(model.group, []).append(model)
-    numeric = _numeric_factors(models)
+    numeric, losses = _numeric_factors(models), {model.name: model.loss for model in models}
     return [
         Effect(
             outcome,
@@ -108,16 +108,12 @@ def effects(outcomes: Sequence[Outcome], models: Sequence[Model], confidence: fl
             [
                 movement
                 for factor, values in numeric.items()
-                if (movement := move(factor, outcome.values, values, _losses(models), confidence)) is not None
+                if (movement := move(factor, outcome.values, values, losses, confidence)) is not None
             ],
-            disguise(outcome, grouped, 1 - confidence),
+            None if outcome.kind == LOSS else disguise(outcome, grouped, 1 - confidence),
         )
         for outcome in outcomes
     ]
-
-
-def _losses(models: Sequence[Model]) -> dict[str, float]:
-    return {model.name: model.loss for model in models}
 
 
 def _level(outcome: Outcome, group: str, members: Sequence[Model], confidence: float) -> Level:

@@ -16,6 +16,9 @@ from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.study import Study
 
+LOSS_OF = "loss on "
+"""How the name of a corpus' loss begins among the facts of a model."""
+
 
 class Description(TypedDict):
     """A model as params.yaml describes it: ``factors``: listed value by key, ``group``: all of them but the seed."""
@@ -41,13 +44,13 @@ class Model:
         for corpus in self.study.corpora:
             estimate = self.study.numbers.get(BASE, "perplexity", corpus)
             if estimate is not None:
-                facts[f"loss on {corpus} (nats)"] = math.log(estimate.value)
+                facts[f"{LOSS_OF}{corpus} (nats)"] = math.log(estimate.value)
         return {name: value for name, value in facts.items() if math.isfinite(value)}
 
     @property
     def loss(self) -> float:
         """Nats per token before anything is done to it, the mean over corpora."""
-        losses = [value for name, value in self.facts.items() if name.startswith("loss")]
+        losses = [value for name, value in self.facts.items() if name.startswith(LOSS_OF)]
         return float(np.mean(losses)) if losses else math.nan
 
     def sweeps(self) -> list[Sweep]:

@@ -1,7 +1,8 @@
 """What is compared between models: a number of each, higher for more damage or for a threshold that lies further out.
 
-Of a variant the logarithm of its KL from its own base, so that a difference of two models is a ratio. Of a curve where
-it reaches a level, on its own axis: of bits in the bits of the setting. Both are means over the corpora.
+Of the unaltered model its loss. Of a variant the logarithm of its KL from its own base, so that a difference of two
+models is a ratio. Of a curve where it reaches a level, on its own axis: of bits in the bits of the setting. The last two
+are means over the corpora.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from hemorrhage.analyze.curves.entries import Threshold
-from hemorrhage.analyze.family.models import Model
+from hemorrhage.analyze.family.models import LOSS_OF, Model
 
 LEVELS = {"ten_percent": "+10 % perplexity", "two_fold": "2× perplexity"}
 """Definition of a threshold -> its name."""
 
-DAMAGE, THRESHOLD = "damage", "threshold"
+LOSS, DAMAGE, THRESHOLD = "loss", "damage", "threshold"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A number of each model: ``values`` by model, NaN where it is not known, ``reasons`` why.
 
-    ``kind``: of a variant's damage or of a threshold; ``name``: the variant, or the curve; ``measure``: what it is,
-    with its unit; ``is_ratio``: the values are logarithms. ``severity``: of a variant, on its axis.
+    ``kind``: of an unaltered model's loss, a variant's damage or a threshold; ``name``: the variant, or the curve;
+    ``measure``: what it is, with its unit; ``is_ratio``: the values are logarithms. ``severity``: of a variant, on its
+    axis.
     """
 
     kind: str
@@ -43,9 +45,18 @@ class Outcome:
 
 
 def outcomes(models: Sequence[Model]) -> list[Outcome]:
-    """List every outcome that at least two models have: thresholds first, then the damage of each variant."""
-    every = [*_thresholds(models), *_damages(models)]
+    """List every outcome that at least two models have: losses, thresholds, then the damage of each variant."""
+    every = [*_losses(models), *_thresholds(models), *_damages(models)]
     return [each for each in every if sum(map(math.isfinite, each.values.values())) > 1]
+
+
+def _losses(models: Sequence[Model]) -> Iterator[Outcome]:
+    """Yield the loss of the unaltered models on each corpus."""
+    facts = {model.name: model.facts for model in models}
+    for name in dict.fromkeys(name for known in facts.values() for name in known if name.startswith(LOSS_OF)):
+        values = {model: known.get(name, math.nan) for model, known in facts.items()}
+        reasons = {model: "not measured" for model, value in values.items() if not math.isfinite(value)}
+        yield Outcome(LOSS, "unaltered", name, False, values, reasons)
 
 
 def _damages(models: Sequence[Model]) -> Iterator[Outcome]:
