@@ -1,8 +1,8 @@
 """What is compared between models: a number of each, higher for more damage or for a threshold that lies further out.
 
 Of the unaltered model its loss. Of a variant the logarithm of its KL from its own base, so that a difference of two
-models is a ratio. Of a curve where it reaches a level, on its own axis: of bits in the bits of the setting. The last two
-are means over the corpora.
+models is a ratio. Of a curve where it reaches a level, on its own axis: of bits in the bits of the setting. Damage and
+thresholds are means over the corpora.
 """
 
 from __future__ import annotations
