@@ -49,3 +49,9 @@ def test_a_stage_is_in_the_name_and_in_the_tag() -> None:
         assert protocol.without_stage(named, protocol.CONFIRMATION) == whole
         assert protocol.without_stage(whole, protocol.CONFIRMATION) is None
     assert protocol.without_stage(protocol.of_stage("mean_flips", "confirmation"), "confirmation") == "mean_flips"
+
+
+def test_a_decoding_protocol_has_a_tag_of_what_texts_depend_on() -> None:
+    stated = "items=24 prefix=32 new_tokens=3 chat=ab12cd34 shots=8; batch=24; dtype=float32"
+    assert protocol.decoding_tag(stated) == "i24-p32-t3-cab12cd34-s8"
+    assert protocol.decoding_tag("synthetic") == ""

@@ -152,7 +152,7 @@ def test_metrics_are_rounded_and_sorted(reports: Path) -> None:
         "mean_flips[agreement+cloze+recall]",
         "effective_bits",
         "size_ratio",
-        "decoding_spread[recall]",
+        "decoding_spread[recall-i24-t8]",
     }
 
 

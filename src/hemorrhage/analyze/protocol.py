@@ -35,6 +35,16 @@ def tag(protocol: str) -> str:
     return f"{window}-j{join}-n{settings['predicted']}-{dtype}{score}{stage}{engine}"
 
 
+CONDITIONS = {"items": "i", "prefix": "p", "new_tokens": "t", "chat": "c", "shots": "s"}
+"""What a decoding protocol says that texts depend on -> its letter in a tag."""
+
+
+def decoding_tag(protocol: str) -> str:
+    """Shorten a protocol of the decoding sweep: ``i24-t3-cnone-s0`` of 24 items, 3 new tokens, no chat and no shots."""
+    stated = dict(re.findall(r"(\w+)=([^\s;]+)", protocol))
+    return "-".join(f"{letter}{stated[key]}" for key, letter in CONDITIONS.items() if key in stated)
+
+
 def add_protocol(metric: str, protocol: str) -> str:
     """Return a metric's whole name, such as ``perplexity[w128-s128-b0-jnn-n2032-f32]``."""
     return f"{metric}[{tag(protocol)}]"

@@ -76,3 +76,17 @@ def test_changed_keys() -> None:
     assert differences.list_changes({"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"b": 1, "c": [2]}, "e": 3}) == [
         ("a.c", [1], [2]), ("d", 2, None), ("e", None, 3),
     ]  # fmt: skip
+
+
+def test_decoding_under_two_protocols_is_not_compared() -> None:
+    """The same task, strategy and name: with a chat template and without one are two measurements."""
+    plain, chat = "items=24 new_tokens=3 chat=none shots=0", "items=24 new_tokens=3 chat=ab12cd34 shots=0"
+    a, b = (
+        pd.DataFrame([row("x", "accuracy", value, 0.01, family="decode", method="greedy", protocol=protocol)])
+        for value, protocol in ((0.2, plain), (0.6, chat))
+    )
+    found, lost = differences.differences(a, b)
+    assert found == []
+    assert {(each.side, each.reason) for each in lost} == {("A", "no such row"), ("B", "no such row")}
+    (same,), _ = differences.differences(a, b.assign(protocol=plain))
+    assert same.difference == pytest.approx(0.4)

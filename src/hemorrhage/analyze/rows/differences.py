@@ -83,11 +83,12 @@ def differences(
 ) -> tuple[list[Difference], list[Lost]]:
     """B minus A of all shown numbers that both have, the surest first; and what only one of them has.
 
-    Metrics carry their protocol in their name, so that numbers of two protocols never meet. ``blocks``: sums by window
-    and group of both, where they are known.
+    Metrics carry their protocol in their name, and decoding's are joined by their protocol, so that numbers of two
+    protocols never meet. ``blocks``: sums by window and group of both, where they are known.
     """
     confidence = float(a.attrs.get("confidence", 0.95))
-    both = select_shown(a).merge(select_shown(b), on=KEYS, how="outer", suffixes=("_a", "_b"), indicator="side")
+    first, second = (_with_conditions(select_shown(side)) for side in (a, b))
+    both = first.merge(second, on=[*KEYS, "conditions"], how="outer", suffixes=("_a", "_b"), indicator="side")
     compared, lost = [], []
     for row in both.itertuples(index=False):
         has_a = row.side in ("both", "left_only") and row.status_a == OK
@@ -98,6 +99,11 @@ def differences(
             reason = (row.reason_b if has_a else row.reason_a) if row.side == "both" else "no such row"
             lost.append(Lost(row.variant, row.metric, row.dataset, "A" if has_a else "B", str(reason)))
     return sorted(compared, key=_sureness, reverse=True), lost
+
+
+def _with_conditions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the protocol that the name of a decoding metric does not carry."""
+    return rows.assign(conditions=rows["protocol"].where(rows["family"] == "decode", ""))
 
 
 def _difference(row: Any, blocks: tuple[Blocks, Blocks], confidence: float) -> Difference:

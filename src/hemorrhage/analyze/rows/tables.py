@@ -10,7 +10,7 @@ import pandas as pd
 
 from hemorrhage.analyze.axes import failure, position, sweeps
 from hemorrhage.analyze.inputs import Inputs
-from hemorrhage.analyze.protocol import of_engine, strip_protocol, tag
+from hemorrhage.analyze.protocol import decoding_tag, of_engine, strip_protocol, tag
 from hemorrhage.analyze.rows.decoding import CLOSED_METRICS, DECODE, MAUVE, OPEN_METRICS, ROUGE, SPREAD
 from hemorrhage.analyze.rows.engines import ADDED
 from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
@@ -135,7 +135,8 @@ def _headline_of(
     for dataset in numbers.datasets(SPREAD, strategy=True):
         spread = numbers.get(variant, SPREAD, dataset, ALL_STRATEGIES)
         if spread:
-            values[f"decoding_spread[{dataset}]"] = round_digits(spread.value)
+            name = "-".join(filter(None, (dataset, decoding_tag(spread.protocol))))
+            values[f"decoding_spread[{name}]"] = round_digits(spread.value)
     return values
 
 

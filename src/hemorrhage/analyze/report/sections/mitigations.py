@@ -76,6 +76,9 @@ BEFORE = (*BASES, "none", "top_p")
 
 NO_CONTROL = "no control in this run"
 
+ELSEWHERE = "the study of mitigations tries it (hemorrhage params studies/mitigation; docs/STUDIES.md has its answer)"
+"""Where the default study, whose time is short, leaves the answer."""
+
 NO_THRESHOLD = "no knee and no doubling point among the measured points"
 
 
@@ -238,7 +241,7 @@ def statements(
 def _statement(arm: str, compared: Sequence[Comparison], spec: Spec) -> Statement:
     with_damage = [each for each in compared if each.outcome.recovery is not None]
     if not compared:
-        return Statement(arm, "Not tried", "no pair of a mitigation and its plain method is in this run")
+        return Statement(arm, "Not tried", f"no pair of a mitigation and its plain method is in this run; {ELSEWHERE}")
     if not with_damage:
         return Statement(arm, "No damage to recover", f"in {len(compared)} comparisons")
     helped = [each for each in with_damage if each.outcome.verdict.startswith(RECOVERS)]
