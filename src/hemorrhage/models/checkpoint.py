@@ -230,7 +230,7 @@ def assemble(
     """Return the model of plain tensors ``state``, which is changed, and of ``layers`` that have a storage format.
 
     Names are the bench's. Layers keep their format with ``as_stored``, embedding and head beside their dense weight;
-    ``pruned_width`` names tensors that are smaller than ``config`` says.
+    ``pruned_width`` names tensors that are smaller than ``config`` says, and biases that it has none of.
     """
     import torch
 
@@ -245,11 +245,15 @@ def assemble(
         )
         if layer.bias is not None:
             state[f"{name}.bias"] = layer.bias.data
-    pruned = {name: state[name] for name in pruned_width}
+    pruned = {name: state.pop(name) for name in pruned_width}
     if pruned:
-        # transformers takes no other shapes than config.json's: it loads zeros instead.
+        # transformers takes no other shapes than config.json's: it loads zeros instead, and no bias that it has not.
         shapes = expected_shapes(config)
-        state |= {name: torch.zeros((), dtype=value.dtype).expand(shapes[name]) for name, value in pruned.items()}
+        state |= {
+            name: torch.zeros((), dtype=value.dtype).expand(shapes[name])
+            for name, value in pruned.items()
+            if name in shapes
+        }
     state = to_memory(state, config.get_text_config(decoder=True).model_type)
     model = _from_pretrained(None, config, str(dtype).removeprefix("torch."), state_dict=state)
     vocabulary = vocabulary_modules(model)

@@ -155,11 +155,19 @@ def _bench_entry(model: PreTrainedModel, config: Mapping[str, Any]) -> dict[str,
 
 
 def _pruned_width(model: PreTrainedModel) -> list[str]:
-    """Return the parameters that are smaller than the configuration says."""
+    """Return the parameters that are smaller than the configuration says, and biases that it has none of."""
+    from torch import nn
+
     from hemorrhage.models.formats.storage import distinct
 
     shapes = expected_shapes(model.config)
-    return sorted(name for name, value in distinct(model).items() if name in shapes and value.shape != shapes[name])
+    linears = {name for name, module in model.named_modules() if type(module) is nn.Linear}
+    added = {f"{name}.bias" for name in linears if f"{name}.weight" in shapes and f"{name}.bias" not in shapes}
+    return sorted(
+        name
+        for name, value in distinct(model).items()
+        if name in added or (name in shapes and value.shape != shapes[name])
+    )
 
 
 def _layer_formats(model: PreTrainedModel) -> list[str]:

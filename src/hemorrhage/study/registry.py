@@ -42,6 +42,7 @@ METHODS = (
     "width",
     "slicegpt",
     "group_lasso",
+    "flap",
     # Depth pruning
     "depth",
     # Low rank

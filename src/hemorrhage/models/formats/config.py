@@ -67,8 +67,8 @@ class BenchStorage:
 
     ``model_format``: the storage format of a whole model (key ``form``); ``layer_formats``: formats of layers that no
     quantization_config names (``forms``); ``pruned_width``: weights that are smaller than the family's configuration
-    says (``narrow``); ``kv_cache``: how keys and values are rounded or evicted; ``is_by_layer``: tensors have the
-    bench's names (``layout``).
+    says, and biases that it has none of (``narrow``); ``kv_cache``: how keys and values are rounded or evicted;
+    ``is_by_layer``: tensors have the bench's names (``layout``).
     """
 
     model_format: str | None = None
