@@ -361,6 +361,51 @@ def _levels(members: Mapping[str, Sequence[_Limited]], error: float) -> dict[str
     return {name: (level, error / len(members)) for name, level in levels.items()}
 
 
+@dataclass(frozen=True)
+class Number:
+    """What a limit is compared with, whatever the limit is: in the row's own unit, perplexity as a logarithm.
+
+    ``trials``: independent items. ``is_measured``: whether there is something to compare.
+    """
+
+    kind: str
+    dataset: str
+    estimate: float
+    error: float
+    n: int
+    trials: float
+    is_measured: bool
+
+
+def numbers(
+    rows: pd.DataFrame, variants: Sequence[str], budget: Mapping[str, float], confidence: float
+) -> dict[str, list[Number]]:
+    """Return what ``judge`` compares of each variant, for a page that tries other limits of the same kinds."""
+    limited = _limited(deciding(rows), variants, budget, confidence)
+    compared = {}
+    for variant, of_variant in limited.items():
+        checks = [(each, each.check(1 - confidence, 1 - confidence)) for each in of_variant]
+        kept = _complete([check for _, check in checks], budget)
+        of_check = {id(check): _number(each) for each, check in checks}
+        compared[variant] = [
+            of_check.get(id(check)) or Number(check.kind, check.dataset, 0.0, 0.0, 0, 0.0, is_measured=False)
+            for check in kept
+        ]
+    return compared
+
+
+def _number(limited: _Limited) -> Number:
+    if limited.problem:
+        return Number(limited.kind, str(limited.row["dataset"]), 0.0, 0.0, 0, 0.0, is_measured=False)
+    facts = (limited.estimate, limited.error, limited.n, limited.trials)
+    return Number(limited.kind, str(limited.row["dataset"]), *facts, is_measured=True)
+
+
+def standard_bounds(n: int, level: float) -> tuple[float, float]:
+    """Return the bounds of a mean of ``n`` windows that is 0 with a standard error of 1; infinite for one window."""
+    return bounds.mean_bounds(0.0, 1.0, n, level) if n > 1 else (-math.inf, math.inf)
+
+
 def deciding(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that verdicts rest on: where a variant was confirmed, those of the confirmation.
 

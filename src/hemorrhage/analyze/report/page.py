@@ -17,6 +17,7 @@ from hemorrhage.analyze.report.sections import (
     categories,
     claims,
     damage,
+    decision,
     decoding,
     doctor,
     engines,
@@ -93,6 +94,7 @@ def render(study: Study) -> str:
         .render(
             **drawn,
             ship=ship.section(study),
+            decision=decision.section(study),
             brackets=brackets.section(study),
             summary=summary.section(study),
             categories=categories.section(study),
