@@ -188,3 +188,23 @@ def test_a_variant_that_was_not_made_is_recorded(
     step.main()
     assert "out of luck" in str(failure(tmp_path / "out"))
     assert set(read_manifest(tmp_path / "out")["protocol"]) == {"prose", "other", "sums"}
+
+
+def test_texts_that_several_corrections_wrote_are_read_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their states are those of each text alone, but for what a product of more rows rounds otherwise."""
+    model = load(trained)
+    generator = torch.Generator().manual_seed(0)
+    first, second, other = (torch.randint(1, 200, (2, width), generator=generator) for width in (12, 12, 9))
+    task = step.Task("open_ended", "prose", [], 4)
+    texts = (first, second, first, other, torch.cat([second[:1], first[1:]]))
+    drawn = [step.Drawn(task, ("none", 0), windows, [windows.shape[1]] * 2) for windows in texts]
+    expected = [step.all_states(model, each.windows) for each in drawn]
+    read: list[int] = []
+    whole = step.hidden_states
+    monkeypatch.setattr(
+        step, "hidden_states", lambda model, windows: read.append(len(windows)) or whole(model, windows)
+    )
+    found = step.states_of(model, drawn)
+    assert sum(read) == 6
+    for one, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, wanted, rtol=1e-5, atol=1e-5)

@@ -126,11 +126,11 @@ def mitigate(
     written = [trajectories.write(model, task, fitted, SEARCHES, spec["seed"]) for task in tasks]
     seconds = _timed(model, tasks, fitted)
     drawn = [each for task, of_task in zip(tasks, written, strict=True) for each in draw(task, of_task)]
-    altered = [all_states(model, each.windows) for each in drawn]
+    altered = states_of(model, drawn)
     del model
     original, rows = load(base), []
-    for each, of_variant in zip(drawn, altered, strict=True):
-        sides = _sides(heads, of_variant, all_states(original, each.windows))
+    for each, of_variant, of_base in zip(drawn, altered, states_of(original, drawn), strict=True):
+        sides = _sides(heads, of_variant, of_base)
         tables.append(each.scored(fitted[each.name], *sides, spec["p"]))
     for task, of_task in zip(tasks, written, strict=True):
         own = trajectories.write(original, task, {name: fitted[name] for name in PLAIN}, SEARCHES, spec["seed"])
@@ -232,6 +232,20 @@ def draw(task: Task, texts: Texts) -> Iterator[Drawn]:
             yield Drawn(
                 task, name, torch.tensor([tokens + [0] * (max(lengths) - len(tokens)) for tokens in whole]), lengths
             )
+
+
+def states_of(model: PreTrainedModel, drawn: Sequence[Drawn]) -> list[Tensor]:
+    """Return the final hidden states float32 [n, longest, hidden] of each one's windows.
+
+    What several corrections wrote alike is read once, and as many windows together as a batch takes.
+    """
+    numbers: dict[int, dict[tuple[int, ...], int]] = {}
+    rows = []
+    for each in drawn:
+        of_length = numbers.setdefault(each.windows.shape[1], {})
+        rows.append([of_length.setdefault(tuple(window), len(of_length)) for window in each.windows.tolist()])
+    states = {length: all_states(model, torch.tensor(list(texts))) for length, texts in numbers.items()}
+    return [states[each.windows.shape[1]][of_each] for each, of_each in zip(drawn, rows, strict=True)]
 
 
 def _save(

@@ -49,7 +49,7 @@ SEARCHES = (GREEDY, SAMPLING)
 BASE, BASE_TOP_P = "base", "base top_p"
 """Names of the base model's own texts: of its whole distribution, and of its nucleus."""
 
-TIMED_TOKENS, ROUNDS = 16, 3
+TIMED_TOKENS, ROUNDS = 8, 3
 """New tokens of the text that is timed, and how often: the fastest counts."""
 
 Name = tuple[str, int]
