@@ -34,10 +34,40 @@ def content(written: object, **model: object) -> dict[str, Any]:
 def test_a_model_may_have_another_seed_and_other_tokens() -> None:
     params = config.Params.model_validate({**content(SMALL, seed=3, tokens=5000), "decode": with_sibling()})
     # A run trains what its models need and no more.
-    assert {name: (recipe.seed, recipe.tokens) for name, recipe in config.trainings(params).items()} == {
+    assert {name: (each.root.seed, each.root.tokens) for name, each in config.trainings(params).items()} == {
         "small-5000-3": (3, 5000),
         "small": (0, 1_000_000),
     }
+
+
+TUNED = {"tune": {"parent": "small", "kind": "dpo"}}
+
+
+def test_a_tuned_model_comes_after_its_parent_of_the_same_seed() -> None:
+    written = content(SMALL, recipe="child", seed=4)
+    written["recipes"] |= {
+        "tuned": {"tune": {"parent": "small", "kind": "sft"}},
+        "child": {"tune": {"parent": "tuned", "kind": "dpo"}},
+    }
+    params = config.Params.model_validate(written)
+    made = config.trainings(params)
+    assert [(name, each.parent, each.recipe.seed) for name, each in made.items()] == [
+        ("small-4", None, 4),
+        ("tuned-4", "small-4", 4),
+        ("child-4", "tuned-4", 4),
+    ]
+    design = Design(params)
+    assert KINDS["trainings"].needs(design, "child-4") == [("trainings", "tuned-4")]
+    assert KINDS["trainings"].needs(design, "small-4") == [("tokenizers", "installed-2048")]
+    assert "parent" not in KINDS["trainings"].settings(design, "child-4")["tune"]  # type: ignore[operator]
+    assert config.architecture(params) == Recipe.model_validate(SMALL).config
+
+
+def test_a_parent_stands_above_its_child(tmp_path: Path) -> None:
+    written = content(SMALL)
+    written["recipes"] = {"tuned": TUNED, "small": SMALL}
+    with pytest.raises(config.ConfigError, match=r"recipes\.tuned\.tune\.parent: 'small' is not a recipe above it"):
+        parse(tmp_path, written)
 
 
 def with_sibling() -> dict[str, Any]:
@@ -105,7 +135,7 @@ def test_weights_and_operations_are_counted_before() -> None:
     # Queries and outputs of 4 heads, keys and values of 2, three matrices of the MLP.
     weights = 4 * (128 * 32 * (2 * 4 + 2 * 2) + 3 * 128 * 384)
     assert parameters(recipe.config) == weights
-    assert training_operations(recipe) == pytest.approx(6e-12 * 1_000_000 * (weights + 2048 * 128))
+    assert training_operations(recipe, recipe) == pytest.approx(6e-12 * 1_000_000 * (weights + 2048 * 128))
     assert parameters({**recipe.config, "num_local_experts": 4}) == weights + 3 * 4 * 3 * 128 * 384
     assert parameters({"model_type": "mamba2", "hidden_size": 64, "num_hidden_layers": 2}) == 2 * 6 * 64 * 64
 

@@ -23,17 +23,14 @@ from hemorrhage.models.sources.path import digest_of_adopted
 from hemorrhage.runtime.address import Json, JsonValue, address
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
-from hemorrhage.study.recipes import parameters, training_operations
+from hemorrhage.study.recipes import Recipe, parameters, training_operations
 from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
 from hemorrhage.study.screening import SCREENED
 from hemorrhage.study.work import Load
-from hemorrhage.train.packages import versions
+from hemorrhage.train.packages import PACKAGES_OF, versions
 
 Key = tuple[str, str]
 """The kind and the name of an output."""
-
-INSTALLED = "installed"
-"""The training text: documentation and source of installed packages."""
 
 FINGERPRINTS = Path(".snakemake/fingerprints.json")
 
@@ -164,20 +161,22 @@ def _served_model(name: str) -> str:
     return name.partition(".")[2]
 
 
-def _training_texts(design: Design) -> list[str]:
-    return [INSTALLED] if config.trainings(design.params) else []
-
-
-def _tokenizers(design: Design) -> list[str]:
-    sizes = {recipe.vocabulary for recipe in config.trainings(design.params).values()}
-    return [_tokenizer_name(size) for size in sorted(sizes)]
-
-
-def _tokenizer_name(vocabulary: int) -> str:
-    return f"{INSTALLED}-{vocabulary}"
+def _from_nothing(design: Design) -> list[Recipe]:
+    """Return the recipes of the run that read the training text."""
+    return [each.root for each in config.trainings(design.params).values() if each.parent is None]
 
 
 # Inputs from other kinds.
+
+
+def _tokenizer(design: Design, name: str) -> list[Key]:
+    trained = config.trainings(design.params)[name]
+    return [("tokenizers", trained.root.tokenizer)] if trained.parent is None else []
+
+
+def _tuned_from(design: Design, name: str) -> list[Key]:
+    parent = config.trainings(design.params)[name].parent
+    return [] if parent is None else [("trainings", parent)]
 
 
 def _trained(model: config.AnyModel) -> list[Key]:
@@ -507,6 +506,11 @@ def _of_variant(settings: Callable[[Design, str], Json]) -> Callable[[Design, st
 NOTHING_ABLATED: Json = {"ablate": False}
 
 
+def _trained_operations(design: Design, name: str) -> float:
+    trained = config.trainings(design.params)[name]
+    return training_operations(trained.recipe, trained.root)
+
+
 def _always(_design: Design, _name: str) -> bool:
     return True
 
@@ -519,8 +523,8 @@ KINDS: dict[str, Kind] = {
             rule="training_text",
             stage="calibrate",
             step="hemorrhage.train.corpus",
-            names=_training_texts,
-            settings=lambda _design, _name: {"versions": versions()},
+            names=lambda design: sorted({recipe.text for recipe in _from_nothing(design)}),
+            settings=lambda _design, name: {"versions": versions(PACKAGES_OF[name])},
             priority=100,
             is_awaited=True,
             costs_like="texts",
@@ -530,8 +534,10 @@ KINDS: dict[str, Kind] = {
             rule="tokenizer",
             stage="calibrate",
             step="hemorrhage.train.tokenizer",
-            names=_tokenizers,
-            inputs={"text": Input(("training_texts",), lambda _design, _name: [("training_texts", INSTALLED)])},
+            names=lambda design: sorted({recipe.tokenizer for recipe in _from_nothing(design)}),
+            inputs={
+                "text": Input(("training_texts",), lambda _design, name: [("training_texts", name.rpartition("-")[0])]),
+            },
             settings=lambda _design, name: {"vocabulary": int(name.rpartition("-")[2])},
             priority=100,
             is_awaited=True,
@@ -544,16 +550,12 @@ KINDS: dict[str, Kind] = {
             step="hemorrhage.train",
             names=lambda design: config.trainings(design.params),
             inputs={
-                "tokenizer": Input(
-                    ("tokenizers",),
-                    lambda design, name: [
-                        ("tokenizers", _tokenizer_name(config.trainings(design.params)[name].vocabulary))
-                    ],
-                ),
+                "tokenizer": Input(("tokenizers",), _tokenizer),
+                "parent": Input(("trainings",), _tuned_from),
             },
-            settings=lambda design, name: config.trainings(design.params)[name].as_spec(),
-            arithmetic=lambda load, name: training_operations(config.trainings(load.design.params)[name]),
-            stored=lambda load, name: 2e-9 * parameters(config.trainings(load.design.params)[name].config),
+            settings=lambda design, name: config.trainings(design.params)[name].recipe.as_spec(),
+            arithmetic=lambda load, name: _trained_operations(load.design, name),
+            stored=lambda load, name: 2e-9 * parameters(config.trainings(load.design.params)[name].root.config),
             priority=100,
             is_awaited=True,
         ),

@@ -34,7 +34,7 @@ from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.service import store
 from hemorrhage.runtime.step import InputError
 from hemorrhage.sandbox import runner as sandbox
-from hemorrhage.study.recipes import Recipe, Recipes
+from hemorrhage.study.recipes import Recipe, Recipes, TunedRecipe
 from hemorrhage.study.registry import (
     CODE_TASKS,
     EMBEDDED_CORPORA,
@@ -673,8 +673,8 @@ def architecture(params: Params) -> ModelConfig | None:
     if isinstance(model, PathModel):
         return architecture_of(Path(model.path))
     if isinstance(model, TrainedModel):
-        recipe = recipe_of(params, model)
-        return recipe.config if recipe.is_sized else None
+        root = trainings(params)[model.training].root
+        return root.config if root.is_sized else None
     return None
 
 
@@ -685,15 +685,40 @@ def trained_models(params: Params) -> dict[str, TrainedModel]:
     return {where: model for where, model in models.items() if isinstance(model, TrainedModel)}
 
 
-def recipe_of(params: Params, model: TrainedModel) -> Recipe:
-    """Return the recipe of a model with the model's own seed and tokens."""
-    own = {key: value for key in ("seed", "tokens") if (value := getattr(model, key)) is not None}
-    return params.recipes[model.recipe].model_copy(update=own)
+@dataclass(frozen=True)
+class Trained:
+    """A training of the run: its recipe with the model's own seed and tokens, and of a tuned model its parent.
+
+    ``root``: the recipe of the model that was first.
+    """
+
+    recipe: Recipe | TunedRecipe
+    root: Recipe
+    parent: str | None = None
 
 
-def trainings(params: Params) -> dict[str, Recipe]:
-    """Return the recipe of each training that the run needs by the training's name."""
-    return {model.training: recipe_of(params, model) for model in trained_models(params).values()}
+def trainings(params: Params) -> dict[str, Trained]:
+    """Return each training that the run needs by its name, in an order in which they can be made."""
+    made: dict[str, Trained] = {}
+    for model in trained_models(params).values():
+        _add_training(params, model, made)
+    return made
+
+
+def _add_training(params: Params, model: TrainedModel, made: dict[str, Trained]) -> Trained:
+    """Add the training of a model, behind those that it is tuned from: they have its seed and tokens, where it has."""
+    if model.training not in made:
+        recipe = params.recipes[model.recipe]
+        if model.seed is not None:
+            recipe = recipe.model_copy(update={"seed": model.seed})
+        if isinstance(recipe, TunedRecipe):
+            parent = model.model_copy(update={"recipe": recipe.tune.parent, "at": None})
+            root = _add_training(params, parent, made).root
+            made[model.training] = Trained(recipe, root, parent.training)
+        else:
+            root = recipe if model.tokens is None else recipe.model_copy(update={"tokens": model.tokens})
+            made[model.training] = Trained(root, root)
+    return made[model.training]
 
 
 def variants(params: Params, added: Sequence[Point] = ()) -> dict[str, Variant]:
@@ -948,15 +973,17 @@ def _check_base(params: Params) -> None:
 
 
 def _check_trained(params: Params) -> None:
+    _check_parents(params)
     for where, model in trained_models(params).items():
         if not params.recipes:
             raise ConfigError(f"{where}.recipe: {model.recipe!r} is unknown; recipes has none")
         _known(model.recipe, tuple(params.recipes), f"{where}.recipe")
-        recipe = recipe_of(params, model)
-        if model.at is not None and model.at not in recipe.keep:
-            words = ", ".join(map(str, recipe.keep)) or "nothing"
+        recipe = trainings(params)[model.training].recipe
+        kept = recipe.keep if isinstance(recipe, Recipe) else []
+        if model.at is not None and model.at not in kept:
+            words = ", ".join(map(str, kept)) or "nothing"
             raise ConfigError(f"{where}.at: {model.at} is not in recipes.{model.recipe}.keep; allowed: {words}")
-        late = [tokens for tokens in recipe.keep if tokens > recipe.tokens]
+        late = [tokens for tokens in kept if isinstance(recipe, Recipe) and tokens > recipe.tokens]
         if late:
             raise ConfigError(f"{where}.tokens: recipes.{model.recipe}.keep has {late[0]}, which is more")
     if trained_models(params):
@@ -964,6 +991,18 @@ def _check_trained(params: Params) -> None:
             versions()
         except InputError as problem:
             raise ConfigError(str(problem)) from None
+
+
+def _check_parents(params: Params) -> None:
+    """Refuse a parent that is not written above its child: so none is its own."""
+    above: list[str] = []
+    for name, recipe in params.recipes.items():
+        if isinstance(recipe, TunedRecipe) and recipe.tune.parent not in above:
+            raise ConfigError(
+                f"recipes.{name}.tune.parent: {recipe.tune.parent!r} is not a recipe above it; "
+                f"allowed: {', '.join(above) or 'none'}"
+            )
+        above.append(name)
 
 
 def check_model(params: Params, config: ModelConfig) -> None:

@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from hemorrhage.models.sources.files import NAMES_OF_SIZES
 from hemorrhage.runtime.address import Json
@@ -44,26 +53,32 @@ class Schedule(Part):
     final: Share = 0.1
 
 
-class Recipe(Part):
-    """A model trained from nothing.
+class Training(Part):
+    """What all recipes have. ``batch``: sequences of a step; ``dtype``: of products; ``store``: of the weights on disk;
+    ``seed``: of all that is drawn."""
 
-    ``architecture``: ``model_type`` and keys of transformers' config of that type; ``vocabulary``: tokens of the
-    tokenizer, which models of the same vocabulary share; ``corpus``: share of each part of the text; ``batch``:
-    sequences of ``length`` tokens in a step; ``dtype``: of products; ``store``: of the weights on disk; ``keep``:
-    tokens after which the model is kept, too.
-    """
-
-    architecture: dict[str, Any]
-    vocabulary: Annotated[int, Field(gt=SPECIAL_AND_BYTES, le=65536)] = 2048
-    corpus: dict[Literal["docs", "code"], Share] = {"docs": 0.25, "code": 0.75}
-    tokens: Positive
-    length: Annotated[int, Field(ge=8)] = 256
     batch: Positive = 32
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     dtype: Literal["float32", "bfloat16"] = "float32"
     store: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Recipe(Training):
+    """A model trained from nothing.
+
+    ``architecture``: ``model_type`` and keys of transformers' config of that type; ``text``: which packages are read;
+    ``vocabulary``: tokens of the tokenizer, which models of the same text and vocabulary share; ``corpus``: share of
+    each part of the text; ``length``: tokens of a sequence; ``keep``: tokens after which the model is kept, too.
+    """
+
+    architecture: dict[str, Any]
+    text: Literal["installed", "few"] = "installed"
+    vocabulary: Annotated[int, Field(gt=SPECIAL_AND_BYTES, le=65536)] = 2048
+    corpus: dict[Literal["docs", "code"], Share] = {"docs": 0.25, "code": 0.75}
+    tokens: Positive
+    length: Annotated[int, Field(ge=8)] = 256
     keep: list[Positive] = []
 
     @field_validator("architecture")
@@ -86,8 +101,13 @@ class Recipe(Part):
         return self
 
     def as_spec(self) -> Json:
-        """Return it as the train step gets it; the vocabulary is its tokenizer's."""
-        return self.model_dump(mode="json", exclude={"vocabulary"})
+        """Return it as the train step gets it; text and vocabulary are its tokenizer's."""
+        return self.model_dump(mode="json", exclude={"vocabulary", "text"})
+
+    @property
+    def tokenizer(self) -> str:
+        """The name of its tokenizer."""
+        return f"{self.text}-{self.vocabulary}"
 
     @property
     def config(self) -> Json:
@@ -107,6 +127,43 @@ class Recipe(Part):
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
+class Tune(Part):
+    """A model tuned from ``parent``, another recipe: on answers to generated instructions (``sft``), or on pairs of a
+    right and a wrong answer (``dpo``, whose ``beta`` it is); ``examples`` of them, each in ``epochs`` rounds."""
+
+    parent: str
+    kind: Literal["sft", "dpo"]
+    examples: Positive = 4000
+    epochs: Positive = 1
+    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+
+
+class TunedRecipe(Training):
+    """A model that another is tuned to; architecture, vocabulary and context are the parent's."""
+
+    tune: Tune
+    optimizer: Optimizer = Optimizer(learning_rate=5e-4, weight_decay=0.0)
+
+    def as_spec(self) -> Json:
+        """Return it as the train step gets it; which parent it is is an input."""
+        written = self.model_dump(mode="json")
+        return {
+            **written,
+            "tune": {key: value for key, value in written["tune"].items() if key != "parent"},
+            "keep": [],
+        }
+
+
+def _form(content: object) -> str:
+    tuned = "tune" in content if isinstance(content, dict) else isinstance(content, TunedRecipe)
+    return "tuned" if tuned else "from nothing"
+
+
+AnyRecipe = Annotated[
+    Annotated[Recipe, Tag("from nothing")] | Annotated[TunedRecipe, Tag("tuned")], Discriminator(_form)
+]
+
+
 def _named(content: object) -> object:
     if isinstance(content, dict):
         for name in content:
@@ -115,7 +172,7 @@ def _named(content: object) -> object:
     return content
 
 
-Recipes = Annotated[dict[str, Recipe], BeforeValidator(_named)]
+Recipes = Annotated[dict[str, AnyRecipe], BeforeValidator(_named)]
 """All recipes by name."""
 
 
@@ -137,7 +194,18 @@ def parameters(config: Mapping[str, Any]) -> int:
     return blocks * (attention + mlp)
 
 
-def training_operations(recipe: Recipe) -> float:
-    """Estimate the operations of a training in 10¹²: six a token and weight (C = 6 N D, arXiv 2001.08361)."""
-    head = recipe.vocabulary * int(str(recipe.config.get("hidden_size", 256)))
-    return 6e-12 * recipe.tokens * (parameters(recipe.config) + head)
+TUNED_TOKENS = 40
+"""Tokens of an example that a model is tuned on, about."""
+
+
+def training_operations(recipe: Recipe | TunedRecipe, root: Recipe) -> float:
+    """Estimate the operations of a training in 10¹²: six a token and weight (C = 6 N D, arXiv 2001.08361).
+
+    ``root``: the recipe itself, or of a tuned one that of the model which was first.
+    """
+    head = root.vocabulary * int(str(root.config.get("hidden_size", 256)))
+    if isinstance(recipe, Recipe):
+        tokens = recipe.tokens
+    else:
+        tokens = recipe.tune.examples * recipe.tune.epochs * TUNED_TOKENS * (2 if recipe.tune.kind == "dpo" else 1)
+    return 6e-12 * tokens * (parameters(root.config) + head)

@@ -1,6 +1,7 @@
 """The train step: a small model of a recipe, as a Hugging Face folder.
 
 python -m hemorrhage.train OUT --tokenizer DIR --spec '{"architecture": {"model_type": "llama", ...}, ...}'
+python -m hemorrhage.train OUT --parent DIR --spec '{"tune": {"kind": "sft", ...}, ...}'
 
 Next to the checkpoint: ``curve.parquet``, and ``snapshots/<tokens>/``, the model as it was after so many tokens.
 """
@@ -12,21 +13,24 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemorrhage.runtime.artifact import read_manifest, resuming, write_manifest, writing
 from hemorrhage.runtime.step import start
-from hemorrhage.train import architecture, tokenizer
+from hemorrhage.train import architecture, tokenizer, tuning
 from hemorrhage.train.batches import Windows
+from hemorrhage.train.instructions import examples
 from hemorrhage.train.loop import keep_freed_memory, train
-from hemorrhage.train.objectives import NextToken
+from hemorrhage.train.objectives import NextToken, Objective
 from hemorrhage.train.schedule import rate
 from hemorrhage.train.schema import CURVE
-from hemorrhage.train.spec import Spec
+from hemorrhage.train.spec import Spec, Training, TunedSpec
 from hemorrhage.train.state import Curve
+from hemorrhage.train.tokenizer import END_MESSAGE, SPECIAL
+from hemorrhage.train.tuning import Answers, Preferences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,9 +45,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.train", description="train a small model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer and its tokens")
+    parser.add_argument("--parent", type=Path, help="folder of the training that is tuned, instead of a tokenizer")
     parser.add_argument("--spec", type=json.loads, required=True, help="settings of the recipe, as JSON")
     arguments = parser.parse_args()
-    raise_model(arguments.tokenizer, arguments.spec, arguments.out)
+    if arguments.parent is None:
+        raise_model(arguments.tokenizer, arguments.spec, arguments.out)
+    else:
+        tune_model(arguments.parent, arguments.spec, arguments.out)
 
 
 def raise_model(source: Path, spec: Spec, out: Path) -> None:
@@ -51,26 +59,77 @@ def raise_model(source: Path, spec: Spec, out: Path) -> None:
 
     Raises InputError where the architecture can't be made, FloatingPointError where the training diverges.
     """
-    keep_freed_memory()
-    began = time.monotonic()
     vocabulary = read_manifest(source)["vocabulary"]
     config = architecture.configure(spec["architecture"], vocabulary, spec["length"])
     model = architecture.create(config, spec["seed"])
     objective = next_token(source, spec)
+    context = getattr(config, "max_position_embeddings", None) or spec["length"]
+    files = Files(source / "tokenizer.json", tokenizer.settings(context), spec["store"])
+
+    def entries() -> Mapping[str, Any]:
+        tokens = objective.tokens(objective.steps)
+        shares = zip(objective.train.parts, objective.train.shares.tolist(), strict=True)
+        counts = objective.train.counts
+        return {
+            "epochs": {part: share * tokens / (counts[part] * spec["length"]) for part, share in shares},
+            "heldout_by_part": objective.heldout_by_part(model),
+        }
+
+    _train(model, objective, spec, files, entries, out)
+
+
+def tune_model(parent: Path, spec: TunedSpec, out: Path) -> None:
+    """Tune the model of the train step's folder ``parent`` on generated instructions and write it into ``out``."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    # What is drawn while it trains, such as dropout.
+    torch.manual_seed(spec["seed"])
+    model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, local_files_only=True)
+    tune, is_lowered = spec["tune"], spec["dtype"] == "bfloat16"
+    made = Tokenizer.from_file(str(parent / "tokenizer.json"))
+    learned, held_out = examples(tune["examples"], spec["seed"])
+    batches = tuning.Batches.of_examples(made, learned, held_out, spec["batch"], tune["epochs"], spec["seed"])
+    objective: Answers | Preferences = (
+        Answers(batches, is_lowered)
+        if tune["kind"] == "sft"
+        else Preferences(batches, model.eval(), tune["beta"], is_lowered)
+    )
+    settings = {**json.loads((parent / "tokenizer_config.json").read_text(encoding="utf-8")), "eos_token": END_MESSAGE}
+    files = Files(parent / "tokenizer.json", settings, spec["store"], tuning.TEMPLATE)
+    _train(model, objective, spec, files, dict, out)
+
+
+def _train(
+    model: PreTrainedModel,
+    objective: Objective,
+    spec: Spec | TunedSpec,
+    files: Files,
+    entries: Callable[[], Mapping[str, Any]],
+    out: Path,
+) -> None:
+    """Train ``model`` and write it with its curve; ``entries``: further ones of the manifest, once it is trained."""
+    keep_freed_memory()
+    began = time.monotonic()
     with resuming(out) as resume:
-        kept = Kept(model, source, spec, resume / "snapshots")
-        trained = train(model, objective, spec, resume, kept.keep)
-        by_part = objective.heldout_by_part(model)
+        kept = resume / "snapshots"
+
+        def keep(tokens: int) -> None:
+            with writing(kept / str(tokens)) as part:
+                files.write(model, part)
+
+        trained = train(model, objective, spec, resume, keep)
         table = as_table(trained.curve, objective, spec)
         with writing(out) as folder:
-            write_model(model, source, spec, folder)
-            if kept.folder.is_dir():
-                shutil.copytree(kept.folder, folder / "snapshots")
+            files.write(model, folder)
+            if kept.is_dir():
+                shutil.copytree(kept, folder / "snapshots")
             CURVE.validate(table).to_parquet(folder / "curve.parquet", index=False)
             write_manifest(
                 folder,
                 **summary(model, spec, objective, table),
-                heldout_by_part=by_part,
+                **entries(),
                 tokens_per_second=trained.tokens_per_second,
                 seconds=time.monotonic() - began,
             )
@@ -90,40 +149,42 @@ def next_token(source: Path, spec: Spec) -> NextToken:
     return NextToken(train_on, heldout, spec["batch"], spec["tokens"], spec["dtype"] == "bfloat16")
 
 
-@dataclass
-class Kept:
-    """Models along a training, each a checkpoint of its own in ``folder``; a killed job finds those that it kept."""
+@dataclass(frozen=True)
+class Files:
+    """What a model's folder has besides its weights: tokenizer.json, the tokenizer's settings, and its chat template.
 
-    model: PreTrainedModel
-    source: Path
-    spec: Spec
-    folder: Path
+    ``store``: type of the weights on disk.
+    """
 
-    def keep(self, tokens: int) -> None:
-        """Write the model as it is."""
-        with writing(self.folder / str(tokens)) as part:
-            write_model(self.model, self.source, self.spec, part)
+    tokenizer: Path
+    settings: Mapping[str, object]
+    store: str
+    template: str | None = None
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write weights, config, generation config and tokenizer into ``folder``."""
+        import torch
+        from transformers import GenerationConfig
+
+        stored = getattr(torch, self.store)
+        model.config.dtype = stored
+        ids = dict(architecture.IDS)
+        if self.template is not None:
+            # A chat ends where a message does.
+            ids["eos_token_id"] = model.config.eos_token_id = SPECIAL.index(END_MESSAGE)
+            (folder / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+        model.generation_config = GenerationConfig(**ids)
+        weights = model.state_dict().items()
+        model.save_pretrained(
+            folder,
+            state_dict={name: value.to(stored) if value.is_floating_point() else value for name, value in weights},
+        )
+        shutil.copyfile(self.tokenizer, folder / "tokenizer.json")
+        settings = json.dumps(self.settings, indent=2)
+        (folder / "tokenizer_config.json").write_text(f"{settings}\n", encoding="utf-8")
 
 
-def write_model(model: PreTrainedModel, source: Path, spec: Spec, folder: Path) -> None:
-    """Write weights, config, generation config and tokenizer into ``folder``."""
-    import torch
-    from transformers import GenerationConfig
-
-    stored = getattr(torch, spec["store"])
-    model.config.dtype = stored
-    model.generation_config = GenerationConfig(**architecture.IDS)
-    weights = {
-        name: value.to(stored) if value.is_floating_point() else value for name, value in model.state_dict().items()
-    }
-    model.save_pretrained(folder, state_dict=weights)
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    context = getattr(model.config, "max_position_embeddings", None) or spec["length"]
-    settings = json.dumps(tokenizer.settings(context), indent=2)
-    (folder / "tokenizer_config.json").write_text(f"{settings}\n", encoding="utf-8")
-
-
-def as_table(curve: Curve, objective: NextToken, spec: Spec) -> pd.DataFrame:
+def as_table(curve: Curve, objective: Objective, spec: Training) -> pd.DataFrame:
     """Return the rows of curve.parquet."""
     import pandas as pd
 
@@ -136,7 +197,9 @@ def as_table(curve: Curve, objective: NextToken, spec: Spec) -> pd.DataFrame:
     )[list(CURVE.columns)]
 
 
-def summary(model: PreTrainedModel, spec: Spec, objective: NextToken, table: pd.DataFrame) -> Mapping[str, Any]:
+def summary(
+    model: PreTrainedModel, spec: Spec | TunedSpec, objective: Objective, table: pd.DataFrame
+) -> Mapping[str, Any]:
     """Return a manifest's entries on a training: what was trained, how much, and what came out."""
     tokens = objective.tokens(objective.steps)
     tail = table["loss"].tail(max(1, len(table) // 50))
@@ -147,10 +210,6 @@ def summary(model: PreTrainedModel, spec: Spec, objective: NextToken, table: pd.
         "weights": architecture.weights_outside_embedding(model),
         "steps": objective.steps,
         "tokens": tokens,
-        "epochs": {
-            part: share * tokens / (objective.train.counts[part] * spec["length"])
-            for part, share in zip(objective.train.parts, objective.train.shares.tolist(), strict=True)
-        },
         "operations": architecture.operations(model, tokens),
         "train_loss": float(tail.mean()),
         "heldout_loss": float(table["heldout_loss"].iloc[-1]),

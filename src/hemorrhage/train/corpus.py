@@ -22,7 +22,7 @@ from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.step import InputError, start
 from hemorrhage.train.documents import PARTS, Part, Source, read_package
 from hemorrhage.train.duplicates import distinct
-from hemorrhage.train.packages import PACKAGES, versions
+from hemorrhage.train.packages import versions
 from hemorrhage.train.schema import DOCUMENTS
 
 MEASURED = ("prose", "code", "humaneval")
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Spec(TypedDict):
-    """What the text is made of: the version of each distribution."""
+    """What the text is made of: the version of each package."""
 
     versions: dict[str, str]
 
@@ -59,16 +59,17 @@ def main() -> None:
     start()
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.train.corpus", description="make the training text")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--spec", type=json.loads, required=True, help="versions of the distributions, as JSON")
+    parser.add_argument("--spec", type=json.loads, required=True, help="versions of the packages, as JSON")
     arguments = parser.parse_args()
     prepare(arguments.spec, arguments.out)
 
 
 def prepare(spec: Spec, out: Path) -> None:
     """Write the training text into ``out``. Raises InputError where a package is missing or of another version."""
-    if spec["versions"] != versions():
+    packages = tuple(spec["versions"])
+    if spec["versions"] != versions(packages):
         raise InputError("recipes: the installed packages are not those that the plan saw; run again")
-    sources = [source for package in PACKAGES for source in read_package(package)]
+    sources = [source for package in packages for source in read_package(package)]
     write(arrange(sources, measured_texts()), spec, out)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hemorrhage.runtime.step import InputError
@@ -39,9 +39,13 @@ PACKAGES: Mapping[str, str] = {
 """Package -> distribution. Not those of the corpus ``prose``, nor the standard library, whose modules are ``code``."""
 
 
-def versions() -> dict[str, str]:
-    """Return the version of each distribution. Raises InputError where one is not installed."""
-    return {name: _version(name) for name in PACKAGES.values()}
+PACKAGES_OF: Mapping[str, Sequence[str]] = {"installed": tuple(PACKAGES), "few": ("jinja2", "rich")}
+"""Text -> the packages that it is made of: all, or a few that are read in seconds."""
+
+
+def versions(packages: Sequence[str] = PACKAGES_OF["installed"]) -> dict[str, str]:
+    """Return the version of each package. Raises InputError where one is not installed."""
+    return {package: _version(PACKAGES[package]) for package in packages}
 
 
 def _version(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 from hemorrhage.train.schedule import Schedule
 
@@ -38,4 +38,18 @@ class Spec(Training):
     corpus: dict[str, float]
     tokens: int
     length: int
-    kind: NotRequired[Literal["text"]]
+
+
+class Tune(TypedDict):
+    """``kind``: on answers, or on pairs of answers (``beta`` is DPO's); ``examples``, each in ``epochs`` rounds."""
+
+    kind: Literal["sft", "dpo"]
+    examples: int
+    epochs: int
+    beta: float
+
+
+class TunedSpec(Training):
+    """A training from another model."""
+
+    tune: Tune
