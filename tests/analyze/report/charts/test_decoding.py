@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hemorrhage.analyze.report.charts import decoding
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.survival import Survival
 from tests.analyze.report.examples import numbers, row
 
@@ -71,3 +72,17 @@ def test_every_metric_has_a_name_and_a_unit() -> None:
     for metric in decoding.METRICS.values():
         assert metric.name
         assert (metric.times == 100) == metric.title.endswith("(%)")
+
+
+def test_quality_against_the_cost_of_an_answer() -> None:
+    measured = numbers(
+        row("base", "accuracy", 0.5, 0.4, 0.6, **TEXTS, method="greedy"),
+        row("rtn-2", "accuracy", 0.1, 0.0, 0.2, **TEXTS, method="greedy"),
+        row("rtn-2", "bytes_ratio", 0.4, 0.3, 0.6, **TEXTS, method=ALL_STRATEGIES),
+        row("rtn-3", "accuracy", 0.3, 0.2, 0.4, **TEXTS, method="greedy"),
+    )
+    base, altered = decoding.answer_costs(measured, "accuracy", "recall", "greedy")["data"]
+    assert (base["name"], base["x"], base["y"]) == ("base", [1.0], [50.0])
+    assert (altered["name"], altered["x"], altered["y"]) == ("rtn-2", [0.4], [10.0])
+    assert altered["error_x"]["array"] == [pytest.approx(0.2)]
+    assert altered["text"] == ["<b>rtn-2</b><br>10 (0 to 20) at 0.40 (0.30 to 0.60) times the bytes"]

@@ -94,3 +94,6 @@ def test_the_section_of_a_study(study: Study) -> None:
     assert {row.strategies for row in content.nearness} == {"12 texts: MAUVE is near 1 whatever they are, it takes 400"}
     assert {each.variant for each in content.beside} == {"gptq-4", "gptq-3", "wanda-0.5"}
     assert {"survival|prose", "decoding|base_nll|prose", "decoding-map|accuracy|recall"} < set(content.figures)
+    # The other texts all reach their limit, which is then their length.
+    assert content.cost_options == [("recall", "recall, Accuracy")]
+    assert "answercost|recall" in content.figures

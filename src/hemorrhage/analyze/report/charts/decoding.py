@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.report.charts.heatmap import Colours, heatmap
 from hemorrhage.analyze.report.charts.plotly import DASHES, HOVER, SYMBOLS, Figure, Json, error_bars, frame
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.survival import Survival
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 
@@ -178,3 +180,39 @@ def survival_curves(curves: Mapping[str, Survival]) -> Figure:
     x_axis = {"title": {"text": "tokens generated"}, "zeroline": False, "rangemode": "tozero", **whole}
     y_axis = {"title": {"text": "texts that agree with the base's (%)"}, "range": [-2, 102], "zeroline": False}
     return {"data": traces, "layout": frame(x_axis, y_axis)}
+
+
+def answer_costs(numbers: Numbers, metric: str, dataset: str, strategy: str) -> Figure:
+    """Draw a metric under one strategy against what an answer costs in bytes, over the base's, a dot a variant."""
+    times = METRICS[metric].times
+    traces: list[Json] = []
+    for turn, variant in enumerate(numbers.decoded_variants()):
+        quality = numbers.get(variant, metric, dataset, strategy)
+        cost = numbers.get(variant, "bytes_ratio", dataset, ALL_STRATEGIES)
+        if quality is None or (cost is None and variant != BASE):
+            continue
+        x, low, high = (1.0, 1.0, 1.0) if cost is None else cost[:3]
+        value, least, most = (times * number for number in quality[:3])
+        colour = f"@series-{turn}"
+        written = f"{value:.3g} ({least:.3g} to {most:.3g}) at {x:.2f} ({low:.2f} to {high:.2f}) times the bytes"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [x],
+                "y": [value],
+                "mode": "markers",
+                "name": variant,
+                "marker": {"color": colour, "size": 10, "symbol": SYMBOLS[turn % len(SYMBOLS)]},
+                "error_x": error_bars([_length(high - x)], [_length(x - low)], colour),
+                "error_y": error_bars([_length(most - value)], [_length(value - least)], colour),
+                "text": [f"<b>{variant}</b><br>{written}"],
+                "hovertemplate": HOVER,
+            }
+        )
+    x_axis = {"title": {"text": "bytes read for an answer, over the base's"}, "zeroline": False, "rangemode": "tozero"}
+    return {"data": traces, "layout": frame(x_axis, {"title": {"text": METRICS[metric].title}, "zeroline": False})}
+
+
+def _length(value: float) -> float | None:
+    """Return the length of an error bar; None where there is none."""
+    return None if np.isnan(value) else value

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
 from hemorrhage.analyze.inputs import BASE, Inputs
-from hemorrhage.analyze.report.charts.decoding import METRICS, dots, interactions, strategy_map, survival_curves
+from hemorrhage.analyze.report.charts.decoding import (
+    METRICS,
+    answer_costs,
+    dots,
+    interactions,
+    strategy_map,
+    survival_curves,
+)
 from hemorrhage.analyze.report.charts.plotly import Figure
 from hemorrhage.analyze.rows.decoding import CEILING, INTERACTIONS, MAUVE, SPREAD, SPREAD_CHANGE, SURVIVAL
 from hemorrhage.analyze.rows.findings import ALL_STRATEGIES, CHANGE, RATIO, SPREAD_SD
@@ -120,6 +127,7 @@ class Decoding:
     metric_options: list[tuple[str, str]]
     interaction_options: list[tuple[str, str]]
     survival_options: list[tuple[str, str]]
+    cost_options: list[tuple[str, str]]
     height: int
     map_height: int
     spread: list[SpreadRow]
@@ -156,6 +164,7 @@ def section(study: Study) -> Decoding | None:
             (f"{metric}|{dataset}", f"{METRICS[metric].name}, {dataset}") for metric, dataset in _interactions(numbers)
         ],
         survival_options=[(dataset, dataset) for dataset in findings.survival],
+        cost_options=[(dataset, f"{dataset}, {METRICS[metric].name}") for metric, dataset, _ in _costed(numbers)],
         height=110 + 15 * len(variants) * rows,
         map_height=90 + 20 * rows,
         spread=spread_rows(numbers),
@@ -183,6 +192,8 @@ def figures(numbers: Numbers, findings: Findings) -> dict[str, Figure]:
     for metric, dataset in _measured(numbers):
         drawn[f"decoding|{metric}|{dataset}"] = dots(numbers, metric, dataset)
         drawn[f"decoding-map|{metric}|{dataset}"] = strategy_map(numbers, metric, dataset)
+    for metric, dataset, strategy in _costed(numbers):
+        drawn[f"answercost|{dataset}"] = answer_costs(numbers, metric, dataset, strategy)
     for metric, dataset in _interactions(numbers):
         drawn[f"interaction|{metric}|{dataset}"] = interactions(numbers, metric, dataset)
     for dataset, curves in findings.survival.items():
@@ -198,6 +209,14 @@ def _measured(numbers: Numbers) -> list[tuple[str, str]]:
         if numbers.strategies(metric)
         for dataset in numbers.datasets(metric, strategy=True)
     ]
+
+
+def _costed(numbers: Numbers) -> Iterator[tuple[str, str, str]]:
+    """Yield the data sets whose answers' cost is known, each with a metric of quality and the first strategy of it."""
+    for dataset in numbers.datasets("bytes_ratio", strategy=True):
+        for metric in ("accuracy", "base_nll"):
+            if dataset in numbers.datasets(metric, strategy=True):
+                yield metric, dataset, numbers.strategies(metric)[0]
 
 
 def _interactions(numbers: Numbers) -> list[tuple[str, str]]:
