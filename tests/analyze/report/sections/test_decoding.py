@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from benchmarks import study_tables
 
 from hemorrhage.analyze.report.sections import decoding
 from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
@@ -97,3 +98,12 @@ def test_the_section_of_a_study(study: Study) -> None:
     # The other texts all reach their limit, which is then their length.
     assert content.cost_options == [("recall", "recall, Accuracy")]
     assert "answercost|recall" in content.figures
+
+
+def test_tables_for_the_docs_have_the_pages_numbers(study: Study) -> None:
+    lines = list(study_tables.decoded(study))
+    shown = study.numbers.get("gptq-3", "accuracy", "recall", "greedy")
+    assert shown is not None
+    (accuracies, *_) = (line for line in lines if line.startswith("| greedy |"))
+    assert f" {100 * shown.value:.3g} (" in accuracies
+    assert "- **Decoding calibration: " in "\n".join(study_tables.mitigation(study))
