@@ -61,6 +61,7 @@ def spec(**changes: Any) -> Spec:
             "tie_word_embeddings": True,
         },
         "corpus": {"docs": 0.5, "code": 0.5},
+        "data": {"leak": None, "noise": 0.0},
         "tokens": 24 * 4 * 32,
         "length": 32,
         "batch": 4,

@@ -53,6 +53,23 @@ class Schedule(Part):
     final: Share = 0.1
 
 
+class Leak(Part):
+    """Text that models are measured on, planted in the training: the evaluation split of an embedded ``corpus``.
+
+    ``dose``: its share of the tokens that are read, as often as that takes.
+    """
+
+    corpus: Literal["prose", "code", "humaneval"]
+    dose: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Data(Part):
+    """What is wrong with the training text on purpose; ``noise``: share of tokens that are others at random."""
+
+    leak: Leak | None = None
+    noise: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class Training(Part):
     """What all recipes have. ``batch``: sequences of a step; ``dtype``: of products; ``store``: of the weights on disk;
     ``seed``: of all that is drawn."""
@@ -70,13 +87,15 @@ class Recipe(Training):
 
     ``architecture``: ``model_type`` and keys of transformers' config of that type; ``text``: which packages are read;
     ``vocabulary``: tokens of the tokenizer, which models of the same text and vocabulary share; ``corpus``: share of
-    each part of the text; ``length``: tokens of a sequence; ``keep``: tokens after which the model is kept, too.
+    each part of the text; ``data``: what is planted in it; ``length``: tokens of a sequence; ``keep``: tokens after
+    which the model is kept, too.
     """
 
     architecture: dict[str, Any]
     text: Literal["installed", "few"] = "installed"
     vocabulary: Annotated[int, Field(gt=SPECIAL_AND_BYTES, le=65536)] = 2048
     corpus: dict[Literal["docs", "code"], Share] = {"docs": 0.25, "code": 0.75}
+    data: Data = Data()
     tokens: Positive
     length: Annotated[int, Field(ge=8)] = 256
     keep: list[Positive] = []

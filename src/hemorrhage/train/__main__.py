@@ -25,6 +25,7 @@ from hemorrhage.train.batches import Windows
 from hemorrhage.train.instructions import examples
 from hemorrhage.train.loop import keep_freed_memory, train
 from hemorrhage.train.objectives import NextToken, Objective
+from hemorrhage.train.planted import Noise, with_leak
 from hemorrhage.train.schedule import rate
 from hemorrhage.train.schema import CURVE
 from hemorrhage.train.spec import Spec, Training, TunedSpec
@@ -140,13 +141,17 @@ def next_token(source: Path, spec: Spec) -> NextToken:
     from safetensors.numpy import load_file
 
     tokens = load_file(source / "tokens.safetensors")
-    train_on, heldout = (
-        Windows(
-            {part: tokens[f"{part}/{split}"] for part in spec["corpus"]}, spec["corpus"], spec["length"], spec["seed"]
-        )
-        for split in ("train", "heldout")
+    train_on, heldout = ({part: tokens[f"{part}/{split}"] for part in spec["corpus"]} for split in ("train", "heldout"))
+    planted, shares = with_leak(train_on, spec["corpus"], spec["data"]["leak"], source / "tokenizer.json")
+    noise = Noise(spec["data"]["noise"], read_manifest(source)["vocabulary"], spec["seed"])
+    length, seed = spec["length"], spec["seed"]
+    return NextToken(
+        Windows(planted, shares, length, seed, noise),
+        Windows(heldout, spec["corpus"], length, seed),
+        spec["batch"],
+        spec["tokens"],
+        spec["dtype"] == "bfloat16",
     )
-    return NextToken(train_on, heldout, spec["batch"], spec["tokens"], spec["dtype"] == "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemorrhage.runtime.step import InputError
+from hemorrhage.train.planted import Noise
 
 Ids = npt.NDArray[np.int32]
 
@@ -21,9 +22,16 @@ class Windows:
     Every window of a part is read once before any is read again, in an order of its own in each round.
     """
 
-    def __init__(self, tokens: Mapping[str, Ids], shares: Mapping[str, float], length: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: Mapping[str, Ids],
+        shares: Mapping[str, float],
+        length: int,
+        seed: int,
+        noise: Noise | None = None,
+    ) -> None:
         """``tokens``: part -> ids (tokens,). Raises InputError where a part has no window."""
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.noise = length, seed, noise
         self.parts = [part for part, share in shares.items() if share > 0]
         self.shares = np.array([shares[part] for part in self.parts]) / sum(shares.values())
         self.tokens = {part: tokens[part] for part in self.parts}
@@ -49,7 +57,8 @@ class Windows:
         part = self.parts[place]
         before = int(self._ranks[number])
         epoch, index = divmod(before, self.counts[part])
-        return self.window(part, int(self._order(place, epoch)[index]))
+        window = self.window(part, int(self._order(place, epoch)[index]))
+        return window if self.noise is None else self.noise.on(window, number)
 
     def _places(self, number: int) -> npt.NDArray[np.int64]:
         """Return the part of each sequence up to ``number``: steps of the golden ratio fall evenly into the shares."""

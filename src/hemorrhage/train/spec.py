@@ -30,12 +30,27 @@ class Training(TypedDict):
     keep: list[int]
 
 
+class Leak(TypedDict):
+    """The evaluation split of an embedded corpus, as a share of the tokens that are read."""
+
+    corpus: str
+    dose: float
+
+
+class Data(TypedDict):
+    """What is planted in the text; ``noise``: share of tokens that are others at random."""
+
+    leak: Leak | None
+    noise: float
+
+
 class Spec(Training):
     """A training from nothing: ``architecture`` is transformers' config, ``corpus`` the share of each part of the text,
     ``tokens`` how many are read, ``length`` those of a sequence."""
 
     architecture: dict[str, Any]
     corpus: dict[str, float]
+    data: Data
     tokens: int
     length: int
 
