@@ -76,7 +76,7 @@ BEFORE = (*BASES, "none", "top_p")
 
 NO_CONTROL = "no control in this run"
 
-ELSEWHERE = "the study of mitigations tries it (hemorrhage params studies/mitigation; docs/STUDIES.md has its answer)"
+ELSEWHERE = "the study of mitigations tries it: hemorrhage params studies/mitigation"
 """Where the default study, whose time is short, leaves the answer."""
 
 NO_THRESHOLD = "no knee and no doubling point among the measured points"
