@@ -146,6 +146,28 @@ class Sibling:
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training of a model of the study. ``kind``: text, sft or dpo; ``weights`` without embeddings; ``operations``:
+    floating-point; losses in nats a token, of dpo a pair. The curve: ``loss`` ``at`` so many tokens, thinned, and
+    ``heldout`` ``measured_at`` so many."""
+
+    name: str
+    kind: str
+    model_type: str
+    weights: int
+    tokens: int
+    operations: float
+    train_loss: float
+    heldout_loss: float
+    tokens_per_second: float
+    seed: int
+    at: list[int] = field(repr=False)
+    loss: list[float] = field(repr=False)
+    measured_at: list[int] = field(repr=False)
+    heldout: list[float] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Inputs:
     """Everything that the analysis reads.
 
@@ -175,6 +197,7 @@ class Inputs:
     others: dict[str, dict[str, Output]] = field(default_factory=dict, repr=False)
     bracket: Bracket | None = None
     confirmations: dict[str, Output] = field(default_factory=dict)
+    trainings: list[Training] = field(default_factory=list)
 
 
 TABLES = {
@@ -193,10 +216,16 @@ SIBLINGS = "sibling_models"
 BRACKETS = "brackets"
 """Kind of output of what a screening added."""
 
+TRAININGS = "trainings"
+"""Kind of output of a model that the pipeline trained."""
+
+POINTS = 300
+"""Points of a curve that are kept, about."""
+
 SERVED = "served"
 """Kind of output of a variant in an engine, of which there may be several."""
 
-WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references", BRACKETS, SERVED)
+WITHOUT_TABLES = ("base", SIBLINGS, "checkpoints", "calibrations", "references", BRACKETS, SERVED, TRAININGS)
 """Kinds that are not tables of a variant each."""
 
 Folders = Mapping[str, Sequence[Path]]
@@ -221,7 +250,7 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
             raise ValueError(f"{name} was measured, but no directory of checkpoints is of this variant")
     for evaluated in (measured["evaluations"], *served.values()):
         _check_protocols(evaluated)
-    optional = [kind for kind in (SIBLINGS, BRACKETS, SERVED) if folders.get(kind)]
+    optional = [kind for kind in (SIBLINGS, BRACKETS, SERVED, TRAININGS) if folders.get(kind)]
     listed = ("base", "checkpoints", *TABLES, *others, *optional)
     return Inputs(
         base=base_manifest,
@@ -241,13 +270,39 @@ def read(folders: Folders, is_aligned: bool = False) -> Inputs:
         others=others,
         confirmations=measured["confirmations"],
         bracket=next(map(read_bracket, folders.get(BRACKETS, [])), None),
+        trainings=[_training(folder) for folder in folders.get(TRAININGS, [])],
     )
 
 
 def model_name(base: CheckpointManifest) -> str:
     """Return what the base model is called, by its manifest."""
     model = base.get("model") or {}
-    return model.get("name") or model.get("id") or Path(model.get("path", "base model")).name
+    return model.get("name") or model.get("id") or model.get("recipe") or Path(model.get("path", "base model")).name
+
+
+def _training(folder: Path) -> Training:
+    manifest, curve = read_manifest(folder), pd.read_parquet(folder / "curve.parquet")
+    thinned = curve.iloc[:: max(1, len(curve) // POINTS)]
+    measured = curve[curve["heldout_loss"].notna()]
+    read_as = (
+        "model_type",
+        "weights",
+        "tokens",
+        "operations",
+        "train_loss",
+        "heldout_loss",
+        "tokens_per_second",
+        "seed",
+    )
+    return Training(
+        name=folder.resolve().parent.name,
+        kind=manifest["spec"]["tune"]["kind"] if "tune" in manifest["spec"] else "text",
+        **{key: manifest[key] for key in read_as},
+        at=thinned["tokens"].tolist(),
+        loss=thinned["loss"].tolist(),
+        measured_at=measured["tokens"].tolist(),
+        heldout=measured["heldout_loss"].tolist(),
+    )
 
 
 def _checkpoint_manifest(folder: Path) -> CheckpointManifest:

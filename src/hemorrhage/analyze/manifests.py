@@ -8,12 +8,13 @@ from hemorrhage.runtime.artifact import Manifest as Manifest
 
 
 class ModelSource(TypedDict, total=False):
-    """Where the base model comes from: the wheel ``name``, the hub's ``id`` or the ``path`` of a folder."""
+    """Where the base model comes from: the wheel ``name``, the hub's ``id``, the ``path`` of a folder, or the ``recipe``."""
 
     source: str
     name: str
     id: str
     path: str
+    recipe: str
 
 
 class QuantizedBase(TypedDict):

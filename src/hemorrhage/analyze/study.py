@@ -116,6 +116,7 @@ def strip_tables(inputs: Inputs) -> Inputs:
         served={engine: strip_outputs(outputs) for engine, outputs in inputs.served.items()},
         others={kind: strip_outputs(outputs) for kind, outputs in inputs.others.items()},
         bracket=inputs.bracket,
+        trainings=inputs.trainings,
         confirmations=strip_outputs(inputs.confirmations),
         sibling=None if sibling is None else replace(sibling, decoded=Output(sibling.decoded.manifest, {})),
     )

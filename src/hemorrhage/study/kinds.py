@@ -558,6 +558,7 @@ KINDS: dict[str, Kind] = {
             stored=lambda load, name: 2e-9 * parameters(config.trainings(load.design.params)[name].root.config),
             priority=100,
             is_awaited=True,
+            is_analyzed=True,
         ),
         Kind(
             "base",

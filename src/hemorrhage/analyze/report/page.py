@@ -28,6 +28,7 @@ from hemorrhage.analyze.report.sections import (
     tasks,
     thresholds,
     tradeoff,
+    training,
     transfer,
     variants,
     where,
@@ -84,6 +85,7 @@ def render(study: Study) -> str:
         "mitigations": mitigations.section(study),
         "doctor": doctor.section(study),
         "decoding": decoding.section(study),
+        "training": training.section(study),
     }
     figures: dict[str, Figure] = {}
     for section in drawn.values():
