@@ -8,7 +8,7 @@ from hemorrhage.runtime.artifact import Manifest as Manifest
 
 
 class ModelSource(TypedDict, total=False):
-    """Where the base model comes from: the wheel ``name``, the hub's ``id``, the ``path`` of a folder, or the ``recipe``."""
+    """Where a base comes from: the wheel ``name``, the hub's ``id``, the ``path`` of a folder, or the ``recipe``."""
 
     source: str
     name: str
