@@ -18,9 +18,10 @@ from hemorrhage.analyze.rows import corrections as of_corrections
 from hemorrhage.analyze.rows import mitigations
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.compress.__main__ import compress
-from hemorrhage.evaluate.language import read_slice, write_base_side
+from hemorrhage.evaluate.language import hidden_states, read_slice, write_base_side
 from hemorrhage.mitigate import __main__ as step
 from hemorrhage.mitigate.schema import TEXTS, TOKENS
+from hemorrhage.mitigate.trajectories import Task
 from hemorrhage.models.checkpoint import load
 from hemorrhage.runtime.artifact import failure, read_manifest, write_manifest
 from tests.conftest import STORIES
@@ -195,15 +196,17 @@ def test_texts_that_several_corrections_wrote_are_read_once(trained: Path, monke
     model = load(trained)
     generator = torch.Generator().manual_seed(0)
     first, second, other = (torch.randint(1, 200, (2, width), generator=generator) for width in (12, 12, 9))
-    task = step.Task("open_ended", "prose", [], 4)
+    task = Task("open_ended", "prose", [], 4)
     texts = (first, second, first, other, torch.cat([second[:1], first[1:]]))
     drawn = [step.Drawn(task, ("none", 0), windows, [windows.shape[1]] * 2) for windows in texts]
     expected = [step.all_states(model, each.windows) for each in drawn]
     read: list[int] = []
-    whole = step.hidden_states
-    monkeypatch.setattr(
-        step, "hidden_states", lambda model, windows: read.append(len(windows)) or whole(model, windows)
-    )
+
+    def counted(model: Any, windows: torch.Tensor) -> torch.Tensor:
+        read.append(len(windows))
+        return hidden_states(model, windows)
+
+    monkeypatch.setattr(step, "hidden_states", counted)
     found = step.states_of(model, drawn)
     assert sum(read) == 6
     for one, wanted in zip(found, expected, strict=True):
