@@ -163,7 +163,7 @@ def _served_model(name: str) -> str:
 
 def _from_nothing(design: Design) -> list[Recipe]:
     """Return the recipes of the run that read the training text."""
-    return [each.root for each in config.trainings(design.params).values() if each.parent is None]
+    return [each.root for each in config.trainings(design.params).values() if each.reads_text]
 
 
 # Inputs from other kinds.
@@ -171,7 +171,7 @@ def _from_nothing(design: Design) -> list[Recipe]:
 
 def _tokenizer(design: Design, name: str) -> list[Key]:
     trained = config.trainings(design.params)[name]
-    return [("tokenizers", trained.root.tokenizer)] if trained.parent is None else []
+    return [("tokenizers", trained.root.tokenizer)] if trained.reads_text else []
 
 
 def _tuned_from(design: Design, name: str) -> list[Key]:

@@ -34,7 +34,7 @@ from hemorrhage.runtime.address import Json
 from hemorrhage.runtime.service import store
 from hemorrhage.runtime.step import InputError
 from hemorrhage.sandbox import runner as sandbox
-from hemorrhage.study.recipes import Recipe, Recipes, TunedRecipe
+from hemorrhage.study.recipes import Recipe, Recipes, Ticket, TicketRecipe, TunedRecipe
 from hemorrhage.study.registry import (
     CODE_TASKS,
     EMBEDDED_CORPORA,
@@ -692,9 +692,14 @@ class Trained:
     ``root``: the recipe of the model that was first.
     """
 
-    recipe: Recipe | TunedRecipe
+    recipe: Recipe | TunedRecipe | TicketRecipe
     root: Recipe
     parent: str | None = None
+
+    @property
+    def reads_text(self) -> bool:
+        """Tell whether it is trained on the training text."""
+        return not isinstance(self.recipe, TunedRecipe)
 
 
 def trainings(params: Params) -> dict[str, Trained]:
@@ -711,8 +716,8 @@ def _add_training(params: Params, model: TrainedModel, made: dict[str, Trained])
         recipe = params.recipes[model.recipe]
         if model.seed is not None:
             recipe = recipe.model_copy(update={"seed": model.seed})
-        if isinstance(recipe, TunedRecipe):
-            parent = model.model_copy(update={"recipe": recipe.tune.parent, "at": None})
+        if isinstance(recipe, TunedRecipe | TicketRecipe):
+            parent = model.model_copy(update={"recipe": recipe.parent, "at": None})
             root = _add_training(params, parent, made).root
             made[model.training] = Trained(recipe, root, parent.training)
         else:
@@ -997,12 +1002,33 @@ def _check_parents(params: Params) -> None:
     """Refuse a parent that is not written above its child: so none is its own."""
     above: list[str] = []
     for name, recipe in params.recipes.items():
-        if isinstance(recipe, TunedRecipe) and recipe.tune.parent not in above:
-            raise ConfigError(
-                f"recipes.{name}.tune.parent: {recipe.tune.parent!r} is not a recipe above it; "
-                f"allowed: {', '.join(above) or 'none'}"
-            )
+        if isinstance(recipe, TunedRecipe | TicketRecipe):
+            key = "tune" if isinstance(recipe, TunedRecipe) else "ticket"
+            # Tickets are of models that were trained on text: their text and their beginning are its.
+            allowed = [each for each in above if key == "tune" or not isinstance(params.recipes[each], TunedRecipe)]
+            if recipe.parent not in allowed:
+                raise ConfigError(
+                    f"recipes.{name}.{key}.parent: {recipe.parent!r} is not a recipe above it; "
+                    f"allowed: {', '.join(allowed) or 'none'}"
+                )
+        if isinstance(recipe, TicketRecipe):
+            _check_ticket(params, name, recipe.ticket)
         above.append(name)
+
+
+def _check_ticket(params: Params, name: str, ticket: Ticket) -> None:
+    """Refuse weights that were not kept, and a ticket with more weights than its parent."""
+    parent = params.recipes[ticket.parent]
+    if isinstance(parent, TicketRecipe) and ticket.sparsity < parent.ticket.sparsity:
+        raise ConfigError(
+            f"recipes.{name}.ticket.sparsity: {ticket.sparsity} of a parent of {parent.ticket.sparsity}: what is zero "
+            "stays zero"
+        )
+    if ticket.rewind:
+        kept = [parent.ticket.rewind] if isinstance(parent, TicketRecipe) else getattr(parent, "keep", [])
+        if ticket.rewind not in kept:
+            words = ", ".join(map(str, [0, *filter(None, kept)]))
+            raise ConfigError(f"recipes.{name}.ticket.rewind: {ticket.parent} was not kept then; allowed: {words}")
 
 
 def check_model(params: Params, config: ModelConfig) -> None:

@@ -163,6 +163,11 @@ class TunedRecipe(Training):
     tune: Tune
     optimizer: Optimizer = Optimizer(learning_rate=5e-4, weight_decay=0.0)
 
+    @property
+    def parent(self) -> str:
+        """The recipe that is tuned."""
+        return self.tune.parent
+
     def as_spec(self) -> Json:
         """Return it as the train step gets it; which parent it is is an input."""
         written = self.model_dump(mode="json")
@@ -173,13 +178,45 @@ class TunedRecipe(Training):
         }
 
 
+class Ticket(Part):
+    """The largest weights of ``parent``, another recipe or ticket, trained again with all others zero: as they were
+    after ``rewind`` tokens (0: the first ones), or drawn anew. ``sparsity``: zero share of the blocks' weights."""
+
+    parent: str
+    sparsity: Annotated[float, Field(ge=0, lt=1)]
+    rewind: Annotated[int, Field(ge=0)] = 0
+    start: Literal["rewound", "redrawn"] = "rewound"
+
+
+class TicketRecipe(Part):
+    """A lottery ticket; all else is as its first parent was trained."""
+
+    ticket: Ticket
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def parent(self) -> str:
+        """The recipe that the ticket is of."""
+        return self.ticket.parent
+
+    def as_spec(self) -> Json:
+        """Return it as the train step gets it; which parent it is is an input."""
+        return {"ticket": self.ticket.model_dump(mode="json", exclude={"parent"}), "seed": self.seed}
+
+
 def _form(content: object) -> str:
-    tuned = "tune" in content if isinstance(content, dict) else isinstance(content, TunedRecipe)
-    return "tuned" if tuned else "from nothing"
+    if isinstance(content, dict):
+        return next((form for form in ("tune", "ticket") if form in content), "from nothing")
+    if isinstance(content, TunedRecipe):
+        return "tune"
+    return "ticket" if isinstance(content, TicketRecipe) else "from nothing"
 
 
 AnyRecipe = Annotated[
-    Annotated[Recipe, Tag("from nothing")] | Annotated[TunedRecipe, Tag("tuned")], Discriminator(_form)
+    Annotated[Recipe, Tag("from nothing")]
+    | Annotated[TunedRecipe, Tag("tune")]
+    | Annotated[TicketRecipe, Tag("ticket")],
+    Discriminator(_form),
 ]
 
 
@@ -217,14 +254,14 @@ TUNED_TOKENS = 40
 """Tokens of an example that a model is tuned on, about."""
 
 
-def training_operations(recipe: Recipe | TunedRecipe, root: Recipe) -> float:
+def training_operations(recipe: Recipe | TunedRecipe | TicketRecipe, root: Recipe) -> float:
     """Estimate the operations of a training in 10¹²: six a token and weight (C = 6 N D, arXiv 2001.08361).
 
     ``root``: the recipe itself, or of a tuned one that of the model which was first.
     """
     head = root.vocabulary * int(str(root.config.get("hidden_size", 256)))
-    if isinstance(recipe, Recipe):
-        tokens = recipe.tokens
+    if not isinstance(recipe, TunedRecipe):
+        tokens = root.tokens
     else:
         tokens = recipe.tune.examples * recipe.tune.epochs * TUNED_TOKENS * (2 if recipe.tune.kind == "dpo" else 1)
     return 6e-12 * tokens * (parameters(root.config) + head)

@@ -2,6 +2,7 @@
 
 python -m hemorrhage.train OUT --tokenizer DIR --spec '{"architecture": {"model_type": "llama", ...}, ...}'
 python -m hemorrhage.train OUT --parent DIR --spec '{"tune": {"kind": "sft", ...}, ...}'
+python -m hemorrhage.train OUT --tokenizer DIR --parent DIR --spec '{"ticket": {"sparsity": 0.5, ...}, "seed": 0}'
 
 Next to the checkpoint: ``curve.parquet``, and ``snapshots/<tokens>/``, the model as it was after so many tokens.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemorrhage.runtime.artifact import read_manifest, resuming, write_manifest, writing
 from hemorrhage.runtime.step import start
-from hemorrhage.train import architecture, tokenizer, tuning
+from hemorrhage.train import architecture, tickets, tokenizer, tuning
 from hemorrhage.train.batches import Windows
 from hemorrhage.train.instructions import examples
 from hemorrhage.train.loop import keep_freed_memory, train
@@ -28,7 +29,7 @@ from hemorrhage.train.objectives import NextToken, Objective
 from hemorrhage.train.planted import Noise, with_leak
 from hemorrhage.train.schedule import rate
 from hemorrhage.train.schema import CURVE
-from hemorrhage.train.spec import Spec, Training, TunedSpec
+from hemorrhage.train.spec import Spec, TicketSpec, Training, TunedSpec
 from hemorrhage.train.state import Curve
 from hemorrhage.train.tokenizer import END_MESSAGE, SPECIAL
 from hemorrhage.train.tuning import Answers, Preferences
@@ -46,13 +47,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemorrhage.train", description="train a small model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer and its tokens")
-    parser.add_argument("--parent", type=Path, help="folder of the training that is tuned, instead of a tokenizer")
+    parser.add_argument("--parent", type=Path, help="folder of the training that is tuned, or that a ticket is of")
     parser.add_argument("--spec", type=json.loads, required=True, help="settings of the recipe, as JSON")
     arguments = parser.parse_args()
     if arguments.parent is None:
         raise_model(arguments.tokenizer, arguments.spec, arguments.out)
-    else:
+    elif arguments.tokenizer is None:
         tune_model(arguments.parent, arguments.spec, arguments.out)
+    else:
+        draw_ticket(arguments.tokenizer, arguments.parent, arguments.spec, arguments.out)
 
 
 def raise_model(source: Path, spec: Spec, out: Path) -> None:
@@ -64,8 +67,7 @@ def raise_model(source: Path, spec: Spec, out: Path) -> None:
     config = architecture.configure(spec["architecture"], vocabulary, spec["length"])
     model = architecture.create(config, spec["seed"])
     objective = next_token(source, spec)
-    context = getattr(config, "max_position_embeddings", None) or spec["length"]
-    files = Files(source / "tokenizer.json", tokenizer.settings(context), spec["store"])
+    files = Files(source / "tokenizer.json", _settings(model, spec), spec["store"])
 
     def entries() -> Mapping[str, Any]:
         tokens = objective.tokens(objective.steps)
@@ -83,11 +85,10 @@ def tune_model(parent: Path, spec: TunedSpec, out: Path) -> None:
     """Tune the model of the train step's folder ``parent`` on generated instructions and write it into ``out``."""
     import torch
     from tokenizers import Tokenizer
-    from transformers import AutoModelForCausalLM
 
     # What is drawn while it trains, such as dropout.
     torch.manual_seed(spec["seed"])
-    model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, local_files_only=True)
+    model = _load(parent)
     tune, is_lowered = spec["tune"], spec["dtype"] == "bfloat16"
     made = Tokenizer.from_file(str(parent / "tokenizer.json"))
     learned, held_out = examples(tune["examples"], spec["seed"])
@@ -102,6 +103,40 @@ def tune_model(parent: Path, spec: TunedSpec, out: Path) -> None:
     _train(model, objective, spec, files, dict, out)
 
 
+def draw_ticket(source: Path, parent: Path, spec: TicketSpec, out: Path) -> None:
+    """Train a part of the weights of the train step's folder ``parent`` again, on the tokens in ``source``."""
+    ticket = spec["ticket"]
+    first: Spec = read_manifest(parent)["spec"]
+    first["keep"] = []
+    kept = tickets.masks(_load(parent), ticket["sparsity"])
+    snapshot = parent / "snapshots" / str(ticket["rewind"])
+    if ticket["start"] == "rewound" and ticket["rewind"]:
+        model = _load(snapshot)
+    else:
+        config = architecture.configure(first["architecture"], read_manifest(source)["vocabulary"], first["length"])
+        redrawn = ticket["start"] == "redrawn"
+        model = architecture.create(config, spec["seed"] + tickets.REDRAWN if redrawn else first["seed"])
+    tickets.hold(model, kept)
+    files = Files(source / "tokenizer.json", _settings(model, first), first["store"])
+    share = sum(int(mask.sum()) for mask in kept.values()) / sum(mask.numel() for mask in kept.values())
+    trained: Spec = {**first, "ticket": ticket}  # type: ignore[typeddict-unknown-key]
+    carried = snapshot if ticket["rewind"] else None
+    _train(model, next_token(source, first), trained, files, lambda: {"sparsity": 1 - share}, out, carried)
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model
+
+
+def _settings(model: PreTrainedModel, spec: Spec) -> Mapping[str, object]:
+    """Return the tokenizer's settings of a model that is trained on text."""
+    return tokenizer.settings(getattr(model.config, "max_position_embeddings", None) or spec["length"])
+
+
 def _train(
     model: PreTrainedModel,
     objective: Objective,
@@ -109,8 +144,12 @@ def _train(
     files: Files,
     entries: Callable[[], Mapping[str, Any]],
     out: Path,
+    carried: Path | None = None,
 ) -> None:
-    """Train ``model`` and write it with its curve; ``entries``: further ones of the manifest, once it is trained."""
+    """Train ``model`` and write it with its curve; ``entries``: further ones of the manifest, once it is trained.
+
+    ``carried``: a snapshot of another training that goes along.
+    """
     keep_freed_memory()
     began = time.monotonic()
     with resuming(out) as resume:
@@ -126,6 +165,8 @@ def _train(
             files.write(model, folder)
             if kept.is_dir():
                 shutil.copytree(kept, folder / "snapshots")
+            if carried is not None:
+                shutil.copytree(carried, folder / "snapshots" / carried.name)
             CURVE.validate(table).to_parquet(folder / "curve.parquet", index=False)
             write_manifest(
                 folder,

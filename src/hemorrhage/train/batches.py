@@ -32,7 +32,8 @@ class Windows:
     ) -> None:
         """``tokens``: part -> ids (tokens,). Raises InputError where a part has no window."""
         self.length, self.seed, self.noise = length, seed, noise
-        self.parts = [part for part, share in shares.items() if share > 0]
+        # Whoever wrote the shares down may have another order.
+        self.parts = sorted(part for part, share in shares.items() if share > 0)
         self.shares = np.array([shares[part] for part in self.parts]) / sum(shares.values())
         self.tokens = {part: tokens[part] for part in self.parts}
         self.counts = {part: (len(ids) - 1) // length for part, ids in self.tokens.items()}

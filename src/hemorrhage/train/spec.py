@@ -68,3 +68,19 @@ class TunedSpec(Training):
     """A training from another model."""
 
     tune: Tune
+
+
+class Ticket(TypedDict):
+    """``sparsity``: share of the blocks' weights that is zero; ``rewind``: tokens after which the weights are taken,
+    0 for the first ones; ``start``: these, or weights that are drawn anew."""
+
+    sparsity: float
+    rewind: int
+    start: Literal["rewound", "redrawn"]
+
+
+class TicketSpec(TypedDict):
+    """A training of a part of another model's weights; the rest is as that model was trained."""
+
+    ticket: Ticket
+    seed: int
