@@ -126,12 +126,12 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
 def groups_of(model: PreTrainedModel, parts: list[Parts]) -> list[Groups]:
     """Return the groups of all blocks of which some can go."""
-    found = []
+    groups = []
     for index, (block, part) in enumerate(zip(blocks(model), parts, strict=True)):
         for coupled, is_attention in ((part.heads, True), (part.channels, False)):
             if coupled is not None and len(coupled) > 1:
-                found.append(Groups(index, coupled, is_attention, coupled.weights(block)))
-    return found
+                groups.append(Groups(index, coupled, is_attention, coupled.weights(block)))
+    return groups
 
 
 def column_scores(W: Tensor, statistics: Statistics, first: str, metric: str) -> Tensor:
