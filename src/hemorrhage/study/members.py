@@ -72,11 +72,11 @@ def has_several(content: Mapping[str, Any]) -> bool:
     return isinstance(model, Mapping) and model.get("source") == SOURCE
 
 
-def expand(models: object) -> dict[str, tuple[dict[str, JsonValue], dict[str, Any]]]:
+def expand(models: object) -> dict[str, tuple[dict[str, JsonValue], config.FreeSettings]]:
     """Return the factors and the content of ``model`` of each member by its name. Raises config.ConfigError."""
     if not isinstance(models, Mapping) or len(models) == 0:
         raise config.ConfigError("models: must name at least one model, because model.source is models")
-    expanded: dict[str, tuple[dict[str, JsonValue], dict[str, Any]]] = {}
+    expanded: dict[str, tuple[dict[str, JsonValue], config.FreeSettings]] = {}
     for entry, content in models.items():
         if not re.match(NAME, str(entry)):
             raise config.ConfigError(f"models.{entry}: a model's name is of a-z, 0-9 and _")

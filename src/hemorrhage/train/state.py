@@ -7,6 +7,7 @@ so far. It appears whole (hemorrhage.runtime.artifact.whole). The order of the d
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ class State:
 
         content = {f"model.{name}": value.detach() for name, value in self._weights().items()}
         for name, parameter in self.model.named_parameters():
-            moments: dict[str, Any] = self.optimizer.state.get(parameter, {})
+            moments: Mapping[str, Any] = self.optimizer.state.get(parameter, {})
             content |= {f"optimizer.{key}.{name}": moments[key] for key in MOMENTS if key in moments}
         content["random"] = torch.get_rng_state()
         content["curve"] = torch.tensor(curve, dtype=torch.float64)
