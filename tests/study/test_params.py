@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from hemorrhage.compress.info import PREDICTED
 from hemorrhage.compress.methods.weight_quantization import gptq
+from hemorrhage.study import members
 from hemorrhage.study import params as config
 from hemorrhage.study import screening
 from hemorrhage.tools.params import merge
@@ -458,7 +459,8 @@ def test_a_study_is_whole(tmp_path: Path, profile: str) -> None:
     content = copy.deepcopy(DEFAULT)
     for patch in YAML(typ="safe").load_all((ROOT / "params/studies" / profile).read_text()):
         merge(content, patch)
-    found = config.variants(parse(tmp_path, content))
+    YAML().dump(content, tmp_path / "study.yaml")
+    found = config.variants(members.read(tmp_path / "study.yaml")[0].params)
     of_default = set(config.variants(parse(tmp_path, copy.deepcopy(DEFAULT)))) - {"base"}
     assert 2 <= len(found) < len(of_default), "nothing of the default study is left"
 

@@ -1,8 +1,8 @@
 """What is compared between models: a number of each, higher for more damage or for a threshold that lies further out.
 
-Of the unaltered model its loss. Of a variant the logarithm of its KL from its own base, so that a difference of two
-models is a ratio. Of a curve where it reaches a level, on its own axis: of bits in the bits of the setting. Damage and
-thresholds are means over the corpora.
+Of the unaltered model its loss, and how far its accuracy spreads over decoding strategies. Of a variant the logarithm
+of its KL from its own base, so that a difference of two models is a ratio. Of a curve where it reaches a level, on its
+own axis: of bits in the bits of the setting. Damage and thresholds are means over the corpora.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ import numpy as np
 
 from hemorrhage.analyze.curves.entries import Threshold
 from hemorrhage.analyze.family.models import LOSS_OF, Model
+from hemorrhage.analyze.inputs import BASE
+from hemorrhage.analyze.rows.decoding import SPREAD
+from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 
 LEVELS = {"ten_percent": "+10 % perplexity", "two_fold": "2× perplexity"}
 """Definition of a threshold -> its name."""
 
-LOSS, DAMAGE, THRESHOLD = "loss", "damage", "threshold"
+LOSS, SPREAD_OF, DAMAGE, THRESHOLD = "loss", "spread", "damage", "threshold"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A number of each model: ``values`` by model, NaN where it is not known, ``reasons`` why.
 
-    ``kind``: of an unaltered model's loss, a variant's damage or a threshold; ``name``: the variant, or the curve;
-    ``measure``: what it is, with its unit; ``is_ratio``: the values are logarithms. ``severity``: of a variant, on its
-    axis.
+    ``kind``: of an unaltered model's loss or spread, a variant's damage or a threshold; ``name``: the variant, or the
+    curve; ``measure``: what it is, with its unit; ``is_ratio``: the values are logarithms. ``severity``: of a variant,
+    on its axis.
     """
 
     kind: str
@@ -46,7 +49,7 @@ class Outcome:
 
 def outcomes(models: Sequence[Model]) -> list[Outcome]:
     """List every outcome that at least two models have: losses, thresholds, then the damage of each variant."""
-    every = [*_losses(models), *_thresholds(models), *_damages(models)]
+    every = [*_losses(models), *_spreads(models), *_thresholds(models), *_damages(models)]
     return [each for each in every if sum(map(math.isfinite, each.values.values())) > 1]
 
 
@@ -59,12 +62,23 @@ def _losses(models: Sequence[Model]) -> Iterator[Outcome]:
         yield Outcome(LOSS, "unaltered", name, False, values, reasons)
 
 
+def _spreads(models: Sequence[Model]) -> Iterator[Outcome]:
+    """Yield how far the accuracy of the unaltered models spreads over decoding strategies, of each task."""
+    numbers = {model.name: model.study.numbers for model in models}
+    tasks = [task for each in numbers.values() for task in each.datasets(SPREAD, strategy=True)]
+    for task in dict.fromkeys(tasks):
+        known = {name: each.get(BASE, SPREAD, task, ALL_STRATEGIES) for name, each in numbers.items()}
+        values = {name: math.nan if spread is None else spread.value for name, spread in known.items()}
+        reasons = {name: "no spread: the task is at its floor" for name, spread in known.items() if spread is None}
+        yield Outcome(SPREAD_OF, "unaltered", f"spread over strategies of {task} (share)", False, values, reasons)
+
+
 def _damages(models: Sequence[Model]) -> Iterator[Outcome]:
     variants = {
         variant.name: variant
         for model in models
         for variant in model.study.inputs.variants.values()
-        if variant.name != "base"
+        if variant.name != BASE
     }
     for name, variant in variants.items():
         divergences = {model.name: model.mean(name, "kl_mean") for model in models}
