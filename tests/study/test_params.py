@@ -15,9 +15,8 @@ from ruamel.yaml import YAML
 
 from hemorrhage.compress.info import PREDICTED
 from hemorrhage.compress.methods.weight_quantization import gptq
-from hemorrhage.study import members
+from hemorrhage.study import members, screening
 from hemorrhage.study import params as config
-from hemorrhage.study import screening
 from hemorrhage.tools.params import merge
 from tests.conftest import ROOT
 
@@ -137,7 +136,7 @@ SERVER = {"openai": "http://127.0.0.1:8000/v1", "model": "My-Model"}
         ("compress/rtn/bits", [4, 9], "compress.rtn.bits: must be at most 8 (got 9)"),
         ("compress/rtn/bits", [], "compress.rtn.bits: an empty list makes no variant"),
         ("compress/rtn/colour", 1, "compress.rtn.colour: unknown key"),
-        ("compress/rtn/method", "magic", "compress.rtn.method: 'magic' is unknown; allowed: "),
+        ("compress/rtn/method", "magic", "compress.rtn.method: 'magic' is unknown; the nearest of "),
         ("compress/rtn/group_size", 100, "compress.rtn: rtn-8: "),
         ("compress/wanda/sparsity", [1.5], "compress.wanda.sparsity"),
         ("compress/wanda/sparsity", ["5:4"], "compress.wanda.sparsity"),

@@ -927,7 +927,7 @@ def _known(name: object, allowed: tuple[str, ...], where: str) -> str:
 
 def _offered(name: str, allowed: Collection[str]) -> str:
     """List what could have been meant: all of a few, else the nearest."""
-    if len(allowed) <= 48:
+    if len(allowed) <= 40:
         return f"allowed: {', '.join(allowed)}"
     return f"the nearest of {len(allowed)}: {', '.join(difflib.get_close_matches(name, allowed, 5, 0))}"
 
