@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ def memory_rows(inputs: Inputs, picked: str | None) -> list[Row]:
     return rows
 
 
-def _rows(name: str, config: dict[str, Any], weights: int | None) -> list[Row]:
+def _rows(name: str, config: Mapping[str, Any], weights: int | None) -> list[Row]:
     sizes = Sizes.of(config)
     if sizes is None:
         return []
