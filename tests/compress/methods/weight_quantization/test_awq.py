@@ -342,3 +342,13 @@ def test_settings() -> None:
     assert awq.Settings(bits=4, group_size=4).check(config) is None
     problem = awq.Settings(bits=4, group_size=64).check(config)
     assert problem == "group_size 64 does not divide the model's intermediate_size of 172"
+
+
+def test_weights_that_are_rounded_some_rows_at_a_time_change_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(37, 32, generator=generator).bfloat16()
+    scale, settings = torch.rand(32, generator=generator) + 0.5, awq.Settings(bits=3, group_size=16)
+    (whole,) = awq._changes([weight], scale, 16, settings, torch.bfloat16)
+    monkeypatch.setattr(awq, "CACHED", 5 * 32)
+    (by_rows,) = awq._changes([weight], scale, 16, settings, torch.bfloat16)
+    assert torch.equal(whole, by_rows)

@@ -66,6 +66,9 @@ ALPHAS = 20
 CLIPS = 10
 """Shares of the largest weight tried: 1, 0.95, ... 0.55; those of the paper's code."""
 
+CACHED = 2**17
+"""Weights that are rounded at once: 0.5 MB in float32."""
+
 UNCLIPPED = ("q_", "k_"), ("qkv", "query", "c_attn")
 """How the names of the layers begin that make queries and keys, and what is in the names of fused ones."""
 
@@ -219,8 +222,7 @@ def best_scale(
         scale = magnitude.pow(step / ALPHAS).clamp(min=1e-4)
         scale = scale / (scale.max() * scale.min()).sqrt()
         changes.zero_()
-        for weight, rounded in zip(weights, _all_rounded(weights, scale, width, settings, dtype), strict=True):
-            change = rounded.div_(scale).sub_(weight)
+        for change in _changes(weights, scale, width, settings, dtype):
             triangle.add_square(changes, change)
         error = changes.mul_(across).sum().item()
         if error < least:
@@ -228,17 +230,24 @@ def best_scale(
     return best
 
 
-def _all_rounded(
+def _changes(
     weights: list[Tensor], scale: Tensor, width: int, settings: Settings, dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """Yield each of ``weights`` times ``scale``, rounded: float32 [rows_i, columns]."""
-    if settings.number is None:
-        for weight in weights:
-            yield _rounded((weight.float() * scale).unflatten(1, (-1, width)), settings, dtype).flatten(1)
+    """Yield what rounding each of ``weights`` times ``scale`` changes of the weight: float32 [rows_i, columns]."""
+    if settings.number is not None:
+        scaled = [weight.float() * scale for weight in weights]
+        for weight, layer in zip(
+            weights, round_to_nearest(scaled, settings.number, dtype, settings.block_scales), strict=True
+        ):
+            yield layer.dense().div_(scale).sub_(weight)
         return
-    scaled = [weight.float() * scale for weight in weights]
-    for layer in round_to_nearest(scaled, settings.number, dtype, settings.block_scales):
-        yield layer.dense()
+    for weight in weights:
+        change, rows = torch.empty(weight.shape, device=weight.device), max(1, CACHED // weight.shape[1])
+        # Rows are rounded on their own, and some of them stay in the cache from one operation to the next.
+        for some, into in zip(weight.split(rows), change.split(rows), strict=True):
+            rounded = _rounded((some.float() * scale).unflatten(1, (-1, width)), settings, dtype).flatten(1)
+            torch.sub(rounded.div_(scale), some, out=into)
+        yield change
 
 
 def fold(model: PreTrainedModel, name: str, names: list[str], scale: Tensor) -> Tensor:
