@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -103,3 +107,36 @@ def test_a_training_that_diverges_says_at_which_step(tokens: Path, tmp_path: Pat
 def test_a_text_too_short_for_a_window_is_named(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recipes: corpus docs has"):
         step.raise_model(tokens, spec(length=100_000), tmp_path / "model")
+
+
+KILLED_AS_IT_SAVES = """
+import json, os, signal, sys
+from pathlib import Path
+from hemorrhage.train import state
+from hemorrhage.train.__main__ import raise_model
+
+left = iter(range(6))
+rename = Path.rename
+
+def until_killed(file, target):
+    if Path(target).name == state.FILE and next(left, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(file, target)
+
+state.SECONDS = 0.0
+Path.rename = until_killed
+raise_model(Path(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+def test_a_kill_while_the_state_is_written_leaves_the_one_before(tokens: Path, unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    arguments = [str(tokens), json.dumps(spec(keep=[1000])), str(out)]
+    done = subprocess.run([sys.executable, "-c", KILLED_AS_IT_SAVES, *arguments], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = [file.name for file in out.with_name("model.resume").iterdir()]
+    assert state.FILE in kept
+    assert len(kept) == 2, "the state before, and the one that was being written"
+    step.raise_model(tokens, spec(keep=[1000]), out)
+    assert (out / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert (out / "curve.parquet").read_bytes() == (unbroken / "curve.parquet").read_bytes()
