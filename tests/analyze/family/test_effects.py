@@ -58,6 +58,16 @@ def test_a_slope_is_that_of_least_squares() -> None:
     assert math.isnan(result.beside_loss)
 
 
+def test_a_large_factor_that_hardly_varies_has_the_interval_of_least_squares() -> None:
+    # Parameters of six models of almost one size, and losses that scatter.
+    x = np.array([861408.0, 862560.0, 862560.0, 862656.0, 880320.0, 880128.0])
+    y = np.array([6.59, 6.69, 6.48, 6.65, 6.75, 6.74])
+    peer = stats.linregress(x, y)
+    half = stats.t.ppf(0.975, 4) * peer.stderr
+    expected = peer.slope, peer.slope - half, peer.slope + half, peer.pvalue
+    assert effects._slope(np.column_stack([x]), y, 0.95) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_factor_that_is_the_loss_in_disguise_is_not_told_from_it() -> None:
     values = {f"m{i}": float(i) for i in range(8)}
     losses = {name: 5 - value / 10 for name, value in values.items()}

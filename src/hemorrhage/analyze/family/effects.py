@@ -208,7 +208,8 @@ SAME = 0.95
 
 def _slope(x: Floats, y: Floats, confidence: float) -> tuple[float, float, float, float]:
     """Return the first regressor's coefficient with its interval and p, beside a constant."""
-    design = np.column_stack([x, np.ones(len(y))])
+    # Around the means: a count of parameters beside a constant is singular in double precision, and pinv drops it.
+    design = np.column_stack([x - x.mean(axis=0), np.ones(len(y))])
     solved, *_ = np.linalg.lstsq(design, y, rcond=None)
     freedom = len(y) - design.shape[1]
     left = y - design @ solved
