@@ -65,7 +65,7 @@ def test_a_large_factor_that_hardly_varies_has_the_interval_of_least_squares() -
     peer = stats.linregress(x, y)
     half = stats.t.ppf(0.975, 4) * peer.stderr
     expected = peer.slope, peer.slope - half, peer.slope + half, peer.pvalue
-    assert effects._slope(np.column_stack([x]), y, 0.95) == pytest.approx(expected, rel=1e-6)
+    assert effects.slope(np.column_stack([x]), y, 0.95) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_factor_that_is_the_loss_in_disguise_is_not_told_from_it() -> None:

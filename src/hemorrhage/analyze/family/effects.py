@@ -192,21 +192,21 @@ def move(
     x, y = np.array([values[name] for name in names]), np.array([outcome[name] for name in names])
     tenfold = bool(x.min() > 0 and x.max() >= 4 * x.min())
     x = np.log10(x) if tenfold else x
-    slope, low, high, p = _slope(np.column_stack([x]), y, confidence)
+    steepness, low, high, p = slope(np.column_stack([x]), y, confidence)
     loss = np.array([losses[name] for name in names])
     beside, correlation = (math.nan, math.nan, math.nan), math.nan
     if np.isfinite(loss).all() and loss.std() > 0:
         correlation = float(np.corrcoef(x, loss)[0, 1])
         if abs(correlation) < SAME and len(names) > LEAST + 1:
-            beside = _slope(np.column_stack([x, loss]), y, confidence)[:3]
-    return Movement(factor, tenfold, slope, low, high, p, len(names), *beside, correlation)
+            beside = slope(np.column_stack([x, loss]), y, confidence)[:3]
+    return Movement(factor, tenfold, steepness, low, high, p, len(names), *beside, correlation)
 
 
 SAME = 0.95
 """Correlation of a factor with the loss, above which one can't be told from the other."""
 
 
-def _slope(x: Floats, y: Floats, confidence: float) -> tuple[float, float, float, float]:
+def slope(x: Floats, y: Floats, confidence: float) -> tuple[float, float, float, float]:
     """Return the first regressor's coefficient with its interval and p, beside a constant."""
     # Around the means: a count of parameters beside a constant is singular in double precision, and pinv drops it.
     design = np.column_stack([x - x.mean(axis=0), np.ones(len(y))])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from hemorrhage.analyze.family import effects, outcomes
+from hemorrhage.analyze.family import effects, law, outcomes
 from hemorrhage.analyze.family.effects import Effect
+from hemorrhage.analyze.family.law import Exponent
 from hemorrhage.analyze.family.models import Model
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stored import Json, decode, encode
@@ -31,12 +32,14 @@ class Results:
     models: list[Row]
     effects: list[Effect]
     confidence: float
+    law: list[Exponent] = field(default_factory=list)
 
 
 def conclude(models: Sequence[Model], spec: Spec) -> Results:
     """Compare the models of a study in every outcome."""
     rows = [Row(model.name, model.group, model.facts) for model in models]
-    return Results(rows, effects.effects(outcomes.outcomes(models), models, spec.confidence), spec.confidence)
+    compared = effects.effects(outcomes.outcomes(models), models, spec.confidence)
+    return Results(rows, compared, spec.confidence, law.exponents(models, spec.confidence))
 
 
 def as_json(results: Results) -> Json:

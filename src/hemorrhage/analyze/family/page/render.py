@@ -60,6 +60,7 @@ def render(results: Results) -> str:
             levels=[_levels(effect) for effect in results.effects],
             contrasts=[row for effect in results.effects for row in _contrasts(effect)],
             movements=[row for effect in results.effects for row in _movements(effect)],
+            law=results.law,
             figures=figures,
             sweeps=[key.partition("|")[2] for key in figures if key.startswith("damage|")],
             measures=[key.partition("|")[2] for key in figures if key.startswith("places|")],
