@@ -34,6 +34,10 @@ class Page:
         while self.run("location.protocol + document.readyState") != "file:complete":
             time.sleep(0.05)
 
+    def resize(self, width: int, height: int) -> None:
+        """Give the window a size, however small."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
     def run(self, script: str) -> Any:
         """The value of an expression, awaited."""
         found = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)

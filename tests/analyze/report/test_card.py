@@ -59,6 +59,9 @@ def test_people_read_the_damage(study: dict[str, Any]) -> None:
     assert "inside the budget of its study" in text
     assert "0123456789ab" in text
     assert "Loads in vLLM 0.33 (CUDA" in text
+    assert "- Base: synthetic-135m" in text
+    assert "- Licence: that of the base" in text
+    assert "```\nvllm serve my-model\n```" in text
     assert "Theoretical (masks" in card(study["wanda-0.5"], study["reports"], "pruned")
 
 

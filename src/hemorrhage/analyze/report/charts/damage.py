@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from hemorrhage.analyze.report.charts.plotly import (
     line_label,
     reference_line,
 )
-from hemorrhage.analyze.report.charts.scales import SCALES, coordinate, value_axis, written
+from hemorrhage.analyze.report.charts.scales import SCALES, budget_coordinate, coordinate, value_axis, written
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 
@@ -44,6 +44,9 @@ PERCENT_AXES = ("sparsity", "removed", "added", "routing")
 
 FITTED = {"factor": "ln_perplexity_ratio", "kl": "kl_mean"}
 """Scale of a damage chart -> the metric whose shape it shows."""
+
+LONGEST = 24
+"""Characters of a label beside a dot."""
 
 BIT_TICKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 32)
 
@@ -73,6 +76,12 @@ class Chart:
     numbers: Numbers
     scale: str
     corpus: str
+    budget: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> float | None:
+        """The coordinate of the budget's limit; None where it limits nothing that is shown."""
+        return budget_coordinate(self.scale, self.budget)
 
     @property
     def dataset(self) -> str:
@@ -104,6 +113,7 @@ def damage(chart: Chart, sweeps: Sequence[Sweep], entries: Sequence[CurveEntry])
             traces += _curve(points, sweep.name, chart.scale, styles[sweep.name])
             extent += [chart.coordinate(number) for point in points for number in point.estimate[:3]]
     extent.append(chart.coordinate(base.value) if base else 0.0)
+    extent += [chart.limit] if chart.limit is not None else []
     for sweep in sweeps:
         for entry in entries:
             if (entry.name, entry.corpus) == (sweep.name, chart.corpus):
@@ -271,7 +281,8 @@ def _dots(chart: Chart, sweeps: Sequence[Sweep]) -> Figure:
         for variant in sweep.variants:
             estimate = chart.estimate(variant.name)
             if estimate:
-                names.append(f"{sweep.name}<br>{variant.label}")
+                # A long label would leave no room for the dots; the text of a point has it.
+                names.append(f"{sweep.name}<br>{variant.label}" if len(variant.label) <= LONGEST else variant.name)
                 middles.append(chart.coordinate(estimate.value))
                 lows.append(chart.coordinate(estimate.low))
                 highs.append(chart.coordinate(estimate.high))
@@ -295,11 +306,14 @@ def _dots(chart: Chart, sweeps: Sequence[Sweep]) -> Figure:
     }
     base = chart.estimate(BASE)
     extent = [*lows, *highs, chart.coordinate(base.value) if base else 0.0]
+    extent += [chart.limit] if chart.limit is not None else []
     y_axis = {"autorange": "reversed", "automargin": True, "showgrid": False, "ticks": ""}
     layout = frame(value_axis(chart.scale, extent, ticks=7), y_axis)
     lines = [(chart.coordinate(base.value), "base", "solid")] if base else []
     if chart.scale == "factor" and max(extent) > math.log(2):
         lines.append((math.log(2), "doubled", "dash"))
+    if chart.limit is not None:
+        lines.append((chart.limit, "budget", "dash"))
     layout["shapes"] = [reference_line("x", value, dash) for value, _, dash in lines]
     layout["annotations"] = [line_label("x", value, label) for value, label, _ in lines]
     layout["margin"]["t"] = 24
@@ -318,6 +332,8 @@ def _add_references(layout: Json, chart: Chart, extent: Sequence[float]) -> None
     if chart.scale == "accuracy" and chance:
         lines = [(100 * chance.value, "guessing")]
         layout["yaxis"]["range"][0] = min(layout["yaxis"]["range"][0], 100 * chance.value - 3)
+    if chart.limit is not None:
+        lines = [*(line for line in lines if abs(line[0] - chart.limit) > 0.06 * height), (chart.limit, "budget")]
     layout["shapes"] = [reference_line("y", value, "dash") for value, _ in lines]
     layout["annotations"] = [line_label("y", value, label) for value, label in lines]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hemorrhage.analyze.report.charts.plotly import Json
@@ -20,12 +20,12 @@ class Scale:
 
 
 SCALES = {
-    "factor": Scale("ln_perplexity_ratio", "Perplexity", "perplexity, times the base's"),
     "kl": Scale("kl_mean", "KL", "KL to the base (nats per token)"),
+    "factor": Scale("ln_perplexity_ratio", "Perplexity", "perplexity, times the base's"),
     "top1": Scale("same_top1", "Top-1 agreement", "same top-1 token as the base (%)"),
     "accuracy": Scale("mean_accuracy", "Task accuracy", "mean accuracy over tasks (%)"),
 }
-"""Key of a scale -> what the damage charts show on it."""
+"""Key of a scale -> what the damage charts show on it, the default first."""
 
 LINEAR_BELOW = 0.001
 """KL (nats) below which its axis is linear; above, it is logarithmic. A logarithmic axis alone would drop the
@@ -58,6 +58,18 @@ KL_TICKS = (
     0.002,
 )
 """Ticks, the ones wanted most first: those too close to others are left out."""
+
+
+LIMITS = {"kl": "kl", "factor": "perplexity"}
+"""Key of a scale -> key of the budget that limits what it shows."""
+
+
+def budget_coordinate(scale: str, budget: Mapping[str, float]) -> float | None:
+    """Return where the limit of a budget lies on the axis of a scale; None where it has none."""
+    limit = budget.get(LIMITS.get(scale, ""))
+    if limit is None:
+        return None
+    return math.log(limit) if scale == "factor" else coordinate(scale, limit)
 
 
 def kl_coordinate(value: float) -> float:

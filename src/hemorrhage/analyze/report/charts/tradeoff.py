@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.report.charts.damage import hover_text
-from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, error_bars, frame
-from hemorrhage.analyze.report.charts.scales import coordinate, value_axis
+from hemorrhage.analyze.report.charts.plotly import (
+    HOVER,
+    SYMBOLS,
+    Figure,
+    Json,
+    error_bars,
+    frame,
+    line_label,
+    reference_line,
+)
+from hemorrhage.analyze.report.charts.scales import budget_coordinate, coordinate, value_axis
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.verdicts.shipping import FrontPoint, Lossless, lossless
 from hemorrhage.compress.info import FAMILIES, FAMILY_TITLES
 
 
-def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, front: Sequence[FrontPoint]) -> Figure:
-    """Draw KL against size for all variants, and the Pareto front.
+def tradeoff(
+    inputs: Inputs, numbers: Numbers, corpus: str, front: Sequence[FrontPoint], budget: Mapping[str, float]
+) -> Figure:
+    """Draw KL against size for all variants, the Pareto front, and the budget's limit.
 
     A variant whose gain no engine can use is open and at the size that it would have; it is not on the front.
     """
@@ -35,8 +46,13 @@ def tradeoff(inputs: Inputs, numbers: Numbers, corpus: str, front: Sequence[Fron
         traces.append(_lossless_base(original))
     x_axis = {"title": {"text": "bytes on disk (% of the base's)"}, "zeroline": False}
     ends = (coordinate("kl", end) for _, kl in points for end in kl[:3] if math.isfinite(end))
-    layout = frame(x_axis, value_axis("kl", list(ends) or [0.0, 1.0], ticks=12))
+    limit = budget_coordinate("kl", budget)
+    extent = [*ends, *([] if limit is None else [limit])]
+    layout = frame(x_axis, value_axis("kl", extent or [0.0, 1.0], ticks=12))
     layout["yaxis"]["range"][0] -= 0.25
+    if limit is not None:
+        layout["shapes"] = [reference_line("y", limit, "dash")]
+        layout["annotations"] = [line_label("y", limit, "budget")]
     return {"data": traces, "layout": layout}
 
 

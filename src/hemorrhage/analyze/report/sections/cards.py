@@ -7,6 +7,7 @@ from pathlib import Path
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.report.card import BudgetVerdict, Measurements, engines, write_card
 from hemorrhage.analyze.study import Study
+from hemorrhage.analyze.verdicts.shipping import Size
 
 
 def cards(study: Study) -> dict[str, str]:
@@ -22,6 +23,8 @@ def cards(study: Study) -> dict[str, str]:
         verdicts={verdict.variant.name: BudgetVerdict(verdict.inside, verdict.checks) for verdict in study.verdicts},
         report=study.provenance["address"],
     )
+    # A study that was read back has no config.json: what loads a variant stands in its verdict.
+    sizes = {verdict.variant.name: verdict.size for verdict in study.verdicts}
     return {
         name: write_card(
             name,
@@ -29,7 +32,15 @@ def cards(study: Study) -> dict[str, str]:
             identities[name],
             base,
             measurements,
-            engines(inputs.configs.get(name, {}), inputs.variants[name].manifest),
+            _loads(sizes[name])
+            if name in sizes
+            else engines(inputs.configs.get(name, {}), inputs.variants[name].manifest),
         )
         for name in names
     }
+
+
+def _loads(size: Size) -> str:
+    if not size.engine:
+        return f"Nothing loads it: {size.hindrance}."
+    return " ".join(filter(None, (f"Loads in {size.engine}.", size.refusal)))

@@ -13,6 +13,9 @@ from hemorrhage.analyze.report.sections.families import families, family_name
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.study import Study
 
+SINGLE = "One variant each"
+"""The panel of curves of a single variant, whatever their axis."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -38,7 +41,7 @@ def section(study: Study) -> Damage:
     panels, scales = list_panels(study.inputs), measured_scales(study.numbers)
     figures = {
         f"{panel.key}|{scale}|{corpus}": damage(
-            Chart(study.inputs, study.numbers, scale, corpus), panel.curves, study.thresholds
+            Chart(study.inputs, study.numbers, scale, corpus, study.spec.budget), panel.curves, study.thresholds
         )
         for corpus in study.corpora
         for panel in panels
@@ -48,7 +51,7 @@ def section(study: Study) -> Damage:
 
 
 def list_panels(inputs: Inputs) -> list[Panel]:
-    """List the families and axes that there are curves of."""
+    """List the families and axes that there are curves of; those of single variants share one."""
     curves = sweeps(inputs)
     panels = []
     for family in families(inputs):
@@ -62,7 +65,11 @@ def list_panels(inputs: Inputs) -> list[Panel]:
             )
             for axis in axes
         ]
-    return panels
+    single = [panel for panel in panels if all(len(curve.variants) < 2 for curve in panel.curves)]
+    if len(single) < 2:
+        return panels
+    together = Panel("single", SINGLE, [curve for panel in single for curve in panel.curves])
+    return [*(panel for panel in panels if panel not in single), together]
 
 
 def measured_scales(numbers: Numbers) -> dict[str, str]:

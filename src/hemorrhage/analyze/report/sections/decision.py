@@ -54,6 +54,7 @@ class VariantData(TypedDict):
     refusal: str
     speed: str
     damage: str
+    tasks: list[str]
     lines: list[tuple[str, str]]
     numbers: list[tuple[str, str, float, float, int, float, bool]]
 
@@ -138,6 +139,7 @@ def _variant(study: Study, verdict: Verdict, group: str, compared: Sequence[Numb
         "refusal": size.refusal,
         "speed": speed(study, variant.name),
         "damage": damage(study, variant.name),
+        "tasks": tasks(study, variant.name),
         "lines": lines(verdict),
         "numbers": [
             (each.kind, each.dataset, each.estimate, each.error, each.n, each.trials, each.is_measured)
@@ -181,6 +183,16 @@ def damage(study: Study, name: str) -> str:
     if change:
         parts.append(f"accuracy {100 * change.value:+.1f} points")
     return ", ".join(parts).replace("-", "\u2212") if parts else ""
+
+
+def tasks(study: Study, name: str) -> list[str]:
+    """Write a variant's accuracy on each task, with its change against the base."""
+    texts = []
+    for task in study.numbers.datasets("accuracy"):
+        accuracy, change = (study.numbers.get(name, metric, task) for metric in ("accuracy", "accuracy_change"))
+        if accuracy and change:
+            texts.append(f"{task} {100 * accuracy.value:.0f}\u00a0% ({100 * change.value:+.0f})".replace("-", "\u2212"))
+    return texts
 
 
 def lines(verdict: Verdict) -> list[tuple[str, str]]:

@@ -43,7 +43,9 @@ def section(study: Study) -> Tradeoff:
     return Tradeoff(
         rows={corpus: front_rows(points) for corpus, points in fronts.items()},
         figures={
-            f"tradeoff|{corpus}": tradeoff(study.inputs, study.numbers, corpus, fronts.get(corpus, []))
+            f"tradeoff|{corpus}": tradeoff(
+                study.inputs, study.numbers, corpus, fronts.get(corpus, []), study.spec.budget
+            )
             for corpus in study.corpora
         },
     )

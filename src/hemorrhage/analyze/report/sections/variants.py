@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hemorrhage.analyze.axes import failure
 from hemorrhage.analyze.inputs import BASE, Inputs
 from hemorrhage.analyze.manifests import CheckpointManifest
+from hemorrhage.analyze.protocol import of_engine
 from hemorrhage.analyze.report.charts.scales import factor
 from hemorrhage.analyze.report.sections.families import family_name
+from hemorrhage.analyze.report.sections.wording import in_plain_words
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.study import Study
@@ -38,35 +41,36 @@ CORPUS = "the corpus"
 COLUMN_GROUPS = {"main": "Main", "size": "Size", "kl": "Divergence", "text": "Likelihood", "tests": "Tests"}
 
 COLUMNS = (
-    Column("Effective bits", "main size", "effective_bits"),
-    Column("Effective bits of the layers", "size", "layer_bits"),
-    Column("Stored bits, % of base", "main size", "size_ratio", "", 1, 100),
-    Column("On disk, MB", "size", "disk_bytes", "", 1, 1e-6),
-    Column("Perplexity", "main text", "perplexity", CORPUS),
+    Column("Bits", "main size", "effective_bits"),
+    Column("Bits of the layers", "size", "layer_bits"),
+    Column("Stored bits, % of base", "size", "size_ratio", "", 1, 100),
+    Column("MB", "main size", "disk_bytes", "", 1, 1e-6),
+    Column("Perplexity", "text", "perplexity", CORPUS),
     Column("Perplexity per word", "text", "word_perplexity", CORPUS),
     Column("Bits per token", "text", "bits_per_token", CORPUS, 3),
     Column("Bits per byte", "text", "bits_per_byte", CORPUS, 3),
-    Column("Times base", "main text tests", "ln_perplexity_ratio", CORPUS, shows="factor"),
-    Column("p of times base", "main tests", "ln_perplexity_ratio", CORPUS, shows="p"),
+    Column("PPL ratio", "main text tests", "ln_perplexity_ratio", CORPUS, shows="factor"),
+    Column("p of PPL ratio", "tests", "ln_perplexity_ratio", CORPUS, shows="p"),
     Column("Detectable, %", "tests", "ln_perplexity_ratio", CORPUS, 2, 100, shows="mde"),
     Column("Correlation of ln p", "text", "ln_probability_correlation", CORPUS, 4),
     Column("Entropy gap", "text", "entropy_gap", CORPUS, 3),
     Column("Calibration error, %", "text", "calibration_error", CORPUS, 1, 100),
     Column("Calibration error change, points", "text", "calibration_error_change", CORPUS, 1, 100),
     Column("Brier of top-1", "text", "top1_brier", CORPUS, 3),
-    Column("KL mean", "main kl tests", "kl_mean", CORPUS, 4),
+    Column("KL", "main kl tests", "kl_mean", CORPUS, 4),
     Column("KL median", "kl", "kl_median", CORPUS, 4),
-    Column("KL p99", "kl", "kl_p99", CORPUS, 3),
+    Column("KL p99", "main kl", "kl_p99", CORPUS, 3),
     Column("KL max", "kl", "kl_max", CORPUS, 2),
-    Column("Same top-1, %", "main kl", "same_top1", CORPUS, 1, 100),
+    Column("Same top, %", "main kl", "same_top1", CORPUS, 1, 100),
     Column("Top-10 overlap, %", "kl", "top10_overlap", CORPUS, 1, 100),
     Column("Δp mean, %", "kl", "probability_change_mean", CORPUS, 2, 100),
     Column("Δp RMS, %", "kl", "probability_change_rms", CORPUS, 2, 100),
     Column("Δp p1, %", "kl", "probability_change_p1", CORPUS, 1, 100),
     Column("Δp p99, %", "kl", "probability_change_p99", CORPUS, 1, 100),
+    Column("Flips, %", "main", "mean_flips", ALL_TASKS, 1, 100),
     Column("Accuracy, %", "main", "mean_accuracy", ALL_TASKS, 1, 100),
-    Column("Change, points", "main tests", "mean_accuracy_change", ALL_TASKS, 1, 100),
-    Column("p of change", "main tests", "mean_accuracy_change", ALL_TASKS, shows="p"),
+    Column("Change, points", "tests", "mean_accuracy_change", ALL_TASKS, 1, 100),
+    Column("p of change", "tests", "mean_accuracy_change", ALL_TASKS, shows="p"),
 )
 
 
@@ -81,12 +85,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A variant: why it failed, the rules that flag it, and a cell per column."""
+    """A variant: why it failed, the rules that flag it, a cell per column, and how it was altered in plain words."""
 
     name: str
     failure: str
     flags: str
     cells: list[Cell]
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,20 @@ class Variants:
 
 def section(study: Study) -> Variants:
     """Return the section of a study."""
+    engines = {verdict.variant.name: engine_names(verdict.size.engine) for verdict in study.verdicts}
     return Variants(
-        columns=[("Variant", ""), ("Family", ""), ("Setting", ""), *((each.label, each.groups) for each in COLUMNS)],
+        columns=[
+            ("Variant", ""),
+            ("Family", "size"),
+            ("Setting", "size"),
+            *((each.label, each.groups) for each in COLUMNS),
+            ("Tokens/s", "main"),
+            ("Loads in", "main"),
+        ],
         rows={
             corpus: [
-                table_row(study.inputs, study.numbers, name, corpus, study.flags) for name in study.inputs.variants
+                table_row(study.inputs, study.numbers, name, corpus, study.flags, engines)
+                for name in study.inputs.variants
             ]
             for corpus in study.corpora or [""]
         },
@@ -112,8 +126,15 @@ def section(study: Study) -> Variants:
     )
 
 
-def table_row(inputs: Inputs, numbers: Numbers, name: str, corpus: str, flags: Sequence[Flag]) -> Row:
-    """Return the row of a variant on a corpus."""
+def engine_names(loads: str) -> str:
+    """Return the engines of a size's ``engine`` without versions and devices: ``vLLM, transformers``."""
+    return ", ".join(re.sub(r" \S*\d.*$", "", part) for part in re.sub(r" ?\([^)]*\)", "", loads).split(", "))
+
+
+def table_row(
+    inputs: Inputs, numbers: Numbers, name: str, corpus: str, flags: Sequence[Flag], engines: Mapping[str, str]
+) -> Row:
+    """Return the row of a variant on a corpus; ``engines``: variant -> what loads it."""
     variant = inputs.variants[name]
     family = "Base" if name == BASE else family_name(variant.family)
     reason = failure(inputs, variant) or ""
@@ -122,8 +143,24 @@ def table_row(inputs: Inputs, numbers: Numbers, name: str, corpus: str, flags: S
     for column in COLUMNS:
         dataset = corpus if column.dataset == CORPUS else column.dataset
         cells.append(_cell(column, numbers.get(name, column.metric, dataset)))
+    cells += [_speed(inputs, numbers, name), Cell(engines.get(name) or "–")]
     rules = ", ".join(dict.fromkeys(flag.rule for flag in flags if flag.variant == name))
-    return Row(name, reason, rules, cells)
+    words = "" if name == BASE or reason else in_plain_words(variant)
+    return Row(name, reason, rules, cells, words)
+
+
+def _speed(inputs: Inputs, numbers: Numbers, name: str) -> Cell:
+    """Return how fast an engine decodes; what this bench emulates has no speed."""
+    speeds = [
+        (numbers.get(name, of_engine("decode_tokens_per_second", engine)), engine)
+        for engine, outputs in inputs.served.items()
+        if name in outputs
+    ]
+    measured = [(speed.value, engine) for speed, engine in speeds if speed]
+    if not measured:
+        return Cell("–")
+    value, engine = max(measured)
+    return Cell(f"{value:,.0f}", engine, value)
 
 
 def _cell(column: Column, estimate: Estimate | None) -> Cell:
