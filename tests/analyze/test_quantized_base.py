@@ -12,6 +12,7 @@ from hemorrhage.analyze import inputs
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.verdicts.claims import CLAIMS
 from tests import synthetic
+from tests.analyze.report.test_page import unpacked
 
 SPEC = Spec(resamples=100, confidence=0.95, seed=0, budget=synthetic.BUDGET)
 BYTES = 98_000_000
@@ -35,7 +36,7 @@ def test_what_to_ship_says_what_the_base_takes_without_loss(reports: Path) -> No
     assert base["size"] == pytest.approx(BYTES / (synthetic.PARAMETERS * 2 + 30_000), rel=1e-5)
     page = (reports / "index.html").read_text()
     assert "The base was quantized before this study: as Q4_1 it takes 98.0\N{NO-BREAK SPACE}MB" in page
-    assert "The base as Q4_1, without loss" in page, "on the axis of sizes"
+    assert b"The base as Q4_1, without loss" in unpacked(page, "figures-packed"), "on the axis of sizes"
 
 
 def test_no_claim_about_quantization_is_more_than_of_low_confidence(reports: Path) -> None:

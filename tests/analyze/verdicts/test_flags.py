@@ -163,7 +163,7 @@ def test_flags_stand_beside_the_variants(study: tuple[Inputs, pd.DataFrame]) -> 
     flagged = flags.find(found, table, ["prose", "code"])
     assert flags.as_json(flagged)[0].keys() == {"variant", "rule", "evidence"}
     for name, rules in (("llama_pro-0.2", "not above the noise floor"), ("gptq-4", "")):
-        assert table_row(found, Numbers(table), name, "prose", flagged).flags == rules
+        assert table_row(found, Numbers(table), name, "prose", flagged, {}).flags == rules
 
 
 # Real faults in a real model.

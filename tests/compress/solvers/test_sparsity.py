@@ -142,7 +142,9 @@ def test_settings_for_people_and_plan(tiny: Path) -> None:
     )
 
 
-SEMI_STRUCTURED = ["magnitude", "wanda", "sparsegpt", "gblm", "wanda_plus"]
+SEMI_STRUCTURED = [
+    "magnitude", "wanda", "sparsegpt", "gblm", "wanda_plus", "ria", "dsnot", "admm", "gradual", "proximal"
+]  # fmt: skip
 """Methods that leave 2 of 4."""
 
 MULTIPLES = (32, 64)
