@@ -49,7 +49,7 @@ FILE = "model.safetensors"
 
 def test_what_does_not_depend_on_the_model_is_made_once(study: Project) -> None:
     jobs = study.first  # type: ignore[attr-defined]
-    assert jobs["data.tasks"] == 1
+    assert jobs["data.tasks.probes"] == 1
     assert jobs["models"] == 2
     assert jobs["compress"] == 8
     assert jobs["evaluate"] == 10
