@@ -13,8 +13,8 @@ REPORTED = [*family.plans.values()] + ([] if family.is_one else [family])
 WHOLE = REPORTED[-1]
 SOUND = CURRENT.format(f"{WHOLE.page}.sound")
 for marker, holds in (
-    *((CURRENT.format(each.rows), each.rows_are_current()) for each in REPORTED),
-    *((CURRENT.format(each.page), each.report_is_current()) for each in REPORTED),
+    *((marker_of(each, each.rows), each.rows_are_current()) for each in REPORTED),
+    *((marker_of(each, each.page), each.report_is_current()) for each in REPORTED),
     (SOUND, WHOLE.report_is_current() and not list_failures(family)),
 ):
     if holds:
@@ -33,9 +33,9 @@ for model, plan in family.plans.items():
             unpack(analyzed_outputs(model)),
             added=added_outputs(analyzed_kinds(), model),
         output:
-            CURRENT.format(plan.rows),
+            marker_of(plan, plan.rows),
         log:
-            f"logs/analyze/{plan.rows}.log",
+            f"logs/analyze/{plan.marker(plan.rows)}.log",
         threads: asked[model].threads(*ROWS)
         resources:
             mem_mb=lambda wildcards, attempt, asked=asked[model]: asked.mem_mb(
@@ -45,7 +45,7 @@ for model, plan in family.plans.items():
                 *ROWS, attempt
             ),
         params:
-            usage=f"logs/benchmarks/analyze/{plan.rows}.tsv",
+            usage=f"logs/benchmarks/analyze/{plan.marker(plan.rows)}.tsv",
             command=lambda wildcards, model=model: family.plans[model].rows_command(),
         shell:
             "step --direct {params.usage} {params.command} > {log} 2>&1 && touch {output}"
@@ -55,11 +55,11 @@ for model, plan in family.plans.items():
         name:
             rule_of("page", model)
         input:
-            ancient(CURRENT.format(plan.rows)),
+            ancient(marker_of(plan, plan.rows)),
         output:
-            CURRENT.format(plan.page),
+            marker_of(plan, plan.page),
         log:
-            f"logs/page/{plan.page}.log",
+            f"logs/page/{plan.marker(plan.page)}.log",
         threads: asked[model].threads(*PAGE)
         resources:
             mem_mb=lambda wildcards, attempt, asked=asked[model]: asked.mem_mb(
@@ -69,7 +69,7 @@ for model, plan in family.plans.items():
                 *PAGE, attempt
             ),
         params:
-            usage=f"logs/benchmarks/page/{plan.page}.tsv",
+            usage=f"logs/benchmarks/page/{plan.marker(plan.page)}.tsv",
             command=plan.page_command(),
         shell:
             "step --direct {params.usage} {params.command} > {log} 2>&1 && touch {output}"
@@ -80,7 +80,7 @@ if not family.is_one:
     rule family_rows:
         """What follows from all models: their rows in one table, and the damage by what the models differ in."""
         input:
-            ancient([CURRENT.format(plan.page) for plan in family.plans.values()]),
+            ancient([marker_of(plan, plan.page) for plan in family.plans.values()]),
         output:
             CURRENT.format(family.rows),
         log:

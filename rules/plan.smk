@@ -135,6 +135,11 @@ def analyzed_outputs(model):
     }
 
 
+def marker_of(reported, address):
+    """The file that says that the numbers or the page at an address are in reports/."""
+    return f".snakemake/current/{reported.marker(address)}"
+
+
 def rule_of(name, model):
     """The name of a rule that makes the numbers or the page of a model."""
     return f"{name}_{re.sub(r'[^a-z0-9]', '_', model)}" if model else name

@@ -102,6 +102,11 @@ class Family:
     def _settings(self) -> Mapping[str, object]:
         return kinds.analysis(next(iter(self.plans.values())).design)
 
+    @staticmethod
+    def marker(address: str) -> str:
+        """Name what says in .snakemake/current/ that reports at an address are made."""
+        return address
+
     def rows_are_current(self) -> bool:
         """Tell whether what follows from all models is in reports/."""
         whole = all((REPORTS / name).is_file() for name in ROWS_FILES)

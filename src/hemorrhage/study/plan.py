@@ -179,6 +179,10 @@ class Plan:
 
     # Status.
 
+    def marker(self, address: str) -> str:
+        """Name what says in .snakemake/current/ that reports at an address are made; two models may have equal ones."""
+        return address if self.reports == REPORTS else f"{address}.{self.reports.name}"
+
     def rows_are_current(self) -> bool:
         """Tell whether the numbers in reports/ are complete and were made at the address this plan asks for.
 

@@ -129,8 +129,8 @@ class Workload:
         return tokens.get("evaluation", 100_000)
 
     def _report(self, key: Key, address: str, logs: str, work: Work, needs: tuple[Key, ...]) -> Job:
-        marker = Path(f".snakemake/current/{address}")
-        return Job(*key, "", marker, USAGE / logs / f"{address}.tsv", work, needs)
+        marker = Path(f".snakemake/current/{self.plan.marker(address)}")
+        return Job(*key, "", marker, USAGE / logs / f"{self.plan.marker(address)}.tsv", work, needs)
 
     def _resampled(self) -> Work:
         draws = self.plan.params.analyze.resamples * (1 + len(self.plan.variants))
