@@ -25,7 +25,8 @@ pytestmark = pytest.mark.end_to_end
 
 SCREENING = {"screen_references", "screens", "brackets", "fresh_tasks", "confirmation_references", "confirmations"}
 
-ABSENT = {"sibling_models", "benchmarks", "gradients", "harness", "code_tasks", "served", *SCREENING}
+TRAINED = {"training_texts", "tokenizers", "trainings"}
+ABSENT = {"sibling_models", "benchmarks", "gradients", "harness", "code_tasks", "served", *SCREENING, *TRAINED}
 """Kinds of which the quick profile asks for none."""
 
 TARGETS = ("calibrated", "compressed", "evaluated", "decoded", "mitigated", "analyzed", "all")
