@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hemorrhage.analyze.inputs import BASE
@@ -18,11 +19,13 @@ def cards(study: Study) -> dict[str, str]:
     identities = {Path(identity).parent.name: identity for identity in inputs.directories["checkpoints"]}
     base = inputs.base.get("model") or {}
     measurements = Measurements(
-        rows=study.rows,
         confidence=study.spec.confidence,
         verdicts={verdict.variant.name: BudgetVerdict(verdict.inside, verdict.checks) for verdict in study.verdicts},
         report=study.provenance["address"],
     )
+    # Once for all: a card looks through the rows that it is given.
+    rows = dict(tuple(study.rows.groupby("variant", sort=False)))
+    nothing = study.rows.iloc[:0]
     # A study that was read back has no config.json: what loads a variant stands in its verdict.
     sizes = {verdict.variant.name: verdict.size for verdict in study.verdicts}
     return {
@@ -31,7 +34,7 @@ def cards(study: Study) -> dict[str, str]:
             inputs.variants[name].manifest,
             identities[name],
             base,
-            measurements,
+            replace(measurements, rows=rows.get(name, nothing)),
             _loads(sizes[name])
             if name in sizes
             else engines(inputs.configs.get(name, {}), inputs.variants[name].manifest),
