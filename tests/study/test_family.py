@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from hemorrhage.study import params as config
 from hemorrhage.study.family import Family
 from hemorrhage.study.members import Member
 from hemorrhage.study.plan import REPORTS
-from tests.study.test_members import CONTENT
-
-ONE = config.Params.model_validate(CONTENT)
-
-
-@pytest.fixture
-def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Family:
-    monkeypatch.chdir(tmp_path)
-    model = config.PathModel(source="path", path=str(tiny))
-    other = ONE.model_copy(update={"model": model})
-    return Family([Member("a-0", "a", {"seed": 0}, ONE), Member("b", "b", {}, other)])
+from tests.study.conftest import ONE
 
 
 def test_models_share_what_does_not_depend_on_them(family: Family) -> None:

@@ -9,18 +9,8 @@ import pytest
 
 from hemorrhage.study import params as config
 from hemorrhage.study.family import Family
-from hemorrhage.study.members import Member
 from hemorrhage.study.outputs import advice, collect_garbage, invalidate, list_failures
 from hemorrhage.study.plan import DATA
-from tests.study.test_family import ONE
-
-
-@pytest.fixture
-def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Family:
-    monkeypatch.chdir(tmp_path)
-    model = config.PathModel(source="path", path=str(tiny))
-    other = ONE.model_copy(update={"model": model})
-    return Family([Member("a-0", "a", {"seed": 0}, ONE), Member("b", "b", {}, other)])
 
 
 def make(family: Family, model: str, kind: str, name: str, **content: str) -> Path:

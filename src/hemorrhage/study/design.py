@@ -52,6 +52,11 @@ class Design:
         return Design(self.params, added, (*self.screened, *names))
 
     @cached_property
+    def trainings(self) -> dict[str, config.Trained]:
+        """The trainings that the run needs, in an order in which they can be made."""
+        return config.trainings(self.params)
+
+    @cached_property
     def strategies(self) -> dict[str, config.Strategy]:
         """The decoding strategies with complete settings."""
         return config.strategies(self.params)

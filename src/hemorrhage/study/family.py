@@ -16,7 +16,7 @@ from hemorrhage.runtime.address import address, program
 from hemorrhage.study import kinds, members
 from hemorrhage.study.kinds import KINDS, PAGE_FILES, ROWS_FILES
 from hemorrhage.study.members import Member
-from hemorrhage.study.plan import REPORTS, TEMPLATES, Plan, content_of, said_of
+from hemorrhage.study.plan import REPORTS, TEMPLATES, Plan, are_made, content_of
 
 
 class Family:
@@ -109,10 +109,8 @@ class Family:
 
     def rows_are_current(self) -> bool:
         """Tell whether what follows from all models is in reports/."""
-        whole = all((REPORTS / name).is_file() for name in ROWS_FILES)
-        return whole and said_of(REPORTS, "address") == self.rows
+        return are_made(REPORTS, "address", self.rows, ROWS_FILES)
 
     def report_is_current(self) -> bool:
         """Tell whether its page is, too."""
-        drawn = all((REPORTS / name).is_file() for name in PAGE_FILES)
-        return drawn and said_of(REPORTS, "page") == self.page and self.rows_are_current()
+        return are_made(REPORTS, "page", self.page, PAGE_FILES) and self.rows_are_current()

@@ -163,19 +163,19 @@ def _served_model(name: str) -> str:
 
 def _from_nothing(design: Design) -> list[Recipe]:
     """Return the recipes of the run that read the training text."""
-    return [each.root for each in config.trainings(design.params).values() if each.reads_text]
+    return [each.root for each in design.trainings.values() if each.reads_text]
 
 
 # Inputs from other kinds.
 
 
 def _tokenizer(design: Design, name: str) -> list[Key]:
-    trained = config.trainings(design.params)[name]
+    trained = design.trainings[name]
     return [("tokenizers", trained.root.tokenizer)] if trained.reads_text else []
 
 
 def _tuned_from(design: Design, name: str) -> list[Key]:
-    parent = config.trainings(design.params)[name].parent
+    parent = design.trainings[name].parent
     return [] if parent is None else [("trainings", parent)]
 
 
@@ -507,7 +507,7 @@ NOTHING_ABLATED: Json = {"ablate": False}
 
 
 def _trained_operations(design: Design, name: str) -> float:
-    trained = config.trainings(design.params)[name]
+    trained = design.trainings[name]
     return training_operations(trained.recipe, trained.root)
 
 
@@ -548,14 +548,14 @@ KINDS: dict[str, Kind] = {
             rule="train",
             stage="calibrate",
             step="hemorrhage.train",
-            names=lambda design: config.trainings(design.params),
+            names=lambda design: design.trainings,
             inputs={
                 "tokenizer": Input(("tokenizers",), _tokenizer),
                 "parent": Input(("trainings",), _tuned_from),
             },
-            settings=lambda design, name: config.trainings(design.params)[name].recipe.as_spec(),
+            settings=lambda design, name: design.trainings[name].recipe.as_spec(),
             arithmetic=lambda load, name: _trained_operations(load.design, name),
-            stored=lambda load, name: 2e-9 * parameters(config.trainings(load.design.params)[name].root.config),
+            stored=lambda load, name: 2e-9 * parameters(load.design.trainings[name].root.config),
             priority=100,
             is_awaited=True,
             is_analyzed=True,

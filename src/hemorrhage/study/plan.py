@@ -9,7 +9,7 @@ metadata can go stale.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -188,16 +188,14 @@ class Plan:
 
         Reports keep stable names, so that commits can be compared; what they were built from is said inside.
         """
-        whole = all((self.reports / name).is_file() for name in ROWS_FILES)
-        return whole and said_of(self.reports, "address") == self.rows
+        return are_made(self.reports, "address", self.rows, ROWS_FILES)
 
     def report_is_current(self) -> bool:
         """Tell whether the page is current, too.
 
         Numbers that were made anew have taken its address out of provenance.json.
         """
-        drawn = all((self.reports / name).is_file() for name in PAGE_FILES)
-        return drawn and said_of(self.reports, "page") == self.page and self.rows_are_current()
+        return are_made(self.reports, "page", self.page, PAGE_FILES) and self.rows_are_current()
 
     def _check_base(self) -> None:
         """Refuse what a prepared base model rules out, by its config.json or by what the base step tried."""
@@ -235,12 +233,14 @@ class Plan:
             raise config.ConfigError(f"params.yaml: evaluate.engines: {error}") from None
 
 
-def said_of(reports: Path, field: str) -> str | None:
-    """Return the address of the numbers or of the page in a folder of reports; None where it says none."""
+def are_made(reports: Path, field: str, address: str, names: Iterable[str]) -> bool:
+    """Tell whether ``names`` are in a folder of reports, whose provenance.json says in ``field`` that they were made at
+    ``address``."""
     try:
-        return str(json.loads((reports / PROVENANCE).read_text(encoding="utf-8"))[field])
+        said = json.loads((reports / PROVENANCE).read_text(encoding="utf-8"))[field]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        return False
+    return bool(said == address) and all((reports / name).is_file() for name in names)
 
 
 def evaluable(manifest: Path) -> dict[str, int]:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hemorrhage.analyze.report.__main__ import PAGE, draw
+from hemorrhage.analyze.report.__main__ import draw
+from hemorrhage.analyze.report.write import PAGE
 from tests.analyze.report.conftest import ADDRESS
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hemorrhage.analyze.family.models import Model
+from hemorrhage.analyze.family.models import Model, groups
 from hemorrhage.analyze.family.outcomes import LOSS, Outcome
 from hemorrhage.analyze.stats.bootstrap import Floats, t_interval
 
@@ -96,9 +96,7 @@ class Effect:
 
 def effects(outcomes: Sequence[Outcome], models: Sequence[Model], confidence: float) -> list[Effect]:
     """Compare groups and regress on numeric factors in every outcome."""
-    grouped: dict[str, list[Model]] = {}
-    for model in models:
-        grouped.setdefault(model.group, []).append(model)
+    grouped = groups(models)
     numeric, losses = _numeric_factors(models), {model.name: model.loss for model in models}
     return [
         Effect(
