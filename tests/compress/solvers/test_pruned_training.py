@@ -11,14 +11,13 @@ from torch import Tensor
 from hemorrhage.calibrate.reader import Statistics
 from hemorrhage.compress.method import Context
 from hemorrhage.compress.solvers.pruned_training import (
+    PrunedSettings,
     Rule,
-    TrainedSettings,
-    stored_dtypes,
     total_rate,
     train,
     write_back,
 )
-from hemorrhage.compress.solvers.training import batches
+from hemorrhage.compress.solvers.training import batches, stored_dtypes
 from hemorrhage.models.checkpoint import load
 from hemorrhage.models.linears import linears_of
 from tests.calibration import calibrated
@@ -30,7 +29,7 @@ def context(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 
 def test_the_sum_of_rates_is_that_of_the_schedule() -> None:
-    settings = TrainedSettings(steps=20, learning_rate=1e-3)
+    settings = PrunedSettings(steps=20, learning_rate=1e-3)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     from hemorrhage.compress.solvers.training import rate
@@ -45,7 +44,7 @@ def test_the_sum_of_rates_is_that_of_the_schedule() -> None:
 
 
 def test_a_rule_that_does_nothing_is_plain_training(odd: Path, context: Context) -> None:
-    settings = TrainedSettings(steps=3, learning_rate=1e-3, batch=2)
+    settings = PrunedSettings(steps=3, learning_rate=1e-3, batch=2)
     weights = train(load(odd, "stored"), Rule(), settings, context)
     model = load(odd, "stored").float().requires_grad_(False)
     parameters = [linear.weight.requires_grad_() for linear in linears_of(model).values()]
@@ -80,7 +79,7 @@ def test_a_rule_sees_weights_gradients_and_rates(odd: Path, context: Context) ->
 
     model = load(odd, "stored")
     dtypes = stored_dtypes(model)
-    weights = train(model, Looks(), TrainedSettings(steps=2, batch=1), context)
+    weights = train(model, Looks(), PrunedSettings(steps=2, batch=1), context)
     assert seen == ["forward 0", "gradients", "after", "forward 1", "gradients", "after"]
     write_back(model, weights, dtypes)
     assert stored_dtypes(model) == dtypes

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from hemorrhage.compress.method import Context, Settings, Wording
-from hemorrhage.compress.solvers.training import CLIP, Training, batches, rate
+from hemorrhage.compress.method import Context
+from hemorrhage.compress.solvers.training import CLIP, TrainedSettings, Training, batches, rate, restore_dtypes
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -26,29 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class TrainedSettings(Settings):
-    """The budget of a training: steps on ``batch`` windows each, and the highest learning rate."""
-
-    words: ClassVar[Mapping[str, Wording]] = {
-        "steps": "{} steps",
-        "learning_rate": "learning rate {}",
-        "batch": "batches of {}",
-    }
-    always_named: ClassVar[tuple[str, ...]] = ("steps",)
-
-    steps: Annotated[int, Field(ge=1, strict=True)] = 200
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-5
-    batch: Annotated[int, Field(ge=1, strict=True)] = 4
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """The calibration windows."""
-        return ("tokens",)
-
-    @property
-    def trained_windows(self) -> int:
-        """Windows of all steps."""
-        return self.steps * self.batch
+class PrunedSettings(TrainedSettings):
+    """The budget of a training that prunes."""
 
     @property
     def second_order(self) -> bool:
@@ -72,7 +49,7 @@ class Rule:
         """Change the weights after a step of the optimizer with this ``learning_rate``."""
 
 
-def train(model: PreTrainedModel, rule: Rule, settings: TrainedSettings, context: Context) -> dict[str, Tensor]:
+def train(model: PreTrainedModel, rule: Rule, settings: PrunedSettings, context: Context) -> dict[str, Tensor]:
     """Return the trained weights float32 of each linear layer; ``model`` stays as it is, but for its dtype, float32.
 
     ``rule.state`` is on the device of the model. Raises ValueError where the loss is not finite.
@@ -107,19 +84,13 @@ def train(model: PreTrainedModel, rule: Rule, settings: TrainedSettings, context
     return {name: weight.detach() for name, weight in weights.items()}
 
 
-def stored_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
-    """Return the dtypes of all parameters and buffers of ``model``, by name."""
-    return {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
-
-
 def write_back(model: PreTrainedModel, weights: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
     """Put ``weights`` into the linear layers of ``model``, and everything into its dtype of before."""
     for name, linear in linears_of(model).items():
         linear.weight.data = weights[name]
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.data = value.data.to(dtypes[name])
+    restore_dtypes(model, dtypes)
 
 
-def total_rate(settings: TrainedSettings) -> float:
+def total_rate(settings: PrunedSettings) -> float:
     """Return the sum of the learning rates of all steps."""
     return settings.learning_rate * sum(rate(step, settings.steps) for step in range(settings.steps))

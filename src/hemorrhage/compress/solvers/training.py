@@ -11,17 +11,20 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from pydantic import Field
 from tqdm import tqdm
 
+from hemorrhage.compress.method import Settings, Wording
 from hemorrhage.compress.progress import SECONDS, Progress
 from hemorrhage.runtime.artifact import whole
 from hemorrhage.runtime.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 FILE = "training.safetensors"
 
@@ -30,6 +33,31 @@ WARM_UP = 0.1
 
 CLIP = 1.0
 """Norm that gradients are clipped to."""
+
+
+class TrainedSettings(Settings):
+    """The budget of a training: steps on ``batch`` windows each, and the highest learning rate."""
+
+    words: ClassVar[Mapping[str, Wording]] = {
+        "steps": "{} steps",
+        "learning_rate": "learning rate {}",
+        "batch": "batches of {}",
+    }
+    always_named: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: Annotated[int, Field(ge=1, strict=True)] = 200
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-5
+    batch: Annotated[int, Field(ge=1, strict=True)] = 4
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The calibration windows."""
+        return ("tokens",)
+
+    @property
+    def trained_windows(self) -> int:
+        """Windows of all steps."""
+        return self.steps * self.batch
 
 
 class Training:
@@ -127,3 +155,14 @@ def batches(windows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
             left = torch.cat([left, torch.randperm(len(windows), generator=generator)])
         yield windows[left[:size]]
         left = left[size:]
+
+
+def stored_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
+    """Return the dtypes of all parameters and buffers of ``model``, by name."""
+    return {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def restore_dtypes(model: PreTrainedModel, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Put all parameters and buffers of ``model`` into the dtypes that they had."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value.data = value.data.to(dtypes[name])

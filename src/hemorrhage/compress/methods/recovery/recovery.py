@@ -24,7 +24,7 @@ from pydantic import Field
 from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.method import Settings as Base
-from hemorrhage.compress.solvers.training import CLIP, Training, batches, rate
+from hemorrhage.compress.solvers.training import CLIP, Training, batches, rate, restore_dtypes, stored_dtypes
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
 from hemorrhage.models.refused import RefusedError
@@ -90,7 +90,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     Raises ValueError where a layer's weight isn't a plain tensor, and where the loss is not finite.
     """
     _refuse_forms(model)
-    dtypes = {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
+    dtypes = stored_dtypes(model)
     model.float().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
@@ -99,8 +99,7 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     train(model, windows, settings, context)
     for name, adapter in adapters.items():
         model.set_submodule(name, _merged(adapter))
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.data = value.data.to(dtypes[name])
+    restore_dtypes(model, dtypes)
 
 
 def train(model: nn.Module, windows: Tensor, settings: Settings, context: Context) -> None:

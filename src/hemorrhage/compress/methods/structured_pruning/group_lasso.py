@@ -25,14 +25,14 @@ from hemorrhage.compress.method import ConfigJson, Context, Method, Wording
 from hemorrhage.compress.methods.structured_pruning import width
 from hemorrhage.compress.solvers.coupled import find_parts
 from hemorrhage.compress.solvers.pruned_training import (
+    PrunedSettings,
     Rule,
-    TrainedSettings,
-    stored_dtypes,
     total_rate,
     train,
     write_back,
 )
 from hemorrhage.compress.solvers.stack import FEWER
+from hemorrhage.compress.solvers.training import stored_dtypes
 from hemorrhage.models.blocks import blocks
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from hemorrhage.compress.solvers.coupled import Coupled
 
 
-class Settings(TrainedSettings):
+class Settings(PrunedSettings):
     """The share of the blocks' weights to take out, how strong the penalty is, and the budget of the training."""
 
     axis: ClassVar[str] = "removed"
     severity_field: ClassVar[str] = "removed"
     words: ClassVar[Mapping[str, Wording]] = {
-        **TrainedSettings.words,
+        **PrunedSettings.words,
         "removed": width.weights_removed,
         "strength": "group penalty {}",
         "protect_first": "first {} blocks spared",

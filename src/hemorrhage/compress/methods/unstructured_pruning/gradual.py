@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from hemorrhage.compress.checks.integrity import zero_share
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
-from hemorrhage.compress.solvers.pruned_training import Rule, TrainedSettings, stored_dtypes, train, write_back
+from hemorrhage.compress.solvers.pruned_training import PrunedSettings, Rule, train, write_back
 from hemorrhage.compress.solvers.sparsity import SHARES, SparsitySettings, check_zeros, lowest, lowest_of_groups
+from hemorrhage.compress.solvers.training import stored_dtypes
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -33,10 +34,10 @@ GROWING = 0.8
 """Share of the steps over which sparsity grows."""
 
 
-class Settings(SparsitySettings, TrainedSettings):
+class Settings(SparsitySettings, PrunedSettings):
     """Sparsity, what weights are ranked by, and the budget of the training."""
 
-    words: ClassVar[Mapping[str, Wording]] = {**SparsitySettings.words, **TrainedSettings.words, "by": "by {}"}
+    words: ClassVar[Mapping[str, Wording]] = {**SparsitySettings.words, **PrunedSettings.words, "by": "by {}"}
     always_named: ClassVar[tuple[str, ...]] = ("by", "steps")
 
     by: Literal["magnitude", "taylor", "movement"] = "movement"

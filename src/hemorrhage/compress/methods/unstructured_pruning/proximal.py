@@ -26,14 +26,14 @@ from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.unstructured_pruning import magnitude
 from hemorrhage.compress.solvers.pruned_training import (
+    PrunedSettings,
     Rule,
-    TrainedSettings,
-    stored_dtypes,
     total_rate,
     train,
     write_back,
 )
 from hemorrhage.compress.solvers.sparsity import SHARES, SparsitySettings, check_zeros
+from hemorrhage.compress.solvers.training import stored_dtypes
 from hemorrhage.models.linears import linears_of
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Settings(magnitude.Settings, TrainedSettings):
+class Settings(magnitude.Settings, PrunedSettings):
     """Sparsity, how strong the penalty is, and the budget of the training."""
 
     words: ClassVar[Mapping[str, Wording]] = {
-        **SparsitySettings.words, **TrainedSettings.words, "strength": "L1 penalty {}",
+        **SparsitySettings.words, **PrunedSettings.words, "strength": "L1 penalty {}",
     }  # fmt: skip
     always_named: ClassVar[tuple[str, ...]] = ("strength", "steps")
 

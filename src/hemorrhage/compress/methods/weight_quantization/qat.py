@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar
 
 from hemorrhage.compress.info import TRAINING, Comparison, MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
@@ -25,7 +23,15 @@ from hemorrhage.compress.methods.weight_quantization import rtn
 from hemorrhage.compress.solvers.grid import GRID, WIDTHS, Grid, GridSettings, fit, group_width
 from hemorrhage.compress.solvers.packing import store
 from hemorrhage.compress.solvers.shuffle import shuffle, shuffler
-from hemorrhage.compress.solvers.training import CLIP, Training, batches, rate
+from hemorrhage.compress.solvers.training import (
+    CLIP,
+    TrainedSettings,
+    Training,
+    batches,
+    rate,
+    restore_dtypes,
+    stored_dtypes,
+)
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
 
@@ -36,31 +42,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Settings(GridSettings):
-    """Steps on ``batch`` windows each, the highest learning rate, and the control."""
+class Settings(TrainedSettings, GridSettings):
+    """The grid, the budget of the training, and the control."""
 
-    words: ClassVar[Mapping[str, Wording]] = {
-        **GridSettings.words,
-        "steps": "{} steps",
-        "learning_rate": "learning rate {}",
-        "batch": "batches of {}",
-    }
-    always_named: ClassVar[tuple[str, ...]] = (*GridSettings.always_named, "steps")
+    words: ClassVar[Mapping[str, Wording]] = {**GridSettings.words, **TrainedSettings.words}
+    always_named: ClassVar[tuple[str, ...]] = (*GridSettings.always_named, *TrainedSettings.always_named)
 
-    steps: Annotated[int, Field(ge=1, strict=True)] = 200
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-5
-    batch: Annotated[int, Field(ge=1, strict=True)] = 4
     shuffled: bool = False
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """The calibration windows."""
-        return ("tokens",)
-
-    @property
-    def trained_windows(self) -> int:
-        """Windows of all steps."""
-        return self.steps * self.batch
 
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
@@ -68,14 +56,13 @@ def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
 
     Raises ValueError where groups don't divide a layer's inputs, and where the loss is not finite.
     """
-    dtypes = {name: value.dtype for name, value in (*model.named_parameters(), *model.named_buffers())}
+    dtypes = stored_dtypes(model)
     linears = linears_of(model)
     widths = {name: group_width(name, linear.in_features, settings) for name, linear in linears.items()}
     model.float().requires_grad_(False)
     weights = {name: linear.weight.detach().clone() for name, linear in linears.items()}
     train(model, weights, widths, {name: dtypes[f"{name}.weight"] for name in linears}, settings, context)
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        value.data = value.data.to(dtypes[name])
+    restore_dtypes(model, dtypes)
     with torch.no_grad():
         for name, weight in weights.items():
             dtype = dtypes[f"{name}.weight"]
