@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,29 +78,36 @@ def preference_loss(chosen: Tensor, rejected: Tensor, of_reference: Tensor, beta
     return loss
 
 
-class Answers:
-    """Supervised tuning: the mean cross-entropy of the answers' tokens, the prompts' left out."""
+class Tuning(ABC):
+    """A loss of pairs of answers, batch by batch; ``is_lowered``: products are in bfloat16."""
 
     def __init__(self, batches: Batches, is_lowered: bool) -> None:
         self.batches, self.is_lowered = batches, is_lowered
         self.steps = batches.steps
 
-    def tokens(self, steps: int) -> int:
-        """Count the answers' tokens of the first ``steps`` steps."""
-        return sum(pair[0].answer for step in range(steps) for pair in self.batches.of(step))
-
     def backward(self, model: PreTrainedModel, step: int) -> float:
-        """Add a step's gradients to those of ``model``; return its loss per token."""
+        """Add a step's gradients to those of ``model``; return its loss."""
         loss = self._loss(model, self.batches.of(step))
         loss.backward()
         return float(loss.detach())
 
     def heldout(self, model: PreTrainedModel) -> float:
-        """Return the loss on held-out answers."""
+        """Return the loss on what is held out."""
         import torch
 
         with torch.no_grad():
             return float(self._loss(model, self.batches.held_out[:MEASURED]))
+
+    @abstractmethod
+    def _loss(self, model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor: ...
+
+
+class Answers(Tuning):
+    """Supervised tuning: the mean cross-entropy of the answers' tokens, the prompts' left out."""
+
+    def tokens(self, steps: int) -> int:
+        """Count the answers' tokens of the first ``steps`` steps."""
+        return sum(pair[0].answer for step in range(steps) for pair in self.batches.of(step))
 
     def _loss(self, model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
         answers = [chosen for chosen, _ in pairs]
@@ -107,14 +115,17 @@ class Answers:
         return -total / sum(each.answer for each in answers)
 
 
-class Preferences:
-    """Direct preference optimization against ``reference``, the model that is tuned, as it is now."""
+class Preferences(Tuning):
+    """Direct preference optimization against ``reference``, the model that is tuned, as it is now: a loss per pair.
+
+    That of the reference is ln 2.
+    """
 
     def __init__(self, batches: Batches, reference: PreTrainedModel, beta: float, is_lowered: bool) -> None:
         import torch
 
-        self.batches, self.beta, self.is_lowered = batches, beta, is_lowered
-        self.steps = batches.steps
+        super().__init__(batches, is_lowered)
+        self.beta = beta
         self.reference: dict[Pair, float] = {}
         pairs = list(dict.fromkeys([*batches.pairs, *batches.held_out[:MEASURED]]))
         with torch.no_grad():
@@ -126,19 +137,6 @@ class Preferences:
     def tokens(self, steps: int) -> int:
         """Count the tokens of both answers of the first ``steps`` steps."""
         return sum(each.answer for step in range(steps) for pair in self.batches.of(step) for each in pair)
-
-    def backward(self, model: PreTrainedModel, step: int) -> float:
-        """Add a step's gradients to those of ``model``; return its loss per pair."""
-        loss = self._loss(model, self.batches.of(step))
-        loss.backward()
-        return float(loss.detach())
-
-    def heldout(self, model: PreTrainedModel) -> float:
-        """Return the loss on held-out pairs; that of the reference is ln 2."""
-        import torch
-
-        with torch.no_grad():
-            return float(self._loss(model, self.batches.held_out[:MEASURED]))
 
     def _loss(self, model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
         import torch

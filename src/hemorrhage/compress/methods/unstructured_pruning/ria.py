@@ -29,7 +29,6 @@ from hemorrhage.compress.checks.integrity import zero_share
 from hemorrhage.compress.info import MethodInfo, Paper
 from hemorrhage.compress.method import Context, Method, Wording
 from hemorrhage.compress.methods.unstructured_pruning import wanda
-from hemorrhage.compress.progress import remaining
 from hemorrhage.compress.solvers.sparsity import SHARES, SparsitySettings, check_zeros, lowest, lowest_of_groups
 from hemorrhage.models.linears import linears_of
 from hemorrhage.runtime.lazy import torch
@@ -65,14 +64,9 @@ class Settings(wanda.Settings):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    linears, statistics = linears_of(model), context.calibration
+    linears = linears_of(model)
     before = zero_share(linears)
-    with torch.no_grad():
-        for first, names in remaining(model, statistics.shared(), context.progress, statistics):
-            norms = statistics.norms(first)
-            for name in names:
-                weight = linears[name].weight
-                weight.masked_fill_(mask(weight, norms, settings, name), 0)
+    wanda.prune(model, context, lambda weight, norms, name: mask(weight, norms, settings, name))
     # Groups of permuted columns are no neighbours.
     share = SparsitySettings(sparsity=settings.severity)
     check_zeros(linears, share if settings.permute else settings, before)

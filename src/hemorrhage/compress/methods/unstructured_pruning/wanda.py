@@ -7,6 +7,7 @@ neighbouring inputs for N:M. The norms are the dense model's, the same for every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hemorrhage.compress.checks.integrity import zero_share
@@ -39,15 +40,21 @@ class Settings(CalibratedSettings):
 
 def alter(model: PreTrainedModel, settings: Settings, context: Context) -> None:
     """Prune ``model`` in place. Raises ValueError where groups don't divide a layer's inputs."""
-    linears, statistics = linears_of(model), context.calibration
+    linears = linears_of(model)
     before = zero_share(linears)
+    prune(model, context, lambda weight, norms, name: mask(weight, norms, settings, name))
+    check_zeros(linears, settings, before)
+
+
+def prune(model: PreTrainedModel, context: Context, choose: Callable[[Tensor, Tensor, str], Tensor]) -> None:
+    """Set to zero what ``choose`` says of each weight [rows, columns], its inputs' norms [columns] and its name."""
+    linears, statistics = linears_of(model), context.calibration
     with torch.no_grad():
         for first, names in remaining(model, statistics.shared(), context.progress, statistics):
             norms = statistics.norms(first)
             for name in names:
                 weight = linears[name].weight
-                weight.masked_fill_(mask(weight, norms, settings, name), 0)
-    check_zeros(linears, settings, before)
+                weight.masked_fill_(choose(weight, norms, name), 0)
 
 
 def mask(weight: Tensor, norms: Tensor, settings: Settings, name: str = "") -> Tensor:
