@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +54,15 @@ def test_a_real_package_shares_nothing_with_the_embedded_corpora(monkeypatch: py
     rows = corpus.arrange(list(read_package("jinja2")), measured)
     assert sum(len(row["text"]) for row in rows) > 100_000
     assert not any(LEGAL.search(row["text"]) for row in rows)
+    forbidden = {run for text in measured for run in thirteen_words(text)}
+    assert not any(forbidden & thirteen_words(row["text"]) for row in rows)
+
+
+def thirteen_words(text: str) -> set[tuple[str, ...]]:
+    """Every 13 words in a row: letters, digits and underscores, in small letters."""
+    words = re.split(r"[^\w]+", text.lower())
+    words = [word for word in words if word]
+    return {tuple(words[place : place + 13]) for place in range(len(words) - 12)}
 
 
 def test_the_folder_says_what_it_was_made_of(tmp_path: Path) -> None:
