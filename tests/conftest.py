@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Project:
     from tests.project import make
 
     return make(tmp_path_factory.mktemp("study") / "project", tiny)
+
+
+@pytest.fixture(autouse=True)
+def torch_as_found() -> Iterator[None]:
+    """Libraries that tests compare with set torch for the whole process; the next test of the worker gets its own."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(torch.float32)
+        torch.set_printoptions(profile="default")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 
 from hemorrhage.train import architecture, loop
@@ -31,11 +32,17 @@ def test_a_step_is_adamws() -> None:
     torch.testing.assert_close(layer.weight.detach(), expected)
 
 
-def test_determinism_ends_with_the_training() -> None:
+@pytest.mark.parametrize(("enabled", "warn_only"), [(False, False), (True, True), (True, False)])
+def test_determinism_ends_with_the_training(enabled: bool, warn_only: bool) -> None:
+    """A library in the same process may have asked for warnings alone; it finds its own choice again."""
+    filling: Any = torch.utils.deterministic
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     with loop.deterministic():
         assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.are_deterministic_algorithms_enabled()
-    filling: Any = torch.utils.deterministic
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not filling.fill_uninitialized_memory
+    assert torch.are_deterministic_algorithms_enabled() == enabled
+    assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
     assert filling.fill_uninitialized_memory
 
 
