@@ -21,7 +21,6 @@ from tests.conftest import ROOT
 
 NEEDS_ARGUMENTS = {
     "identify": ["http://127.0.0.1:9", "--model", "m"],
-    "compare": ["a", "b"],
     "export": ["a", "b"],
     "params": ["a"],
     "invalidate": ["a"],

@@ -27,7 +27,7 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
 SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-WRITTEN = {*ROWS_FILES, *PAGE_FILES, "provenance.json", "compare.html"}
+WRITTEN = {*ROWS_FILES, *PAGE_FILES, "provenance.json", "compare.html", "compare.csv"}
 """Files of reports/ that a run or a command writes."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -70,6 +70,22 @@ def test_differences_come_surest_first_and_say_what_they_rest_on() -> None:
         ("w", "A", "it broke"), ("v", "A", "no such row"), ("v", "B", "no such row"),
     }  # fmt: skip
     assert compare._protocols(lost)
+    assert {(one.variant, one.side): one.estimate for one in lost}["v", "B"] == 0.2, "a number of one side is told"
+
+
+def test_all_metrics_of_whole_models_are_compared() -> None:
+    metrics = (
+        "kl_p99[w1]",
+        "perplexity_word[w1]",
+        "x{engine=vllm}",
+        "x{layer=1}",
+        "x{layer=1,head=0}",
+        "x{position=1}",
+    )
+    a, b = (pd.DataFrame([row("x", metric, value, 0.1) for metric in metrics]) for value in (1.0, 2.0))
+    compared, lost = differences.differences(a, b)
+    assert {one.metric for one in compared} == set(metrics[:3])
+    assert not lost
 
 
 def test_changed_keys() -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.rows.blocks import Blocks, paired_interval
+from hemorrhage.analyze.rows.names import parse
 from hemorrhage.analyze.rows.schema import OK
 
 SHOWN = {
@@ -23,9 +24,11 @@ SHOWN = {
     "effective_bits": "bits per parameter",
     "spread": "decoding spread",
 }
-"""Metric -> what people call it; those that a comparison shows."""
+"""Metric -> what people call it; those that a comparison shows first."""
 
 KEYS = ["variant", "family", "method", "metric", "dataset"]
+JOINED = [*KEYS, "conditions"]
+"""What a number of two studies is the same by: metrics carry their protocol in their name, decoding's beside it."""
 
 
 class Difference(NamedTuple):
@@ -46,18 +49,28 @@ class Difference(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A row that only one side has a number for, and why."""
+    """A number that only one side has, and why."""
 
     variant: str
+    strategy: str
     metric: str
     dataset: str
     side: str
+    estimate: float
+    low: float
+    high: float
     reason: str
 
 
-def select_shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """Select the rows that a comparison shows: of whole models, not of layers, heads and buckets of tokens."""
-    return rows[rows["metric"].map(strip_protocol).isin(SHOWN)]
+def select_whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows of whole models: not those of layers, heads and buckets of tokens."""
+    whole = [name for name in rows["metric"].unique() if parse(name).is_whole]
+    return rows[rows["metric"].isin(whole)]
+
+
+def is_headline(metric: str) -> bool:
+    """Tell whether a metric is one of those that a comparison shows first."""
+    return strip_protocol(metric) in SHOWN
 
 
 def interval(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float]:
@@ -81,24 +94,42 @@ def interval(a: tuple[float, float, float], b: tuple[float, float, float]) -> tu
 def differences(
     a: pd.DataFrame, b: pd.DataFrame, blocks: tuple[Blocks, Blocks] = ({}, {})
 ) -> tuple[list[Difference], list[Lost]]:
-    """B minus A of all shown numbers that both have, the surest first; and what only one of them has.
+    """B minus A of all numbers of whole models that both have, the surest first; and what only one of them has.
 
-    Metrics carry their protocol in their name, and decoding's are joined by their protocol, so that numbers of two
-    protocols never meet. ``blocks``: sums by window and group of both, where they are known.
+    Numbers of two protocols never meet. ``blocks``: sums by window and group of both, where they are known.
+    """
+    compared, lost = [], []
+    for row in join(a, b, blocks).itertuples(index=False):
+        strategy = row.method if row.family == "decode" else ""
+        if row.has_a and row.has_b:
+            values = (row.estimate_a, row.estimate_b, row.difference, row.low, row.high, row.paired, row.certain)
+            compared.append(Difference(row.variant, strategy, row.metric, row.dataset, *values))
+        elif row.has_a or row.has_b:
+            reason = (row.reason_b if row.has_a else row.reason_a) if row.side == "both" else "no such row"
+            side = ("A", row.estimate_a, row.low_a, row.high_a)
+            side = side if row.has_a else ("B", row.estimate_b, row.low_b, row.high_b)
+            lost.append(Lost(row.variant, strategy, row.metric, row.dataset, *side, str(reason)))
+    return sorted(compared, key=_sureness, reverse=True), lost
+
+
+def join(a: pd.DataFrame, b: pd.DataFrame, blocks: tuple[Blocks, Blocks] = ({}, {})) -> pd.DataFrame:
+    """Put the rows of whole models of two studies side by side: columns of theirs end in ``_a`` and ``_b``.
+
+    Of its own it has ``has_a`` and ``has_b`` (a number is there), ``difference`` (B minus A) with ``low`` and ``high``,
+    NaN where one lacks it, ``paired`` (block by block) and ``certain`` (the interval does not hold 0).
     """
     confidence = float(a.attrs.get("confidence", 0.95))
-    first, second = (_with_conditions(select_shown(side)) for side in (a, b))
-    both = first.merge(second, on=[*KEYS, "conditions"], how="outer", suffixes=("_a", "_b"), indicator="side")
-    compared, lost = [], []
-    for row in both.itertuples(index=False):
-        has_a = row.side in ("both", "left_only") and row.status_a == OK
-        has_b = row.side in ("both", "right_only") and row.status_b == OK
-        if has_a and has_b:
-            compared.append(_difference(row, blocks, confidence))
-        elif has_a or has_b:
-            reason = (row.reason_b if has_a else row.reason_a) if row.side == "both" else "no such row"
-            lost.append(Lost(row.variant, row.metric, row.dataset, "A" if has_a else "B", str(reason)))
-    return sorted(compared, key=_sureness, reverse=True), lost
+    first, second = (_with_conditions(select_whole(side)) for side in (a, b))
+    both = first.merge(second, on=JOINED, how="outer", suffixes=("_a", "_b"), indicator="side")
+    both["has_a"] = (both["side"] != "right_only") & (both["status_a"] == OK)
+    both["has_b"] = (both["side"] != "left_only") & (both["status_b"] == OK)
+    both["difference"] = (both["estimate_b"] - both["estimate_a"]).where(both["has_a"] & both["has_b"])
+    bounds = [_bounds(row, blocks, confidence) for row in both.itertuples(index=False)]
+    for column, name in enumerate(("low", "high", "paired")):
+        both[name] = [bound[column] for bound in bounds]
+    excluded = both["low"].isna() | ~((both["low"] <= 0) & (both["high"] >= 0))
+    both["certain"] = both["difference"].notna() & (both["difference"] != 0) & excluded
+    return both
 
 
 def _with_conditions(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,27 +137,16 @@ def _with_conditions(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(conditions=rows["protocol"].where(rows["family"] == "decode", ""))
 
 
-def _difference(row: Any, blocks: tuple[Blocks, Blocks], confidence: float) -> Difference:
-    """B minus A of a row of both studies, joined."""
-    low, high = interval((row.estimate_a, row.low_a, row.high_a), (row.estimate_b, row.low_b, row.high_b))
-    difference = row.estimate_b - row.estimate_a
+def _bounds(row: Any, blocks: tuple[Blocks, Blocks], confidence: float) -> tuple[float, float, bool]:
+    """Low and high end of the difference of a row of both studies, and whether they are of the same blocks."""
+    if not (row.has_a and row.has_b):
+        return math.nan, math.nan, False
     same = row.data_a == row.data_b and row.protocol_a == row.protocol_b and row.n_a == row.n_b
     key = (row.variant, strip_protocol(row.metric), row.dataset)
     paired = paired_interval(*blocks, key, confidence) if same and row.family != "decode" else None
-    low, high = (low, high) if paired is None else paired
-    return Difference(
-        variant=row.variant,
-        strategy=row.method if row.family == "decode" else "",
-        metric=row.metric,
-        dataset=row.dataset,
-        a=row.estimate_a,
-        b=row.estimate_b,
-        difference=difference,
-        low=low,
-        high=high,
-        paired=paired is not None,
-        certain=bool(difference != 0 and (math.isnan(low) or not low <= 0 <= high)),
-    )
+    if paired is not None:
+        return *paired, True
+    return *interval((row.estimate_a, row.low_a, row.high_a), (row.estimate_b, row.low_b, row.high_b)), False
 
 
 def _sureness(compared: Difference) -> tuple[bool, float]:
