@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hemorrhage.analyze.inputs import model_name
+from hemorrhage.analyze.report import glossary
 from hemorrhage.analyze.report.charts.plotly import Figure
 from hemorrhage.analyze.report.sections import (
     brackets,
@@ -43,6 +44,7 @@ from hemorrhage.analyze.report.sections.drafts import draft_rows
 from hemorrhage.analyze.report.sections.failures import failures
 from hemorrhage.analyze.report.sections.memory import memory_rows
 from hemorrhage.analyze.report.sections.provenance import csv_columns, protocols
+from hemorrhage.analyze.report.tags import in_texts
 from hemorrhage.analyze.rows.missing import missing_parts
 from hemorrhage.analyze.study import Study
 
@@ -94,7 +96,7 @@ def render(study: Study) -> str:
     figures: dict[str, Figure] = {}
     for section in drawn.values():
         figures |= section.figures if section else {}
-    return link_papers(
+    html = (
         environment()
         .get_template("report.html.j2")
         .render(
@@ -132,8 +134,10 @@ def render(study: Study) -> str:
             figures=figures,
             rows=csv_columns(study.rows),
             plotly=plotly(),
+            glossary=glossary.entries(),
         )
     )
+    return glossary.link_words(link_papers(html))
 
 
 @functools.cache
@@ -147,6 +151,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["json"] = _json
+    made.filters["definition"] = glossary.definition
     made.filters["packed"] = lambda value: pack(_json(value))
     return made
 
@@ -165,23 +170,12 @@ def pack(text: str) -> Markup:
 
 
 PAPER = re.compile(r"arXiv (\d{4}\.\d{4,5})")
-TAG = re.compile(r"(<[^>]*>)")
-PLAIN = ("a", "pre", "option", "title", "style", "script", "summary")
-"""Elements whose text holds no links."""
 
 
 def link_papers(html: str) -> str:
     """Make a link of every arXiv identifier in the texts of HTML, up to its first script."""
-    text, script, rest = html.partition("<script")
-    pieces, inside = TAG.split(text), ""
-    for index, piece in enumerate(pieces):
-        if piece.startswith("<"):
-            name = re.match(r"</?(\w+)", piece)
-            if name and name[1] in PLAIN:
-                inside = "" if piece.startswith("</") else inside or name[1]
-        elif not inside and "arXiv" in piece:
-            pieces[index] = PAPER.sub(r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', piece)
-    return "".join(pieces) + script + rest
+    link = r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>'
+    return "".join(PAPER.sub(link, piece) if is_text else piece for piece, is_text in in_texts(html))
 
 
 def _json(value: object) -> Markup:

@@ -9,7 +9,7 @@ from hemorrhage.analyze.report.sections.cost import Row, cost_rows
 from tests.analyze.report.examples import inputs, numbers, row, variant
 
 
-def test_a_cost_is_written_with_its_range_and_what_is_theoretical() -> None:
+def test_a_speed_without_the_kernels_of_a_format_is_none() -> None:
     protocol = "batch=1 theoretical: weights are unpacked"
     costs = numbers(
         row("rtn-4", "prefill_tokens_per_second", 1234.5, 1200, 1300, protocol=protocol),
@@ -20,7 +20,7 @@ def test_a_cost_is_written_with_its_range_and_what_is_theoretical() -> None:
         Row(
             "rtn-4",
             "this bench",
-            "1,234 (1,200 to 1,300)",
+            "–",
             "–",
             "5,000",
             "2.50",
@@ -29,6 +29,12 @@ def test_a_cost_is_written_with_its_range_and_what_is_theoretical() -> None:
             "weights are unpacked",
         )
     ]
+
+
+def test_a_cost_is_written_with_its_range() -> None:
+    speed = row("rtn-4", "prefill_tokens_per_second", 1234.5, 1200, 1300, protocol="batch=1")
+    (cost,) = cost_rows(inputs(variant("rtn-4")), numbers(speed))
+    assert (cost.prefill, cost.decode, cost.theoretical) == ("1,234 (1,200 to 1,300)", "–", "")
 
 
 def test_what_an_engine_ran_is_not_called_theoretical() -> None:
@@ -42,9 +48,9 @@ def test_what_an_engine_ran_is_not_called_theoretical() -> None:
     served = {"llama_cpp": {name: Output({"engine": engine}, {}) for name in ("rtn-4", "rtn-3")}}
     rows = cost_rows(inputs(variant("rtn-4"), variant("rtn-3"), served=served), costs)
     assert [(each.variant, each.engine, each.decode, each.theoretical) for each in rows] == [
-        ("rtn-4", "this bench", "10 (9 to 11)", ""),
+        ("rtn-4", "this bench", "–", ""),
         ("rtn-4", "llama.cpp b1", "80 (70 to 90)", ""),
-        ("rtn-3", "this bench", "10 (9 to 11)", "weights are unpacked"),
+        ("rtn-3", "this bench", "–", "weights are unpacked"),
     ]
 
 

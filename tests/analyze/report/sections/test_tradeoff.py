@@ -32,6 +32,6 @@ def test_rows_are_smaller_than_the_base_and_often_enough_on_the_front() -> None:
 
 def test_the_section_of_a_study(study: Study) -> None:
     content = section(study)
-    assert set(content.figures) == {"tradeoff|prose", "tradeoff|code"}
+    assert set(content.figures) == {"tradeoff|prose", "tradeoff|code"} | {f"speed|{corpus}" for corpus in content.timed}
     assert set(content.rows) == {"prose", "code"}
     assert {row.variant for row in content.rows["prose"]} <= set(study.inputs.variants)

@@ -33,7 +33,8 @@ class Row:
 def cost_rows(inputs: Inputs, numbers: Numbers) -> list[Row]:
     """Return a row per variant whose cost was measured here, and one for each engine that ran it.
 
-    What an engine ran is not called theoretical: its own speed is in the next row.
+    What an engine ran is not called theoretical: its own speed is in the next row. A speed without the kernels of the
+    variant's format is none, and is left out.
     """
     rows = []
     for name in inputs.variants:
@@ -61,6 +62,8 @@ def _row(name: str, numbers: Numbers, engine: str = "", release: str = HERE) -> 
     if measured is None:
         return None
     protocol, _, theoretical = measured.protocol.partition(THEORETICAL)
+    if theoretical:
+        prefill = decode = None
     return Row(
         variant=name,
         engine=release,

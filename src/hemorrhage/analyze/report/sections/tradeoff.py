@@ -1,4 +1,4 @@
-"""Size against damage: the Pareto front with its uncertainty."""
+"""Size against damage: the Pareto front with its uncertainty; and speed against damage, where an engine was timed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hemorrhage.analyze.report.charts.plotly import Figure
+from hemorrhage.analyze.report.charts.speed import speed
 from hemorrhage.analyze.report.charts.tradeoff import tradeoff
 from hemorrhage.analyze.report.sections.families import family_name
 from hemorrhage.analyze.study import Study
@@ -31,23 +32,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """The section: corpus -> rows of the front."""
+    """The section: corpus -> rows of the front. ``timed``: the corpora with a chart of speed."""
 
     rows: dict[str, list[Row]]
+    timed: list[str]
     figures: dict[str, Figure] = field(repr=False)
 
 
 def section(study: Study) -> Tradeoff:
-    """Return the section of a study, with ``tradeoff|<corpus>`` drawn."""
+    """Return the section of a study, with ``tradeoff|<corpus>`` drawn, and ``speed|<corpus>`` where timed."""
     fronts = study.recommended.front
+    drawn = {corpus: speed(study.inputs, study.numbers, corpus, study.spec.budget) for corpus in study.corpora}
+    timed = {corpus: figure for corpus, figure in drawn.items() if figure}
     return Tradeoff(
         rows={corpus: front_rows(points) for corpus, points in fronts.items()},
+        timed=list(timed),
         figures={
             f"tradeoff|{corpus}": tradeoff(
                 study.inputs, study.numbers, corpus, fronts.get(corpus, []), study.spec.budget
             )
             for corpus in study.corpora
-        },
+        }
+        | {f"speed|{corpus}": figure for corpus, figure in timed.items()},
     )
 
 
