@@ -15,10 +15,12 @@ from ruamel.yaml import YAML
 
 from hemorrhage.compress.info import PREDICTED
 from hemorrhage.compress.methods.weight_quantization import gptq
+from hemorrhage.sandbox import runner as sandbox
 from hemorrhage.study import members, screening
 from hemorrhage.study import params as config
 from hemorrhage.tools.params import merge
-from tests.conftest import ROOT
+from tests.chats import write_jsonl
+from tests.conftest import MIRROR, ROOT
 
 WRITTEN = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
 
@@ -320,6 +322,73 @@ def test_a_file_that_can_not_be_a_corpus_is_one_line(tmp_path: Path, entry: obje
     assert str(error.value).startswith(f"{tmp_path}/params.yaml: {message}")
 
 
+QUESTIONS = [{"prompt": f"{n} is", "choices": ["odd", "even"], "answer": 0} for n in range(9)]
+PROBLEM = {"prompt": "def f():", "tests": "assert f() == 1"}
+
+
+def test_files_of_the_user_are_tasks(tmp_path: Path) -> None:
+    questions = {"name": "mine", "file": str(write_jsonl(tmp_path / "mine.jsonl", QUESTIONS)), "items": 5}
+    content = changed("evaluate/tasks", ["agreement", questions])
+    content["evaluate"]["code_tasks"]["tasks"] = [
+        {"name": "tools", "file": str(write_jsonl(tmp_path / "tools.jsonl", [PROBLEM])), "stop": ["\n\n"]}
+    ]
+    params = config.Params.model_validate(content)
+    assert params.evaluate.tasks == ["agreement", "mine"]
+    assert params.evaluate.task_files["mine"].items == 5
+    assert "mine" in config.tasks(params)
+    assert config.benchmark_names(params)[-1] == "tools"
+    missing = sandbox.missing()
+    if missing is None:
+        parse(tmp_path, content)
+    else:
+        with pytest.raises(config.ConfigError, match=r"evaluate.code_tasks.tasks: "):
+            parse(tmp_path, content)
+    content["evaluate"]["code_tasks"]["tasks"] = []
+    parse(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("where", "entry", "message"),
+    [
+        ("evaluate/tasks", {"name": "m", "file": "a.jsonl"}, "evaluate.tasks: a.jsonl: there is no such file"),
+        ("evaluate/tasks", {"name": "cloze", "file": "a.jsonl"}, "evaluate.tasks: cloze: this name is that of another"),
+        ("evaluate/tasks", {"name": "m", "file": "a", "items": 0}, "evaluate.tasks.0.items: must be more than 0"),
+        ("evaluate/tasks", {"name": "m", "path": "a"}, "evaluate.tasks.0.path: unknown key"),
+        (
+            "evaluate/code_tasks/tasks",
+            {"name": "m", "file": "a.txt"},
+            "evaluate.code_tasks.tasks: a.txt: a file of prob",
+        ),
+        ("evaluate/code_tasks/tasks", {"name": "mbpp", "file": "a"}, "evaluate.code_tasks.tasks: mbpp: this name is"),
+    ],
+)
+def test_a_file_that_can_not_be_a_task_is_one_line(tmp_path: Path, where: str, entry: object, message: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        parse(tmp_path, changed(where, [entry]))
+    assert str(error.value).startswith(f"{tmp_path}/params.yaml: {message}")
+
+
+def test_a_confirmation_needs_questions_that_nothing_has_read(tmp_path: Path) -> None:
+    file = str(write_jsonl(tmp_path / "mine.jsonl", QUESTIONS))
+    content = changed("evaluate/tasks", [{"name": "mine", "file": file}])
+    parse(tmp_path, content)
+    with pytest.raises(config.ConfigError, match=r"mine takes all 9 questions .* write `items: 4` next to its file"):
+        parse(tmp_path, {**content, "screen": WRITTEN["screen"]})
+    with pytest.raises(config.ConfigError, match=r"mine: items is 10, and .*mine.jsonl has 9 questions"):
+        parse(tmp_path, changed("evaluate/tasks", [{"name": "mine", "file": file, "items": 10}]))
+
+
+def test_a_mirror_that_is_not_there_is_named_with_what_is_read_from_it(tmp_path: Path) -> None:
+    content = changed("data", {"source": "mirror", "path": "nowhere", "items": 48, "seed": 0})
+    parse(tmp_path, content)
+    content["evaluate"]["corpora"] = ["prose", "wikitext2"]
+    content["evaluate"]["harness"]["tasks"] = ["arc_easy"]
+    with pytest.raises(config.ConfigError, match=r"data.path: nowhere is not a folder, and the run reads") as error:
+        parse(tmp_path, content)
+    assert "reads Salesforce/wikitext, allenai/ai2_arc from it" in str(error.value)
+    assert "--data DIR" in str(error.value)
+
+
 def test_a_file_is_for_calibration_or_for_evaluation(tmp_path: Path) -> None:
     content = changed("evaluate/corpora", ["prose", own(tmp_path, "support")])
     content["calibrate"]["corpus"] = own(tmp_path, "support")
@@ -458,7 +527,13 @@ def test_a_study_is_whole(tmp_path: Path, profile: str) -> None:
     content = copy.deepcopy(DEFAULT)
     for patch in YAML(typ="safe").load_all((ROOT / "params/studies" / profile).read_text()):
         merge(content, patch)
+    if content["data"]["source"] == "mirror":
+        content["data"]["path"] = str(MIRROR)
     YAML().dump(content, tmp_path / "study.yaml")
+    if content["data"]["source"] == "mirror" and not MIRROR.is_dir():
+        with pytest.raises(config.ConfigError, match=r"data.path: .* is not a folder, and the run reads"):
+            members.read(tmp_path / "study.yaml")
+        return
     found = config.variants(members.read(tmp_path / "study.yaml")[0].params)
     of_default = set(config.variants(parse(tmp_path, copy.deepcopy(DEFAULT)))) - {"base"}
     assert 2 <= len(found) < len(of_default), "nothing of the default study is left"

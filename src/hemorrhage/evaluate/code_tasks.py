@@ -36,7 +36,7 @@ from hemorrhage.decode.generation import (
     until_end,
 )
 from hemorrhage.decode.prompts import Prompt, pad_left
-from hemorrhage.decode.stops import StopsAt, before_stop
+from hemorrhage.decode.stops import Stops, before_stop
 from hemorrhage.decode.sweep import decode_continuation, resume_directory
 from hemorrhage.evaluate.code_tasks_schema import PROBLEMS, PROGRAMS
 from hemorrhage.models.checkpoint import load, load_tokenizer
@@ -213,7 +213,7 @@ def _rows(batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     completions = complete(model, tokenizer, batch.prompts, spec.new_tokens, batch.stops)
     for (item, problem), completion in zip(batch.problems.iterrows(), completions, strict=True):
         tests = sandbox.Checks(problem["tests"], tuple(problem["asked"]), problem["given"])
-        result = sandbox.run(problem["prefix"] + completion, spec.seconds, spec.memory_mb, tests)
+        result = sandbox.run(program_of(problem["prefix"], completion), spec.seconds, spec.memory_mb, tests)
         rows.append(
             {
                 "task": batch.task,
@@ -227,6 +227,11 @@ def _rows(batch: Batch, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             }
         )
     return pd.DataFrame(rows)
+
+
+def program_of(prefix: object, completion: str) -> str:
+    """Return the program that is run: the completion behind its prefix, or where it has none the text as ``answer``."""
+    return prefix + completion if isinstance(prefix, str) else f"answer = {completion!r}\n"
 
 
 def complete(
@@ -254,7 +259,7 @@ def complete(
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(**NEUTRAL, **special, max_new_tokens=new_tokens),
-            stopping_criteria=[StopsAt(tokenizer, stops, ids.shape[1])],
+            stopping_criteria=Stops(tokenizer, stops).criteria(ids.shape[1]),
         )
     generated = [until_end(tokens, end_tokens(model)) for tokens in sequences[:, ids.shape[1] :].tolist()]
     return [

@@ -11,7 +11,9 @@ PROBLEMS = pa.DataFrameSchema(
         "item": pa.Column("int64", pa.Check.ge(0), unique=True),
         "name": pa.Column(str, description="of the problem in its data set"),
         "prompt": pa.Column(str, pa.Check.str_length(min_value=1), description="what the model continues"),
-        "prefix": pa.Column(str, description="what stands before the completion in the program"),
+        "prefix": pa.Column(
+            str, nullable=True, description="what stands before the completion in the program; null: it is a text"
+        ),
         "solution": pa.Column(str, description="the data set's own completion"),
         "tests": pa.Column(str, pa.Check.str_length(min_value=1), description="what decides about it"),
         "asked": pa.Column(object, description="names that the tests use and the program has to define"),

@@ -10,12 +10,15 @@ for each input that has outputs (``--base DIR``, ``--texts DIR...``) and one for
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hemorrhage.compress.catalogue import module_of
+from hemorrhage.data.benchmarks import own_programs
 from hemorrhage.data.source import as_json
+from hemorrhage.data.tasks.own import identity as identity_of_questions
 from hemorrhage.data.texts.repositories import identity
 from hemorrhage.engines.registry import ENGINES, Engine
 from hemorrhage.models.sources import published
@@ -24,7 +27,7 @@ from hemorrhage.runtime.address import Json, JsonValue, address
 from hemorrhage.study import params as config
 from hemorrhage.study.design import Design
 from hemorrhage.study.recipes import Recipe, parameters, training_operations
-from hemorrhage.study.registry import CODE_TASKS, OPEN_ENDED_TASKS, TASKS
+from hemorrhage.study.registry import CODE_TASKS, HARNESS_TASKS, OPEN_ENDED_TASKS, TASKS
 from hemorrhage.study.screening import SCREENED
 from hemorrhage.study.work import Load
 from hemorrhage.train.packages import PACKAGES_OF, versions
@@ -301,13 +304,44 @@ def _text_arguments(design: Design, corpus: str) -> Json:
     return {"corpus": corpus, "data": as_json(data), "needs": tokens_needed(design, corpus)}
 
 
+PROBES_STEP, FRESH_STEP, OWN_STEP = (f"hemorrhage.data.tasks.{name}" for name in ("probes", "fresh", "own"))
+"""The steps that make the items of a task: of a probe, fresh ones of a probe, and of a file of the user."""
+
+
 def _task(design: Design, task: str) -> Json:
+    own = design.params.evaluate.task_files.get(task)
+    if own is not None:
+        return {**_own_task(own, design), **identity_of_questions(Path(own.file), FINGERPRINTS)}
     return {"task": task, "items": design.params.data.items, "seed": design.params.data.seed}
 
 
+def _own_task(own: config.TaskFile, design: Design) -> dict[str, JsonValue]:
+    return {"task": own.name, "items": own.items, "skip": 0, "seed": design.params.data.seed}
+
+
+def _task_arguments(design: Design, task: str) -> Json:
+    own = design.params.evaluate.task_files.get(task)
+    return _task(design, task) if own is None else {**_own_task(own, design), "file": own.file}
+
+
 def _benchmark(design: Design, task: str) -> Json:
+    own = design.params.evaluate.code_tasks.files.get(task)
+    if own is not None:
+        return {"task": task, "source": own_programs.identity(Path(own.file), own.stop, FINGERPRINTS)}
     data = config.benchmark_data(design.params)
     return {"task": task, "source": config.benchmark_step(task).identity(task, data, FINGERPRINTS)}
+
+
+def _benchmark_arguments(design: Design, task: str) -> Json:
+    own = design.params.evaluate.code_tasks.files.get(task)
+    if own is not None:
+        return {"task": task, "file": own.file, "stop": json.dumps(own.stop)}
+    return {"task": task, "data": as_json(config.benchmark_data(design.params))}
+
+
+def _benchmark_step(task: str) -> str:
+    named = (*HARNESS_TASKS, *CODE_TASKS, *OPEN_ENDED_TASKS)
+    return str((config.benchmark_step(task) if task in named else own_programs).__name__)
 
 
 def _reference(design: Design, _name: str) -> Json:
@@ -345,8 +379,21 @@ def _confirmation_reference(design: Design, _name: str) -> Json:
 
 
 def _fresh_task(design: Design, task: str) -> Json:
+    own = design.params.evaluate.task_files.get(task)
+    if own is not None:
+        return {**_fresh_own_task(own, design), **identity_of_questions(Path(own.file), FINGERPRINTS)}
     data = design.params.data
     return {"task": task, "items": design.params.screen.confirm.items, "skip": data.items, "seed": data.seed}
+
+
+def _fresh_own_task(own: config.TaskFile, design: Design) -> dict[str, JsonValue]:
+    assert own.items != "all", "refused where a confirmation asks for more"
+    return {**_own_task(own, design), "items": design.params.screen.confirm.items, "skip": own.items}
+
+
+def _fresh_task_arguments(design: Design, task: str) -> Json:
+    own = design.params.evaluate.task_files.get(task)
+    return _fresh_task(design, task) if own is None else {**_fresh_own_task(own, design), "file": own.file}
 
 
 def _bracket(design: Design, _name: str) -> Json:
@@ -435,7 +482,8 @@ def _harness(design: Design, _name: str) -> Json:
 
 def _code_tasks(design: Design, _name: str) -> Json:
     code = design.params.evaluate.code_tasks
-    return {**code.model_dump(mode="json"), "seed": design.params.data.seed}
+    named = code.model_dump(mode="json", exclude={"problems"})
+    return {**named, "tasks": code.tasks, "seed": design.params.data.seed}
 
 
 def _runs_code(design: Design) -> bool:
@@ -606,20 +654,20 @@ KINDS: dict[str, Kind] = {
             "tasks",
             rule="task",
             stage="calibrate",
-            step="hemorrhage.data.tasks.probes",
+            step=lambda task: PROBES_STEP if task in TASKS else OWN_STEP,
             names=lambda design: config.tasks(design.params),
             settings=_task,
-            arguments=_task,
+            arguments=_task_arguments,
             priority=100,
         ),
         Kind(
             "benchmarks",
             rule="benchmark",
             stage="calibrate",
-            step=lambda task: str(config.benchmark_step(task).__name__),
+            step=_benchmark_step,
             names=lambda design: config.benchmark_names(design.params),
             settings=_benchmark,
-            arguments=lambda design, task: {"task": task, "data": as_json(config.benchmark_data(design.params))},
+            arguments=_benchmark_arguments,
             priority=100,
             costs_like="texts",
         ),
@@ -783,10 +831,10 @@ KINDS: dict[str, Kind] = {
             "fresh_tasks",
             rule="fresh_task",
             stage="evaluate",
-            step="hemorrhage.data.tasks.fresh",
+            step=lambda task: FRESH_STEP if task in TASKS else OWN_STEP,
             names=_fresh_tasks,
             settings=_fresh_task,
-            arguments=_fresh_task,
+            arguments=_fresh_task_arguments,
             costs_like="tasks",
         ),
         Kind(

@@ -24,7 +24,10 @@ from hemorrhage.compress.catalogue import method_of
 from hemorrhage.compress.info import FAMILIES, MethodInfo
 from hemorrhage.compress.method import SHUFFLED, Method, Settings
 from hemorrhage.data.benchmarks import code_tasks, harness, instructions
+from hemorrhage.data.benchmarks.own_programs import read_problems
 from hemorrhage.data.source import DataSource, File, TextSource
+from hemorrhage.data.tasks.questions import read_questions
+from hemorrhage.data.texts.catalogue import CATALOGUE
 from hemorrhage.data.texts.repositories import reachable
 from hemorrhage.engines.endpoint_spec import EndpointSpec
 from hemorrhage.engines.registry import ENGINES
@@ -157,6 +160,37 @@ class TextFile(Section):
     score: Literal["all", "assistant"] = "all"
 
 
+class TaskFile(Section):
+    """A file of the user as a task called ``name``: .jsonl of questions, of which ``items`` are drawn."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    file: Folder
+    items: Positive | Literal["all"] = "all"
+
+
+class ProgramFile(Section):
+    """A file of the user as a code task called ``name``: .jsonl of problems; strings of ``stop`` end an answer."""
+
+    name: Annotated[str, Field(pattern=NAME)]
+    file: Folder
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+
+
+def _task_form(entry: object) -> str:
+    return "task file" if isinstance(entry, dict | TaskFile | ProgramFile) else "task name"
+
+
+ProbeTask = Annotated[
+    Annotated[str, Tag("task name")] | Annotated[TaskFile, Tag("task file")], Discriminator(_task_form)
+]
+"""A probe task by its name, or a file that is one."""
+
+CodeTask = Annotated[
+    Annotated[str, Tag("task name")] | Annotated[ProgramFile, Tag("task file")], Discriminator(_task_form)
+]
+"""A code task by its name, or a file that is one."""
+
+
 def _form(entry: object) -> str:
     if isinstance(entry, list | tuple):
         return "corpus list"
@@ -169,8 +203,8 @@ Corpus = Annotated[Annotated[str, Tag("corpus name")] | Annotated[TextFile, Tag(
 Corpora = Annotated[list[Corpus], Field(min_length=1)]
 
 
-def _name(corpus: str | TextFile) -> str:
-    return corpus if isinstance(corpus, str) else corpus.name
+def _name(entry: str | TextFile | TaskFile | ProgramFile) -> str:
+    return entry if isinstance(entry, str) else entry.name
 
 
 class Calibrate(Section):
@@ -219,12 +253,22 @@ class Harness(Section):
 class CodeTasks(Section):
     """Tasks whose programs are run in a sandbox, each within ``seconds`` of processor time and ``memory_mb``."""
 
-    tasks: list[str]
+    problems: Annotated[list[CodeTask], Field(alias="tasks")]
     items: Positive | Literal["all"]
     new_tokens: Positive
     batch: Positive
     seconds: Positive
     memory_mb: Annotated[int, Field(ge=64)]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the code tasks, in their order."""
+        return [_name(task) for task in self.problems]
+
+    @property
+    def files(self) -> dict[str, ProgramFile]:
+        """Files of the user among them by name."""
+        return {task.name: task for task in self.problems if isinstance(task, ProgramFile)}
 
 
 class Diagnostics(Section):
@@ -303,7 +347,7 @@ class Evaluate(Section):
     window: Annotated[int, Field(ge=8)]
     windows: Annotated[int, Field(ge=2)] | Literal["all"]
     memory_gb: Annotated[float, Field(ge=0)] = 16
-    tasks: list[str]
+    questions: Annotated[list[ProbeTask], Field(alias="tasks")]
     harness: Harness
     code_tasks: CodeTasks
     diagnostics: Diagnostics
@@ -318,6 +362,16 @@ class Evaluate(Section):
     def files(self) -> list[TextFile]:
         """Files of the user among them."""
         return [corpus for corpus in self.texts if isinstance(corpus, TextFile)]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the probe tasks, in their order."""
+        return [_name(task) for task in self.questions]
+
+    @property
+    def task_files(self) -> dict[str, TaskFile]:
+        """Files of the user among them by name."""
+        return {task.name: task for task in self.questions if isinstance(task, TaskFile)}
 
 
 class Confirm(Section):
@@ -651,6 +705,9 @@ class BenchmarkStep(Protocol):
 
     __name__: str
 
+    def repository(self, task: str) -> str | None:
+        """Return the repository of the hub that ``task`` is read from; None where a package brings it."""
+
     def reachable(self, task: str, data: DataSource) -> str | None:
         """Say in one line what is missing before ``task`` can be read, or None."""
 
@@ -936,9 +993,9 @@ def _check(params: Params) -> None:
     """Check what no single key can say: names that must exist, inputs that must be there, sizes that must fit."""
     _check_base(params)
     _check_trained(params)
+    _check_mirror(params)
     _check_corpora(params)
-    for name in params.evaluate.tasks:
-        _known(name, TASKS, "evaluate.tasks")
+    _check_tasks(params)
     _check_decoded(params)
     _check_benchmarks(params)
     _check_windows(params)
@@ -1076,6 +1133,28 @@ def _check_files(params: Params) -> None:
                 )
 
 
+def _check_mirror(params: Params) -> None:
+    """Refuse a mirror that is not there: say what is read from it, and where else that could come from."""
+    if not isinstance(params.data, MirrorTexts) or Path(params.data.path).is_dir():
+        return
+    read = repositories(params)
+    if read:
+        raise ConfigError(
+            f"data.path: {params.data.path} is not a folder, and the run reads {', '.join(read)} from it, laid out as "
+            f"on the hub ({params.data.path}/{read[0]}/<config>/<split>-*.parquet): make it, link it there, name "
+            f"another (`hemorrhage params PROFILE --data DIR`), or pin commits of the hub: data: {{source: hub, revisions: "
+            f"{{{read[0]}: COMMIT, ...}}}}; docs/quickstart.md#7-your-own-data"
+        )
+
+
+def repositories(params: Params) -> list[str]:
+    """Name the repositories that the run's corpora and benchmarks are read from, in alphabetical order."""
+    texts = {CATALOGUE[name].repository for name in corpora(params) if name in REPOSITORY_CORPORA}
+    own = params.evaluate.code_tasks.files
+    tasks = (benchmark_step(name).repository(name) for name in benchmark_names(params) if name not in own)
+    return sorted(texts | set(filter(None, tasks)))
+
+
 def _check_corpora(params: Params) -> None:
     _check_files(params)
     offered = EMBEDDED_CORPORA if isinstance(params.data, Texts) else EMBEDDED_CORPORA + REPOSITORY_CORPORA
@@ -1105,6 +1184,8 @@ def _check_benchmarks(params: Params) -> None:
         ("evaluate.code_tasks.tasks", evaluate.code_tasks.tasks, CODE_TASKS),
     ):
         for name in names:
+            if where == "evaluate.code_tasks.tasks" and name in evaluate.code_tasks.files:
+                continue
             _known(name, allowed, where)
             missing = benchmark_step(name).reachable(name, benchmark_data(params))
             if missing:
@@ -1160,6 +1241,42 @@ def _check_duplicates(params: Params) -> None:
             raise ConfigError(f"{where}: duplicate name")
 
 
+def _check_tasks(params: Params) -> None:
+    """Check the probe tasks: known by name, or files of the user that can be asked."""
+    files = params.evaluate.task_files
+    for name in params.evaluate.tasks:
+        if name not in files:
+            _known(name, TASKS, "evaluate.tasks")
+    for name, task in files.items():
+        _check_own_name(params, "evaluate.tasks", name)
+        try:
+            count = len(read_questions(Path(task.file)))
+        except InputError as error:
+            raise ConfigError(f"evaluate.tasks: {error}") from None
+        if task.items != "all" and task.items > count:
+            raise ConfigError(f"evaluate.tasks: {name}: items is {task.items}, and {task.file} has {count} questions")
+        if params.screen.confirm.items and task.items in ("all", count):
+            raise ConfigError(
+                f"evaluate.tasks: {name} takes all {count} questions of its file, and screen.confirm.items asks for "
+                f"some that nothing has read: write `items: {max(count // 2, 1)}` next to its file, or confirm.items: 0"
+            )
+    for name, problems in params.evaluate.code_tasks.files.items():
+        _check_own_name(params, "evaluate.code_tasks.tasks", name)
+        try:
+            read_problems(Path(problems.file))
+        except InputError as error:
+            raise ConfigError(f"evaluate.code_tasks.tasks: {error}") from None
+
+
+def _check_own_name(params: Params, where: str, name: str) -> None:
+    """Refuse the name of a user's file of tasks that something else has."""
+    texts = {each.name for of_split in text_files(params).values() for each in of_split}
+    others = texts | (params.evaluate.task_files.keys() if where != "evaluate.tasks" else set())
+    if name in NAMES_OF_DATA or name in others:
+        used = "another file's" if name in others else "that of another data set"
+        raise ConfigError(f"{where}: {name}: this name is {used}; choose a name of your own")
+
+
 def _check_decoded(params: Params) -> None:
     """Check the tasks of the decoding sweep: known, reachable, each with what it needs, and none twice."""
     decode = params.decode
@@ -1173,8 +1290,8 @@ def _check_decoded(params: Params) -> None:
             raise ConfigError(f"decode.open_ended.{index}.prefix: {texts.task} {need}")
     evaluated = (*params.evaluate.harness.tasks, *params.evaluate.code_tasks.tasks)
     for name in benchmark_names(params):
-        missing = benchmark_step(name).reachable(name, benchmark_data(params))
-        if missing and name not in evaluated:
+        missing = name not in evaluated and benchmark_step(name).reachable(name, benchmark_data(params))
+        if missing:
             raise ConfigError(f"decode: {missing}")
     names = [*(entry.task for entry in decode.closed_ended), *(entry.task for entry in decode.open_ended)]
     if len(set(names)) < len(names):

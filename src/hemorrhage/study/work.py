@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from hemorrhage.study.design import Design
 
 PROBE_TOKENS, HARNESS_TOKENS, PROGRAM_TOKENS = 6, 500, 400
 """Tokens that an item of a task costs, about: of a probe few, since items share what they begin with. Their price is
 what is fitted."""
+
+TOKEN_BYTES, QUESTION_TOKENS = 4, 100
+"""Bytes of a file of questions for each token, and tokens of a question where some are drawn, about."""
 
 CORRECTED_TEXTS = 24
 """Texts behind a prompt: 7 corrections and 10 controls by sampling, 7 of them greedily, too."""
@@ -94,9 +98,15 @@ class Load:
     def evaluation(self, blocks: int) -> float:
         """Count the tokens that an evaluation reads, which leaves out ``blocks`` blocks one at a time."""
         evaluate, data = self.design.params.evaluate, self.design.params.data
-        items = len(evaluate.tasks) * data.items * PROBE_TOKENS
+        items = (len(evaluate.tasks) - len(evaluate.task_files)) * data.items * PROBE_TOKENS
         diagnosed = evaluate.diagnostics.windows * evaluate.diagnostics.window
-        return self.windows() + items + diagnosed * 3 * blocks
+        return self.windows() + items + self.questions() + diagnosed * 3 * blocks
+
+    def questions(self) -> float:
+        """Count the tokens of the user's files of questions, about."""
+        files = self.design.params.evaluate.task_files.values()
+        sizes = [(Path(task.file).stat().st_size / TOKEN_BYTES, task.items) for task in files]
+        return sum(size if items == "all" else min(size, items * QUESTION_TOKENS) for size, items in sizes)
 
     def harness(self) -> float:
         """Count the tokens that lm-eval's tasks read."""

@@ -105,6 +105,11 @@ def read(task: str, data: DataSource) -> list[Problem]:
     return TASKS[task](data)
 
 
+def repository(task: str) -> str | None:
+    """Return the repository of the hub that ``task`` is read from; None of HumanEval, which a package brings."""
+    return None if task == "humaneval" else REPOSITORY
+
+
 def reachable(task: str, data: DataSource) -> str | None:
     """Say in one line what is missing before ``task`` can be read, or None; the hub itself is not asked.
 

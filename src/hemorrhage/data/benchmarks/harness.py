@@ -77,6 +77,11 @@ def repository_of(task: str, benchmark: Benchmark, data: DataSource) -> Reposito
     raise InputError(f"task {task}: no file {' or '.join(lacking)} in {folder}")
 
 
+def repository(task: str) -> str:
+    """Return the repository of the hub that ``task`` is read from first; ValueError where it is unknown."""
+    return entry(task).repositories[0].name
+
+
 def reachable(task: str, data: DataSource) -> str | None:
     """Say in one line what is missing before ``task`` can be read from ``data``, or None; see ``repository_of``."""
     try:

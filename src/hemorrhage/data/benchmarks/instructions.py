@@ -46,6 +46,11 @@ def mirror_files(task: str, data: Mirror) -> list[Path]:
     return sorted(Path(data["path"]).glob(f"{source.repository}/{source.config}/{source.split}-*.parquet"))
 
 
+def repository(task: str) -> str:
+    """Return the repository of the hub that ``task`` is read from."""
+    return TASKS[task].repository
+
+
 def reachable(task: str, data: DataSource) -> str | None:
     """Say in one line what is missing before ``task`` can be read, or None; the hub itself is not asked."""
     if task not in TASKS:

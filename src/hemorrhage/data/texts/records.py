@@ -9,11 +9,11 @@ Every problem is one line that names the file and the line (of Parquet the row).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hemorrhage.data.lines import decoded, encodable, objects
 from hemorrhage.runtime.step import InputError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -58,42 +58,16 @@ def read_records(file: Path) -> list[Record]:
     if not file.is_file():
         raise InputError(f"{file}: there is no such file")
     if file.suffix == ".txt":
-        text = _decoded(file)
+        text = decoded(file)
         records = [Record(1, text)] if text.strip() else []
     else:
         unit = "row" if file.suffix == ".parquet" else "line"
-        rows = _rows(file) if file.suffix == ".parquet" else _objects(file)
+        rows = _rows(file) if file.suffix == ".parquet" else objects(file, "text or messages")
         records = [_record(f"{file}, {unit} {line}", line, content) for line, content in rows]
         _check_categories(file, unit, records)
     if not records:
         raise InputError(f"{file}: it is empty: no text is in it")
     return records
-
-
-def _decoded(file: Path) -> str:
-    """Return the text of a file in UTF-8, with or without a byte order mark."""
-    content = file.read_bytes()
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{file}: it is in UTF-16; save it as UTF-8")
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{file}, line {line}: it is not in UTF-8; save the file as UTF-8") from None
-
-
-def _objects(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
-    # Only a line feed ends a line: strings of JSON may hold other separators of Unicode.
-    for line, content in enumerate(_decoded(file).split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            parsed = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}, line {line}: it is not JSON: {error}") from None
-        if not isinstance(parsed, dict):
-            raise InputError(f"{file}, line {line}: it is not a JSON object with text or messages")
-        yield line, parsed
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -124,7 +98,7 @@ def _record(where: str, line: int, content: Mapping[str, object]) -> Record:
             raise InputError(f"{where}: text is not a string")
         if not text.strip():
             raise InputError(f"{where}: text is empty")
-        return Record(line, _encodable(where, text.replace("\r\n", "\n")), category=category)
+        return Record(line, encodable(where, text.replace("\r\n", "\n")), category=category)
     tools = _mappings(where, "tools", content.get("tools") or [])
     return Record(line, messages=_messages(where, messages), tools=tuple(tools), category=category)
 
@@ -150,7 +124,7 @@ def _message(where: str, message: Mapping[str, object]) -> Message:
         raise InputError(f"{where}: it has no content")
     # Parquet gives every message the fields of all.
     rest = {key: value for key, value in message.items() if value is not None}
-    return {**rest, "role": role, "content": _encodable(where, _content(where, content))}
+    return {**rest, "role": role, "content": encodable(where, _content(where, content))}
 
 
 def _content(where: str, content: object) -> str:
@@ -174,20 +148,12 @@ def _mappings(where: str, key: str, content: object) -> Sequence[Mapping[str, ob
     return content
 
 
-def _encodable(where: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: half of a surrogate pair is in it, which is no character") from None
-    return text
-
-
 def _category(where: str, category: object) -> str:
     if category is None:
         return ""
     if not isinstance(category, str | int):
         raise InputError(f"{where}: category is not a string")
-    name = _encodable(where, str(category).strip())
+    name = encodable(where, str(category).strip())
     if not name or len(name) > LONGEST_CATEGORY or not name.isprintable() or set(name) & set(RESERVED):
         raise InputError(
             f"{where}: category {name[:LONGEST_CATEGORY]!r}: allowed are 1 to {LONGEST_CATEGORY} printable characters "
