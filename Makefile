@@ -1,4 +1,5 @@
-# make report   set up, run the default study, say where the page is
+# make report   set up, run the default study, say where the page is and what to ship
+# make ship     the same of a model of yours: MODEL=DIR
 # make test     set up, check style and types, run every test but the opt-in ones
 # make plan     what the run will cost before it starts, and how wrong that was
 # make help     the rest
@@ -16,10 +17,11 @@ READY := $(VENV)/ready-$(shell cat requirements.txt requirements-uv.txt pyprojec
 CHECK_CACHE = cache="$${XDG_CACHE_HOME:-$$HOME/.cache}"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || { \
 	echo "$$cache can't be written: export XDG_CACHE_HOME=<a folder that can be>" >&2; exit 2; }
 
-.PHONY: help setup gguf report plan predict gate compare params test test-slurm check unit engines end-to-end lock clean
+.PHONY: help setup gguf report ship plan predict gate compare params test test-slurm check unit engines end-to-end lock clean
 
 help:
 	@echo "make report          set up, run params.yaml, write reports/index.html"
+	@echo "make ship MODEL=DIR  what to ship of a fine-tuned model, tonight: docs/ship.md; TEXTS=FILE, TASKS=FILE, DATA=DIR, GPU=1"
 	@echo "make plan            time, memory, disk, GPU hours of what is missing; CORES=8"
 	@echo "make test            set up, style, types, unit tests, the end-to-end test"
 	@echo "make test-slurm      as root on Debian: a SLURM cluster of one node, and a pipeline through it"
@@ -51,11 +53,21 @@ $(READY):
 gguf: $(READY)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps cyllama==0.2.18
 
-report: $(READY)
-	@snakemake; status=$$?; \
-	if python -m hemorrhage.cli plan | grep -q '^page *current$$'; then echo "open reports/index.html"; \
+# Whether the page is this plan's decides; the last line is the gate's, which of several models or without a budget has none.
+REPORT = snakemake $(1); status=$$?; \
+	if python -m hemorrhage.cli plan | grep -q '^page *current$$'; then \
+	    echo "open reports/index.html"; python -m hemorrhage.cli gate 2> /dev/null | tail -n 1; \
 	elif test $$status -eq 0; then echo "there is no report of this params.yaml; run again" >&2; status=1; fi; \
 	exit $$status
+
+report: $(READY)
+	@$(call REPORT)
+
+ship: $(READY)
+	@test -n "$(MODEL)" || { echo "make ship MODEL=DIR: name the folder of the model; docs/ship.md" >&2; exit 2; }
+	@hemorrhage params ship $(if $(DATA),lm_eval --data "$(DATA)") --model "$(MODEL)" $(if $(TEXTS),--texts "$(TEXTS)") $(if $(TASKS),--tasks "$(TASKS)")
+	@hemorrhage costs $(if $(GPU),--gpu)
+	@$(call REPORT,$(if $(GPU),--profile profiles/gpu))
 
 plan: $(READY)
 	@hemorrhage costs $(if $(CORES),--cores $(CORES))

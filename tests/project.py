@@ -92,7 +92,7 @@ def copy(root: Path, tiny: Path) -> None:
         if (ROOT / name).is_file() and not name.startswith(("reports/", "dvc.lock")):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-    replace(root / "params/quick.yaml", "../shared/models/stories260K", str(tiny))
+    replace(root / "params/quick.yaml", "tests/tiny/scaled", str(tiny))
 
 
 def replace(path: Path, old: str, new: str) -> None:

@@ -12,6 +12,7 @@ from hemorrhage import cli
 from hemorrhage.runtime.command import USAGE, YES
 from hemorrhage.study import params as config
 from hemorrhage.tools.params import merge
+from tests.chats import write_jsonl
 from tests.conftest import ROOT
 
 
@@ -94,3 +95,79 @@ def test_a_pattern_keeps_its_quotes(folder: Path) -> None:
     read = config.read(folder / "params.yaml")
     assert text.count('"2:4"') == 2
     assert [read.compress[name]["sparsity"][-1] for name in ("wanda", "sparsegpt")] == ["2:4", "2:4"]
+
+
+PROFILES = sorted(
+    file.relative_to(ROOT / "params").with_suffix("").as_posix() for file in (ROOT / "params").rglob("*.yaml")
+)
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a fresh clone has that profiles name, in a folder that has nothing beside it."""
+    root = tmp_path / "clone"
+    root.mkdir()
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+    for name in ("params", "tests/tiny"):
+        shutil.copytree(ROOT / name, root / name)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_in_a_fresh_clone_a_profile_is_written_or_says_what_it_needs(
+    clone: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (clone / "params.yaml").read_bytes()
+    status = cli.main(["params", name])
+    if status == YES:
+        return
+    assert status == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    if name == "ship":
+        assert line.endswith("; --fit makes smaller or leaves out what the model can't take")
+    else:
+        assert "is not a folder, and the run reads" in line
+        assert "--data DIR" in line
+        assert "data: {source: hub, revisions: {" in line
+    assert (clone / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", PROFILES)
+def test_what_is_written_can_be_planned(clone: Path, name: str) -> None:
+    if cli.main(["params", name, "--fit"]) == YES:
+        assert cli.main(["plan"]) == YES
+
+
+def test_quick_and_ship_need_nothing_but_the_clone(clone: Path) -> None:
+    assert cli.main(["params", "quick"]) == YES
+    assert cli.main(["params", "ship", "--model", "tests/tiny/plain"]) == YES
+
+
+def test_what_a_model_cannot_take_is_made_smaller_or_left_out(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_jsonl(clone / "texts.jsonl", [{"text": "Some words. " * 40}] * 40)
+    tasks = write_jsonl(clone / "tasks.jsonl", [{"prompt": "A", "choices": ["b", "c"], "answer": 0}])
+    given = ["--model", "tests/tiny/plain", "--texts", str(texts), "--tasks", str(tasks)]
+    assert cli.main(["params", "ship", *given]) == YES
+    lines = capsys.readouterr().out.splitlines()
+    read = config.read(clone / "params.yaml")
+    # 64 features and 172 channels: no group of 32 divides 172, nor the 16 of NVFP4.
+    assert read.compress["gptq"]["group_size"] == "channel"
+    assert "compress.gptq.group_size: channel instead of 128: group_size 128 does not divide" in " ".join(lines)
+    assert any(line.startswith("compress.nvfp4 is left out: ") for line in lines)
+    assert "nvfp4" not in read.compress
+    assert (read.evaluate.window, read.calibrate.length) == (512, 512)
+    assert read.evaluate.corpora == ["own_texts"]
+    assert read.decode.open_ended[0].task == "own_texts"
+    assert read.evaluate.tasks[-1] == "own_tasks"
+    assert cli.main(["params", "ship", *given]) == YES
+    assert config.read(clone / "params.yaml") == read, "a second time changes nothing"
+
+
+def test_a_folder_that_is_no_model_changes_nothing(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (clone / "params.yaml").read_bytes()
+    assert cli.main(["params", "ship", "--model", "params"]) == USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hemorrhage params: params.yaml with params/ship.yaml: model.path: ")
+    assert (clone / "params.yaml").read_bytes() == before
