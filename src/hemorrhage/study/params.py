@@ -1142,8 +1142,8 @@ def _check_mirror(params: Params) -> None:
         raise ConfigError(
             f"data.path: {params.data.path} is not a folder, and the run reads {', '.join(read)} from it, laid out as "
             f"on the hub ({params.data.path}/{read[0]}/<config>/<split>-*.parquet): make it, link it there, name "
-            f"another (`hemorrhage params PROFILE --data DIR`), or pin commits of the hub: data: {{source: hub, revisions: "
-            f"{{{read[0]}: COMMIT, ...}}}}; docs/quickstart.md#7-your-own-data"
+            f"another (`hemorrhage params PROFILE --data DIR`), or pin commits of the hub: data: {{source: hub, "
+            f"revisions: {{{read[0]}: COMMIT, ...}}}}; docs/quickstart.md#7-your-own-data"
         )
 
 
