@@ -365,8 +365,14 @@ def _confirmed(design: Design) -> list[str]:
     return list(design.confirmed) if design.params.screen.confirm.windows else []
 
 
+def _confirms(design: Design) -> bool:
+    """Return whether a confirmation may come. What it needs of the base is made before it is known of which variants:
+    it would keep them all waiting."""
+    return bool(design.screened and design.params.screen.confirm.windows)
+
+
 def _fresh_tasks(design: Design) -> list[str]:
-    asked = _confirmed(design) and design.params.screen.confirm.items
+    asked = _confirms(design) and design.params.screen.confirm.items
     return list(design.params.evaluate.tasks) if asked else []
 
 
@@ -842,7 +848,7 @@ KINDS: dict[str, Kind] = {
             rule="confirmation_reference",
             stage="evaluate",
             step="hemorrhage.evaluate.reference",
-            names=lambda design: [BASE] if _confirmed(design) else [],
+            names=lambda design: [BASE] if _confirms(design) else [],
             inputs={"base": BASE_MODEL, "texts": TEXTS, "tasks": FRESH_TASKS},
             settings=_confirmation_reference,
             arguments=_with_memory(_confirmation_reference),
