@@ -41,3 +41,15 @@ def test_failures_name_their_model(family: Family) -> None:
     make(family, "b", "checkpoints", "rtn-4", failure="no luck")
     assert list_failures(family) == {"b/rtn-4": "no luck"}
     assert "hemorrhage invalidate b/rtn-4" in advice(family, list_failures(family))
+
+
+def test_a_model_that_could_not_be_made_has_one_reason(family: Family) -> None:
+    made = [
+        make(family, "b", kind, name, failure="diverged", lacks_model="yes")
+        for kind, name in (("base", "base"), ("texts", "prose"), ("checkpoints", "rtn-4"))
+    ]
+    shared = make(family, "b", "tasks", "agreement")
+    assert list_failures(family) == {"b/base": "diverged"}
+    assert set(invalidate(family, ["b/base"])) == set(made)
+    assert not any(folder.exists() for folder in made)
+    assert shared.is_dir()

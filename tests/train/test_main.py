@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from hemorrhage.models.checkpoint import load, load_tokenizer
 from hemorrhage.models.sources.path import refusal
+from hemorrhage.runtime import lacking
 from hemorrhage.runtime.artifact import read_manifest
 from hemorrhage.runtime.step import InputError
 from hemorrhage.train import __main__ as step
@@ -102,6 +106,38 @@ def test_a_training_that_diverges_says_at_which_step(tokens: Path, tmp_path: Pat
     with pytest.raises(FloatingPointError, match=r"the loss of step \d+ is (nan|inf)"):
         step.raise_model(tokens, spec(optimizer=wild), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_training_that_diverges_is_a_gap_with_its_reason(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wild = spec(optimizer={**spec()["optimizer"], "learning_rate": 1e30, "clip": 1e30})
+    training, child = tmp_path / "wild" / "0123456789ab", tmp_path / "child"
+    arguments = [str(training), "--tokenizer", str(tokens), "--spec", json.dumps(wild)]
+    monkeypatch.setattr(sys, "argv", ["hemorrhage.train", *arguments])
+    step.main()
+    why = lacking.reason(training)
+    assert why is not None
+    assert re.fullmatch(r"wild: the (held-out )?loss of step \d+ is (nan|inf): the training has diverged", why)
+    assert lacking.inherit("hemorrhage.train", [str(child), "--parent", str(training), "--spec", "{}"])
+    assert lacking.reason(child) == why
+
+
+def test_a_model_that_the_last_step_spoils_has_diverged(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = loop._update
+
+    def spoil(model: PreTrainedModel, *others: Any) -> tuple[float, float]:
+        made = update(model, *others)
+        if others[-1] == 23:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.inf)
+        return made
+
+    monkeypatch.setattr(loop, "_update", spoil)
+    with pytest.raises(FloatingPointError, match="the held-out loss of step 24 is nan"):
+        step.raise_model(tokens, spec(), tmp_path / "model")
 
 
 def test_a_text_too_short_for_a_window_is_named(tokens: Path, tmp_path: Path) -> None:

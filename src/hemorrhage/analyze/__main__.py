@@ -1,10 +1,11 @@
 """Step ``rows``: everything with numbers, from rows with intervals to verdicts. The page is drawn from what it leaves.
 
-    python -m hemorrhage.analyze OUT --outputs KIND DIR... [--outputs KIND DIR...]... [--aligned] --spec JSON
-        --address A
+    python -m hemorrhage.analyze OUT --outputs KIND DIR... [--outputs KIND DIR...]... [--aligned] [--several]
+        --spec JSON --address A
 
 KIND is a kind of output (hemorrhage.study.kinds); ``base`` has to be among them. ``--aligned``: the second model of the
-family that was decoded, of kind ``sibling_models``, is the aligned one. ``spec``: ``{"resamples": int, "confidence":
+family that was decoded, of kind ``sibling_models``, is the aligned one. ``--several``: the study has other models, so
+that one whose training diverged is a gap, with nothing but the reason. ``spec``: ``{"resamples": int, "confidence":
 float, "seed": int, "budget": {limit: float}}``. Every file of OUT appears whole; ``provenance.json``, which says at
 which address the numbers were made, is removed first and written last.
 """
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hemorrhage.analyze import study
+from hemorrhage.analyze import study, unmade
 from hemorrhage.analyze.axes import sweeps
 from hemorrhage.analyze.curves import entries, next_points
 from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
@@ -32,7 +33,7 @@ from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
 from hemorrhage.analyze.verdicts import causes, claims, decoding, flags, mapping, ranking, shipping
 from hemorrhage.analyze.verdicts.evidence import Evidence
-from hemorrhage.runtime import step
+from hemorrhage.runtime import lacking, step
 from hemorrhage.runtime.artifact import environment, whole
 from hemorrhage.runtime.aside import Aside
 
@@ -154,12 +155,19 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--outputs", nargs="+", action="append", required=True, metavar=("KIND", "DIR"))
     parser.add_argument("--aligned", action="store_true", help="the second model of the family is the aligned one")
+    parser.add_argument("--several", action="store_true", help="the study has other models")
     parser.add_argument("--spec", required=True)
     parser.add_argument("--address", required=True)
     arguments = parser.parse_args()
     step.start()
     spec = Spec.parse(arguments.spec)
     given = {kind: [Path(path) for path in paths] for kind, *paths in arguments.outputs}
+    reason = lacking.reason(given["base"][0])
+    if reason is not None:
+        if not arguments.several:
+            raise step.InputError(f"there is no model to study: {reason}")
+        unmade.write(arguments.out, reason, arguments.address)
+        return
     analyze(arguments.out, read(given, arguments.aligned), spec, arguments.address)
 
 

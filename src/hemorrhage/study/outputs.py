@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+from hemorrhage.runtime import lacking
 from hemorrhage.runtime.service import store
 from hemorrhage.study import kinds
 from hemorrhage.study import params as config
 from hemorrhage.study.family import Family
+from hemorrhage.study.kinds import KINDS
 from hemorrhage.study.plan import DATA, PROVENANCE, REPORTS, Plan
 
 
@@ -60,7 +62,7 @@ def _invalidate(plan: Plan, variant: str) -> list[Path]:
     servers = [server.label for server in plan.params.evaluate.engines.servers]
     if variant not in (kinds.BASE, *plan.variants, *servers):
         raise config.ConfigError(f"{variant} is not a variant; variants are {', '.join(['base', *plan.variants])}")
-    removed = []
+    removed = _remove_lacking(plan) if variant == kinds.BASE else []
     for kind in kinds.model_kinds():
         for name in plan.names(kind.name):
             of_server = kind.name == "served" and variant in servers and name.startswith(f"{variant}.")
@@ -73,6 +75,15 @@ def _invalidate(plan: Plan, variant: str) -> list[Path]:
             store.remove(output)
     if removed:
         (plan.reports / PROVENANCE).unlink(missing_ok=True)
+    return removed
+
+
+def _remove_lacking(plan: Plan) -> list[Path]:
+    """Remove the training that diverged, and all that says so in its place."""
+    outputs = [Path(plan.manifest(kind, name)).parent for kind in KINDS for name in plan.names(kind)]
+    removed = [output for output in outputs if lacking.reason(output) is not None]
+    for output in removed:
+        shutil.rmtree(output)
     return removed
 
 
@@ -94,7 +105,8 @@ def failures_of(plan: Plan) -> dict[str, str]:
             if manifest.is_file() and model not in reasons:
                 reason = json.loads(manifest.read_text(encoding="utf-8")).get("failure")
                 reasons |= {model: reason} if reason else {}
-    return reasons
+    # Without a base its variants have no reasons of their own.
+    return {kinds.BASE: reasons[kinds.BASE]} if kinds.BASE in reasons else reasons
 
 
 def advice(family: Family, reasons: dict[str, str]) -> str:

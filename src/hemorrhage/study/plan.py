@@ -18,6 +18,7 @@ from hemorrhage.bracket import content as bracket
 from hemorrhage.engines.endpoint_http import EndpointError, read_key
 from hemorrhage.engines.environment import NotInstalledError, require
 from hemorrhage.models.sources.files import architecture
+from hemorrhage.runtime import lacking
 from hemorrhage.runtime.address import SOURCE, address, program
 from hemorrhage.runtime.artifact import MANIFEST, read_manifest
 from hemorrhage.study import kinds
@@ -169,6 +170,7 @@ class Plan:
             folders = [str(Path(manifest).parent) for manifest in self.manifests(kind.name)]
             words += ["--outputs", kind.name, *folders] if folders else []
         words += ["--aligned"] if kinds.is_aligned(self.design) else []
+        words += ["--several"] if self.reports != REPORTS else []
         words += ["--spec", json.dumps(kinds.analysis(self.design)), "--address", self.rows]
         return " ".join(map(quote, words))
 
@@ -200,7 +202,7 @@ class Plan:
     def _check_base(self) -> None:
         """Refuse what a prepared base model rules out, by its config.json or by what the base step tried."""
         manifest = Path(self.checkpoint(kinds.BASE))
-        if not manifest.is_file():
+        if not manifest.is_file() or lacking.reason(manifest.parent) is not None:
             return
         for entry in read_manifest(manifest.parent).get("probe", []):
             if entry["answer"] == "no":
@@ -235,12 +237,13 @@ class Plan:
 
 def are_made(reports: Path, field: str, address: str, names: Iterable[str]) -> bool:
     """Tell whether ``names`` are in a folder of reports, whose provenance.json says in ``field`` that they were made at
-    ``address``."""
+    ``address``. Of a model that could not be made there are none."""
     try:
-        said = json.loads((reports / PROVENANCE).read_text(encoding="utf-8"))[field]
+        provenance = json.loads((reports / PROVENANCE).read_text(encoding="utf-8"))
+        is_gap, said = "failure" in provenance, provenance[field]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return bool(said == address) and all((reports / name).is_file() for name in names)
+    return bool(said == address) and (is_gap or all((reports / name).is_file() for name in names))
 
 
 def evaluable(manifest: Path) -> dict[str, int]:

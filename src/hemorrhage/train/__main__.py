@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemorrhage.runtime import lacking
 from hemorrhage.runtime.artifact import read_manifest, resuming, write_manifest, writing
 from hemorrhage.runtime.step import start
 from hemorrhage.train import architecture, tickets, tokenizer, tuning
@@ -50,12 +51,17 @@ def main() -> None:
     parser.add_argument("--parent", type=Path, help="folder of the training that is tuned, or that a ticket is of")
     parser.add_argument("--spec", type=json.loads, required=True, help="settings of the recipe, as JSON")
     arguments = parser.parse_args()
-    if arguments.parent is None:
-        raise_model(arguments.tokenizer, arguments.spec, arguments.out)
-    elif arguments.tokenizer is None:
-        tune_model(arguments.parent, arguments.spec, arguments.out)
-    else:
-        draw_ticket(arguments.tokenizer, arguments.parent, arguments.spec, arguments.out)
+    try:
+        if arguments.parent is None:
+            raise_model(arguments.tokenizer, arguments.spec, arguments.out)
+        elif arguments.tokenizer is None:
+            tune_model(arguments.parent, arguments.spec, arguments.out)
+        else:
+            draw_ticket(arguments.tokenizer, arguments.parent, arguments.spec, arguments.out)
+    except FloatingPointError as error:
+        reason = f"{arguments.out.parent.name}: {error}"
+        log.exception("recorded as failed: %s", reason)
+        lacking.record(arguments.out, reason)
 
 
 def raise_model(source: Path, spec: Spec, out: Path) -> None:

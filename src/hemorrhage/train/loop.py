@@ -64,7 +64,10 @@ def train(
     with deterministic():
         for step in range(first, objective.steps):
             loss, norm = _update(model, optimizer, objective, spec, step)
-            heldout = objective.heldout(model) if step + 1 in measured else math.nan
+            heldout = math.nan
+            if step + 1 in measured:
+                # What the last step did is seen here alone.
+                heldout = _finite(objective.heldout(model), "held-out loss", step)
             curve.append((loss, heldout, norm))
             for tokens in spec["keep"]:
                 if objective.tokens(step) < tokens <= objective.tokens(step + 1):
@@ -88,11 +91,17 @@ def _update(
         group["lr"] = rate(step, objective.steps, chosen["learning_rate"], spec["schedule"])
     optimizer.zero_grad()
     loss = objective.backward(model, step)
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss of step {step + 1} is {loss}: the training has diverged")
+    _finite(loss, "loss", step)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), chosen["clip"]))
     optimizer.step()
     return loss, norm
+
+
+def _finite(value: float, name: str, step: int) -> float:
+    """Return a loss. Raises FloatingPointError where the training has diverged."""
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the {name} of step {step + 1} is {value}: the training has diverged")
+    return value
 
 
 def adamw(model: PreTrainedModel, spec: Training) -> AdamW:

@@ -43,6 +43,7 @@ def analyzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     for (name, described), error in zip(DESCRIBED.items(), noise, strict=True):
         factor = np.exp(error) * (PLANTED if described["group"] == "b" else 1.0)
         _scale(reports / name / "hemorrhage.parquet", ["estimate", "low", "high"], factor)
+        _diagnose(reports / name / "hemorrhage.parquet", np.exp(error))
     concluded = analyze(reports, DESCRIBED, SPEC, "an address")
     draw(reports, "a page")
     return reports, concluded
@@ -53,6 +54,19 @@ def _scale(file: Path, columns: Sequence[str], factor: float) -> None:
     of_kl = rows["metric"].str.startswith("kl_mean")
     rows.loc[of_kl, list(columns)] *= factor
     rows.to_parquet(file, index=False)
+
+
+def _diagnose(file: Path, factor: float) -> None:
+    """Add what the base's blocks do to the state, which the synthetic study lacks, as ``factor`` times what it has."""
+    rows = pd.read_parquet(file)
+    written = rows[(rows["variant"] == "base") & rows["metric"].str.startswith("write_norm{layer")]
+    added = [
+        written.assign(
+            metric=written["metric"].str.replace("write_norm", name), estimate=start + factor * written["estimate"]
+        )
+        for name, start in (("norm_growth", 1.0), ("block_influence", 0.0))
+    ]
+    pd.concat([rows, *added], ignore_index=True).to_parquet(file, index=False)
 
 
 @pytest.fixture(scope="package")

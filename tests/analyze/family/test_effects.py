@@ -110,3 +110,23 @@ def test_a_planted_difference_is_found() -> None:
     draw = np.random.default_rng(1)
     planted = {"a": 0.0, "b": 0.0, "c": 12.0}
     assert sum(errors(draw, planted, 3, False) for _ in range(200)) >= 190
+
+
+def test_the_least_difference_that_is_seen_is_seen_in_four_of_five_studies() -> None:
+    draw = np.random.default_rng(2)
+    spread, seeds = 0.3, 4
+    squares = [effects.least_seen(list(draw.normal(0, spread, (2, seeds))), 0.95) ** 2 for _ in range(400)]
+    least = math.sqrt(np.mean(squares))
+    shown = sum(
+        effects.contrasts(
+            {"a": list(draw.normal(0, spread, seeds)), "b": list(draw.normal(least, spread, seeds))}, 0.95
+        )[0].verdict
+        == DIFFER
+        for _ in range(400)
+    )
+    # Welch's freedom is less than that of two groups of one spread, which costs a little.
+    assert 0.68 < shown / 400 < 0.88
+
+
+def test_what_was_not_compared_has_no_least_difference() -> None:
+    assert math.isnan(effects.least_seen([A, (1.0, 2.0)], 0.95))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
+from hemorrhage.analyze import unmade
+from hemorrhage.analyze.family.__main__ import analyze
+from hemorrhage.analyze.family.models import Gap
+from hemorrhage.analyze.family.page.__main__ import draw
+from hemorrhage.runtime.step import InputError
 from hemorrhage.study.kinds import PAGE_FILES, ROWS_FILES
 from tests.analyze.family.conftest import DESCRIBED, SPEC
+
+WHY = "wild: the loss of step 3 is nan: the training has diverged"
 
 
 def test_every_file_of_reports_is_there(reports: Path) -> None:
@@ -39,3 +48,28 @@ def test_the_command_line(reports: Path) -> None:
     page = [sys.executable, "-m", "hemorrhage.analyze.family.page", str(reports), "--address", "a page"]
     subprocess.run(page, check=True, timeout=120)
     assert json.loads((reports / "provenance.json").read_text())["page"] == "a page"
+
+
+def test_a_model_that_could_not_be_made_is_a_gap(reports: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "reports"
+    shutil.copytree(reports, mine)
+    unmade.write(mine / "b-2", WHY, "another address")
+    concluded = analyze(mine, DESCRIBED, SPEC, "an address")
+    assert concluded.gaps == [Gap("b-2", "b", WHY)]
+    assert [row.model for row in concluded.models] == [name for name in DESCRIBED if name != "b-2"]
+    assert set(pd.read_parquet(mine / "hemorrhage.parquet")["model"]) == set(DESCRIBED) - {"b-2"}
+    for effect in concluded.effects:
+        a, b = effect.levels
+        assert (a.lacking, b.lacking, b.reason) == (0, 1, WHY)
+        assert effect.contrasts[0].verdict == "too few models"
+    draw(mine, "a page")
+    assert WHY in (mine / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_study_without_a_model_says_why(reports: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "reports"
+    shutil.copytree(reports, mine)
+    for name in DESCRIBED:
+        unmade.write(mine / name, WHY, "another address")
+    with pytest.raises(InputError, match="no model of this study could be made; a-0: wild"):
+        analyze(mine, DESCRIBED, SPEC, "an address")

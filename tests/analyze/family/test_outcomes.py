@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from hemorrhage.analyze.curves.entries import LabelBits, Threshold
@@ -39,3 +43,38 @@ def test_a_place_is_in_the_bits_of_the_setting_and_known_on_every_corpus() -> No
     assert outcomes._place([share, Threshold("found", estimate=0.5)]) == pytest.approx(0.4)
     assert math.isnan(outcomes._place([share, nowhere]))
     assert math.isnan(outcomes._place([]))
+
+
+def test_growth_is_the_product_over_blocks(models: list[Model]) -> None:
+    (growth,) = (each for each in outcomes.outcomes(models) if each.measure == outcomes.GROWTH)
+    rows = models[0].study.rows
+    blocks = rows[(rows["variant"] == "base") & rows["metric"].str.match(r"norm_growth\{layer=\d+\}")]
+    assert len(blocks) > 1
+    assert growth.values["a-0"] == pytest.approx(np.log(blocks["estimate"]).sum())
+
+
+def test_redundancy_is_the_mean_over_blocks(models: list[Model]) -> None:
+    measured = {each.measure: each for each in outcomes.outcomes(models) if each.kind == outcomes.INSIDE}
+    rows = models[0].study.rows
+    influence = rows[(rows["variant"] == "base") & rows["metric"].str.match(r"block_influence\{layer=\d+\}")]
+    name = outcomes.REDUNDANCY["block_influence"]
+    assert measured[name].values["a-0"] == pytest.approx(influence["estimate"].mean())
+
+
+def test_a_drift_is_what_a_doubling_of_the_position_multiplies_by() -> None:
+    ends = (16, 32, 64, 128, 256)
+    rows = pd.DataFrame(
+        [
+            ("rtn-3", f"kl_mean{{position={end // 2 + 1}-{end}}}[window=256]", corpus, level * end**power)
+            for corpus, level, power in (("prose", 0.1, 0.5), ("code", 3.0, 0.25))
+            # What lies in the first sixteen does not count.
+            for end in ends
+        ],
+        columns=["variant", "metric", "dataset", "estimate"],
+    )
+    rows.loc[rows["metric"].str.contains("9-16"), "estimate"] = 50.0
+    made = cast(Any, SimpleNamespace(study=SimpleNamespace(rows=rows, corpora=["prose", "code"])))
+    assert outcomes._slopes_by_position(made) == pytest.approx({"rtn-3": 0.375 * math.log(2)})
+    lacks = rows[~((rows["dataset"] == "code") & rows["metric"].str.contains("256}"))]
+    made.study.rows = lacks
+    assert outcomes._slopes_by_position(made) == {}

@@ -16,20 +16,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hemorrhage.analyze.family import merge, results
-from hemorrhage.analyze.family.models import Description, read
+from hemorrhage.analyze.family.models import Description, missing, read
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stored import Json
 from hemorrhage.analyze.study import PROVENANCE, REST
 from hemorrhage.runtime import step
 from hemorrhage.runtime.artifact import environment, whole
+from hemorrhage.runtime.step import InputError
 
 NEXT = "# Of several models each has its own: reports/<model>/next.yaml\n{}\n"
 
 
 def analyze(reports: Path, described: Mapping[str, Description], spec: Spec, address: str) -> results.Results:
-    """Write what follows from all models into ``reports``."""
-    models = read(reports, described)
-    concluded = results.conclude(models, spec)
+    """Write what follows from all models into ``reports``. Raises InputError where there is none."""
+    models, gaps = read(reports, described), missing(reports, described)
+    if not models:
+        raise InputError(f"no model of this study could be made; {gaps[0].model}: {gaps[0].reason}")
+    concluded = results.conclude(models, spec, gaps)
     (reports / PROVENANCE).unlink(missing_ok=True)
     for name in merge.TABLES:
         with whole(reports / name) as unfinished:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from hemorrhage.analyze.family.models import Model, groups
-from hemorrhage.analyze.family.outcomes import LOSS, Outcome
+from hemorrhage.analyze.family.models import Gap, Model, groups
+from hemorrhage.analyze.family.outcomes import INSIDE, LOSS, Outcome
 from hemorrhage.analyze.stats.bootstrap import Floats, t_interval
 
 LEAST = 3
@@ -85,42 +85,49 @@ class Disguise:
 
 @dataclass(frozen=True)
 class Effect:
-    """Everything about one outcome."""
+    """Everything about one outcome. ``least_seen``: the smallest difference of two groups that four of five such
+    studies would show; of logarithms, as the outcome is. NaN where no two groups were compared."""
 
     outcome: Outcome
     levels: list[Level]
     contrasts: list[Contrast]
     movements: list[Movement]
     disguise: Disguise | None
+    least_seen: float = math.nan
 
 
-def effects(outcomes: Sequence[Outcome], models: Sequence[Model], confidence: float) -> list[Effect]:
-    """Compare groups and regress on numeric factors in every outcome."""
+def effects(
+    outcomes: Sequence[Outcome], models: Sequence[Model], confidence: float, gaps: Sequence[Gap] = ()
+) -> list[Effect]:
+    """Compare groups and regress on numeric factors in every outcome. ``gaps``: models that could not be made."""
     grouped = groups(models)
     numeric, losses = _numeric_factors(models), {model.name: model.loss for model in models}
     return [
         Effect(
             outcome,
-            [_level(outcome, group, members, confidence) for group, members in grouped.items()],
+            [_level(outcome, group, members, confidence, gaps) for group, members in grouped.items()],
             contrasts({group: outcome.known(members) for group, members in grouped.items()}, confidence),
             [
                 movement
                 for factor, values in numeric.items()
                 if (movement := move(factor, outcome.values, values, losses, confidence)) is not None
             ],
-            None if outcome.kind == LOSS else disguise(outcome, grouped, 1 - confidence),
+            None if outcome.kind in (LOSS, INSIDE) else disguise(outcome, grouped, 1 - confidence),
+            least_seen([outcome.known(members) for members in grouped.values()], confidence),
         )
         for outcome in outcomes
     ]
 
 
-def _level(outcome: Outcome, group: str, members: Sequence[Model], confidence: float) -> Level:
+def _level(outcome: Outcome, group: str, members: Sequence[Model], confidence: float, gaps: Sequence[Gap]) -> Level:
     known = np.array(outcome.known(members))
     lacking = [model.name for model in members if not math.isfinite(outcome.values[model.name])]
-    reason = outcome.reasons.get(lacking[0], "") if lacking else ""
+    unmade = [gap.reason for gap in gaps if gap.group == group]
+    reason = next(iter([*unmade, *(outcome.reasons.get(name, "") for name in lacking)]), "")
+    without = len(lacking) + len(unmade)
     if not len(known):
-        return Level(group, math.nan, math.nan, math.nan, 0, len(lacking), reason)
-    return Level(group, float(known.mean()), *t_interval(known, confidence), len(known), len(lacking), reason)
+        return Level(group, math.nan, math.nan, math.nan, 0, without, reason)
+    return Level(group, float(known.mean()), *t_interval(known, confidence), len(known), without, reason)
 
 
 def contrasts(values: Mapping[str, Sequence[float]], confidence: float) -> list[Contrast]:
@@ -153,6 +160,28 @@ def _welch(first: Floats, second: Floats, confidence: float) -> tuple[float, flo
     freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second), strict=True))
     half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
     return difference, difference - half, difference + half, float(2 * stats.t.sf(abs(difference) / error, freedom))
+
+
+POWER = 0.8
+
+
+def least_seen(groups: Sequence[Sequence[float]], confidence: float) -> float:
+    """Return the difference of two groups that is shown with a probability of POWER, at Holm's strictest level.
+
+    By the spread inside the groups, pooled, and the sizes of the two smallest that can be compared: the quantile of the
+    t distribution at the level plus that at the power, times the error of a difference. Their freedom is that of the
+    test, of two groups alone.
+    """
+    known = [np.array(values) for values in groups if len(values) >= LEAST]
+    if len(known) < 2:
+        return math.nan
+    freedom = sum(len(values) - 1 for values in known)
+    variance = sum(float(np.sum((values - values.mean()) ** 2)) for values in known) / freedom
+    first, second = sorted(len(values) for values in known)[:2]
+    level = (1 - confidence) / math.comb(len(known), 2)
+    of_pair = first + second - 2
+    quantiles = float(stats.t.ppf(1 - level / 2, of_pair) + stats.t.ppf(POWER, of_pair))
+    return quantiles * math.sqrt(variance * (1 / first + 1 / second))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from hemorrhage.analyze import study
+from hemorrhage.analyze import study, unmade
 from hemorrhage.analyze.axes import Sweep, sweeps
 from hemorrhage.analyze.curves.entries import CurveEntry
 from hemorrhage.analyze.inputs import BASE
@@ -68,12 +68,28 @@ class Model:
         return float(np.mean(values)) if values and len(values) == len(estimates) else math.nan
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A model that could not be made, and why."""
+
+    model: str
+    group: str
+    reason: str
+
+
 def read(reports: Path, described: Mapping[str, Description]) -> list[Model]:
-    """Read the models of a study from ``reports/<model>``."""
+    """Read the models of a study from ``reports/<model>``, those that could be made."""
     return [
         Model(name, content["group"], content["factors"], study.read(reports / name))
         for name, content in described.items()
+        if unmade.reason(reports / name) is None
     ]
+
+
+def missing(reports: Path, described: Mapping[str, Description]) -> list[Gap]:
+    """List the models of a study that could not be made."""
+    reasons = {name: unmade.reason(reports / name) for name in described}
+    return [Gap(name, described[name]["group"], reason) for name, reason in reasons.items() if reason is not None]
 
 
 def groups(models: Sequence[Model]) -> dict[str, list[Model]]:

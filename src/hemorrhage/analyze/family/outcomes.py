@@ -1,13 +1,16 @@
 """What is compared between models: a number of each, higher for more damage or for a threshold that lies further out.
 
-Of the unaltered model its loss, and how far its accuracy spreads over decoding strategies. Of a variant the logarithm
-of its KL from its own base, so that a difference of two models is a ratio. Of a curve where it reaches a level, on its
-own axis: of bits in the bits of the setting. Damage and thresholds are means over the corpora.
+Of the unaltered model its loss, how far its accuracy spreads over decoding strategies, how the norm of its state grows
+over the blocks, and how redundant these are. Of a variant the logarithm of its KL from its own base, so that a
+difference of two models is a ratio, and what each doubling of the position in the text multiplies it by. Of a curve
+where it reaches a level, on its own axis: of bits in the bits of the setting. Damage and thresholds are means over the
+corpora.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,22 +19,38 @@ import numpy as np
 from hemorrhage.analyze.curves.entries import Threshold
 from hemorrhage.analyze.family.models import LOSS_OF, Model
 from hemorrhage.analyze.inputs import BASE
+from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.rows.decoding import SPREAD
+from hemorrhage.analyze.rows.diagnostics import DIAGNOSTICS
 from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
+
+FIRST, LEAST_POSITIONS = 16, 4
+"""Positions that a drift leaves out, and buckets of positions that it takes."""
 
 LEVELS = {"ten_percent": "+10 % perplexity", "two_fold": "2× perplexity"}
 """Definition of a threshold -> its name."""
 
-LOSS, SPREAD_OF, DAMAGE, THRESHOLD = "loss", "spread", "damage", "threshold"
+LOSS, SPREAD_OF, INSIDE, DAMAGE, DRIFT, THRESHOLD = "loss", "spread", "inside", "damage", "drift", "threshold"
+
+GROWTH = "growth of the state's norm over the depth"
+REDUNDANCY = {
+    "block_influence": "block influence, mean over blocks",
+    "effective_rank": "effective rank of the state, mean over blocks",
+    "self_repair": "self-repair of a block that is left out, mean over blocks",
+}
+"""Diagnostic of every block -> what it is called; less influence, less rank and more repair are more redundancy."""
+
+POSITION = re.compile(r"kl_mean\{position=(?:\d+-)?(\d+)\}")
+"""The metric of a bucket of positions, and the last of them."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A number of each model: ``values`` by model, NaN where it is not known, ``reasons`` why.
 
-    ``kind``: of an unaltered model's loss or spread, a variant's damage or a threshold; ``name``: the variant, or the
-    curve; ``measure``: what it is, with its unit; ``is_ratio``: the values are logarithms. ``severity``: of a variant,
-    on its axis.
+    ``kind``: of an unaltered model's loss, spread or inside, a variant's damage or drift, or a
+    threshold; ``name``: the variant, or the curve; ``measure``: what it is, with its unit; ``is_ratio``: the values are
+    logarithms. ``severity``: of a variant, on its axis.
     """
 
     kind: str
@@ -49,7 +68,8 @@ class Outcome:
 
 def outcomes(models: Sequence[Model]) -> list[Outcome]:
     """List every outcome that at least two models have: losses, thresholds, then the damage of each variant."""
-    every = [*_losses(models), *_spreads(models), *_thresholds(models), *_damages(models)]
+    of_models, of_variants = (_losses, _spreads, _insides), (_thresholds, _damages, _drifts)
+    every = [each for list_all in (*of_models, *of_variants) for each in list_all(models)]
     return [each for each in every if sum(map(math.isfinite, each.values.values())) > 1]
 
 
@@ -73,6 +93,28 @@ def _spreads(models: Sequence[Model]) -> Iterator[Outcome]:
         yield Outcome(SPREAD_OF, "unaltered", f"spread over strategies of {task} (share)", False, values, reasons)
 
 
+def _insides(models: Sequence[Model]) -> Iterator[Outcome]:
+    """Yield what the diagnostics say of the unaltered models: growth over the depth, and redundancy."""
+    growth = {model.name: _growth(model) for model in models}
+    yield _inside(GROWTH, True, {name: math.log(value) if value > 0 else math.nan for name, value in growth.items()})
+    for metric, called in REDUNDANCY.items():
+        means = {model.name: model.study.numbers.get(BASE, f"{metric}{{layers=mean}}", DIAGNOSTICS) for model in models}
+        yield _inside(called, False, {name: math.nan if each is None else each.value for name, each in means.items()})
+
+
+def _inside(called: str, is_ratio: bool, values: dict[str, float]) -> Outcome:
+    reasons = {name: "not measured" for name, value in values.items() if not math.isfinite(value)}
+    return Outcome(INSIDE, "unaltered", called, is_ratio, values, reasons)
+
+
+def _growth(model: Model) -> float:
+    """Return the norm of the last block's output over that of the first one's input, as a product over blocks."""
+    steps: list[float] = []
+    while (step := model.study.numbers.get(BASE, f"norm_growth{{layer={len(steps)}}}", DIAGNOSTICS)) is not None:
+        steps.append(step.value)
+    return math.prod(steps) if steps else math.nan
+
+
 def _damages(models: Sequence[Model]) -> Iterator[Outcome]:
     variants = {
         variant.name: variant
@@ -91,6 +133,39 @@ def _damages(models: Sequence[Model]) -> Iterator[Outcome]:
             {model: "no KL above 0 on every corpus" for model, kl in divergences.items() if not kl > 0},
             variant.manifest.get("severity"),
         )
+
+
+def _drifts(models: Sequence[Model]) -> Iterator[Outcome]:
+    """Yield what each doubling of the position multiplies the KL of a variant by, where windows are long enough."""
+    by_variant: dict[str, dict[str, float]] = {}
+    for model in models:
+        for variant, value in _slopes_by_position(model).items():
+            by_variant.setdefault(variant, {})[model.name] = value
+    for variant, known in by_variant.items():
+        values = {model.name: known.get(model.name, math.nan) for model in models}
+        reasons = {
+            name: "no KL above 0 at four positions" for name, value in values.items() if not math.isfinite(value)
+        }
+        yield Outcome(DRIFT, variant, "KL at twice the position over KL (ratio)", True, values, reasons)
+
+
+def _slopes_by_position(model: Model) -> dict[str, float]:
+    """Return by variant the slope of ln KL over log2 of the position, the mean over corpora; the first 16 are left out.
+
+    A text's beginning has little to be wrong about.
+    """
+    rows = model.study.rows
+    rows = rows[rows["metric"].str.startswith("kl_mean{position=") & (rows["estimate"] > 0)]
+    ends = rows["metric"].map(strip_protocol).str.extract(POSITION, expand=False).astype(float)
+    rows = rows.assign(at=np.log2(ends))
+    slopes: dict[str, list[float]] = {}
+    for (variant, _), points in rows[rows["at"] > math.log2(FIRST)].groupby(["variant", "dataset"], sort=False):
+        if len(points) >= LEAST_POSITIONS:
+            slope = np.polyfit(points["at"], np.log(points["estimate"]), 1)[0]
+            slopes.setdefault(str(variant), []).append(float(slope))
+    return {
+        variant: float(np.mean(values)) for variant, values in slopes.items() if len(values) == len(model.study.corpora)
+    }
 
 
 def _thresholds(models: Sequence[Model]) -> Iterator[Outcome]:

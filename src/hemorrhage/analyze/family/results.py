@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hemorrhage.analyze.family import effects, law, outcomes
+from hemorrhage.analyze.family import claims, effects, law, outcomes, redundancy
+from hemorrhage.analyze.family.claims import Assessment
 from hemorrhage.analyze.family.effects import Effect
 from hemorrhage.analyze.family.law import Exponent
-from hemorrhage.analyze.family.models import Model
+from hemorrhage.analyze.family.models import Gap, Model
+from hemorrhage.analyze.family.redundancy import Relation
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stored import Json, decode, encode
 from hemorrhage.analyze.study import REST
@@ -33,13 +35,26 @@ class Results:
     effects: list[Effect]
     confidence: float
     law: list[Exponent] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    relations: list[Relation] = field(default_factory=list)
+    claims: list[Assessment] = field(default_factory=list)
 
 
-def conclude(models: Sequence[Model], spec: Spec) -> Results:
-    """Compare the models of a study in every outcome."""
+def conclude(models: Sequence[Model], spec: Spec, gaps: Sequence[Gap] = ()) -> Results:
+    """Compare the models of a study in every outcome. ``gaps``: models that could not be made."""
     rows = [Row(model.name, model.group, model.facts) for model in models]
-    compared = effects.effects(outcomes.outcomes(models), models, spec.confidence)
-    return Results(rows, compared, spec.confidence, law.exponents(models, spec.confidence))
+    listed = outcomes.outcomes(models)
+    compared = effects.effects(listed, models, spec.confidence, gaps)
+    relations = redundancy.relations(listed, models)
+    return Results(
+        models=rows,
+        effects=compared,
+        confidence=spec.confidence,
+        law=law.exponents(models, spec.confidence),
+        gaps=list(gaps),
+        relations=relations,
+        claims=claims.judge(claims.Evidence(models, compared, relations, spec.confidence)),
+    )
 
 
 def as_json(results: Results) -> Json:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hemorrhage.analyze import study
-from hemorrhage.analyze.report.page import render
+from hemorrhage.analyze import study, unmade
+from hemorrhage.analyze.report.page import render, render_gap
 from hemorrhage.analyze.report.write import run, write
 
 
 def draw(reports: Path, address: str) -> None:
     """Draw the page of a folder of reports."""
-    write(reports, render(study.read(reports)), address)
+    reason = unmade.reason(reports)
+    html = render(study.read(reports)) if reason is None else render_gap(reports.name, reason)
+    write(reports, html, address)
 
 
 def main() -> None:

@@ -140,6 +140,11 @@ def render(study: Study) -> str:
     return glossary.link_words(link_papers(html))
 
 
+def render_gap(model: str, reason: str) -> str:
+    """Render the page of a model that could not be made."""
+    return environment().get_template("gap.html.j2").render(title=model, reason=reason)
+
+
 @functools.cache
 def environment() -> Environment:
     """Return the environment that renders the templates, which are compiled once in a process."""

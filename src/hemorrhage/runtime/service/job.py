@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hemorrhage.runtime import lacking
 from hemorrhage.runtime.service import device, store
 
 COLUMNS = ("s", "max_rss", "cpu_time", "start_up")
@@ -58,7 +59,7 @@ def run(usage: Path, module: str, arguments: list[str]) -> NoReturn:
         with store.shared(Path(arguments[0]) if arguments else Path()) as is_linked:
             if is_linked:
                 atexit.unregister(_write)
-            else:
+            elif not lacking.inherit(module, arguments):
                 device.assign()
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:

@@ -32,7 +32,9 @@ def test_absence_of_evidence_is_not_printed_as_absence(results: Results) -> None
         ],
     )
     (sentence,) = answers.answers(silent)
-    assert sentence.endswith("which is not to say that there is none.")
+    said, power = sentence.split("which is not to say that there is none. ")
+    assert "no difference of two groups was shown" in said
+    assert power.startswith("Of KL, four of five such studies would show a ratio of ")
 
 
 def test_groups_that_are_too_small_say_so(results: Results) -> None:

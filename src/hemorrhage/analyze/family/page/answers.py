@@ -20,9 +20,18 @@ def answers(results: Results) -> list[str]:
     elif silent:
         shown.append(
             f"In {len(silent)} of {len(tested)} outcomes no difference of two groups was shown, which is not to say "
-            "that there is none."
+            f"that there is none.{_power(silent)}"
         )
     return shown
+
+
+def _power(silent: Sequence[Effect]) -> str:
+    """Say what these studies would have shown of the damage of variants."""
+    least = sorted(each.least_seen for each in silent if each.outcome.is_ratio and math.isfinite(each.least_seen))
+    if not least:
+        return ""
+    middle = math.exp(least[len(least) // 2])
+    return f" Of KL, four of five such studies would show a ratio of {middle:.3g}, in the middle one of these outcomes."
 
 
 def _of(effect: Effect) -> Iterator[str]:
