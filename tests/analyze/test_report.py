@@ -29,6 +29,7 @@ FILES = {
     "hemorrhage.parquet",
     "blocks.parquet",
     "metrics.json",
+    "headline.json",
     "thresholds.json",
     "next.yaml",
     "claims.json",

@@ -27,7 +27,7 @@ from hemorrhage.analyze.curves.definitions import DEFINITIONS, find_thresholds
 from hemorrhage.analyze.doctor import doctor
 from hemorrhage.analyze.inputs import Inputs, model_name, read
 from hemorrhage.analyze.manifests import Manifest
-from hemorrhage.analyze.rows import blocks, mitigations, plots, tables
+from hemorrhage.analyze.rows import blocks, headline, mitigations, plots, tables
 from hemorrhage.analyze.rows import results as rows
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.study import Study
@@ -93,7 +93,9 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     described = claims.model_of(evidence, model)
     save(out / "claims.json", _json(claims.as_json(assessments, effects, doubled, described)))
     inside, ship = recommended.overall.inside, recommended.headline()
-    save(out / "metrics.json", _json(tables.headline(inputs, numbers, corpora, results.suites, inside, ship)))
+    metrics = tables.headline(inputs, numbers, corpora, results.suites, inside, ship)
+    save(out / "metrics.json", _json(metrics))
+    save(out / "headline.json", _json(headline.headline(metrics, inputs), sort_keys=False))
     save(out / "doctor.json", _json(doctor.as_json(examined)))
     save(out / "flags.json", _json(flags.as_json(flagged)))
     for name, table in {

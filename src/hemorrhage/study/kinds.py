@@ -1037,6 +1037,7 @@ ROWS_FILES = (
     "hemorrhage.parquet",
     "blocks.parquet",
     "metrics.json",
+    "headline.json",
     "thresholds.json",
     "next.yaml",
     "claims.json",

@@ -42,6 +42,7 @@ def analyze(reports: Path, described: Mapping[str, Description], spec: Spec, add
             merge.table(reports, models, name).to_csv(unfinished, index=False)
     for name in merge.BY_MODEL:
         _save(reports / name, merge.by_model(reports, models, name), 2)
+    _save(reports / merge.HEADLINE, merge.headline(reports, models), 2)
     with whole(reports / "next.yaml") as unfinished:
         unfinished.write_text(NEXT, encoding="utf-8")
     _save(reports / REST, results.as_json(concluded), None)

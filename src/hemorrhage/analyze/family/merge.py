@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from hemorrhage.analyze.family.models import Model
+from hemorrhage.analyze.rows.headline import of_models
 from hemorrhage.analyze.stored import Json
 
 TABLES = ("hemorrhage.parquet", "blocks.parquet")
 CSVS = ("curves.csv", "front.csv", "layers.csv", "thresholds.csv", "decoding.csv")
+HEADLINE = "headline.json"
 BY_MODEL = (
     "metrics.json",
     "thresholds.json",
@@ -35,6 +37,14 @@ def table(reports: Path, models: Sequence[Model], name: str) -> pd.DataFrame:
         parts.append(part)
     filled = [part for part in parts if len(part)]
     return pd.concat(filled or parts[:1], ignore_index=True)
+
+
+def headline(reports: Path, models: Sequence[Model]) -> dict[str, Json]:
+    """Return the content of headline.json of all models together."""
+    contents = {
+        model.name: json.loads((reports / model.name / HEADLINE).read_text(encoding="utf-8")) for model in models
+    }
+    return of_models(contents, {model.name: model.group for model in models})
 
 
 def by_model(reports: Path, models: Sequence[Model], name: str) -> dict[str, Json]:
