@@ -6,9 +6,12 @@ Each test leaves the project as it found it, computed and committed.
 from __future__ import annotations
 
 import json
+import re
 
+import pandas as pd
 import pytest
 
+from tests.conftest import ROOT
 from tests.project import REPORT, Project
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.usefixtures("left_as_found")]
@@ -42,15 +45,37 @@ def test_a_fresh_clone_pulls_and_has_nothing_to_do(project: Project) -> None:
     assert clone.jobs("dvc", "repro") == {"compress": 1, "evaluate": 1, "decode": 1, "mitigate": 1, **REPORT}
 
 
+def test_the_story_of_a_colleague_runs_as_it_is_written(project: Project) -> None:
+    """The two code blocks of docs/STUDIES.md, in folders that lie side by side."""
+    text = (ROOT / "docs/STUDIES.md").read_text().partition("\n## A colleague\n")[2].partition("\n## ")[0]
+    yours, theirs = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
+    project.run("git", "checkout", "--quiet", "-b", "shared")
+    project.edit("params.yaml", "resamples: 200", "resamples: 300")
+    project.run("dvc", "repro", "--quiet")
+    told = project.root.with_name("study")
+    told.symlink_to(project.root)
+    project.run("bash", "-euc", f"cd ../study\n{yours}")
+    elsewhere = Project(project.root.parent / "elsewhere", project.journal, project.root.parent / "tools")
+    elsewhere.root.mkdir()
+    script = theirs.replace("git clone URL study", "git clone --quiet ../study study")
+    said = elsewhere.run("bash", "-euc", script).stdout
+    assert "of 2 revisions are in reports/compare.csv" in said
+    assert (elsewhere.root / "study/reports/compare.html").is_file()
+    assert not Project(elsewhere.root / "study", project.journal, project.root.parent / "tools").jobs("snakemake")
+
+
 def test_an_older_commit_and_back_has_nothing_to_do(project: Project) -> None:
     project.run("git", "checkout", "--quiet", "-b", "newer")
     project.edit("params.yaml", "method: gptq, bits: [3],", "method: gptq, bits: [3], damp: 0.4,")
     project.jobs("dvc", "repro")
     project.commit("another damping")
-    difference = json.loads(project.run("dvc", "metrics", "diff", "--json", "main").stdout)
-    changed = difference["reports/metrics.json"]
+    of_all = ("dvc", "metrics", "diff", "--json", "main", "--targets", "reports/metrics.json")
+    changed = json.loads(project.run(*of_all).stdout)["reports/metrics.json"]
     assert changed
     assert all("gptq-3" in key for key in changed), "only the changed variant's metrics differ"
+    shown = json.loads(project.run("dvc", "metrics", "diff", "--json", "main").stdout)
+    assert list(shown) == ["reports/headline.json"]
+    assert 1 <= len(shown["reports/headline.json"]) <= 20
     for revision in ("main", "newer", "main"):
         project.run("git", "checkout", "--quiet", revision)
         project.run("dvc", "checkout", "--force", "--quiet")
@@ -74,5 +99,14 @@ def test_experiments_reuse_what_was_computed(project: Project) -> None:
         assert name in shown
     changed = json.loads(project.run("dvc", "exp", "diff", "HEAD", "damped", "--json").stdout)
     assert changed["params"]["params.yaml"]["compress.gptq.damp"]["new"] == 0.5
-    assert any("gptq-3" in key for key in changed["metrics"]["reports/metrics.json"])
+    assert any("gptq-3" in key for key in changed["metrics"]["reports/headline.json"])
+    columns = shown.splitlines()[0].split(",")
+    assert {"kl.gptq-3.prose", "pick", "protocol"} <= set(columns)
+    assert not [name for name in columns if "[" in name], "what rich would take for markup"
+    said = project.run("hemorrhage", "compare").stdout
+    assert "of 4 revisions are in reports/compare.csv" in said, "HEAD and three experiments"
+    table = pd.read_csv(project.root / "reports/compare.csv")
+    assert list(dict.fromkeys(table["revision"])) == ["HEAD", "damped", "six", "resampled"]
+    damped = table[(table["revision"] == "damped") & (table["metric"] == "kl_mean") & (table["part"] == "")]
+    assert set(damped[damped["difference"] != 0]["variant"]) == {"gptq-3"}
     assert not project.jobs("snakemake"), "the workspace is as it was"
