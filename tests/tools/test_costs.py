@@ -59,6 +59,18 @@ def test_it_shows_what_is_missing_and_what_ran_next_to_its_prediction(workload: 
     assert not observe([workload.jobs["evaluations", "rtn-4"]])
 
 
+def test_memory_that_the_machine_lacks_is_said_as_loudly_as_disk(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "machine_memory", lambda: 64_000_000_000)
+    assert "memory: 64000 MB\n" in costs.show(workload.plan, 2, False)
+    monkeypatch.setattr(costs, "machine_memory", lambda: 600_000_000)
+    (line,) = (line for line in costs.show(workload.plan, 2, False).splitlines() if line.startswith("memory: "))
+    assert line.startswith("memory: 600 MB -- NOT ENOUGH for base (")
+    assert "decodes (" in line
+    assert "texts (" not in line
+
+
 def test_a_machine_reads_the_same_numbers(workload: Workload, capsys: pytest.CaptureFixture[str]) -> None:
     finish(workload, "rtn-4")
     assert cli.main(["costs", "--cores", "2", "--json"]) == YES

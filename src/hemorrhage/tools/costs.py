@@ -81,6 +81,7 @@ class Forecast:
     gpu_jobs: int
     gpu_hours: float | None
     free_disk_mb: float
+    machine_mb: float
     factors: dict[str, float]
     unknown: list[str]
     fitted: FittedOn
@@ -186,7 +187,12 @@ def _lines_of_several(forecasts: Mapping[str, Forecast | None], cores: int) -> l
     lines.append(
         f"on {cores} cores about {max(total.cpu_minutes / cores, least):.1f} min; on any number {least:.1f} min"
     )
-    return [*lines, f"free disk: {free:.0f} MB{' -- NOT ENOUGH' if total.disk_mb > free else ''}"]
+    machine = min(each.machine_mb for each in known.values())
+    return [
+        *lines,
+        f"free disk: {free:.0f} MB{' -- NOT ENOUGH' if total.disk_mb > free else ''}",
+        _machine_line(machine, {name: each.total for name, each in known.items()}),
+    ]
 
 
 def show(plan: Plan, cores: int, gpu: bool, batch: int = 1, context: int = 2048) -> str:
@@ -295,6 +301,7 @@ def forecast(
         gpu_jobs=len(on_gpu),
         gpu_hours=sum(predicted[key].cpu_s for key in on_gpu) / 3600 if requests.gpus else None,
         free_disk_mb=shutil.disk_usage(Path.cwd()).free / 1e6,
+        machine_mb=1e-6 * machine_memory(),
         factors=costs.factors,
         unknown=sorted({f"{job.kind} {job.method}".strip() for job in missing.values() if not costs.is_fitted(job)}),
         fitted=read_coefficients()["fitted"],
@@ -324,6 +331,7 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
         _gpu_line(forecast),
         f"free disk: {forecast.free_disk_mb:.0f} MB"
         + (" -- NOT ENOUGH" if forecast.total.disk_mb > forecast.free_disk_mb else ""),
+        _machine_line(forecast.machine_mb, forecast.kinds),
     ]
     if forecast.factors:
         corrected = ", ".join(f"{kind} x{factor:.2f}" for kind, factor in forecast.factors.items())
@@ -338,6 +346,23 @@ def _forecast_lines(forecast: Forecast) -> list[str]:
             " evaluate.dtype: bfloat16 would save time, as a protocol of its own"
         )
     return lines
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this machine has, or its control group may take."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
+    return min(physical, int(allowed)) if allowed.isdecimal() else physical
+
+
+def _machine_line(machine_mb: float, totals: Mapping[str, Total]) -> str:
+    """Say which of ``totals`` have a job that takes more memory than the machine has."""
+    large = {name: total.peak_mb for name, total in totals.items() if total.peak_mb > machine_mb}
+    if not large:
+        return f"memory: {machine_mb:.0f} MB"
+    needed = ", ".join(f"{name} ({peak:.0f} MB)" for name, peak in large.items())
+    return f"memory: {machine_mb:.0f} MB -- NOT ENOUGH for {needed}"
 
 
 def _gpu_line(forecast: Forecast) -> str:

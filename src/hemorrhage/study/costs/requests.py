@@ -17,6 +17,10 @@ UNKNOWN = {"threads": 2, "mem_mb": 16000, "minutes": 120}
 """The request where the model is not on this machine yet, so that its size is not known."""
 
 
+BY_BLOCKS = ("rtn", "gptq", "awq", "magnitude", "wanda", "sparsegpt")
+"""Methods that hold one block at a time: a peak of 2.1 GB was measured of GPTQ of 12.6 GB (docs/benchmarks.md)."""
+
+
 class Requests:
     """The resources of a plan's jobs; ``gpu``: GPUs that a job which runs the model asks for."""
 
@@ -42,14 +46,23 @@ class Requests:
         """Return the predicted memory in MB: what the plan says, and what rules ask for with room for its error.
 
         A model that takes more than ``evaluate.memory_gb`` in float32 is read block by block: then two blocks are in
-        memory, one that computes and one that is read, the embedding and the head.
+        memory, one that computes and one that is read, the embedding and the head. Calibrating and some methods always
+        do so, and hold second moments of a layer's inputs.
         """
-        predicted = self.costs.predict(self.workload.job(kind, name)).rss_mb
+        job = self.workload.job(kind, name)
+        predicted = self.costs.predict(job).rss_mb
         shape, limit = self.workload.shape, 1e9 * self.workload.plan.params.evaluate.memory_gb
-        if shape is None or kind not in KINDS or not KINDS[kind].by_blocks or 4 * shape.parameters <= limit:
+        if shape is None or kind not in KINDS or 4 * shape.parameters <= limit:
             return predicted
-        held = 4e-6 * (2 * shape.blocks / shape.number + 2 * shape.embedding)
-        return min(predicted, self.costs.started(kind) + held)
+        block = shape.blocks / shape.number
+        held = 4e-6 * (2 * block + 2 * shape.embedding)
+        if KINDS[kind].by_blocks:
+            return min(predicted, self.costs.started(kind) + held)
+        if kind == "calibrations" or job.method.removesuffix(" sequential") in BY_BLOCKS:
+            # The widest input is that of the MLP's last layer: of a block's weights three matrices have it.
+            moments = 4e-6 * 3 * max(shape.width, block / (3 * shape.width)) ** 2
+            return min(predicted, self.costs.started(kind) + held + moments)
+        return predicted
 
     def mem_mb(self, kind: str, name: str, attempt: int = 1) -> int:
         """Return the memory in MB, twice as much for each attempt."""
