@@ -46,13 +46,14 @@ def test_a_fresh_clone_pulls_and_has_nothing_to_do(project: Project) -> None:
 
 
 def test_the_story_of_a_colleague_runs_as_it_is_written(project: Project) -> None:
-    """The two code blocks of docs/STUDIES.md, with a folder and a URL that are there."""
+    """The code blocks of docs/STUDIES.md, with a folder and a URL that are there."""
     text = (ROOT / "docs/STUDIES.md").read_text().partition("\n## A colleague\n")[2].partition("\n## ")[0]
-    yours, theirs = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
+    once, after_each, theirs = re.findall(r"^```\n(.*?)^```", text, flags=re.M | re.S)
     project.run("git", "checkout", "--quiet", "-b", "shared")
-    project.edit("params.yaml", "resamples: 200", "resamples: 300")
-    project.run("dvc", "repro", "--quiet")
-    project.run("bash", "-euc", yours.replace("/some/folder", str(project.root.with_name("store"))))
+    project.run("bash", "-euc", once.replace("/some/folder", str(project.root.with_name("store"))))
+    for resamples in (300, 400):
+        project.edit("params.yaml", f"resamples: {resamples - 100}", f"resamples: {resamples}")
+        project.run("bash", "-euc", after_each)
     elsewhere = Project(project.root.parent / "elsewhere", project.journal, project.root.parent / "tools")
     elsewhere.root.mkdir()
     script = theirs.replace("URL", str(project.root))

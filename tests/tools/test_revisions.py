@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from dvc.repo import Repo
 
 from hemorrhage.runtime.command import CommandError
 from hemorrhage.tools import revisions
@@ -68,3 +69,17 @@ def test_variants_of_several_models_are_told_apart(study: Path) -> None:
     table.insert(0, "model", ["small", "large"])
     table.to_parquet("reports/hemorrhage.parquet")
     assert revisions.read("workspace").rows.variant.tolist() == ["small/rtn", "large/rtn"]
+
+
+def test_rows_come_from_a_remote_that_only_this_folder_names(
+    study: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """DVC alone asks the commit where its data is."""
+    store = tmp_path_factory.mktemp("store")
+    (study / ".dvc/config.local").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {store}\n")
+    with Repo() as repo:
+        repo.push()
+    for file in (study / ".dvc/cache").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    assert revisions.read("HEAD").rows.estimate.tolist() == [0.0, 0.1]

@@ -175,13 +175,22 @@ def _from_dvc(name: str, commit: str, path: str) -> bytes:
     from dvc.exceptions import DvcException
 
     try:
-        with dvc.api.open(path, repo=".", rev=commit, mode="rb") as file:
+        with dvc.api.open(path, repo=".", rev=commit, mode="rb", config=_remotes()) as file:
             return bytes(file.read())
     except (DvcException, OSError) as error:
         reason = (
             f"{name}: DVC has no {path} of this revision; run `dvc repro` there and commit dvc.lock, or `dvc fetch` it"
         )
         raise CommandError(f"{reason} ({error})", NOT_MEASURED) from None
+
+
+def _remotes() -> Json:
+    """Return where this folder says that data lies: a revision may be older than that."""
+    from dvc.config import Config
+
+    config = Config.from_cwd()
+    default = config["core"].get("remote")
+    return {"remote": dict(config["remote"]), "core": {"remote": default} if default else {}}
 
 
 def _file(path: str, commit: str) -> str:
