@@ -1,6 +1,6 @@
 """Damage on real text beside that on the default study's: two folders of reports in, tables for docs/STUDIES.md out.
 
-    python -m benchmarks.real_text reports OTHER/reports > tables.md
+    python -m benchmarks.real_text reports OTHER/reports --write docs/STUDIES.md
 
 The first folder is of a run of the study ``real``, the second of another study, such as the default one; both hold
 metrics.json and claims.json, which DVC and git keep. KL in nats per token.
@@ -14,10 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import marked
+
 
 def metric(values: Mapping[str, Any], name: str) -> Any:
-    """Return a metric of a variant, whatever its protocol; None where it was not measured."""
-    return next((value for key, value in values.items() if key.partition("[")[0] == name), None)
+    """Return a metric of a variant, of all protocols together where it is by corpus; None where it was not measured."""
+    found: Any = None
+    for key, value in values.items():
+        if key.partition("[")[0] == name:
+            found = found | value if isinstance(value, dict) and found else value
+    return found
 
 
 def damage_table(real: Mapping[str, Any], other: Mapping[str, Any], pair: Sequence[str]) -> Iterator[str]:
@@ -65,21 +71,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_text", description=__doc__)
     parser.add_argument("real", type=Path, help="reports of a run of the study `real`")
     parser.add_argument("other", type=Path, help="reports of the study to put beside it")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into a document")
     parser.add_argument("--pair", nargs=2, default=("wikitext2", "prose"), help="a corpus of each, to divide")
     arguments = parser.parse_args()
     metrics, claims = (
         [json.loads((folder / name).read_text(encoding="utf-8")) for folder in (arguments.real, arguments.other)]
         for name in ("metrics.json", "claims.json")
     )
-    print(
-        "\n".join(
-            [
-                *damage_table(metrics[0], metrics[1], arguments.pair),
-                "",
-                *verdict_table(*(each["claims"] for each in claims)),
-            ]
-        )
-    )
+    lines = ["", *damage_table(metrics[0], metrics[1], arguments.pair), ""]
+    lines += [*verdict_table(*(each["claims"] for each in claims)), ""]
+    print("\n".join(lines))
+    if arguments.write:
+        marked.write(arguments.write, "<!-- python -m benchmarks.real_text -->", "<!-- end of real text -->", lines)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ def test_wilson_solves_the_score_equation(right: int, n: int) -> None:
     assert (low, high) == pytest.approx((max(middle - half, 0), min(middle + half, 1)), abs=1e-12)
 
 
+@pytest.mark.parametrize("n", [12, 24, 40, 97])
+def test_no_success_begins_at_zero_and_all_end_at_one(n: int) -> None:
+    assert bootstrap.wilson(0, n, 0.95)[0] == 0.0
+    assert bootstrap.wilson(n, n, 0.95)[1] == 1.0
+
+
 def test_newcombe_gives_the_published_example() -> None:
     # Airway hyper-responsiveness before and after transplantation (Bentur et al. 2009), the worked example of
     # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables, chapter 8.

@@ -164,7 +164,9 @@ def wilson(successes: float, trials: float, confidence: float) -> tuple[float, f
     share, scale = successes / trials, 1 + z * z / trials
     middle = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(max(share * (1 - share), 0.0) / trials + z * z / (4 * trials * trials))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # At none and at all of them the limit is a whole number, and the difference is not quite.
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return (0.0 if successes <= 0 else low), (1.0 if successes >= trials else high)
 
 
 def newcombe(table: Sequence[Sequence[float]], confidence: float) -> tuple[float, float]:
