@@ -3,7 +3,8 @@
 Each STUDY is a folder whose reports/ are there. The second stage of a claim's verdict is over models, each of which
 counts once. Next to it, where quantized curves double their perplexity, in bits of the setting, and whether that moves
 with the model's size, its family or the format; and swapped calibration sets, of studies of one model that differ by
-theirs.
+theirs. A study of several models is as many studies, and has claims of its own, which take a family
+(hemorrhage.analyze.family.claims).
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from hemorrhage.analyze.family import results
+from hemorrhage.analyze.family.claims import not_asked
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.stats import bootstrap
+from hemorrhage.analyze.study import PROVENANCE
 from hemorrhage.analyze.verdicts.claims import CLAIMS
 from hemorrhage.analyze.verdicts.evidence import AGREE, CONTRADICTED, NOT_MEASURED, SUPPORTED, decide
 from hemorrhage.runtime.command import NOT_MEASURED as STATUS_NOT_MEASURED
@@ -109,9 +113,21 @@ class Swapped:
     high: float
 
 
-def read(folder: Path) -> Study:
+def studies_of(folder: Path) -> list[Study]:
+    """Read the study of a folder, of several models a study each, called ``<folder>/<model>``. Raises CommandError."""
+    models = _models(folder)
+    return [read(folder, model) for model in models] if models else [read(folder)]
+
+
+def _models(folder: Path) -> list[str]:
+    """List the models of a study of several; none of one."""
+    provenance = folder / "reports" / PROVENANCE
+    return list(json.loads(provenance.read_text(encoding="utf-8")).get("models", ())) if provenance.is_file() else []
+
+
+def read(folder: Path, of_model: str = "") -> Study:
     """Read the study of a folder. Raises CommandError where its reports are not there, or are of an earlier version."""
-    reports = folder / "reports"
+    reports = folder / "reports" / of_model
     files = [reports / name for name in ("claims.json", "thresholds.json", "hemorrhage.parquet")]
     for file in files:
         if not file.is_file():
@@ -124,9 +140,10 @@ def read(folder: Path) -> Study:
         raise CommandError(f"{reports / 'claims.json'} names no base model; analyze the study again")
     model = claims["model"]
     name, family, parameters = str(model["name"]), str(model["family"]), float(model["parameters"] or math.nan)
-    doublings = [Doubling(folder.name, name, family, parameters, *each) for each in _doublings(thresholds["curves"])]
+    study = f"{folder.name}/{of_model}" if of_model else folder.name
+    doublings = [Doubling(study, name, family, parameters, *each) for each in _doublings(thresholds["curves"])]
     verdicts = {claim["key"]: claim["verdict"] for claim in claims["claims"]}
-    return Study(folder.name, name, family, parameters, list(model["calibration"]), verdicts, doublings, rows)
+    return Study(study, name, family, parameters, list(model["calibration"]), verdicts, doublings, rows)
 
 
 def _doublings(curves: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float, float, float]]:
@@ -172,6 +189,31 @@ def _general(studies: Sequence[Study], by_study: Mapping[str, str]) -> str:
         if len(models) >= AGREE * len(decided):
             return f"{side} on {len(models)} of {len(decided)} models"
     return "depends on the model: " + "; ".join(f"{side} on {', '.join(models)}" for side, models in sides.items())
+
+
+# Claims that take a family of models.
+
+
+@dataclass(frozen=True)
+class OfFamily:
+    """A claim that takes a family of models, and what a study says; of one that none asked about ``study`` is empty."""
+
+    key: str
+    claim: str
+    study: str
+    verdict: str
+    measured: str
+
+
+def of_families(folders: Sequence[Path]) -> list[OfFamily]:
+    """List what the studies of several models among ``folders`` say; empty where there is none."""
+    families = {folder.name: results.read(folder / "reports") for folder in folders if _models(folder)}
+    asked = [(name, each) for name, concluded in families.items() for each in concluded.claims]
+    left = [("", each) for each in not_asked([each.key for _, each in asked])] if families else []
+    return [
+        OfFamily(each.key, each.claim, name, each.finding.verdict, each.finding.measured)
+        for name, each in [*asked, *left]
+    ]
 
 
 # Where the doubling lies.
@@ -313,6 +355,14 @@ def as_text(studies: Sequence[Study]) -> Iterator[str]:
         yield f"Swapped calibration sets, {' and '.join(swap.studies)}: {swap.verdict}; ln of damage {interval}"
 
 
+def family_text(families: Sequence[OfFamily]) -> Iterator[str]:
+    """Write what studies of several models say of the claims that take them."""
+    for each in families:
+        yield ""
+        yield f"{each.claim} {each.verdict}"
+        yield f"  {f'{each.study}: ' if each.study else ''}{each.measured}"
+
+
 def parser() -> Parser:
     """Make the command line's parser."""
     made = command_parser(
@@ -330,15 +380,18 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
     arguments = parser().parse_args(argv)
-    studies = [read(folder.resolve()) for folder in arguments.studies]
+    folders = [folder.resolve() for folder in arguments.studies]
+    studies = [study for folder in folders for study in studies_of(folder)]
     if len({study.name for study in studies}) < len(studies):
         raise CommandError("STUDY: two folders have the same name; they could not be told by it")
+    families = of_families(folders)
     if not arguments.json:
-        print("\n".join(as_text(studies)))
+        print("\n".join([*as_text(studies), *family_text(families)]))
         return YES
     doublings = [doubling for study in studies for doubling in study.doublings]
     content = {
         "claims": [asdict(claim) for claim in over_models(studies)],
+        "families": [asdict(each) for each in families],
         "doublings": [asdict(doubling) for doubling in doublings],
         "movements": [asdict(movement) for movement in movements(doublings)],
         "swapped": [asdict(swap) for swap in swapped(studies)],

@@ -17,6 +17,7 @@ from hemorrhage.analyze.family.models import Gap
 from hemorrhage.analyze.family.page.__main__ import draw
 from hemorrhage.runtime.step import InputError
 from hemorrhage.study.kinds import PAGE_FILES, ROWS_FILES
+from hemorrhage.tools import claims
 from tests.analyze.family.conftest import DESCRIBED, SPEC
 
 WHY = "wild: the loss of step 3 is nan: the training has diverged"
@@ -73,3 +74,23 @@ def test_a_study_without_a_model_says_why(reports: Path, tmp_path: Path) -> None
         unmade.write(mine / name, WHY, "another address")
     with pytest.raises(InputError, match="no model of this study could be made; a-0: wild"):
         analyze(mine, DESCRIBED, SPEC, "an address")
+
+
+def test_the_command_claims_reads_a_study_of_several_models(
+    reports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "family"
+    shutil.copytree(reports, folder / "reports")
+    assert claims.main([str(folder), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    verdicts = next(each["by_study"] for each in content["claims"] if each["key"] == "structured_worse")
+    assert list(verdicts) == [f"family/{name}" for name in DESCRIBED]
+    # Models of one name count once, whatever their seeds.
+    general = next(each["verdict"] for each in content["claims"] if each["key"] == "structured_worse")
+    assert general.endswith("models decide, 3 are needed")
+    families = {each["key"]: each for each in content["families"]}
+    assert families["pruned_by_loss"]["study"] == "family"
+    assert families["norms"]["verdict"] == "not measured"
+    assert families["norms"]["measured"] == "takes `params/studies/norms`"
+    text = "\n".join(claims.family_text(claims.of_families([folder])))
+    assert "How layers are normalized decides how much damage a model takes. not measured" in text

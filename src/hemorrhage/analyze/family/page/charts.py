@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from hemorrhage.analyze.family.effects import Effect, Level
-from hemorrhage.analyze.family.outcomes import DAMAGE, THRESHOLD
+from hemorrhage.analyze.family.outcomes import DAMAGE, DRIFT, THRESHOLD
 from hemorrhage.analyze.family.results import Results
 from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, error_bars, frame
 
@@ -61,14 +61,14 @@ def damage(results: Results, sweep: str, effects: Sequence[Effect]) -> Figure:
 
 
 def _places(effects: Sequence[Effect]) -> list[float]:
+    """Return the severities; where these are equal, as of noise on a third of the blocks, the places in the order."""
     severities = [each.outcome.severity for each in effects]
     known = [float(value) for value in severities if isinstance(value, int | float)]
-    return known if len(known) == len(effects) else [float(index) for index in range(len(effects))]
+    return known if len(set(known)) == len(effects) else [float(index) for index in range(len(effects))]
 
 
 def _axis(effects: Sequence[Effect], sweep: str) -> Json:
-    severities = [each.outcome.severity for each in effects]
-    if all(isinstance(value, int | float) for value in severities):
+    if _places(effects) == [each.outcome.severity for each in effects]:
         return {"title": {"text": f"setting of {sweep}"}}
     names = [each.outcome.name for each in effects]
     return {"title": {"text": sweep}, "tickvals": list(range(len(names))), "ticktext": names}
@@ -85,9 +85,10 @@ def _bars(levels: Sequence[Level]) -> tuple[list[float | None], list[float | Non
 
 
 def places(effects: Sequence[Effect], measure: str) -> Figure:
-    """Draw where each group's curves reach a level, a row for each curve, with intervals over models."""
+    """Draw where each group lies in one measure, a row for each curve or variant, with intervals over models."""
     of_measure = [each for each in effects if each.outcome.measure == measure]
     groups = [level.group for level in of_measure[0].levels]
+    number = math.exp if of_measure[0].outcome.is_ratio else float
     traces: list[Json] = []
     for index, group in enumerate(groups):
         colour = f"@series-{index}"
@@ -100,14 +101,14 @@ def places(effects: Sequence[Effect], measure: str) -> Figure:
                 "type": "scatter",
                 "mode": "markers",
                 "name": group,
-                "x": [level.mean for _, level in known],
+                "x": [number(level.mean) for _, level in known],
                 "y": [rows[name] + offset for name, _ in known],
-                "text": [f"{group}, {name}: {level.mean:.3g} ({level.models} models)" for name, level in known],
+                "text": [f"{group}, {name}: {number(level.mean):.3g} ({level.models} models)" for name, level in known],
                 "hovertemplate": HOVER,
                 "marker": {"color": colour, "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
                 "error_x": error_bars(
-                    [each.high - each.mean if math.isfinite(each.high) else None for _, each in known],
-                    [each.mean - each.low if math.isfinite(each.low) else None for _, each in known],
+                    [_gap(number(each.high), number(each.mean)) for _, each in known],
+                    [_gap(number(each.mean), number(each.low)) for _, each in known],
                     colour,
                 ),
             }
@@ -115,6 +116,10 @@ def places(effects: Sequence[Effect], measure: str) -> Figure:
     names = [each.outcome.name for each in of_measure]
     ticks = {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed"}
     return {"data": traces, "layout": frame({"title": {"text": measure}}, ticks)}
+
+
+def _gap(above: float, below: float) -> float | None:
+    return above - below if math.isfinite(above - below) else None
 
 
 def figures(results: Results) -> dict[str, Figure]:
@@ -125,7 +130,8 @@ def figures(results: Results) -> dict[str, Figure]:
         if effect.outcome.kind == DAMAGE:
             by_sweep.setdefault(effect.outcome.name.partition("-")[0], []).append(effect)
     drawn |= {f"damage|{sweep}": damage(results, sweep, effects) for sweep, effects in by_sweep.items()}
-    placed = [effect for effect in results.effects if effect.outcome.kind == THRESHOLD]
-    for measure in dict.fromkeys(effect.outcome.measure for effect in placed):
-        drawn[f"places|{measure}"] = places(placed, measure)
+    for key, kind in (("places", THRESHOLD), ("drift", DRIFT)):
+        placed = [effect for effect in results.effects if effect.outcome.kind == kind]
+        for measure in dict.fromkeys(effect.outcome.measure for effect in placed):
+            drawn[f"{key}|{measure}"] = places(placed, measure)
     return drawn

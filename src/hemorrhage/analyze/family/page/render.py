@@ -66,6 +66,7 @@ def render(results: Results) -> str:
             claims=results.claims,
             figures=figures,
             sweeps=[key.partition("|")[2] for key in figures if key.startswith("damage|")],
+            drifts=[key.partition("|")[2] for key in figures if key.startswith("drift|")],
             measures=[key.partition("|")[2] for key in figures if key.startswith("places|")],
             palettes=PALETTES,
             plotly=plotly(),
