@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from hemorrhage import cli
 from hemorrhage.runtime.command import USAGE, YES
 from hemorrhage.study import params as config
-from hemorrhage.tools.params import merge
+from hemorrhage.tools.params import merge, model_name
 from tests.chats import write_jsonl
 from tests.conftest import ROOT
 
@@ -171,3 +171,10 @@ def test_a_folder_that_is_no_model_changes_nothing(clone: Path, capsys: pytest.C
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("hemorrhage params: params.yaml with params/ship.yaml: model.path: ")
     assert (clone / "params.yaml").read_bytes() == before
+
+
+def test_it_says_on_which_model_the_study_will_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["params", "few"]) == YES
+    assert capsys.readouterr().out == "params.yaml runs on smollm2-135m-instruct (wheel)\n"
+    assert "sibling_model: null" in (folder / "params.yaml").read_text(), "an empty value stays as it was"
+    assert model_name({"model": {"source": "models"}, "models": {"a": {}, "b": {}}}) == "the models a, b"

@@ -88,7 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = Given(arguments.model, arguments.texts, arguments.tasks, arguments.data, is_fitted)
     for line in apply([profile(name) for name in arguments.profile], given):
         print(line)
+    print(f"{PARAMS} runs on {model_name(config.read_yaml(PARAMS))}")
     return YES
+
+
+def model_name(content: Mapping[str, Any]) -> str:
+    """Say on which model a params.yaml runs; of several, their names."""
+    model = content["model"]
+    if model["source"] == "models":
+        return f"the models {', '.join(content['models'])}"
+    named = next((str(model[key]) for key in ("name", "id", "path", "recipe") if key in model), "")
+    return f"{named} ({model['source']})"
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,8 @@ def apply(files: Sequence[Path], given: Given = NOTHING) -> list[str]:
     yaml.width = 120
     # "2:4" without its quotes is 124 to readers of YAML 1.1, where a colon means a base of 60.
     yaml.preserve_quotes = True
+    # An empty value is written as it stood.
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     content, *others = _documents(yaml, PARAMS)
     if others:
         raise CommandError(f"{PARAMS} has {len(others) + 1} documents; it must have one")
