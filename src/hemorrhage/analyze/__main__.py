@@ -42,11 +42,11 @@ def analyze(out: Path, inputs: Inputs, spec: Spec, address: str) -> Study:
     """Write everything with numbers into ``out``."""
     results = rows.build(inputs, spec)
     corpora, model = list(results.blocks), model_name(inputs.base)
+    numbers = results.numbers
     # A third of the time, and nothing waits for it.
-    examination = Aside(doctor.examine, inputs, results.rows, corpora, spec, model)
+    examination = Aside(doctor.examine, inputs, results.rows, numbers, corpora, spec, model)
     thresholds = find_thresholds(inputs, results, spec)
-    numbers = tables.Numbers(results.rows)
-    flagged = flags.find(inputs, results.rows, corpora)
+    flagged = flags.find(inputs, results.rows, numbers, corpora)
     verdicts = shipping.verdicts(inputs, results.rows, spec)
     recommended = shipping.recommend(verdicts, results, inputs, spec)
     decoded = decoding.find(inputs, thresholds, verdicts, spec)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = Given(arguments.model, arguments.texts, arguments.tasks, arguments.data, is_fitted)
     for line in apply([profile(name) for name in arguments.profile], given):
         print(line)
-    print(f"{PARAMS} runs on {model_name(config.read_yaml(PARAMS))}")
+    written = cast(Mapping[str, Any], config.read_yaml(PARAMS))
+    print(f"{PARAMS} runs on {model_name(written)}")
     return YES
 
 

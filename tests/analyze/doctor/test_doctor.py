@@ -22,7 +22,7 @@ def test_missing_inputs_make_the_doctor_say_less(tmp_path: Path) -> None:
     found = inputs.read(outputs)
     spec = Spec(100, 0.95, 0)
     results = rows.build(found, spec)
-    said = doctor.examine(found, results.rows, list(results.blocks), spec, "synthetic")
+    said = doctor.examine(found, results.rows, results.numbers, list(results.blocks), spec, "synthetic")
     assert not said.left_out
     assert "config.json" in said.reason
     content: Any = doctor.as_json(said)

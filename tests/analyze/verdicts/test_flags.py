@@ -44,7 +44,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, pd.DataFram
 
 
 def rules(found: Inputs, table: pd.DataFrame) -> set[tuple[str, str]]:
-    return {(flag.variant, flag.rule) for flag in flags.find(found, table, ["prose", "code"])}
+    return {(flag.variant, flag.rule) for flag in flags.find(found, table, Numbers(table), ["prose", "code"])}
 
 
 def changed(table: pd.DataFrame, variant: str, metric: str, **values: Any) -> pd.DataFrame:
@@ -85,7 +85,7 @@ def test_a_silent_layer_of_the_base_is_a_fact_of_the_base(study: tuple[Inputs, p
     table = changed(table, "wanda-0.5", "write_norm{layer=3}", estimate=1e-5)
     silent = dataclasses.replace(made, base={**made.base, "silent_blocks": [3]})
     assert rules(silent, table) - rules(*study) == {("base", "zeroed layer")}
-    [flag] = [flag for flag in flags.find(silent, table, ["prose"]) if flag.variant == "base"]
+    [flag] = [flag for flag in flags.find(silent, table, Numbers(table), ["prose"]) if flag.variant == "base"]
     assert flag.evidence == "Layer 3 of the base writes nothing."
     again = changed(table, "wanda-0.5", "write_norm{layer=2}", estimate=1e-5)
     assert ("wanda-0.5", "zeroed layer") in rules(silent, again)
@@ -124,7 +124,7 @@ def test_a_published_file_of_another_base_is_named_and_its_mean_bits_promise_not
     other = published("other", ["The file is called Q4_K_M."])
     added = rules(other, low) - rules(*study)
     assert added == {("gptq-4", flags.ANOTHER_BASE), ("gptq-4", flags.PUBLISHED)}
-    [flag] = [flag for flag in flags.find(other, low, ["prose"]) if flag.rule == flags.ANOTHER_BASE]
+    [flag] = [flag for flag in flags.find(other, low, Numbers(low), ["prose"]) if flag.rule == flags.ANOTHER_BASE]
     assert flag.evidence.startswith(
         "1 of 9 tensors that a compression leaves alone are not the base's, the first model.n"
     )
@@ -160,7 +160,7 @@ def test_an_alteration_of_another_variant_that_does_nothing(study: tuple[Inputs,
 
 def test_flags_stand_beside_the_variants(study: tuple[Inputs, pd.DataFrame]) -> None:
     found, table = study
-    flagged = flags.find(found, table, ["prose", "code"])
+    flagged = flags.find(found, table, Numbers(table), ["prose", "code"])
     assert flags.as_json(flagged)[0].keys() == {"variant", "rule", "evidence"}
     for name, rules in (("llama_pro-0.2", "not above the noise floor"), ("gptq-4", "")):
         assert table_row(found, Numbers(table), name, "prose", flagged, {}).flags == rules
@@ -284,7 +284,8 @@ def test_real_faults_in_a_real_model(tiny: Path) -> None:
             },
         )
     found = Inputs(variants["base"].manifest, variants, evaluations, {}, {}, {}, {})
-    seen = flags.find(found, rows.build(found, SPEC).rows, ["prose"])
+    results = rows.build(found, SPEC)
+    seen = flags.find(found, results.rows, results.numbers, ["prose"])
     by_variant = {name: {flag.rule for flag in seen if flag.variant == name} for name in models}
     assert "wrong scales" in by_variant["shuffled-8"]
     assert "wrong scales" in by_variant["shuffled-4"]

@@ -16,7 +16,6 @@ from hemorrhage.analyze.curves.thresholds import ANCHORED, PHASES, TWO_SEGMENTS,
 from hemorrhage.analyze.inputs import BASE, Inputs, Variant
 from hemorrhage.analyze.rows import draws
 from hemorrhage.analyze.rows.results import Results
-from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 from hemorrhage.analyze.spec import Spec
 from hemorrhage.analyze.stats.bootstrap import Floats
@@ -87,7 +86,7 @@ def find_thresholds(inputs: Inputs, results: Results, spec: Spec) -> list[CurveE
 class _Finder:
     def __init__(self, inputs: Inputs, results: Results, spec: Spec) -> None:
         self.inputs, self.results, self.spec = inputs, results, spec
-        self.numbers = Numbers(results.rows)
+        self.numbers = results.numbers
         self.draws = draws.measure(inputs, self.numbers)
         self._by_task: dict[str, tuple[Threshold, Fit | None]] = {}
 

@@ -71,9 +71,13 @@ class Doctor:
     reason: str = ""
 
 
-def examine(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str], spec: Spec, model: str) -> Doctor:
-    """Predict and diagnose everything that the inputs allow. Missing inputs make it say less, and never fail."""
-    numbers = Numbers(rows)
+def examine(
+    inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: Sequence[str], spec: Spec, model: str
+) -> Doctor:
+    """Predict and diagnose everything that the inputs allow. Missing inputs make it say less, and never fail.
+
+    ``numbers``: of the same rows.
+    """
     measured, why = measured_rows(inputs, rows, numbers, corpora, model)
     left_out: dict[str, list[predictor.LeftOut]] = {}
     scores: list[Score] = []

@@ -6,7 +6,7 @@ common in both drops out of the difference. A mean over tasks has a stratum for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -39,37 +39,45 @@ def _of_text(variant: str, output: Output) -> Iterator[pd.DataFrame]:
         return
     tokens = output.tables[TOKENS]
     values = {
-        "kl_mean": tokens["kl"].astype(np.float64),
-        "ln_perplexity_ratio": tokens["nll"].astype(np.float64) - tokens["base_nll"],
-        "same_top1": tokens["same_top1"].astype(np.float64),
+        "kl_mean": tokens["kl"].to_numpy(np.float64),
+        "ln_perplexity_ratio": tokens["nll"].to_numpy(np.float64) - tokens["base_nll"].to_numpy(np.float64),
+        "same_top1": tokens["same_top1"].to_numpy(np.float64),
     }
-    for metric, column in values.items():
-        yield _grouped(variant, metric, tokens["corpus"], tokens["window"], column)
+    yield from _grouped(variant, tokens["corpus"], None, tokens["window"], values)
 
 
 def _of_items(variant: str, output: Output, suite: Suite) -> Iterator[pd.DataFrame]:
     if output.failure is not None or ITEMS not in output.tables:
         return
     items = output.tables[ITEMS]
-    values = {
-        "accuracy": items["correct"].astype(np.float64),
-        "flips": (items["correct"] != items["base_correct"]).astype(np.float64),
-    }
+    correct, base_correct = items["correct"].to_numpy(), items["base_correct"].to_numpy()
+    values = {"accuracy": correct.astype(np.float64), "flips": (correct != base_correct).astype(np.float64)}
+    yield from _grouped(variant, items["task"], None, items["group"], values)
     averaged = items["task"].isin(suite.averaged_tasks)
-    whole = pd.Series(suite.name, items.index)[averaged]
-    for metric, column in values.items():
-        yield _grouped(variant, metric, items["task"], items["group"], column)
-        of_tasks = (items["group"][averaged], column[averaged], items["task"][averaged])
-        yield _grouped(variant, f"mean_{metric}", whole, *of_tasks)
+    chosen = items[averaged]
+    whole = pd.Series(suite.name, chosen.index)
+    means = {f"mean_{metric}": column[averaged.to_numpy()] for metric, column in values.items()}
+    yield from _grouped(variant, whole, chosen["task"], chosen["group"], means)
 
 
 def _grouped(
-    variant: str, metric: str, dataset: pd.Series, block: pd.Series, values: pd.Series, stratum: pd.Series | None = None
-) -> pd.DataFrame:
-    strata = pd.Series("", values.index) if stratum is None else stratum
-    keys = [dataset.rename("dataset"), strata.rename("stratum"), block.rename("block")]
-    sums = values.groupby(keys).agg(["sum", "size"]).reset_index()
-    return sums.assign(variant=variant, metric=metric)[COLUMNS]
+    variant: str, dataset: pd.Series, stratum: pd.Series | None, block: pd.Series, values: Mapping[str, Floats]
+) -> Iterator[pd.DataFrame]:
+    """Sum metrics by data set, stratum and block, in the order of these; the groups are found once for all metrics."""
+    strata = pd.Series("", block.index) if stratum is None else stratum
+    codes, names = zip(*(pd.factorize(column, sort=True) for column in (dataset, strata, block)), strict=True)
+    shape = tuple(max(len(each), 1) for each in names)
+    groups, group = np.unique(np.ravel_multi_index(codes, shape), return_inverse=True)
+    keys = {
+        name: distinct.take(code)
+        for name, distinct, code in zip(
+            ("dataset", "stratum", "block"), names, np.unravel_index(groups, shape), strict=True
+        )
+    }
+    sizes = np.bincount(group, minlength=len(groups))
+    for metric, column in values.items():
+        sums = np.bincount(group, weights=column, minlength=len(groups))
+        yield pd.DataFrame({"variant": variant, "metric": metric, **keys, "sum": sums, "size": sizes})
 
 
 Stratum = tuple[str, Floats, Floats, Floats]

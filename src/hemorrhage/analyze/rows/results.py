@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -48,6 +49,11 @@ class Results:
     divergences: dict[tuple[str, str], Floats] = field(repr=False)
     task_losses: dict[str, tuple[float, Floats, int]] = field(repr=False)
     trials: list[mitigations.Trial] = field(repr=False)
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """The rows by variant, metric and data set; made once, since a study has a million of them."""
+        return Numbers(self.rows)
 
 
 def build(inputs: Inputs, spec: Spec) -> Results:

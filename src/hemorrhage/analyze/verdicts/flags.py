@@ -73,9 +73,8 @@ def promised_sqnr(bits: float) -> float:
     return 20 * math.log10((2**bits - 1) / 4.8) + 10 * math.log10(12)
 
 
-def find(inputs: Inputs, rows: pd.DataFrame, corpora: Sequence[str]) -> list[Flag]:
-    """Raise all flags, in the order of the variants."""
-    numbers = Numbers(rows)
+def find(inputs: Inputs, rows: pd.DataFrame, numbers: Numbers, corpora: Sequence[str]) -> list[Flag]:
+    """Raise all flags, in the order of the variants; ``numbers``: of the same rows."""
     measured = [
         variant
         for variant in inputs.variants.values()
