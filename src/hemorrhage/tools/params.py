@@ -235,11 +235,9 @@ def apply(files: Sequence[Path], given: Given = NOTHING) -> list[str]:
         scratch.replace(PARAMS)
     except config.ConfigError as error:
         profiles, reason = ", ".join(map(str, files)), str(error).removeprefix(f"{scratch}: ")
-        hint = (
-            ""
-            if given.is_fitted or not fit(content)
-            else "; --fit makes smaller or leaves out what the model can't take"
-        )
+        is_size = reason.startswith(("compress.", "evaluate.window:", "calibrate.length:"))
+        can_fit = is_size and not given.is_fitted and fit(content)
+        hint = "; --fit makes smaller or leaves out what the model can't take" if can_fit else ""
         raise CommandError(f"params.yaml with {profiles}: {reason}{hint}") from None
     finally:
         scratch.unlink(missing_ok=True)
