@@ -47,6 +47,7 @@ $(READY):
 	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --no-deps --require-hashes --compile-bytecode -r requirements.txt
 	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	test -d .dvc || $(VENV)/bin/dvc init --quiet
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m hemorrhage.tools.plots_page
 	rm -f $(VENV)/ready-* && touch $@
 
 # A wheel that brings llama.cpp built; nothing of the bench needs it but comparisons.

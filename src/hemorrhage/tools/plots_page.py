@@ -1,26 +1,26 @@
-"""The page of `dvc plots diff` without a network: DVC's own loads vega from a CDN.
+"""The page of ``dvc plots diff`` without a network: DVC's own loads vega from a CDN.
 
-    python -m tests.plots_page
+    python -m hemorrhage.tools.plots_page
 
-writes .dvc/plots.html, the template that .dvc/config names, with vega, vega-lite and vega-embed as Snakemake carries
-them for its reports, packed.
+writes .dvc/plots.html, a template with vega, vega-lite and vega-embed as Snakemake carries them for its reports,
+packed; and names it in .dvc/config.local. `make setup` calls it. Without it DVC uses its own template.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
+import subprocess
 from importlib.resources import files
+from pathlib import Path
 
-from tests.conftest import ROOT
-
-FILE = ROOT / ".dvc" / "plots.html"
+FILE = Path(".dvc/plots.html")
 SCRIPTS = ("vega", "vega-lite", "vega-embed")
 START, END = '<script type="text/plain" id="vega">', "</script>"
 
 TEMPLATE = """<!DOCTYPE html>
-<!-- Written by python -m tests.plots_page. Vega, Vega-Lite and Vega-Embed are (c) University of Washington Interactive
-Data Lab, under the BSD 3-Clause License, whose text stands before each in what is packed here. -->
+<!-- Written by python -m hemorrhage.tools.plots_page. Vega, Vega-Lite and Vega-Embed are (c) University of Washington
+Interactive Data Lab, under the BSD 3-Clause License, whose text stands before each in what is packed here. -->
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -52,22 +52,28 @@ START_HERE
 
 
 def source() -> str:
-    """The scripts of vega in the order in which they need each other, each after its licence."""
+    """Return the scripts of vega in the order in which they need each other, each after its licence."""
     data = files("snakemake.assets") / "data"
     parts = [(data / name / "LICENSE", data / name / f"{name}.js") for name in SCRIPTS]
     return "\n".join(f"/*\n{notice.read_text()}*/\n{script.read_text()}" for notice, script in parts)
 
 
 def unpack(page: str) -> str:
-    """The scripts that a page holds."""
+    """Return the scripts that a page holds."""
     packed = page.partition(START)[2].partition(END)[0]
     return gzip.decompress(base64.b64decode(packed)).decode()
 
 
-def main() -> None:
-    """Write the template."""
+def page() -> str:
+    """Return the template."""
     packed = base64.b64encode(gzip.compress(source().encode(), mtime=0)).decode()
-    FILE.write_text(TEMPLATE.replace("START_HERE", f"{START}{packed}{END}"), encoding="utf-8")
+    return TEMPLATE.replace("START_HERE", f"{START}{packed}{END}")
+
+
+def main() -> None:
+    """Write the template, and name it to DVC."""
+    FILE.write_text(page(), encoding="utf-8")
+    subprocess.run(["dvc", "config", "--local", "plots.html_template", FILE.name], check=True)
 
 
 if __name__ == "__main__":
