@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from hemorrhage.analyze import inputs
-from hemorrhage.analyze.report.card import card
+from hemorrhage.analyze.budget import Check
+from hemorrhage.analyze.report.card import BudgetVerdict, Result, _damage, card
 from hemorrhage.analyze.spec import Spec
 from tests import synthetic
 
@@ -63,6 +64,21 @@ def test_people_read_the_damage(study: dict[str, Any]) -> None:
     assert "- Licence: that of the base" in text
     assert "```\nvllm serve my-model\n```" in text
     assert "Theoretical (masks" in card(study["wanda-0.5"], study["reports"], "pruned")
+
+
+def test_a_limit_that_was_not_measured_does_not_count_against_it() -> None:
+    results = [Result("kl_mean", "prose", 0.01, 0.009, 0.011, 16)]
+    inside = Check("kl", "kl_mean", "prose", 0.05, "inside", "", bound=0.01)
+    chance = Check("flips", "mean_flips", "all tasks", 0.05, "not measured", "the base is at chance on every task")
+    outside = Check("kl", "kl_mean", "code", 0.05, "outside", "", bound=0.1)
+    for checks, said in (
+        ([inside], "The variant is inside the budget"),
+        ([inside, chance], "It is open whether the variant is inside the budget"),
+        ([inside, chance, outside], "The variant is not inside the budget"),
+    ):
+        text = "\n".join(_damage(results, 0.95, BudgetVerdict(len(checks) == 1, checks)))
+        assert said in text
+        assert ("on all tasks: not measured, the base is at chance on every task" in text) == (chance in checks)
 
 
 def test_numbers_of_another_checkpoint_never_stand_in_it(study: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from hemorrhage.analyze.budget import DAMAGE_KINDS, Check
+from hemorrhage.analyze.budget import DAMAGE_KINDS, OUTSIDE, UNMEASURED, Check
 from hemorrhage.analyze.manifests import CheckpointManifest, ModelSource
 from hemorrhage.analyze.protocol import strip_protocol
 from hemorrhage.analyze.rows.tables import round_digits
@@ -241,13 +241,21 @@ def _damage(results: Sequence[Result], confidence: float, verdict: BudgetVerdict
     if verdict:
         checks = [
             f"- {DAMAGE_KINDS[check.kind].name} on {check.dataset}: {check.answer}"
+            + (f", {check.reason}" if check.answer == UNMEASURED and check.reason else "")
             # Rounded as recommendation.json has it, so that the page and an export say the same.
             + ("" if check.bound is None else f" (upper bound {round_digits(check.bound):.4g}, limit {check.limit:g})")
             for check in verdict.checks
         ]
-        inside = "inside" if verdict.inside else "not inside"
-        damage += [f"The variant is {inside} the budget of its study:", "\n".join(checks)]
+        damage += [f"{_answer(verdict)} the budget of its study:", "\n".join(checks)]
     return damage
+
+
+def _answer(verdict: BudgetVerdict) -> str:
+    if verdict.inside:
+        return "The variant is inside"
+    # Where no limit is broken, one that was not measured or not resolved says nothing against the variant.
+    is_outside = any(check.answer == OUTSIDE for check in verdict.checks)
+    return "The variant is not inside" if is_outside else "It is open whether the variant is inside"
 
 
 def _provenance(identity: str, manifest: CheckpointManifest, report: str) -> list[str]:
