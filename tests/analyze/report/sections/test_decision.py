@@ -131,3 +131,24 @@ def test_a_slider_changes_the_answer_and_its_command(reports: Path, study: Study
         assert page.run("document.getElementById('shown-kl').textContent") == "1"
         page.run("document.getElementById('limits-reset').click()")
         assert page.run(seen) == before
+
+
+@pytest.mark.skipif(screenshot.chromium() is None, reason="no chromium")
+def test_what_was_not_measured_is_not_called_outside(reports: Path, tmp_path: Path) -> None:
+    """A base at chance on every task: no variant has flips, and each is inside the other limits."""
+    page_text = (reports / "index.html").read_text()
+    before, rest = page_text.split('id="rule-data">', 1)
+    text, after = rest.split("</script>", 1)
+    rule = json.loads(text)
+    for kind, content in rule["kinds"].items():
+        content["limit"] = 0.99 if kind == "flips" else 1e3
+    rule["kinds"]["flips"]["unmeasured"] = "the base is at chance"
+    for each in rule["variants"]:
+        each["numbers"] = [[*number[:6], number[0] != "flips" and number[6]] for number in each["numbers"]]
+    (tmp_path / "index.html").write_text(f'{before}id="rule-data">{json.dumps(rule)}</script>{after}')
+    with browser.opened(tmp_path / "index.html") as page:
+        seen = page.run("document.getElementById('decision').innerText")
+    assert "Not measured" in seen
+    assert "flips: not measured, the base is at chance." in seen
+    assert "evaluate.tasks" in seen
+    assert "No smaller variant that an engine loads is inside" not in seen

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from hemorrhage.analyze.budget import DAMAGE_KINDS, OBSERVED, SCREENED, Number, numbers, standard_bounds
+from hemorrhage.analyze.budget import DAMAGE_KINDS, OBSERVED, SCREENED, UNMEASURED, Number, numbers, standard_bounds
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.protocol import of_engine
 from hemorrhage.analyze.report.charts.scales import factor
@@ -33,12 +33,14 @@ one, two, ... variants share the error."""
 
 
 class KindData(TypedDict):
-    """A kind of damage that is limited: the names of it, what it rests on, and the limit of the study."""
+    """A kind of damage that is limited: the names of it, what it rests on, the limit of the study, and why a variant
+    has no number of it."""
 
     name: str
     short: str
     unit: str
     limit: float
+    unmeasured: str
 
 
 class VariantData(TypedDict):
@@ -90,6 +92,7 @@ def section(study: Study) -> Rule | None:
                 "short": SHORT_NAMES[kind],
                 "unit": DAMAGE_KINDS[kind].unit,
                 "limit": limit,
+                "unmeasured": _unmeasured(verdicts, kind),
             }
             for kind, limit in budget.items()
         },
@@ -99,6 +102,12 @@ def section(study: Study) -> Rule | None:
             for verdict in verdicts
         ],
     }
+
+
+def _unmeasured(verdicts: Sequence[Verdict], kind: str) -> str:
+    """Return why a limit has no number for a variant that an engine loads; empty where each has one."""
+    checks = [check for verdict in verdicts if verdict.size.engine for check in verdict.checks if check.kind == kind]
+    return next((check.reason for check in checks if check.answer == UNMEASURED), "")
 
 
 def quantiles(
