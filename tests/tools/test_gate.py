@@ -139,6 +139,14 @@ def test_without_a_name_something_has_to_be_worth_shipping(rows: pd.DataFrame) -
     assert verdict.lines[-1].endswith("is inside; cannot tell for c")
 
 
+def test_limits_that_nothing_measures_are_named_with_the_question_that_leaves_them_out(rows: pd.DataFrame) -> None:
+    verdict = gate.answer(rows, {"kl": 0.5, "accuracy_loss_points": 10}, "")
+    assert verdict.status == NOT_MEASURED
+    way_out = "; nothing measures accuracy_loss_points: without them, hemorrhage gate kl=0.5"
+    assert verdict.lines[-1].endswith(way_out)
+    assert "nothing measures" not in gate.answer(rows, {"accuracy_loss_points": 10}, "").lines[-1], "none is left"
+
+
 def test_all_means_all(rows: pd.DataFrame) -> None:
     assert gate.answer(rows, BUDGET, "all").status == NO
     assert gate.answer(rows, {"kl": 0.5}, "all").status == YES

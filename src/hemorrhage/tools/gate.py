@@ -253,8 +253,19 @@ def _shippable(
     summary = f"none of the {len(smaller)} variants that are smaller than the base is inside"
     open_ones = [name for name in smaller if exit_code(checks[name]) == best] if best != NO else []
     if open_ones:
-        summary += f"; {ANSWERS[best]} for {', '.join(open_ones)}"
+        summary += f"; {ANSWERS[best]} for {', '.join(open_ones)}{_measured_limits(checks, open_ones)}"
     return Verdict(best, [*lines, summary], checks, uses=uses)
+
+
+def _measured_limits(checks: Mapping[str, Sequence[Check]], names: Sequence[str]) -> str:
+    """Return how to ask about the limits that have numbers of some variants, where others have none of any of them."""
+    of_names = [check for name in names for check in checks[name]]
+    limits = {check.kind: check.limit for check in of_names}
+    unmeasured = [kind for kind in limits if all(each.estimate is None for each in of_names if each.kind == kind)]
+    measured = [f"{kind}={limit:g}" for kind, limit in limits.items() if kind not in unmeasured]
+    if not unmeasured or not measured:
+        return ""
+    return f"; nothing measures {', '.join(unmeasured)}: without them, hemorrhage gate {','.join(measured)}"
 
 
 def _lines(name: str, checks: Sequence[Check], uses: Mapping[str, Use], is_unusable: bool = False) -> list[str]:
