@@ -103,10 +103,13 @@ def failures_of(plan: Plan) -> dict[str, str]:
         for name in plan.names(kind.name):
             manifest, model = Path(plan.manifest(kind.name, name)), kind.model(name)
             if manifest.is_file() and model not in reasons:
-                reason = json.loads(manifest.read_text(encoding="utf-8")).get("failure")
+                content = json.loads(manifest.read_text(encoding="utf-8"))
+                reason = content.get("failure")
+                if model == kinds.BASE and lacking.LACKS in content:
+                    # Without a base its variants have no reasons of their own.
+                    return {model: reason}
                 reasons |= {model: reason} if reason else {}
-    # Without a base its variants have no reasons of their own.
-    return {kinds.BASE: reasons[kinds.BASE]} if kinds.BASE in reasons else reasons
+    return reasons
 
 
 def advice(family: Family, reasons: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import hemorrhage
+from hemorrhage.runtime import lacking
 from hemorrhage.runtime.service import server
 from tests.runtime.service.running import SOURCE, command, environment, gone, nap, pids, start_light, talk, until
 
@@ -45,7 +46,7 @@ def test_a_job_runs_the_code_of_its_own_time_and_a_changed_service_is_not_used(f
     source = tmp_path / "copy"
     package = source / "hemorrhage"
     (package / "runtime" / "service").mkdir(parents=True)
-    for file in (Path(hemorrhage.__file__), *Path(server.__file__).parent.glob("*.py")):
+    for file in (Path(hemorrhage.__file__), Path(lacking.__file__), *Path(server.__file__).parent.glob("*.py")):
         (package / file.relative_to(SOURCE / "hemorrhage")).write_text(file.read_text())
     (package / "say.py").write_text("print('old')")
     env = environment(PYTHONPATH=str(source))
