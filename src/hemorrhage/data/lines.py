@@ -21,6 +21,18 @@ def decoded(file: Path) -> str:
         raise InputError(f"{file}, line {line}: it is not in UTF-8; save the file as UTF-8") from None
 
 
+def objects_of(file: Path, what: str, keys: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """Yield the objects of a ``.jsonl`` as ``objects`` does; ``what``: what the file is of, in words.
+
+    Raises InputError for another kind of file, and where there is none.
+    """
+    if file.suffix != ".jsonl":
+        raise InputError(f"{file}: a file of {what} is a .jsonl: an object with {keys} on each line")
+    if not file.is_file():
+        raise InputError(f"{file}: there is no such file")
+    yield from objects(file, keys)
+
+
 def objects(file: Path, keys: str) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield the objects of a file of JSON lines with their lines, counted from 1; ``keys``: what each has, in words.
 
@@ -37,6 +49,13 @@ def objects(file: Path, keys: str) -> Iterator[tuple[int, Mapping[str, object]]]
         if not isinstance(parsed, dict):
             raise InputError(f"{file}, line {line}: it is not a JSON object with {keys}")
         yield line, parsed
+
+
+def text_of(where: str, key: str, value: object) -> str:
+    """Return a text that says something. Raises InputError, which names ``where`` and ``key``."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: {key}: must be a text that says something (got {str(value)[:40]!r})")
+    return encodable(f"{where}: {key}", value)
 
 
 def encodable(where: str, text: str) -> str:

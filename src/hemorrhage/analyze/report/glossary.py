@@ -70,9 +70,8 @@ def _id(word: str) -> str:
 
 def definition(label: str) -> str:
     """Return the definition of the first word of the glossary in a label, or an empty text."""
-    for match in WORD.finditer(label):
-        return DEFINITIONS[_word(match)]
-    return ""
+    match = WORD.search(label)
+    return DEFINITIONS[_word(match)] if match else ""
 
 
 def _pattern(word: str) -> str:

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from hemorrhage.data.lines import encodable, objects
+from hemorrhage.data.lines import encodable, objects_of, text_of
 from hemorrhage.runtime.address import Json, fingerprint
 from hemorrhage.runtime.artifact import write_manifest, writing
 from hemorrhage.runtime.step import InputError, start
@@ -60,13 +60,8 @@ def identity(file: Path, stop: Sequence[str], memory: Path) -> Json:
 
 def read_problems(file: Path) -> list[Problem]:
     """Read all problems of a file, in its order. Raises InputError for the first that can't be posed."""
-    if file.suffix != ".jsonl":
-        raise InputError(f"{file}: a file of problems is a .jsonl: an object with {KEYS} on each line")
-    if not file.is_file():
-        raise InputError(f"{file}: there is no such file")
-    problems = [
-        _problem(f"{file}, line {line}", number, content) for number, (line, content) in enumerate(objects(file, KEYS))
-    ]
+    lines = objects_of(file, "problems", KEYS)
+    problems = [_problem(f"{file}, line {line}", number, content) for number, (line, content) in enumerate(lines)]
     if not problems:
         raise InputError(f"{file}: it is empty: no problem is in it")
     return problems
@@ -104,9 +99,7 @@ def _problem(where: str, number: int, content: Mapping[str, object]) -> Problem:
 def _text(where: str, key: str, value: object) -> str:
     if value is None:
         raise InputError(f"{where}: {key}: missing; a problem has {KEYS}")
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {key}: must be a text that says something (got {str(value)[:40]!r})")
-    return encodable(f"{where}: {key}", value.replace("\r\n", "\n"))
+    return text_of(where, key, value).replace("\r\n", "\n")
 
 
 def _undefined(where: str, key: str, source: str) -> set[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hemorrhage.data.lines import encodable, objects
+from hemorrhage.data.lines import objects_of, text_of
 from hemorrhage.data.tasks.probes import Question
 from hemorrhage.runtime.step import InputError
 
@@ -28,11 +28,8 @@ MOST_CHOICES = 100
 
 def read_questions(file: Path) -> list[Question]:
     """Read all questions of a file, in its order. Raises InputError for the first that can't be asked."""
-    if file.suffix != ".jsonl":
-        raise InputError(f"{file}: a file of questions is a .jsonl: an object with {KEYS} on each line")
-    if not file.is_file():
-        raise InputError(f"{file}: there is no such file")
-    questions = [_question(f"{file}, line {line}", content) for line, content in objects(file, KEYS)]
+    lines = objects_of(file, "questions", KEYS)
+    questions = [_question(f"{file}, line {line}", content) for line, content in lines]
     if not questions:
         raise InputError(f"{file}: it is empty: no question is in it")
     return questions
@@ -51,13 +48,6 @@ def _question(where: str, content: Mapping[str, object]) -> Question:
         raise InputError(f"{where}: choices: two are the same")
     answer = _answer(where, content["answer"], texts)
     return {"prompt": prompt.rstrip(), "choices": [_behind(prompt, text) for text in texts], "answer": answer}
-
-
-def text_of(where: str, key: str, value: object) -> str:
-    """Return a text that says something. Raises InputError, which names ``where`` and ``key``."""
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {key}: must be a text that says something (got {str(value)[:40]!r})")
-    return encodable(f"{where}: {key}", value)
 
 
 def _answer(where: str, answer: object, choices: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, error_bars, frame
+from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, frame, interval_bars
 from hemorrhage.analyze.report.charts.scales import SCALES, coordinate, value_axis, written
 from hemorrhage.analyze.rows.tables import Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
@@ -33,11 +33,7 @@ def side_by_side(
                 "mode": "markers",
                 "name": f"{'AB'[turn]}: {label}",
                 "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[turn]},
-                "error_x": error_bars(
-                    [_length(value, high) for value, _, high in places],
-                    [_length(low, value) for value, low, _ in places],
-                    colour,
-                ),
+                "error_x": interval_bars(places, colour),
                 "text": [
                     f"<b>{name}</b>, {label}<br>{SCALES[scale].name} {written(scale, estimate)}"
                     for _, name, estimate in points
@@ -52,8 +48,3 @@ def side_by_side(
         "zeroline": False,
     }
     return {"data": traces, "layout": frame(value_axis(scale, extent or [0.0], ticks=7), y_axis)}
-
-
-def _length(low: float, high: float) -> float | None:
-    length = high - low
-    return length if math.isfinite(length) else None

@@ -20,10 +20,18 @@ from hemorrhage.analyze.report.charts.plotly import (
     Json,
     error_bars,
     frame,
+    interval_bars,
     line_label,
     reference_line,
 )
-from hemorrhage.analyze.report.charts.scales import SCALES, budget_coordinate, coordinate, value_axis, written
+from hemorrhage.analyze.report.charts.scales import (
+    SCALES,
+    budget_coordinate,
+    coordinate,
+    coordinates,
+    value_axis,
+    written,
+)
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.rows.tasks import ALL_TASKS
 
@@ -198,12 +206,7 @@ def _curve(points: Sequence[Point], name: str, scale: str, style: Style) -> list
                 "opacity": 1,
                 "line": {"color": style.colour, "width": 1.5},
             },
-            "error_y": error_bars(
-                [coordinate(scale, each.high) - y for (_, _, each), y in zip(measured, middle, strict=True)],
-                [y - coordinate(scale, each.low) for (_, _, each), y in zip(measured, middle, strict=True)],
-                style.colour,
-                width=3,
-            ),
+            "error_y": interval_bars([coordinates(scale, each) for _, _, each in measured], style.colour, width=3),
             "text": [hover_text(variant, scale, estimate) for _, variant, estimate in measured],
             "hovertemplate": HOVER,
         }
@@ -293,13 +296,7 @@ def _dots(chart: Chart, sweeps: Sequence[Sweep]) -> Figure:
         "y": names,
         "mode": "markers",
         "marker": {"color": "@series-0", "size": 10},
-        "error_x": error_bars(
-            [high - middle for high, middle in zip(highs, middles, strict=True)],
-            [middle - low for low, middle in zip(lows, middles, strict=True)],
-            "@series-0",
-            thickness=2,
-            width=4,
-        ),
+        "error_x": interval_bars(list(zip(middles, lows, highs, strict=True)), "@series-0", thickness=2, width=4),
         "text": texts,
         "hovertemplate": HOVER,
         "showlegend": False,

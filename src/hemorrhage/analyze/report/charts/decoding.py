@@ -9,7 +9,7 @@ import numpy as np
 
 from hemorrhage.analyze.inputs import BASE
 from hemorrhage.analyze.report.charts.heatmap import Colours, heatmap
-from hemorrhage.analyze.report.charts.plotly import DASHES, HOVER, SYMBOLS, Figure, Json, error_bars, frame
+from hemorrhage.analyze.report.charts.plotly import DASHES, HOVER, SYMBOLS, Figure, Json, frame, interval_bars
 from hemorrhage.analyze.rows.findings import ALL_STRATEGIES
 from hemorrhage.analyze.rows.survival import Survival
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
@@ -50,27 +50,26 @@ def dots(numbers: Numbers, metric: str, dataset: str) -> Figure:
     traces: list[Json] = []
     for turn, variant in enumerate(variants):
         offset = (turn - (len(variants) - 1) / 2) * 0.7 / max(len(variants), 1)
-        x, y, above, below, texts = [], [], [], [], []
+        places: list[list[float]] = []
+        y, texts = [], []
         for row, strategy in enumerate(strategies):
             estimate = numbers.get(variant, metric, dataset, strategy)
             if estimate:
                 value, low, high = (times * number for number in estimate[:3])
-                x.append(value)
+                places.append([value, low, high])
                 y.append(row + offset)
-                above.append(None if np.isnan(high) else high - value)
-                below.append(None if np.isnan(low) else value - low)
                 interval = f"{value:.3g} ({low:.3g} to {high:.3g})"
                 texts.append(f"<b>{variant}</b>, {strategy}<br>{interval}, {estimate.n} texts")
         colour = f"@series-{turn}"
         traces.append(
             {
                 "type": "scatter",
-                "x": x,
+                "x": [value for value, _, _ in places],
                 "y": y,
                 "mode": "markers",
                 "name": variant,
                 "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[turn % len(SYMBOLS)]},
-                "error_x": error_bars(above, below, colour),
+                "error_x": interval_bars(places, colour),
                 "text": texts,
                 "hovertemplate": HOVER,
             }
@@ -203,16 +202,11 @@ def answer_costs(numbers: Numbers, metric: str, dataset: str, strategy: str) -> 
                 "mode": "markers",
                 "name": variant,
                 "marker": {"color": colour, "size": 10, "symbol": SYMBOLS[turn % len(SYMBOLS)]},
-                "error_x": error_bars([_length(high - x)], [_length(x - low)], colour),
-                "error_y": error_bars([_length(most - value)], [_length(value - least)], colour),
+                "error_x": interval_bars([(x, low, high)], colour),
+                "error_y": interval_bars([(value, least, most)], colour),
                 "text": [f"<b>{variant}</b><br>{written}"],
                 "hovertemplate": HOVER,
             }
         )
     x_axis = {"title": {"text": "bytes read for an answer, over the base's"}, "zeroline": False, "rangemode": "tozero"}
     return {"data": traces, "layout": frame(x_axis, {"title": {"text": METRICS[metric].title}, "zeroline": False})}
-
-
-def _length(value: float) -> float | None:
-    """Return the length of an error bar; None where there is none."""
-    return None if np.isnan(value) else value

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from hemorrhage.analyze.report.charts.plotly import DASHES, HOVER, SYMBOLS, Figure, Json, error_bars, frame
+from hemorrhage.analyze.report.charts.plotly import DASHES, HOVER, SYMBOLS, Figure, Json, frame, interval_bars
 from hemorrhage.analyze.report.charts.scales import coordinate, value_axis
 
 LOGARITHMIC = "kl_mean"
@@ -76,11 +76,7 @@ def panel(axis: str, places: Sequence[Place], points: Sequence[Point | None], sh
                 "y": [value for value, _, _ in heights],
                 "line": {"color": colour, "width": 1.3, "dash": DASHES[turn // 6 % len(DASHES)]},
                 "marker": {"color": colour, "size": 7, "symbol": SYMBOLS[turn % len(SYMBOLS)]},
-                "error_y": error_bars(
-                    [_length(value, high) for value, _, high in heights],
-                    [_length(low, value) for value, low, _ in heights],
-                    colour,
-                ),
+                "error_y": interval_bars(heights, colour),
                 "text": [_said(place, point, shown) for place, point in pairs],
                 "hovertemplate": HOVER,
             }
@@ -90,11 +86,6 @@ def panel(axis: str, places: Sequence[Place], points: Sequence[Point | None], sh
 
 def _height(metric: str, value: float) -> float:
     return coordinate("kl", value) if metric == LOGARITHMIC else value
-
-
-def _length(low: float, high: float) -> float | None:
-    length = high - low
-    return length if math.isfinite(length) else None
 
 
 def _said(place: Place, point: Point, shown: Shown) -> str:

@@ -6,6 +6,7 @@ page puts in the palette of its light or dark theme.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -61,6 +62,22 @@ def error_bars(
         "thickness": thickness,
         "width": width,
     }
+
+
+def interval_bars(places: Sequence[Sequence[float]], colour: str, thickness: float = 1.2, width: int = 0) -> Json:
+    """Return bars of (value, low, high) on the axis of each point; an end that is not finite has no bar."""
+    return error_bars(
+        [_length(value, high) for value, _, high in places],
+        [_length(low, value) for value, low, _ in places],
+        colour,
+        thickness,
+        width,
+    )
+
+
+def _length(low: float, high: float) -> float | None:
+    length = high - low
+    return length if math.isfinite(length) else None
 
 
 def reference_line(axis: str, value: float, dash: str) -> Json:

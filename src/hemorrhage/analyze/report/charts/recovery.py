@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, error_bars, frame, reference_line
+from hemorrhage.analyze.report.charts.plotly import HOVER, SYMBOLS, Figure, Json, frame, interval_bars, reference_line
 from hemorrhage.analyze.rows.mitigations import Recovery
 
 FLOOR = -100.0
@@ -41,9 +41,7 @@ def recoveries(
                 "x": [point.x for point in points],
                 "y": [value for value, _, _ in heights],
                 "marker": {"color": colour, "size": 9, "symbol": f"{symbol}-open" if control else symbol},
-                "error_y": error_bars(
-                    [high - value for value, _, high in heights], [value - low for value, low, _ in heights], colour
-                ),
+                "error_y": interval_bars(heights, colour),
                 "text": [point.text for point in points],
                 "hovertemplate": HOVER,
             }

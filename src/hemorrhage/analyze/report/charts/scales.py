@@ -84,6 +84,12 @@ def coordinate(scale: str, value: float) -> float:
     return kl_coordinate(value) if scale == "kl" else 100 * value
 
 
+def coordinates(scale: str, estimate: Estimate) -> tuple[float, float, float]:
+    """Return where the value, its low and its high end are on the axis of a scale."""
+    value, low, high = (coordinate(scale, number) for number in estimate[:3])
+    return value, low, high
+
+
 def written(scale: str, estimate: Estimate) -> str:
     """Write a value with its interval."""
     if scale == "factor":

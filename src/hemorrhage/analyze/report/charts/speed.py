@@ -8,16 +8,15 @@ from typing import NamedTuple
 from hemorrhage.analyze.inputs import Inputs
 from hemorrhage.analyze.protocol import of_engine
 from hemorrhage.analyze.report.charts.plotly import (
-    HOVER,
     SYMBOLS,
     Figure,
     Json,
-    error_bars,
     frame,
+    interval_bars,
     line_label,
     reference_line,
 )
-from hemorrhage.analyze.report.charts.scales import budget_coordinate, coordinate, value_axis, written
+from hemorrhage.analyze.report.charts.scales import budget_coordinate, coordinates, value_axis, written
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 
 SPEED = "decode_tokens_per_second"
@@ -39,7 +38,7 @@ def speed(inputs: Inputs, numbers: Numbers, corpus: str, budget: Mapping[str, fl
         return None
     traces = [_trace(engine, points, index) for index, (engine, points) in enumerate(timed.items())]
     limit = budget_coordinate("kl", budget)
-    ends = [coordinate("kl", end) for points in timed.values() for point in points for end in point.kl[:3]]
+    ends = [end for points in timed.values() for point in points for end in coordinates("kl", point.kl)]
     layout = frame(
         {"title": {"text": "tokens decoded per second"}, "rangemode": "tozero", "zeroline": False},
         value_axis("kl", [*ends, *([] if limit is None else [limit])], ticks=12),
@@ -60,29 +59,21 @@ def _points(inputs: Inputs, numbers: Numbers, corpus: str, engine: str) -> Itera
 
 def _trace(engine: str, points: list[Point], index: int) -> Json:
     colour = f"@series-{index}"
-    middle = [coordinate("kl", point.kl.value) for point in points]
+    heights = [coordinates("kl", point.kl) for point in points]
     return {
         "type": "scatter",
         "x": [point.speed.value for point in points],
-        "y": middle,
+        "y": [value for value, _, _ in heights],
         "mode": "markers+text",
         "name": engine,
         "marker": {"color": colour, "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 10},
         "text": [point.variant for point in points],
         "textposition": "top center",
         "textfont": {"size": 11, "color": "@muted"},
-        "error_x": error_bars(
-            [point.speed.high - point.speed.value for point in points],
-            [point.speed.value - point.speed.low for point in points],
-            colour,
-        ),
-        "error_y": error_bars(
-            [coordinate("kl", point.kl.high) - y for point, y in zip(points, middle, strict=True)],
-            [y - coordinate("kl", point.kl.low) for point, y in zip(points, middle, strict=True)],
-            colour,
-        ),
+        "error_x": interval_bars([point.speed[:3] for point in points], colour),
+        "error_y": interval_bars(heights, colour),
         "hovertext": [_hover(engine, point) for point in points],
-        "hovertemplate": HOVER.replace("text", "hovertext"),
+        "hovertemplate": "%{hovertext}<extra></extra>",
     }
 
 

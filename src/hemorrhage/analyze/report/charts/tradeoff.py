@@ -12,12 +12,12 @@ from hemorrhage.analyze.report.charts.plotly import (
     SYMBOLS,
     Figure,
     Json,
-    error_bars,
     frame,
+    interval_bars,
     line_label,
     reference_line,
 )
-from hemorrhage.analyze.report.charts.scales import budget_coordinate, coordinate, value_axis
+from hemorrhage.analyze.report.charts.scales import budget_coordinate, coordinate, coordinates, value_axis
 from hemorrhage.analyze.rows.tables import Estimate, Numbers
 from hemorrhage.analyze.verdicts.shipping import FrontPoint, Lossless, lossless
 from hemorrhage.compress.info import FAMILIES, FAMILY_TITLES
@@ -90,11 +90,7 @@ def _family(inputs: Inputs, family: str, points: Sequence[tuple[FrontPoint, Esti
             "symbol": [f"{symbol}-open" if point.no_engine_because else symbol for point, _ in points],
             "line": {"color": ["@ink" if point.on_front else colour for point, _ in points], "width": 1.5},
         },
-        "error_y": error_bars(
-            [coordinate("kl", kl.high) - coordinate("kl", kl.value) for _, kl in points],
-            [coordinate("kl", kl.value) - coordinate("kl", kl.low) for _, kl in points],
-            colour,
-        ),
+        "error_y": interval_bars([coordinates("kl", kl) for _, kl in points], colour),
         "text": [f"{hover_text(inputs.variants[each.variant], 'kl', kl)}<br>{_sizes(each)}" for each, kl in points],
         "hovertemplate": HOVER,
     }
